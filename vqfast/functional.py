@@ -1,0 +1,238 @@
+"""The ops as functions: checks at the door, then the op."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vqfast.ops.masked_conv.op import masked_conv2d as _masked_conv2d
+from vqfast.ops.nearest.op import nearest as _nearest
+from vqfast.ops.quantize.op import quantize as _quantize
+
+
+def _check_floating(name: str, tensor: Tensor) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} is a {type(tensor).__name__}; want a tensor")
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name} has dtype {tensor.dtype}; want a floating-point one")
+
+
+def check_codes(name: str, codes: Tensor, num_embeddings: int, *, least: int = 0) -> None:
+    """Integer codes in ``least..num_embeddings - 1``.
+
+    Raises:
+        TypeError: ``codes`` isn't an integer tensor.
+        ValueError: a code is out of range (not looked at under torch.compile or CUDA graph capture,
+            where no value can be read).
+    """
+    if not isinstance(codes, Tensor):
+        raise TypeError(f"{name} is a {type(codes).__name__}; want an integer tensor")
+    if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
+        raise TypeError(f"{name} has dtype {codes.dtype}; want an integer one")
+    unreadable = torch.compiler.is_compiling() or (codes.is_cuda and torch.cuda.is_current_stream_capturing())
+    if codes.numel() == 0 or unreadable or codes.is_meta:
+        return
+    low, high = map(int, codes.aminmax())
+    if low < least or high >= num_embeddings:
+        raise ValueError(f"{name} has values {low}..{high}; want {least}..{num_embeddings - 1}")
+
+
+def nearest_code(x: Tensor, codebook: Tensor) -> Tensor:
+    """Index of each vector's nearest code: ``argmin_k ||x_n - e_k||_2``, the lowest ``k`` on exact ties.
+
+    Exact: the argmin of the inputs at their given values, whatever their offset or scale. A row of ``x``
+    with a NaN or an infinity gets index 0.
+
+    Args:
+        x: ``(..., N, D)``, floating point.
+        codebook: ``(..., K, D)``; its leading dimensions broadcast with those of ``x``.
+
+    Returns:
+        int64 ``(..., N)``.
+
+    Raises:
+        TypeError: an argument isn't a floating-point tensor.
+        ValueError: the shapes don't fit.
+    """
+    _check_floating("x", x)
+    _check_floating("codebook", codebook)
+    if x.ndim < 2 or codebook.ndim < 2:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)} and codebook {tuple(codebook.shape)}; want (..., N, D), (..., K, D)"
+        )
+    if x.shape[-1] != codebook.shape[-1]:
+        raise ValueError(f"x has {x.shape[-1]} channels and codebook {codebook.shape[-1]}; want the same D")
+    if codebook.shape[-2] < 1 or codebook.shape[-1] < 1:
+        raise ValueError(f"codebook has shape {tuple(codebook.shape)}; want K >= 1 and D >= 1")
+    try:
+        lead = torch.broadcast_shapes(x.shape[:-2], codebook.shape[:-2])
+    except RuntimeError:
+        raise ValueError(
+            f"x {tuple(x.shape)} and codebook {tuple(codebook.shape)} don't broadcast over their leading dims"
+        ) from None
+    return _nearest(x.expand(*lead, *x.shape[-2:]), codebook)
+
+
+class Quantized(NamedTuple):
+    """What ``quantize`` returns; see there."""
+
+    quantized: Tensor
+    indices: Tensor
+    codebook_loss: Tensor
+    commitment_loss: Tensor
+    counts: Tensor
+    sums: Tensor
+
+
+def quantize(z_e: Tensor, codebook: Tensor, channel_dim: int = 1, statistics: bool = False) -> Quantized:
+    """Quantises ``z_e`` with the straight-through gradient (van den Oord et al. 2017, section 3.2).
+
+    Args:
+        z_e: floating point, ``D`` channels at ``channel_dim``, batch and spatial dimensions around it.
+        codebook: ``(K, D)``.
+        statistics: whether to fill ``counts`` and ``sums`` (they have no gradient).
+
+    Returns:
+        ``quantized``: as ``z_e``; backward copies its gradient to ``z_e``. A vector with a NaN or an infinity
+        quantises to NaN.
+        ``indices``: int64, the shape of ``z_e`` without its channels.
+        ``codebook_loss``, ``commitment_loss``: ``mean((z_e - z_q)^2)``, differentiable by the codebook only
+        and by ``z_e`` only; float32 or wider.
+        ``counts`` int64 ``(K,)``, ``sums`` ``(K, D)``: number and sum of the vectors of each code.
+
+    Raises:
+        TypeError: an argument isn't a floating-point tensor.
+        ValueError: the shapes don't fit.
+    """
+    _check_floating("z_e", z_e)
+    _check_floating("codebook", codebook)
+    if codebook.ndim != 2 or codebook.shape[0] < 1 or codebook.shape[1] < 1:
+        raise ValueError(f"codebook has shape {tuple(codebook.shape)}; want (K, D) with K, D >= 1")
+    if z_e.ndim < 2 or not -z_e.ndim <= channel_dim < z_e.ndim:
+        raise ValueError(
+            f"z_e has shape {tuple(z_e.shape)}; want two dimensions or more, channels at {channel_dim}"
+        )
+    if z_e.shape[channel_dim] != codebook.shape[1]:
+        raise ValueError(
+            f"z_e has {z_e.shape[channel_dim]} channels at dimension {channel_dim} of {tuple(z_e.shape)}; "
+            f"want embedding_dim = {codebook.shape[1]}"
+        )
+    return Quantized(*_quantize(z_e, codebook, channel_dim, statistics))
+
+
+def perplexity(indices: Tensor, num_embeddings: int) -> Tensor:
+    """``exp(-sum_k p_k log p_k)`` of the codes' histogram: 1 when one code is used, K when all are alike.
+
+    Args:
+        indices: integer, any shape, values in ``0..num_embeddings - 1``.
+
+    Returns:
+        A float32 scalar; NaN for no indices.
+
+    Raises:
+        TypeError, ValueError: as ``check_codes``.
+    """
+    check_codes("indices", indices, num_embeddings)
+    p = torch.bincount(indices.flatten(), minlength=num_embeddings).double() / indices.numel()
+    return torch.special.entr(p).sum().exp().float()
+
+
+def kernel_shape(kernel_size: int, mask_type: str, stack: str) -> tuple[int, int]:
+    """``(kh, kw)`` of the weight of a masked convolution ``kernel_size`` wide; see ``masked_conv2d``."""
+    before = kernel_size // 2 + (mask_type == "B")
+    shapes = {
+        "full": (kernel_size, kernel_size),
+        "vertical": (before, kernel_size),
+        "horizontal": (1, before),
+    }
+    return shapes[stack]
+
+
+def visible_taps(kernel: tuple[int, int], mask_type: str, stack: str) -> tuple[int, tuple[int, int]]:
+    """``(taps, anchor)``: how many kernel positions are visible, and which one is the output's own.
+
+    The visible ones come first in raster order.
+    """
+    kh, kw = kernel
+    b = mask_type == "B"
+    if stack == "vertical":
+        return kh * kw, (kh - b, kw // 2)
+    if stack == "horizontal":
+        return kh * kw, (0, kw - b)
+    return kh // 2 * kw + kw // 2 + b, (kh // 2, kw // 2)
+
+
+def masked_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    mask_type: str = "A",
+    stack: str = "full",
+    dilation: int = 1,
+) -> Tensor:
+    """Causal convolution in raster order (van den Oord et al. 2016, "Conditional Image Generation").
+
+    Args:
+        x: ``(B, C_in, H, W)``, floating point.
+        weight: ``(C_out, C_in, kh, kw)``. With ``stack="full"`` an ordinary odd kernel, of which only the
+            positions before the centre (``mask_type="A"``) or up to it (``"B"``) count, whatever the others
+            hold. ``"vertical"``: rows above, ``(k // 2, k)``, and with ``"B"`` the own row too,
+            ``(k // 2 + 1, k)``. ``"horizontal"``: the own row, ``(1, k // 2)`` to the left, and with ``"B"``
+            the own position, ``(1, k // 2 + 1)``.
+        bias: ``(C_out,)``.
+        dilation: distance between kernel positions.
+
+    Returns:
+        ``(B, C_out, H, W)``; ``x`` counts as zero outside.
+
+    Raises:
+        TypeError: an argument isn't a floating-point tensor.
+        ValueError: the shapes don't fit, or ``mask_type`` or ``stack`` is unknown.
+    """
+    _check_floating("x", x)
+    _check_floating("weight", weight)
+    if mask_type not in ("A", "B"):
+        raise ValueError(f"mask_type is {mask_type!r}; want 'A' or 'B'")
+    if stack not in ("full", "vertical", "horizontal"):
+        raise ValueError(f"stack is {stack!r}; want 'full', 'vertical' or 'horizontal'")
+    if dilation < 1:
+        raise ValueError(f"dilation is {dilation}; want 1 or more")
+    if x.ndim != 4 or weight.ndim != 4 or x.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)} and weight {tuple(weight.shape)}; "
+            "want (B, C_in, H, W) and (C_out, C_in, kh, kw)"
+        )
+    kh, kw = weight.shape[2:]
+    odd = {"full": kh % 2 == 1 and kw % 2 == 1, "vertical": kw % 2 == 1, "horizontal": kh == 1}
+    if not odd[stack] or kh < 1 or kw < 1:
+        raise ValueError(f"weight has a {kh}x{kw} kernel, which is no {stack} kernel of odd size")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias has shape {tuple(bias.shape)}; want ({len(weight)},)")
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    taps, anchor = visible_taps((kh, kw), mask_type, stack)
+    return _masked_conv2d(x, weight, bias, taps, anchor, (dilation, dilation))
+
+
+def masked_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    mask_type: str = "A",
+    stack: str = "full",
+    dilation: int = 1,
+) -> Tensor:
+    """``masked_conv2d`` of one row: ``x (B, C_in, T)``, ``weight (C_out, C_in, k)`` -> ``(B, C_out, T)``.
+
+    Raises:
+        TypeError, ValueError: as ``masked_conv2d``.
+    """
+    _check_floating("x", x)
+    if x.ndim != 3 or weight.ndim != 3:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)} and weight {tuple(weight.shape)}; want (B, C_in, T), (C_out, C_in, k)"
+        )
+    return masked_conv2d(x.unsqueeze(2), weight.unsqueeze(2), bias, mask_type, stack, dilation).squeeze(2)

@@ -1,0 +1,102 @@
+"""Masked convolutions as modules."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from vqfast import functional
+
+
+class MaskedConv2d(nn.Module):
+    """A causal convolution in raster order over ``(B, in_channels, H, W)``; see ``functional.masked_conv2d``.
+
+    Args:
+        kernel_size: odd width of the whole kernel.
+        mask_type: ``"A"`` hides the own position, ``"B"`` shows it.
+        stack: ``"full"`` keeps the weight of an ordinary convolution, ``(out, in, k, k)``, so that its
+            checkpoints load; ``"vertical"`` and ``"horizontal"`` are those of the gated PixelCNN.
+        dilation: distance between kernel positions.
+
+    Raises:
+        ValueError: a size below 1, an even kernel, an unknown mask type or stack.
+    """
+
+    ndim = 2
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        mask_type: str = "A",
+        stack: str = "full",
+        dilation: int = 1,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        if mask_type not in ("A", "B"):
+            raise ValueError(f"mask_type is {mask_type!r}; want 'A' or 'B'")
+        if stack not in ("full", "vertical", "horizontal"):
+            raise ValueError(f"stack is {stack!r}; want 'full', 'vertical' or 'horizontal'")
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size is {kernel_size}; want an odd number")
+        for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("dilation", dilation)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; want 1 or more")
+        kernel = functional.kernel_shape(kernel_size, mask_type, stack)[-self.ndim :]
+        if 0 in kernel:
+            raise ValueError(f"a {stack} kernel of size {kernel_size} and mask A has no taps; want 3 or more")
+        self.mask_type, self.stack, self.dilation = mask_type, stack, dilation
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, *kernel))
+        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Uniform within ``1 / sqrt(fan in)``, counting visible taps only."""
+        bound = 1 / math.sqrt(max(1, self.taps) * self.weight.shape[1])
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    @property
+    def _kernel(self) -> tuple[int, int]:
+        return (1, *self.weight.shape[2:])[-2:]
+
+    @property
+    def taps(self) -> int:
+        """How many kernel positions are visible."""
+        return functional.visible_taps(self._kernel, self.mask_type, self.stack)[0]
+
+    def offsets(self) -> list[tuple[int, int]]:
+        """``(dy, dx)`` of every visible tap from the output's own position, in the weight's order."""
+        _, kw = self._kernel
+        taps, (ay, ax) = functional.visible_taps(self._kernel, self.mask_type, self.stack)
+        return [((t // kw - ay) * self.dilation, (t % kw - ax) * self.dilation) for t in range(taps)]
+
+    def matrix(self) -> Tensor:
+        """The visible part of the weight, ``(taps, in_channels, out_channels)``."""
+        return self.weight.flatten(2)[..., : self.taps].permute(2, 1, 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, in_channels, H, W)`` -> ``(B, out_channels, H, W)``."""
+        return functional.masked_conv2d(
+            x, self.weight, self.bias, self.mask_type, self.stack, self.dilation
+        )
+
+    def extra_repr(self) -> str:
+        """What ``print`` shows."""
+        return f"{tuple(self.weight.shape)}, mask_type={self.mask_type}, stack={self.stack}"
+
+
+class MaskedConv1d(MaskedConv2d):
+    """The same over ``(B, in_channels, T)``; weights are ``(out, in, k)``."""
+
+    ndim = 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, in_channels, T)`` -> ``(B, out_channels, T)``."""
+        return functional.masked_conv1d(
+            x, self.weight, self.bias, self.mask_type, self.stack, self.dilation
+        )

@@ -1,0 +1,36 @@
+"""Double backward, for every op in one way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def differentiate_through(op: torch.library.CustomOpDef, reference: Callable) -> None:
+    """Gives ``op`` the gradient of its plain PyTorch definition, computed anew in the backward pass."""
+
+    def setup_context(ctx, inputs, output):
+        ctx.is_tensor = [isinstance(value, Tensor) for value in inputs]
+        ctx.constants = [value for value in inputs if not isinstance(value, Tensor)]
+        ctx.save_for_backward(*(value for value in inputs if isinstance(value, Tensor)))
+
+    def backward(ctx, *grad_outputs):
+        tensors, constants = iter(ctx.saved_tensors), iter(ctx.constants)
+        inputs = [next(tensors) if is_tensor else next(constants) for is_tensor in ctx.is_tensor]
+        with torch.enable_grad():
+            inputs = [
+                value.detach().requires_grad_(needed) if isinstance(value, Tensor) else value
+                for value, needed in zip(inputs, ctx.needs_input_grad, strict=True)
+            ]
+            outputs = reference(*inputs)
+            pairs = [(o, g) for o, g in zip(outputs, grad_outputs, strict=True) if o.requires_grad]
+        wanted = [value for value, needed in zip(inputs, ctx.needs_input_grad, strict=True) if needed]
+        outs, grads = zip(*pairs, strict=True) if pairs else ((), ())
+        found = iter(
+            torch.autograd.grad(outs, wanted, grads, allow_unused=True) if outs else [None] * len(wanted)
+        )
+        return tuple(next(found) if needed else None for needed in ctx.needs_input_grad)
+
+    op.register_autograd(backward, setup_context=setup_context)

@@ -1,0 +1,19 @@
+"""``vqfast::nearest``: indices of the nearest codes. No gradient: an argmin has none."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vqfast.ops import registry
+
+
+@torch.library.custom_op("vqfast::nearest", mutates_args=())
+def nearest(x: Tensor, codebook: Tensor) -> Tensor:
+    """``x (..., N, D)``, ``codebook (..., K, D)`` -> int64 ``(..., N)``."""
+    return registry.backend("nearest", x).nearest(x, codebook)
+
+
+@nearest.register_fake
+def _(x: Tensor, codebook: Tensor) -> Tensor:
+    return x.new_empty(x.shape[:-1], dtype=torch.int64)

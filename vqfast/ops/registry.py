@@ -1,0 +1,73 @@
+"""Which backend runs an op: one table, asked by one function.
+
+A backend of an op is a module ``vqfast.ops.<op>.<backend>`` with the functions of the op's ``reference.py``.
+To add one: write the file, add its line to ``TABLE``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+
+BACKENDS = ("cuda", "native", "triton", "reference")  # the order of preference
+
+
+@dataclass(frozen=True)
+class Support:
+    """What one backend of one op can run; ``devices=None`` means every device."""
+
+    dtypes: frozenset[torch.dtype]
+    devices: frozenset[str] | None = None
+
+
+FLOATS = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
+
+TABLE: dict[str, dict[str, Support]] = {
+    "nearest": {"reference": Support(FLOATS)},
+    "quantize": {"reference": Support(FLOATS)},
+    "masked_conv": {"reference": Support(FLOATS)},
+}
+
+
+def refusal(op: str, backend: str, tensor: torch.Tensor) -> str | None:
+    """Why ``backend`` can't run ``op`` on ``tensor``; ``None`` when it can."""
+    support = TABLE[op].get(backend)
+    if support is None:
+        return f"{op} has no {backend} backend"
+    if support.devices is not None and tensor.device.type not in support.devices:
+        return f"{backend} {op} runs on {sorted(support.devices)}, not on {tensor.device.type}"
+    if tensor.dtype not in support.dtypes:
+        return f"{backend} {op} takes {sorted(map(str, support.dtypes))}, not {tensor.dtype}"
+    return None
+
+
+def forced_backend() -> str | None:
+    """The backend that ``VQFAST_BACKEND`` asks for, if any.
+
+    Raises:
+        ValueError: it names no backend.
+    """
+    name = os.environ.get("VQFAST_BACKEND") or None
+    if name is not None and name not in BACKENDS:
+        raise ValueError(f"VQFAST_BACKEND is {name!r}; want one of {', '.join(BACKENDS)}")
+    return name
+
+
+def backend(op: str, tensor: torch.Tensor) -> ModuleType:
+    """The module that runs ``op`` on tensors like ``tensor``.
+
+    Raises:
+        RuntimeError: the backend that was asked for, or every one, refuses; the message says why.
+    """
+    forced = forced_backend()
+    reasons = []
+    for name in (forced,) if forced else BACKENDS:
+        reason = refusal(op, name, tensor)
+        if reason is None:
+            return importlib.import_module(f"vqfast.ops.{op}.{name}")
+        reasons.append(reason)
+    raise RuntimeError("; ".join(reasons))

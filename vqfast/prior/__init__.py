@@ -1,0 +1,6 @@
+"""Autoregressive priors of codes, and their samplers."""
+
+from vqfast.prior.pixelcnn import PixelCNN, ResidualPixelCNN
+from vqfast.prior.wavenet import WaveNet
+
+__all__ = ["PixelCNN", "ResidualPixelCNN", "WaveNet"]

@@ -1,0 +1,198 @@
+"""What every prior over grids of codes can do."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqfast.functional import check_codes
+from vqfast.prior.program import CONDITION, Program, ProgramBuilder, Term
+from vqfast.prior.sampler import sample
+
+
+def gate(x: Tensor) -> Tensor:
+    """``tanh(a) * sigmoid(b)`` of the halves of the channels (van den Oord et al. 2016, equation 2)."""
+    a, b = x.chunk(2, dim=1)
+    return a.tanh() * b.sigmoid()
+
+
+class Conditioning(nn.Module):
+    """A bias that depends on the class label, the conditioning map, or both."""
+
+    def __init__(self, width: int, num_classes: int | None, condition_channels: int) -> None:
+        super().__init__()
+        self.labels = nn.Embedding(num_classes, width) if num_classes else None
+        self.condition = nn.Conv2d(condition_channels, width, 1, bias=False) if condition_channels else None
+
+    def forward(self, labels: Tensor | None, condition: Tensor | None) -> Tensor | float:
+        """``(B,)``, ``(B, C, H, W)`` -> what broadcasts to ``(B, width, H, W)``."""
+        bias = 0.0
+        if self.labels is not None:
+            bias = bias + self.labels(labels)[:, :, None, None]
+        if self.condition is not None:
+            bias = bias + self.condition(condition)
+        return bias
+
+    def lower(self, builder: ProgramBuilder) -> tuple[list[Term], Tensor | None]:
+        """The map's terms and the labels' table."""
+        terms = [] if self.condition is None else [builder.dense(CONDITION, self.condition.weight)]
+        return terms, None if self.labels is None else self.labels.weight
+
+
+class CausalPrior(nn.Module):
+    """An autoregressive model of codes in raster order: ``p(codes) = prod p(code | those before it)``.
+
+    Args:
+        num_embeddings: K, the number of codes.
+        num_classes: how many class labels condition the prior; ``None`` for none.
+        condition_channels: channels of a conditioning map on the codes' grid; 0 for none.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    ndim = 2
+
+    def __init__(self, num_embeddings: int, num_classes: int | None, condition_channels: int) -> None:
+        super().__init__()
+        self.num_embeddings, self.num_classes = num_embeddings, num_classes
+        self.condition_channels = condition_channels
+        self._require(num_embeddings=num_embeddings, num_classes=num_classes or 1)
+        if condition_channels < 0:
+            raise ValueError(f"condition_channels is {condition_channels}; want 0 or more")
+
+    @staticmethod
+    def _require(**sizes: int) -> None:
+        for name, value in sizes.items():
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}; want a positive integer")
+
+    @abstractmethod
+    def grid_logits(self, codes: Tensor, labels: Tensor | None, condition: Tensor | None) -> Tensor:
+        """Logits ``(B, K, H, W)`` of checked codes ``(B, H, W)``; a prior of sequences has ``H = 1``."""
+
+    @abstractmethod
+    def lower(self) -> tuple[Program, dict[str, Tensor]]:
+        """The sampling program and the weights that it names, in the prior's dtype and on its device."""
+
+    @property
+    @abstractmethod
+    def config(self) -> dict[str, object]:
+        """The constructor's arguments."""
+
+    def check_conditioning(
+        self, batch: int, spatial: tuple[int, ...], labels: Tensor | None, condition: Tensor | None
+    ) -> None:
+        """Raises TypeError or ValueError unless labels and condition are what this prior takes."""
+        if (labels is not None) != (self.num_classes is not None):
+            raise ValueError(
+                f"labels are {'missing' if labels is None else 'given'}; this prior has "
+                + (f"{self.num_classes} classes" if self.num_classes else "no classes")
+            )
+        if labels is not None:
+            check_codes("labels", labels, self.num_classes)
+            if labels.shape != (batch,):
+                raise ValueError(f"labels has shape {tuple(labels.shape)}; want ({batch},)")
+        wanted = (batch, self.condition_channels, *spatial) if self.condition_channels else None
+        got = None if condition is None else tuple(condition.shape)
+        if got != wanted:
+            raise ValueError(f"condition has shape {got}; want {wanted}")
+
+    def forward(self, indices: Tensor, labels: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
+        """Logits of every code given those before it.
+
+        Args:
+            indices: integer ``(B, H, W)`` (``(B, T)`` for a prior of sequences), in ``0..K - 1``.
+            labels: integer ``(B,)``, if the prior has classes.
+            condition: ``(B, condition_channels, H, W)``, if the prior takes a map.
+
+        Returns:
+            ``(B, K, H, W)``, or ``(B, K, T)``.
+
+        Raises:
+            TypeError: indices or labels aren't integers.
+            ValueError: a shape is wrong or a value out of range.
+        """
+        check_codes("indices", indices, self.num_embeddings)
+        if indices.ndim != self.ndim + 1 or indices.numel() == 0:
+            raise ValueError(f"indices has shape {tuple(indices.shape)}; want (B, {self.ndim} sizes), not empty")
+        spatial = tuple(indices.shape[1:])
+        self.check_conditioning(len(indices), spatial, labels, condition)
+        grid = spatial if self.ndim == 2 else (1, *spatial)
+        if condition is not None:
+            condition = condition.reshape(len(indices), -1, *grid)
+        logits = self.grid_logits(indices.long().reshape(-1, *grid), labels, condition)
+        return logits.reshape(len(indices), -1, *spatial)
+
+    def bits_per_code(
+        self, indices: Tensor, labels: Tensor | None = None, condition: Tensor | None = None
+    ) -> Tensor:
+        """``-log2 p(codes)`` over the number of codes, for each sample: ``(B,)``; arguments as ``forward``."""
+        nats = F.cross_entropy(self(indices, labels, condition), indices.long(), reduction="none")
+        return nats.flatten(1).mean(1) / math.log(2)
+
+    def sample(
+        self,
+        num: int,
+        shape: tuple[int, ...],
+        labels: Tensor | int | None = None,
+        condition: Tensor | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        known: Tensor | None = None,
+        numbers: Tensor | None = None,
+        method: str = "auto",
+        batch_size: int = 256,
+        progress: Callable[[int], object] | None = None,
+    ) -> Tensor:
+        """Draws grids of codes.
+
+        Sample ``i`` of a seed is the same whatever the batch, the device and the method (up to logits that
+        agree to rounding).
+
+        Args:
+            num: how many.
+            shape: ``(H, W)``, or ``(T,)`` for a prior of sequences.
+            labels: integer ``(num,)``, or one for all.
+            condition: ``(num, condition_channels, *shape)``.
+            temperature: divides the logits; 0 takes the most likely code.
+            top_k: keeps the k most likely codes (and those tied with the last).
+            top_p: keeps the fewest codes, most likely first, whose probabilities add up to it.
+            seed: in ``0..2^64 - 1``.
+            known: integer ``(num, *shape)``: codes to keep, -1 where to sample. Codes before a position
+                condition it; those after can't, the raster order being what it is.
+            numbers: integer ``(num,)``: which samples of the seed; ``0..num - 1`` by default.
+            method: ``"auto"``, ``"naive"`` (the model once a position), ``"cached"``, or an executor's name.
+            batch_size: how many at a time.
+            progress: called with the number of codes drawn since the last call.
+
+        Returns:
+            int64 ``(num, *shape)``.
+
+        Raises:
+            TypeError: labels, known or numbers aren't integers.
+            ValueError: an argument is out of range, or the logits are NaN.
+        """
+        return sample(
+            self,
+            num,
+            shape,
+            labels,
+            condition,
+            temperature,
+            top_k,
+            top_p,
+            seed,
+            known,
+            numbers,
+            method,
+            batch_size,
+            progress,
+        )
