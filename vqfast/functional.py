@@ -60,7 +60,7 @@ def nearest_code(x: Tensor, codebook: Tensor) -> Tensor:
     _check_floating("codebook", codebook)
     if x.ndim < 2 or codebook.ndim < 2:
         raise ValueError(
-            f"x has shape {tuple(x.shape)} and codebook {tuple(codebook.shape)}; want (..., N, D), (..., K, D)"
+            f"x has shape {tuple(x.shape)} and codebook {tuple(codebook.shape)}; want (.., N, D), (.., K, D)"
         )
     if x.shape[-1] != codebook.shape[-1]:
         raise ValueError(f"x has {x.shape[-1]} channels and codebook {codebook.shape[-1]}; want the same D")
@@ -233,6 +233,7 @@ def masked_conv1d(
     _check_floating("x", x)
     if x.ndim != 3 or weight.ndim != 3:
         raise ValueError(
-            f"x has shape {tuple(x.shape)} and weight {tuple(weight.shape)}; want (B, C_in, T), (C_out, C_in, k)"
+            f"x has shape {tuple(x.shape)} and weight {tuple(weight.shape)}; "
+            "want (B, C_in, T) and (C_out, C_in, k)"
         )
     return masked_conv2d(x.unsqueeze(2), weight.unsqueeze(2), bias, mask_type, stack, dilation).squeeze(2)

@@ -1,10 +1,12 @@
-"""The codebook's EMA learning rule."""
+"""How a codebook starts and how it follows its vectors."""
 
 from __future__ import annotations
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from vqfast.functional import nearest_code
 
 
 @torch.no_grad()
@@ -36,3 +38,27 @@ def ema_step(
     total = ema_counts.sum()
     smoothed = (ema_counts + eps) / (total + len(ema_counts) * eps) * total
     codebook.copy_(ema_sums / smoothed.unsqueeze(1))
+
+
+@torch.no_grad()
+def kmeans(x: Tensor, num_embeddings: int, seed: int = 0, iterations: int = 10) -> Tensor:
+    """A codebook fitted to ``x (N, D)`` by Lloyd's algorithm, from distinct random vectors: ``(K, D)``.
+
+    A code that loses all its vectors stays. With fewer than K distinct vectors some codes are doubles.
+
+    Raises:
+        ValueError: ``x`` isn't ``(N, D)`` with N, D >= 1, or K is below 1.
+    """
+    if x.ndim != 2 or x.numel() == 0 or num_embeddings < 1:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}, num_embeddings is {num_embeddings}; want (N, D), K >= 1"
+        )
+    distinct = x.unique(dim=0)
+    order = torch.randperm(len(distinct), generator=torch.Generator().manual_seed(seed))
+    codebook = distinct[order[torch.arange(num_embeddings) % len(distinct)].to(x.device)]
+    for _ in range(iterations):
+        indices = nearest_code(x, codebook)
+        counts = torch.bincount(indices, minlength=num_embeddings).unsqueeze(1)
+        sums = torch.zeros_like(codebook).index_add_(0, indices, x)
+        codebook = torch.where(counts > 0, sums / counts.clamp(min=1), codebook)
+    return codebook

@@ -43,7 +43,11 @@ class MaskedConv2d(nn.Module):
             raise ValueError(f"stack is {stack!r}; want 'full', 'vertical' or 'horizontal'")
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size is {kernel_size}; want an odd number")
-        for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("dilation", dilation)):
+        for name, value in (
+            ("in_channels", in_channels),
+            ("out_channels", out_channels),
+            ("dilation", dilation),
+        ):
             if value < 1:
                 raise ValueError(f"{name} is {value}; want 1 or more")
         kernel = functional.kernel_shape(kernel_size, mask_type, stack)[-self.ndim :]
@@ -81,9 +85,7 @@ class MaskedConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, in_channels, H, W)`` -> ``(B, out_channels, H, W)``."""
-        return functional.masked_conv2d(
-            x, self.weight, self.bias, self.mask_type, self.stack, self.dilation
-        )
+        return functional.masked_conv2d(x, self.weight, self.bias, self.mask_type, self.stack, self.dilation)
 
     def extra_repr(self) -> str:
         """What ``print`` shows."""
@@ -97,6 +99,4 @@ class MaskedConv1d(MaskedConv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, in_channels, T)`` -> ``(B, out_channels, T)``."""
-        return functional.masked_conv1d(
-            x, self.weight, self.bias, self.mask_type, self.stack, self.dilation
-        )
+        return functional.masked_conv1d(x, self.weight, self.bias, self.mask_type, self.stack, self.dilation)

@@ -91,9 +91,7 @@ class VQLayer(nn.Module):
             ValueError: the shape is another.
         """
         if codebook.shape != self.codebook.shape:
-            raise ValueError(
-                f"codebook has shape {tuple(codebook.shape)}; want {tuple(self.codebook.shape)}"
-            )
+            raise ValueError(f"codebook has shape {tuple(codebook.shape)}; want {tuple(self.codebook.shape)}")
         self.codebook.copy_(codebook)
         self._restart_average()
 

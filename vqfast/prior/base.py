@@ -6,7 +6,6 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -103,7 +102,9 @@ class CausalPrior(nn.Module):
         if got != wanted:
             raise ValueError(f"condition has shape {got}; want {wanted}")
 
-    def forward(self, indices: Tensor, labels: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
+    def forward(
+        self, indices: Tensor, labels: Tensor | None = None, condition: Tensor | None = None
+    ) -> Tensor:
         """Logits of every code given those before it.
 
         Args:
@@ -120,7 +121,9 @@ class CausalPrior(nn.Module):
         """
         check_codes("indices", indices, self.num_embeddings)
         if indices.ndim != self.ndim + 1 or indices.numel() == 0:
-            raise ValueError(f"indices has shape {tuple(indices.shape)}; want (B, {self.ndim} sizes), not empty")
+            raise ValueError(
+                f"indices has shape {tuple(indices.shape)}; want (B, {self.ndim} sizes), not empty"
+            )
         spatial = tuple(indices.shape[1:])
         self.check_conditioning(len(indices), spatial, labels, condition)
         grid = spatial if self.ndim == 2 else (1, *spatial)
@@ -132,7 +135,7 @@ class CausalPrior(nn.Module):
     def bits_per_code(
         self, indices: Tensor, labels: Tensor | None = None, condition: Tensor | None = None
     ) -> Tensor:
-        """``-log2 p(codes)`` over the number of codes, for each sample: ``(B,)``; arguments as ``forward``."""
+        """``-log2 p(codes)`` a code, for each sample: ``(B,)``; arguments as ``forward``."""
         nats = F.cross_entropy(self(indices, labels, condition), indices.long(), reduction="none")
         return nats.flatten(1).mean(1) / math.log(2)
 

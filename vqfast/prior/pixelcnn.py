@@ -104,7 +104,9 @@ class PixelCNN(CausalPrior):
     @property
     def config(self) -> dict[str, object]:
         """The constructor's arguments."""
-        shared = {name: getattr(self, name) for name in ("num_embeddings", "num_classes", "condition_channels")}
+        shared = {
+            name: getattr(self, name) for name in ("num_embeddings", "num_classes", "condition_channels")
+        }
         return shared | self._config
 
     def grid_logits(self, codes: Tensor, labels: Tensor | None, condition: Tensor | None) -> Tensor:
@@ -145,7 +147,8 @@ class ResidualBlock(nn.Module):
 class ResidualPixelCNN(CausalPrior):
     """The residual PixelCNN of the Keras VQ-VAE example, over one-hot codes.
 
-    A mask-A convolution ``first_kernel_size`` wide, ReLU; residual blocks; 1x1 mask-B convolutions, ReLU; 1x1.
+    A mask-A convolution ``first_kernel_size`` wide and ReLU, residual blocks, 1x1 mask-B convolutions with
+    ReLU, 1x1.
     Labels and map (which the example lacks) are a bias of the first layer.
 
     Args:
@@ -180,7 +183,9 @@ class ResidualPixelCNN(CausalPrior):
     @property
     def config(self) -> dict[str, object]:
         """The constructor's arguments."""
-        shared = {name: getattr(self, name) for name in ("num_embeddings", "num_classes", "condition_channels")}
+        shared = {
+            name: getattr(self, name) for name in ("num_embeddings", "num_classes", "condition_channels")
+        }
         return shared | {
             "channels": self.first.weight.shape[0],
             "num_residual_blocks": len(self.blocks),

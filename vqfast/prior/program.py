@@ -31,8 +31,8 @@ class Phase(IntEnum):
 class Term:
     """``sum over taps of value[position + tap] @ weight[tap]``.
 
-    ``source`` is a step's number, ``CODES`` or ``CONDITION``; ``weight`` names a ``(taps, in, out)`` tensor, or
-    is ``None`` for the value itself.
+    ``source`` is a step's number, ``CODES`` or ``CONDITION``; ``weight`` names a ``(taps, in, out)`` tensor,
+    ``None`` adds the value itself.
     """
 
     source: int

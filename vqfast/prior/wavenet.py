@@ -72,7 +72,9 @@ class WaveNet(CausalPrior):
     @property
     def config(self) -> dict[str, object]:
         """The constructor's arguments."""
-        shared = {name: getattr(self, name) for name in ("num_embeddings", "num_classes", "condition_channels")}
+        shared = {
+            name: getattr(self, name) for name in ("num_embeddings", "num_classes", "condition_channels")
+        }
         return shared | {
             "channels": self.embedding.embedding_dim,
             "num_layers": len(self.layers),

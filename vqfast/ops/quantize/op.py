@@ -49,9 +49,7 @@ def quantize_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients to ``z_e`` and to ``codebook``."""
     run = registry.backend("quantize", z_e).quantize_backward
-    return run(
-        grad_quantized, grad_codebook_loss, grad_commitment_loss, z_e, codebook, indices, channel_dim
-    )
+    return run(grad_quantized, grad_codebook_loss, grad_commitment_loss, z_e, codebook, indices, channel_dim)
 
 
 @quantize_backward.register_fake

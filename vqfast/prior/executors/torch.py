@@ -37,7 +37,7 @@ class Cache:
 
 @dataclass
 class Run:
-    """Taps of one row that stand side by side, from ``(dy, dx)`` on, and their ``(count * in, out)`` matrix."""
+    """Taps of a row, side by side from ``(dy, dx)`` on, and their ``(count * in, out)`` matrix."""
 
     source: int
     dy: int
@@ -80,7 +80,9 @@ class _Plan:
         )
         self.static = [self._static(step, weights) for step in self.steps]
         self.caches = {
-            source: self._cache(source, [tap for _, t in terms if t.source == source for tap in t.taps], weights)
+            source: self._cache(
+                source, [tap for _, t in terms if t.source == source for tap in t.taps], weights
+            )
             for source in (CODES, *range(len(self.steps)))
         }
 

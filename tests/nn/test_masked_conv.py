@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from vqfast.nn import MaskedConv1d, MaskedConv2d
+
+KINDS = [(stack, mask) for stack in ("full", "vertical", "horizontal") for mask in "AB"]
+
+
+@pytest.mark.parametrize("mask", ["A", "B"])
+@pytest.mark.parametrize("plain, masked", [(nn.Conv1d, MaskedConv1d), (nn.Conv2d, MaskedConv2d)])
+def test_checkpoint_of_an_ordinary_convolution_loads(plain, masked, mask) -> None:
+    trained, conv = plain(3, 4, 5, padding=2), masked(3, 4, 5, mask)
+    conv.load_state_dict(trained.state_dict())
+    x = torch.randn(2, 3, 7, 6)[..., : 99 if masked is MaskedConv2d else 1].squeeze(-1)
+    with torch.no_grad():
+        taps = trained.weight.flatten(2)  # a view: hides the taps in place
+        taps[:, :, taps.shape[2] // 2 + (mask == "B") :] = 0
+        torch.testing.assert_close(conv(x), trained(x))
+
+
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize("stack, mask", KINDS)
+def test_output_is_the_sum_over_offsets_of_shifted_inputs_times_matrix(stack, mask, dilation) -> None:
+    conv = MaskedConv2d(3, 4, 5, mask, stack, dilation)
+    x = torch.randn(2, 3, 6, 7)
+    margin = 2 * dilation
+    padded = F.pad(x, [margin] * 4)
+    want = conv.bias.detach().view(4, 1, 1).expand(2, 4, 6, 7).clone()
+    assert len(conv.offsets()) == len(conv.matrix()) == conv.taps
+    for (dy, dx), matrix in zip(conv.offsets(), conv.matrix().detach(), strict=True):
+        seen = padded[:, :, margin + dy : margin + dy + 6, margin + dx : margin + dx + 7]
+        want += torch.einsum("bihw,io->bohw", seen, matrix)
+    torch.testing.assert_close(conv(x), want)
+
+
+def test_offsets_and_matrix_of_one_dimension_agree_with_the_forward() -> None:
+    conv = MaskedConv1d(3, 4, 5, "B", dilation=3, bias=False)
+    assert conv.offsets() == [(0, -6), (0, -3), (0, 0)]
+    x = torch.randn(2, 3, 20)
+    matrix = conv.matrix()
+    want = sum(F.pad(x, [-dx, 0])[..., :20].mT @ m for (_, dx), m in zip(conv.offsets(), matrix, strict=True))
+    torch.testing.assert_close(conv(x), want.mT)
+
+
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize("stack, mask", KINDS)
+def test_gradient_of_one_output_reaches_its_visible_positions_and_no_other(stack, mask, dilation) -> None:
+    conv = MaskedConv2d(2, 3, 5, mask, stack, dilation)
+    x = torch.randn(1, 2, 9, 9, requires_grad=True)
+    conv(x)[0, :, 4, 4].sum().backward()
+    rows, columns = x.grad.abs().sum((0, 1)).nonzero(as_tuple=True)
+    reached = {
+        ((y - 4) / dilation, (x - 4) / dilation) for y, x in zip(rows.tolist(), columns.tolist(), strict=True)
+    }
+    window = [(y, x) for y in range(-2, 3) for x in range(-2, 3)]
+    visible = {
+        "full": {(y, x) for y, x in window if (y, x) < (0, mask == "B")},
+        "vertical": {(y, x) for y, x in window if y < (mask == "B")},
+        "horizontal": {(y, x) for y, x in window if y == 0 and x < (mask == "B")},
+    }
+    assert reached == visible[stack]
+
+
+@pytest.mark.parametrize("mask", ["A", "B"])
+def test_gradient_in_one_dimension_reaches_no_later_step(mask) -> None:
+    conv, x = MaskedConv1d(2, 3, 5, mask), torch.randn(1, 2, 9, requires_grad=True)
+    conv(x)[0, :, 4].sum().backward()
+    assert x.grad.any(1)[0].nonzero().flatten().tolist() == [2, 3, 4][: 2 + (mask == "B")]
+
+
+@pytest.mark.parametrize("mask", ["A", "B"])
+def test_one_dimension_has_no_vertical_stack(mask) -> None:
+    """There are no rows above, and with mask B the own row would show the future."""
+    with pytest.raises(ValueError, match="vertical"):
+        MaskedConv1d(2, 3, 3, mask, "vertical")
+
+
+@pytest.mark.parametrize("stack, mask", KINDS)
+def test_initial_weights_fill_the_fan_in_of_the_visible_taps(stack, mask) -> None:
+    conv = MaskedConv2d(16, 64, 3, mask, stack)
+    bound = (conv.taps * 16) ** -0.5
+    assert 0.99 * bound < conv.weight.abs().max() <= bound
+    assert conv.bias.abs().max() <= bound
+
+
+def test_bias_can_be_left_out() -> None:
+    conv = MaskedConv2d(2, 3, 3, bias=False)
+    assert list(conv.state_dict()) == ["weight"]
+    assert not conv(torch.randn(1, 2, 1, 1)).any()  # one position, and mask A hides it
+
+
+def test_runs_on_meta() -> None:
+    with torch.device("meta"):
+        assert MaskedConv2d(2, 3, 3)(torch.zeros(4, 2, 5, 6)).shape == (4, 3, 5, 6)
+
+
+@pytest.mark.parametrize("conv", [MaskedConv1d, MaskedConv2d])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"kernel_size": 4}, "kernel_size is 4"),
+        ({"kernel_size": 0}, "kernel_size is 0"),
+        ({"kernel_size": -1}, "kernel_size is -1"),
+        ({"in_channels": 0}, "in_channels is 0"),
+        ({"out_channels": 0}, "out_channels is 0"),
+        ({"dilation": 0}, "dilation is 0"),
+        ({"mask_type": "C"}, "mask_type is 'C'"),
+        ({"stack": "diagonal"}, "stack is 'diagonal'"),
+        ({"kernel_size": 1, "stack": "horizontal"}, "horizontal kernel of size 1 and mask A has no taps"),
+    ],
+)
+def test_bad_options_are_named(conv, options, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        conv(**{"in_channels": 2, "out_channels": 3, "kernel_size": 3, **options})

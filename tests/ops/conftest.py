@@ -1,0 +1,48 @@
+"""A test that asks for ``backend`` runs once for each backend of its module's ``OP`` that can run here."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from vqfast.ops import registry
+
+
+def runnable(op: str) -> list[str]:
+    return [name for name in registry.TABLE[op] if registry.refusal(op, name, torch.zeros(1)) is None]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "backend" in metafunc.fixturenames:
+        metafunc.parametrize("backend", runnable(metafunc.module.OP), indirect=True)
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("VQFAST_BACKEND", request.param)
+    return request.param
+
+
+@pytest.fixture
+def assert_nearest():
+    """Checks indices against squared differences in float64, taken one code at a time.
+
+    A row may choose another than the best code only where their distances differ by less than 1e-6
+    relative; with ``exact`` (data whose distances have no rounding) it must be the first of the best.
+    """
+
+    def check(indices: Tensor, x: Tensor, codebook: Tensor, exact: bool = False) -> None:
+        x, codebook = x.detach().double().numpy(), codebook.detach().double().numpy()
+        differences = (x - codebook[..., k, None, :] for k in range(codebook.shape[-2]))
+        distances = np.stack([np.einsum("...d,...d->...", each, each) for each in differences], -1)
+        assert indices.dtype == torch.int64
+        assert indices.shape == distances.shape[:-1]
+        if exact:
+            np.testing.assert_array_equal(indices.numpy(), distances.argmin(-1))
+        else:
+            chosen = np.take_along_axis(distances, indices.numpy()[..., None], -1)[..., 0]
+            assert np.count_nonzero(chosen > distances.min(-1) * (1 + 1e-6)) == 0
+
+    return check

@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from vqfast.functional import kernel_shape, masked_conv1d, masked_conv2d
+from vqfast.ops.masked_conv import op
+
+OP = "masked_conv"
+KINDS = [(stack, mask) for stack in ("full", "vertical", "horizontal") for mask in "AB"]
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+
+
+def padded_kernel(weight: Tensor, size: int, stack: str, mask: str) -> Tensor:
+    """The ordinary ``size x size`` kernel, in float64, with zeros wherever the masked one sees nothing."""
+    kernel, centre = torch.zeros(*weight.shape[:2], size, size, dtype=torch.float64), size // 2
+    weight = weight.double()
+    if stack == "vertical":
+        kernel[:, :, : weight.shape[2]] = weight
+    elif stack == "horizontal":
+        kernel[:, :, centre : centre + 1, : weight.shape[3]] = weight
+    else:
+        kernel[:, :, :centre] = weight[:, :, :centre]
+        seen = centre + (mask == "B")
+        kernel[:, :, centre, :seen] = weight[:, :, centre, :seen]
+    return kernel
+
+
+def truth(x: Tensor, weight: Tensor, bias: Tensor | None, size: int, mask: str, stack: str, dilation: int):
+    kernel = padded_kernel(weight, size, stack, mask)
+    bias = None if bias is None else bias.double()
+    return F.conv2d(x.double(), kernel, bias, padding=size // 2 * dilation, dilation=dilation)
+
+
+def check(x: Tensor, weight: Tensor, bias: Tensor | None, size: int, *kind) -> None:
+    """Output and all gradients against those of the explicitly padded kernel, in float64."""
+    inputs = [None if t is None else t.detach().requires_grad_() for t in (x, weight, bias)]
+    doubles = [None if t is None else t.detach().double().requires_grad_() for t in (x, weight, bias)]
+    out, want = masked_conv2d(*inputs, *kind), truth(*doubles, size, *kind)
+    grad = torch.randn(want.shape).to(x.dtype)
+    out.backward(grad)
+    want.backward(grad.double())
+    got = [out, *(t.grad for t in inputs if t is not None)]
+    wanted = [want, *(t.grad for t in doubles if t is not None)]
+    for a, b in zip(got, wanted, strict=True):
+        largest = b.detach().abs().max().item() if b.numel() else 0
+        tolerance = TOLERANCE[x.dtype]
+        torch.testing.assert_close(a, b.to(x.dtype), rtol=tolerance, atol=tolerance * max(1, largest))
+
+
+def arguments(channels: tuple[int, int], shape: tuple[int, ...], size: int, stack: str, mask: str):
+    kernel = kernel_shape(size, mask, stack)
+    weight, bias = torch.randn(*channels[::-1], *kernel), torch.randn(channels[1])
+    return torch.randn(shape[0], channels[0], *shape[1:]), weight, bias
+
+
+@given(data=st.data())
+def test_equals_an_ordinary_convolution_with_the_padded_kernel(backend, data) -> None:
+    stack, mask = data.draw(st.sampled_from(KINDS))
+    size, dilation = data.draw(st.sampled_from([1, 3, 5, 7])), data.draw(st.integers(1, 3))
+    assume(0 not in kernel_shape(size, mask, stack))
+    batch, *extent = (data.draw(st.integers(low, 9)) for low in (0, 1, 1))
+    channels = data.draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
+    dtype = data.draw(st.sampled_from(DTYPES))
+    x, weight, bias = (t.to(dtype) for t in arguments(channels, (batch, *extent), size, stack, mask))
+    check(x, weight, bias if data.draw(st.booleans()) else None, size, mask, stack, dilation)
+
+
+@pytest.mark.parametrize("stack, mask", KINDS)
+@pytest.mark.parametrize(
+    "extent, dilation", [((1, 1), 1), ((1, 1), 2), ((1, 3), 4), ((3, 1), 4), ((2, 2), 3)]
+)
+def test_grids_smaller_than_the_kernel(backend, extent, dilation, stack, mask) -> None:
+    check(*arguments((2, 3), (2, *extent), 5, stack, mask), 5, mask, stack, dilation)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("stack, mask", [("full", "A"), ("vertical", "B")])
+@pytest.mark.parametrize(
+    "channels, shape",
+    [((1, 17), (3, 1, 1000)), ((17, 3), (1, 17, 3)), ((1000, 3), (1, 1, 3)), ((3, 1000), (1, 3, 1))],
+)
+def test_odd_sizes(backend, channels, shape, stack, mask, dtype) -> None:
+    tensors = arguments(channels, shape, 3, stack, mask)
+    check(*(t.to(dtype) for t in tensors), 3, mask, stack, 1)
+
+
+LAYOUTS = {
+    "contiguous": lambda t: t,
+    "channels_last": lambda t: t.to(memory_format=torch.channels_last),
+    "transposed": lambda t: t.transpose(2, 3).contiguous().transpose(2, 3),
+    "strided": lambda t: torch.stack([t, t], -1)[..., 0],
+    "expanded": lambda t: t[:1, :, :1].expand(t.shape),
+}
+
+
+@pytest.mark.parametrize("weight_layout", ["contiguous", "channels_last", "expanded"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("stack, mask", [("full", "B"), ("vertical", "A")])
+def test_any_strides(backend, layout, weight_layout, stack, mask) -> None:
+    x, weight, bias = arguments((4, 6), (2, 5, 7), 3, stack, mask)
+    check(LAYOUTS[layout](x), LAYOUTS[weight_layout](weight), bias, 3, mask, stack, 1)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("mask", ["A", "B"])
+def test_hidden_taps_never_count_and_have_gradient_zero(backend, mask, bad) -> None:
+    x, weight, bias = arguments((4, 6), (2, 5, 7), 5, "full", mask)
+    hidden = torch.arange(25).view(5, 5) >= 12 + (mask == "B")
+    poisoned = weight.clone()
+    poisoned[:, :, hidden] = bad
+    poisoned.requires_grad_()
+    x.requires_grad_()
+    out = masked_conv2d(x, poisoned, bias, mask)
+    assert torch.equal(out, masked_conv2d(x, weight, bias, mask))
+    out.square().sum().backward()
+    assert x.grad.isfinite().all()
+    assert poisoned.grad[:, :, ~hidden].all()
+    assert torch.equal(poisoned.grad[:, :, hidden], torch.zeros(6, 4, int(hidden.sum())))
+
+
+@pytest.mark.parametrize("mask", ["A", "B"])
+@pytest.mark.parametrize("stack", ["full", "horizontal"])
+@pytest.mark.parametrize("length, dilation", [(1, 1), (7, 1), (7, 3)])
+def test_masked_conv1d_equals_a_loop_over_time_and_taps(backend, stack, mask, length, dilation) -> None:
+    width = kernel_shape(5, mask, stack)[1]
+    x, weight, bias = torch.randn(2, 3, length), torch.randn(4, 3, width), torch.randn(4)
+    want = bias[:, None].repeat(2, 1, length)
+    for t in range(length):
+        for tap in range(2 + (mask == "B")):
+            source = t + (tap - 2) * dilation
+            if source >= 0:
+                want[:, :, t] += x[:, :, source] @ weight[:, :, tap].T
+    torch.testing.assert_close(masked_conv1d(x, weight, bias, mask, stack, dilation), want)
+
+
+@pytest.mark.parametrize("stack, mask", KINDS)
+def test_gradcheck_and_gradgradcheck(backend, stack, mask) -> None:
+    tensors = [t.double().requires_grad_() for t in arguments((2, 2), (1, 3, 2), 3, stack, mask)]
+
+    def conv(*tensors):
+        return masked_conv2d(*tensors, mask, stack)
+
+    torch.autograd.gradcheck(conv, tensors)
+    torch.autograd.gradgradcheck(conv, tensors)
+
+
+def test_third_derivative_equals_that_of_the_padded_kernel(backend) -> None:
+    x, weight, bias = (t.double().requires_grad_() for t in arguments((2, 2), (1, 3, 2), 3, "full", "B"))
+
+    def third(conv) -> Tensor:
+        value = conv(x, weight, bias).tanh().sum()
+        for _ in range(2):
+            value = torch.autograd.grad(value, x, create_graph=True)[0].square().sum()
+        return torch.autograd.grad(value, x)[0]
+
+    want = third(lambda *tensors: truth(*tensors, 3, "B", "full", 1))
+    torch.testing.assert_close(third(lambda *tensors: masked_conv2d(*tensors, "B")), want)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "expanded"])
+@pytest.mark.parametrize("stack, mask, has_bias", [("full", "A", True), ("vertical", "A", False)])
+def test_opcheck(backend, layout, stack, mask, has_bias) -> None:
+    x, weight, bias = (t.requires_grad_() for t in arguments((3, 4), (2, 5, 3), 3, stack, mask))
+    taps, anchor = {"full": (4, [1, 1]), "vertical": (3, [1, 1])}[stack]
+    x = LAYOUTS[layout](x.detach()).requires_grad_()
+    geometry = (taps, anchor, [1, 1])
+    torch.library.opcheck(op.masked_conv2d, (x, weight, bias if has_bias else None, *geometry))
+    grad = torch.randn(2, 4, 5, 3, requires_grad=True)
+    torch.library.opcheck(op.masked_conv2d_backward, (grad, x, weight, *geometry))
+
+
+@pytest.mark.parametrize("stack, mask", [("full", "B"), ("vertical", "A")])
+def test_compiles_into_one_graph_for_any_batch_and_grid(backend, stack, mask) -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(masked_conv2d, fullgraph=True, backend="aot_eager")
+    for shape in ((2, 4, 5), (3, 4, 5), (5, 6, 7)):
+        tensors = [t.requires_grad_() for t in arguments((3, 4), shape, 3, stack, mask)]
+        outputs = [run(*tensors, mask, stack) for run in (compiled, masked_conv2d)]
+        torch.testing.assert_close(*outputs)
+        grads = [torch.autograd.grad(out.square().sum(), tensors) for out in outputs]
+        torch.testing.assert_close(*grads)
+
+
+def test_autocast_computes_in_bfloat16_and_returns_gradients_in_float32(backend) -> None:
+    tensors = [t.requires_grad_() for t in arguments((3, 4), (2, 5, 5), 3, "full", "B")]
+    with torch.autocast("cpu", torch.bfloat16):
+        out = masked_conv2d(*tensors, "B")
+    assert out.dtype == torch.bfloat16
+    rounded = [t.detach().bfloat16().double() for t in tensors]
+    torch.testing.assert_close(out.double(), truth(*rounded, 3, "B", "full", 1), rtol=1e-2, atol=2e-2)
+    out.float().sum().backward()
+    assert {t.grad.dtype for t in tensors} == {torch.float32}
+
+
+def test_autocast_leaves_float64_alone_as_conv2d_does(backend) -> None:
+    tensors = [t.double() for t in arguments((3, 4), (2, 5, 5), 3, "full", "B")]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert F.conv2d(*tensors).dtype == torch.float64
+        assert masked_conv2d(*tensors, "B").dtype == torch.float64

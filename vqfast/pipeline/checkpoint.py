@@ -1,0 +1,162 @@
+"""Files that survive: written beside and renamed, safetensors and JSON only, nothing pickled."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vqfast.models import VQVAE
+from vqfast.pipeline.ranks import Ranks
+from vqfast.prior import PixelCNN, ResidualPixelCNN, WaveNet
+
+MODELS = {cls.__name__: cls for cls in (VQVAE, PixelCNN, ResidualPixelCNN, WaveNet)}
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Writes ``path`` whole or not at all: a killed or failed write leaves what stood there before.
+
+    Raises:
+        OSError: the disk is full or read-only; nothing is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.tmp")
+    try:
+        with beside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """``value`` as readable JSON."""
+    write_file(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """What ``write_json`` wrote.
+
+    Raises:
+        ValueError: the file isn't JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no JSON file: {error}") from error
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """A safetensors file."""
+    from safetensors.torch import save
+
+    write_file(path, save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}))
+
+
+def read_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """What ``write_tensors`` wrote.
+
+    Raises:
+        ValueError: the file is no safetensors file, or truncated.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path, device=str(device))
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no whole safetensors file: {error}") from error
+
+
+def save_model(folder: Path, name: str, model: nn.Module) -> None:
+    """``name.safetensors``, and its config beside it in ``name.config.json``."""
+    write_json(folder / f"{name}.config.json", {"class": type(model).__name__, **model.config})
+    write_tensors(folder / f"{name}.safetensors", model.state_dict())
+
+
+def load_model(folder: Path, name: str, device: torch.device | str = "cpu") -> nn.Module:
+    """The model that ``save_model`` wrote, in eval mode.
+
+    Raises:
+        FileNotFoundError: it isn't there.
+        ValueError: a file is damaged, or weights and config don't fit each other.
+    """
+    weights, beside = folder / f"{name}.safetensors", folder / f"{name}.config.json"
+    for path in (weights, beside):
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: train the {name} first")
+    try:
+        config = read_json(beside)
+        model = MODELS[config.pop("class")](**config)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{beside} is no config of a model of ours: {error!r}") from error
+    try:
+        model.load_state_dict(read_tensors(weights))
+    except RuntimeError as error:
+        summary = " ".join(str(error).split())
+        raise ValueError(f"{weights} doesn't fit {beside.name}: {summary[:200]}") from error
+    return model.to(device).eval()
+
+
+class Run:
+    """A run's folder. Each stage notes its settings there; only the same settings may go on in it.
+
+    Raises:
+        FileNotFoundError: the folder isn't there and ``create`` is false.
+        ValueError: the folder belongs to something else, or another process works in it.
+    """
+
+    def __init__(self, folder: str | Path, create: bool = False, lock: bool = True) -> None:
+        self.folder = Path(folder)
+        marker = self.folder / "run.json"
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"{self.folder} is a file; want a run folder")
+        if not marker.is_file():
+            if self.folder.is_dir() and any(p for p in self.folder.iterdir() if p.name[0] != "."):
+                raise ValueError(f"{self.folder} holds something else, not a vqfast run; use another folder")
+            if not create:
+                raise FileNotFoundError(f"{self.folder} holds no vqfast run: train one first")
+            write_json(marker, {"format": 1, "stages": {}})
+        if lock:
+            self._lock = (self.folder / ".lock").open("w")
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"{self.folder} is in use by another vqfast process") from None
+
+    @classmethod
+    def shared(cls, folder: str | Path, ranks: Ranks, create: bool = False, lock: bool = True) -> Run:
+        """The same from several processes: the first one creates and locks."""
+        run = cls(folder, create, lock) if ranks.first else None
+        ranks.barrier()
+        return run or cls(folder, lock=False)
+
+    def stage(self, name: str, settings: dict[str, Any]) -> None:
+        """Notes a stage's settings.
+
+        Raises:
+            ValueError: the stage was begun with others, or run.json is no run's.
+        """
+        marker = self.folder / "run.json"
+        run = read_json(marker)
+        if not isinstance(run, dict) or not isinstance(run.get("stages"), dict):
+            raise ValueError(f"{marker} is no vqfast run's")
+        settings = json.loads(json.dumps(settings))
+        before = run["stages"].setdefault(name, settings)
+        if before != settings:
+            changed = sorted(k for k in {*before, *settings} if before.get(k) != settings.get(k))
+            list_ = ", ".join(f"{k} was {before.get(k)!r}, now {settings.get(k)!r}" for k in changed)
+            raise ValueError(f"{self.folder} holds another {name}: {list_}; use another folder")
+        write_json(marker, run)
+
+    def settings(self, name: str) -> dict[str, Any] | None:
+        """The settings of a stage, if it was begun."""
+        return read_json(self.folder / "run.json")["stages"].get(name)

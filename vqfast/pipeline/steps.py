@@ -1,0 +1,230 @@
+"""The five steps from images to new images: train, encode, train the prior, sample, decode.
+
+Each notes its settings in the run's folder, does what isn't done yet and can be killed at any moment: begun
+again with the same settings, it ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vqfast.functional import perplexity
+from vqfast.models import VQVAE
+from vqfast.pipeline import images as pictures
+from vqfast.pipeline.checkpoint import Run, load_model, save_model, write_file, write_json
+from vqfast.pipeline.codes import pack, read_shards, unpack, write_shards
+from vqfast.pipeline.data import Images, load_images
+from vqfast.pipeline.ranks import Ranks
+from vqfast.pipeline.train import History, fit_prior, fit_vqvae
+from vqfast.prior import PixelCNN, ResidualPixelCNN
+from vqfast.prior.base import CausalPrior
+
+PRIORS: dict[str, type[CausalPrior]] = {"gated": PixelCNN, "residual": ResidualPixelCNN}
+HELD_OUT, TRAIN = "held-out", "train"  # the parts of a run's images
+BATCH = 128  # images at a time where nothing is learned; fixed, so that results don't depend on it
+
+
+def open_images(
+    run: Run,
+    ranks: Ranks,
+    source: str,
+    labels: str | None = None,
+    size: int | None = None,
+    channels: int | None = None,
+    *,
+    holdout: float,
+    seed: int,
+) -> dict[str, Images]:
+    """The run's images by part; which they are is noted for the steps to come. See ``data.load_images``."""
+    images = load_images(source, labels, size, channels)
+    parts = images.split(holdout, seed)
+    paths = [path if path in (None, "digits") else str(Path(path).absolute()) for path in (source, labels)]
+    note = {"source": paths[0], "labels": paths[1], "size": size, "channels": channels}
+    note |= {"holdout": holdout, "seed": seed, "fingerprint": images.fingerprint}
+    _begin(run, "images", note, ranks)
+    return dict(zip((TRAIN, HELD_OUT), parts, strict=True))
+
+
+def reopen_images(run: Run) -> dict[str, Images]:
+    """The run's images by part, as noted.
+
+    Raises:
+        FileNotFoundError: none were.
+        ValueError: they have changed since.
+    """
+    note = run.settings("images")
+    if note is None:
+        raise FileNotFoundError(f"{run.folder} holds no trained VQ-VAE: train one first")
+    images = load_images(note["source"], note["labels"], note["size"], note["channels"])
+    if images.fingerprint != note["fingerprint"]:
+        raise ValueError(f"{note['source']} has changed since {run.folder} was trained on it")
+    return dict(zip((TRAIN, HELD_OUT), images.split(note["holdout"], note["seed"]), strict=True))
+
+
+def train_vqvae(
+    run: Run, images: Images, ranks: Ranks, name: str, model: dict[str, Any], fit: dict[str, Any]
+) -> VQVAE:
+    """Step 1. ``model``: overrides of the named configuration; ``fit``: see ``train.fit_vqvae``."""
+    settings = {"data": images.fingerprint, "name": name, **model, **fit}
+    torch.manual_seed(fit["seed"])
+    vqvae = VQVAE.named(name, in_channels=images.shape[0], **model)
+    vqvae.code_shape(images.shape[1:])  # refuses a size that the strides don't divide
+    return _train(run, "vqvae", settings, vqvae, ranks, lambda **o: fit_vqvae(vqvae, images, **o), fit)
+
+
+def encode(run: Run, out: Run, vqvae: VQVAE, part: str, images: Images, ranks: Ranks) -> None:
+    """Step 2: images to codes, in shards under ``codes/<part>`` of ``out``, with their labels."""
+    settings = {"data": images.fingerprint, "num": len(images), "weights": _digest(run.folder, "vqvae")}
+    _begin(out, f"codes/{part}", settings, ranks)
+
+    def make(rows: range) -> dict[str, np.ndarray]:
+        batches = [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
+        codes = torch.cat([vqvae.encode(images.batch(b).to(ranks.device)).cpu() for b in batches])
+        shard = {"codes": pack(codes, vqvae.vq.num_embeddings)}
+        if images.labels is not None:
+            shard["labels"] = images.labels[rows.start : rows.stop]
+        return shard
+
+    write_shards(out.folder / "codes" / part, len(images), ranks, f"encode {part}", make)
+
+
+def read_codes(run: Run, part: str) -> tuple[Tensor, Tensor | None]:
+    """What ``encode`` wrote: codes int64 ``(N, H, W)`` and labels int64 ``(N,)`` if there are any.
+
+    Raises:
+        FileNotFoundError: nothing was encoded.
+    """
+    settings = run.settings(f"codes/{part}")
+    if settings is None:
+        raise FileNotFoundError(f"{run.folder} holds no {part} codes: encode first")
+    arrays = read_shards(run.folder / "codes" / part, settings["num"])
+    labels = arrays.get("labels")
+    return unpack(arrays["codes"]), None if labels is None else unpack(labels)
+
+
+def train_prior(
+    run: Run,
+    num_embeddings: int,
+    num_classes: int | None,
+    ranks: Ranks,
+    name: str,
+    model: dict[str, Any],
+    fit: dict[str, Any],
+) -> CausalPrior:
+    """Step 3, on the codes of the part ``TRAIN``."""
+    codes, labels = read_codes(run, TRAIN)
+    settings = {
+        "codes": run.settings(f"codes/{TRAIN}"),
+        "name": name,
+        "num_classes": num_classes,
+        **model,
+        **fit,
+    }
+    torch.manual_seed(fit["seed"])
+    prior = PRIORS[name](num_embeddings, num_classes=num_classes, **model)
+    if num_classes is None:
+        labels = None
+    return _train(run, "prior", settings, prior, ranks, lambda **o: fit_prior(prior, codes, labels, **o), fit)
+
+
+def sample(
+    run: Run,
+    out: Run,
+    vqvae: VQVAE,
+    prior: CausalPrior,
+    num: int,
+    shape: tuple[int, int],
+    labels: Tensor | None,
+    ranks: Ranks,
+    **options: Any,
+) -> None:
+    """Steps 4 and 5: shards of ``out`` with codes, labels and images (uint8 ``(N, C, H, W)``).
+
+    ``options``: see ``CausalPrior.sample``.
+    """
+    weights = [_digest(run.folder, "vqvae"), _digest(run.folder, "prior")]
+    digest = None if labels is None else hashlib.sha256(labels.numpy().tobytes()).hexdigest()[:16]
+    _begin(
+        out, "samples", {"num": num, "shape": shape, "labels": digest, "weights": weights, **options}, ranks
+    )
+
+    def make(rows: range) -> dict[str, np.ndarray]:
+        mine = None if labels is None else labels[rows.start : rows.stop]
+        codes = prior.sample(len(rows), shape, labels=mine, numbers=torch.tensor(rows), **options)
+        with torch.no_grad():
+            decoded = [vqvae.decode_codes(part).clamp(0, 1).cpu() for part in codes.split(BATCH)]
+        shard = {
+            "codes": pack(codes, prior.num_embeddings),
+            "images": (torch.cat(decoded) * 255).round().to(torch.uint8).numpy(),
+        }
+        return shard if mine is None else {**shard, "labels": mine.numpy()}
+
+    write_shards(out.folder / "samples", num, ranks, "sample", make)
+
+
+def read_samples(out: Run, most: int | None = None) -> dict[str, np.ndarray]:
+    """What ``sample`` wrote, or the first ``most`` of it: codes, images and, if there are any, labels."""
+    num = out.settings("samples")["num"]
+    arrays = read_shards(out.folder / "samples", num if most is None else min(num, most))
+    return {name: array[:most] for name, array in arrays.items()}
+
+
+@torch.no_grad()
+def reconstruct(vqvae: VQVAE, images: Images, ranks: Ranks) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """Reconstructions ``(N, C, H, W)`` in 0..1, codes; mse, psnr (dB), perplexity, share of codes in use."""
+    outputs, codes, error = [], [], 0.0
+    for first in range(0, len(images), BATCH):
+        x = images.batch(range(first, min(len(images), first + BATCH))).to(ranks.device)
+        codes.append(vqvae.encode(x))
+        outputs.append(vqvae.decode_codes(codes[-1]).clamp(0, 1))
+        error += (outputs[-1] - x).double().square().sum().item()
+    found, mse = torch.cat(codes), error / (len(images) * np.prod(images.shape))
+    figures = {
+        "mse": mse,
+        "psnr": -10 * np.log10(max(mse, 1e-12)),
+        "perplexity": perplexity(found, vqvae.vq.num_embeddings).item(),
+        "codes_in_use": len(found.unique()) / vqvae.vq.num_embeddings,
+    }
+    return torch.cat(outputs).cpu(), found.cpu(), figures
+
+
+@torch.no_grad()
+def bits_per_code(prior: CausalPrior, codes: Tensor, labels: Tensor | None, ranks: Ranks) -> float:
+    """The prior's mean bits a code on codes ``(N, H, W)``."""
+    device, total = ranks.device, 0.0
+    for rows in torch.arange(len(codes)).split(BATCH):
+        mine = None if labels is None else labels[rows].to(device)
+        total += prior.bits_per_code(codes[rows].to(device), mine).double().sum().item()
+    return total / len(codes)
+
+
+def _begin(run: Run, name: str, settings: dict[str, Any], ranks: Ranks) -> None:
+    if ranks.first:
+        run.stage(name, settings)
+    ranks.barrier()
+
+
+def _train(run: Run, name: str, settings, model, ranks: Ranks, fit, options: dict[str, Any]):
+    _begin(run, name, settings, ranks)
+    if not (run.folder / f"{name}.safetensors").is_file():
+        state = run.folder / f"{name}.state.safetensors"
+        model.to(ranks.device)
+        history: History = fit(state=state, ranks=ranks, **options)
+        if ranks.first:
+            write_json(run.folder / f"{name}.history.json", history)
+            columns = {key: value for key, value in history.items() if key != "step"}
+            write_file(run.folder / f"{name}.png", pictures.curves(columns, history["step"], name))
+            save_model(run.folder, name, model)  # last: its presence says that the stage is done
+            state.unlink(missing_ok=True)
+        ranks.barrier()
+    return load_model(run.folder, name, ranks.device)
+
+
+def _digest(folder: Path, name: str) -> str:
+    return hashlib.sha256((folder / f"{name}.safetensors").read_bytes()).hexdigest()[:16]
