@@ -168,10 +168,16 @@ def _train(
 
     with joined(device) as ranks:
         run = Run.shared(out, ranks, create=True)
-        images = step.open_images(run, ranks, data, labels, size, channels, holdout=holdout, seed=seed)
+        where = [None if path is None else _absolute(path) for path in (data, labels)]
+        note = {"source": where[0], "labels": where[1], "size": size, "channels": channels}
+        note |= {"holdout": holdout, "seed": seed}
         fit = {"codebook": codebook, "steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
-        step.train_vqvae(run, images[step.TRAIN], ranks, model, _given(overrides), fit)
+        step.train_vqvae(run, note, ranks, model, _given(overrides), fit)
         _say(ranks, f"trained {run.folder / 'vqvae.safetensors'}; curves in {run.folder / 'vqvae.png'}")
+
+
+def _absolute(source: str) -> str:
+    return source if source == "digits" else str(Path(source).absolute())
 
 
 def _given(overrides: dict[str, Any]) -> dict[str, Any]:

@@ -157,6 +157,16 @@ class Run:
             raise ValueError(f"{self.folder} holds another {name}: {list_}; use another folder")
         write_json(marker, run)
 
+    def forget(self, name: str) -> None:
+        """Takes a stage's note back; of a run without any, nothing stays."""
+        marker = self.folder / "run.json"
+        run = read_json(marker)
+        run["stages"].pop(name, None)
+        if run["stages"]:
+            write_json(marker, run)
+        else:
+            marker.unlink()
+
     def settings(self, name: str) -> dict[str, Any] | None:
         """The settings of a stage, if it was begun."""
         return read_json(self.folder / "run.json")["stages"].get(name)

@@ -66,9 +66,17 @@ def demo(folder: str, ranks: Ranks, seed: int = 0, steps_scale: float = 1.0) -> 
         return {**fit, "steps": max(1, round(fit["steps"] * steps_scale)), "seed": seed}
 
     run = Run.shared(folder, ranks, create=True)
-    parts = steps.open_images(run, ranks, "digits", holdout=HOLDOUT, seed=seed)
+    note = {
+        "source": "digits",
+        "labels": None,
+        "size": None,
+        "channels": None,
+        "holdout": HOLDOUT,
+        "seed": seed,
+    }
+    vqvae = steps.train_vqvae(run, note, ranks, "paper", VQVAE, scaled(VQVAE_FIT))
+    parts = steps.reopen_images(run)
     train, held_out = parts[steps.TRAIN], parts[steps.HELD_OUT]
-    vqvae = steps.train_vqvae(run, train, ranks, "paper", VQVAE, scaled(VQVAE_FIT))
     steps.encode(run, run, vqvae, steps.TRAIN, Shifted(train), ranks)
     steps.encode(run, run, vqvae, steps.HELD_OUT, held_out, ranks)
     classes = train.num_classes

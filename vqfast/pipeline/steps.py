@@ -7,6 +7,8 @@ again with the same settings, it ends with the same bits.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,58 +32,49 @@ HELD_OUT, TRAIN = "held-out", "train"  # the parts of a run's images
 BATCH = 128  # images at a time where nothing is learned; fixed, so that results don't depend on it
 
 
-def open_images(
-    run: Run,
-    ranks: Ranks,
-    source: str,
-    labels: str | None = None,
-    size: int | None = None,
-    channels: int | None = None,
-    *,
-    holdout: float,
-    seed: int,
-) -> dict[str, Images]:
-    """The run's images by part; which they are is noted for the steps to come. See ``data.load_images``."""
-    images = load_images(source, labels, size, channels)
-    parts = images.split(holdout, seed)
-    paths = [path if path in (None, "digits") else str(Path(path).absolute()) for path in (source, labels)]
-    note = {"source": paths[0], "labels": paths[1], "size": size, "channels": channels}
-    note |= {"holdout": holdout, "seed": seed, "fingerprint": images.fingerprint}
-    _begin(run, "images", note, ranks)
-    return dict(zip((TRAIN, HELD_OUT), parts, strict=True))
-
-
-def reopen_images(run: Run) -> dict[str, Images]:
-    """The run's images by part, as noted.
+def open_images(note: dict[str, Any]) -> dict[str, Images]:
+    """A run's images by part. ``note``: the arguments of ``load_images``, ``holdout`` and its ``seed``.
 
     Raises:
-        FileNotFoundError: none were.
-        ValueError: they have changed since.
+        ValueError: they have changed since their fingerprint was noted; or as ``load_images``.
     """
-    note = run.settings("images")
-    if note is None:
-        raise FileNotFoundError(f"{run.folder} holds no trained VQ-VAE: train one first")
     images = load_images(note["source"], note["labels"], note["size"], note["channels"])
-    if images.fingerprint != note["fingerprint"]:
-        raise ValueError(f"{note['source']} has changed since {run.folder} was trained on it")
+    if note.setdefault("fingerprint", images.fingerprint) != images.fingerprint:
+        raise ValueError(f"{note['source']} has changed since the run was trained on it")
     return dict(zip((TRAIN, HELD_OUT), images.split(note["holdout"], note["seed"]), strict=True))
 
 
+def reopen_images(run: Run) -> dict[str, Images]:
+    """The images that the run was trained on.
+
+    Raises:
+        FileNotFoundError: it wasn't.
+    """
+    settings = run.settings("vqvae")
+    if settings is None:
+        raise FileNotFoundError(f"{run.folder} holds no trained VQ-VAE: train one first")
+    return open_images(settings["images"])
+
+
 def train_vqvae(
-    run: Run, images: Images, ranks: Ranks, name: str, model: dict[str, Any], fit: dict[str, Any]
+    run: Run, images: dict[str, Any], ranks: Ranks, name: str, model: dict[str, Any], fit: dict[str, Any]
 ) -> VQVAE:
-    """Step 1. ``model``: overrides of the named configuration; ``fit``: see ``train.fit_vqvae``."""
-    settings = {"data": images.fingerprint, "name": name, **model, **fit}
+    """Step 1.
+
+    ``images``: the note for ``open_images``; ``model``: overrides of the named configuration; ``fit``: see
+    ``train.fit_vqvae``.
+    """
+    part = open_images(images)[TRAIN]
     torch.manual_seed(fit["seed"])
-    vqvae = VQVAE.named(name, in_channels=images.shape[0], **model)
-    vqvae.code_shape(images.shape[1:])  # refuses a size that the strides don't divide
-    return _train(run, "vqvae", settings, vqvae, ranks, lambda **o: fit_vqvae(vqvae, images, **o), fit)
+    vqvae = VQVAE.named(name, in_channels=part.shape[0], **model)
+    vqvae.code_shape(part.shape[1:])  # refuses a size that the strides don't divide
+    settings = {"images": images, "name": name, **model, **fit}
+    return _train(run, "vqvae", settings, vqvae, ranks, lambda **o: fit_vqvae(vqvae, part, **o), fit)
 
 
 def encode(run: Run, out: Run, vqvae: VQVAE, part: str, images: Images, ranks: Ranks) -> None:
     """Step 2: images to codes, in shards under ``codes/<part>`` of ``out``, with their labels."""
     settings = {"data": images.fingerprint, "num": len(images), "weights": _digest(run.folder, "vqvae")}
-    _begin(out, f"codes/{part}", settings, ranks)
 
     def make(rows: range) -> dict[str, np.ndarray]:
         batches = [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
@@ -91,7 +84,8 @@ def encode(run: Run, out: Run, vqvae: VQVAE, part: str, images: Images, ranks: R
             shard["labels"] = images.labels[rows.start : rows.stop]
         return shard
 
-    write_shards(out.folder / "codes" / part, len(images), ranks, f"encode {part}", make)
+    with _stage(out, f"codes/{part}", settings, ranks, out.folder / "codes" / part) as folder:
+        write_shards(folder, len(images), ranks, f"encode {part}", make)
 
 
 def read_codes(run: Run, part: str) -> tuple[Tensor, Tensor | None]:
@@ -150,9 +144,6 @@ def sample(
     """
     weights = [_digest(run.folder, "vqvae"), _digest(run.folder, "prior")]
     digest = None if labels is None else hashlib.sha256(labels.numpy().tobytes()).hexdigest()[:16]
-    _begin(
-        out, "samples", {"num": num, "shape": shape, "labels": digest, "weights": weights, **options}, ranks
-    )
 
     def make(rows: range) -> dict[str, np.ndarray]:
         mine = None if labels is None else labels[rows.start : rows.stop]
@@ -165,7 +156,9 @@ def sample(
         }
         return shard if mine is None else {**shard, "labels": mine.numpy()}
 
-    write_shards(out.folder / "samples", num, ranks, "sample", make)
+    settings = {"num": num, "shape": shape, "labels": digest, "weights": weights, **options}
+    with _stage(out, "samples", settings, ranks, out.folder / "samples") as folder:
+        write_shards(folder, num, ranks, "sample", make)
 
 
 def read_samples(out: Run, most: int | None = None) -> dict[str, np.ndarray]:
@@ -204,25 +197,32 @@ def bits_per_code(prior: CausalPrior, codes: Tensor, labels: Tensor | None, rank
     return total / len(codes)
 
 
-def _begin(run: Run, name: str, settings: dict[str, Any], ranks: Ranks) -> None:
+@contextmanager
+def _stage(run: Run, name: str, settings: dict[str, Any], ranks: Ranks, output: Path) -> Iterator[Path]:
+    """Notes a stage's settings; takes the note back when it fails for its arguments, with no output yet."""
     if ranks.first:
         run.stage(name, settings)
     ranks.barrier()
+    try:
+        yield output
+    except (ValueError, TypeError):
+        if ranks.first and not output.exists():
+            run.forget(name)
+        raise
 
 
 def _train(run: Run, name: str, settings, model, ranks: Ranks, fit, options: dict[str, Any]):
-    _begin(run, name, settings, ranks)
-    if not (run.folder / f"{name}.safetensors").is_file():
-        state = run.folder / f"{name}.state.safetensors"
-        model.to(ranks.device)
-        history: History = fit(state=state, ranks=ranks, **options)
-        if ranks.first:
-            write_json(run.folder / f"{name}.history.json", history)
-            columns = {key: value for key, value in history.items() if key != "step"}
-            write_file(run.folder / f"{name}.png", pictures.curves(columns, history["step"], name))
-            save_model(run.folder, name, model)  # last: its presence says that the stage is done
-            state.unlink(missing_ok=True)
-        ranks.barrier()
+    with _stage(run, name, settings, ranks, run.folder / f"{name}.state.safetensors") as state:
+        if not (run.folder / f"{name}.safetensors").is_file():
+            model.to(ranks.device)
+            history: History = fit(state=state, ranks=ranks, **options)
+            if ranks.first:
+                write_json(run.folder / f"{name}.history.json", history)
+                columns = {key: value for key, value in history.items() if key != "step"}
+                write_file(run.folder / f"{name}.png", pictures.curves(columns, history["step"], name))
+                save_model(run.folder, name, model)  # last: its presence says that the stage is done
+                state.unlink(missing_ok=True)
+            ranks.barrier()
     return load_model(run.folder, name, ranks.device)
 
 

@@ -1,0 +1,141 @@
+"""Prior sampling, naive against cached: ``python -m benchmarks.sampling`` prints a table and writes a record.
+
+The naive sampler is timed on its first positions and scaled to all: each costs it the same full pass. Runs are interleaved; medians count. Floor: the arithmetic on visible taps at the peak of this machine's own
+matrix product.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import statistics
+import time
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+
+import vqfast
+from vqfast.prior.base import CausalPrior
+from vqfast.prior.program import CODES
+
+RESULTS = Path(__file__).parent / "results"
+ROUNDS = 3
+NAIVE_POSITIONS = 3
+
+
+def gated(channels: int) -> vqfast.PixelCNN:
+    """The gated PixelCNN of 15 layers, K 512."""
+    return vqfast.PixelCNN(512, channels, 15)
+
+
+CASES = {
+    "gated 32x32, K 512, 128 channels, 15 layers": (lambda: gated(128), (32, 32), (1, 16)),
+    "gated 8x8, K 512, 64 channels, 15 layers": (lambda: gated(64), (8, 8), (1, 64)),
+    "Keras 7x7, K 128": (lambda: vqfast.ResidualPixelCNN(), (7, 7), (1, 256)),
+    "WaveNet 1000 steps, K 256, 64 channels, 30 layers": (lambda: vqfast.WaveNet(), (1000,), (1,)),
+}
+
+
+class _EnoughError(Exception):
+    pass
+
+
+def naive_seconds(prior: CausalPrior, batch: int, shape: tuple[int, ...]) -> float:
+    """Seconds for a whole batch by the naive sampler, from its first positions."""
+    times = [time.perf_counter()]
+
+    def stop(_: int) -> None:
+        times.append(time.perf_counter())
+        if len(times) > NAIVE_POSITIONS:
+            raise _EnoughError
+
+    with suppress(_EnoughError):
+        prior.sample(batch, shape, method="naive", batch_size=batch, progress=stop)
+    steps = [after - before for before, after in pairwise(times)]
+    return statistics.median(steps) * torch.Size(shape).numel()
+
+
+def cached_seconds(prior: CausalPrior, batch: int, shape: tuple[int, ...]) -> float:
+    """Seconds for a whole batch by the cached sampler."""
+    began = time.perf_counter()
+    prior.sample(batch, shape, method="cached", batch_size=batch)
+    return time.perf_counter() - began
+
+
+def flop(prior: CausalPrior, shape: tuple[int, ...]) -> float:
+    """Operations a sample on visible taps; products with one-hot codes are lookups and don't count."""
+    program, weights = prior.lower()
+    terms = [t for step in program.steps for t in step.terms if t.source != CODES and t.weight is not None]
+    return 2.0 * sum(weights[t.weight].numel() for t in terms) * torch.Size(shape).numel()
+
+
+def peak_flops() -> float:
+    """Operations a second of a 2048-cube matrix product, the best of five."""
+    a = torch.randn(2048, 2048)
+    best = float("inf")
+    for _ in range(5):
+        began = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - began)
+    return 2 * 2048**3 / best
+
+
+def measure() -> dict[str, object]:
+    """All cases, as a record."""
+    peak, rows = peak_flops(), []
+    for name, (build, shape, batches) in CASES.items():
+        torch.manual_seed(0)
+        prior = build().eval()
+        for batch in batches:
+            samples: dict[str, list[float]] = {"naive": [], "cached": []}
+            for _ in range(ROUNDS):
+                samples["naive"].append(naive_seconds(prior, batch, shape))
+                samples["cached"].append(cached_seconds(prior, batch, shape))
+            floor = batch * flop(prior, shape) / peak
+            rows.append({"case": name, "batch": batch, "seconds": samples, "floor_seconds": floor})
+            print(f"{name}, batch {batch}: {line(rows[-1])}", flush=True)
+    return {
+        "device": f"{torch.get_num_threads()} cores, {cpu_name()}",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "vqfast": vqfast.__version__,
+        "matrix_product_gflops": peak / 1e9,
+        "naive_positions_timed": NAIVE_POSITIONS,
+        "rows": rows,
+    }
+
+
+def cpu_name() -> str:
+    """The processor's model."""
+    found = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
+    return found.group(1) if found else platform.processor()
+
+
+def line(row: dict) -> str:
+    """A row's figures for people."""
+    naive, cached = (statistics.median(row["seconds"][method]) for method in ("naive", "cached"))
+    return f"{naive:.3g} s | {cached:.3g} s | {naive / cached:.0f}x | {row['floor_seconds'] / cached:.0%}"
+
+
+def table(record: Path) -> str:
+    """The record as a Markdown table."""
+    rows = json.loads(record.read_text())["rows"]
+    head = "| prior | batch | naive | cached | ratio | of the floor |\n|---|---|---|---|---|---|\n"
+    return head + "\n".join(f"| {r['case']} | {r['batch']} | {line(r)} |" for r in rows)
+
+
+def main() -> None:
+    """Measures and writes the record."""
+    record = measure()
+    slug = re.sub(r"[^a-z0-9]+", "-", str(record["device"]).lower()).strip("-")
+    path = RESULTS / f"sampling-{slug}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"\n{table(path)}\n\nwritten to {path}")
+
+
+if __name__ == "__main__":
+    main()
