@@ -1,7 +1,8 @@
 """Prior sampling, naive against cached: ``python -m benchmarks.sampling`` prints a table and writes a record.
 
-The naive sampler is timed on its first positions and scaled to all: each costs it the same full pass. Runs are interleaved; medians count. Floor: the arithmetic on visible taps at the peak of this machine's own
-matrix product.
+The naive sampler is timed on its first positions and scaled to all: each costs it the same full pass. Runs are
+interleaved; medians count. Floor: the arithmetic on visible taps at the peak of this machine's own matrix
+product.
 """
 
 from __future__ import annotations
