@@ -22,6 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     command = arguments.pop("command")
     try:
         command(**arguments)
+        sys.stdout.flush()  # a pipe that nobody reads any more shows here
     except KeyboardInterrupt:
         print("vqfast: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
@@ -276,6 +277,8 @@ def _sample(
             shape = list(step.read_codes(source, step.HELD_OUT)[0].shape[1:])
         labels = None
         if label is not None:
+            if not 0 <= label < (prior.num_classes or math.inf):
+                raise ValueError(f"label is {label}; want 0..{(prior.num_classes or 1) - 1}")
             labels = torch.full((num,), label)
         elif prior.num_classes:
             labels = torch.arange(num) % prior.num_classes

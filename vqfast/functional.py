@@ -34,7 +34,7 @@ def check_codes(name: str, codes: Tensor, num_embeddings: int, *, least: int = 0
     unreadable = torch.compiler.is_compiling() or (codes.is_cuda and torch.cuda.is_current_stream_capturing())
     if codes.numel() == 0 or unreadable or codes.is_meta:
         return
-    low, high = map(int, codes.aminmax())
+    low, high = map(int, codes.long().aminmax())
     if low < least or high >= num_embeddings:
         raise ValueError(f"{name} has values {low}..{high}; want {least}..{num_embeddings - 1}")
 
@@ -135,7 +135,7 @@ def perplexity(indices: Tensor, num_embeddings: int) -> Tensor:
         TypeError, ValueError: as ``check_codes``.
     """
     check_codes("indices", indices, num_embeddings)
-    p = torch.bincount(indices.flatten(), minlength=num_embeddings).double() / indices.numel()
+    p = torch.bincount(indices.long().flatten(), minlength=num_embeddings).double() / indices.numel()
     return torch.special.entr(p).sum().exp().float()
 
 
@@ -199,7 +199,13 @@ def masked_conv2d(
         raise ValueError(f"stack is {stack!r}; want 'full', 'vertical' or 'horizontal'")
     if dilation < 1:
         raise ValueError(f"dilation is {dilation}; want 1 or more")
-    if x.ndim != 4 or weight.ndim != 4 or x.shape[1] != weight.shape[1]:
+    if (
+        x.ndim != 4
+        or weight.ndim != 4
+        or x.shape[1] != weight.shape[1]
+        or 0 in x.shape[1:]
+        or len(weight) == 0
+    ):
         raise ValueError(
             f"x has shape {tuple(x.shape)} and weight {tuple(weight.shape)}; "
             "want (B, C_in, H, W) and (C_out, C_in, kh, kw)"
@@ -208,10 +214,14 @@ def masked_conv2d(
     odd = {"full": kh % 2 == 1 and kw % 2 == 1, "vertical": kw % 2 == 1, "horizontal": kh == 1}
     if not odd[stack] or kh < 1 or kw < 1:
         raise ValueError(f"weight has a {kh}x{kw} kernel, which is no {stack} kernel of odd size")
+    if bias is not None:
+        _check_floating("bias", bias)
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias has shape {tuple(bias.shape)}; want ({len(weight)},)")
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
+    device = x.device.type
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    if autocast and x.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     taps, anchor = visible_taps((kh, kw), mask_type, stack)
     return _masked_conv2d(x, weight, bias, taps, anchor, (dilation, dilation))
@@ -231,6 +241,9 @@ def masked_conv1d(
         TypeError, ValueError: as ``masked_conv2d``.
     """
     _check_floating("x", x)
+    _check_floating("weight", weight)
+    if stack == "vertical":
+        raise ValueError("stack is 'vertical'; one dimension has no rows above")
     if x.ndim != 3 or weight.ndim != 3:
         raise ValueError(
             f"x has shape {tuple(x.shape)} and weight {tuple(weight.shape)}; "

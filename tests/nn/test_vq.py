@@ -397,6 +397,7 @@ vq.set_codebook(start)
 for batch in batches:
     vq(batch[:3] if rank == 0 else batch[3:])
 torch.save(vq.state_dict(), f"{folder}/{rank}.pt")
+dist.barrier()  # a rank that leaves early breaks the other's last message
 dist.destroy_process_group()
 """
 

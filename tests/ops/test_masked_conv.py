@@ -139,7 +139,7 @@ def test_masked_conv1d_equals_a_loop_over_time_and_taps(backend, stack, mask, le
     torch.testing.assert_close(masked_conv1d(x, weight, bias, mask, stack, dilation), want)
 
 
-@pytest.mark.parametrize("stack, mask", KINDS)
+@pytest.mark.parametrize("stack, mask", [("full", "B"), ("vertical", "A"), ("horizontal", "B")])
 def test_gradcheck_and_gradgradcheck(backend, stack, mask) -> None:
     tensors = [t.double().requires_grad_() for t in arguments((2, 2), (1, 3, 2), 3, stack, mask)]
 

@@ -33,6 +33,9 @@ def ema_step(
         counts, sums = counts.clone(), sums.clone()
         dist.all_reduce(counts)
         dist.all_reduce(sums)
+    finite = sums.isfinite().all(1)  # a code that got a NaN sits this step out
+    counts = torch.where(finite, counts, ema_counts)
+    sums = torch.where(finite.unsqueeze(1), sums, ema_sums)
     ema_counts.mul_(decay).add_(counts, alpha=1 - decay)
     ema_sums.mul_(decay).add_(sums, alpha=1 - decay)
     total = ema_counts.sum()

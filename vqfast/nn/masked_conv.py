@@ -41,6 +41,8 @@ class MaskedConv2d(nn.Module):
             raise ValueError(f"mask_type is {mask_type!r}; want 'A' or 'B'")
         if stack not in ("full", "vertical", "horizontal"):
             raise ValueError(f"stack is {stack!r}; want 'full', 'vertical' or 'horizontal'")
+        if self.ndim == 1 and stack == "vertical":
+            raise ValueError("stack is 'vertical'; one dimension has no rows above")
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size is {kernel_size}; want an odd number")
         for name, value in (

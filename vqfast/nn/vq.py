@@ -60,7 +60,7 @@ class VQLayer(nn.Module):
                 raise TypeError(f"{name} is {value!r}; want an integer")
             if value < 1:
                 raise ValueError(f"{name} is {value}; want 1 or more")
-        if beta < 0:
+        if not beta >= 0:
             raise ValueError(f"beta is {beta}; want 0 or more")
         if decay is not None and not 0 < decay < 1:
             raise ValueError(f"decay is {decay}; want a number between 0 and 1, or None")
@@ -118,7 +118,7 @@ class VQLayer(nn.Module):
         self._check(z_e)
         learns_average = self.decay is not None and self.training
         # the average moves the codes in place, while backward still needs those of this pass
-        codebook = self.codebook.clone() if learns_average else self.codebook
+        codebook = self.codebook if self.decay is None else self.codebook.clone()
         out = functional.quantize(z_e, codebook, self.channel_dim, statistics=learns_average)
         loss = self.beta * out.commitment_loss
         if self.decay is None:
@@ -149,7 +149,7 @@ class VQLayer(nn.Module):
             ValueError: an index is out of range.
         """
         functional.check_codes("indices", indices, self.num_embeddings)
-        return self.codebook[indices].movedim(-1, self.channel_dim)
+        return self.codebook[indices.long()].movedim(-1, self.channel_dim)
 
     def perplexity(self, indices: Tensor) -> Tensor:
         """How many codes ``indices`` use, as ``functional.perplexity``."""

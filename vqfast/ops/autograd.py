@@ -19,9 +19,13 @@ def differentiate_through(op: torch.library.CustomOpDef, reference: Callable) ->
     def backward(ctx, *grad_outputs):
         tensors, constants = iter(ctx.saved_tensors), iter(ctx.constants)
         inputs = [next(tensors) if is_tensor else next(constants) for is_tensor in ctx.is_tensor]
+        again = torch.is_grad_enabled()  # a third derivative was asked for
         with torch.enable_grad():
+            # aliases, so that the gradient stops at each input even where one was computed from another
             inputs = [
-                value.detach().requires_grad_(needed) if isinstance(value, Tensor) else value
+                (value.view_as(value) if again and needed else value.detach().requires_grad_(needed))
+                if isinstance(value, Tensor)
+                else value
                 for value, needed in zip(inputs, ctx.needs_input_grad, strict=True)
             ]
             outputs = reference(*inputs)
@@ -29,7 +33,9 @@ def differentiate_through(op: torch.library.CustomOpDef, reference: Callable) ->
         wanted = [value for value, needed in zip(inputs, ctx.needs_input_grad, strict=True) if needed]
         outs, grads = zip(*pairs, strict=True) if pairs else ((), ())
         found = iter(
-            torch.autograd.grad(outs, wanted, grads, allow_unused=True) if outs else [None] * len(wanted)
+            torch.autograd.grad(outs, wanted, grads, allow_unused=True, create_graph=again)
+            if outs
+            else [None] * len(wanted)
         )
         return tuple(next(found) if needed else None for needed in ctx.needs_input_grad)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def write_file(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
-    except OSError:
+    except BaseException:  # Ctrl-C too
         beside.unlink(missing_ok=True)
         raise
 
@@ -116,28 +117,30 @@ class Run:
 
     def __init__(self, folder: str | Path, create: bool = False, lock: bool = True) -> None:
         self.folder = Path(folder)
-        marker = self.folder / "run.json"
+        self._marker = self.folder / "run.json"
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"{self.folder} is a file; want a run folder")
-        if not marker.is_file():
+        if not self._marker.is_file():
             if self.folder.is_dir() and any(p for p in self.folder.iterdir() if p.name[0] != "."):
                 raise ValueError(f"{self.folder} holds something else, not a vqfast run; use another folder")
             if not create:
                 raise FileNotFoundError(f"{self.folder} holds no vqfast run: train one first")
-            write_json(marker, {"format": 1, "stages": {}})
+            self.folder.mkdir(parents=True, exist_ok=True)
         if lock:
-            self._lock = (self.folder / ".lock").open("w")
+            file = (self.folder / ".lock").open("w")
+            weakref.finalize(self, file.close)
             try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise ValueError(f"{self.folder} is in use by another vqfast process") from None
+        self._stages()  # refuses what is no run's
 
     @classmethod
     def shared(cls, folder: str | Path, ranks: Ranks, create: bool = False, lock: bool = True) -> Run:
         """The same from several processes: the first one creates and locks."""
         run = cls(folder, create, lock) if ranks.first else None
         ranks.barrier()
-        return run or cls(folder, lock=False)
+        return run or cls(folder, create, lock=False)
 
     def stage(self, name: str, settings: dict[str, Any]) -> None:
         """Notes a stage's settings.
@@ -145,28 +148,44 @@ class Run:
         Raises:
             ValueError: the stage was begun with others, or run.json is no run's.
         """
-        marker = self.folder / "run.json"
-        run = read_json(marker)
-        if not isinstance(run, dict) or not isinstance(run.get("stages"), dict):
-            raise ValueError(f"{marker} is no vqfast run's")
+        stages = self._stages()
         settings = json.loads(json.dumps(settings))
-        before = run["stages"].setdefault(name, settings)
-        if before != settings:
-            changed = sorted(k for k in {*before, *settings} if before.get(k) != settings.get(k))
-            list_ = ", ".join(f"{k} was {before.get(k)!r}, now {settings.get(k)!r}" for k in changed)
+        if name not in stages:
+            self._note({**stages, name: settings})
+        elif stages[name] != settings:
+            before, now = _flat(stages[name]), _flat(settings)
+            changed = sorted(k for k in {*before, *now} if before.get(k) != now.get(k))
+            list_ = ", ".join(f"{k} was {before.get(k)!r}, now {now.get(k)!r}" for k in changed)
             raise ValueError(f"{self.folder} holds another {name}: {list_}; use another folder")
-        write_json(marker, run)
 
     def forget(self, name: str) -> None:
         """Takes a stage's note back; of a run without any, nothing stays."""
-        marker = self.folder / "run.json"
-        run = read_json(marker)
-        run["stages"].pop(name, None)
-        if run["stages"]:
-            write_json(marker, run)
+        stages = self._stages()
+        stages.pop(name, None)
+        if stages:
+            self._note(stages)
         else:
-            marker.unlink()
+            self._marker.unlink(missing_ok=True)
 
     def settings(self, name: str) -> dict[str, Any] | None:
         """The settings of a stage, if it was begun."""
-        return read_json(self.folder / "run.json")["stages"].get(name)
+        return self._stages().get(name)
+
+    def _stages(self) -> dict[str, dict[str, Any]]:
+        run = read_json(self._marker) if self._marker.is_file() else {"stages": {}}
+        stages = run.get("stages") if isinstance(run, dict) else None
+        if not isinstance(stages, dict) or not all(isinstance(stage, dict) for stage in stages.values()):
+            raise ValueError(f"{self._marker} is no vqfast run's")
+        return stages
+
+    def _note(self, stages: dict[str, dict[str, Any]]) -> None:
+        write_json(self._marker, {"format": 1, "stages": stages})
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without nesting: ``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
+    flat = {}
+    for name, value in settings.items():
+        inner = {f".{k}": v for k, v in _flat(value).items()} if isinstance(value, dict) else {"": value}
+        flat |= {f"{name}{k}": v for k, v in inner.items()}
+    return flat

@@ -53,6 +53,7 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
 
     Raises:
         ValueError: there is no such device.
+        ConnectionError: another process stopped, and said why.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -69,6 +70,10 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
         dist.init_process_group("nccl" if device == "cuda" else "gloo")
     try:
         yield Ranks(dist.get_rank() if world > 1 else 0, world, torch.device(device))
+    except RuntimeError as error:
+        if world > 1 and "by peer" in str(error):  # gloo's "Connection closed", or "reset"
+            raise ConnectionError("another process stopped; its own error says why") from error
+        raise
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -65,7 +65,7 @@ def train_vqvae(
     ``train.fit_vqvae``.
     """
     part = open_images(images)[TRAIN]
-    torch.manual_seed(fit["seed"])
+    _seed(fit["seed"])
     vqvae = VQVAE.named(name, in_channels=part.shape[0], **model)
     vqvae.code_shape(part.shape[1:])  # refuses a size that the strides don't divide
     settings = {"images": images, "name": name, **model, **fit}
@@ -120,7 +120,9 @@ def train_prior(
         **model,
         **fit,
     }
-    torch.manual_seed(fit["seed"])
+    _seed(fit["seed"])
+    if name not in PRIORS:
+        raise ValueError(f"prior is {name!r}; want {' or '.join(PRIORS)}")
     prior = PRIORS[name](num_embeddings, num_classes=num_classes, **model)
     if num_classes is None:
         labels = None
@@ -211,6 +213,12 @@ def _stage(run: Run, name: str, settings: dict[str, Any], ranks: Ranks, output: 
         raise
 
 
+def _seed(seed: int) -> None:
+    if not 0 <= seed < 2**43:  # ``batch_rows`` puts 20 bits below it
+        raise ValueError(f"seed is {seed}; want 0..2^43 - 1")
+    torch.manual_seed(seed)
+
+
 def _train(run: Run, name: str, settings, model, ranks: Ranks, fit, options: dict[str, Any]):
     with _stage(run, name, settings, ranks, run.folder / f"{name}.state.safetensors") as state:
         if not (run.folder / f"{name}.safetensors").is_file():
@@ -221,8 +229,10 @@ def _train(run: Run, name: str, settings, model, ranks: Ranks, fit, options: dic
                 columns = {key: value for key, value in history.items() if key != "step"}
                 write_file(run.folder / f"{name}.png", pictures.curves(columns, history["step"], name))
                 save_model(run.folder, name, model)  # last: its presence says that the stage is done
-                state.unlink(missing_ok=True)
-            ranks.barrier()
+        if ranks.first:
+            for left in run.folder.glob(f"*{state.name}*"):  # by a killed process too, half-written or whole
+                left.unlink()
+        ranks.barrier()
     return load_model(run.folder, name, ranks.device)
 
 

@@ -13,30 +13,29 @@ def _masked(weight: Tensor, taps: int) -> Tensor:
     return torch.where(visible, weight, 0)  # not a product: a hidden NaN must not count
 
 
-def _padding(weight: Tensor, anchor: list[int], dilation: list[int]) -> list[int]:
-    """left, right, top, bottom: what puts tap ``anchor`` at the output's own position; may be negative."""
-    kernel = weight.shape[2:]
-    before = [a * d for a, d in zip(anchor, dilation, strict=True)]
-    after = [(k - 1 - a) * d for k, a, d in zip(kernel, anchor, dilation, strict=True)]
-    return [before[1], after[1], before[0], after[0]]
+def _padded(x: Tensor, weight: Tensor, anchor: list[int], dilation: list[int]) -> Tensor:
+    """``x`` with the zeros around it that put tap ``anchor`` at the output's own position."""
+    (kh, kw), (ay, ax), (dy, dx) = weight.shape[2:], anchor, dilation
+    # an anchor beyond the kernel leaves rows that no tap sees
+    padded = F.pad(x, [ax * dx, max(0, kw - 1 - ax) * dx, ay * dy, max(0, kh - 1 - ay) * dy])
+    return padded[:, :, : x.shape[2] + (kh - 1) * dy, : x.shape[3] + (kw - 1) * dx]
 
 
 def masked_conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, taps: int, anchor: list[int], dilation: list[int]
 ) -> Tensor:
     """``conv2d(x, weight * mask)``, shifted so that kernel position ``anchor`` sees the output's own."""
-    padded = F.pad(x, _padding(weight, anchor, dilation))
-    return F.conv2d(padded, _masked(weight, taps), bias, dilation=dilation)
+    return F.conv2d(_padded(x, weight, anchor, dilation), _masked(weight, taps), bias, dilation=dilation)
 
 
 def masked_conv2d_backward(
     grad: Tensor, x: Tensor, weight: Tensor, taps: int, anchor: list[int], dilation: list[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients to ``x``, ``weight`` (zero at hidden taps) and the bias."""
-    padding = _padding(weight, anchor, dilation)
+    padded = _padded(x, weight, anchor, dilation)
     grad_padded, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
         grad,
-        F.pad(x, padding),
+        padded,
         _masked(weight, taps),
         [len(weight)],
         [1, 1],
@@ -47,4 +46,7 @@ def masked_conv2d_backward(
         1,
         [True, True, True],
     )
-    return F.pad(grad_padded, [-p for p in padding]), _masked(grad_weight, taps), grad_bias
+    (height, width), (top, left) = x.shape[2:], (a * d for a, d in zip(anchor, dilation, strict=True))
+    unseen = [max(0, left + width - padded.shape[3]), max(0, top + height - padded.shape[2])]
+    grad_x = F.pad(grad_padded, [0, unseen[0], 0, unseen[1]])[:, :, top : top + height, left : left + width]
+    return grad_x.contiguous(), _masked(grad_weight, taps), grad_bias

@@ -11,9 +11,9 @@ def nearest(x: Tensor, codebook: Tensor) -> Tensor:
 
     Differences rather than ``x.x - 2 x.e + e.e``: nothing cancels, whatever the offset of the data.
     """
-    num_embeddings = codebook.shape[-2]
     finite = x.isfinite().all(-1)
-    rows = x.double().split(max(1, 2**22 // num_embeddings), dim=-2)  # 32 MB of distances at a time
+    distances = max(1, x[..., :1, 0].numel() * codebook.shape[-2])  # of one row
+    rows = x.double().split(max(1, 2**22 // distances), dim=-2)  # 32 MB of distances at a time
     exact = {"compute_mode": "donot_use_mm_for_euclid_dist"}
     indices = [torch.cdist(part, codebook.double(), **exact).argmin(-1) for part in rows]
     return torch.cat(indices, dim=-1) * finite

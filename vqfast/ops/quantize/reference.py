@@ -50,7 +50,8 @@ def quantize_backward(
     dtype = accumulator(z_e, codebook)
     slope = (rows.to(dtype) - codebook.to(dtype)[indices]) * (2 / max(1, z_e.numel()))
     commitment = (grad_commitment_loss * slope).movedim(-1, channel_dim)
-    grad_z_e = (grad_quantized + commitment).to(z_e.dtype)
+    grad_z_e = torch.empty_like(z_e, requires_grad=False)  # the caller's layout
+    grad_z_e.copy_(grad_quantized + commitment)
     grad_codebook = torch.zeros_like(codebook, dtype=dtype).index_add(
         0, indices.flatten(), -grad_codebook_loss * slope.reshape(-1, codebook.shape[1])
     )
