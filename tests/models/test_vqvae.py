@@ -229,6 +229,7 @@ result |= {key: value.clone() for key, value in norm.state_dict().items()}
 result["far"] = norm.float()(x.detach().float() + 1000)
 result["bfloat16"] = norm(x.detach().bfloat16())
 torch.save(result, f"{folder}/{rank}.pt")
+dist.barrier()  # a rank that leaves early breaks the other's last message
 dist.destroy_process_group()
 """
 

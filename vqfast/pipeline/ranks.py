@@ -68,8 +68,10 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    ranks = Ranks(dist.get_rank() if world > 1 else 0, world, torch.device(device))
     try:
-        yield Ranks(dist.get_rank() if world > 1 else 0, world, torch.device(device))
+        yield ranks
+        ranks.barrier()  # one that leaves early breaks the others' last message
     except RuntimeError as error:
         if world > 1 and "by peer" in str(error):  # gloo's "Connection closed", or "reset"
             raise ConnectionError("another process stopped; its own error says why") from error
