@@ -1,7 +1,8 @@
 """Prior sampling, naive against cached: ``python -m benchmarks.sampling`` prints and records it.
 
-The naive sampler is timed on its first positions and scaled to all: each costs it the same full pass. Runs
-are interleaved; medians count. Floor: the arithmetic on visible taps at the rate of a large matrix product here.
+The naive sampler is timed on its first positions and scaled to all: each costs it the same full pass.
+Runs are interleaved; medians count. Floor: the arithmetic on visible taps at the rate of a large matrix
+product on this machine.
 """
 
 from __future__ import annotations

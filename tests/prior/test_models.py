@@ -218,6 +218,7 @@ def test_gated_pixelcnn_has_the_number_of_parameters_counted_by_hand() -> None:
         ("gated", {"kernel_size": 1}, "kernel"),  # the docstring wants 3 or more
         ("gated", {"first_kernel_size": 1}, "kernel"),
         ("residual", {"num_residual_blocks": 0}, "num_residual_blocks"),
+        ("residual", {"first_kernel_size": 1}, "kernel_size"),
         ("residual", {"first_kernel_size": 2}, "kernel_size"),
         ("wavenet", {"dilation_cycle": 0}, "dilation_cycle"),
     ],

@@ -53,8 +53,8 @@ class MaskedConv2d(nn.Module):
             if value < 1:
                 raise ValueError(f"{name} is {value}; want 1 or more")
         kernel = functional.kernel_shape(kernel_size, mask_type, stack)[-self.ndim :]
-        if 0 in kernel:
-            raise ValueError(f"a {stack} kernel of size {kernel_size} and mask A has no taps; want 3 or more")
+        if mask_type == "A" and kernel_size == 1:
+            raise ValueError("kernel_size is 1, of which mask A leaves nothing; want 3 or more")
         self.mask_type, self.stack, self.dilation = mask_type, stack, dilation
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, *kernel))
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None

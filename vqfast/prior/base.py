@@ -61,7 +61,9 @@ class CausalPrior(nn.Module):
         super().__init__()
         self.num_embeddings, self.num_classes = num_embeddings, num_classes
         self.condition_channels = condition_channels
-        self._require(num_embeddings=num_embeddings, num_classes=num_classes or 1)
+        self._require(num_embeddings=num_embeddings)
+        if num_classes is not None:
+            self._require(num_classes=num_classes)
         if condition_channels < 0:
             raise ValueError(f"condition_channels is {condition_channels}; want 0 or more")
 
@@ -98,6 +100,8 @@ class CausalPrior(nn.Module):
             if labels.shape != (batch,):
                 raise ValueError(f"labels has shape {tuple(labels.shape)}; want ({batch},)")
         wanted = (batch, self.condition_channels, *spatial) if self.condition_channels else None
+        if condition is not None and not isinstance(condition, Tensor):
+            raise TypeError(f"condition is a {type(condition).__name__}; want a tensor")
         got = None if condition is None else tuple(condition.shape)
         if got != wanted:
             raise ValueError(f"condition has shape {got}; want {wanted}")
@@ -127,6 +131,8 @@ class CausalPrior(nn.Module):
         spatial = tuple(indices.shape[1:])
         self.check_conditioning(len(indices), spatial, labels, condition)
         grid = spatial if self.ndim == 2 else (1, *spatial)
+        if labels is not None:
+            labels = labels.long()
         if condition is not None:
             condition = condition.reshape(len(indices), -1, *grid)
         logits = self.grid_logits(indices.long().reshape(-1, *grid), labels, condition)

@@ -84,6 +84,8 @@ class PixelCNN(CausalPrior):
     ) -> None:
         super().__init__(num_embeddings, num_classes, condition_channels)
         self._require(channels=channels, num_layers=num_layers, head_channels=head_channels)
+        if kernel_size < 3:  # a 1x1 layer would be no layer of stacks
+            raise ValueError(f"kernel_size is {kernel_size}; want an odd number, 3 or more")
         self.embedding = nn.Embedding(num_embeddings, channels)
         kinds = [(first_kernel_size, "A")] + [(kernel_size, "B")] * (num_layers - 1)
         self.layers = nn.ModuleList(

@@ -31,8 +31,8 @@ class Phase(IntEnum):
 class Term:
     """``sum over taps of value[position + tap] @ weight[tap]``.
 
-    ``source`` is a step's number, ``CODES`` or ``CONDITION``; ``weight`` names a ``(taps, in, out)`` tensor,
-    ``None`` adds the value itself.
+    ``source`` is a step's number, ``CODES`` or ``CONDITION`` (its own position only); ``weight`` names a
+    ``(taps, in, out)`` tensor, or is ``None`` to add a step's value at the own position itself.
     """
 
     source: int
@@ -66,13 +66,21 @@ class Program:
     """Steps in order; the last one's value is the logits.
 
     Raises:
-        ValueError: the logits see their own or a later position.
+        ValueError: the logits see their own or a later position, or a term isn't as ``Term`` says.
     """
 
     steps: tuple[Step, ...]
     num_embeddings: int
 
     def __post_init__(self) -> None:
+        for number, step in enumerate(self.steps):
+            for term in step.terms:
+                own = term.taps == ((0, 0),)
+                bare = term.weight is None and (term.source < 0 or not own)
+                if not term.taps or bare or (term.source == CONDITION and not own):
+                    raise ValueError(f"step {number} has no term like {term}")
+            if not step.terms:
+                raise ValueError(f"step {number} has no terms")
         if self.phases()[-1] == Phase.CODE:
             raise ValueError("the program isn't causal: its logits see the code they are for")
 

@@ -66,7 +66,7 @@ class Request:
     progress: Callable[[int], object] = field(default=lambda positions: None)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def sample(
     prior: CausalPrior,
     num: int,
@@ -93,12 +93,12 @@ def sample(
         raise ValueError(f"shape is {shape}; want {prior.ndim} sizes")
     if not temperature >= 0 or temperature == float("inf"):
         raise ValueError(f"temperature is {temperature}; want a finite number, 0 (greedy) or more")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k is {top_k}; want 1 or more")
+    if top_k is not None and not (isinstance(top_k, int) and top_k >= 1):
+        raise ValueError(f"top_k is {top_k!r}; want a positive integer")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p is {top_p}; want a number above 0, up to 1")
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"seed is {seed}; want 0..2^64 - 1")
+    if not (isinstance(seed, int) and 0 <= seed < 2**64):
+        raise ValueError(f"seed is {seed!r}; want an integer in 0..2^64 - 1")
     name = ALIASES.get(method, method)
     if name not in EXECUTORS:
         raise ValueError(f"method is {method!r}; want one of {', '.join((*ALIASES, *EXECUTORS))}")
@@ -111,13 +111,13 @@ def sample(
         labels = torch.full((num,), labels)
     if known is None:
         known = torch.full((num, *shape), -1)
+    check_codes("known", known, prior.num_embeddings, least=-1)
     if known.shape != (num, *shape):
         raise ValueError(f"known has shape {tuple(known.shape)}; want {(num, *shape)}")
-    check_codes("known", known, prior.num_embeddings, least=-1)
     prior.check_conditioning(num, shape, labels, condition)
 
     grid = shape if len(shape) == 2 else (1, *shape)
-    draw = Draw(seed, numbers.to(device), temperature, top_k, top_p)
+    draw = Draw(seed, numbers.to(device, torch.int64), temperature, top_k, top_p)
     request = Request(grid, draw, known.to(device, torch.int64).view(num, *grid))
     if labels is not None:
         request.labels = labels.to(device, torch.int64)
@@ -129,10 +129,11 @@ def sample(
     was_training = prior.training
     prior.eval()
     try:
-        codes = torch.cat([run(prior, part) for part in _batches(request, num, batch_size)])
+        with torch.inference_mode():  # less overhead an op
+            codes = torch.cat([run(prior, part) for part in _batches(request, num, batch_size)])
     finally:
         prior.train(was_training)
-    return codes.view(num, *shape)
+    return codes.clone().view(num, *shape)  # an ordinary tensor again
 
 
 def _batches(request: Request, num: int, batch_size: int):
