@@ -23,21 +23,37 @@ def main(argv: list[str] | None = None) -> int:
     try:
         command(**arguments)
         sys.stdout.flush()  # a pipe that nobody reads any more shows here
-    except KeyboardInterrupt:
-        print("vqfast: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    except ModuleNotFoundError as error:
-        if error.name not in EXTRAS:
-            raise
-        print(f"vqfast: error: {error.name} is missing: pip install 'vqfast[demo]'", file=sys.stderr)
-        return 2
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
         return 1
-    except (ValueError, TypeError, OSError) as error:
-        print(f"vqfast: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    except BaseException as error:
+        line, status = _explained(error)
+        if line is None:
+            raise
+        print(f"vqfast: {line}", file=sys.stderr)
+        return status
     return 0
+
+
+def _explained(error: BaseException) -> tuple[str | None, int]:
+    """What to say of an error that the user can mend, and the exit status; ``None`` for any other."""
+    if _interrupted(error):
+        sys.unraisablehook = lambda unraisable: None  # what is half made complains as it goes
+        return "interrupted; the same command goes on from here", 130
+    if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
+        return f"error: {error.name} is missing: pip install 'vqfast[demo]'", 2
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error)):
+        return "error: out of memory: ask for smaller sizes or batches", 2
+    if isinstance(error, (ValueError, TypeError, OverflowError, OSError)):
+        return f"error: {' '.join(str(error).split())}", 2
+    return None, 1
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether it began with Ctrl-C: what is interrupted, such as an import, may raise its own error."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -277,8 +293,8 @@ def _sample(
             shape = list(step.read_codes(source, step.HELD_OUT)[0].shape[1:])
         labels = None
         if label is not None:
-            if not 0 <= label < (prior.num_classes or math.inf):
-                raise ValueError(f"label is {label}; want 0..{(prior.num_classes or 1) - 1}")
+            if not 0 <= label < (prior.num_classes or 0):
+                raise ValueError(f"label is {label}; the prior has {prior.num_classes or 'no'} classes")
             labels = torch.full((num,), label)
         elif prior.num_classes:
             labels = torch.arange(num) % prior.num_classes
