@@ -107,6 +107,7 @@ class Codebook(nn.Module):
         """
         if codebook.shape != self.codebook.shape:
             raise ValueError(f"codebook has shape {tuple(codebook.shape)}; want {tuple(self.codebook.shape)}")
+        codebook = codebook.to(self.codebook)
         self.codebook.copy_(unit(codebook) if self.metric == "cosine" else codebook)
         if self.decay is not None or self.revive_below:
             self.ema_counts.fill_(self._fresh_count)
