@@ -58,15 +58,16 @@ def sample(x: Tensor, mask: Tensor | None, num: int) -> Tensor:
     Returns:
         ``(num, ...)``; NaN where no rank has a row.
     """
+    # shape[0] rather than len, which export would take for a constant
     dims = (-1,) + (1,) * (x.ndim - 1)
-    have = torch.full((), len(x), device=x.device) if mask is None else mask.sum()
+    have = torch.full((), x.shape[0], device=x.device) if mask is None else mask.sum()
     start, size = place(have)
     noise = from_first(torch.rand(num + 1, dtype=torch.float64, device=x.device))
     wanted = ((noise[:num].argsort() + noise[num]) * (size / num)).long().clamp(max=size - 1) - start
     picked = x.new_zeros(num, *x.shape[1:])
-    if len(x):
+    if x.shape[0]:
         nth = wanted.clamp(min=0)
         index = nth if mask is None else torch.searchsorted(mask.cumsum(0), nth + 1)
         mine = (wanted >= 0) & (wanted < have)
-        picked = torch.where(mine.view(dims), x[index.clamp(max=len(x) - 1)], picked)
+        picked = torch.where(mine.view(dims), x[index.clamp(max=x.shape[0] - 1)], picked)
     return torch.where(size > 0, total(picked), torch.nan)
