@@ -159,7 +159,7 @@ class Codebook(nn.Module):
     def learn(self, *batches: Batch) -> None:
         """Follows the vectors of ``batches`` taken together, then revives dead codes.
 
-        No batch of no vectors moves anything, nor does a code follow vectors with a NaN or an infinity.
+        No vectors move nothing, and a code that was given one with a NaN or an infinity sits the step out.
         """
         counts = ranks.total(sum(batch.counts for batch in batches)).to(self.ema_counts.dtype)
         some = counts.sum(-1, keepdim=True) > 0
@@ -169,8 +169,9 @@ class Codebook(nn.Module):
             self._follow(counts, ranks.total(sum(batch.sums for batch in batches)), some)
         if self.revive_below:
             masks = [batch.mask for batch in batches]
-            mask = None if masks[0] is None else torch.cat(masks)
-            self._revive(torch.cat([batch.vectors for batch in batches]), mask)
+            mask = None if masks[0] is None else torch.stack(masks, 1).flatten()
+            # vector by vector, not batch by batch: so ranks in a row are the joined batch
+            self._revive(torch.stack([batch.vectors for batch in batches], 1).flatten(0, 1), mask)
 
     def _follow(self, counts: Tensor, sums: Tensor, some: Tensor) -> None:
         """One step of the exponential moving average (van den Oord et al. 2017, appendix A.1).
