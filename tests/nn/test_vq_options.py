@@ -285,9 +285,9 @@ def test_projections_stand_around_a_plain_layer() -> None:
     vq, plain = layer(8, 12, codebook_dim=3, channel_dim=-1), layer(8, 3, channel_dim=-1)
     vq.set_codebook(plain.codebook.detach())
     z_e = randn(5, 7, 12)
-    out, want = vq(z_e), plain(vq.project_in(z_e))
+    out, want = vq(z_e), plain(vq.projection.project_in(z_e))
     torch.testing.assert_close(out.loss, want.loss)
-    torch.testing.assert_close(out.quantized, vq.project_out(want.quantized))
+    torch.testing.assert_close(out.quantized, vq.projection.project_out(want.quantized))
     (out.quantized.square().sum() + out.loss).backward()
     assert all(parameter.grad.any() for parameter in vq.parameters())
 
@@ -504,7 +504,7 @@ def test_autocast_leaves_the_state_in_float32_and_the_codes_exact(options, dtype
     assert z_e.dtype == out.quantized.dtype == dtype
     assert out.loss.dtype == torch.float32
     assert torch.equal(out.indices, want.indices)
-    if vq.project_in is None and vq.heads == 1 and vq.metric == "l2":
+    if vq.projection.project_in is None and vq.heads == 1 and vq.metric == "l2":
         distances = torch.cdist(z_e.detach().double(), codes.codebook.detach().double())
         assert torch.equal(out.indices, distances.argmin(-1))
     (out.quantized.float().sum() + out.loss).backward()
@@ -587,9 +587,9 @@ def test_agrees_with_vector_quantize_pytorch(ours, theirs) -> None:
     peer._codebook.embed.data.copy_(codes.view(peer._codebook.embed.shape))
     peer._codebook.embed_avg.data.copy_(peer._codebook.embed)
     peer._codebook.cluster_size.data.fill_(1)
-    if vq.project_in is not None:
-        vq.project_in.load_state_dict(peer.project_in.state_dict())
-        vq.project_out.load_state_dict(peer.project_out.state_dict())
+    if vq.projection.project_in is not None:
+        vq.projection.project_in.load_state_dict(peer.project_in.state_dict())
+        vq.projection.project_out.load_state_dict(peer.project_out.state_dict())
     inputs = [torch.randn(4, 7, 6, requires_grad=True)]
     inputs.append(inputs[0].detach().clone().requires_grad_())
     # with a mask theirs compares codes with vectors before projection, split and normalisation

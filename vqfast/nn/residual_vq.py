@@ -7,16 +7,8 @@ from torch import Tensor, nn
 
 from vqfast import functional
 from vqfast.nn import ranks
-from vqfast.nn.vq import (
-    LossParts,
-    VQLayer,
-    VQOutput,
-    check_gradient,
-    check_mask,
-    check_sizes,
-    check_some,
-    pass_gradient,
-)
+from vqfast.nn.projection import Projection, check_mask
+from vqfast.nn.vq import LossParts, VQLayer, VQOutput, check_gradient, check_sizes, pass_gradient
 
 STAGE_OPTIONS = {"beta", "decay", "eps", "metric", "kmeans_init", "revive_below", "learnable"}
 
@@ -33,8 +25,8 @@ class ResidualVQLayer(nn.Module):
         num_embeddings: K, the number of codes of a stage.
         embedding_dim: D, the channels of ``z_e``.
         channel_dim: where the channels stand, 1 for ``(B, D, *spatial)``, -1 for channels last.
-        codebook_dim: D of the codes; where it isn't ``embedding_dim``, linear maps ``project_in`` and
-            ``project_out`` stand around all stages together.
+        codebook_dim: D of the codes; where it isn't ``embedding_dim``, linear maps stand around all
+            stages together, in ``projection``.
         shared_codebook: whether all stages use one codebook, which learns from all of them.
         quantize_dropout: whether in training each batch uses the first 1 to Q stages only (section III-C), a
             number drawn from torch's generator, the same on all ranks. The others give index -1 and don't
@@ -75,13 +67,12 @@ class ResidualVQLayer(nn.Module):
         self.num_quantizers, self.num_embeddings = num_quantizers, num_embeddings
         self.embedding_dim, self.codebook_dim, self.channel_dim = embedding_dim, width, channel_dim
         self.quantize_dropout, self.gradient = quantize_dropout, gradient
-        self._dim = channel_dim if width == embedding_dim else -1  # where the stages find their channels
+        self.projection = Projection(embedding_dim, width, channel_dim)
+        dim = self.projection.dim
         stages = 1 if shared_codebook else num_quantizers
         self.stages = nn.ModuleList(
-            VQLayer(num_embeddings, width, channel_dim=self._dim, **options) for _ in range(stages)
+            VQLayer(num_embeddings, width, channel_dim=dim, **options) for _ in range(stages)
         )
-        self.project_in = nn.Linear(embedding_dim, width) if width != embedding_dim else None
-        self.project_out = nn.Linear(width, embedding_dim) if width != embedding_dim else None
 
     @property
     def codebooks(self) -> Tensor:
@@ -122,8 +113,8 @@ class ResidualVQLayer(nn.Module):
         if batches[0] is not None:
             for q, stage in enumerate(self.stages):
                 stage.learn(*batches[q :: len(self.stages)])
-        quantized = pass_gradient(z, total, self.gradient, self._dim)
-        quantized = self._restore(quantized, mask).to(z_e.dtype)
+        quantized = pass_gradient(z, total, self.gradient, self.projection.dim)
+        quantized = self.projection.leave(quantized, mask).to(z_e.dtype)
         indices = torch.stack([output.indices for output in outputs], -1)
         output = VQOutput(quantized, indices, torch.stack([output.loss for output in outputs]).sum())
         stacked = LossParts(*(torch.stack(values) for values in zip(*parts, strict=True)))
@@ -157,7 +148,7 @@ class ResidualVQLayer(nn.Module):
             )
         check_mask(mask, indices, -1)
         codes = [self._looked_up(self._stage(q), index) for q, index in enumerate(indices.unbind(-1))]
-        return self._restore(torch.stack(codes).sum(0), mask)
+        return self.projection.leave(torch.stack(codes).sum(0), mask)
 
     def extra_repr(self) -> str:
         """What ``print`` shows."""
@@ -169,14 +160,7 @@ class ResidualVQLayer(nn.Module):
 
     def _vectors(self, z_e: Tensor, mask: Tensor | None) -> Tensor:
         """What the first stage is given."""
-        check_some(z_e)
-        functional.check_channels(z_e, self.channel_dim, self.embedding_dim)
-        check_mask(mask, z_e, self.channel_dim)
-        z = z_e
-        if mask is not None:  # first of all: a NaN times a zero gradient is a NaN
-            z = torch.where(mask.unsqueeze(self.channel_dim), z, 0)
-        if self.project_in is not None:
-            z = self.project_in(z.movedim(self.channel_dim, -1))
+        z = self.projection.enter(z_e, mask)
         return z.to(torch.promote_types(z.dtype, torch.float32))
 
     def _stages(self, z: Tensor, mask: Tensor | None, used: Tensor | None) -> tuple[Tensor, list]:
@@ -185,7 +169,7 @@ class ResidualVQLayer(nn.Module):
         for q in range(self.num_quantizers):
             shown = mask
             if used is not None:  # a dropped stage is one whose vectors are all masked
-                whole = torch.ones_like(z.movedim(self._dim, -1)[..., 0], dtype=torch.bool)
+                whole = torch.ones_like(z.movedim(self.projection.dim, -1)[..., 0], dtype=torch.bool)
                 shown = (whole if mask is None else mask) & (q < used)
             results.append(self._stage(q).quantise(residual, shown))
             quantized = results[-1][0].quantized.detach()
@@ -195,10 +179,3 @@ class ResidualVQLayer(nn.Module):
     def _looked_up(self, stage: VQLayer, indices: Tensor) -> Tensor:
         """The stage's codes of ``indices``, zero for -1."""
         return stage.look_up(indices, indices >= 0)
-
-    def _restore(self, quantized: Tensor, mask: Tensor | None) -> Tensor:
-        """Sums of codes in the place of ``z_e``; zero where masked."""
-        if self.project_out is not None:
-            quantized = self.project_out(quantized.to(self.project_out.weight.dtype))
-            quantized = quantized.movedim(-1, self.channel_dim)
-        return quantized if mask is None else torch.where(mask.unsqueeze(self.channel_dim), quantized, 0)

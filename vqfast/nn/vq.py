@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vqfast import functional
 from vqfast.functional import Quantized
-from vqfast.nn import ranks
 from vqfast.nn.codebook import Batch, Codebook, masked_statistics
+from vqfast.nn.projection import Projection, check_mask
 
 
 class VQOutput(NamedTuple):
@@ -51,33 +51,6 @@ def pass_gradient(z: Tensor, z_q: Tensor, gradient: str, dim: int) -> Tensor:
         scale = torch.linalg.vector_norm(target, dim=dim, keepdim=True) / torch.where(length > 0, length, 1)
         step = torch.where(length > 0, scale * turned, step)
     return target + step
-
-
-def check_mask(mask: Tensor | None, z_e: Tensor, channel_dim: int) -> None:
-    """Bool ``mask`` of the shape of ``z_e`` without its channels, or ``None``.
-
-    Raises:
-        TypeError: it isn't a bool tensor.
-        ValueError: it has another shape.
-    """
-    if mask is None:
-        return
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        got = f"has dtype {mask.dtype}" if isinstance(mask, Tensor) else f"is a {type(mask).__name__}"
-        raise TypeError(f"mask {got}; want a bool tensor")
-    shape = z_e.movedim(channel_dim, -1).shape[:-1]
-    if mask.shape != shape:
-        raise ValueError(f"mask has shape {tuple(mask.shape)}; want {tuple(shape)}, z_e's without channels")
-
-
-def check_some(z_e: Tensor) -> None:
-    """At least one vector, unless other ranks may have them.
-
-    Raises:
-        ValueError: there is none.
-    """
-    if isinstance(z_e, Tensor) and z_e.numel() == 0 and not ranks.several():
-        raise ValueError(f"z_e has shape {tuple(z_e.shape)}; want at least one vector")
 
 
 def check_sizes(**sizes: int) -> None:
@@ -128,7 +101,7 @@ class VQLayer(Codebook):
         heads: the channels are cut into that many vectors, each with an index of its own.
         separate_codebooks: whether each head has a codebook of its own, ``codebook (heads, K, D)``.
         codebook_dim: D of the codes, by default ``embedding_dim / heads``; where ``heads * codebook_dim``
-            isn't ``embedding_dim``, linear maps ``project_in`` and ``project_out`` stand around the codes.
+            isn't ``embedding_dim``, linear maps stand around the codes, in ``projection``.
         kmeans_init: whether the first batch in training starts the codes by k-means.
         revive_below: codes used less than so many times a batch, by the moving average of their counts, are
             replaced by random vectors of the batch in training; 0 for never. SoundStream (arXiv 2107.03312,
@@ -177,9 +150,7 @@ class VQLayer(Codebook):
         self.embedding_dim, self.codebook_dim = embedding_dim, codebook_dim
         self.heads, self.separate = heads, separate
         self.beta, self.channel_dim, self.gradient = beta, channel_dim, gradient
-        width = heads * codebook_dim
-        self.project_in = nn.Linear(embedding_dim, width) if width != embedding_dim else None
-        self.project_out = nn.Linear(width, embedding_dim) if width != embedding_dim else None
+        self.projection = Projection(embedding_dim, heads * codebook_dim, channel_dim, last=heads > 1)
 
     def forward(
         self, z_e: Tensor, mask: Tensor | None = None, return_parts: bool = False
@@ -265,9 +236,8 @@ class VQLayer(Codebook):
             quantized = codes[torch.arange(self.heads, device=indices.device), indices]
         else:
             quantized = codes[indices]
-        if not self._rearranges:
-            quantized = quantized.movedim(-1, self.channel_dim)
-        return self._restore(quantized, mask)
+        dim = -1 if self.heads > 1 else self.projection.dim
+        return self._restore(quantized.movedim(-1, dim), mask)
 
     def perplexity(self, indices: Tensor) -> Tensor:
         """How many codes ``indices`` use, as ``functional.perplexity``; take masked ones out before."""
@@ -278,23 +248,10 @@ class VQLayer(Codebook):
         rule = "gradient" if self.decay is None else f"decay={self.decay}"
         return f"{self.num_embeddings}, {self.embedding_dim}, beta={self.beta}, {rule}"
 
-    @property
-    def _rearranges(self) -> bool:
-        """Whether the channels are moved last, for projections or heads."""
-        return self.project_in is not None or self.heads > 1
-
     def _vectors(self, z_e: Tensor, mask: Tensor | None) -> tuple[Tensor, int]:
         """What is compared with the codes (with heads ``(B, *spatial, heads, D)``), and its channel dim."""
-        check_some(z_e)
-        functional.check_channels(z_e, self.channel_dim, self.embedding_dim)
-        check_mask(mask, z_e, self.channel_dim)
-        z, dim = z_e, self.channel_dim
-        if mask is not None:  # first of all: a NaN times a zero gradient is a NaN
-            z = torch.where(mask.unsqueeze(dim), z, 0)
-        if self._rearranges:
-            z, dim = z.movedim(dim, -1), -1
-            z = z if self.project_in is None else self.project_in(z)
-            z = z if self.heads == 1 else z.unflatten(-1, (self.heads, self.codebook_dim))
+        z, dim = self.projection.enter(z_e, mask), self.projection.dim
+        z = z if self.heads == 1 else z.unflatten(-1, (self.heads, self.codebook_dim))
         if self.metric == "cosine":
             z = functional.unit(z.to(torch.promote_types(z.dtype, torch.float32)), dim)
         return z, dim
@@ -326,12 +283,7 @@ class VQLayer(Codebook):
 
     def _restore(self, quantized: Tensor, mask: Tensor | None) -> Tensor:
         """Codes, arranged as ``_vectors`` does, in the place of ``z_e``; zero where masked."""
-        if self._rearranges:
-            quantized = quantized if self.heads == 1 else quantized.flatten(-2)
-            if self.project_out is not None:
-                quantized = self.project_out(quantized.to(self.project_out.weight.dtype))
-            quantized = quantized.movedim(-1, self.channel_dim)
-        return quantized if mask is None else torch.where(mask.unsqueeze(self.channel_dim), quantized, 0)
+        return self.projection.leave(quantized if self.heads == 1 else quantized.flatten(-2), mask)
 
     def _hide(self, indices: Tensor, mask: Tensor | None) -> Tensor:
         """-1 where masked."""
