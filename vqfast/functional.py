@@ -78,7 +78,8 @@ def nearest_code(
             broadcast with those of ``x``.
         metric: ``"l2"``, or ``"cosine"`` for the smallest angle, ``argmax_k cos(x_n, e_k)``. A zero vector
             has no angle: as a row it gets index 0, as a code it is chosen only where all codes are zero;
-            its cosines count as 0. Codes of one direction tie up to rounding in float64.
+            its cosines count as 0. Codes of one direction tie up to rounding in float64, of
+            which this metric takes copies.
         return_distance: whether to return the distances too: ``||x_n - e_k||_2`` (not squared), or
             ``1 - cos``, taken from float64 differences; differentiable by both inputs.
 

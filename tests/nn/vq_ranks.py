@@ -30,6 +30,7 @@ CASES = {
     "residual": lambda: ResidualVQLayer(3, 9, 6, quantize_dropout=True, **COMMON),
     "shared stages": lambda: ResidualVQLayer(3, 9, 6, decay=0.9, shared_codebook=True, **COMMON),
     "compiled": lambda: VQLayer(9, 6, decay=0.9, **COMMON),
+    "loaded": lambda: VQLayer(9, 6, decay=0.9, **COMMON),  # by the first rank only, from a checkpoint
     "empty first": lambda: VQLayer(9, 6, **COMMON),
 }
 
@@ -51,6 +52,10 @@ def train(name: str, rank: int | None) -> dict[str, Tensor]:
     batches = torch.randn(len(SPLITS), 8, 4, 5, dtype=torch.float64)
     masks = torch.rand(len(SPLITS), 8, 5) < 0.6
     world = 1 if rank is None else 2
+    if name == "loaded" and rank != 1:
+        trained = CASES[name]()
+        trained.set_codebook(torch.randn(9, 6))
+        model.vq.load_state_dict(trained.state_dict())
     if rank is not None:
         run = DistributedDataParallel(model)
         if name == "compiled":

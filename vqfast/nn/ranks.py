@@ -63,7 +63,7 @@ def sample(x: Tensor, mask: Tensor | None, num: int) -> Tensor:
     have = torch.full((), x.shape[0], device=x.device) if mask is None else mask.sum()
     start, size = place(have)
     noise = from_first(torch.rand(num + 1, dtype=torch.float64, device=x.device))
-    wanted = ((noise[:num].argsort() + noise[num]) * (size / num)).long().clamp(max=size - 1) - start
+    wanted = ((noise[:num].argsort() + noise[num]) * (size.double() / num)).long().clamp(max=size - 1) - start
     picked = x.new_zeros(num, *x.shape[1:])
     if x.shape[0]:
         nth = wanted.clamp(min=0)

@@ -164,14 +164,14 @@ class ResidualVQLayer(nn.Module):
         return z.to(torch.promote_types(z.dtype, torch.float32))
 
     def _stages(self, z: Tensor, mask: Tensor | None, used: Tensor | None) -> tuple[Tensor, list]:
-        """The sum of the codes, and what each stage's ``quantise`` gave; the first ``used`` stages count."""
+        """The sum of the codes, and what each stage's ``assign`` gave; the first ``used`` stages count."""
         residual, total, results = z, torch.zeros_like(z, requires_grad=False), []
         for q in range(self.num_quantizers):
             shown = mask
             if used is not None:  # a dropped stage is one whose vectors are all masked
                 whole = torch.ones_like(z.movedim(self.projection.dim, -1)[..., 0], dtype=torch.bool)
                 shown = (whole if mask is None else mask) & (q < used)
-            results.append(self._stage(q).quantise(residual, shown))
+            results.append(self._stage(q).assign(residual, shown))
             quantized = results[-1][0].quantized.detach()
             residual, total = residual - quantized, total + quantized
         return total, results

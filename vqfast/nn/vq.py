@@ -169,12 +169,12 @@ class VQLayer(Codebook):
             ValueError: ``z_e`` is empty (and no other rank could have vectors), its channels aren't
                 ``embedding_dim``, or ``mask`` has another shape.
         """
-        output, parts, batch = self.quantise(z_e, mask)
+        output, parts, batch = self.assign(z_e, mask)
         if batch is not None:
             self.learn(batch)
         return (output, parts) if return_parts else output
 
-    def quantise(self, z_e: Tensor, mask: Tensor | None) -> tuple[VQOutput, LossParts, Batch | None]:
+    def assign(self, z_e: Tensor, mask: Tensor | None) -> tuple[VQOutput, LossParts, Batch | None]:
         """``forward`` but for the learning, and what ``learn`` wants if it is to be called."""
         z, dim = self._vectors(z_e, mask)
         rows, counted = None, None
@@ -183,8 +183,9 @@ class VQLayer(Codebook):
         if self.starts:
             self.start(rows, counted)
         z, out = self._nearest(z, dim, mask, statistics=self.follows and mask is None)
-        scale = 1.0 if mask is None else mask.numel() / mask.sum().clamp(min=1)
-        parts = LossParts(out.codebook_loss * scale, out.commitment_loss * scale)
+        parts = LossParts(out.codebook_loss, out.commitment_loss)
+        if mask is not None:  # masked vectors added nothing to the sum
+            parts = LossParts(*(part * mask.numel() / mask.sum().clamp(min=1) for part in parts))
         if z_e.numel() == 0:  # another rank has the vectors
             parts = LossParts(*(part.nan_to_num() for part in parts))
         loss = self.beta * parts.commitment
