@@ -59,7 +59,11 @@ def check_codes(name: str, codes: Tensor, num_embeddings: int, *, least: int = 0
 
 
 def unit(x: Tensor, dim: int = -1) -> Tensor:
-    """``x`` with vectors of length 1 along ``dim``; a zero vector stays, and passes its gradient on."""
+    """``x`` with vectors of length 1 along ``dim``, in float32 or wider.
+
+    A zero vector stays, and passes its gradient on.
+    """
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
     norm = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
     return x / torch.where(norm > 0, norm, 1)
 

@@ -239,6 +239,16 @@ def test_cosine_layer_quantises_directions(decay) -> None:
         torch.testing.assert_close(vq.codebook.norm(dim=-1), torch.ones(9).double())
 
 
+def test_cosine_layer_in_bfloat16_compares_in_float32() -> None:
+    vq = VQLayer(200, 8, metric="cosine").bfloat16()
+    vq.set_codebook(torch.randn(200, 8))
+    z_e = torch.randn(500, 8).bfloat16()
+    unit = [F.normalize(value.detach().double(), dim=-1) for value in (z_e, vq.codebook)]
+    out = vq(z_e)
+    assert torch.equal(out.indices, (unit[0] @ unit[1].T).argmax(-1))
+    assert out.quantized.dtype == torch.bfloat16
+
+
 def test_cosine_layer_survives_zero_vectors() -> None:
     vq, z_e = layer(metric="cosine"), torch.zeros(3, 4, requires_grad=True)
     out = vq(z_e)

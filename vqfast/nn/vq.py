@@ -254,7 +254,7 @@ class VQLayer(Codebook):
         z, dim = self.projection.enter(z_e, mask), self.projection.dim
         z = z if self.heads == 1 else z.unflatten(-1, (self.heads, self.codebook_dim))
         if self.metric == "cosine":
-            z = functional.unit(z.to(torch.promote_types(z.dtype, torch.float32)), dim)
+            z = functional.unit(z, dim)
         return z, dim
 
     def _flat(self, z: Tensor, dim: int, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
