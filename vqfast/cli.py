@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,40 +24,53 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a command; returns the exit status: 0, 2 for bad input, 130 when interrupted."""
     arguments = vars(_parser().parse_args(argv))
     command = arguments.pop("command")
-    try:
-        command(**arguments)
-        sys.stdout.flush()  # a pipe that nobody reads any more shows here
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
-        return 1
-    except BaseException as error:
-        line, status = _explained(error)
-        if line is None:
-            raise
-        print(f"vqfast: {line}", file=sys.stderr)
-        return status
+    with _interrupts() as interrupts:
+        try:
+            command(**arguments)
+            sys.stdout.flush()  # a pipe that nobody reads any more shows here
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
+            return 1
+        except BaseException as error:
+            if interrupts or isinstance(error, KeyboardInterrupt):
+                sys.unraisablehook = lambda unraisable: None  # what is half made complains as it goes
+                line, status = "interrupted; the same command goes on from here", 130
+            else:
+                line, status = f"error: {_explained(error)}", 2
+            print(f"vqfast: {line}", file=sys.stderr)
+            return status
     return 0
 
 
-def _explained(error: BaseException) -> tuple[str | None, int]:
-    """What to say of an error that the user can mend, and the exit status; ``None`` for any other."""
-    if _interrupted(error):
-        sys.unraisablehook = lambda unraisable: None  # what is half made complains as it goes
-        return "interrupted; the same command goes on from here", 130
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Notes every Ctrl-C: an import or native code that is interrupted may raise an error of its own."""
+    seen: list[int] = []
+
+    def note(number: int, frame: Any) -> NoReturn:
+        seen.append(number)
+        raise KeyboardInterrupt
+
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # and not ignored, as by nohup
+    ours = ours and threading.current_thread() is threading.main_thread()
+    if ours:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield seen
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _explained(error: BaseException) -> str:
+    """One line about an error that the user can mend; any other goes on its way."""
     if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
-        return f"error: {error.name} is missing: pip install 'vqfast[demo]'", 2
+        return f"{error.name} is missing: pip install 'vqfast[demo]'"
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error)):
-        return "error: out of memory: ask for smaller sizes or batches", 2
+        return "out of memory: ask for smaller sizes or batches"
     if isinstance(error, (ValueError, TypeError, OverflowError, OSError)):
-        return f"error: {' '.join(str(error).split())}", 2
-    return None, 1
-
-
-def _interrupted(error: BaseException | None) -> bool:
-    """Whether it began with Ctrl-C: what is interrupted, such as an import, may raise its own error."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__cause__ or error.__context__
-    return error is not None
+        return " ".join(str(error).split())
+    raise error
 
 
 def _parser() -> argparse.ArgumentParser:
