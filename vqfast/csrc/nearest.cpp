@@ -1,0 +1,370 @@
+// The nearest code: the tile with a running-maximum epilogue, then a certificate.
+//
+// |x - e|^2 is smallest where t = a.b - |b|^2 / 2 is largest, with a = s (x - p), b = s (e - p) for any pivot p and
+// scale s. With p in the middle of the codes an offset of the data cancels before it can do harm. The tile computes
+// t in float32; every code whose score is within twice the error bound B of the best score may be the nearest, no
+// other can be, and those few are compared by their differences in float64.
+//
+// The bound. u = 2^-24, A and E the lengths of the packed (rounded) a~ and of the longest b~, s a power of two.
+// - One rounding in x - p and one in e - p (in float64, then to float32: u (1 + 2^-28)):
+//   |a~ - a| <= u |a|, |b~ - b| <= u' |b|. So a~.b~ is off by at most (2u + O(u^2)) A E, and |b~|^2 / 2 by
+//   (1 + O(u)) u E^2; rounding it to float32 adds u E^2 / 2.
+// - A float32 sum of the bias and D products, each product and each sum rounded once at most, in any order, is off by
+//   at most g (E^2 / 2 + A E), g = (D+1) u / (1 - (D+1) u) (Higham, Accuracy and Stability, section 3.1).
+// - The threshold best - 2B is itself rounded: u (A E + E^2 / 2), and A and E are computed in float32: a factor
+//   1 + (D+2) u at most.
+// Together B <= (D+6) u E (A + E/2) (1 + O(D u)); for D <= 2^17 the factor 1.02 covers the O(D u).
+// - Underflow: s brings E into [2^-23, 2^20] (else B is infinite), so B >= D u E^2 / 2 >= D 2^-71 plus 2^-47 A, and the
+//   underflow of components and products, D 2^-125 (1 + A) even where subnormals are flushed, is inside the 1.02.
+// - Overflow: where A > 2^60 or isn't a number, B is infinite. An infinite B sends the row to all codes in float64.
+// If k is the nearest and j has the best score, score_k >= t_k - B >= t_j - B >= score_j - 2B: k is among those compared.
+
+#include "nearest.h"
+
+#include "tile.h"
+
+namespace vqfast::VQFAST_ISA {
+namespace {
+
+constexpr int kCandidates = 12;
+
+struct Bf16 {
+  uint16_t bits;
+  explicit operator float() const { return __builtin_bit_cast(float, uint32_t{bits} << 16); }
+};
+
+struct Half {
+  uint16_t bits;
+  explicit operator float() const {
+    const uint32_t sign = (bits & 0x8000u) << 16, rest = (bits & 0x7fffu) << 13;
+    const uint32_t wide = rest >= 0x7c00u << 13 ? rest | 0x7f800000u  // not finite
+                                                : __builtin_bit_cast(uint32_t, __builtin_bit_cast(float, rest) * 0x1p112f);
+    return __builtin_bit_cast(float, sign | wide);
+  }
+};
+
+// The arithmetic that x - p needs to round only once: float32 up to float32, else float64.
+template <class T>
+struct Compute {
+  using type = float;
+};
+template <>
+struct Compute<double> {
+  using type = double;
+};
+
+template <class F>
+auto with_type(Type type, F f) {
+  switch (type) {
+    case Type::f64: return f(double{});
+    case Type::bf16: return f(Bf16{});
+    case Type::f16: return f(Half{});
+    default: return f(float{});
+  }
+}
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+int64_t clamp(int64_t x, int64_t low, int64_t high) { return x < low ? low : min(x, high); }
+bool finite(double x) { return __builtin_isfinite(x); }
+
+template <class C>
+bool all_finite(const C* x, int64_t count) {
+  int bad = 0;
+  for (int64_t i = 0; i < count; ++i) bad |= !__builtin_isfinite(x[i]);
+  return !bad;
+}
+
+// Sizes for the caches: a chunk of codes stays in L2 while a block of rows passes by.
+void plan(Problem& p, int64_t threads) {
+  p.tiles = ceil_div(p.k, kTile);
+  // A group's lanewise maxima are kept, so a look at a lane costs group x 2 distances: balance that with the
+  // number of groups to look through.
+  p.group = clamp(int64_t(__builtin_sqrt(double(p.k) / (8 * (p.d + 16)))), 1, p.tiles);
+  p.chunk = clamp(65536 / (p.d * kTile), p.group, p.tiles) / p.group * p.group;
+  const int64_t fair = ceil_div(p.rows * p.num_books, threads);
+  p.block = ceil_div(min(clamp(98304 / p.d, 192, 768), fair), kRows) * kRows;
+}
+
+// ---------------------------------------------------------------------------------------------------- codes
+
+// pivot: the mean of up to 1024 finite codes; scale: 2^-exponent of the largest component about it.
+// Any pivot and scale are right, these make the bound small.
+template <class C>
+void centre(const Problem& p, Codebook& book) {
+  const C* codes = static_cast<const C*>(book.codes);
+  const int64_t step = ceil_div(p.k, 1024);
+  double count = 0, largest = 0;
+  for (int64_t i = 0; i < p.d; ++i) book.pivot[i] = 0;
+  for (int64_t k = 0; k < p.k; k += step) {
+    const C* code = codes + k * p.d;
+    if (!all_finite(code, p.d)) continue;
+    count += 1;
+    for (int64_t i = 0; i < p.d; ++i) book.pivot[i] += (code[i] - book.pivot[i]) / count;
+  }
+  for (int64_t i = 0; i < p.d; ++i) book.pivot[i] = C(book.pivot[i]);
+  for (int64_t k = 0; k < p.k; k += step)
+    for (int64_t i = 0; i < p.d; ++i) {
+      const double away = __builtin_fabs(codes[k * p.d + i] - book.pivot[i]);
+      if (away > largest && finite(away)) largest = away;
+    }
+  const int limit = sizeof(C) == sizeof(float) ? 126 : 1000;
+  const int exponent = largest > 0 ? __builtin_ilogb(largest) : 0;
+  book.scale = __builtin_ldexp(1, int(clamp(-exponent, -limit, limit)));
+}
+
+// Codes of the tiles into tile order. Infinitely far codes get the score -inf, as do the missing ones of the last tile.
+template <class C>
+Packed pack(const Problem& p, const Codebook& book, Span tiles) {
+  Packed found;
+  for (int64_t first = tiles.begin * kTile; first < tiles.end * kTile; first += kTile) {
+    float* packed = book.packed + first * p.d;
+    const C* codes = static_cast<const C*>(book.codes) + first * p.d;
+    const int64_t count = min(kTile, p.k - first);
+    double norms[kTile] = {};
+    if (count < kTile) memset(packed, 0, sizeof(float) * kTile * p.d);
+    for (int64_t k = 0; k < count; ++k)
+      for (int64_t i = 0; i < p.d; ++i)
+        packed[i * kTile + k] = float((codes[k * p.d + i] - book.pivot[i]) * book.scale);
+    for (int64_t i = 0; i < p.d; ++i)
+      for (int k = 0; k < kTile; ++k) norms[k] += double(packed[i * kTile + k]) * packed[i * kTile + k];
+    for (int64_t k = 0; k < kTile; ++k) {
+      bool out = k >= count;
+      if (!finite(norms[k]) && !all_finite(codes + k * p.d, p.d)) {
+        for (int64_t i = 0; i < p.d; ++i) {
+          if (found.first_nan < 0 && codes[k * p.d + i] != codes[k * p.d + i]) found.first_nan = first + k;
+          packed[i * kTile + k] = 0;
+        }
+        out = true;
+      }
+      book.bias[first + k] = out ? -__builtin_inff() : float(-norms[k] / 2);
+      const float reach = float(__builtin_sqrt(norms[k]));
+      if (!out && reach > found.reach) found.reach = reach;
+    }
+  }
+  return found;
+}
+
+// ----------------------------------------------------------------------------------------------------- rows
+
+struct Candidate {
+  float score;
+  int32_t lane;  // group * kLanes + lane
+};
+
+struct Row {
+  int64_t x, out;          // where it is, where its index goes
+  float best, tolerance;   // best score so far; 2B
+  int32_t count;           // of candidates; kAll: every code
+  Candidate candidates[kCandidates];
+};
+constexpr int32_t kAll = -1;
+
+struct Scratch {
+  Row* rows;       // (block)
+  float* packed;   // (block / kRows, D, kRows)
+  Vec* maxima;     // (groups in a chunk, kRows)
+  double* exact;   // (D) one row as it is given
+};
+
+template <class T>
+T* take(char*& at, int64_t count) {
+  T* taken = reinterpret_cast<T*>(at);
+  at += ceil_div(count * int64_t(sizeof(T)), 64) * 64;
+  return taken;
+}
+
+Scratch carve(const Problem& p, char*& at) {
+  Scratch s;
+  s.rows = take<Row>(at, p.block);
+  s.packed = take<float>(at, p.block * p.d);
+  s.maxima = take<Vec>(at, ceil_div(p.chunk, p.group) * kRows);
+  s.exact = take<double>(at, p.d);
+  return s;
+}
+
+int64_t scratch(const Problem& p) {
+  char* end = nullptr;
+  carve(p, end);
+  return end - static_cast<char*>(nullptr);
+}
+
+// Where rows begin .. begin + count of a codebook are.
+void locate(const Problem& p, const Codebook& book, int64_t begin, int64_t count, Row* rows) {
+  int64_t at[64], rest = begin, x = book.x, out = book.out;
+  for (int64_t a = p.num_axes - 1; a >= 0; --a) {
+    at[a] = rest % p.axes[a].size;
+    rest /= p.axes[a].size;
+    x += at[a] * p.axes[a].x_stride;
+    out += at[a] * p.axes[a].out_stride;
+  }
+  for (int64_t n = 0; n < count; ++n) {
+    rows[n].x = x;
+    rows[n].out = out;
+    for (int64_t a = p.num_axes - 1; a >= 0; --a) {
+      const Axis& axis = p.axes[a];
+      x += axis.x_stride;
+      out += axis.out_stride;
+      if (++at[a] < axis.size) break;
+      x -= axis.size * axis.x_stride;
+      out -= axis.size * axis.out_stride;
+      at[a] = 0;
+    }
+  }
+}
+
+// Up to kRows rows into tile order, and their tolerances.
+template <class T>
+void pack_rows(const Problem& p, const Codebook& book, Row* rows, int64_t count, float* packed) {
+  using C = typename Compute<T>::type;
+  const T* x = static_cast<const T*>(p.x);
+  const C scale = C(book.scale);
+  bool adjacent = count == kRows;
+  for (int64_t r = 1; r < count; ++r) adjacent &= rows[r].x == rows[0].x + r;
+  if (count < kRows) memset(packed, 0, sizeof(float) * kRows * p.d);
+  if (adjacent)
+    for (int64_t i = 0; i < p.d; ++i)
+      for (int r = 0; r < kRows; ++r)
+        packed[i * kRows + r] = float((C(x[rows[0].x + i * p.d_stride + r]) - C(book.pivot[i])) * scale);
+  else
+    for (int64_t r = 0; r < count; ++r)
+      for (int64_t i = 0; i < p.d; ++i)
+        packed[i * kRows + r] = float((C(x[rows[r].x + i * p.d_stride]) - C(book.pivot[i])) * scale);
+  float norms[kRows] = {};
+  for (int64_t i = 0; i < p.d; ++i)
+    for (int r = 0; r < kRows; ++r) norms[r] += packed[i * kRows + r] * packed[i * kRows + r];
+
+  const double reach = book.reach, slope = 1.02 * 0x1p-24 * double(p.d + 6) * reach;
+  const bool bounded = p.d <= 1 << 17 && (reach == 0 || (reach >= 0x1p-23 && reach <= 0x1p20));
+  for (int64_t r = 0; r < count; ++r) {
+    rows[r].best = -__builtin_inff();
+    rows[r].tolerance = float(slope * (2 * __builtin_sqrt(double(norms[r])) + reach));
+    rows[r].count = bounded && norms[r] <= 0x1p120f ? 0 : kAll;
+  }
+}
+
+void add(Row& row, Candidate candidate) {
+  if (row.count == kCandidates) {
+    int32_t kept = 0;
+    for (const Candidate& c : row.candidates)
+      if (c.score >= row.best - row.tolerance) row.candidates[kept++] = c;
+    row.count = kept;
+  }
+  if (row.count == kCandidates)
+    row.count = kAll;
+  else
+    row.candidates[row.count++] = candidate;
+}
+
+// The lanes of a chunk that reach a row's threshold.
+void scan(Row& row, const Vec* maxima, int64_t groups, int64_t first_group) {
+  Vec most = maxima[0];
+  for (int64_t g = 1; g < groups; ++g) most = max(most, maxima[g * kRows]);
+  for (int l = 0; l < kLanes; ++l) row.best = most[l] > row.best ? most[l] : row.best;
+  const float threshold = row.best - row.tolerance;
+  for (int64_t g = 0; g < groups && row.count != kAll; ++g)
+    for (uint32_t lanes = at_least(maxima[g * kRows], threshold); lanes && row.count != kAll; lanes &= lanes - 1) {
+      const int lane = __builtin_ctz(lanes);
+      add(row, {maxima[g * kRows][lane], int32_t((first_group + g) * kLanes + lane)});
+    }
+}
+
+template <class C>
+double distance(const double* x, const C* e, int64_t d) {
+  constexpr int kWide = sizeof(Vec) / sizeof(double);
+  typedef double Wide __attribute__((vector_size(sizeof(Vec))));
+  typedef C Codes __attribute__((vector_size(kWide * sizeof(C))));
+  Wide sums = {};
+  int64_t i = 0;
+  for (; i + kWide <= d; i += kWide) {
+    Wide row;
+    Codes code;
+    memcpy(&row, x + i, sizeof row);
+    memcpy(&code, e + i, sizeof code);
+    row -= __builtin_convertvector(code, Wide);
+    sums += row * row;
+  }
+  double total = 0;
+  for (int l = 0; l < kWide; ++l) total += sums[l];
+  for (; i < d; ++i) total += (x[i] - e[i]) * (x[i] - e[i]);
+  return total;
+}
+
+// A row's index: the nearest of its candidates by differences in float64.
+template <class T>
+int64_t decide(const Problem& p, const Codebook& book, const Row& row, double* exact) {
+  using C = typename Compute<T>::type;
+  const C* codes = static_cast<const C*>(book.codes);
+  double least = __builtin_inf();
+  int64_t index = 0;
+  for (int64_t i = 0; i < p.d; ++i) exact[i] = C(static_cast<const T*>(p.x)[row.x + i * p.d_stride]);
+  const auto compare = [&](int64_t k) {
+    const double found = distance(exact, codes + k * p.d, p.d);
+    if (found < least || (found == least && k < index)) least = found, index = k;
+  };
+  if (row.count == kAll) {
+    if (!all_finite(exact, p.d)) return 0;
+    if (book.first_nan >= 0) return book.first_nan;
+    for (int64_t k = 0; k < p.k; ++k) compare(k);
+  }
+  for (int32_t c = 0; c < row.count; ++c) {
+    const Candidate& candidate = row.candidates[c];
+    if (!(candidate.score >= row.best - row.tolerance)) continue;
+    const int64_t first = candidate.lane / kLanes * p.group * kTile + candidate.lane % kLanes;
+    for (int64_t k = first; k < min(p.k, first + p.group * kTile); k += kLanes) compare(k);
+  }
+  return index;
+}
+
+template <class T>
+void search_block(const Problem& p, const Codebook& book, int64_t begin, const Scratch& s) {
+  const int64_t count = min(p.block, p.rows - begin);
+  locate(p, book, begin, count, s.rows);
+  for (int64_t n = 0; n < count; n += kRows)
+    pack_rows<T>(p, book, s.rows + n, min(kRows, count - n), s.packed + n * p.d);
+  for (int64_t first = 0; first < p.tiles && book.first_nan < 0; first += p.chunk) {
+    const int64_t tiles = min(p.chunk, p.tiles - first), groups = ceil_div(tiles, p.group);
+    for (int64_t n = 0; n < count; n += kRows) {
+      for (int64_t i = 0; i < groups * kRows; ++i) s.maxima[i] = Vec{} - __builtin_inff();
+      for (int64_t t = 0; t < tiles; ++t) {
+        Vec* maxima = s.maxima + t / p.group * kRows;
+        const int64_t k = (first + t) * kTile;
+        tile(p.d, s.packed + n * p.d, book.packed + k * p.d, book.bias + k, [&](int r, const Vec* scores) {
+          maxima[r] = max(maxima[r], max(scores[0], scores[1]));
+        });
+      }
+      for (int64_t r = 0; r < min(kRows, count - n); ++r)
+        if (s.rows[n + r].count != kAll) scan(s.rows[n + r], s.maxima + r, groups, first / p.group);
+    }
+  }
+  for (int64_t n = 0; n < count; ++n) {
+    if (book.first_nan >= 0) s.rows[n].count = kAll;
+    p.out[s.rows[n].out] = decide<T>(p, book, s.rows[n], s.exact);
+  }
+}
+
+void search(const Problem& p, Span blocks, void* memory) {
+  char* at = static_cast<char*>(memory);
+  const Scratch s = carve(p, at);
+  const int64_t per_book = ceil_div(p.rows, p.block);
+  with_type(p.type, [&](auto element) {
+    for (int64_t b = blocks.begin; b < blocks.end; ++b)
+      search_block<decltype(element)>(p, p.books[b / per_book], b % per_book * p.block, s);
+  });
+}
+
+}  // namespace
+
+extern const Kernel kernel;
+const Kernel kernel{
+    kTile,
+    plan,
+    [](const Problem& p, Codebook& book) { p.type == Type::f64 ? centre<double>(p, book) : centre<float>(p, book); },
+    [](const Problem& p, const Codebook& book, Span tiles) {
+      return p.type == Type::f64 ? pack<double>(p, book, tiles) : pack<float>(p, book, tiles);
+    },
+    scratch,
+    search,
+};
+
+}  // namespace vqfast::VQFAST_ISA

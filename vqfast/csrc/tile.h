@@ -1,0 +1,68 @@
+// The inner loop: a block of rows times a tile of codes, in registers.
+//
+// Compiled once for each instruction set; VQFAST_ISA names the namespace. Everything here has internal linkage,
+// and nothing of the standard library is instantiated: the linker must never pick a function that was compiled
+// for a CPU with more instructions than the one it runs on.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace vqfast::VQFAST_ISA {
+namespace {
+
+// A vector of float32 lanes, and as many rows as the registers hold sums for: rows x 2 of them.
+#if defined(__AVX512F__)
+using Vec = __m512;
+constexpr int kRows = 12;
+inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+inline uint32_t at_least(Vec a, float b) { return _mm512_cmp_ps_mask(a, _mm512_set1_ps(b), _CMP_GE_OQ); }
+#elif defined(__AVX2__)
+using Vec = __m256;
+constexpr int kRows = 6;
+inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+inline uint32_t at_least(Vec a, float b) {
+  return _mm256_movemask_ps(_mm256_cmp_ps(a, _mm256_set1_ps(b), _CMP_GE_OQ));
+}
+#else
+typedef float Vec __attribute__((vector_size(16)));
+constexpr int kRows = 6;
+inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
+inline uint32_t at_least(Vec a, float b) {
+  return (a[0] >= b) | (a[1] >= b) << 1 | (a[2] >= b) << 2 | (a[3] >= b) << 3;
+}
+#endif
+
+constexpr int kLanes = sizeof(Vec) / sizeof(float);
+constexpr int kVectors = 2;
+constexpr int kTile = kVectors * kLanes;  // codes side by side
+
+inline Vec load(const float* p) {
+  Vec v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+
+// epilogue(r, sums) for each row r: sums = bias + sum over steps of rows[step][r] * codes[step][0 .. kTile).
+template <class Epilogue>
+[[gnu::always_inline]] inline void tile(
+    int64_t steps, const float* rows, const float* codes, const float* bias, Epilogue epilogue) {
+  Vec sums[kRows][kVectors];
+  for (auto& row : sums)
+    for (int v = 0; v < kVectors; ++v) row[v] = load(bias + v * kLanes);
+  for (; steps > 0; --steps, rows += kRows, codes += kTile) {
+    Vec code[kVectors];
+    for (int v = 0; v < kVectors; ++v) code[v] = load(codes + v * kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r)
+      for (int v = 0; v < kVectors; ++v) sums[r][v] += rows[r] * code[v];
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) epilogue(r, sums[r]);
+}
+
+}  // namespace
+}  // namespace vqfast::VQFAST_ISA
