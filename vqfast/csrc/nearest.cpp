@@ -80,7 +80,7 @@ void plan(Problem& p, int64_t threads) {
   p.tiles = ceil_div(p.k, kTile);
   // A group's lanewise maxima are kept, so a look at a lane costs group x 2 distances: balance that with the
   // number of groups to look through.
-  p.group = clamp(int64_t(__builtin_sqrt(double(p.k) / (8 * (p.d + 16)))), 1, p.tiles);
+  p.group = clamp(int64_t(__builtin_sqrt(double(p.k) / (4 * (p.d + 36)))), 1, p.tiles);
   p.chunk = clamp(65536 / (p.d * kTile), p.group, p.tiles) / p.group * p.group;
   const int64_t fair = ceil_div(p.rows * p.num_books, threads);
   p.block = ceil_div(min(clamp(98304 / p.d, 192, 768), fair), kRows) * kRows;
@@ -93,20 +93,20 @@ void plan(Problem& p, int64_t threads) {
 template <class C>
 void centre(const Problem& p, Codebook& book) {
   const C* codes = static_cast<const C*>(book.codes);
+  C* pivot = static_cast<C*>(book.pivot);
   const int64_t step = ceil_div(p.k, 1024);
-  double count = 0, largest = 0;
-  for (int64_t i = 0; i < p.d; ++i) book.pivot[i] = 0;
+  C count = 0, largest = 0;
+  for (int64_t i = 0; i < p.d; ++i) pivot[i] = 0;
   for (int64_t k = 0; k < p.k; k += step) {
     const C* code = codes + k * p.d;
     if (!all_finite(code, p.d)) continue;
     count += 1;
-    for (int64_t i = 0; i < p.d; ++i) book.pivot[i] += (code[i] - book.pivot[i]) / count;
+    for (int64_t i = 0; i < p.d; ++i) pivot[i] += (code[i] - pivot[i]) * (1 / count);
   }
-  for (int64_t i = 0; i < p.d; ++i) book.pivot[i] = C(book.pivot[i]);
   for (int64_t k = 0; k < p.k; k += step)
     for (int64_t i = 0; i < p.d; ++i) {
-      const double away = __builtin_fabs(codes[k * p.d + i] - book.pivot[i]);
-      if (away > largest && finite(away)) largest = away;
+      const C away = codes[k * p.d + i] - pivot[i], distance = away < 0 ? -away : away;
+      largest = distance > largest && finite(distance) ? distance : largest;
     }
   const int limit = sizeof(C) == sizeof(float) ? 126 : 1000;
   const int exponent = largest > 0 ? __builtin_ilogb(largest) : 0;
@@ -119,13 +119,13 @@ Packed pack(const Problem& p, const Codebook& book, Span tiles) {
   Packed found;
   for (int64_t first = tiles.begin * kTile; first < tiles.end * kTile; first += kTile) {
     float* packed = book.packed + first * p.d;
-    const C* codes = static_cast<const C*>(book.codes) + first * p.d;
+    const C *codes = static_cast<const C*>(book.codes) + first * p.d, *pivot = static_cast<const C*>(book.pivot);
     const int64_t count = min(kTile, p.k - first);
     double norms[kTile] = {};
     if (count < kTile) memset(packed, 0, sizeof(float) * kTile * p.d);
     for (int64_t k = 0; k < count; ++k)
       for (int64_t i = 0; i < p.d; ++i)
-        packed[i * kTile + k] = float((codes[k * p.d + i] - book.pivot[i]) * book.scale);
+        packed[i * kTile + k] = float((double(codes[k * p.d + i]) - pivot[i]) * book.scale);
     for (int64_t i = 0; i < p.d; ++i)
       for (int k = 0; k < kTile; ++k) norms[k] += double(packed[i * kTile + k]) * packed[i * kTile + k];
     for (int64_t k = 0; k < kTile; ++k) {
@@ -149,7 +149,7 @@ Packed pack(const Problem& p, const Codebook& book, Span tiles) {
 
 struct Candidate {
   float score;
-  int32_t lane;  // group * kLanes + lane
+  int32_t lane;  // group * kLanes + lane: the codes of that lane in the group's tiles
 };
 
 struct Row {
@@ -218,6 +218,7 @@ template <class T>
 void pack_rows(const Problem& p, const Codebook& book, Row* rows, int64_t count, float* packed) {
   using C = typename Compute<T>::type;
   const T* x = static_cast<const T*>(p.x);
+  const C* pivot = static_cast<const C*>(book.pivot);
   const C scale = C(book.scale);
   bool adjacent = count == kRows;
   for (int64_t r = 1; r < count; ++r) adjacent &= rows[r].x == rows[0].x + r;
@@ -225,11 +226,11 @@ void pack_rows(const Problem& p, const Codebook& book, Row* rows, int64_t count,
   if (adjacent)
     for (int64_t i = 0; i < p.d; ++i)
       for (int r = 0; r < kRows; ++r)
-        packed[i * kRows + r] = float((C(x[rows[0].x + i * p.d_stride + r]) - C(book.pivot[i])) * scale);
+        packed[i * kRows + r] = float((C(x[rows[0].x + i * p.d_stride + r]) - pivot[i]) * scale);
   else
     for (int64_t r = 0; r < count; ++r)
       for (int64_t i = 0; i < p.d; ++i)
-        packed[i * kRows + r] = float((C(x[rows[r].x + i * p.d_stride]) - C(book.pivot[i])) * scale);
+        packed[i * kRows + r] = float((C(x[rows[r].x + i * p.d_stride]) - pivot[i]) * scale);
   float norms[kRows] = {};
   for (int64_t i = 0; i < p.d; ++i)
     for (int r = 0; r < kRows; ++r) norms[r] += packed[i * kRows + r] * packed[i * kRows + r];
@@ -243,36 +244,59 @@ void pack_rows(const Problem& p, const Codebook& book, Row* rows, int64_t count,
   }
 }
 
+// Drops the candidates that a better score has ruled out since.
+void prune(Row& row) {
+  int32_t kept = 0;
+  for (int32_t c = 0; c < row.count; ++c)
+    if (row.candidates[c].score >= row.best - row.tolerance) row.candidates[kept++] = row.candidates[c];
+  if (row.count != kAll) row.count = kept;
+}
+
 void add(Row& row, Candidate candidate) {
-  if (row.count == kCandidates) {
-    int32_t kept = 0;
-    for (const Candidate& c : row.candidates)
-      if (c.score >= row.best - row.tolerance) row.candidates[kept++] = c;
-    row.count = kept;
+  if (row.count == kCandidates) prune(row);
+  if (row.count == kCandidates) row.count = kAll;
+  if (row.count != kAll) row.candidates[row.count++] = candidate;
+}
+
+// The highest scores of each lane over a group's tiles.
+void score(const Problem& p, const Codebook& book, Span tiles, const float* rows, Vec* maxima) {
+  for (int r = 0; r < kRows; ++r) maxima[r] = Vec{} - __builtin_inff();
+  for (int64_t t = tiles.begin; t < tiles.end; ++t) {
+    tile(p.d, rows, book.packed + t * kTile * p.d, book.bias + t * kTile,
+         [&](int r, const Vec* scores) { maxima[r] = max(maxima[r], max(scores[0], scores[1])); });
+    asm volatile("" ::: "memory");  // else the compiler keeps the maxima in registers that it doesn't have
   }
-  if (row.count == kCandidates)
-    row.count = kAll;
-  else
-    row.candidates[row.count++] = candidate;
 }
 
 // The lanes of a chunk that reach a row's threshold.
 void scan(Row& row, const Vec* maxima, int64_t groups, int64_t first_group) {
   Vec most = maxima[0];
   for (int64_t g = 1; g < groups; ++g) most = max(most, maxima[g * kRows]);
-  for (int l = 0; l < kLanes; ++l) row.best = most[l] > row.best ? most[l] : row.best;
+  const float best = highest(most);
+  if (best > row.best) row.best = best;
   const float threshold = row.best - row.tolerance;
-  for (int64_t g = 0; g < groups && row.count != kAll; ++g)
-    for (uint32_t lanes = at_least(maxima[g * kRows], threshold); lanes && row.count != kAll; lanes &= lanes - 1) {
-      const int lane = __builtin_ctz(lanes);
-      add(row, {maxima[g * kRows][lane], int32_t((first_group + g) * kLanes + lane)});
+  for (int64_t base = 0; base < groups; base += 64) {
+    uint64_t hits = 0;  // groups with such a lane, found without a branch: none could be foreseen
+    for (int64_t g = base; g < min(groups, base + 64); ++g)
+      hits |= uint64_t{at_least(maxima[g * kRows], threshold) != 0} << (g - base);
+    for (; hits; hits &= hits - 1) {
+      const int64_t g = base + __builtin_ctzll(hits);
+      for (uint32_t lanes = at_least(maxima[g * kRows], threshold); lanes; lanes &= lanes - 1) {
+        const int lane = __builtin_ctz(lanes);
+        add(row, {maxima[g * kRows][lane], int32_t((first_group + g) * kLanes + lane)});
+      }
     }
+  }
 }
+
+struct Found {
+  double distance;
+  int64_t index;
+};
 
 template <class C>
 double distance(const double* x, const C* e, int64_t d) {
-  constexpr int kWide = sizeof(Vec) / sizeof(double);
-  typedef double Wide __attribute__((vector_size(sizeof(Vec))));
+  constexpr int kWide = sizeof(Wide) / sizeof(double);
   typedef C Codes __attribute__((vector_size(kWide * sizeof(C))));
   Wide sums = {};
   int64_t i = 0;
@@ -284,36 +308,41 @@ double distance(const double* x, const C* e, int64_t d) {
     row -= __builtin_convertvector(code, Wide);
     sums += row * row;
   }
-  double total = 0;
-  for (int l = 0; l < kWide; ++l) total += sums[l];
-  for (; i < d; ++i) total += (x[i] - e[i]) * (x[i] - e[i]);
-  return total;
+  double sum = total(sums);
+  for (; i < d; ++i) sum += (x[i] - e[i]) * (x[i] - e[i]);
+  return sum;
 }
 
 // A row's index: the nearest of its candidates by differences in float64.
 template <class T>
-int64_t decide(const Problem& p, const Codebook& book, const Row& row, double* exact) {
+int64_t decide(const Problem& p, const Codebook& book, Row& row, double* exact) {
   using C = typename Compute<T>::type;
+  const T* x = static_cast<const T*>(p.x) + row.x;
   const C* codes = static_cast<const C*>(book.codes);
-  double least = __builtin_inf();
-  int64_t index = 0;
-  for (int64_t i = 0; i < p.d; ++i) exact[i] = C(static_cast<const T*>(p.x)[row.x + i * p.d_stride]);
-  const auto compare = [&](int64_t k) {
-    const double found = distance(exact, codes + k * p.d, p.d);
-    if (found < least || (found == least && k < index)) least = found, index = k;
+  if (p.d_stride == 1)
+    for (int64_t i = 0; i < p.d; ++i) exact[i] = C(x[i]);
+  else
+    for (int64_t i = 0; i < p.d; ++i) exact[i] = C(x[i * p.d_stride]);
+  if (row.count == kAll && !all_finite(exact, p.d)) return 0;
+  if (row.count == kAll && book.first_nan >= 0) return book.first_nan;
+  const auto nearest = [&](int64_t first, int64_t end, int64_t step) {
+    Found found{__builtin_inf(), 0};
+    for (int64_t k = first; k < end; k += step) {
+      const double here = distance(exact, codes + k * p.d, p.d);
+      found.index = here < found.distance ? k : found.index;
+      found.distance = here < found.distance ? here : found.distance;
+    }
+    return found;
   };
-  if (row.count == kAll) {
-    if (!all_finite(exact, p.d)) return 0;
-    if (book.first_nan >= 0) return book.first_nan;
-    for (int64_t k = 0; k < p.k; ++k) compare(k);
-  }
+  if (row.count == kAll) return nearest(0, p.k, 1).index;
+  prune(row);
+  Found best{__builtin_inf(), 0};
   for (int32_t c = 0; c < row.count; ++c) {
-    const Candidate& candidate = row.candidates[c];
-    if (!(candidate.score >= row.best - row.tolerance)) continue;
-    const int64_t first = candidate.lane / kLanes * p.group * kTile + candidate.lane % kLanes;
-    for (int64_t k = first; k < min(p.k, first + p.group * kTile); k += kLanes) compare(k);
+    const int64_t lane = row.candidates[c].lane, first = lane / kLanes * p.group * kTile + lane % kLanes;
+    const Found found = nearest(first, min(p.k, first + p.group * kTile), kLanes);
+    if (found.distance < best.distance || (found.distance == best.distance && found.index < best.index)) best = found;
   }
-  return index;
+  return best.index;
 }
 
 template <class T>
@@ -325,13 +354,9 @@ void search_block(const Problem& p, const Codebook& book, int64_t begin, const S
   for (int64_t first = 0; first < p.tiles && book.first_nan < 0; first += p.chunk) {
     const int64_t tiles = min(p.chunk, p.tiles - first), groups = ceil_div(tiles, p.group);
     for (int64_t n = 0; n < count; n += kRows) {
-      for (int64_t i = 0; i < groups * kRows; ++i) s.maxima[i] = Vec{} - __builtin_inff();
-      for (int64_t t = 0; t < tiles; ++t) {
-        Vec* maxima = s.maxima + t / p.group * kRows;
-        const int64_t k = (first + t) * kTile;
-        tile(p.d, s.packed + n * p.d, book.packed + k * p.d, book.bias + k, [&](int r, const Vec* scores) {
-          maxima[r] = max(maxima[r], max(scores[0], scores[1]));
-        });
+      for (int64_t g = 0; g < groups; ++g) {
+        const int64_t t = first + g * p.group;
+        score(p, book, {t, min(t + p.group, first + tiles)}, s.packed + n * p.d, s.maxima + g * kRows);
       }
       for (int64_t r = 0; r < min(kRows, count - n); ++r)
         if (s.rows[n + r].count != kAll) scan(s.rows[n + r], s.maxima + r, groups, first / p.group);

@@ -16,7 +16,7 @@ struct Axis {
 struct Codebook {
   const void* codes;          // (K, D) contiguous: float64 where x is, else float32
   int64_t x, out;             // where its rows begin
-  double* pivot;              // (D)
+  void* pivot;                // (D), like codes
   float *packed, *bias;       // (tiles, D, kTile) and (tiles, kTile)
   double scale = 1;           // a power of two that brings the codes near 1
   float reach = 0;            // the longest packed code

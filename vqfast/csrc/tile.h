@@ -14,14 +14,18 @@
 namespace vqfast::VQFAST_ISA {
 namespace {
 
-// A vector of float32 lanes, and as many rows as the registers hold sums for: rows x 2 of them.
+// A vector of float32 lanes, one of float64 of the same size, and as many rows as the registers hold sums for.
 #if defined(__AVX512F__)
 using Vec = __m512;
+using Wide = __m512d;
 constexpr int kRows = 12;
 inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
 inline uint32_t at_least(Vec a, float b) { return _mm512_cmp_ps_mask(a, _mm512_set1_ps(b), _CMP_GE_OQ); }
+inline float highest(Vec a) { return _mm512_reduce_max_ps(a); }
+inline double total(Wide a) { return _mm512_reduce_add_pd(a); }
 #elif defined(__AVX2__)
 using Vec = __m256;
+using Wide = __m256d;
 constexpr int kRows = 6;
 inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
 inline uint32_t at_least(Vec a, float b) {
@@ -29,10 +33,23 @@ inline uint32_t at_least(Vec a, float b) {
 }
 #else
 typedef float Vec __attribute__((vector_size(16)));
+typedef double Wide __attribute__((vector_size(16)));
 constexpr int kRows = 6;
 inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
 inline uint32_t at_least(Vec a, float b) {
   return (a[0] >= b) | (a[1] >= b) << 1 | (a[2] >= b) << 2 | (a[3] >= b) << 3;
+}
+#endif
+#if !defined(__AVX512F__)
+inline float highest(Vec a) {
+  float most = a[0];
+  for (unsigned i = 1; i < sizeof a / sizeof most; ++i) most = a[i] > most ? a[i] : most;
+  return most;
+}
+inline double total(Wide a) {
+  double sum = a[0];
+  for (unsigned i = 1; i < sizeof a / sizeof sum; ++i) sum += a[i];
+  return sum;
 }
 #endif
 
