@@ -86,6 +86,41 @@ void plan(Problem& p, int64_t threads) {
   p.block = ceil_div(min(clamp(98304 / p.d, 192, 768), fair), kRows) * kRows;
 }
 
+// to[i * width + n] = scale * (vector n [i] - pivot[i]) for `count` vectors; vector(n) points to the n-th.
+template <class T, class C, class Vector>
+void centre_into(float* to, int width, int64_t count, Vector vector, int64_t stride, int64_t d, const C* pivot, C scale) {
+  constexpr int kPart = 64;
+  typedef float Four __attribute__((vector_size(16)));
+  for (int64_t n = 0; n < count; n += 4)
+    for (int64_t first = 0; first < d; first += kPart) {
+      float part[4][kPart];
+      const int lines = int(min(4, count - n)), length = int(min(kPart, d - first));
+      for (int l = 0; l < lines; ++l) {
+        const T* x = vector(n + l) + first * stride;
+        const C* p = pivot + first;
+        if (stride == 1)
+          for (int i = 0; i < length; ++i) part[l][i] = float((C(x[i]) - p[i]) * scale);
+        else
+          for (int i = 0; i < length; ++i) part[l][i] = float((C(x[i * stride]) - p[i]) * scale);
+      }
+      float* out = to + first * width + n;
+      int i = 0;
+      for (; lines == 4 && i + 4 <= length; i += 4) {  // transpose 4 x 4
+        Four a, b, c, e;
+        memcpy(&a, &part[0][i], 16), memcpy(&b, &part[1][i], 16);
+        memcpy(&c, &part[2][i], 16), memcpy(&e, &part[3][i], 16);
+        const Four ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab2 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+        const Four ce = __builtin_shufflevector(c, e, 0, 4, 1, 5), ce2 = __builtin_shufflevector(c, e, 2, 6, 3, 7);
+        const Four rows[4] = {
+            __builtin_shufflevector(ab, ce, 0, 1, 4, 5), __builtin_shufflevector(ab, ce, 2, 3, 6, 7),
+            __builtin_shufflevector(ab2, ce2, 0, 1, 4, 5), __builtin_shufflevector(ab2, ce2, 2, 3, 6, 7)};
+        for (int j = 0; j < 4; ++j) memcpy(out + (i + j) * width, &rows[j], 16);
+      }
+      for (; i < length; ++i)
+        for (int l = 0; l < lines; ++l) out[i * width + l] = part[l][i];
+    }
+}
+
 // ---------------------------------------------------------------------------------------------------- codes
 
 // pivot: the mean of up to 1024 finite codes; scale: 2^-exponent of the largest component about it.
@@ -123,9 +158,7 @@ Packed pack(const Problem& p, const Codebook& book, Span tiles) {
     const int64_t count = min(kTile, p.k - first);
     double norms[kTile] = {};
     if (count < kTile) memset(packed, 0, sizeof(float) * kTile * p.d);
-    for (int64_t k = 0; k < count; ++k)
-      for (int64_t i = 0; i < p.d; ++i)
-        packed[i * kTile + k] = float((double(codes[k * p.d + i]) - pivot[i]) * book.scale);
+    centre_into<C>(packed, kTile, count, [&](int64_t k) { return codes + k * p.d; }, 1, p.d, pivot, C(book.scale));
     for (int64_t i = 0; i < p.d; ++i)
       for (int k = 0; k < kTile; ++k) norms[k] += double(packed[i * kTile + k]) * packed[i * kTile + k];
     for (int64_t k = 0; k < kTile; ++k) {
@@ -213,6 +246,15 @@ void locate(const Problem& p, const Codebook& book, int64_t begin, int64_t count
   }
 }
 
+// Asks for rows that are needed soon.
+template <class T>
+void prefetch(const Problem& p, const Row* rows, int64_t count) {
+  const int64_t line = 64 / int64_t(sizeof(T));
+  const T* x = static_cast<const T*>(p.x);
+  for (int64_t r = 0; r < count; r += p.d_stride == 1 || count == 1 ? 1 : count - 1)
+    for (int64_t i = 0; i < p.d; i += p.d_stride == 1 ? line : 1) __builtin_prefetch(x + rows[r].x + i * p.d_stride);
+}
+
 // Up to kRows rows into tile order, and their tolerances.
 template <class T>
 void pack_rows(const Problem& p, const Codebook& book, Row* rows, int64_t count, float* packed) {
@@ -228,9 +270,7 @@ void pack_rows(const Problem& p, const Codebook& book, Row* rows, int64_t count,
       for (int r = 0; r < kRows; ++r)
         packed[i * kRows + r] = float((C(x[rows[0].x + i * p.d_stride + r]) - pivot[i]) * scale);
   else
-    for (int64_t r = 0; r < count; ++r)
-      for (int64_t i = 0; i < p.d; ++i)
-        packed[i * kRows + r] = float((C(x[rows[r].x + i * p.d_stride]) - pivot[i]) * scale);
+    centre_into<T>(packed, kRows, count, [&](int64_t r) { return x + rows[r].x; }, p.d_stride, p.d, pivot, scale);
   float norms[kRows] = {};
   for (int64_t i = 0; i < p.d; ++i)
     for (int r = 0; r < kRows; ++r) norms[r] += packed[i * kRows + r] * packed[i * kRows + r];
@@ -349,11 +389,13 @@ template <class T>
 void search_block(const Problem& p, const Codebook& book, int64_t begin, const Scratch& s) {
   const int64_t count = min(p.block, p.rows - begin);
   locate(p, book, begin, count, s.rows);
-  for (int64_t n = 0; n < count; n += kRows)
-    pack_rows<T>(p, book, s.rows + n, min(kRows, count - n), s.packed + n * p.d);
   for (int64_t first = 0; first < p.tiles && book.first_nan < 0; first += p.chunk) {
     const int64_t tiles = min(p.chunk, p.tiles - first), groups = ceil_div(tiles, p.group);
     for (int64_t n = 0; n < count; n += kRows) {
+      if (first == 0) {
+        pack_rows<T>(p, book, s.rows + n, min(kRows, count - n), s.packed + n * p.d);
+        if (n + kRows < count) prefetch<T>(p, s.rows + n + kRows, min(kRows, count - n - kRows));
+      }
       for (int64_t g = 0; g < groups; ++g) {
         const int64_t t = first + g * p.group;
         score(p, book, {t, min(t + p.group, first + tiles)}, s.packed + n * p.d, s.maxima + g * kRows);

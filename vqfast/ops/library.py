@@ -109,9 +109,8 @@ def _compiled_once() -> Path:
     """The compiled library of these sources in the user's cache."""
     compiler = find_compiler()
     stamp = compiler.stat()
-    key = DIGEST(
-        f"{torch.__version__} {compiler} {stamp.st_size} {stamp.st_mtime_ns} {FLAGS} {VARIANTS}".encode()
-    )
+    built_by = (torch.__version__, compiler, stamp.st_size, stamp.st_mtime_ns, FLAGS, VARIANTS)
+    key = DIGEST(str(built_by).encode())
     for source in sorted(SOURCES.glob("*.[ch]*")):
         key.update(source.read_bytes())
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vqfast"

@@ -23,7 +23,7 @@ BACKENDS = ("cuda", "native", "triton", "reference")  # the order of preference
 class Support:
     """What one backend of one op can run.
 
-    ``devices=None`` means every device. ``unavailable`` says why the backend can't run here; it is asked last.
+    ``devices=None`` means every device. ``unavailable`` says why it can't run here; it is asked last.
     """
 
     dtypes: frozenset[torch.dtype]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def nearest(x: Tensor, codebook: Tensor) -> Tensor:
-    """As ``reference.nearest``: scores in float32 with a proven error bound, close ones settled in float64."""
+    """As ``reference.nearest``: float32 scores with a proven error bound, close ones settled in float64."""
     dtype = torch.promote_types(torch.promote_types(x.dtype, codebook.dtype), torch.float32)
     if dtype == torch.float64:
         x = x.double()
