@@ -123,13 +123,13 @@ void centre_into(float* to, int width, int64_t count, Vector vector, int64_t str
 
 // ---------------------------------------------------------------------------------------------------- codes
 
-// pivot: the mean of up to 1024 finite codes; scale: 2^-exponent of the largest component about it.
+// pivot: the mean of up to 128 finite codes; scale: 2^-exponent of the largest component about it.
 // Any pivot and scale are right, these make the bound small.
 template <class C>
 void centre(const Problem& p, Codebook& book) {
   const C* codes = static_cast<const C*>(book.codes);
   C* pivot = static_cast<C*>(book.pivot);
-  const int64_t step = ceil_div(p.k, 1024);
+  const int64_t step = ceil_div(p.k, 128);
   C count = 0, largest = 0;
   for (int64_t i = 0; i < p.d; ++i) pivot[i] = 0;
   for (int64_t k = 0; k < p.k; k += step) {

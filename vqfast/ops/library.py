@@ -84,13 +84,13 @@ def build(target: Path, compiler: Path) -> None:
             )
             for name, (source, flags) in jobs.items()
         }
+        errors = {name: process.communicate()[1] for name, process in started.items()}
         objects = []
         for name, process in started.items():
-            errors = process.communicate()[1]
             if process.returncode == 0:
                 objects.append(f"{folder}/{name}.o")
             elif name == "library" or name.endswith("portable"):
-                raise RuntimeError(f"{compiler} failed: {errors[:500]}")
+                raise RuntimeError(f"{compiler} failed: {errors[name][:500]}")
         torch_libraries = Path(torch.__file__).parent / "lib"
         linked = subprocess.run(
             [compiler, "-shared", "-o", f"{folder}/linked", *objects, f"-L{torch_libraries}", "-ltorch_cpu"],
