@@ -21,6 +21,9 @@ extern const Kernel kernel __attribute__((weak));
 namespace avx512 {
 extern const Kernel kernel __attribute__((weak));
 }
+namespace avx512bf16 {
+extern const Kernel kernel __attribute__((weak));
+}
 #endif
 
 namespace {
@@ -34,6 +37,7 @@ const Kernel& best_kernel() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (avx512 && __builtin_cpu_supports("avx512bf16") && &avx512bf16::kernel) return avx512bf16::kernel;
   if (avx512 && &avx512::kernel) return avx512::kernel;
   if (avx2 && &avx2::kernel) return avx2::kernel;
 #endif
@@ -105,6 +109,8 @@ Tensor nearest(const Tensor& x, const Tensor& codebook) {
   const int64_t padded = p.tiles * kernel.tile;
   Buffer<double> pivots(p.num_books * p.d);
   Buffer<float> packed(p.num_books * padded * p.d), biases(p.num_books * padded);
+  const int64_t pair_steps = p.coarse ? (p.d + 1) / 2 : 0;
+  Buffer<float> pairs(p.num_books * padded * pair_steps);
   std::vector<Codebook> codebooks(p.num_books);
   for (int64_t b = 0; b < p.num_books; ++b) {
     Codebook& book = codebooks[b];
@@ -118,6 +124,7 @@ Tensor nearest(const Tensor& x, const Tensor& codebook) {
     book.codes = static_cast<const char*>(codebook.const_data_ptr()) + b * bytes;
     book.pivot = pivots.data() + b * p.d;
     book.packed = packed.data() + b * padded * p.d;
+    book.pairs = pairs.data() + b * padded * pair_steps;
     book.bias = biases.data() + b * padded;
   }
   p.books = codebooks.data();
@@ -130,6 +137,7 @@ Tensor nearest(const Tensor& x, const Tensor& codebook) {
     for_parts(threads, p.tiles, [&](int64_t part, Span tiles) { found[part] = kernel.pack(p, book, tiles); });
     for (const Packed& part : found) {
       book.reach = std::max(book.reach, part.reach);
+      book.residual = std::max(book.residual, part.residual);
       if (book.first_nan < 0) book.first_nan = part.first_nan;
     }
   }

@@ -19,6 +19,13 @@
 // - Overflow: where A > 2^60 or isn't a number, B is infinite. An infinite B sends the row to all codes in float64.
 // If k is the nearest and j has the best score, score_k >= t_k - B >= t_j - B >= score_j - 2B: k is among those compared.
 
+//
+// Where the CPU multiplies bf16, a coarse pass comes first, with the same certificate. With the roundings a^, b^ of a~,
+// b~ and the lengths r, R of a~ - a^ and of the longest b~ - b^ (both differences are exact in float32):
+//   |a~.b~ - a^.b^| <= |(a~ - a^).b^| + |a~.(b~ - b^)| <= r (E + R) + A R,
+// which is added to B. Rows with too many candidates then take the float32 pass, and so does every row of the next
+// block when those were many.
+
 #include "nearest.h"
 
 #include "tile.h"
@@ -63,6 +70,7 @@ auto with_type(Type type, F f) {
   }
 }
 
+int64_t pair_steps(const Problem& p) { return (p.d + 1) / 2; }
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 int64_t clamp(int64_t x, int64_t low, int64_t high) { return x < low ? low : min(x, high); }
@@ -82,6 +90,7 @@ void plan(Problem& p, int64_t threads) {
   // number of groups to look through.
   p.group = clamp(int64_t(__builtin_sqrt(double(p.k) / (4 * (p.d + 36)))), 1, p.tiles);
   p.chunk = clamp(65536 / (p.d * kTile), p.group, p.tiles) / p.group * p.group;
+  p.coarse = kHasPairs && p.rows >= 256;
   const int64_t fair = ceil_div(p.rows * p.num_books, threads);
   p.block = ceil_div(min(clamp(98304 / p.d, 192, 768), fair), kRows) * kRows;
 }
@@ -118,6 +127,22 @@ void centre_into(float* to, int width, int64_t count, Vector vector, int64_t str
       }
       for (; i < length; ++i)
         for (int l = 0; l < lines; ++l) out[i * width + l] = part[l][i];
+    }
+}
+
+// Pairs of bf16 of each column's consecutive numbers, and the squared lengths of what the rounding left out.
+void pair_up(const float* from, int width, int64_t d, float* to, float* residuals) {
+  for (int64_t i = 0; i < d; i += 2, from += 2 * width, to += width)
+    for (int n = 0; n < width; ++n) {
+      uint32_t bits[2] = {};
+      for (int j = 0; j < 2; ++j) {
+        const float value = i + j < d ? from[j * width + n] : 0;
+        const uint32_t exact = __builtin_bit_cast(uint32_t, value);
+        bits[j] = (exact + 0x7fff + (exact >> 16 & 1)) & 0xffff0000;
+        const float left = value - __builtin_bit_cast(float, bits[j]);
+        residuals[n] += left * left;
+      }
+      to[n] = __builtin_bit_cast(float, bits[0] >> 16 | bits[1]);
     }
 }
 
@@ -174,6 +199,11 @@ Packed pack(const Problem& p, const Codebook& book, Span tiles) {
       const float reach = float(__builtin_sqrt(norms[k]));
       if (!out && reach > found.reach) found.reach = reach;
     }
+    if (!p.coarse) continue;
+    float residuals[kTile] = {};
+    pair_up(packed, kTile, p.d, book.pairs + first * pair_steps(p), residuals);
+    for (const float residual : residuals)
+      if (residual > found.residual * found.residual) found.residual = __builtin_sqrtf(residual);
   }
   return found;
 }
@@ -195,7 +225,8 @@ constexpr int32_t kAll = -1;
 
 struct Scratch {
   Row* rows;       // (block)
-  float* packed;   // (block / kRows, D, kRows)
+  float* packed;   // (block / kRows, steps, kRows)
+  float* single;   // (D, kRows) rows in float32 that are to be paired
   Vec* maxima;     // (groups in a chunk, kRows)
   double* exact;   // (D) one row as it is given
 };
@@ -211,6 +242,7 @@ Scratch carve(const Problem& p, char*& at) {
   Scratch s;
   s.rows = take<Row>(at, p.block);
   s.packed = take<float>(at, p.block * p.d);
+  s.single = take<float>(at, p.coarse ? kRows * p.d : 0);
   s.maxima = take<Vec>(at, ceil_div(p.chunk, p.group) * kRows);
   s.exact = take<double>(at, p.d);
   return s;
@@ -255,9 +287,9 @@ void prefetch(const Problem& p, const Row* rows, int64_t count) {
     for (int64_t i = 0; i < p.d; i += p.d_stride == 1 ? line : 1) __builtin_prefetch(x + rows[r].x + i * p.d_stride);
 }
 
-// Up to kRows rows into tile order, and their tolerances.
+// Up to kRows rows into tile order, and their tolerances. With `pairs` they are rounded to bf16 pairs there.
 template <class T>
-void pack_rows(const Problem& p, const Codebook& book, Row* rows, int64_t count, float* packed) {
+void pack_rows(const Problem& p, const Codebook& book, Row* rows, int64_t count, float* packed, float* pairs) {
   using C = typename Compute<T>::type;
   const T* x = static_cast<const T*>(p.x);
   const C* pivot = static_cast<const C*>(book.pivot);
@@ -275,11 +307,17 @@ void pack_rows(const Problem& p, const Codebook& book, Row* rows, int64_t count,
   for (int64_t i = 0; i < p.d; ++i)
     for (int r = 0; r < kRows; ++r) norms[r] += packed[i * kRows + r] * packed[i * kRows + r];
 
+  float residuals[kRows] = {};
+  if (pairs) pair_up(packed, kRows, p.d, pairs, residuals);
+
   const double reach = book.reach, slope = 1.02 * 0x1p-24 * double(p.d + 6) * reach;
   const bool bounded = p.d <= 1 << 17 && (reach == 0 || (reach >= 0x1p-23 && reach <= 0x1p20));
   for (int64_t r = 0; r < count; ++r) {
     rows[r].best = -__builtin_inff();
-    rows[r].tolerance = float(slope * (2 * __builtin_sqrt(double(norms[r])) + reach));
+    const double length = __builtin_sqrt(double(norms[r])), residual = __builtin_sqrt(double(residuals[r]));
+    double tolerance = slope * (2 * length + reach);
+    if (pairs) tolerance = 1.02 * (tolerance + 2 * (residual * (reach + book.residual) + length * book.residual));
+    rows[r].tolerance = float(tolerance);
     rows[r].count = bounded && norms[r] <= 0x1p120f ? 0 : kAll;
   }
 }
@@ -299,11 +337,12 @@ void add(Row& row, Candidate candidate) {
 }
 
 // The highest scores of each lane over a group's tiles.
-void score(const Problem& p, const Codebook& book, Span tiles, const float* rows, Vec* maxima) {
+template <class Product>
+void score(int64_t steps, const float* codes, const float* bias, int64_t tiles, const float* rows, Vec* maxima) {
   for (int r = 0; r < kRows; ++r) maxima[r] = Vec{} - __builtin_inff();
-  for (int64_t t = tiles.begin; t < tiles.end; ++t) {
-    tile(p.d, rows, book.packed + t * kTile * p.d, book.bias + t * kTile,
-         [&](int r, const Vec* scores) { maxima[r] = max(maxima[r], max(scores[0], scores[1])); });
+  for (int64_t t = 0; t < tiles; ++t) {
+    tile<Product>(steps, rows, codes + t * kTile * steps, bias + t * kTile,
+                  [&](int r, const Vec* scores) { maxima[r] = max(maxima[r], max(scores[0], scores[1])); });
     asm volatile("" ::: "memory");  // else the compiler keeps the maxima in registers that it doesn't have
   }
 }
@@ -385,29 +424,54 @@ int64_t decide(const Problem& p, const Codebook& book, Row& row, double* exact) 
   return best.index;
 }
 
-template <class T>
-void search_block(const Problem& p, const Codebook& book, int64_t begin, const Scratch& s) {
-  const int64_t count = min(p.block, p.rows - begin);
-  locate(p, book, begin, count, s.rows);
-  for (int64_t first = 0; first < p.tiles && book.first_nan < 0; first += p.chunk) {
+// Finds the candidates of `count` rows.
+template <class T, class Product>
+void pass(const Problem& p, const Codebook& book, Row* rows, int64_t count, const Scratch& s) {
+  constexpr bool kPairs = Product::kPairs;
+  const int64_t steps = kPairs ? pair_steps(p) : p.d;
+  const float* codes = kPairs ? book.pairs : book.packed;
+  for (int64_t first = 0; first < p.tiles; first += p.chunk) {
     const int64_t tiles = min(p.chunk, p.tiles - first), groups = ceil_div(tiles, p.group);
     for (int64_t n = 0; n < count; n += kRows) {
+      float* packed = s.packed + n * steps;
+      const int64_t width = min(kRows, count - n);
       if (first == 0) {
-        pack_rows<T>(p, book, s.rows + n, min(kRows, count - n), s.packed + n * p.d);
-        if (n + kRows < count) prefetch<T>(p, s.rows + n + kRows, min(kRows, count - n - kRows));
+        pack_rows<T>(p, book, rows + n, width, kPairs ? s.single : packed, kPairs ? packed : nullptr);
+        if (n + kRows < count) prefetch<T>(p, rows + n + kRows, min(kRows, count - n - kRows));
       }
       for (int64_t g = 0; g < groups; ++g) {
         const int64_t t = first + g * p.group;
-        score(p, book, {t, min(t + p.group, first + tiles)}, s.packed + n * p.d, s.maxima + g * kRows);
+        score<Product>(steps, codes + t * kTile * steps, book.bias + t * kTile, min(p.group, first + tiles - t), packed,
+                       s.maxima + g * kRows);
       }
-      for (int64_t r = 0; r < min(kRows, count - n); ++r)
-        if (s.rows[n + r].count != kAll) scan(s.rows[n + r], s.maxima + r, groups, first / p.group);
+      for (int64_t r = 0; r < width; ++r)
+        if (rows[n + r].count != kAll) scan(rows[n + r], s.maxima + r, groups, first / p.group);
     }
   }
-  for (int64_t n = 0; n < count; ++n) {
-    if (book.first_nan >= 0) s.rows[n].count = kAll;
-    p.out[s.rows[n].out] = decide<T>(p, book, s.rows[n], s.exact);
+}
+
+// The indices of a block of rows; returns whether the coarse pass paid.
+template <class T>
+bool search_block(const Problem& p, const Codebook& book, int64_t begin, bool coarse, const Scratch& s) {
+  const int64_t count = min(p.block, p.rows - begin);
+  int64_t certified = 0;  // rows that come first and need no float32 pass
+  locate(p, book, begin, count, s.rows);
+  if (book.first_nan >= 0) {
+    for (int64_t n = 0; n < count; ++n) s.rows[n].count = kAll;
+  } else {
+    if (coarse) {
+      pass<T, Pair>(p, book, s.rows, count, s);
+      for (int64_t n = 0; n < count; ++n)
+        if (s.rows[n].count != kAll) {
+          const Row row = s.rows[n];
+          s.rows[n] = s.rows[certified];
+          s.rows[certified++] = row;
+        }
+    }
+    if (certified < count) pass<T, Single>(p, book, s.rows + certified, count - certified, s);
   }
+  for (int64_t n = 0; n < count; ++n) p.out[s.rows[n].out] = decide<T>(p, book, s.rows[n], s.exact);
+  return certified >= count / 2;
 }
 
 void search(const Problem& p, Span blocks, void* memory) {
@@ -415,8 +479,9 @@ void search(const Problem& p, Span blocks, void* memory) {
   const Scratch s = carve(p, at);
   const int64_t per_book = ceil_div(p.rows, p.block);
   with_type(p.type, [&](auto element) {
+    bool coarse = p.coarse;
     for (int64_t b = blocks.begin; b < blocks.end; ++b)
-      search_block<decltype(element)>(p, p.books[b / per_book], b % per_book * p.block, s);
+      coarse &= search_block<decltype(element)>(p, p.books[b / per_book], b % per_book * p.block, coarse, s);
   });
 }
 

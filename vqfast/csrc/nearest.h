@@ -18,8 +18,10 @@ struct Codebook {
   int64_t x, out;             // where its rows begin
   void* pivot;                // (D), like codes
   float *packed, *bias;       // (tiles, D, kTile) and (tiles, kTile)
+  float* pairs;               // (tiles, (D+1)/2, kTile) pairs of bf16, where the problem is coarse
   double scale = 1;           // a power of two that brings the codes near 1
   float reach = 0;            // the longest packed code
+  float residual = 0;         // the longest difference between a packed code and its bf16 rounding
   int64_t first_nan = -1;     // the first code with a NaN: every finite row's answer
 };
 
@@ -32,7 +34,8 @@ struct Problem {
   const Axis* axes;
   int64_t num_books;
   Codebook* books;
-  int64_t tiles, group, chunk, block;  // set by `plan`: tiles of codes, tiles in a group and a chunk, rows in a block
+  bool coarse;  // set by `plan`: whether a pass in bf16 comes first
+  int64_t tiles, group, chunk, block;  // tiles of codes, tiles in a group and a chunk, rows in a block
 };
 
 struct Span {
@@ -41,7 +44,7 @@ struct Span {
 
 // What a thread found while packing its tiles.
 struct Packed {
-  float reach = 0;
+  float reach = 0, residual = 0;
   int64_t first_nan = -1;
 };
 

@@ -63,8 +63,26 @@ inline Vec load(const float* p) {
   return v;
 }
 
+// sum + row * code, lane by lane. A step of the tile multiplies one float32, or a pair of bf16 that fills its place.
+struct Single {
+  static constexpr bool kPairs = false;
+  static Vec add(Vec sum, float row, Vec code) { return sum + row * code; }
+};
+#if defined(__AVX512BF16__)
+struct Pair {
+  static constexpr bool kPairs = true;
+  static Vec add(Vec sum, float row, Vec code) {
+    return _mm512_dpbf16_ps(sum, __m512bh(_mm512_set1_ps(row)), __m512bh(code));
+  }
+};
+constexpr bool kHasPairs = true;
+#else
+using Pair = Single;
+constexpr bool kHasPairs = false;
+#endif
+
 // epilogue(r, sums) for each row r: sums = bias + sum over steps of rows[step][r] * codes[step][0 .. kTile).
-template <class Epilogue>
+template <class Product, class Epilogue>
 [[gnu::always_inline]] inline void tile(
     int64_t steps, const float* rows, const float* codes, const float* bias, Epilogue epilogue) {
   Vec sums[kRows][kVectors];
@@ -75,7 +93,7 @@ template <class Epilogue>
     for (int v = 0; v < kVectors; ++v) code[v] = load(codes + v * kLanes);
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r)
-      for (int v = 0; v < kVectors; ++v) sums[r][v] += rows[r] * code[v];
+      for (int v = 0; v < kVectors; ++v) sums[r][v] = Product::add(sums[r][v], rows[r], code[v]);
   }
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) epilogue(r, sums[r]);
