@@ -1,7 +1,7 @@
 """Nearest code against its peers: ``python -m benchmarks.nearest`` prints a table and writes a record.
 
-Runs are interleaved; medians count. Floor: 2 N K D operations at the rate of float32 multiply-adds on registers
-alone (``peak.cpp``, compiled for this machine); a bf16 pass may be faster than that.
+Runs are interleaved; medians count. Floor: 2 N K D operations at the rate of float32 multiply-adds on
+registers alone (``peak.cpp``, compiled for this machine); a bf16 pass may be faster than that.
 """
 
 from __future__ import annotations
