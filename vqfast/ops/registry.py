@@ -8,26 +8,34 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
 import torch
+
+from vqfast.ops import library
 
 BACKENDS = ("cuda", "native", "triton", "reference")  # the order of preference
 
 
 @dataclass(frozen=True)
 class Support:
-    """What one backend of one op can run; ``devices=None`` means every device."""
+    """What one backend of one op can run.
+
+    ``devices=None`` means every device. ``unavailable`` says why it can't run here; it is asked last.
+    """
 
     dtypes: frozenset[torch.dtype]
     devices: frozenset[str] | None = None
+    unavailable: Callable[[], str | None] = lambda: None
 
 
 FLOATS = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
+NATIVE = Support(FLOATS, frozenset({"cpu"}), library.unavailable)
 
 TABLE: dict[str, dict[str, Support]] = {
-    "nearest": {"reference": Support(FLOATS)},
+    "nearest": {"native": NATIVE, "reference": Support(FLOATS)},
     "quantize": {"reference": Support(FLOATS)},
     "masked_conv": {"reference": Support(FLOATS)},
 }
@@ -42,6 +50,8 @@ def refusal(op: str, backend: str, tensor: torch.Tensor) -> str | None:
         return f"{backend} {op} runs on {sorted(support.devices)}, not on {tensor.device.type}"
     if tensor.dtype not in support.dtypes:
         return f"{backend} {op} takes {sorted(map(str, support.dtypes))}, not {tensor.dtype}"
+    if (reason := support.unavailable()) is not None:
+        return f"{backend} {op} can't run here: {reason}"
     return None
 
 
