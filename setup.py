@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
@@ -34,6 +34,9 @@ class BuildNative(build_ext):
 
 
 setup(
+    packages=[*find_packages(include=["vqfast*"]), "vqfast.csrc"],
+    package_dir={"vqfast.csrc": "csrc"},
+    package_data={"vqfast": ["py.typed"], "vqfast.csrc": ["*.cpp", "*.h"]},
     ext_modules=[Extension("vqfast.native", [])] if library else [],
     cmdclass={"build_ext": BuildNative},
     options={"bdist_wheel": {"py_limited_api": "cp310"}} if library else {},

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import torch
 
-SOURCES = Path(__file__).parents[1] / "csrc"
+INSTALLED = Path(__file__).parents[1] / "csrc"
+SOURCES = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[2] / "csrc"  # or in a checkout
 PREBUILT = SOURCES / "native.so"
 FLAGS = [
     "-std=c++20",

@@ -36,7 +36,7 @@ NATIVE = Support(FLOATS, frozenset({"cpu"}), library.unavailable)
 
 TABLE: dict[str, dict[str, Support]] = {
     "nearest": {"native": NATIVE, "reference": Support(FLOATS)},
-    "quantize": {"reference": Support(FLOATS)},
+    "quantize": {"native": NATIVE, "reference": Support(FLOATS)},
     "masked_conv": {"reference": Support(FLOATS)},
 }
 
