@@ -7,6 +7,7 @@ registers alone (``peak.cpp``, compiled for this machine); a bf16 pass may be fa
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import statistics
@@ -15,6 +16,9 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+# torch and faiss have an OpenMP each: idle threads of one mustn't spin while the other is timed
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 from torch import Tensor
