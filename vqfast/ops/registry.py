@@ -8,27 +8,48 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from types import ModuleType
 
 import torch
+
+from vqfast.ops import probe
 
 BACKENDS = ("cuda", "native", "triton", "reference")  # the order of preference
 
 
 @dataclass(frozen=True)
 class Support:
-    """What one backend of one op can run; ``devices=None`` means every device."""
+    """What one backend of one op can run; ``devices=None`` means every device.
+
+    ``unavailable`` says why it can't run in this process at all, if it can't; ``probed``: its first use is compared
+    with the reference, see ``probe.py``.
+    """
 
     dtypes: frozenset[torch.dtype]
     devices: frozenset[str] | None = None
+    unavailable: Callable[[], str | None] | None = None
+    probed: bool = False
+
+
+def interpreted() -> bool:
+    """Whether Triton's kernels run in its interpreter, which takes CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def _no_triton() -> str | None:
+    return None if find_spec("triton") else "triton is not installed"
 
 
 FLOATS = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 
+TRITON = Support(FLOATS, frozenset({"cuda", "cpu"} if interpreted() else {"cuda"}), _no_triton, probed=True)
+
 TABLE: dict[str, dict[str, Support]] = {
-    "nearest": {"reference": Support(FLOATS)},
-    "quantize": {"reference": Support(FLOATS)},
+    "nearest": {"reference": Support(FLOATS), "triton": TRITON},
+    "quantize": {"reference": Support(FLOATS), "triton": TRITON},
     "masked_conv": {"reference": Support(FLOATS)},
 }
 
@@ -42,7 +63,8 @@ def refusal(op: str, backend: str, tensor: torch.Tensor) -> str | None:
         return f"{backend} {op} runs on {sorted(support.devices)}, not on {tensor.device.type}"
     if tensor.dtype not in support.dtypes:
         return f"{backend} {op} takes {sorted(map(str, support.dtypes))}, not {tensor.dtype}"
-    return None
+    reason = support.unavailable() if support.unavailable else None
+    return f"{backend} {op}: {reason}" if reason else None
 
 
 def forced_backend() -> str | None:
@@ -57,8 +79,8 @@ def forced_backend() -> str | None:
     return name
 
 
-def backend(op: str, tensor: torch.Tensor) -> ModuleType:
-    """The module that runs ``op`` on tensors like ``tensor``.
+def backend(op: str, tensor: torch.Tensor, channels: int | None = None) -> ModuleType:
+    """The module that runs ``op`` on tensors like ``tensor``, with vectors of ``channels`` channels.
 
     Raises:
         RuntimeError: the backend that was asked for, or every one, refuses; the message says why.
@@ -67,6 +89,8 @@ def backend(op: str, tensor: torch.Tensor) -> ModuleType:
     reasons = []
     for name in (forced,) if forced else BACKENDS:
         reason = refusal(op, name, tensor)
+        if reason is None and channels is not None and TABLE[op][name].probed:
+            reason = probe.failure(op, name, tensor, channels)
         if reason is None:
             return importlib.import_module(f"vqfast.ops.{op}.{name}")
         reasons.append(reason)
