@@ -57,6 +57,7 @@ from vqfast.ops.rows import ROW_DIMS, row_strides
 
 SAMPLE = 256  # codes whose mean is the pivot
 PACK_CODES = 64
+MEASURE = tl.constexpr(64)  # channels that a wider row is measured by at a time, to spare registers
 FAR = tl.constexpr(2.0**100)  # a score half no code can have: padding and infinite codes; minus it: NaN ones
 LARGEST = tl.constexpr(60000.0)  # fp16 ends at 65504
 
@@ -162,11 +163,12 @@ def _pack(
 
 @triton.jit
 def _centred(x, at, valid, d, sd, pivot, D, WIDE: tl.constexpr):
-    """A block of ``x - p`` (BM, BD), and whether all of each row's channels in it are finite."""
+    """A block of ``x - p`` (BM, BD), 0 where x isn't finite, and whether all of each row's channels in it are."""
     values = tl.load(x + at[:, None] + (d * sd)[None, :], mask=valid[:, None] & (d < D)[None, :], other=0)
     values = values.to(WIDE)
     p = tl.load(pivot + d)  # zero beyond D
-    return values - p[None, :], tl.min(_finite(values).to(tl.int32), axis=1) == 1
+    finite = _finite(values)
+    return tl.where(finite, values - p[None, :], 0), tl.min(finite.to(tl.int32), axis=1) == 1
 
 
 @triton.jit
@@ -185,6 +187,30 @@ def _row_exponent(far, code_exponent):
     """The row's exponent a, and t = 2^(c - a); see the bound, point 4."""
     a = tl.maximum(_exponent(far), code_exponent - 20)
     return a, _power(tl.maximum(code_exponent - a, -60))
+
+
+@triton.jit
+def _measure(x, at, valid, sd, pivot, D, code_exponent, WIDE: tl.constexpr, BD: tl.constexpr):
+    """(2^-a, t, finite, |x^|^2, |r1|^2, |r2|^2) of a block of rows, read twice."""
+    d = tl.arange(0, BD).to(tl.int64)
+    far = tl.zeros(at.shape, tl.float32)
+    finite = tl.full(at.shape, True, tl.int1)
+    for d0 in range(0, D, BD):
+        centred, good = _centred(x, at, valid, d0 + d, sd, pivot, D, WIDE)
+        far = tl.maximum(far, tl.max(tl.abs(centred), axis=1).to(tl.float32))
+        finite = finite & good
+    a, t = _row_exponent(far, code_exponent)
+    scale = _power(-a)
+    x2 = tl.zeros(at.shape, tl.float32)
+    r1 = tl.zeros(at.shape, tl.float32)
+    r2 = tl.zeros(at.shape, tl.float32)
+    for d0 in range(0, D, BD):
+        centred, good = _centred(x, at, valid, d0 + d, sd, pivot, D, WIDE)
+        hi, lo, x2_, r1_, r2_ = _halves(centred, scale)
+        x2 += x2_
+        r1 += r1_
+        r2 += r2_
+    return scale, t, finite, x2, r1, r2
 
 
 @triton.jit
@@ -243,30 +269,18 @@ def _search(
     code_exponent = _exponent(tl.load(stats).to(tl.float32, bitcast=True))
 
     d = tl.arange(0, BD).to(tl.int64)
-    if WHOLE:
+    if WHOLE and (BD <= MEASURE or SPLITS == 3):
         centred, finite = _centred(x, at, valid, d, sd, pivot, D, WIDE)
         a, t = _row_exponent(tl.max(tl.abs(centred), axis=1).to(tl.float32), code_exponent)
         scale = _power(-a)
         x_hi, x_lo, x2, r1, r2 = _halves(centred, scale)
     else:
-        far = tl.zeros([BM], tl.float32)
-        finite = valid | True
-        for d0 in range(0, D, BD):
-            centred, good = _centred(x, at, valid, d0 + d, sd, pivot, D, WIDE)
-            far = tl.maximum(far, tl.max(tl.abs(centred), axis=1).to(tl.float32))
-            finite = finite & good
-        a, t = _row_exponent(far, code_exponent)
-        scale = _power(-a)
-        x2 = tl.zeros([BM], tl.float32)
-        r1 = tl.zeros([BM], tl.float32)
-        r2 = tl.zeros([BM], tl.float32)
-        for d0 in range(0, D, BD):
-            centred, good = _centred(x, at, valid, d0 + d, sd, pivot, D, WIDE)
-            x_hi, x_lo, x2_, r1_, r2_ = _halves(centred, scale)
-            x2 += x2_
-            r1 += r1_
-            r2 += r2_
+        scale, t, finite, x2, r1, r2 = _measure(x, at, valid, sd, pivot, D, code_exponent, WIDE, BD if BD < MEASURE else MEASURE)
+        if WHOLE:  # from the cache
+            centred, good = _centred(x, at, valid, d, sd, pivot, D, WIDE)
+            x_hi = (centred * scale[:, None].to(WIDE)).to(tl.float32).to(tl.float16)
 
+    err = _error(t, x2, r1, r2, stats, 2 * SPLITS * BD + BLOCKS + 16, SPLITS)
     best = tl.full([BM], float("inf"), tl.float32)
     second = tl.full([BM], float("inf"), tl.float32)
     block = tl.zeros([BM], tl.int32)
@@ -298,17 +312,16 @@ def _search(
 
     index = tl.where(finite, block + (_bits(best) & (BN - 1)), 0)
     tl.store(indices + g * N + n, index.to(tl.int64), mask=valid)
-    err = _error(t, x2, r1, r2, stats, 2 * SPLITS * BD + BLOCKS + 16, SPLITS)
+    if WRITE:
+        to = row_offsets(n, b, c, qa, qb, qc, DIMS)
+        write_codes(
+            x, at, sd, codebook, ek, ed, quantized, to, qd, errors, n, index.to(tl.int64), valid, finite, D, 16,
+        )  # fmt: skip
     packing = (1.01 * 2.0**-23 * BN) * (tl.abs(best) + tl.abs(second))
     uncertain = valid & finite & ~(second - best > 2 * err + packing)
     slot = tl.atomic_add(waiting + g + tl.zeros([BM], tl.int32), 1, mask=uncertain)
     tl.store(listed + g * N + slot, n, mask=uncertain)
     tl.store(ceiling + g * N + n, best + packing + err, mask=uncertain)
-    if WRITE:
-        to = row_offsets(n, b, c, qa, qb, qc, DIMS)
-        write_codes(
-            x, at, sd, codebook, ek, ed, quantized, to, qd, errors, n, index.to(tl.int64), valid, finite, D, BD
-        )  # fmt: skip
 
 
 @triton.jit
@@ -332,21 +345,7 @@ def _recheck(
         valid = slot < count
         n = tl.load(listed + g * N + slot, mask=valid, other=0)
         at = g * sg + row_offsets(n, b, c, sa, sb, sc, DIMS)
-        far = tl.zeros([BM], tl.float32)
-        for d0 in range(0, D, BD):
-            centred, good = _centred(x, at, valid, d0 + d, sd, pivot, D, WIDE)
-            far = tl.maximum(far, tl.max(tl.abs(centred), axis=1).to(tl.float32))
-        a, t = _row_exponent(far, code_exponent)
-        scale = _power(-a)
-        x2 = tl.zeros([BM], tl.float32)
-        r1 = tl.zeros([BM], tl.float32)
-        r2 = tl.zeros([BM], tl.float32)
-        for d0 in range(0, D, BD):
-            centred, good = _centred(x, at, valid, d0 + d, sd, pivot, D, WIDE)
-            x_hi, x_lo, x2_, r1_, r2_ = _halves(centred, scale)
-            x2 += x2_
-            r1 += r1_
-            r2 += r2_
+        scale, t, finite, x2, r1, r2 = _measure(x, at, valid, sd, pivot, D, code_exponent, WIDE, BD if BD < MEASURE else MEASURE)
         err = _error(t, x2, r1, r2, stats, 6 * BD + BLOCKS + 16, 3)
         limit = tl.load(ceiling + g * N + n, mask=valid, other=0) + err
 
@@ -388,7 +387,7 @@ def _recheck(
         if WRITE:
             to = row_offsets(n, b, c, qa, qb, qc, DIMS)
             write_codes(
-                x, at, sd, codebook, ek, ed, quantized, to, qd, errors, n, index.to(tl.int64), valid, valid, D, BD
+                x, at, sd, codebook, ek, ed, quantized, to, qd, errors, n, index.to(tl.int64), valid, valid, D, 16,
             )  # fmt: skip
 
 
@@ -454,7 +453,7 @@ def search(
 
     step = triton.cdiv(codes, SAMPLE)
     samples = triton.cdiv(codes, step)
-    constants = {"WIDE": TRITON_DTYPES[dtype]}
+    constants = {"WIDE": TRITON_DTYPES[dtype], "enable_fp_fusion": True}
     layout = {**constants, "DIMS": dims, "WRITE": write}
     found = (x, x.stride(0), *strides, x.stride(-1), rows, *sizes[1:])
     packed = (pivot, hi, lo, half, stats, indices, waiting, listed, ceiling)
@@ -465,7 +464,7 @@ def search(
         )  # fmt: skip
         _pack[padded_codes // PACK_CODES, heads](
             codebook, *codebook.stride(), pivot, stats, hi, lo, half, codes, padded_codes, channels, padded,
-            BK=PACK_CODES, BD=16,
+            BK=PACK_CODES, BD=16, enable_fp_fusion=True,
         )  # fmt: skip
         tiles = triton.cdiv(rows, tuning.rows)
         _search[(heads * tiles,)](

@@ -18,28 +18,30 @@ class Tuning(NamedTuple):
 
 ANY = 1 << 30
 
-# Narrow rows are bound by the epilogue, so that three products cost little there and certify nearly every row.
+# Narrow rows are bound by the epilogue, so that three products cost little there and certify nearly every row. Up to
+# 64 channels two blocks of four warps share a multiprocessor: one multiplies while the other takes its minima. Wide rows need
+# large blocks: each block of rows streams the codebook from L2 (8192 x 256: 4.3 GB in all with 128 rows).
 SEARCH: dict[str, dict[int, Tuning]] = {
     "sm_80": {
         16: Tuning(128, 64, 16, 4, 3, 3),
-        64: Tuning(128, 64, 64, 4, 3),
-        128: Tuning(128, 64, 128, 4, 3),
-        256: Tuning(128, 64, 256, 8, 2),
-        ANY: Tuning(128, 64, 64, 4, 3),
+        64: Tuning(128, 64, 64, 8, 3),
+        128: Tuning(128, 64, 128, 8, 3),
+        256: Tuning(128, 64, 256, 16, 2),
+        ANY: Tuning(128, 64, 64, 8, 3),
     },
     "sm_90": {
-        16: Tuning(128, 128, 16, 8, 3, 3),
-        64: Tuning(128, 128, 64, 8, 3),
+        16: Tuning(128, 64, 16, 4, 3, 3),
+        64: Tuning(128, 64, 64, 4, 3),
         128: Tuning(128, 128, 128, 8, 2),
         256: Tuning(128, 128, 256, 8, 2),
-        ANY: Tuning(128, 128, 64, 8, 3),
+        ANY: Tuning(128, 128, 64, 8, 2),
     },
     "sm_100": {
-        16: Tuning(128, 128, 16, 8, 3, 3),
+        16: Tuning(128, 64, 16, 4, 3, 3),
         64: Tuning(128, 128, 64, 8, 3),
         128: Tuning(128, 128, 128, 8, 2),
-        256: Tuning(128, 128, 256, 8, 2),
-        ANY: Tuning(128, 128, 64, 8, 3),
+        256: Tuning(128, 64, 256, 8, 3),
+        ANY: Tuning(128, 128, 32, 8, 3),
     },
     "gfx942": {
         16: Tuning(128, 64, 16, 4, 2, 3),
