@@ -17,7 +17,7 @@ _verdicts: dict[tuple, str | None] = {}  # None: the kernel may run
 
 
 def _inputs(device: torch.device, dtype: torch.dtype, channels: int) -> tuple[Tensor, Tensor]:
-    """Rows and codes with an offset, ties, and codes that lie close together: what a wrong kernel gets wrong."""
+    """Rows and codes with an offset, ties, and codes that lie close together: where a kernel may go wrong."""
     generator = torch.Generator().manual_seed(0)
     codes = torch.randn(70, channels, generator=generator).round(decimals=1) + 3
     rows = torch.cat([torch.randn(200, channels, generator=generator) + 3, codes, codes.roll(1, 0) + 0.01])
@@ -52,8 +52,8 @@ _CHECKS: dict[str, Callable[[ModuleType, ModuleType, Tensor, Tensor], None]] = {
 def failure(op: str, backend: str, tensor: Tensor, channels: int) -> str | None:
     """Why ``backend``'s ``op`` isn't to be trusted on the device of ``tensor``; ``None``: it is.
 
-    Runs once a process for each dtype and power of two of ``channels`` (kernels are compiled for ranges of them);
-    warns when it finds something. Under CUDA graph capture nothing can be compared: it answers ``None``.
+    Runs once a process for each dtype and power of two of ``channels`` (kernels are compiled for ranges of
+    them); warns when it finds something. Under CUDA graph capture nothing can be compared: ``None``.
     """
     device = tensor.device
     if device.type != "cuda" or torch.cuda.get_device_name(device) in VOUCHED:
@@ -70,7 +70,9 @@ def verdict(op: str, backend: str, device: torch.device, dtype: torch.dtype, cha
             return None
         _verdicts[key] = None  # the probe's own calls
         try:
-            module, reference = (importlib.import_module(f"vqfast.ops.{op}.{name}") for name in (backend, "reference"))
+            module, reference = (
+                importlib.import_module(f"vqfast.ops.{op}.{name}") for name in (backend, "reference")
+            )
             with torch.no_grad():
                 _CHECKS[op](module, reference, *_inputs(device, dtype, width))
         except Exception as error:  # whatever a compiler may raise: the fallback is right all the same

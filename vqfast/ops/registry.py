@@ -24,8 +24,8 @@ BACKENDS = ("cuda", "native", "triton", "reference")  # the order of preference
 class Support:
     """What one backend of one op can run; ``devices=None`` means every device.
 
-    ``unavailable`` says why it can't run in this process at all, if it can't; ``probed``: its first use is compared
-    with the reference, see ``probe.py``.
+    ``unavailable`` says why it can't run in this process at all, if it can't; ``probed``: its first use is
+    compared with the reference, see ``probe.py``.
     """
 
     dtypes: frozenset[torch.dtype]

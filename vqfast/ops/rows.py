@@ -17,7 +17,9 @@ def merged(sizes: list[int], strides: list[tuple[int, ...]]) -> tuple[list[int],
     for size, stride in zip(sizes, strides, strict=True):
         if size == 1:
             continue
-        if out_sizes and all(outer == size * inner for outer, inner in zip(out_strides[-1], stride, strict=True)):
+        if out_sizes and all(
+            outer == size * inner for outer, inner in zip(out_strides[-1], stride, strict=True)
+        ):
             out_sizes[-1] *= size
             out_strides[-1] = stride
         else:

@@ -7,11 +7,12 @@ Two kernels after a small one that packs the codebook:
 - ``_recheck`` goes through the codes again for the listed rows, with a product of fp16 pairs (hi + lo), and
   takes the float64 distance of every code that rounding leaves in the running: two or three a row.
 
-THE BOUND. For one row write x and e_k for the exact inputs, p for the pivot (any vector: distances don't depend
-on it, so that the sample mean, rounded, is exact enough), and in units of powers of two, which don't round,
-``x^ = (x - p) / 2^a`` (a: exponent of the row's largest channel) and ``e^_k = (e_k - p) / 2^c`` (c: of the codes').
-Minimising ||x - e_k||^2 is minimising ``s_k = t |e^_k|^2 / 2 - x^.e^_k``, ``t = 2^(c - a)``.
-Let u = 2^-24, X = |x^|, E = max |e^_k|, S = X E + t E^2 / 2, which bounds |s_k|. What is computed differs by:
+THE BOUND. For one row write x and e_k for the exact inputs, p for the pivot (any vector: distances don't
+depend on it, so that the sample mean, rounded, is exact enough), and in units of powers of two, which don't
+round, ``x^ = (x - p) / 2^a`` (a: exponent of the row's largest channel) and ``e^_k = (e_k - p) / 2^c`` (c:
+of the codes'). Minimising ||x - e_k||^2 is minimising ``s_k = t |e^_k|^2 / 2 - x^.e^_k``, ``t = 2^(c -
+a)``. Let u = 2^-24, X = |x^|, E = max |e^_k|, S = X E + t E^2 / 2, which bounds |s_k|. What is computed
+differs by:
 
 1. ``x - p`` is rounded once, relative u in each channel; codes likewise: 2 u X E by Cauchy and Schwarz
    (gradual underflow adds 2^-126 a channel: under the 2^-50 that every norm below is raised by).
@@ -20,28 +21,30 @@ Let u = 2^-24, X = |x^|, E = max |e^_k|, S = X E + t E^2 / 2, which bounds |s_k|
    One product: x~.e~ - hi.hi' = r1.e~ + hi.r1'        is at most |r1| E + (X + |r1|) R1.
    Three:      x~.e~ - (hi + lo).hi' - hi.lo' = r2.e~ + hi.r2' + lo.r1' + r2.(..)
                                                        is at most |r2| E + (X + |r1|) R2 + 2 |r1| R1.
-3. Products of fp16 numbers are exact in float32. A sum of n of them, in any order or grouping, with the operands of
-   each step aligned to the largest and cut off (not rounded) at 24 bits, errs by at most 2^-23 S for each product
-   and for each addition: 2 n 2^-23 S. A block of channels is one such sum (n = products in it); the blocks are then
-   subtracted from the score in float32: blocks * u S more.
-4. ``t |e^|^2 / 2``: summed in float64, rounded to float32, times t (exact but for the subtraction's rounding) : 2 u S.
-   t is held within 2^-60 .. 2^20: below, the term is off by 2^-60 E^2 at most; above, a is raised, nothing is off.
+3. Products of fp16 numbers are exact in float32. A sum of n of them, in any order or grouping, with the
+   operands of each step aligned to the largest and cut off (not rounded) at 24 bits, errs by at most 2^-23
+   S for each product and for each addition: 2 n 2^-23 S. A block of channels is one such sum (n = products
+   in it); the blocks are then subtracted from the score in float32: blocks * u S more.
+4. ``t |e^|^2 / 2``: summed in float64, rounded to float32, times t (exact but for the subtraction's
+   rounding) : 2 u S. t is held within 2^-60 .. 2^20: below, the term is off by 2^-60 E^2 at most; above, a
+   is raised, nothing is off.
 5. ``_search`` puts the code's number into the low bits of its score: 2 BN u |score|, taken at the two scores.
 
-Together ``err = 1.01 (point 2 + (2 n + blocks + 16) u' S + 2^-60 (E + E^2))`` with u' = 2^-23; 1.01 covers the rounding of the
-bound itself and of the norms (relative (D + 2) u). If the second best score exceeds the best by more than 2 err (and
-point 5), no other code is nearer. Else the true best's score is at most ``best + err``, so in ``_recheck`` its computed
-score is at most that + its own err, and at most its running best + 2 err: every code that could be nearest, or tie, gets
-its distance by differences in float64, in increasing order, and only a smaller one replaces it: the lowest index wins.
-A comparison with NaN or infinity (overflow anywhere above) fails on the side of more float64. It may be slow, not wrong.
-fp16 subnormals must count in the product: NVIDIA's and gfx942's do; do not run this where they are flushed (gfx90a).
+Together ``err = 1.01 (point 2 + (2 n + blocks + 16) u' S + 2^-60 (E + E^2))`` with u' = 2^-23; 1.01 covers
+the rounding of the bound itself and of the norms (relative (D + 2) u). If the second best score exceeds the
+best by more than 2 err (and point 5), no other code is nearer. Else the true best's score is at most ``best
++ err``, so in ``_recheck`` its computed score is at most that + its own err, and at most its running best +
+2 err: every code that could be nearest, or tie, gets its distance by differences in float64, in increasing
+order, and only a smaller one replaces it: the lowest index wins. A comparison with NaN or infinity
+(overflow anywhere above) fails on the side of more float64. It may be slow, not wrong. fp16 subnormals must
+count in the product: NVIDIA's and gfx942's do; do not run this where they are flushed (gfx90a).
 
-FLOORS (H100: 3.0 TB/s, 800 TFLOP/s) for N, K, D = 131072, 512, 64: 8.6 GFLOP, 11 us; 34 MB read, 1 MB written, 12 us (with
-z_q 68 MB, 23 us). The epilogue is about 9 issue slots a score (multiply-subtract, pack, min, compare, select, min): 67 M scores / (132 x 128
-lanes x 1.7 GHz) x 9 = 21 us, more than the product. Predicted 35 to 45 us and 10 us for packing and recheck; 3 % of Gaussian rows are rechecked.
-For 131072, 8192, 256: 550 GFLOP, 0.69 ms; 134 MB, 0.05 ms; epilogue 0.34 ms, hidden only where two blocks share a multiprocessor.
-Predicted 1.0 to 1.3 ms, of which 0.15 ms to recheck 6 % of Gaussian rows.
-"""
+FLOORS (H100: 3.0 TB/s, 800 TFLOP/s) for N, K, D = 131072, 512, 64: 8.6 GFLOP, 11 us; 34 MB read, 1 MB
+written, 12 us (with z_q 68 MB, 23 us). The epilogue is about 9 issue slots a score (multiply-subtract,
+pack, min, compare, select, min): 67 M scores / (132 x 128 lanes x 1.7 GHz) x 9 = 21 us, more than the
+product. Predicted 35 to 45 us and 10 us for packing and recheck; 3.5 % of Gaussian rows are rechecked.
+For 131072, 8192, 256: 550 GFLOP, 0.69 ms; 134 MB, 0.05 ms; epilogue 0.34 ms, hidden only where two blocks
+share a multiprocessor. Predicted 1.0 to 1.3 ms, of which 0.15 ms to recheck 8 % of Gaussian rows."""
 
 from __future__ import annotations
 
@@ -97,7 +100,21 @@ def row_offsets(n, b, c, sa, sb, sc, DIMS: tl.constexpr):
 
 
 @triton.jit
-def _centre(codebook, sg, sk, sd, pivot, stats, D, Dp, step, samples, WIDE: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr):
+def _centre(
+    codebook,
+    sg,
+    sk,
+    sd,
+    pivot,
+    stats,
+    D,
+    Dp,
+    step,
+    samples,
+    WIDE: tl.constexpr,
+    BK: tl.constexpr,
+    BD: tl.constexpr,
+):
     """``pivot (G, Dp)``: mean of every ``step``-th code; ``stats[g, 0]``: how far those codes lie from it."""
     g = tl.program_id(1).to(tl.int64)
     d = tl.program_id(0).to(tl.int64) * BD + tl.arange(0, BD)
@@ -106,7 +123,9 @@ def _centre(codebook, sg, sk, sd, pivot, stats, D, Dp, step, samples, WIDE: tl.c
     for k0 in range(0, samples, BK):
         k = (k0 + tl.arange(0, BK)).to(tl.int64)
         inside = (k < samples)[:, None] & (d < D)[None, :]
-        e = tl.load(codebook + g * sg + k[:, None] * (step * sk) + d[None, :] * sd, mask=inside, other=float("nan"))
+        e = tl.load(
+            codebook + g * sg + k[:, None] * (step * sk) + d[None, :] * sd, mask=inside, other=float("nan")
+        )
         good = _finite(e)
         total += tl.sum(tl.where(good, e, 0).to(tl.float64), axis=0)
         count += tl.sum(good.to(tl.float64), axis=0)
@@ -116,7 +135,9 @@ def _centre(codebook, sg, sk, sd, pivot, stats, D, Dp, step, samples, WIDE: tl.c
     for k0 in range(0, samples, BK):
         k = (k0 + tl.arange(0, BK)).to(tl.int64)
         inside = (k < samples)[:, None] & (d < D)[None, :]
-        e = tl.load(codebook + g * sg + k[:, None] * (step * sk) + d[None, :] * sd, mask=inside, other=float("nan"))
+        e = tl.load(
+            codebook + g * sg + k[:, None] * (step * sk) + d[None, :] * sd, mask=inside, other=float("nan")
+        )
         away = tl.abs(e.to(tl.float64) - p[None, :].to(tl.float64))
         far = tl.maximum(far, tl.max(tl.where(_finite(e), away, 0), axis=0).to(tl.float32))
     tl.atomic_max(stats + g * 4, tl.max(_bits(far), axis=0))
@@ -126,7 +147,7 @@ def _centre(codebook, sg, sk, sd, pivot, stats, D, Dp, step, samples, WIDE: tl.c
 def _pack(
     codebook, sg, sk, sd, pivot, stats, hi, lo, half, K, Kp, D, Dp, BK: tl.constexpr, BD: tl.constexpr
 ):  # fmt: skip
-    """``hi``, ``lo`` (G, Kp, Dp): the scaled codes e^ as two fp16; ``half`` (G, Kp): |e^|^2 / 2; maxima E, R1, R2."""
+    """``hi``, ``lo`` (G, Kp, Dp): scaled codes e^ as two fp16; ``half`` (G, Kp): |e^|^2 / 2; E, R1, R2."""
     g = tl.program_id(1).to(tl.int64)
     k = tl.program_id(0).to(tl.int64) * BK + tl.arange(0, BK)
     scale = _power(-_exponent(tl.load(stats + g * 4).to(tl.float32, bitcast=True))).to(tl.float64)
@@ -138,7 +159,9 @@ def _pack(
     for d0 in range(0, Dp, BD):
         d = (d0 + tl.arange(0, BD)).to(tl.int64)
         inside = (k < K)[:, None] & (d < D)[None, :]
-        e = tl.load(codebook + g * sg + k[:, None] * sk + d[None, :] * sd, mask=inside, other=0).to(tl.float64)
+        e = tl.load(codebook + g * sg + k[:, None] * sk + d[None, :] * sd, mask=inside, other=0).to(
+            tl.float64
+        )
         p = tl.load(pivot + g * Dp + d).to(tl.float64)
         good = good & (tl.min(_finite(e).to(tl.int32), axis=1) == 1)
         nan = nan | (tl.max((e != e).to(tl.int32), axis=1) == 1)
@@ -163,7 +186,7 @@ def _pack(
 
 @triton.jit
 def _centred(x, at, valid, d, sd, pivot, D, WIDE: tl.constexpr):
-    """A block of ``x - p`` (BM, BD), 0 where x isn't finite, and whether all of each row's channels in it are."""
+    """A block of ``x - p`` (BM, BD), 0 where x isn't finite, and whether each row is finite in it."""
     values = tl.load(x + at[:, None] + (d * sd)[None, :], mask=valid[:, None] & (d < D)[None, :], other=0)
     values = values.to(WIDE)
     p = tl.load(pivot + d)  # zero beyond D
@@ -206,7 +229,7 @@ def _measure(x, at, valid, sd, pivot, D, code_exponent, WIDE: tl.constexpr, BD: 
     r2 = tl.zeros(at.shape, tl.float32)
     for d0 in range(0, D, BD):
         centred, good = _centred(x, at, valid, d0 + d, sd, pivot, D, WIDE)
-        hi, lo, x2_, r1_, r2_ = _halves(centred, scale)
+        _, _, x2_, r1_, r2_ = _halves(centred, scale)
         x2 += x2_
         r1 += r1_
         r2 += r2_
@@ -223,7 +246,7 @@ def _error(t, x2, r1, r2, stats, n: tl.constexpr, SPLITS: tl.constexpr):
     norm = tl.sqrt(x2) + tiny
     r1 = tl.sqrt(r1) + tiny
     r2 = tl.sqrt(r2) + tiny
-    if SPLITS == 1:
+    if SPLITS == 1:  # noqa: SIM108
         split = r1 * e + (norm + r1) * e1
     else:
         split = r2 * e + (norm + r1) * e2 + 2 * r1 * e1
@@ -235,7 +258,7 @@ def _error(t, x2, r1, r2, stats, n: tl.constexpr, SPLITS: tl.constexpr):
 def write_codes(
     x, at, sd, codebook, ek, ed, quantized, to, qd, errors, n, index, valid, finite, D, BD: tl.constexpr
 ):  # fmt: skip
-    """The quantiser's outputs for a block of rows: their codes, NaN for a row that isn't finite, and |x - e|^2."""
+    """The quantiser's outputs for a block of rows: codes, NaN for a row that isn't finite, and |x - e|^2."""
     ACC: tl.constexpr = errors.dtype.element_ty
     total = tl.zeros(index.shape, ACC)
     for d0 in range(0, D, BD):
@@ -275,9 +298,11 @@ def _search(
         scale = _power(-a)
         x_hi, x_lo, x2, r1, r2 = _halves(centred, scale)
     else:
-        scale, t, finite, x2, r1, r2 = _measure(x, at, valid, sd, pivot, D, code_exponent, WIDE, BD if BD < MEASURE else MEASURE)
+        scale, t, finite, x2, r1, r2 = _measure(
+            x, at, valid, sd, pivot, D, code_exponent, WIDE, BD if BD < MEASURE else MEASURE
+        )
         if WHOLE:  # from the cache
-            centred, good = _centred(x, at, valid, d, sd, pivot, D, WIDE)
+            centred, _ = _centred(x, at, valid, d, sd, pivot, D, WIDE)
             x_hi = (centred * scale[:, None].to(WIDE)).to(tl.float32).to(tl.float16)
 
     err = _error(t, x2, r1, r2, stats, 2 * SPLITS * BD + BLOCKS + 16, SPLITS)
@@ -298,7 +323,7 @@ def _search(
                 score -= tl.dot(x_hi, e_hi, product)
         else:
             for d0 in range(0, D, BD):
-                centred, good = _centred(x, at, valid, d0 + d, sd, pivot, D, WIDE)
+                centred, _ = _centred(x, at, valid, d0 + d, sd, pivot, D, WIDE)
                 part = (centred * scale[:, None].to(WIDE)).to(tl.float32).to(tl.float16)
                 score -= tl.dot(part, tl.load(hi + codes + d0))
         hi += BN * Dp
@@ -315,7 +340,8 @@ def _search(
     if WRITE:
         to = row_offsets(n, b, c, qa, qb, qc, DIMS)
         write_codes(
-            x, at, sd, codebook, ek, ed, quantized, to, qd, errors, n, index.to(tl.int64), valid, finite, D, 16,
+            x, at, sd, codebook, ek, ed, quantized, to, qd, errors, n,
+            index.to(tl.int64), valid, finite, D, 16,
         )  # fmt: skip
     packing = (1.01 * 2.0**-23 * BN) * (tl.abs(best) + tl.abs(second))
     uncertain = valid & finite & ~(second - best > 2 * err + packing)
@@ -345,7 +371,9 @@ def _recheck(
         valid = slot < count
         n = tl.load(listed + g * N + slot, mask=valid, other=0)
         at = g * sg + row_offsets(n, b, c, sa, sb, sc, DIMS)
-        scale, t, finite, x2, r1, r2 = _measure(x, at, valid, sd, pivot, D, code_exponent, WIDE, BD if BD < MEASURE else MEASURE)
+        scale, t, _, x2, r1, r2 = _measure(
+            x, at, valid, sd, pivot, D, code_exponent, WIDE, BD if BD < MEASURE else MEASURE
+        )
         err = _error(t, x2, r1, r2, stats, 6 * BD + BLOCKS + 16, 3)
         limit = tl.load(ceiling + g * N + n, mask=valid, other=0) + err
 
@@ -356,8 +384,8 @@ def _recheck(
         for j in range(0, Kp, BN):
             score = t[:, None] * tl.load(half + g * Kp + j + column)[None, :]
             for d0 in range(0, D, BD):
-                centred, good = _centred(x, at, valid, d0 + d, sd, pivot, D, WIDE)
-                x_hi, x_lo, x2_, r1_, r2_ = _halves(centred, scale)
+                centred, _ = _centred(x, at, valid, d0 + d, sd, pivot, D, WIDE)
+                x_hi, x_lo, _, _, _ = _halves(centred, scale)
                 e_hi = tl.load(code_hi + codes + d0)
                 product = tl.dot(x_lo, e_hi)
                 product = tl.dot(x_hi, tl.load(code_lo + codes + d0), product)
@@ -376,7 +404,9 @@ def _recheck(
                     inside = has[:, None] & (d0 + d < D)[None, :]
                     row = tl.load(x + at[:, None] + ((d0 + d) * sd)[None, :], mask=inside, other=0)
                     at_code = eg * g + k.to(tl.int64) * ek
-                    code = tl.load(codebook + at_code[:, None] + ((d0 + d) * ed)[None, :], mask=inside, other=0)
+                    code = tl.load(
+                        codebook + at_code[:, None] + ((d0 + d) * ed)[None, :], mask=inside, other=0
+                    )
                     difference = row.to(tl.float64) - code.to(tl.float64)
                     distance += tl.sum(difference * difference, axis=1)
                 distance = tl.where(distance == distance, distance, -float("inf"))  # a NaN code comes first
@@ -387,7 +417,8 @@ def _recheck(
         if WRITE:
             to = row_offsets(n, b, c, qa, qb, qc, DIMS)
             write_codes(
-                x, at, sd, codebook, ek, ed, quantized, to, qd, errors, n, index.to(tl.int64), valid, valid, D, 16,
+                x, at, sd, codebook, ek, ed, quantized, to, qd, errors, n,
+                index.to(tl.int64), valid, valid, D, 16,
             )  # fmt: skip
 
 
@@ -424,9 +455,9 @@ def search(
     quantized: Tensor | None = None,
     errors: Tensor | None = None,
 ) -> None:
-    """Fills ``indices (G, N)`` for ``x (G, *rows, D)``, at most ``ROW_DIMS`` dimensions of rows, ``codebook (G, K, D)``.
+    """Fills ``indices (G, N)`` for ``x (G, *rows, D)``, rows as ``row_strides`` takes, and ``(G, K, D)``.
 
-    With ``quantized`` (as ``x``) and ``errors (N,)`` also the codes and each row's squared error; G is 1 then.
+    With ``quantized`` (as ``x``) and ``errors (N,)`` also codes and each row's squared error; G is 1 then.
     """
     heads, channels, codes = len(x), x.shape[-1], codebook.shape[1]
     rows = indices.shape[1]
@@ -460,7 +491,8 @@ def search(
     out = (quantized, *to, quantized.stride(-1), errors) if write else (x, 0, 0, 0, 0, pivot)
     with on(x):
         _centre[padded // 16, heads](
-            codebook, *codebook.stride(), pivot, stats, channels, padded, step, samples, BK=128, BD=16, **constants
+            codebook, *codebook.stride(), pivot, stats, channels, padded, step, samples,
+            BK=128, BD=16, **constants,
         )  # fmt: skip
         _pack[padded_codes // PACK_CODES, heads](
             codebook, *codebook.stride(), pivot, stats, hi, lo, half, codes, padded_codes, channels, padded,
@@ -474,7 +506,8 @@ def search(
         most = max(1, min(triton.cdiv(rows, careful.rows), 1024 // heads))  # programs that share the list
         _recheck[most, heads](
             *found, *packed, codebook, *codebook.stride(), *out, channels, padded, codes, padded_codes,
-            **layout, **recheck_constants(careful, channels), num_warps=careful.warps, num_stages=careful.stages,
+            **layout, **recheck_constants(careful, channels),
+            num_warps=careful.warps, num_stages=careful.stages,
         )  # fmt: skip
 
 

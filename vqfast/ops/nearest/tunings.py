@@ -1,4 +1,4 @@
-"""Block sizes of the search kernels, as data: an architecture, the widest row that a line serves, its blocks."""
+"""Block sizes of the search kernels, as data: architecture, widest row that a line serves, its blocks."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ class Tuning(NamedTuple):
 
 ANY = 1 << 30
 
-# Narrow rows are bound by the epilogue, so that three products cost little there and certify nearly every row. Up to
-# 64 channels two blocks of four warps share a multiprocessor: one multiplies while the other takes its minima. Wide rows need
-# large blocks: each block of rows streams the codebook from L2 (8192 x 256: 4.3 GB in all with 128 rows).
+# Narrow rows are bound by the epilogue: three products cost little there and certify nearly every row.
+# Up to 64 channels two blocks of four warps share a multiprocessor of sm_90: one multiplies while the other
+# takes its minima. Wide rows need large blocks: each block of rows streams the codebook from L2
+# (N, K, D = 131072, 8192, 256: 4.3 GB in all with 128 rows).
 SEARCH: dict[str, dict[int, Tuning]] = {
     "sm_80": {
         16: Tuning(128, 64, 16, 4, 3, 3),
@@ -64,6 +65,6 @@ def pick(table: dict[str, dict[int, Tuning]], arch: str, channels: int) -> Tunin
 
 
 def fallback(arch: str) -> str:
-    """The listed architecture whose tunings an unlisted one runs: consumer chips take those that fit 64 KB."""
+    """The listed architecture whose tunings an unlisted one runs: consumer chips take those of 64 KB."""
     number = int(arch.removeprefix("sm_")) if arch.startswith("sm_") else 0
     return {8: "gfx942", 9: "sm_90", 10: "sm_100"}.get(number // 10, "gfx942")

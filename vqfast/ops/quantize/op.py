@@ -21,7 +21,9 @@ def quantize(
     z_e: Tensor, codebook: Tensor, channel_dim: int, statistics: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See the module."""
-    return registry.backend("quantize", z_e, codebook.shape[1]).quantize(z_e, codebook, channel_dim, statistics)
+    return registry.backend("quantize", z_e, codebook.shape[1]).quantize(
+        z_e, codebook, channel_dim, statistics
+    )
 
 
 @quantize.register_fake

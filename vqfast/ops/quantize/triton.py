@@ -1,15 +1,15 @@
 """The quantiser's training step on a GPU.
 
-Forward is the search of ``nearest/triton.py``, whose kernels also write the codes in the caller's layout and each row's
-squared error; their sum is torch's, so that the loss is the same in every run. Counts are integers, so that atomics
-can't change them. Sums of floats go by atomics, or, under ``torch.use_deterministic_algorithms``, code by code over the
-rows in order. Backward is one pass.
+Forward is the search of ``nearest/triton.py``, whose kernels also write the codes in the caller's layout
+and each row's squared error; their sum is torch's, so that the loss is the same in every run. Counts are
+integers, so that atomics can't change them. Sums of floats go by atomics, or, under
+``torch.use_deterministic_algorithms``, code by code over the rows in order. Backward is one pass.
 
-FLOORS (H100, 3.0 TB/s), N, K, D = 131072, 512, 64 in float32: forward 68 MB, 23 us (the search: see there); statistics read
-z_e again, 34 MB, 11 us when it has left the L2; backward reads two tensors and writes one, 101 MB, 34 us. N, K, D = 131072, 8192, 256:
-forward 270 MB, 90 us, under the search's 690; backward 400 MB, 134 us. Predicted: statistics 20 and 60 us, backward 45 and 180,
-with 8 M and 34 M float atomics beside it; the deterministic way costs a sort, about 100 us, more.
-"""
+FLOORS (H100, 3.0 TB/s), N, K, D = 131072, 512, 64 in float32: forward 68 MB, 23 us (the search: see there);
+statistics read z_e again, 34 MB, 11 us when it has left the L2; backward reads two tensors and writes one,
+101 MB, 34 us. N, K, D = 131072, 8192, 256: forward 270 MB, 90 us, under the search's 690; backward 400 MB,
+134 us. Predicted: statistics 20 and 60 us, backward 45 and 180, with 8 M and 34 M float atomics beside it;
+the deterministic way costs a sort, about 100 us, more."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ ROWS, CHANNELS = 64, 64  # block sizes of the kernels below: bound by memory, an
 
 @triton.jit
 def _count(
-    x, sa, sb, sc, sd, N, b, c, indices, counts, sums, D, SUMS: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr
+    x, sa, sb, sc, sd, N, b, c, indices, counts, sums, D,
+    SUMS: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """``counts (K,)`` of the codes and, by atomics, ``sums (K, D)`` of their vectors."""
     n = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
@@ -38,7 +39,9 @@ def _count(
         for d0 in range(0, D, BD):
             d = (d0 + tl.arange(0, BD)).to(tl.int64)
             inside = valid[:, None] & (d < D)[None, :]
-            value = tl.load(x + at[:, None] + (d * sd)[None, :], mask=inside, other=0).to(sums.dtype.element_ty)
+            value = tl.load(x + at[:, None] + (d * sd)[None, :], mask=inside, other=0).to(
+                sums.dtype.element_ty
+            )
             tl.atomic_add(sums + k[:, None] * D + d[None, :], value, mask=inside, sem="relaxed")
 
 
@@ -99,7 +102,7 @@ def _backward(
 
 
 def _readable(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """``(*rows, D)`` tensors that the kernels can walk: themselves, or copies where rows have too many strides."""
+    """``(*rows, D)`` tensors that the kernels can walk: themselves, or copies if strides are many."""
     return tensors if row_strides(*tensors) else tuple(tensor.contiguous() for tensor in tensors)
 
 
@@ -107,7 +110,9 @@ def _blocks(channels: int) -> dict[str, int]:
     return {"BM": ROWS, "BD": channel_block(channels, CHANNELS)}
 
 
-def _by_code(rows: Tensor, codebook: Tensor, indices: Tensor, counts: Tensor, sums: Tensor, grad, factor) -> None:
+def _by_code(
+    rows: Tensor, codebook: Tensor, indices: Tensor, counts: Tensor, sums: Tensor, grad, factor
+) -> None:
     """Fills ``sums (K, D)`` without atomics; ``grad=None``: with the rows' sums."""
     order = indices.flatten().argsort(stable=True)
     sizes, (strides,) = row_strides(rows)
@@ -115,8 +120,9 @@ def _by_code(rows: Tensor, codebook: Tensor, indices: Tensor, counts: Tensor, su
     difference = grad is not None
     with on(rows):
         _segments[len(codebook), triton.cdiv(rows.shape[-1], blocks["BD"])](
-            rows, *strides, rows.stride(-1), *sizes[1:], codebook, *codebook.stride(), order, counts.cumsum(0),
-            sums, grad if difference else sums, factor, rows.shape[-1], DIFFERENCE=difference, **blocks,
+            rows, *strides, rows.stride(-1), *sizes[1:], codebook, *codebook.stride(), order,
+            counts.cumsum(0), sums, grad if difference else sums, factor, rows.shape[-1],
+            DIFFERENCE=difference, **blocks,
         )  # fmt: skip
 
 
@@ -125,8 +131,8 @@ def _statistics(rows: Tensor, indices: Tensor, counts: Tensor, sums: Tensor, wit
     sizes, (strides,) = row_strides(rows)
     with on(rows):
         _count[(triton.cdiv(indices.numel(), ROWS),)](
-            rows, *strides, rows.stride(-1), indices.numel(), *sizes[1:], indices, counts, sums, rows.shape[-1],
-            SUMS=with_sums, **_blocks(rows.shape[-1]),
+            rows, *strides, rows.stride(-1), indices.numel(), *sizes[1:], indices, counts, sums,
+            rows.shape[-1], SUMS=with_sums, **_blocks(rows.shape[-1]),
         )  # fmt: skip
 
 
@@ -168,7 +174,9 @@ def quantize_backward(
     """Gradients to ``z_e`` (straight-through plus commitment) and to ``codebook``; see ``reference.py``."""
     out = torch.empty_like(z_e, requires_grad=False)  # the caller's layout
     target = out.movedim(channel_dim, -1)
-    rows, grads, written = _readable(z_e.movedim(channel_dim, -1), grad_quantized.movedim(channel_dim, -1), target)
+    rows, grads, written = _readable(
+        z_e.movedim(channel_dim, -1), grad_quantized.movedim(channel_dim, -1), target
+    )
     indices = indices.contiguous()
     sums = z_e.new_zeros(codebook.shape, dtype=wide(z_e, codebook))
     if indices.numel():
@@ -177,8 +185,8 @@ def quantize_backward(
         factor = 2 / z_e.numel()
         with on(z_e):
             _backward[(triton.cdiv(indices.numel(), ROWS),)](
-                rows, *strides, rows.stride(-1), indices.numel(), *sizes[1:], codebook, *codebook.stride(), indices,
-                grads, *grad_strides, grads.stride(-1), written, *out_strides, written.stride(-1),
+                rows, *strides, rows.stride(-1), indices.numel(), *sizes[1:], codebook, *codebook.stride(),
+                indices, grads, *grad_strides, grads.stride(-1), written, *out_strides, written.stride(-1),
                 grad_codebook_loss, grad_commitment_loss, factor, sums, rows.shape[-1],
                 ATOMIC=atomic, **_blocks(rows.shape[-1]),
             )  # fmt: skip
@@ -190,5 +198,3 @@ def quantize_backward(
     if written is not target:
         target.copy_(written)
     return out, sums.to(codebook.dtype)
-
-
