@@ -229,7 +229,7 @@ def _measure(x, at, valid, sd, pivot, D, code_exponent, WIDE: tl.constexpr, BD: 
     r2 = tl.zeros(at.shape, tl.float32)
     for d0 in range(0, D, BD):
         centred, good = _centred(x, at, valid, d0 + d, sd, pivot, D, WIDE)
-        _, _, x2_, r1_, r2_ = _halves(centred, scale)
+        _hi, _lo, x2_, r1_, r2_ = _halves(centred, scale)
         x2 += x2_
         r1 += r1_
         r2 += r2_
@@ -302,7 +302,7 @@ def _search(
             x, at, valid, sd, pivot, D, code_exponent, WIDE, BD if BD < MEASURE else MEASURE
         )
         if WHOLE:  # from the cache
-            centred, _ = _centred(x, at, valid, d, sd, pivot, D, WIDE)
+            centred, _good = _centred(x, at, valid, d, sd, pivot, D, WIDE)
             x_hi = (centred * scale[:, None].to(WIDE)).to(tl.float32).to(tl.float16)
 
     err = _error(t, x2, r1, r2, stats, 2 * SPLITS * BD + BLOCKS + 16, SPLITS)
@@ -323,7 +323,7 @@ def _search(
                 score -= tl.dot(x_hi, e_hi, product)
         else:
             for d0 in range(0, D, BD):
-                centred, _ = _centred(x, at, valid, d0 + d, sd, pivot, D, WIDE)
+                centred, _good = _centred(x, at, valid, d0 + d, sd, pivot, D, WIDE)
                 part = (centred * scale[:, None].to(WIDE)).to(tl.float32).to(tl.float16)
                 score -= tl.dot(part, tl.load(hi + codes + d0))
         hi += BN * Dp
@@ -371,7 +371,7 @@ def _recheck(
         valid = slot < count
         n = tl.load(listed + g * N + slot, mask=valid, other=0)
         at = g * sg + row_offsets(n, b, c, sa, sb, sc, DIMS)
-        scale, t, _, x2, r1, r2 = _measure(
+        scale, t, _rows_finite, x2, r1, r2 = _measure(
             x, at, valid, sd, pivot, D, code_exponent, WIDE, BD if BD < MEASURE else MEASURE
         )
         err = _error(t, x2, r1, r2, stats, 6 * BD + BLOCKS + 16, 3)
@@ -384,8 +384,8 @@ def _recheck(
         for j in range(0, Kp, BN):
             score = t[:, None] * tl.load(half + g * Kp + j + column)[None, :]
             for d0 in range(0, D, BD):
-                centred, _ = _centred(x, at, valid, d0 + d, sd, pivot, D, WIDE)
-                x_hi, x_lo, _, _, _ = _halves(centred, scale)
+                centred, _good = _centred(x, at, valid, d0 + d, sd, pivot, D, WIDE)
+                x_hi, x_lo, _x2, _r1, _r2 = _halves(centred, scale)
                 e_hi = tl.load(code_hi + codes + d0)
                 product = tl.dot(x_lo, e_hi)
                 product = tl.dot(x_hi, tl.load(code_lo + codes + d0), product)
