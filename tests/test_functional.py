@@ -87,3 +87,63 @@ def test_import_brings_no_optional_package_that_torch_does_not() -> None:
     brought = set(run.stdout.split())
     assert "vqfast" in brought
     assert not brought & {"triton", "matplotlib", "sklearn", "PIL", "safetensors", "tqdm"}
+
+
+def cosines(x: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
+    return torch.cosine_similarity(x.double().unsqueeze(-2), codebook.double().unsqueeze(-3), dim=-1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("lead", [((), ()), ((3,), ()), ((), (3,)), ((2, 1), (3,))])
+def test_cosine_metric_finds_the_smallest_angle(lead, dtype) -> None:
+    x, codebook = torch.randn(*lead[0], 40, 6).to(dtype), torch.randn(*lead[1], 9, 6).to(dtype)
+    scaled = x * (4.0 ** torch.randint(-3, 4, (40, 1))).to(dtype)  # lengths don't count
+    indices, distance = nearest_code(scaled, codebook, metric="cosine", return_distance=True)
+    want = cosines(x, codebook).max(-1)
+    assert torch.equal(indices, want.indices)
+    torch.testing.assert_close(distance, (1 - want.values).to(distance.dtype), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-18, 1e18])
+def test_cosine_metric_at_any_magnitude_and_with_codes_of_almost_one_direction(scale) -> None:
+    x, codebook = torch.randn(200, 5), torch.randn(1, 5) + 1e-3 * torch.randn(50, 5)
+    want = cosines(x, codebook).argmax(-1)
+    assert (nearest_code(x * scale, codebook, metric="cosine") == want).float().mean() > 0.99
+    codebook = codebook * 4.0 ** torch.randint(-3, 4, (50, 1))
+    assert torch.equal(nearest_code(x, codebook, metric="cosine"), want)
+
+
+def test_zero_vectors_have_no_angle() -> None:
+    codebook = torch.tensor([[0.0, 0], [-1, 0], [0, -2]])
+    x = torch.tensor([[3.0, 1], [0, 0], [-1, -3]])  # the first is behind all codes, the second nowhere
+    indices, distance = nearest_code(x, codebook, metric="cosine", return_distance=True)
+    assert indices.tolist() == [2, 0, 2]
+    torch.testing.assert_close(distance, torch.tensor([1 + 10**-0.5, 1, 1 - 3 * 10**-0.5]))
+    indices, distance = nearest_code(x, zeros(4, 2), metric="cosine", return_distance=True)
+    assert (indices.tolist(), distance.tolist()) == ([0] * 3, [1] * 3)
+
+
+@pytest.mark.parametrize("offset", [0, 1000])
+def test_distance_is_euclidean_and_exact_far_from_zero(offset) -> None:
+    x, codebook = torch.randn(3, 40, 6) + offset, torch.randn(9, 6) + offset
+    indices, distance = nearest_code(x, codebook, return_distance=True)
+    differences = (x.double().unsqueeze(-2) - codebook.double()).square().sum(-1).sqrt()
+    assert distance.dtype == torch.float32
+    torch.testing.assert_close(distance, differences.min(-1).values.float(), rtol=1e-7, atol=0)
+    assert torch.equal(indices, differences.argmin(-1))
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_distance_of_a_bad_row_is_nan_and_of_the_others_differentiable(metric) -> None:
+    x, codebook = torch.randn(4, 3, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
+    x[1, 2], x[2, 0] = torch.inf, torch.nan
+    indices, distance = nearest_code(x, codebook, metric, return_distance=True)
+    assert indices[1:3].tolist() == [0, 0]
+    assert distance.isnan().tolist() == [False, True, True, False]
+    good = x[::3].requires_grad_(), codebook.requires_grad_()
+    torch.autograd.gradcheck(lambda x, e: nearest_code(x, e, metric, return_distance=True)[1], good)
+
+
+def test_unknown_metric_is_named() -> None:
+    with pytest.raises(ValueError, match="metric is 'dot'"):
+        nearest_code(zeros(2, 3), zeros(4, 3), metric="dot")

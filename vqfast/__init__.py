@@ -2,7 +2,7 @@
 
 from vqfast import functional
 from vqfast.models import VQVAE
-from vqfast.nn import MaskedConv1d, MaskedConv2d, VQLayer, VQOutput
+from vqfast.nn import MaskedConv1d, MaskedConv2d, ResidualVQLayer, VQLayer, VQOutput
 from vqfast.prior import PixelCNN, ResidualPixelCNN, WaveNet
 
 __version__ = "0.1.0"
@@ -12,6 +12,7 @@ __all__ = [
     "MaskedConv2d",
     "PixelCNN",
     "ResidualPixelCNN",
+    "ResidualVQLayer",
     "VQLayer",
     "VQOutput",
     "WaveNet",

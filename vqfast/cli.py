@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,24 +24,53 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a command; returns the exit status: 0, 2 for bad input, 130 when interrupted."""
     arguments = vars(_parser().parse_args(argv))
     command = arguments.pop("command")
-    try:
-        command(**arguments)
-        sys.stdout.flush()  # a pipe that nobody reads any more shows here
-    except KeyboardInterrupt:
-        print("vqfast: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    except ModuleNotFoundError as error:
-        if error.name not in EXTRAS:
-            raise
-        print(f"vqfast: error: {error.name} is missing: pip install 'vqfast[demo]'", file=sys.stderr)
-        return 2
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (ValueError, TypeError, OSError) as error:
-        print(f"vqfast: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    with _interrupts() as interrupts:
+        try:
+            command(**arguments)
+            sys.stdout.flush()  # a pipe that nobody reads any more shows here
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
+            return 1
+        except BaseException as error:
+            if interrupts or isinstance(error, KeyboardInterrupt):
+                sys.unraisablehook = lambda unraisable: None  # what is half made complains as it goes
+                line, status = "interrupted; the same command goes on from here", 130
+            else:
+                line, status = f"error: {_explained(error)}", 2
+            print(f"vqfast: {line}", file=sys.stderr)
+            return status
     return 0
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Notes every Ctrl-C: an import or native code that is interrupted may raise an error of its own."""
+    seen: list[int] = []
+
+    def note(number: int, frame: Any) -> NoReturn:
+        seen.append(number)
+        raise KeyboardInterrupt
+
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # and not ignored, as by nohup
+    ours = ours and threading.current_thread() is threading.main_thread()
+    if ours:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield seen
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _explained(error: BaseException) -> str:
+    """One line about an error that the user can mend; any other goes on its way."""
+    if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
+        return f"{error.name} is missing: pip install 'vqfast[demo]'"
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error)):
+        return "out of memory: ask for smaller sizes or batches"
+    if isinstance(error, (ValueError, TypeError, OverflowError, OSError)):
+        return " ".join(str(error).split())
+    raise error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -277,8 +310,8 @@ def _sample(
             shape = list(step.read_codes(source, step.HELD_OUT)[0].shape[1:])
         labels = None
         if label is not None:
-            if not 0 <= label < (prior.num_classes or math.inf):
-                raise ValueError(f"label is {label}; want 0..{(prior.num_classes or 1) - 1}")
+            if not 0 <= label < (prior.num_classes or 0):
+                raise ValueError(f"label is {label}; the prior has {prior.num_classes or 'no'} classes")
             labels = torch.full((num,), label)
         elif prior.num_classes:
             labels = torch.arange(num) % prior.num_classes

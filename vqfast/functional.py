@@ -19,6 +19,25 @@ def _check_floating(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name} has dtype {tensor.dtype}; want a floating-point one")
 
 
+def check_channels(z_e: Tensor, channel_dim: int, embedding_dim: int) -> None:
+    """Floating-point ``z_e`` with ``embedding_dim`` channels at ``channel_dim``.
+
+    Raises:
+        TypeError: ``z_e`` isn't a floating-point tensor.
+        ValueError: the shape doesn't fit.
+    """
+    _check_floating("z_e", z_e)
+    if z_e.ndim < 2 or not -z_e.ndim <= channel_dim < z_e.ndim:
+        raise ValueError(
+            f"z_e has shape {tuple(z_e.shape)}; want two dimensions or more, channels at {channel_dim}"
+        )
+    if z_e.shape[channel_dim] != embedding_dim:
+        raise ValueError(
+            f"z_e has {z_e.shape[channel_dim]} channels at dimension {channel_dim} of {tuple(z_e.shape)}; "
+            f"want embedding_dim = {embedding_dim}"
+        )
+
+
 def check_codes(name: str, codes: Tensor, num_embeddings: int, *, least: int = 0) -> None:
     """Integer codes in ``least..num_embeddings - 1``.
 
@@ -39,25 +58,47 @@ def check_codes(name: str, codes: Tensor, num_embeddings: int, *, least: int = 0
         raise ValueError(f"{name} has values {low}..{high}; want {least}..{num_embeddings - 1}")
 
 
-def nearest_code(x: Tensor, codebook: Tensor) -> Tensor:
+def unit(x: Tensor, dim: int = -1) -> Tensor:
+    """``x`` with vectors of length 1 along ``dim``, in float32 or wider.
+
+    A zero vector stays, and passes its gradient on.
+    """
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    norm = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
+    return x / torch.where(norm > 0, norm, 1)
+
+
+def nearest_code(
+    x: Tensor, codebook: Tensor, metric: str = "l2", return_distance: bool = False
+) -> Tensor | tuple[Tensor, Tensor]:
     """Index of each vector's nearest code: ``argmin_k ||x_n - e_k||_2``, the lowest ``k`` on exact ties.
 
     Exact: the argmin of the inputs at their given values, whatever their offset or scale. A row of ``x``
-    with a NaN or an infinity gets index 0.
+    with a NaN or an infinity gets index 0 and distance NaN.
 
     Args:
         x: ``(..., N, D)``, floating point.
-        codebook: ``(..., K, D)``; its leading dimensions broadcast with those of ``x``.
+        codebook: ``(..., K, D)``; its leading dimensions are codebooks side by side (heads, groups) and
+            broadcast with those of ``x``.
+        metric: ``"l2"``, or ``"cosine"`` for the smallest angle, ``argmax_k cos(x_n, e_k)``. A zero vector
+            has no angle: as a row it gets index 0, as a code it is chosen only where all codes are zero;
+            its cosines count as 0. Codes of one direction tie up to rounding in float64, of
+            which this metric takes copies.
+        return_distance: whether to return the distances too: ``||x_n - e_k||_2`` (not squared), or
+            ``1 - cos``, taken from float64 differences; differentiable by both inputs.
 
     Returns:
-        int64 ``(..., N)``.
+        int64 ``(..., N)``, or with ``return_distance`` a pair with the distances ``(..., N)``, float32 or
+        wider.
 
     Raises:
         TypeError: an argument isn't a floating-point tensor.
-        ValueError: the shapes don't fit.
+        ValueError: the shapes don't fit, or ``metric`` is unknown.
     """
     _check_floating("x", x)
     _check_floating("codebook", codebook)
+    if metric not in ("l2", "cosine"):
+        raise ValueError(f"metric is {metric!r}; want 'l2' or 'cosine'")
     if x.ndim < 2 or codebook.ndim < 2:
         raise ValueError(
             f"x has shape {tuple(x.shape)} and codebook {tuple(codebook.shape)}; want (.., N, D), (.., K, D)"
@@ -72,7 +113,23 @@ def nearest_code(x: Tensor, codebook: Tensor) -> Tensor:
         raise ValueError(
             f"x {tuple(x.shape)} and codebook {tuple(codebook.shape)} don't broadcast over their leading dims"
         ) from None
-    return _nearest(x.expand(*lead, *x.shape[-2:]), codebook)
+    dtype = torch.promote_types(torch.promote_types(x.dtype, codebook.dtype), torch.float32)
+    x = x.expand(*lead, *x.shape[-2:])
+    if metric == "l2":
+        indices = _nearest(x, codebook)
+    else:  # between unit vectors the nearest code is that of the smallest angle
+        x, codebook = unit(x.double()), unit(codebook.double())
+        is_zero = (codebook == 0).all(-1, keepdim=True)
+        indices = _nearest(x, torch.where(is_zero, 4, codebook))  # out of every unit vector's reach
+        indices = torch.where((x == 0).all(-1), 0, indices)
+    if not return_distance:
+        return indices
+    codes = codebook.expand(*lead, *codebook.shape[-2:]).take_along_dim(indices.unsqueeze(-1), -2)
+    if metric == "l2":
+        distance = torch.linalg.vector_norm(x.double() - codes.double(), dim=-1)
+    else:
+        distance = (1 - (x * codes).sum(-1)).clamp(min=0)
+    return indices, torch.where(x.isfinite().all(-1), distance, torch.nan).to(dtype)
 
 
 class Quantized(NamedTuple):
@@ -106,19 +163,10 @@ def quantize(z_e: Tensor, codebook: Tensor, channel_dim: int = 1, statistics: bo
         TypeError: an argument isn't a floating-point tensor.
         ValueError: the shapes don't fit.
     """
-    _check_floating("z_e", z_e)
     _check_floating("codebook", codebook)
     if codebook.ndim != 2 or codebook.shape[0] < 1 or codebook.shape[1] < 1:
         raise ValueError(f"codebook has shape {tuple(codebook.shape)}; want (K, D) with K, D >= 1")
-    if z_e.ndim < 2 or not -z_e.ndim <= channel_dim < z_e.ndim:
-        raise ValueError(
-            f"z_e has shape {tuple(z_e.shape)}; want two dimensions or more, channels at {channel_dim}"
-        )
-    if z_e.shape[channel_dim] != codebook.shape[1]:
-        raise ValueError(
-            f"z_e has {z_e.shape[channel_dim]} channels at dimension {channel_dim} of {tuple(z_e.shape)}; "
-            f"want embedding_dim = {codebook.shape[1]}"
-        )
+    check_channels(z_e, channel_dim, codebook.shape[1])
     return Quantized(*_quantize(z_e, codebook, channel_dim, statistics))
 
 

@@ -110,7 +110,7 @@ def test_runs_on_meta() -> None:
         ({"dilation": 0}, "dilation is 0"),
         ({"mask_type": "C"}, "mask_type is 'C'"),
         ({"stack": "diagonal"}, "stack is 'diagonal'"),
-        ({"kernel_size": 1, "stack": "horizontal"}, "horizontal kernel of size 1 and mask A has no taps"),
+        ({"kernel_size": 1, "stack": "horizontal"}, "kernel_size is 1, of which mask A leaves nothing"),
     ],
 )
 def test_bad_options_are_named(conv, options, message) -> None:

@@ -1,13 +1,9 @@
 from __future__ import annotations
 
 import copy
-import os
 import pickle
 import re
-import subprocess
-import sys
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -381,48 +377,3 @@ def test_compiled_and_exported_layer_equal_the_plain_one(decay, training) -> Non
         torch.testing.assert_close(tuple(compiled(z_e)), tuple(want))
         torch.testing.assert_close(tuple(exported(z_e)), tuple(want))
     torch.testing.assert_close(compiled.codebook, vq.codebook)
-
-
-WORKER = """
-import sys
-import torch
-import torch.distributed as dist
-from vqfast.nn import VQLayer
-
-rank, folder = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
-vq = VQLayer(9, 4, decay=0.9).double()
-start, batches = torch.load(f"{folder}/data.pt")
-vq.set_codebook(start)
-for batch in batches:
-    vq(batch[:3] if rank == 0 else batch[3:])
-torch.save(vq.state_dict(), f"{folder}/{rank}.pt")
-dist.barrier()  # a rank that leaves early breaks the other's last message
-dist.destroy_process_group()
-"""
-
-
-def test_ema_on_two_ranks_with_uneven_shares_equals_one_process_on_the_joined_batch(tmp_path: Path) -> None:
-    vq = layer(decay=0.9)
-    batches = list(randn(5, 8, 4, 3).detach())
-    torch.save((vq.codebook, batches), tmp_path / "data.pt")
-    (tmp_path / "worker.py").write_text(WORKER)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(tmp_path / "worker.py")]
-    ranks = [
-        subprocess.Popen([*command, rank, str(tmp_path)], stderr=subprocess.PIPE, env=environment)
-        for rank in "01"
-    ]
-    try:
-        for rank in ranks:
-            _, errors = rank.communicate(timeout=100)
-            assert rank.returncode == 0, errors.decode()
-    finally:
-        for rank in ranks:
-            rank.kill()
-    for batch in batches:
-        vq(batch)
-    states = [torch.load(tmp_path / f"{rank}.pt") for rank in "01"]
-    for name, value in vq.state_dict().items():
-        assert torch.equal(states[0][name], states[1][name])
-        torch.testing.assert_close(states[0][name], value, rtol=0, atol=1e-12)

@@ -112,5 +112,8 @@ def test_backend_that_says_it_is_unavailable_is_refused_with_its_reason(
 ) -> None:
     support = registry.Support(registry.FLOATS, unavailable=lambda: "no compiler here")
     monkeypatch.setitem(registry.TABLE["nearest"], "native", support)
-    assert registry.refusal("nearest", "native", torch.zeros(1)) == "native nearest: no compiler here"
+    assert (
+        registry.refusal("nearest", "native", torch.zeros(1))
+        == "native nearest can't run here: no compiler here"
+    )
     assert CALLS["nearest"](torch.float32).tolist() == [0, 0]

@@ -102,6 +102,15 @@ def test_executor_draws_what_the_naive_sampler_draws_from_odd_models(
         assert torch.equal(prior.sample(4, shape, method=executor), expected)
 
 
+@pytest.mark.parametrize(("kind", "shape"), [("gated", (2, 9)), ("wavenet", (9,))])
+def test_executor_draws_what_the_naive_sampler_draws_where_noise_is_large(
+    make_prior: MakePrior, executor: str, kind: str, shape: tuple[int, ...]
+) -> None:
+    prior = make_prior(kind, num_embeddings=1021)
+    expected = prior.sample(512, shape, method="naive", batch_size=512)  # 4 million draws of noise a row
+    assert torch.equal(prior.sample(512, shape, method=executor, batch_size=512), expected)
+
+
 def test_executor_in_float32_flips_at_most_one_draw_in_20000(
     make_prior: MakePrior, executor: str, kind: str
 ) -> None:

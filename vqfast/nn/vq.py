@@ -5,17 +5,20 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vqfast import functional
-from vqfast.nn.codebook import ema_step
+from vqfast.functional import Quantized
+from vqfast.nn.codebook import Batch, Codebook, masked_statistics
+from vqfast.nn.projection import Projection, check_mask
 
 
 class VQOutput(NamedTuple):
     """What a ``VQLayer`` returns.
 
-    ``quantized``: shape, dtype and layout of ``z_e``, with the straight-through gradient. ``indices``: int64,
-    the shape of ``z_e`` without its channels. ``loss``: a scalar to add to the reconstruction loss.
+    ``quantized``: shape and dtype of ``z_e`` (its layout too, where no heads or projections rearrange it),
+    with the gradient that ``gradient`` says. ``indices``: int64, the shape of ``z_e`` without its channels,
+    and with several heads these last. ``loss``: a scalar to add to the reconstruction loss.
     """
 
     quantized: Tensor
@@ -23,11 +26,69 @@ class VQOutput(NamedTuple):
     loss: Tensor
 
 
-class VQLayer(nn.Module):
+class LossParts(NamedTuple):
+    """``codebook``: ``||sg[z_e] - z_q||^2``, ``commitment``: ``||z_e - sg[z_q]||^2``; unweighted means."""
+
+    codebook: Tensor
+    commitment: Tensor
+
+
+def pass_gradient(z: Tensor, z_q: Tensor, gradient: str, dim: int) -> Tensor:
+    """``z_q`` to the bit, with a gradient to ``z`` in place of its own.
+
+    ``"straight-through"`` copies it. ``"rotation"`` turns and scales it as ``z`` is turned and scaled to
+    ``z_q`` (Fifty et al. 2024, arXiv 2410.06424, section 4.2): ``z_q = l R z``, ``l = |z_q| / |z|``,
+    ``R = I - 2 r r^T + 2 q e^T`` with unit vectors ``e`` of z, ``q`` of z_q, ``r`` of e + q; ``l`` and ``R``
+    count as constants. A zero vector, which can't be turned, gets the straight-through gradient.
+    """
+    source, target = z.detach(), z_q.detach()
+    step = z - source  # zero, with the gradient of z
+    if gradient == "rotation":
+        length = torch.linalg.vector_norm(source, dim=dim, keepdim=True)
+        e, q = functional.unit(source, dim), functional.unit(target, dim)
+        r = functional.unit(e + q, dim)
+        turned = step - 2 * r * (r * step).sum(dim, keepdim=True) + 2 * q * (e * step).sum(dim, keepdim=True)
+        scale = torch.linalg.vector_norm(target, dim=dim, keepdim=True) / torch.where(length > 0, length, 1)
+        step = torch.where(length > 0, scale * turned, step)
+    return target + step
+
+
+def check_sizes(**sizes: int) -> None:
+    """Integers from 1.
+
+    Raises:
+        TypeError: one isn't an integer.
+        ValueError: one is below 1.
+    """
+    for name, value in sizes.items():
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"{name} is {value!r}; want an integer")
+        if value < 1:
+            raise ValueError(f"{name} is {value}; want 1 or more")
+
+
+def check_gradient(gradient: str) -> None:
+    """One of the two that ``pass_gradient`` knows.
+
+    Raises:
+        ValueError: it is another.
+    """
+    if gradient not in ("straight-through", "rotation"):
+        raise ValueError(f"gradient is {gradient!r}; want 'straight-through' or 'rotation'")
+
+
+class VQLayer(Codebook):
     """Vector quantisation (van den Oord et al. 2017, arXiv 1711.00937, section 3).
 
     ``loss`` is ``||sg[z_e] - z_q||^2 + beta * ||z_e - sg[z_q]||^2``, means over all elements; with ``decay``
     the codebook follows an exponential moving average instead (appendix A.1) and its term is left out.
+
+    Under torch.distributed the moving average, k-means and revival see the batch of all ranks, whatever
+    each one's share; a rank may have no vectors. The loss is this rank's mean: where shares differ, weight
+    the whole loss by ``world * share`` to make DistributedDataParallel's average that of the joined batch.
+
+    Every step but a pending k-means start can be compiled into one graph and captured in a CUDA graph; run
+    the first batch before capture or export.
 
     Args:
         num_embeddings: K, the number of codes.
@@ -36,12 +97,23 @@ class VQLayer(nn.Module):
         decay: the moving average's, in (0, 1); ``None`` learns the codebook by gradients.
         eps: Laplace smoothing of the moving average's counts.
         channel_dim: where the channels stand, 1 for ``(B, D, *spatial)``, -1 for channels last.
+        metric: ``"l2"``, or ``"cosine"`` to compare, return and learn vectors and codes at length 1.
+        heads: the channels are cut into that many vectors, each with an index of its own.
+        separate_codebooks: whether each head has a codebook of its own, ``codebook (heads, K, D)``.
+        codebook_dim: D of the codes, by default ``embedding_dim / heads``; where ``heads * codebook_dim``
+            isn't ``embedding_dim``, linear maps stand around the codes, in ``projection``.
+        kmeans_init: whether the first batch in training starts the codes by k-means.
+        revive_below: codes used less than so many times a batch, by the moving average of their counts, are
+            replaced by random vectors of the batch in training; 0 for never. SoundStream (arXiv 2107.03312,
+            section III-C) has 2.
+        gradient: ``"straight-through"`` or ``"rotation"``, see ``pass_gradient``.
+        learnable: ``False`` freezes the codes; a pending k-means start still happens. See also ``freeze``.
 
     Attributes:
         codebook: ``(K, D)``; a parameter, or with ``decay`` a buffer.
 
     Raises:
-        TypeError: ``num_embeddings`` or ``embedding_dim`` isn't an integer.
+        TypeError: a size isn't an integer.
         ValueError: an argument is out of range.
     """
 
@@ -53,109 +125,173 @@ class VQLayer(nn.Module):
         decay: float | None = None,
         eps: float = 1e-5,
         channel_dim: int = 1,
+        *,
+        metric: str = "l2",
+        heads: int = 1,
+        separate_codebooks: bool = False,
+        codebook_dim: int | None = None,
+        kmeans_init: bool = False,
+        revive_below: float = 0.0,
+        gradient: str = "straight-through",
+        learnable: bool = True,
     ) -> None:
-        super().__init__()
-        for name, value in (("num_embeddings", num_embeddings), ("embedding_dim", embedding_dim)):
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"{name} is {value!r}; want an integer")
-            if value < 1:
-                raise ValueError(f"{name} is {value}; want 1 or more")
+        check_sizes(num_embeddings=num_embeddings, embedding_dim=embedding_dim, heads=heads)
+        if codebook_dim is None:
+            if embedding_dim % heads:
+                raise ValueError(f"embedding_dim is {embedding_dim}; want a multiple of heads = {heads}")
+            codebook_dim = embedding_dim // heads
+        check_sizes(codebook_dim=codebook_dim)
+        check_gradient(gradient)
         if not beta >= 0:
             raise ValueError(f"beta is {beta}; want 0 or more")
-        if decay is not None and not 0 < decay < 1:
-            raise ValueError(f"decay is {decay}; want a number between 0 and 1, or None")
-        if eps <= 0:
-            raise ValueError(f"eps is {eps}; want a positive number")
-        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
-        self.beta, self.decay, self.eps, self.channel_dim = beta, decay, eps, channel_dim
-        codebook = torch.empty(num_embeddings, embedding_dim)
-        if decay is None:
-            self.codebook = nn.Parameter(codebook)
-        else:
-            self.register_buffer("codebook", codebook)
-            self.register_buffer("ema_counts", torch.empty(num_embeddings))
-            self.register_buffer("ema_sums", torch.empty_like(codebook))
-        self.reset_parameters()
+        separate = separate_codebooks and heads > 1
+        shape = (heads, num_embeddings, codebook_dim) if separate else (num_embeddings, codebook_dim)
+        super().__init__(shape, decay, eps, metric, kmeans_init, revive_below, learnable)
+        self.embedding_dim, self.codebook_dim = embedding_dim, codebook_dim
+        self.heads, self.separate = heads, separate
+        self.beta, self.channel_dim, self.gradient = beta, channel_dim, gradient
+        self.projection = Projection(embedding_dim, heads * codebook_dim, channel_dim, last=heads > 1)
 
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Codes uniform within ``1 / K``; the moving average starts as if each had been seen once."""
-        self.codebook.uniform_(-1 / self.num_embeddings, 1 / self.num_embeddings)
-        self._restart_average()
-
-    @torch.no_grad()
-    def set_codebook(self, codebook: Tensor) -> None:
-        """Replaces the codes by ``codebook (K, D)`` and restarts the moving average from them.
-
-        Raises:
-            ValueError: the shape is another.
-        """
-        if codebook.shape != self.codebook.shape:
-            raise ValueError(f"codebook has shape {tuple(codebook.shape)}; want {tuple(self.codebook.shape)}")
-        self.codebook.copy_(codebook)
-        self._restart_average()
-
-    def _restart_average(self) -> None:
-        if self.decay is not None:
-            self.ema_counts.fill_(1)
-            self.ema_sums.copy_(self.codebook)
-
-    def _check(self, z_e: Tensor) -> None:
-        if isinstance(z_e, Tensor) and z_e.numel() == 0:
-            raise ValueError(f"z_e has shape {tuple(z_e.shape)}; want at least one vector")
-
-    def forward(self, z_e: Tensor) -> VQOutput:
-        """Quantises ``z_e``; in training mode with ``decay`` also moves the codebook.
+    def forward(
+        self, z_e: Tensor, mask: Tensor | None = None, return_parts: bool = False
+    ) -> VQOutput | tuple[VQOutput, LossParts]:
+        """Quantises ``z_e``; in training mode also moves the codebook, as the options say.
 
         Args:
             z_e: floating point ``(B, D)``, ``(B, D, T)``, ``(B, D, H, W)``, ``(B, D, T, H, W)`` or, with
                 ``channel_dim=-1``, the same with ``D`` last.
+            mask: bool ``(B, *spatial)``, ``False`` at padding: quantised to zero with index -1, and without
+                influence on anything else, even a NaN.
+            return_parts: whether to return ``(VQOutput, LossParts)``.
 
         Raises:
-            TypeError: ``z_e`` isn't a floating-point tensor.
-            ValueError: ``z_e`` is empty, or its channels aren't ``embedding_dim``.
+            TypeError: ``z_e`` isn't a floating-point tensor, or ``mask`` no bool one.
+            ValueError: ``z_e`` is empty (and no other rank could have vectors), its channels aren't
+                ``embedding_dim``, or ``mask`` has another shape.
         """
-        self._check(z_e)
-        learns_average = self.decay is not None and self.training
-        # the average moves the codes in place, while backward still needs those of this pass
-        codebook = self.codebook if self.decay is None else self.codebook.clone()
-        out = functional.quantize(z_e, codebook, self.channel_dim, statistics=learns_average)
-        loss = self.beta * out.commitment_loss
-        if self.decay is None:
-            loss = loss + out.codebook_loss
-        if learns_average:
-            ema_step(
-                self.codebook,
-                self.ema_counts,
-                self.ema_sums,
-                out.counts,
-                out.sums,
-                self.decay,
-                self.eps,
-            )
-        return VQOutput(out.quantized, out.indices, loss)
+        output, parts, batch = self.assign(z_e, mask)
+        if batch is not None:
+            self.learn(batch)
+        return (output, parts) if return_parts else output
+
+    def assign(self, z_e: Tensor, mask: Tensor | None) -> tuple[VQOutput, LossParts, Batch | None]:
+        """``forward`` but for the learning, and what ``learn`` wants if it is to be called."""
+        z, dim = self._vectors(z_e, mask)
+        rows, counted = None, None
+        if self.starts or (self.follows and (self.revive_below or mask is not None)):
+            rows, counted = self._flat(z.detach(), dim, mask)
+        if self.starts:
+            self.start(rows, counted)
+        z, out = self._nearest(z, dim, mask, statistics=self.follows and mask is None)
+        parts = LossParts(out.codebook_loss, out.commitment_loss)
+        if mask is not None:  # masked vectors added nothing to the sum
+            parts = LossParts(*(part * mask.numel() / mask.sum().clamp(min=1) for part in parts))
+        if z_e.numel() == 0:  # another rank has the vectors
+            parts = LossParts(*(part.nan_to_num() for part in parts))
+        loss = self.beta * parts.commitment
+        if self.decay is None and self.learnable:
+            loss = loss + parts.codebook
+        batch = None
+        if self.follows:
+            counts, sums = out.counts, out.sums
+            if mask is not None:
+                books = rows.shape[1]
+                found = masked_statistics(rows, out.indices.reshape(-1, books), counted, self.num_embeddings)
+                counts, sums = found if self.separate else (part.squeeze(0) for part in found)
+            batch = Batch(rows if self.revive_below else None, counted, counts, sums)
+        straight = self.gradient == "straight-through"
+        quantized = out.quantized if straight else pass_gradient(z, out.quantized, self.gradient, dim)
+        quantized = self._restore(quantized, mask).to(z_e.dtype)
+        return VQOutput(quantized, self._hide(out.indices, mask), loss), parts, batch
 
     @torch.no_grad()
-    def encode(self, z_e: Tensor) -> Tensor:
+    def encode(self, z_e: Tensor, mask: Tensor | None = None) -> Tensor:
         """Indices of ``z_e``'s vectors, int64; shapes and errors as in ``forward``."""
-        self._check(z_e)
-        return functional.quantize(z_e, self.codebook, self.channel_dim).indices
+        z, dim = self._vectors(z_e, mask)
+        return self._hide(self._nearest(z, dim, mask)[1].indices, mask)
 
-    def decode(self, indices: Tensor) -> Tensor:
+    def decode(self, indices: Tensor, mask: Tensor | None = None) -> Tensor:
         """Codes of integer ``indices (B, *spatial)``: ``(B, D, *spatial)``, or with ``D`` last.
+
+        Several heads stand last in ``indices``. Where ``mask (B, *spatial)`` is ``False`` they aren't looked
+        at, and the result is zero.
 
         Raises:
             TypeError: ``indices`` aren't integers.
-            ValueError: an index is out of range.
+            ValueError: an index is out of range, or a shape doesn't fit.
         """
+        if mask is not None and isinstance(indices, Tensor):
+            check_mask(mask, indices.unsqueeze(-1) if self.heads == 1 else indices, -1)
+            indices = torch.where(self._by_head(mask), indices, 0)
         functional.check_codes("indices", indices, self.num_embeddings)
-        return self.codebook[indices.long()].movedim(-1, self.channel_dim)
+        if self.heads > 1 and (indices.ndim < 1 or indices.shape[-1] != self.heads):
+            raise ValueError(
+                f"indices has shape {tuple(indices.shape)}; want (B, *spatial, {self.heads} heads)"
+            )
+        return self.look_up(indices, mask)
+
+    def look_up(self, indices: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``decode`` without the checks, which wait for the host; indices that ``mask`` hides may be -1."""
+        codes, indices = self.codes(), indices.long().clamp(min=0)
+        if self.separate:
+            quantized = codes[torch.arange(self.heads, device=indices.device), indices]
+        else:
+            quantized = codes[indices]
+        dim = -1 if self.heads > 1 else self.projection.dim
+        return self._restore(quantized.movedim(-1, dim), mask)
 
     def perplexity(self, indices: Tensor) -> Tensor:
-        """How many codes ``indices`` use, as ``functional.perplexity``."""
+        """How many codes ``indices`` use, as ``functional.perplexity``; take masked ones out before."""
         return functional.perplexity(indices, self.num_embeddings)
 
     def extra_repr(self) -> str:
         """What ``print`` shows."""
         rule = "gradient" if self.decay is None else f"decay={self.decay}"
         return f"{self.num_embeddings}, {self.embedding_dim}, beta={self.beta}, {rule}"
+
+    def _vectors(self, z_e: Tensor, mask: Tensor | None) -> tuple[Tensor, int]:
+        """What is compared with the codes (with heads ``(B, *spatial, heads, D)``), and its channel dim."""
+        z, dim = self.projection.enter(z_e, mask), self.projection.dim
+        z = z if self.heads == 1 else z.unflatten(-1, (self.heads, self.codebook_dim))
+        if self.metric == "cosine":
+            z = functional.unit(z, dim)
+        return z, dim
+
+    def _flat(self, z: Tensor, dim: int, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Vectors ``(N, C, D)`` and mask ``(N,)`` as in ``Batch``; sharing heads give that many more."""
+        books = self.heads if self.separate else 1
+        if mask is not None:
+            mask = mask.flatten().repeat_interleave(self.heads // books)
+        return z.movedim(dim, -1).reshape(-1, books, self.codebook_dim), mask
+
+    def _nearest(
+        self, z: Tensor, dim: int, mask: Tensor | None, statistics: bool = False
+    ) -> tuple[Tensor, Quantized]:
+        """``z`` as it was quantised, and ``functional.quantize`` of it, by all heads."""
+        codes = self.codes()
+        if mask is not None:  # a vector on a code has no loss and no gradient
+            on_code = codes[..., 0, :].detach()
+            shown = self._by_head(mask).unsqueeze(-1)
+            z = torch.where(shown, z.movedim(dim, -1), on_code).movedim(-1, dim)
+        if not self.separate:
+            return z, functional.quantize(z, codes, dim, statistics)
+        heads = zip(z.unbind(-2), codes, strict=True)
+        outs = zip(*(functional.quantize(part, own, -1, statistics) for part, own in heads), strict=True)
+        quantized, indices, *losses, counts, sums = outs
+        losses = [torch.stack(loss).mean() for loss in losses]
+        stacked = torch.stack(quantized, -2), torch.stack(indices, -1)
+        return z, Quantized(*stacked, *losses, torch.stack(counts), torch.stack(sums))
+
+    def _restore(self, quantized: Tensor, mask: Tensor | None) -> Tensor:
+        """Codes, arranged as ``_vectors`` does, in the place of ``z_e``; zero where masked."""
+        return self.projection.leave(quantized if self.heads == 1 else quantized.flatten(-2), mask)
+
+    def _hide(self, indices: Tensor, mask: Tensor | None) -> Tensor:
+        """-1 where masked."""
+        if mask is None:
+            return indices
+        return torch.where(self._by_head(mask), indices, -1)
+
+    def _by_head(self, mask: Tensor) -> Tensor:
+        """``mask`` against indices."""
+        return mask if self.heads == 1 else mask.unsqueeze(-1)

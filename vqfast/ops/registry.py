@@ -15,22 +15,22 @@ from types import ModuleType
 
 import torch
 
-from vqfast.ops import probe
+from vqfast.ops import library, probe
 
 BACKENDS = ("cuda", "native", "triton", "reference")  # the order of preference
 
 
 @dataclass(frozen=True)
 class Support:
-    """What one backend of one op can run; ``devices=None`` means every device.
+    """What one backend of one op can run.
 
-    ``unavailable`` says why it can't run in this process at all, if it can't; ``probed``: its first use is
-    compared with the reference, see ``probe.py``.
+    ``devices=None`` means every device. ``unavailable`` says why it can't run here; it is asked last.
+    ``probed``: its first use on a device is compared with the reference, see ``probe.py``.
     """
 
     dtypes: frozenset[torch.dtype]
     devices: frozenset[str] | None = None
-    unavailable: Callable[[], str | None] | None = None
+    unavailable: Callable[[], str | None] = lambda: None
     probed: bool = False
 
 
@@ -44,12 +44,12 @@ def _no_triton() -> str | None:
 
 
 FLOATS = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
-
+NATIVE = Support(FLOATS, frozenset({"cpu"}), library.unavailable)
 TRITON = Support(FLOATS, frozenset({"cuda", "cpu"} if interpreted() else {"cuda"}), _no_triton, probed=True)
 
 TABLE: dict[str, dict[str, Support]] = {
-    "nearest": {"reference": Support(FLOATS), "triton": TRITON},
-    "quantize": {"reference": Support(FLOATS), "triton": TRITON},
+    "nearest": {"native": NATIVE, "triton": TRITON, "reference": Support(FLOATS)},
+    "quantize": {"native": NATIVE, "triton": TRITON, "reference": Support(FLOATS)},
     "masked_conv": {"reference": Support(FLOATS)},
 }
 
@@ -63,8 +63,9 @@ def refusal(op: str, backend: str, tensor: torch.Tensor) -> str | None:
         return f"{backend} {op} runs on {sorted(support.devices)}, not on {tensor.device.type}"
     if tensor.dtype not in support.dtypes:
         return f"{backend} {op} takes {sorted(map(str, support.dtypes))}, not {tensor.dtype}"
-    reason = support.unavailable() if support.unavailable else None
-    return f"{backend} {op}: {reason}" if reason else None
+    if (reason := support.unavailable()) is not None:
+        return f"{backend} {op} can't run here: {reason}"
+    return None
 
 
 def forced_backend() -> str | None:

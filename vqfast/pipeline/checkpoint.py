@@ -126,6 +126,7 @@ class Run:
             if not create:
                 raise FileNotFoundError(f"{self.folder} holds no vqfast run: train one first")
             self.folder.mkdir(parents=True, exist_ok=True)
+        self._stages()  # refuses what is no run's
         if lock:
             file = (self.folder / ".lock").open("w")
             weakref.finalize(self, file.close)
@@ -133,7 +134,6 @@ class Run:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise ValueError(f"{self.folder} is in use by another vqfast process") from None
-        self._stages()  # refuses what is no run's
 
     @classmethod
     def shared(cls, folder: str | Path, ranks: Ranks, create: bool = False, lock: bool = True) -> Run:
@@ -143,29 +143,21 @@ class Run:
         return run or cls(folder, create, lock=False)
 
     def stage(self, name: str, settings: dict[str, Any]) -> None:
-        """Notes a stage's settings.
+        """Notes a stage's settings, in place of others as long as no file ``<name>*`` came of those.
 
         Raises:
-            ValueError: the stage was begun with others, or run.json is no run's.
+            ValueError: there are files of the stage with other settings, or run.json is no run's.
         """
         stages = self._stages()
         settings = json.loads(json.dumps(settings))
-        if name not in stages:
-            self._note({**stages, name: settings})
-        elif stages[name] != settings:
+        if stages.get(name) == settings:
+            return
+        if name in stages and any(self.folder.glob(f"{name}*")):
             before, now = _flat(stages[name]), _flat(settings)
             changed = sorted(k for k in {*before, *now} if before.get(k) != now.get(k))
             list_ = ", ".join(f"{k} was {before.get(k)!r}, now {now.get(k)!r}" for k in changed)
             raise ValueError(f"{self.folder} holds another {name}: {list_}; use another folder")
-
-    def forget(self, name: str) -> None:
-        """Takes a stage's note back; of a run without any, nothing stays."""
-        stages = self._stages()
-        stages.pop(name, None)
-        if stages:
-            self._note(stages)
-        else:
-            self._marker.unlink(missing_ok=True)
+        write_json(self._marker, {"format": 1, "stages": {**stages, name: settings}})
 
     def settings(self, name: str) -> dict[str, Any] | None:
         """The settings of a stage, if it was begun."""
@@ -177,9 +169,6 @@ class Run:
         if not isinstance(stages, dict) or not all(isinstance(stage, dict) for stage in stages.values()):
             raise ValueError(f"{self._marker} is no vqfast run's")
         return stages
-
-    def _note(self, stages: dict[str, dict[str, Any]]) -> None:
-        write_json(self._marker, {"format": 1, "stages": stages})
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:

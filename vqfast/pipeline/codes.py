@@ -51,7 +51,7 @@ def read_shards(folder: Path, num: int) -> dict[str, np.ndarray]:
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: the codes aren't complete; encode first")
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 parts.append({name: file[name] for name in file.files})
         except Exception as error:  # a damaged zip raises nearly anything
             raise ValueError(f"{path} is no whole shard: {error}") from error

@@ -7,8 +7,6 @@ again with the same settings, it ends with the same bits.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +82,8 @@ def encode(run: Run, out: Run, vqvae: VQVAE, part: str, images: Images, ranks: R
             shard["labels"] = images.labels[rows.start : rows.stop]
         return shard
 
-    with _stage(out, f"codes/{part}", settings, ranks, out.folder / "codes" / part) as folder:
-        write_shards(folder, len(images), ranks, f"encode {part}", make)
+    _begin(out, f"codes/{part}", settings, ranks)
+    write_shards(out.folder / "codes" / part, len(images), ranks, f"encode {part}", make)
 
 
 def read_codes(run: Run, part: str) -> tuple[Tensor, Tensor | None]:
@@ -159,8 +157,8 @@ def sample(
         return shard if mine is None else {**shard, "labels": mine.numpy()}
 
     settings = {"num": num, "shape": shape, "labels": digest, "weights": weights, **options}
-    with _stage(out, "samples", settings, ranks, out.folder / "samples") as folder:
-        write_shards(folder, num, ranks, "sample", make)
+    _begin(out, "samples", settings, ranks)
+    write_shards(out.folder / "samples", num, ranks, "sample", make)
 
 
 def read_samples(out: Run, most: int | None = None) -> dict[str, np.ndarray]:
@@ -199,40 +197,33 @@ def bits_per_code(prior: CausalPrior, codes: Tensor, labels: Tensor | None, rank
     return total / len(codes)
 
 
-@contextmanager
-def _stage(run: Run, name: str, settings: dict[str, Any], ranks: Ranks, output: Path) -> Iterator[Path]:
-    """Notes a stage's settings; takes the note back when it fails for its arguments, with no output yet."""
+def _begin(run: Run, name: str, settings: dict[str, Any], ranks: Ranks) -> None:
     if ranks.first:
         run.stage(name, settings)
     ranks.barrier()
-    try:
-        yield output
-    except (ValueError, TypeError):
-        if ranks.first and not output.exists():
-            run.forget(name)
-        raise
 
 
 def _seed(seed: int) -> None:
-    if not 0 <= seed < 2**43:  # ``batch_rows`` puts 20 bits below it
-        raise ValueError(f"seed is {seed}; want 0..2^43 - 1")
+    if not 0 <= seed < 2**32:  # torch's generator would look at the low 32 bits only
+        raise ValueError(f"seed is {seed}; want 0..2^32 - 1")
     torch.manual_seed(seed)
 
 
 def _train(run: Run, name: str, settings, model, ranks: Ranks, fit, options: dict[str, Any]):
-    with _stage(run, name, settings, ranks, run.folder / f"{name}.state.safetensors") as state:
-        if not (run.folder / f"{name}.safetensors").is_file():
-            model.to(ranks.device)
-            history: History = fit(state=state, ranks=ranks, **options)
-            if ranks.first:
-                write_json(run.folder / f"{name}.history.json", history)
-                columns = {key: value for key, value in history.items() if key != "step"}
-                write_file(run.folder / f"{name}.png", pictures.curves(columns, history["step"], name))
-                save_model(run.folder, name, model)  # last: its presence says that the stage is done
+    _begin(run, name, settings, ranks)
+    state = run.folder / f"{name}.state.safetensors"
+    if not (run.folder / f"{name}.safetensors").is_file():
+        model.to(ranks.device)
+        history: History = fit(state=state, ranks=ranks, **options)
         if ranks.first:
-            for left in run.folder.glob(f"*{state.name}*"):  # by a killed process too, half-written or whole
-                left.unlink()
-        ranks.barrier()
+            write_json(run.folder / f"{name}.history.json", history)
+            columns = {key: value for key, value in history.items() if key != "step"}
+            write_file(run.folder / f"{name}.png", pictures.curves(columns, history["step"], name))
+            save_model(run.folder, name, model)  # last: its presence says that the stage is done
+    if ranks.first:
+        for left in run.folder.glob(f"*{state.name}*"):  # by a killed process too, whole or half-written
+            left.unlink()
+    ranks.barrier()
     return load_model(run.folder, name, ranks.device)
 
 

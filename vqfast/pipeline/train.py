@@ -6,8 +6,10 @@ import json
 import math
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,10 +35,15 @@ def batch_rows(num: int, batch_size: int, step: int, seed: int) -> Tensor:
     places = torch.arange(step * batch_size, (step + 1) * batch_size)
     rows = torch.empty_like(places)
     for epoch in (places // num).unique().tolist():
-        order = torch.randperm(num, generator=torch.Generator().manual_seed((seed << 20) + epoch))
         chosen = places // num == epoch
-        rows[chosen] = order[places[chosen] % num]
+        rows[chosen] = _order(num, epoch, seed)[places[chosen] % num]
     return rows
+
+
+@lru_cache(maxsize=2)
+def _order(num: int, epoch: int, seed: int) -> Tensor:
+    # torch's generator would look at the low 32 bits of a seed only: too few for both
+    return torch.from_numpy(np.argsort(np.random.PCG64([seed, epoch]).random_raw(num), kind="stable"))
 
 
 def fit(
@@ -137,7 +144,7 @@ def _restore(state: Path, model: nn.Module, optimizer: torch.optim.Optimizer) ->
                 moments.setdefault(int(number), {})[moment] = tensor
         optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
         return progress["step"], progress["history"]
-    except (KeyError, RuntimeError, ValueError) as error:
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{state} is no state of this training; remove it to start anew") from error
 
 

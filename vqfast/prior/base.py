@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable
+from numbers import Integral
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -70,7 +71,7 @@ class CausalPrior(nn.Module):
     @staticmethod
     def _require(**sizes: int) -> None:
         for name, value in sizes.items():
-            if not isinstance(value, int) or value < 1:
+            if not isinstance(value, Integral) or value < 1:
                 raise ValueError(f"{name} is {value!r}; want a positive integer")
 
     @abstractmethod
@@ -134,7 +135,7 @@ class CausalPrior(nn.Module):
         if labels is not None:
             labels = labels.long()
         if condition is not None:
-            condition = condition.reshape(len(indices), -1, *grid)
+            condition = condition.to(next(self.parameters()).dtype).reshape(len(indices), -1, *grid)
         logits = self.grid_logits(indices.long().reshape(-1, *grid), labels, condition)
         return logits.reshape(len(indices), -1, *spatial)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqfast.nn.masked_conv import MaskedConv2d
@@ -197,7 +196,9 @@ class ResidualPixelCNN(CausalPrior):
 
     def grid_logits(self, codes: Tensor, labels: Tensor | None, condition: Tensor | None) -> Tensor:
         """See ``CausalPrior``."""
-        one_hot = F.one_hot(codes, self.num_embeddings).movedim(-1, 1).to(self.first.weight.dtype)
+        batch, height, width = codes.shape
+        one_hot = self.first.weight.new_zeros(batch, self.num_embeddings, height, width)
+        one_hot.scatter_(1, codes.unsqueeze(1), 1)
         x = (self.first(one_hot) + self.conditioning(labels, condition)).relu()
         for block in self.blocks:
             x = block(x)

@@ -77,6 +77,8 @@ class Program:
             for term in step.terms:
                 own = term.taps == ((0, 0),)
                 bare = term.weight is None and (term.source < 0 or not own)
+                if not CONDITION <= term.source < number:
+                    raise ValueError(f"step {number} reads step {term.source}, which isn't before it")
                 if not term.taps or bare or (term.source == CONDITION and not own):
                     raise ValueError(f"step {number} has no term like {term}")
             if not step.terms:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 import torch
@@ -87,17 +88,17 @@ def sample(
     device = next(prior.parameters()).device
     shape = tuple(shape)
     for name, value in (("num", num), ("batch_size", batch_size), *((f"shape {shape}", s) for s in shape)):
-        if not isinstance(value, int) or value < 1:
+        if not isinstance(value, Integral) or value < 1:
             raise ValueError(f"{name} is {value!r}; want a positive integer")
     if len(shape) != prior.ndim:
         raise ValueError(f"shape is {shape}; want {prior.ndim} sizes")
     if not temperature >= 0 or temperature == float("inf"):
         raise ValueError(f"temperature is {temperature}; want a finite number, 0 (greedy) or more")
-    if top_k is not None and not (isinstance(top_k, int) and top_k >= 1):
+    if top_k is not None and not (isinstance(top_k, Integral) and top_k >= 1):
         raise ValueError(f"top_k is {top_k!r}; want a positive integer")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p is {top_p}; want a number above 0, up to 1")
-    if not (isinstance(seed, int) and 0 <= seed < 2**64):
+    if not (isinstance(seed, Integral) and 0 <= seed < 2**64):
         raise ValueError(f"seed is {seed!r}; want an integer in 0..2^64 - 1")
     name = ALIASES.get(method, method)
     if name not in EXECUTORS:
@@ -117,7 +118,7 @@ def sample(
     prior.check_conditioning(num, shape, labels, condition)
 
     grid = shape if len(shape) == 2 else (1, *shape)
-    draw = Draw(seed, numbers.to(device, torch.int64), temperature, top_k, top_p)
+    draw = Draw(int(seed), numbers.to(device, torch.int64), temperature, top_k, top_p)
     request = Request(grid, draw, known.to(device, torch.int64).view(num, *grid))
     if labels is not None:
         request.labels = labels.to(device, torch.int64)
@@ -126,13 +127,8 @@ def sample(
     if progress is not None:
         request.progress = progress
     run = importlib.import_module(f"vqfast.prior.executors.{name}").run
-    was_training = prior.training
-    prior.eval()
-    try:
-        with torch.inference_mode():  # less overhead an op
-            codes = torch.cat([run(prior, part) for part in _batches(request, num, batch_size)])
-    finally:
-        prior.train(was_training)
+    with torch.inference_mode():  # less overhead an op
+        codes = torch.cat([run(prior, part) for part in _batches(request, num, batch_size)])
     return codes.clone().view(num, *shape)  # an ordinary tensor again
 
 

@@ -18,8 +18,16 @@ def quantize(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """``(quantized, indices, codebook_loss, commitment_loss, counts, sums)``, see ``op.py``."""
     rows = z_e.movedim(channel_dim, -1)  # (B, *spatial, D)
-    dtype = accumulator(z_e, codebook)
     indices = nearest(rows.reshape(-1, rows.shape[-1]), codebook).view(rows.shape[:-1])
+    return follow(z_e, codebook, indices, channel_dim, statistics)
+
+
+def follow(
+    z_e: Tensor, codebook: Tensor, indices: Tensor, channel_dim: int, statistics: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """``quantize`` once the indices are found."""
+    rows = z_e.movedim(channel_dim, -1)
+    dtype = accumulator(z_e, codebook)
     finite = rows.isfinite().all(-1, keepdim=True)
     z_q = torch.where(finite, codebook.to(dtype)[indices], torch.nan)
     loss = (rows.to(dtype) - z_q).square().mean()

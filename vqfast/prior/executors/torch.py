@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -18,21 +19,30 @@ from vqfast.prior.program import CODES, CONDITION, Phase, Program, Step, Term, a
 from vqfast.prior.sampler import Request
 
 _NOISE_ELEMENTS = 2**21  # 16 MB of float64 at a time
+_BLOCK = 256  # columns of a sequence that are kept beyond what taps reach back to
 
 
 @dataclass
 class Cache:
-    """The last ``rows`` rows of a value, ``(rows, B, left + W + right, C)``; a slot is reused modulo rows."""
+    """The last rows of a value, ``(rows, B, left + block + right, C)``; row ``y`` is in slot ``y % rows``.
+
+    A block is a whole row; of a single long row, some columns from ``origin`` on.
+    """
 
     values: Tensor
     left: int
-
-    def row(self, y: int) -> Tensor:
-        return self.values[y % len(self.values)]
+    origin: int = 0
 
     def window(self, y: int, x: int, count: int) -> Tensor:
         """``count`` columns from ``x`` on, which may lie in the padding."""
-        return self.row(y)[:, self.left + x : self.left + x + count]
+        first = self.left + x - self.origin
+        return self.values[y % len(self.values)][:, first : first + count]
+
+    def move(self, origin: int) -> None:
+        """Goes on to the next block of a row."""
+        passed = origin - self.origin
+        self.values[:, :, : self.left] = self.values[:, :, passed : passed + self.left].clone()
+        self.origin = origin
 
 
 @dataclass
@@ -67,7 +77,9 @@ class _Plan:
     def __init__(self, program: Program, weights: dict[str, Tensor], request: Request) -> None:
         self.program, self.request = program, request
         self.steps, self.phases = program.steps, program.phases()
-        self.width = request.shape[1]
+        height, width = request.shape
+        ahead = any(dx > 0 for step in self.steps for term in step.terms for _, dx in term.taps)
+        self.block = width if height > 1 or ahead else min(width, _BLOCK)
         if request.condition is not None:
             self.condition = request.condition.movedim(1, -1).contiguous()
         terms = [(step, term) for step in self.steps for term in step.terms]
@@ -89,7 +101,7 @@ class _Plan:
     def _cache(self, source: int, taps: list[tuple[int, int]], weights: dict[str, Tensor]) -> Cache:
         dys, dxs = zip((0, 0), *taps, strict=True)
         rows, left, right = 1 - min(dys), -min(dxs), max(dxs)
-        size = rows, len(self.request.known), left + self.width + right
+        size = rows, len(self.request.known), left + self.block + right
         if source == CODES:  # outside the grid stands the code of the row of zeros
             return Cache(self.request.known.new_full(size, self.program.num_embeddings), left)
         some = next(iter(weights.values()))
@@ -124,11 +136,11 @@ class _Plan:
             return torch.addmm(total[:, 0], windows[:, 0], run.weight).unsqueeze(1)
         return total + (windows.reshape(batch * count, -1) @ run.weight).view(batch, count, -1)
 
-    def row_sums(self, number: int, y: int) -> Tensor:
-        """The part of a step's sums that row ``y`` knows when it starts, ``(B, W, width)``."""
-        total = self.static[number].expand(-1, self.width, -1)
+    def row_sums(self, number: int, y: int, x: int, count: int) -> Tensor:
+        """The part of a step's sums that row ``y`` knows when it starts, ``(B, count, width)``."""
+        total = self.static[number].expand(-1, count, -1)
         for run in self.row_runs[number]:
-            total = self._add(total, run, y, 0, self.width)
+            total = self._add(total, run, y, x, count)
         return total
 
     def write(self, number: int, sums: Tensor, y: int, x: int, count: int) -> None:
@@ -154,23 +166,27 @@ def run(prior: CausalPrior, request: Request) -> Tensor:
     codes = torch.empty_like(request.known)
     by_phase = [[n for n, phase in enumerate(plan.phases) if phase == wanted] for wanted in Phase]
     chunk = max(1, _NOISE_ELEMENTS // (batch * program.num_embeddings))
-    for y in range(height):
-        sums: dict[int, Tensor] = {}
+    for y, begin in product(range(height), range(0, width, plan.block)):
+        count = min(plan.block, width - begin)
+        if begin > 0:
+            for cache in plan.caches.values():
+                cache.move(begin)
+        sums: list[Tensor] = []
         for number in range(len(program.steps)):
-            sums[number] = plan.row_sums(number, y)
+            sums.append(plan.row_sums(number, y, begin, count))
             if plan.phases[number] == Phase.ROW:
-                plan.write(number, sums[number], y, 0, width)
-        for x in range(width):
+                plan.write(number, sums[number], y, begin, count)
+        for i, x in enumerate(range(begin, begin + count)):
             for number in by_phase[Phase.POSITION]:
-                plan.write(number, sums[number][:, x : x + 1], y, x, 1)
-            if x % chunk == 0:
-                noise = request.draw.noise(y * width + x, min(chunk, width - x), program.num_embeddings)
+                plan.write(number, sums[number][:, i : i + 1], y, x, 1)
+            if i % chunk == 0:
+                noise = request.draw.noise(y * width + x, min(chunk, count - i), program.num_embeddings)
             logits = plan.caches[len(program.steps) - 1].window(y, x, 1)[:, 0]
-            drawn = request.draw(logits, noise[:, x % chunk])
+            drawn = request.draw(logits, noise[:, i % chunk])
             known = request.known[:, y, x]
             codes[:, y, x] = drawn.where(known < 0, known)
             plan.caches[CODES].window(y, x, 1)[:, 0] = codes[:, y, x]
             for number in by_phase[Phase.CODE]:
-                plan.write(number, sums[number][:, x : x + 1], y, x, 1)
+                plan.write(number, sums[number][:, i : i + 1], y, x, 1)
             request.progress(batch)
     return codes

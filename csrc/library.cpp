@@ -1,0 +1,159 @@
+// The ops, registered through torch's stable ABI: one library for every Python and every torch from 2.10 on.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "nearest.h"
+
+namespace vqfast {
+
+namespace portable {
+extern const Kernel kernel;
+}
+#if defined(__x86_64__)
+// Weak: a variant that the compiler couldn't build is null.
+namespace avx2 {
+extern const Kernel kernel __attribute__((weak));
+}
+namespace avx512 {
+extern const Kernel kernel __attribute__((weak));
+}
+namespace avx512bf16 {
+extern const Kernel kernel __attribute__((weak));
+}
+#endif
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// The best kernel that this CPU runs.
+const Kernel& best_kernel() {
+#if defined(__x86_64__)
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (avx512 && __builtin_cpu_supports("avx512bf16") && &avx512bf16::kernel) return avx512bf16::kernel;
+  if (avx512 && &avx512::kernel) return avx512::kernel;
+  if (avx2 && &avx2::kernel) return avx2::kernel;
+#endif
+  return portable::kernel;
+}
+
+Type type_of(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float: return Type::f32;
+    case ScalarType::Double: return Type::f64;
+    case ScalarType::BFloat16: return Type::bf16;
+    case ScalarType::Half: return Type::f16;
+    default: STD_TORCH_CHECK(false, "nearest takes floating-point vectors");
+  }
+}
+
+// Uninitialised memory, torch's so that it is aligned and counted.
+template <class T>
+struct Buffer {
+  Tensor tensor;
+  explicit Buffer(int64_t count) : tensor(torch::stable::empty({count * int64_t(sizeof(T))}, ScalarType::Byte)) {}
+  T* data() { return static_cast<T*>(tensor.mutable_data_ptr()); }
+};
+
+// f(part, begin, end) for `parts` even parts of `count`, in parallel.
+template <class F>
+void for_parts(int64_t parts, int64_t count, const F& f) {
+  torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) f(part, Span{count * part / parts, count * (part + 1) / parts});
+  });
+}
+
+// x (..., N, D), codebook (..., K, D) contiguous, float64 where x is, else float32 -> int64 (..., N).
+// The leading dimensions of the codebook broadcast to those of x.
+Tensor nearest(const Tensor& x, const Tensor& codebook) {
+  const Kernel& kernel = best_kernel();
+  const auto sizes = x.sizes(), strides = x.strides(), book_sizes = codebook.sizes();
+  const int64_t dims = x.dim(), missing = dims - codebook.dim();
+  Tensor out = torch::stable::empty({sizes.data(), size_t(dims - 1)}, ScalarType::Long);
+  if (out.numel() == 0) return out;
+
+  // Dimensions along which the codebook stays the same are rows; each step along the others is another codebook.
+  std::vector<Axis> rows, books;
+  int64_t out_stride = 1;
+  for (int64_t i = dims - 2; i >= 0; --i) {
+    const bool own = i < dims - 2 && i >= missing && book_sizes[i - missing] > 1;
+    if (sizes[i] > 1) (own ? books : rows).insert((own ? books : rows).begin(), {sizes[i], strides[i], out_stride});
+    out_stride *= sizes[i];
+  }
+
+  Problem p{};
+  p.type = type_of(x);
+  p.x = x.const_data_ptr();
+  p.out = static_cast<int64_t*>(out.mutable_data_ptr());
+  p.d = sizes[dims - 1];
+  p.d_stride = strides[dims - 1];
+  p.k = book_sizes[codebook.dim() - 2];
+  p.rows = p.num_books = 1;
+  for (const Axis& axis : rows) p.rows *= axis.size;
+  for (const Axis& axis : books) p.num_books *= axis.size;
+  p.axes = rows.data();
+  p.num_axes = int64_t(rows.size());
+
+  // A thread for every 2^18 multiplications: fewer aren't worth its start.
+  const double work = double(p.num_books) * double(p.rows) * double(p.k) * double(p.d);
+  const auto threads = int64_t(std::clamp(work / (1 << 18), 1.0, double(torch::stable::get_num_threads())));
+  kernel.plan(p, threads);
+
+  const int64_t padded = p.tiles * kernel.tile;
+  Buffer<double> pivots(p.num_books * p.d);
+  Buffer<float> packed(p.num_books * padded * p.d), biases(p.num_books * padded);
+  const int64_t pair_steps = p.coarse ? (p.d + 1) / 2 : 0;
+  Buffer<float> pairs(p.num_books * padded * pair_steps);
+  std::vector<Codebook> codebooks(p.num_books);
+  for (int64_t b = 0; b < p.num_books; ++b) {
+    Codebook& book = codebooks[b];
+    int64_t rest = b;
+    for (auto axis = books.rbegin(); axis != books.rend(); ++axis) {
+      book.x += rest % axis->size * axis->x_stride;
+      book.out += rest % axis->size * axis->out_stride;
+      rest /= axis->size;
+    }
+    const int64_t bytes = p.k * p.d * int64_t(p.type == Type::f64 ? sizeof(double) : sizeof(float));
+    book.codes = static_cast<const char*>(codebook.const_data_ptr()) + b * bytes;
+    book.pivot = pivots.data() + b * p.d;
+    book.packed = packed.data() + b * padded * p.d;
+    book.pairs = pairs.data() + b * padded * pair_steps;
+    book.bias = biases.data() + b * padded;
+  }
+  p.books = codebooks.data();
+
+  for_parts(std::min(threads, p.num_books), p.num_books, [&](int64_t, Span span) {
+    for (int64_t b = span.begin; b < span.end; ++b) kernel.centre(p, p.books[b]);
+  });
+  std::vector<Packed> found(threads);
+  for (Codebook& book : codebooks) {
+    for_parts(threads, p.tiles, [&](int64_t part, Span tiles) { found[part] = kernel.pack(p, book, tiles); });
+    for (const Packed& part : found) {
+      book.reach = std::max(book.reach, part.reach);
+      book.residual = std::max(book.residual, part.residual);
+      if (book.first_nan < 0) book.first_nan = part.first_nan;
+    }
+  }
+  const int64_t bytes = kernel.scratch(p), blocks = (p.rows + p.block - 1) / p.block * p.num_books;
+  Buffer<char> scratch(threads * bytes);
+  for_parts(threads, blocks, [&](int64_t part, Span span) { kernel.search(p, span, scratch.data() + part * bytes); });
+  return out;
+}
+
+}  // namespace
+}  // namespace vqfast
+
+STABLE_TORCH_LIBRARY(vqfast_native, library) {
+  library.def("nearest(Tensor x, Tensor codebook) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(vqfast_native, CPU, library) {
+  library.impl("nearest", TORCH_BOX(&vqfast::nearest));
+}

@@ -1,0 +1,617 @@
+from __future__ import annotations
+
+import copy
+import pickle
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vqfast.nn import VQLayer, ranks
+from vqfast.nn.codebook import Codebook
+from vqfast.nn.vq import pass_gradient
+
+RULES = pytest.mark.parametrize("decay", [None, 0.9])
+OPTIONS = {
+    "plain": {},
+    "ema": {"decay": 0.9},
+    "cosine": {"metric": "cosine"},
+    "cosine ema": {"metric": "cosine", "decay": 0.9},
+    "shared heads": {"heads": 2, "decay": 0.9},
+    "separate heads": {"heads": 2, "separate_codebooks": True},
+    "separate ema": {"heads": 2, "separate_codebooks": True, "decay": 0.9, "metric": "cosine"},
+    "projected": {"codebook_dim": 3, "decay": 0.9},
+    "projected heads": {"codebook_dim": 3, "heads": 3, "separate_codebooks": True},
+    "revival": {"revive_below": 0.5, "decay": 0.9},
+    "gradient revival": {"revive_below": 0.5, "heads": 2, "separate_codebooks": True},
+    "rotation": {"gradient": "rotation", "decay": 0.9},
+}
+ALL = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+
+
+def layer(num_embeddings: int = 9, embedding_dim: int = 4, **options) -> VQLayer:
+    """In float64, with codes as far apart as the vectors that ``torch.randn`` draws."""
+    vq = VQLayer(num_embeddings, embedding_dim, **options).double()
+    vq.set_codebook(torch.randn(vq.codebook.shape))
+    return vq
+
+
+def randn(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, requires_grad=True)
+
+
+def state(module: torch.nn.Module) -> dict[str, Tensor]:
+    return copy.deepcopy(module.state_dict())
+
+
+def assert_states_close(one: torch.nn.Module, other: torch.nn.Module, atol: float = 1e-12) -> None:
+    for name, value in one.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[name], value, rtol=0, atol=atol, msg=name)
+
+
+# k-means start
+
+
+@RULES
+def test_kmeans_start_finds_the_distinct_vectors_of_the_first_batch(decay) -> None:
+    vq = VQLayer(6, 4, decay=decay, kmeans_init=True).double()
+    distinct = torch.randn(6, 4, dtype=torch.float64)
+    out = vq(distinct.repeat(5, 1))
+    assert out.loss.item() == pytest.approx(0, abs=1e-12)
+    torch.testing.assert_close(out.quantized.detach(), distinct.repeat(5, 1))
+    assert vq.initialised
+
+
+def test_kmeans_start_ends_where_every_code_is_the_mean_of_its_vectors() -> None:
+    vq, z_e = VQLayer(4, 3, kmeans_init=True).double(), 9 * torch.randn(4, 3).double()
+    z_e = z_e.repeat_interleave(50, 0) + torch.randn(200, 3)
+    indices = vq(z_e).indices
+    for k in indices.unique():
+        torch.testing.assert_close(vq.codebook[k].detach(), z_e[indices == k].mean(0))
+
+
+def test_kmeans_of_unit_vectors_is_spherical_and_that_of_heads_is_each_ones_own() -> None:
+    vq = VQLayer(3, 8, heads=2, separate_codebooks=True, metric="cosine", kmeans_init=True).double()
+    z_e = randn(60, 8).detach() + torch.tensor([5.0] * 4 + [-5.0] * 4)
+    indices, vectors = vq(z_e).indices, F.normalize(z_e.view(60, 2, 4), dim=-1)
+    for head in range(2):
+        for k in indices[:, head].unique():
+            mean = vectors[indices[:, head] == k, head].mean(0)
+            cosine = torch.cosine_similarity(vq.codebook[head, k].detach(), mean, dim=0)
+            assert cosine > 0.999
+    torch.testing.assert_close(vq.codebook.detach().norm(dim=-1), torch.ones(2, 3).double())
+
+
+def test_kmeans_starts_once_in_training_and_the_state_dict_remembers() -> None:
+    vq, z_e = VQLayer(6, 4, kmeans_init=True), torch.randn(50, 4)
+    before = vq.codebook.detach().clone()
+    vq.eval()(z_e)
+    vq.train().encode(z_e)
+    assert torch.equal(vq.codebook, before)
+    vq(z_e)
+    after = vq.codebook.detach().clone()
+    assert not torch.equal(after, before)
+    twins = [copy.deepcopy(vq), pickle.loads(pickle.dumps(vq)), VQLayer(6, 4, kmeans_init=True)]
+    twins[2].load_state_dict(vq.state_dict())
+    for one in (vq, *twins):
+        one(torch.randn(50, 4))
+        assert torch.equal(one.codebook, after)
+    vq.load_state_dict(VQLayer(6, 4, kmeans_init=True).state_dict())
+    vq.reset_parameters()
+    vq(z_e)
+    assert vq.initialised
+
+
+def test_set_codebook_takes_the_place_of_kmeans() -> None:
+    vq = VQLayer(6, 4, kmeans_init=True)
+    codes = torch.randn(6, 4)
+    vq.set_codebook(codes)
+    vq(torch.randn(50, 4))
+    assert torch.equal(vq.codebook, codes)
+
+
+def test_kmeans_leaves_out_vectors_that_are_not_finite_and_refuses_a_batch_of_them() -> None:
+    vq = VQLayer(3, 4, kmeans_init=True)
+    with pytest.raises(ValueError, match="no finite vector to start k-means from"):
+        vq(torch.full((5, 4), torch.nan))
+    z_e = torch.randn(20, 4)
+    z_e[3] = torch.inf
+    vq(z_e)
+    assert vq.codebook.isfinite().all()
+
+
+def test_kmeans_follows_torchs_seed() -> None:
+    z_e, codebooks = torch.randn(200, 4), []
+    for seed in (1, 1, 2):
+        vq = VQLayer(6, 4, kmeans_init=True)
+        torch.manual_seed(seed)
+        vq(z_e)
+        codebooks.append(vq.codebook)
+    assert torch.equal(codebooks[0], codebooks[1])
+    assert not torch.equal(codebooks[0], codebooks[2])
+
+
+# revival
+
+
+@RULES
+def test_dead_codes_become_vectors_of_the_batch_and_the_others_stay(decay) -> None:
+    twins = [layer(decay=decay, revive_below=below) for below in (0.0, 0.5)]
+    codes = torch.randn(9, 4)
+    codes[5:] += 100
+    z_e = torch.randn(500, 4).double()
+    for vq in twins:
+        vq.set_codebook(codes)
+        for _ in range(6 if decay else 68):  # 0.9 ** 7 and 0.99 ** 69 are the first below a half
+            vq(z_e)
+    assert_rows = [vq.codebook.detach().clone() for vq in twins]
+    torch.testing.assert_close(assert_rows[0], assert_rows[1])
+    for vq in twins:
+        vq(z_e)
+    alive, revived = twins[1].codebook[:5].detach(), twins[1].codebook[5:].detach()
+    if decay:
+        torch.testing.assert_close(alive, twins[0].codebook[:5].detach(), rtol=1e-6, atol=0)
+    else:
+        assert torch.equal(alive, twins[0].codebook[:5])
+    rows = (revived.unsqueeze(1) == z_e).all(-1).int().argmax(1)
+    assert torch.equal(revived, z_e[rows])
+    assert len(rows.unique()) == 4
+    assert twins[1].ema_counts[5:].tolist() == [1] * 4
+    assert "ema_counts" not in VQLayer(9, 4).state_dict()
+
+
+@pytest.mark.parametrize("decay", [None, 0.99])
+def test_revival_brings_a_collapsed_codebook_to_use(decay) -> None:
+    vq = layer(32, 4, decay=decay, revive_below=0.5)
+    vq.set_codebook(100 + torch.randn(32, 4))
+    z_e = randn(400, 4).detach()
+    assert vq.perplexity(vq(z_e).indices) < 5
+    for _ in range(90):
+        indices = vq(z_e).indices
+    assert vq.perplexity(indices) > 20
+
+
+@pytest.mark.parametrize("change", [lambda vq: vq.eval(), lambda vq: vq.freeze()])
+@RULES
+def test_neither_eval_mode_nor_a_frozen_codebook_revives(decay, change) -> None:
+    vq = layer(decay=decay, revive_below=50.0, learnable=True)
+    change(vq)
+    before = state(vq)
+    vq(randn(6, 4))
+    assert all(torch.equal(value, before[name]) for name, value in vq.state_dict().items())
+
+
+@RULES
+def test_two_passes_before_one_backward_have_the_gradients_of_their_own_codes(decay) -> None:
+    vq, inputs = layer(decay=decay, revive_below=50.0), [randn(30, 4), randn(30, 4)]
+    twin = copy.deepcopy(vq)
+    want = torch.autograd.grad(twin(inputs[0]).loss, inputs[0])[0]
+    losses = [vq(z_e).loss for z_e in inputs]
+    assert torch.equal(torch.autograd.grad(sum(losses), inputs)[0], want)
+
+
+def test_revival_takes_no_vector_that_is_not_finite() -> None:
+    vq = layer(decay=0.9, revive_below=50.0)
+    z_e = torch.full((40, 4), torch.nan).double()
+    z_e[::2] = torch.randn(20, 4)
+    for _ in range(5):
+        vq(z_e)
+    assert all(value.isfinite().all() for value in vq.state_dict().values())
+
+
+@pytest.mark.parametrize("num, size", [(5, 5), (5, 6), (5, 1000), (7, 3), (1, 1)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_sample_draws_distinct_rows_that_count_each_equally_often(num, size, masked) -> None:
+    mask = torch.zeros(2 * size, dtype=torch.bool)
+    mask[torch.randperm(2 * size)[:size]] = True
+    x = mask.nonzero() if not masked else torch.arange(2 * size).unsqueeze(1)
+    draws = torch.stack([ranks.sample(x.double(), mask if masked else None, num) for _ in range(50)])
+    rows = draws.long().flatten(1)
+    assert mask[rows].all()
+    assert all(len(row.unique()) == min(num, size) for row in rows)
+    assert torch.isin(mask.nonzero(), rows).float().mean() > 0.2
+
+
+def test_sample_of_nothing_is_nan() -> None:
+    assert ranks.sample(torch.ones(5, 2), torch.zeros(5, dtype=torch.bool), 3).isnan().all()
+    assert ranks.sample(torch.ones(0, 2), None, 3).isnan().all()
+
+
+# cosine, heads, projections
+
+
+@RULES
+def test_cosine_layer_quantises_directions(decay) -> None:
+    vq, z_e = layer(metric="cosine", decay=decay), randn(6, 4, 5)
+    codes = F.normalize(vq.codebook.detach(), dim=-1)
+    out, parts = vq(z_e, return_parts=True)
+    unit = F.normalize(z_e.detach(), dim=1)
+    assert torch.equal(out.indices, torch.einsum("bdt,kd->btk", unit, codes).argmax(-1))
+    torch.testing.assert_close(out.quantized.detach(), codes[out.indices].movedim(-1, 1))
+    torch.testing.assert_close(parts.commitment, (unit - out.quantized).detach().square().mean())
+    assert torch.equal(vq(3 * z_e).indices, vq(z_e).indices)
+    out.loss.backward()
+    radial = (z_e.grad * z_e.detach()).sum(1)
+    torch.testing.assert_close(radial, torch.zeros_like(radial))  # the length has no gradient
+    if decay:
+        torch.testing.assert_close(vq.codebook.norm(dim=-1), torch.ones(9).double())
+
+
+def test_cosine_layer_in_bfloat16_compares_in_float32() -> None:
+    vq = VQLayer(200, 8, metric="cosine").bfloat16()
+    vq.set_codebook(torch.randn(200, 8))
+    z_e = torch.randn(500, 8).bfloat16()
+    unit = [F.normalize(value.detach().double(), dim=-1) for value in (z_e, vq.codebook)]
+    out = vq(z_e)
+    assert torch.equal(out.indices, (unit[0] @ unit[1].T).argmax(-1))
+    assert out.quantized.dtype == torch.bfloat16
+
+
+def test_cosine_layer_survives_zero_vectors() -> None:
+    vq, z_e = layer(metric="cosine"), torch.zeros(3, 4, requires_grad=True)
+    out = vq(z_e)
+    (out.quantized.sum() + out.loss).backward()
+    assert z_e.grad.abs().max() < 10
+
+
+@RULES
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_shared_heads_are_so_many_more_vectors(metric, decay) -> None:
+    options = {"decay": decay, "metric": metric, "beta": 0.4}
+    vq, plain = layer(8, 12, heads=3, **options), layer(8, 4, **options)
+    vq.set_codebook(plain.codebook.detach())
+    z_e = randn(5, 12, 7)
+    out = vq(z_e)
+    want = plain(z_e.movedim(1, -1).reshape(-1, 4))
+    assert out.indices.shape == (5, 7, 3)
+    assert torch.equal(out.indices.flatten(), want.indices)
+    torch.testing.assert_close(out.quantized.movedim(1, -1).reshape(-1, 4), want.quantized)
+    torch.testing.assert_close(out.loss, want.loss)
+    assert_states_close(plain, vq)
+
+
+@RULES
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_separate_heads_are_layers_side_by_side(metric, decay) -> None:
+    options = {"decay": decay, "metric": metric, "beta": 0.4}
+    vq = layer(8, 12, heads=3, separate_codebooks=True, **options)
+    alone = [layer(8, 4, **options) for _ in range(3)]
+    for head, codes in zip(alone, vq.codebook.detach(), strict=True):
+        head.set_codebook(codes)
+    z_e = randn(5, 12, 7)
+    out = vq(z_e)
+    wanted = [head(part) for head, part in zip(alone, z_e.split(4, 1), strict=True)]
+    assert torch.equal(out.indices, torch.stack([want.indices for want in wanted], -1))
+    torch.testing.assert_close(out.quantized, torch.cat([want.quantized for want in wanted], 1))
+    torch.testing.assert_close(out.loss, sum(want.loss for want in wanted) / 3)
+    for name, value in vq.state_dict().items():
+        stacked = torch.stack([head.state_dict()[name] for head in alone])
+        torch.testing.assert_close(value, stacked, rtol=0, atol=1e-12)
+
+
+def test_projections_stand_around_a_plain_layer() -> None:
+    vq, plain = layer(8, 12, codebook_dim=3, channel_dim=-1), layer(8, 3, channel_dim=-1)
+    vq.set_codebook(plain.codebook.detach())
+    z_e = randn(5, 7, 12)
+    out, want = vq(z_e), plain(vq.projection.project_in(z_e))
+    torch.testing.assert_close(out.loss, want.loss)
+    torch.testing.assert_close(out.quantized, vq.projection.project_out(want.quantized))
+    (out.quantized.square().sum() + out.loss).backward()
+    assert all(parameter.grad.any() for parameter in vq.parameters())
+
+
+@ALL
+@pytest.mark.parametrize("channel_dim", [1, -1])
+@pytest.mark.parametrize("spatial", [(), (5,), (3, 5)])
+def test_decode_of_encode_is_forward_for_every_option(options, channel_dim, spatial) -> None:
+    options = {**options, "heads": options.get("heads", 1)}
+    vq = layer(9, 6, channel_dim=channel_dim, **options).eval()
+    z_e = randn(7, 6, *spatial) if channel_dim == 1 else randn(7, *spatial, 6)
+    mask = torch.rand(7, *spatial) < 0.7
+    for shown in (None, mask):
+        out = vq(z_e, shown)
+        assert out.quantized.shape == z_e.shape
+        assert torch.equal(vq.encode(z_e, shown), out.indices)
+        torch.testing.assert_close(vq.decode(out.indices, shown), out.quantized)
+
+
+# masks
+
+
+def unmasked(z_e: Tensor, mask: Tensor) -> Tensor:
+    return z_e.movedim(1, -1)[mask]
+
+
+@ALL
+@pytest.mark.parametrize("padding", [0.0, 1e6, torch.nan])
+def test_masked_layer_learns_what_the_unmasked_vectors_alone_would_teach(options, padding) -> None:
+    vq = layer(9, 6, **options)
+    alone, mask = copy.deepcopy(vq), torch.rand(8, 11) < 0.6
+    for step in range(3):
+        z_e = randn(8, 6, 11).detach()
+        z_e = torch.where(mask.unsqueeze(1), z_e, padding).requires_grad_()
+        torch.manual_seed(step)
+        out, parts = vq(z_e, mask, return_parts=True)
+        torch.manual_seed(step)
+        rows = unmasked(z_e, mask).detach().requires_grad_()
+        want, wanted_parts = alone(rows, return_parts=True)
+        torch.testing.assert_close(out.loss, want.loss, rtol=1e-12, atol=0)
+        torch.testing.assert_close(parts, wanted_parts, rtol=1e-12, atol=0)
+        assert torch.equal(out.indices[mask], want.indices)
+        assert (out.indices[~mask] == -1).all()
+        torch.testing.assert_close(unmasked(out.quantized, mask), want.quantized)
+        assert not unmasked(out.quantized, ~mask).any()
+        (out.quantized.sin().sum() + out.loss).backward()
+        (want.quantized.sin().sum() + want.loss).backward()
+        torch.testing.assert_close(unmasked(z_e.grad, mask), rows.grad)
+        assert not unmasked(z_e.grad, ~mask).any()
+        for mine, its in zip(vq.parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(mine.grad, its.grad)
+        assert_states_close(alone, vq)
+
+
+def test_mask_counts_in_the_kmeans_start() -> None:
+    vq = VQLayer(5, 4, kmeans_init=True).double()
+    z_e, mask = randn(4, 4, 10), torch.zeros(4, 10, dtype=torch.bool)
+    mask[1, :5] = True
+    assert vq(z_e, mask).loss.item() == pytest.approx(0, abs=1e-12)  # five vectors, five codes
+
+
+@RULES
+def test_batch_that_is_masked_whole_has_no_loss_and_moves_nothing(decay) -> None:
+    vq, z_e = layer(decay=decay, revive_below=5.0), randn(4, 4, 10)
+    before = state(vq)
+    out = vq(z_e, torch.zeros(4, 10, dtype=torch.bool))
+    out.loss.backward()
+    assert out.loss == 0
+    assert not z_e.grad.any()
+    assert all(torch.allclose(value, before[name]) for name, value in vq.state_dict().items())
+
+
+def test_bfloat16_padding_has_no_influence() -> None:
+    vq, mask = VQLayer(9, 4), torch.tensor([[True, False]] * 6)
+    vq.set_codebook(torch.randn(9, 4))
+    z_e = torch.randn(6, 4, 2).bfloat16()
+    out = vq(z_e, mask)
+    want = vq(z_e[..., :1])
+    assert out.quantized.dtype == torch.bfloat16
+    torch.testing.assert_close(out.loss, want.loss)
+    grads = [torch.autograd.grad(one.loss, vq.codebook)[0] for one in (out, want)]
+    torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize(
+    "mask, error, message",
+    [
+        (torch.ones(2, 4), TypeError, "mask has dtype torch.float32"),
+        ([True], TypeError, "mask is a list"),
+        (torch.ones(2, 4, dtype=torch.bool), ValueError, "mask has shape (2, 4); want (2, 5)"),
+    ],
+)
+def test_bad_masks_are_named(mask, error, message) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        layer()(randn(2, 4, 5), mask)
+
+
+# gradients
+
+
+@pytest.mark.parametrize("dim", [0, -1])
+def test_rotation_is_the_papers_matrix(dim) -> None:
+    z, z_q = randn(5, 3), randn(5, 3).detach()
+    grad = torch.randn(5, 3).double()
+    out = pass_gradient(z.movedim(-1, dim), z_q.movedim(-1, dim), "rotation", dim)
+    assert torch.equal(out, z_q.movedim(-1, dim))
+    out.backward(grad.movedim(-1, dim))
+    for row in range(5):
+        e, q = F.normalize(z[row].detach(), dim=0), F.normalize(z_q[row], dim=0)
+        r = F.normalize(e + q, dim=0)
+        rotation = torch.eye(3) - 2 * torch.outer(r, r) + 2 * torch.outer(q, e)
+        scale = z_q[row].norm() / z[row].detach().norm()
+        torch.testing.assert_close(rotation @ e, q)
+        torch.testing.assert_close(rotation @ rotation.T, torch.eye(3).double())
+        torch.testing.assert_close(scale * rotation @ z[row].detach(), z_q[row])
+        torch.testing.assert_close(z.grad[row], scale * rotation.T @ grad[row])
+
+
+def test_rotation_keeps_the_angle_between_vector_and_gradient() -> None:
+    """What the trick is for (section 4.2): straight-through keeps the gradient, not its angle."""
+    vq, z_e, grad = layer(gradient="rotation"), randn(50, 4), torch.randn(50, 4).double()
+    quantized = vq(z_e).quantized
+    quantized.backward(grad)
+    before = torch.cosine_similarity(quantized.detach(), grad)
+    torch.testing.assert_close(torch.cosine_similarity(z_e.detach(), z_e.grad), before)
+
+
+def test_rotation_of_a_zero_and_of_an_opposite_vector_is_finite() -> None:
+    z = torch.tensor([[0.0, 0], [1, 2], [3, 0]], dtype=torch.float64, requires_grad=True)
+    z_q = torch.tensor([[1.0, 1], [-2, -4], [0, 0]], dtype=torch.float64)
+    pass_gradient(z, z_q, "rotation", -1).sum().backward()
+    assert z.grad[0].tolist() == [1, 1]
+    torch.testing.assert_close(z.grad[1].norm(), torch.tensor(2 * 2**0.5).double())
+    assert z.grad[2].tolist() == [0, 0]
+
+
+@RULES
+@pytest.mark.parametrize("frozen", [{"learnable": False}, {}])
+def test_frozen_codes_stay_and_only_the_commitment_is_left(decay, frozen) -> None:
+    vq, z_e = layer(decay=decay, beta=0.4, **frozen), randn(6, 4)
+    if not frozen:
+        vq.freeze()
+    before = state(vq)
+    out, parts = vq(z_e, return_parts=True)
+    torch.testing.assert_close(out.loss, 0.4 * parts.commitment)
+    (out.quantized.sum() + out.loss).backward()
+    assert z_e.grad.any()
+    assert not any(parameter.requires_grad for parameter in vq.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in vq.state_dict().items())
+    vq.freeze(False)
+    out = vq(z_e)
+    assert (vq.codebook.requires_grad) == (decay is None)
+    assert decay is None or not torch.equal(vq.codebook, before["codebook"])
+
+
+@ALL
+def test_parts_add_up_to_the_loss(options) -> None:
+    vq, z_e = layer(9, 6, beta=0.4, **options), randn(6, 6, 5)
+    out, (codebook, commitment) = vq(z_e, return_parts=True)
+    codebook = 0 if vq.decay else codebook
+    torch.testing.assert_close(out.loss, codebook + 0.4 * commitment)
+
+
+# a layer as any other module
+
+
+def test_state_dict_keys_are_the_options_own() -> None:
+    assert list(VQLayer(9, 4).state_dict()) == ["codebook"]
+    assert list(VQLayer(9, 4, decay=0.9).state_dict()) == ["codebook", "ema_counts", "ema_sums"]
+    assert list(VQLayer(9, 4, revive_below=1.0).state_dict()) == ["codebook", "ema_counts"]
+    assert isinstance(VQLayer(9, 4), Codebook)
+
+
+@ALL
+@pytest.mark.parametrize("kmeans_init", [False, True])
+def test_copies_continue_as_the_original(options, kmeans_init) -> None:
+    vq = VQLayer(9, 6, kmeans_init=kmeans_init, **options)
+    vq(torch.randn(20, 6))
+    twins = [
+        copy.deepcopy(vq),
+        pickle.loads(pickle.dumps(vq)),
+        VQLayer(9, 6, kmeans_init=kmeans_init, **options),
+    ]
+    twins[2].load_state_dict(vq.state_dict())
+    batch = torch.randn(20, 6)
+    for one in (vq, *twins):
+        torch.manual_seed(5)
+        one(batch)
+        assert all(torch.equal(value, one.state_dict()[name]) for name, value in vq.state_dict().items())
+
+
+@ALL
+def test_builds_and_runs_on_meta(options) -> None:
+    with torch.device("meta"):
+        vq = VQLayer(9, 6, kmeans_init=True, **options)
+        out = vq(torch.zeros(2, 6, 5), torch.ones(2, 5, dtype=torch.bool))
+    assert (out.quantized.shape, out.indices.shape[:2], out.loss.shape) == ((2, 6, 5), (2, 5), ())
+    vq.to_empty(device="cpu").reset_parameters()
+    assert vq.codebook.isfinite().all()
+    assert not vq.initialised
+
+
+@ALL
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_leaves_the_state_in_float32_and_the_codes_exact(options, dtype) -> None:
+    encoder, vq = torch.nn.Linear(5, 6), VQLayer(9, 6, channel_dim=-1, **options)
+    vq.set_codebook(torch.randn(vq.codebook.shape))
+    codes = copy.deepcopy(vq).eval()
+    x = torch.randn(30, 5)
+    with torch.autocast("cpu", dtype):
+        z_e = encoder(x)
+        out = vq(z_e)
+        want = codes(z_e)
+    assert z_e.dtype == out.quantized.dtype == dtype
+    assert out.loss.dtype == torch.float32
+    assert torch.equal(out.indices, want.indices)
+    if vq.projection.project_in is None and vq.heads == 1 and vq.metric == "l2":
+        distances = torch.cdist(z_e.detach().double(), codes.codebook.detach().double())
+        assert torch.equal(out.indices, distances.argmin(-1))
+    (out.quantized.float().sum() + out.loss).backward()
+    assert {value.dtype for value in vq.state_dict().values()} == {torch.float32}
+    assert all(p.grad.isfinite().all() for p in (*encoder.parameters(), *vq.parameters()))
+
+
+@RULES
+def test_grad_scaler_skips_a_bad_step_and_the_codebook_survives(decay) -> None:
+    encoder, vq = torch.nn.Linear(5, 4), VQLayer(9, 4, decay=decay, revive_below=0.5)
+    parameters = [*encoder.parameters(), *vq.parameters()]
+    optimizer, scaler = torch.optim.SGD(parameters, lr=0.1), torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    for step in range(4):
+        before = [p.detach().clone() for p in parameters]
+        x = torch.randn(30, 5)
+        x[0] *= 1e30 if step == 1 else 1
+        with torch.autocast("cpu", torch.float16):
+            out = vq(encoder(x))
+        optimizer.zero_grad()
+        scaler.scale(out.quantized.float().square().mean() + out.loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        moved = any(not torch.equal(p, old) for p, old in zip(parameters, before, strict=True))
+        assert moved == (step != 1)
+    assert all(value.isfinite().all() for value in vq.state_dict().values())
+    assert scaler.get_scale() == 2.0**15
+
+
+@pytest.mark.parametrize(
+    "options, error",
+    [
+        ({"metric": "dot"}, ValueError),
+        ({"heads": 0}, ValueError),
+        ({"heads": 2.0}, TypeError),
+        ({"codebook_dim": 0}, ValueError),
+        ({"codebook_dim": "3"}, TypeError),
+        ({"revive_below": -1.0}, ValueError),
+        ({"revive_below": float("nan")}, ValueError),
+        ({"gradient": "reinforce"}, ValueError),
+    ],
+)
+def test_bad_options_are_named(options, error) -> None:
+    [(name, value)] = options.items()
+    with pytest.raises(error, match=f"{name} is {re.escape(repr(value))}"):
+        VQLayer(**{"num_embeddings": 8, "embedding_dim": 4, **options})
+
+
+def test_heads_that_do_not_divide_the_channels_are_named() -> None:
+    with pytest.raises(ValueError, match="embedding_dim is 4; want a multiple of heads = 3"):
+        VQLayer(8, 4, heads=3)
+    with pytest.raises(ValueError, match="2 heads"):
+        VQLayer(8, 4, heads=2).decode(torch.zeros(3, 5, dtype=torch.int64))
+
+
+# vector-quantize-pytorch, where it is right
+
+
+@pytest.mark.parametrize(
+    "ours, theirs",
+    [
+        ({}, {}),
+        ({"metric": "cosine"}, {"use_cosine_sim": True}),
+        ({"heads": 2}, {"heads": 2, "codebook_dim": 3}),
+        (
+            {"heads": 2, "separate_codebooks": True},
+            {"heads": 2, "codebook_dim": 3, "separate_codebook_per_head": True},
+        ),
+        ({"gradient": "rotation"}, {"rotation_trick": True}),
+        ({"codebook_dim": 3}, {"codebook_dim": 3}),
+    ],
+)
+def test_agrees_with_vector_quantize_pytorch(ours, theirs) -> None:
+    peers = pytest.importorskip("vector_quantize_pytorch")
+    vq = VQLayer(9, 6, decay=0.8, beta=1.0, channel_dim=-1, **ours)
+    theirs = {"rotation_trick": False, "decay": 0.8, **theirs}
+    peer = peers.VectorQuantize(6, 9, **theirs)
+    codes = torch.randn(vq.codebook.shape)
+    codes = F.normalize(codes, dim=-1) if vq.metric == "cosine" else codes
+    vq.set_codebook(codes)
+    peer._codebook.embed.data.copy_(codes.view(peer._codebook.embed.shape))
+    peer._codebook.embed_avg.data.copy_(peer._codebook.embed)
+    peer._codebook.cluster_size.data.fill_(1)
+    if vq.projection.project_in is not None:
+        vq.projection.project_in.load_state_dict(peer.project_in.state_dict())
+        vq.projection.project_out.load_state_dict(peer.project_out.state_dict())
+    inputs = [torch.randn(4, 7, 6, requires_grad=True)]
+    inputs.append(inputs[0].detach().clone().requires_grad_())
+    # with a mask theirs compares codes with vectors before projection, split and normalisation
+    masked = set(ours) <= {"gradient"}
+    mask = torch.arange(7) < torch.tensor([[7], [3], [5], [1]]) if masked else None
+    out = vq(inputs[0], mask)
+    quantized, indices, loss = peer(inputs[1], mask=mask)
+    assert torch.equal(out.indices, indices)
+    torch.testing.assert_close(out.quantized, quantized)
+    torch.testing.assert_close(out.loss, loss.squeeze())
+    pairs = zip((out.quantized, quantized), inputs, strict=True)
+    torch.testing.assert_close(*(torch.autograd.grad(q.sin().sum(), z)[0] for q, z in pairs))
+    torch.testing.assert_close(
+        vq.codebook, peer._codebook.embed.view(vq.codebook.shape), rtol=1e-3, atol=1e-4
+    )

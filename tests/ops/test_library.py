@@ -1,0 +1,152 @@
+"""Each test uses the library for the first time in processes of its own, with a cache of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vqfast.ops import library
+
+ROOT = Path(__file__).parents[2]
+PRELUDE = """
+import sys, warnings
+from pathlib import Path
+import torch
+from vqfast.ops import library, registry
+from vqfast.functional import nearest_code
+library.PREBUILT = Path("not built")
+variants = {variants}
+library.VARIANTS = {{name: flags for name, flags in library.VARIANTS.items() if name in variants}}
+"""
+USE = "print(nearest_code(torch.ones(3, 2), torch.eye(2) * 2).tolist())"
+
+
+def start(code: str, cache: Path, variants: tuple[str, ...] = ("portable",), **environment: str):
+    """A process that runs ``code``; only the kernel's portable variant is compiled, which is quicker."""
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    inherited = {name: value for name, value in os.environ.items() if name != "VQFAST_BACKEND"}
+    return subprocess.Popen(
+        [sys.executable, "-c", PRELUDE.format(variants=variants) + code],
+        env=inherited | {"XDG_CACHE_HOME": str(cache), "PYTHONPATH": path} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    out, errors = process.communicate()
+    assert process.returncode == 0, errors
+    return out
+
+
+@pytest.fixture
+def counted(tmp_path: Path) -> tuple[str, Path]:
+    """A compiler that notes each call in a file, and that file."""
+    try:
+        compiler = library.find_compiler()
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    calls = tmp_path / "calls"
+    script = tmp_path / "compiler"
+    script.write_text(f'#!/bin/sh\necho "$@" >> {calls}\nexec {compiler} "$@"\n')
+    script.chmod(0o755)
+    return str(script), calls
+
+
+def links(calls: Path) -> int:
+    return sum("-shared" in line for line in calls.read_text().splitlines())
+
+
+def test_import_compiles_nothing(tmp_path: Path, counted) -> None:
+    compiler, calls = counted
+    finish(start("import vqfast", tmp_path / "cache", CXX=compiler))
+    assert not calls.exists()
+    assert not (tmp_path / "cache").exists()
+
+
+def test_concurrent_first_uses_compile_once_and_later_ones_do_not(tmp_path: Path, counted) -> None:
+    compiler, calls = counted
+    for count in (3, 1):
+        processes = [start(USE, tmp_path, CXX=compiler, VQFAST_BACKEND="native") for _ in range(count)]
+        assert {finish(process) for process in processes} == {"[0, 0, 0]\n"}
+    assert links(calls) == 1
+    assert len(list(tmp_path.glob("vqfast/*.so"))) == 1
+
+
+def test_damaged_library_is_built_again(tmp_path: Path, counted) -> None:
+    compiler, calls = counted
+    finish(start(USE, tmp_path, CXX=compiler))
+    (built,) = tmp_path.glob("vqfast/*.so")
+    whole = built.read_bytes()
+    for damaged in (whole[:-5000], whole[:1000] + whole[:999:-1]):
+        built.write_bytes(damaged)
+        assert finish(start(USE, tmp_path, CXX=compiler, VQFAST_BACKEND="native")) == "[0, 0, 0]\n"
+        assert len(built.read_bytes()) == len(whole)
+    assert links(calls) == 3
+
+
+FALLBACK = """
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for _ in range(3):
+        nearest_code(torch.ones(3, 2), torch.eye(2))
+print(len(caught), caught[0].message)
+print(registry.refusal("nearest", "native", torch.zeros(1)))
+"""
+
+
+@pytest.mark.parametrize(
+    "compiler, reason",
+    [("no-such-compiler", "no C++ compiler (no-such-compiler) found"), ("false", "failed")],
+)
+def test_without_a_working_compiler_pytorch_runs_and_one_warning_says_why(
+    tmp_path: Path, compiler: str, reason: str
+) -> None:
+    warning, refusal = finish(start(FALLBACK, tmp_path, CXX=compiler)).splitlines()
+    assert warning.startswith("1 vqfast runs plain PyTorch")
+    assert reason in warning
+    assert refusal.startswith("native nearest can't run here: ")
+    assert reason in refusal
+    assert not list(tmp_path.glob("vqfast/*.so"))
+
+
+def test_forced_native_without_a_compiler_is_an_error(tmp_path: Path) -> None:
+    process = start(USE, tmp_path, CXX="no-such-compiler", VQFAST_BACKEND="native")
+    errors = process.communicate()[1]
+    assert process.returncode == 1
+    assert "RuntimeError: native nearest can't run here: no C++ compiler (no-such-compiler) found" in errors
+
+
+def test_cache_that_cannot_be_written_is_a_reason(tmp_path: Path, counted) -> None:
+    blocked = tmp_path / "blocked"
+    blocked.write_text("a file")
+    assert "blocked" in finish(start(FALLBACK, blocked, CXX=counted[0]))
+
+
+def test_instruction_set_that_the_compiler_does_not_know_is_left_out(tmp_path: Path, counted) -> None:
+    strange = "library.VARIANTS['avx512'] = ['-mno-such-instructions']\n"
+    out = finish(start(strange + USE, tmp_path, CXX=counted[0], VQFAST_BACKEND="native"))
+    assert out == "[0, 0, 0]\n"
+
+
+HARD = """
+wrong = 0
+for offset, n, k, d, lead in [(0, 500, 129, 65, ()), (1000, 999, 200, 7, ()), (-100, 9, 33, 130, (2, 3))]:
+    x, codebook = torch.randn(*lead, n, d) + offset, torch.randn(*lead[1:], k, d) + offset
+    distances = torch.cdist(x.double(), codebook.double(), compute_mode="donot_use_mm_for_euclid_dist") ** 2
+    chosen = distances.gather(-1, nearest_code(x, codebook)[..., None])[..., 0]
+    wrong += int((chosen > distances.amin(-1) * (1 + 1e-6)).sum())
+print(wrong)
+"""
+
+
+@pytest.mark.parametrize("variant", library.VARIANTS)
+def test_every_instruction_set_is_exact(tmp_path: Path, counted, variant: str) -> None:
+    """A library holds the portable kernel and this one; the best that the CPU has is the one that runs."""
+    process = start(HARD, tmp_path, ("portable", variant), CXX=counted[0], VQFAST_BACKEND="native")
+    assert finish(process) == "0\n"

@@ -1,0 +1,285 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from vqfast.models import VQVAE
+from vqfast.pipeline.checkpoint import (
+    Run,
+    load_model,
+    read_json,
+    read_tensors,
+    save_model,
+    write_file,
+    write_json,
+    write_tensors,
+)
+from vqfast.pipeline.ranks import Ranks
+from vqfast.prior import PixelCNN, ResidualPixelCNN, WaveNet
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "gradient": lambda: VQVAE(hidden_channels=4, num_embeddings=5, embedding_dim=3),
+    "average": lambda: VQVAE(hidden_channels=4, num_embeddings=5, embedding_dim=3, decay=0.9),
+    "ruseckas": lambda: VQVAE("ruseckas", hidden_channels=4, num_downsamplings=1, num_embeddings=5),
+    "gated": lambda: PixelCNN(5, channels=4, num_layers=2, head_channels=4, num_classes=3),
+    "residual": lambda: ResidualPixelCNN(5, channels=4, num_residual_blocks=1, num_layers=1),
+    "wavenet": lambda: WaveNet(5, channels=4, num_layers=2),
+}
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+# write_file
+
+
+def test_write_file_makes_folders_and_replaces(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b"
+    for data in (b"one", b"", b"three"):
+        write_file(path, data)
+        assert files(tmp_path) == {"a/b": data}
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """A full disk, nearly: Python ignores SIGXFSZ, so that a longer write fails."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_leaves_what_stood_there(tmp_path: Path) -> None:
+    write_file(tmp_path / "a", b"before")
+    for name in ("a", "b"):
+        with files_of_at_most(4096), pytest.raises(OSError, match="large"):
+            write_file(tmp_path / name, bytes(100_000))
+        (tmp_path / f".{name}.tmp").symlink_to("/dev/full")
+        with pytest.raises(OSError, match="No space left"):
+            write_file(tmp_path / name, b"after")
+    assert files(tmp_path) == {"a": b"before"}
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "broken"), KeyboardInterrupt()])
+@pytest.mark.parametrize(("owner", "function"), [(os, "fsync"), (Path, "replace")])
+def test_a_failed_write_leaves_what_stood_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, function: str, error: BaseException
+) -> None:
+    write_file(tmp_path / "a", b"before")
+
+    def fail(*args: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(owner, function, fail)
+    with pytest.raises(type(error)):
+        write_file(tmp_path / "a", b"after")
+    assert files(tmp_path) == {"a": b"before"}
+
+
+def test_targets_that_cannot_be_written(tmp_path: Path) -> None:
+    write_file(tmp_path / "file", b"before")
+    (tmp_path / "folder").mkdir()
+    for target in ("file/below", "file/far/below", "folder"):
+        with pytest.raises(OSError, match="Errno"):
+            write_file(tmp_path / target, b"after")
+    assert files(tmp_path) == {"file": b"before"}
+
+
+# JSON and tensors
+
+
+def test_json(tmp_path: Path) -> None:
+    value = {"a": [1, 2.5, 0.1 + 0.2, None, "é"], "b": {"c": True}}
+    write_json(tmp_path / "x.json", value)
+    assert read_json(tmp_path / "x.json") == value
+    assert len((tmp_path / "x.json").read_text().splitlines()) > 3
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b'{"a": 1', b"PK\x03\x04"])
+def test_broken_json(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.json is no JSON file"):
+        read_json(tmp_path / "x.json")
+
+
+def test_tensors(tmp_path: Path) -> None:
+    tensors = {
+        "scalar": torch.tensor(1.5),
+        "transposed": torch.arange(6).view(2, 3).T,
+        "grad": torch.randn(3, requires_grad=True),
+        "none": torch.empty(0, 2),
+        "half": torch.randn(2).bfloat16(),
+    }
+    write_tensors(tmp_path / "x", tensors)
+    found = read_tensors(tmp_path / "x")
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[n], t) and found[n].dtype == t.dtype for n, t in tensors.items())
+
+
+@pytest.mark.parametrize("length", [0, 1, 8, 20, -1])
+def test_truncated_tensors(tmp_path: Path, length: int) -> None:
+    write_tensors(tmp_path / "x", {"a": torch.randn(10)})
+    (tmp_path / "x").write_bytes((tmp_path / "x").read_bytes()[:length])
+    with pytest.raises(ValueError, match="x is no whole safetensors file"):
+        read_tensors(tmp_path / "x")
+    with pytest.raises(FileNotFoundError):
+        read_tensors(tmp_path / "y")
+
+
+# models
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_models(tmp_path: Path, kind: str) -> None:
+    model = MODELS[kind]()
+    for buffer in model.buffers():
+        buffer.add_(1)
+    save_model(tmp_path, "m", model.train())
+    found = load_model(tmp_path, "m")
+    assert type(found) is type(model) and found.config == model.config and not found.training
+    assert found.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(t, model.state_dict()[name]) for name, t in found.state_dict().items())
+    assert sorted(files(tmp_path)) == ["m.config.json", "m.safetensors"]
+
+
+DAMAGE: dict[str, tuple[str, bytes | None, str]] = {
+    "no weights": ("m.safetensors", None, r"m\.safetensors is missing: train the m first"),
+    "no config": ("m.config.json", None, r"m\.config\.json is missing"),
+    "no JSON": ("m.config.json", b'{"class": "VQ', "is no JSON file"),
+    "a list": ("m.config.json", b"[]", "no config of a model of ours"),
+    "a string": ("m.config.json", b'"VQVAE"', "no config of a model of ours"),
+    "no class": ("m.config.json", b"{}", "no config of a model of ours"),
+    "another class": ("m.config.json", b'{"class": "Linear"}', "no config of a model of ours"),
+    "no class name": ("m.config.json", b'{"class": []}', "no config of a model of ours"),
+    "an unknown argument": ("m.config.json", b'{"class": "VQVAE", "x": 1}', "no config of a model of ours"),
+    "an argument of another type": ("m.config.json", b'{"class": "VQVAE", "beta": "x"}', "no config of a"),
+    "K below 1": ("m.config.json", b'{"class": "VQVAE", "num_embeddings": 0}', "num_embeddings is 0"),
+    "another size": ("m.config.json", b'{"class": "VQVAE", "hidden_channels": 8}', "doesn't fit m.config"),
+    "another model": (
+        "m.config.json",
+        b'{"class": "WaveNet"}',
+        r"m\.safetensors doesn't fit m\.config\.json",
+    ),
+    "empty weights": ("m.safetensors", b"", "no whole safetensors file"),
+    "truncated weights": ("m.safetensors", b"\x90\x00\x00\x00\x00\x00\x00\x00{", "no whole safetensors file"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_models(tmp_path: Path, damage: str) -> None:
+    save_model(tmp_path, "m", MODELS["gradient"]())
+    name, content, message = DAMAGE[damage]
+    if content is None:
+        (tmp_path / name).unlink()
+    else:
+        (tmp_path / name).write_bytes(content)
+    before = files(tmp_path)
+    with pytest.raises(FileNotFoundError if content is None else ValueError, match=message) as caught:
+        load_model(tmp_path, "m")
+    assert len(str(caught.value)) < 500 and "\n" not in str(caught.value)
+    assert files(tmp_path) == before
+
+
+def test_weights_of_something_else(tmp_path: Path) -> None:
+    save_model(tmp_path, "m", MODELS["gradient"]())
+    save_file({"a": torch.zeros(1)}, tmp_path / "m.safetensors")
+    with pytest.raises(ValueError, match="doesn't fit"):
+        load_model(tmp_path, "m")
+
+
+# runs
+
+
+def test_run_folders(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "run"
+    with pytest.raises(FileNotFoundError, match="holds no vqfast run: train one first"):
+        Run(folder)
+    assert not folder.exists()
+    run = Run(folder, create=True)
+    assert run.settings("vqvae") is None
+    run.stage("vqvae", {"steps": 3, "pair": (1, 2)})
+    assert run.settings("vqvae") == {"steps": 3, "pair": [1, 2]}
+    del run
+    again = Run(str(folder))
+    again.stage("vqvae", {"steps": 3, "pair": (1, 2)})
+    again.stage("prior", {"steps": 3})
+    assert list(read_json(folder / "run.json")["stages"]) == ["vqvae", "prior"]
+
+
+def test_a_folder_with_hidden_files_only_is_free(tmp_path: Path) -> None:
+    (tmp_path / ".run.json.tmp").write_bytes(b"{")  # of a process that was killed
+    Run(tmp_path, create=True).stage("vqvae", {})
+
+
+@pytest.mark.parametrize("create", [False, True])
+def test_folders_that_belong_to_something_else(tmp_path: Path, create: bool) -> None:
+    (tmp_path / "thesis.tex").write_text("x")
+    for folder, message in ((tmp_path, "holds something else"), (tmp_path / "thesis.tex", "is a file")):
+        with pytest.raises(ValueError, match=message):
+            Run(folder, create)
+    assert files(tmp_path) == {"thesis.tex": b"x"}
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "1", "null", "{}", '{"stages": []}', '{"stages": {"vqvae": 1}}']
+)
+def test_run_json_of_something_else(tmp_path: Path, content: str) -> None:
+    (tmp_path / "run.json").write_text(content)
+    for create in (False, True):
+        with pytest.raises(ValueError, match=r"run\.json is no (vqfast run's|JSON file)"):
+            Run(tmp_path, create)
+    assert files(tmp_path) == {"run.json": content.encode()}
+
+
+def test_other_settings_are_refused_once_there_is_output(tmp_path: Path) -> None:
+    run = Run(tmp_path, create=True)
+    run.stage("vqvae", {"lr": float("nan"), "images": {"size": 8}})
+    run.stage("vqvae", {"lr": 0.1, "images": {"size": 8}})  # nothing came of the first
+    run.stage("codes/train", {"num": 3})
+    (tmp_path / "vqvae.state.safetensors").write_bytes(b"")
+    (tmp_path / "codes" / "train").mkdir(parents=True)
+    before = files(tmp_path)
+    run.stage("vqvae", {"lr": 0.1, "images": {"size": 8}})
+    for now, message in (
+        ({"lr": 0.2, "images": {"size": 8}}, "holds another vqvae: lr was 0.1, now 0.2; use another folder"),
+        ({"lr": 0.1, "images": {"size": 16}}, "vqvae: images.size was 8, now 16; use"),
+        ({"images": {"size": 8}, "beta": 2}, "vqvae: beta was None, now 2, lr was 0.1, now None; use"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run.stage("vqvae", now)
+    with pytest.raises(ValueError, match="codes/train: num was 3, now 4"):
+        run.stage("codes/train", {"num": 4})
+    assert files(tmp_path) == before
+
+
+def test_an_unchanged_note_is_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path, create=True)
+    run.stage("vqvae", {"a": 1})
+    monkeypatch.setattr("vqfast.pipeline.checkpoint.write_json", None)
+    run.stage("vqvae", {"a": 1})
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    ranks = Ranks(0, 1, torch.device("cpu"))
+    run = Run.shared(tmp_path, ranks, create=True)
+    with pytest.raises(ValueError, match="in use by another vqfast process"):
+        Run(tmp_path, create=True)
+    run.stage("vqvae", {"a": 1})
+    assert Run(tmp_path, lock=False).settings("vqvae") == {"a": 1}  # reading is free
+    del run
+    assert json.loads((tmp_path / "run.json").read_text())["format"] == 1
+    Run(tmp_path)

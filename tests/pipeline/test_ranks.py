@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vqfast.cli import main
+from vqfast.pipeline import codes
+from vqfast.pipeline.ranks import Ranks, joined
+
+SMALL = "--hidden-channels 8 --num-embeddings 8 --embedding-dim 4 --holdout 0.25 --lr 1e-3"
+KINDS = {  # batches of 5, which two processes can't share evenly
+    "average": f"{SMALL} --decay 0.9 --steps 6 --batch-size 5",
+    "gradient": f"{SMALL} --steps 6 --batch-size 5",
+    "ruseckas": f"{SMALL} --model ruseckas --num-downsamplings 2 --steps 6 --batch-size 5",
+}
+ENCODE = ["encode --run trained", "encode --run trained --data ../other.npy --out other"]
+PRIOR = "--channels 8 --num-layers 2 --head-channels 8 --steps 6 --batch-size 7 --lr 1e-3"
+SAMPLE = ["sample --run whole --out samples --num 21 --seed 5"]
+SHARD = 8  # items, so that both processes have some shards
+
+# Every process of torchrun runs this: several commands, to save time, in one and the same group.
+SCRIPT = """
+import sys
+from pathlib import Path
+import torch.distributed
+from vqfast.cli import main
+from vqfast.pipeline import codes
+
+leave = torch.distributed.destroy_process_group
+torch.distributed.destroy_process_group = lambda: None
+codes.SHARD = int(sys.argv[1])
+for command in Path(sys.argv[2]).read_text().splitlines():
+    assert main(command.split()) == 0, command
+leave()
+"""
+
+
+def torchrun(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=100
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data, and in ``one`` and ``two`` what the same commands make of it in one process and in two.
+
+    The later commands begin with what one process trained: the runs ``trained`` and ``whole``.
+    """
+    top = tmp_path_factory.mktemp("ranks")
+    rng = np.random.default_rng(0)
+    for name in ("images", "other"):
+        np.save(top / f"{name}.npy", rng.integers(0, 256, (40, 16, 16), dtype=np.uint8))
+    np.save(top / "labels.npy", np.arange(40) % 3)
+    data = "--data ../images.npy --labels ../labels.npy"
+    train = [f"train {data} --out {name} {options}" for name, options in KINDS.items()]
+    prior = [f"train-prior --run trained {PRIOR}"]
+    one, two = top / "one", top / "two"
+    one.mkdir()
+    two.mkdir()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as torchrun does
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(one)
+        patch.setattr(codes, "SHARD", SHARD)
+        assert [main(command.split()) for command in train] == [0] * 3
+        for count in (one, two):
+            shutil.copytree(one / "average", count / "trained")
+        assert [main(command.split()) for command in ENCODE + prior] == [0] * 3
+        for count in (one, two):
+            shutil.copytree(one / "trained", count / "whole")
+        assert main(SAMPLE[0].split()) == 0
+    torch.set_num_threads(threads)
+
+    (top / "commands").write_text("\n".join([*train, *ENCODE, *prior, *SAMPLE]))
+    (top / "script.py").write_text(SCRIPT)
+    done = torchrun(two, str(top / "script.py"), str(SHARD), str(top / "commands"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("trained average") == 1  # the first process speaks for all
+    return top
+
+
+@pytest.mark.parametrize("name", [*(f"{kind}/vqvae" for kind in KINDS), "trained/prior"])
+def test_training_agrees_with_one_process_on_the_joined_batch(folder: Path, name: str) -> None:
+    one, two = (load_file(folder / count / f"{name}.safetensors") for count in ("one", "two"))
+    assert one.keys() == two.keys()
+    for key, tensor in one.items():
+        torch.testing.assert_close(two[key], tensor, rtol=1e-4, atol=1e-4)
+    one, two = (json.loads((folder / count / f"{name}.history.json").read_text()) for count in ("one", "two"))
+    assert one["step"] == two["step"] == [0, 5]
+    np.testing.assert_allclose(two["loss"], one["loss"], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "shards", ["trained/codes/train", "trained/codes/held-out", "other/codes", "samples"]
+)
+def test_codes_and_samples_are_those_of_one_process(folder: Path, shards: str) -> None:
+    one, two = (
+        {
+            path.relative_to(folder / count): path.read_bytes()
+            for path in (folder / count / shards).rglob("*.*")
+        }
+        for count in ("one", "two")
+    )
+    assert one == two and len(one) >= 2
+
+
+@pytest.mark.parametrize(
+    ("command", "error"),
+    [
+        (
+            "train --data images.npy --out few --batch-size 1",
+            "batch_size is 1; want 2 (the number of processes) or more",
+        ),
+        (  # only the first process sees that
+            f"train-prior --run two/trained {PRIOR} --seed 1",
+            "two/trained holds another prior: seed was 0, now 1; use another folder",
+        ),
+    ],
+)
+def test_bad_input_ends_all_processes_with_one_clear_error(folder: Path, command: str, error: str) -> None:
+    before = (folder / "two" / "trained" / "run.json").read_bytes()
+    began = time.monotonic()
+    # without the -- torchrun takes our --run and --num for ambiguous options of its own
+    done = torchrun(folder, "-m", "--", "vqfast.cli", *command.split())
+    assert done.returncode != 0 and time.monotonic() - began < 60
+    said = {line for line in done.stderr.splitlines() if line.startswith("vqfast: error")}
+    said -= {"vqfast: error: another process stopped; its own error says why"}
+    assert said == {f"vqfast: error: {error}"}
+    assert "cli.py" not in done.stderr  # no traceback but torchrun's own
+    assert (folder / "two" / "trained" / "run.json").read_bytes() == before
+
+
+def test_alone() -> None:
+    with joined("auto" if not torch.cuda.is_available() else "cpu") as ranks:
+        assert ranks == Ranks(0, 1, torch.device("cpu")) and ranks.first
+        tensor = torch.ones(2)
+        ranks.add_up([tensor])
+        ranks.barrier()
+        assert tensor.tolist() == [1, 1]
+    assert not Ranks(1, 2, torch.device("cpu")).first
+
+
+@pytest.mark.parametrize("device", ["gpu", "", "cuda:0", "meta"])
+def test_unknown_devices(device: str) -> None:
+    with pytest.raises(ValueError, match="want auto, cpu or cuda"), joined(device):
+        pass
+
+
+def test_a_missing_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="torch sees no GPU"), joined("cuda"):
+        pass

@@ -1,0 +1,181 @@
+"""Residual vector quantisation: every stage codes what the stages before it left over."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vqfast import functional
+from vqfast.nn import ranks
+from vqfast.nn.projection import Projection, check_mask
+from vqfast.nn.vq import LossParts, VQLayer, VQOutput, check_gradient, check_sizes, pass_gradient
+
+STAGE_OPTIONS = {"beta", "decay", "eps", "metric", "kmeans_init", "revive_below", "learnable"}
+
+
+class ResidualVQLayer(nn.Module):
+    """The quantiser of audio codecs (Zeghidour et al. 2021, SoundStream, arXiv 2107.03312, algorithm 1).
+
+    Stage q codes the residual of the stages before it; the sum of their codes is the output, which passes
+    its gradient to ``z_e`` once. ``loss`` is the sum of the stages' losses, each as ``VQLayer`` has it for
+    its residual. That is kept in float32 or wider, whatever the dtype of ``z_e``.
+
+    Args:
+        num_quantizers: Q, the number of stages.
+        num_embeddings: K, the number of codes of a stage.
+        embedding_dim: D, the channels of ``z_e``.
+        channel_dim: where the channels stand, 1 for ``(B, D, *spatial)``, -1 for channels last.
+        codebook_dim: D of the codes; where it isn't ``embedding_dim``, linear maps stand around all
+            stages together, in ``projection``.
+        shared_codebook: whether all stages use one codebook, which learns from all of them.
+        quantize_dropout: whether in training each batch uses the first 1 to Q stages only (section III-C), a
+            number drawn from torch's generator, the same on all ranks. The others give index -1 and don't
+            learn. All run, so that compilation, CUDA graphs and DistributedDataParallel see one graph.
+        gradient: ``"straight-through"`` or ``"rotation"``, of the whole sum.
+        options: ``beta``, ``decay``, ``eps``, ``metric``, ``kmeans_init`` (in the first batch, which drops no
+            stage), ``revive_below`` and ``learnable`` of every stage, as ``VQLayer`` has them.
+
+    Attributes:
+        stages: the ``VQLayer`` of each stage, or the one that they share.
+
+    Raises:
+        TypeError: a size isn't an integer.
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        num_quantizers: int = 8,
+        num_embeddings: int = 1024,
+        embedding_dim: int = 128,
+        channel_dim: int = 1,
+        *,
+        codebook_dim: int | None = None,
+        shared_codebook: bool = False,
+        quantize_dropout: bool = False,
+        gradient: str = "straight-through",
+        **options,
+    ) -> None:
+        super().__init__()
+        unknown = options.keys() - STAGE_OPTIONS
+        if unknown:
+            raise TypeError(f"{', '.join(sorted(unknown))} is no option of ResidualVQLayer")
+        check_sizes(num_quantizers=num_quantizers, embedding_dim=embedding_dim)
+        check_gradient(gradient)
+        width = embedding_dim if codebook_dim is None else codebook_dim
+        check_sizes(codebook_dim=width)
+        self.num_quantizers, self.num_embeddings = num_quantizers, num_embeddings
+        self.embedding_dim, self.codebook_dim, self.channel_dim = embedding_dim, width, channel_dim
+        self.quantize_dropout, self.gradient = quantize_dropout, gradient
+        self.projection = Projection(embedding_dim, width, channel_dim)
+        dim = self.projection.dim
+        stages = 1 if shared_codebook else num_quantizers
+        self.stages = nn.ModuleList(
+            VQLayer(num_embeddings, width, channel_dim=dim, **options) for _ in range(stages)
+        )
+
+    @property
+    def codebooks(self) -> Tensor:
+        """The codes of every stage: ``(Q, K, D)``."""
+        return torch.stack([self._stage(q).codebook for q in range(self.num_quantizers)])
+
+    def freeze(self, frozen: bool = True) -> None:
+        """As ``VQLayer.freeze``, for all stages."""
+        for stage in self.stages:
+            stage.freeze(frozen)
+
+    def forward(
+        self, z_e: Tensor, mask: Tensor | None = None, return_parts: bool = False
+    ) -> VQOutput | tuple[VQOutput, LossParts]:
+        """Quantises ``z_e``; in training mode also moves the codebooks, as the options say.
+
+        Args:
+            z_e: floating point ``(B, D, *spatial)`` or, with ``channel_dim=-1``, with ``D`` last.
+            mask: bool ``(B, *spatial)``, ``False`` at padding: quantised to zero with indices -1, and without
+                influence on anything else.
+            return_parts: whether to return ``(VQOutput, LossParts)``, the parts ``(Q,)``.
+
+        Returns:
+            ``VQOutput``: ``quantized`` as ``z_e``; ``indices`` int64 ``(B, *spatial, Q)``, -1 for a dropped
+            stage; ``loss`` a scalar.
+
+        Raises:
+            TypeError, ValueError: as ``VQLayer.forward``.
+        """
+        z = self._vectors(z_e, mask)
+        drops = self.training and self.quantize_dropout and not any(stage.starts for stage in self.stages)
+        used = None
+        if drops:
+            noise = ranks.from_first(torch.rand((), device=z.device))
+            used = 1 + (noise * self.num_quantizers).long()
+        total, results = self._stages(z, mask, used)
+        outputs, parts, batches = zip(*results, strict=True)
+        if batches[0] is not None:
+            for q, stage in enumerate(self.stages):
+                stage.learn(*batches[q :: len(self.stages)])
+        quantized = pass_gradient(z, total, self.gradient, self.projection.dim)
+        quantized = self.projection.leave(quantized, mask).to(z_e.dtype)
+        indices = torch.stack([output.indices for output in outputs], -1)
+        output = VQOutput(quantized, indices, torch.stack([output.loss for output in outputs]).sum())
+        stacked = LossParts(*(torch.stack(values) for values in zip(*parts, strict=True)))
+        return (output, stacked) if return_parts else output
+
+    @torch.no_grad()
+    def encode(self, z_e: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Indices of all stages, int64 ``(B, *spatial, Q)``; arguments and errors as in ``forward``."""
+        residual, indices = self._vectors(z_e, mask), []
+        for q in range(self.num_quantizers):
+            stage = self._stage(q)
+            indices.append(stage.encode(residual, mask))
+            residual = residual - self._looked_up(stage, indices[-1])
+        return torch.stack(indices, -1)
+
+    def decode(self, indices: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Sums of codes of integer ``indices (B, *spatial, q)``: ``(B, D, *spatial)``, or with ``D`` last.
+
+        The first ``q <= Q`` stages are enough for a coarser result, and -1 leaves a stage out. Where ``mask
+        (B, *spatial)`` is ``False`` the result is zero.
+
+        Raises:
+            TypeError: ``indices`` aren't integers.
+            ValueError: an index is out of range, or a shape doesn't fit.
+        """
+        functional.check_codes("indices", indices, self.num_embeddings, least=-1)
+        if indices.ndim < 1 or not 1 <= indices.shape[-1] <= self.num_quantizers:
+            shape = tuple(indices.shape)
+            raise ValueError(
+                f"indices has shape {shape}; want (B, *spatial, 1..{self.num_quantizers} stages)"
+            )
+        check_mask(mask, indices, -1)
+        codes = [self._looked_up(self._stage(q), index) for q, index in enumerate(indices.unbind(-1))]
+        return self.projection.leave(torch.stack(codes).sum(0), mask)
+
+    def extra_repr(self) -> str:
+        """What ``print`` shows."""
+        shared = "one codebook" if len(self.stages) < self.num_quantizers else "separate codebooks"
+        return f"{self.num_quantizers} stages, {shared}, quantize_dropout={self.quantize_dropout}"
+
+    def _stage(self, q: int) -> VQLayer:
+        return self.stages[q % len(self.stages)]
+
+    def _vectors(self, z_e: Tensor, mask: Tensor | None) -> Tensor:
+        """What the first stage is given."""
+        z = self.projection.enter(z_e, mask)
+        return z.to(torch.promote_types(z.dtype, torch.float32))
+
+    def _stages(self, z: Tensor, mask: Tensor | None, used: Tensor | None) -> tuple[Tensor, list]:
+        """The sum of the codes, and what each stage's ``assign`` gave; the first ``used`` stages count."""
+        residual, total, results = z, torch.zeros_like(z, requires_grad=False), []
+        for q in range(self.num_quantizers):
+            shown = mask
+            if used is not None:  # a dropped stage is one whose vectors are all masked
+                whole = torch.ones_like(z.movedim(self.projection.dim, -1)[..., 0], dtype=torch.bool)
+                shown = (whole if mask is None else mask) & (q < used)
+            results.append(self._stage(q).assign(residual, shown))
+            quantized = results[-1][0].quantized.detach()
+            residual, total = residual - quantized, total + quantized
+        return total, results
+
+    def _looked_up(self, stage: VQLayer, indices: Tensor) -> Tensor:
+        """The stage's codes of ``indices``, zero for -1."""
+        return stage.look_up(indices, indices >= 0)
