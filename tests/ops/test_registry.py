@@ -105,3 +105,15 @@ def test_wrong_dtype_is_refused_by_every_backend(
     monkeypatch.delenv("VQFAST_BACKEND", raising=False)
     with pytest.raises(RuntimeError, match=f"reference {op} takes .*not {dtype}"):
         registry.backend(op, torch.zeros(1).to(dtype))
+
+
+def test_backend_that_says_it_is_unavailable_is_refused_with_its_reason(
+    fake_native: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    support = registry.Support(registry.FLOATS, unavailable=lambda: "no compiler here")
+    monkeypatch.setitem(registry.TABLE["nearest"], "native", support)
+    assert (
+        registry.refusal("nearest", "native", torch.zeros(1))
+        == "native nearest can't run here: no compiler here"
+    )
+    assert CALLS["nearest"](torch.float32).tolist() == [0, 0]

@@ -10,11 +10,12 @@ import importlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from types import ModuleType
 
 import torch
 
-from vqfast.ops import library
+from vqfast.ops import library, probe
 
 BACKENDS = ("cuda", "native", "triton", "reference")  # the order of preference
 
@@ -24,19 +25,31 @@ class Support:
     """What one backend of one op can run.
 
     ``devices=None`` means every device. ``unavailable`` says why it can't run here; it is asked last.
+    ``probed``: its first use on a device is compared with the reference, see ``probe.py``.
     """
 
     dtypes: frozenset[torch.dtype]
     devices: frozenset[str] | None = None
     unavailable: Callable[[], str | None] = lambda: None
+    probed: bool = False
+
+
+def interpreted() -> bool:
+    """Whether Triton's kernels run in its interpreter, which takes CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def _no_triton() -> str | None:
+    return None if find_spec("triton") else "triton is not installed"
 
 
 FLOATS = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 NATIVE = Support(FLOATS, frozenset({"cpu"}), library.unavailable)
+TRITON = Support(FLOATS, frozenset({"cuda", "cpu"} if interpreted() else {"cuda"}), _no_triton, probed=True)
 
 TABLE: dict[str, dict[str, Support]] = {
-    "nearest": {"native": NATIVE, "reference": Support(FLOATS)},
-    "quantize": {"native": NATIVE, "reference": Support(FLOATS)},
+    "nearest": {"native": NATIVE, "triton": TRITON, "reference": Support(FLOATS)},
+    "quantize": {"native": NATIVE, "triton": TRITON, "reference": Support(FLOATS)},
     "masked_conv": {"reference": Support(FLOATS)},
 }
 
@@ -67,8 +80,8 @@ def forced_backend() -> str | None:
     return name
 
 
-def backend(op: str, tensor: torch.Tensor) -> ModuleType:
-    """The module that runs ``op`` on tensors like ``tensor``.
+def backend(op: str, tensor: torch.Tensor, channels: int | None = None) -> ModuleType:
+    """The module that runs ``op`` on tensors like ``tensor``, with vectors of ``channels`` channels.
 
     Raises:
         RuntimeError: the backend that was asked for, or every one, refuses; the message says why.
@@ -77,6 +90,8 @@ def backend(op: str, tensor: torch.Tensor) -> ModuleType:
     reasons = []
     for name in (forced,) if forced else BACKENDS:
         reason = refusal(op, name, tensor)
+        if reason is None and channels is not None and TABLE[op][name].probed:
+            reason = probe.failure(op, name, tensor, channels)
         if reason is None:
             return importlib.import_module(f"vqfast.ops.{op}.{name}")
         reasons.append(reason)

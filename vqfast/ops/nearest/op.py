@@ -11,7 +11,7 @@ from vqfast.ops import registry
 @torch.library.custom_op("vqfast::nearest", mutates_args=())
 def nearest(x: Tensor, codebook: Tensor) -> Tensor:
     """``x (..., N, D)``, ``codebook (..., K, D)`` -> int64 ``(..., N)``."""
-    return registry.backend("nearest", x).nearest(x, codebook)
+    return registry.backend("nearest", x, x.shape[-1]).nearest(x, codebook)
 
 
 @nearest.register_fake

@@ -21,7 +21,9 @@ def quantize(
     z_e: Tensor, codebook: Tensor, channel_dim: int, statistics: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See the module."""
-    return registry.backend("quantize", z_e).quantize(z_e, codebook, channel_dim, statistics)
+    return registry.backend("quantize", z_e, codebook.shape[1]).quantize(
+        z_e, codebook, channel_dim, statistics
+    )
 
 
 @quantize.register_fake
@@ -48,7 +50,7 @@ def quantize_backward(
     channel_dim: int,
 ) -> tuple[Tensor, Tensor]:
     """Gradients to ``z_e`` and to ``codebook``."""
-    run = registry.backend("quantize", z_e).quantize_backward
+    run = registry.backend("quantize", z_e, codebook.shape[1]).quantize_backward
     return run(grad_quantized, grad_codebook_loss, grad_commitment_loss, z_e, codebook, indices, channel_dim)
 
 

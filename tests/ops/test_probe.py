@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+
+from vqfast.functional import nearest_code
+from vqfast.ops import probe, registry
+
+CPU = torch.device("cpu")
+
+
+def module_of(op: str, **functions) -> ModuleType:
+    module = ModuleType(f"vqfast.ops.{op}.native")
+    vars(module).update(functions)
+    return module
+
+
+def reference(op: str) -> ModuleType:
+    return importlib.import_module(f"vqfast.ops.{op}.reference")
+
+
+def wrong(x, codebook):
+    return (reference("nearest").nearest(x, codebook) + 1) % codebook.shape[-2]
+
+
+def not_the_lowest(x, codebook):
+    """Right but for ties."""
+    return codebook.shape[-2] - 1 - reference("nearest").nearest(x, codebook.flip(-2))
+
+
+def raising(*_):
+    raise RuntimeError("out of resource: shared memory")
+
+
+def nan_sums(*args):
+    *head, sums = reference("quantize").quantize(*args)
+    return (*head, sums * torch.nan)
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch):
+    """Puts a module in the place of ``op``'s native backend, probed as if on an unknown GPU."""
+
+    def put(op: str, module: ModuleType) -> None:
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setitem(registry.TABLE[op], "native", registry.Support(registry.FLOATS, probed=True))
+        monkeypatch.setattr(
+            probe,
+            "failure",
+            lambda op, name, t, channels: probe.verdict(op, name, t.device, t.dtype, channels),
+        )
+
+    monkeypatch.setattr(probe, "_verdicts", {})
+    monkeypatch.delenv("VQFAST_BACKEND", raising=False)
+    return put
+
+
+@pytest.mark.parametrize("kernel", [wrong, not_the_lowest, raising])
+def test_bad_kernel_falls_back_with_one_warning(install, kernel) -> None:
+    install("nearest", module_of("nearest", nearest=kernel))
+    x, codebook = torch.randn(30, 4), torch.randn(9, 4)
+    with pytest.warns(RuntimeWarning, match="native nearest failed its probe .*falling back") as warned:
+        found = nearest_code(x, codebook)
+    assert len(warned) == 1
+    assert torch.equal(found, reference("nearest").nearest(x, codebook))
+    assert torch.equal(nearest_code(x, codebook), found)  # a second warning would be an error
+
+
+def test_bad_kernel_that_was_asked_for_is_an_error_with_the_reason(install, monkeypatch) -> None:
+    install("nearest", module_of("nearest", nearest=raising))
+    monkeypatch.setenv("VQFAST_BACKEND", "native")
+    with pytest.warns(RuntimeWarning), pytest.raises(RuntimeError, match="out of resource"):
+        nearest_code(torch.randn(3, 4), torch.randn(9, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("op", ["nearest", "quantize"])
+def test_right_kernel_is_probed_once_for_each_dtype_and_width(install, op, dtype) -> None:
+    calls = []
+
+    def counted(*args):
+        calls.append(args)
+        return getattr(reference(op), op)(*args)
+
+    right = {"quantize_backward": reference("quantize").quantize_backward, op: counted}
+    install(op, module_of(op, **right))
+    for channels in (5, 8, 7):
+        assert probe.verdict(op, "native", CPU, dtype, channels) is None
+    assert len(calls) == 1
+    assert probe.verdict(op, "native", CPU, dtype, 9) is None
+    assert len(calls) == 2
+
+
+def test_wrong_statistics_are_noticed(install) -> None:
+    backward = reference("quantize").quantize_backward
+    install("quantize", module_of("quantize", quantize=nan_sums, quantize_backward=backward))
+    with pytest.warns(RuntimeWarning, match="native quantize failed"):
+        assert "quantize" in probe.verdict("quantize", "native", CPU, torch.float32, 4)
+
+
+def test_cpu_tensor_is_not_probed() -> None:
+    assert probe.failure("nearest", "triton", torch.zeros(1), 4) is None
+
+
+def test_importing_vqfast_does_not_import_triton() -> None:
+    import subprocess
+
+    code = "import sys, vqfast; from vqfast.ops import registry; assert 'triton' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,160 @@
+"""Every configuration of the Triton kernels, compiled ahead of time: no GPU needed."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+triton = pytest.importorskip("triton")
+
+from vqfast.ops import registry  # noqa: E402
+from vqfast.ops.nearest import tunings  # noqa: E402
+from vqfast.ops.nearest.tunings import ANY, RECHECK, SEARCH, Tuning, pick  # noqa: E402
+
+pytestmark = pytest.mark.skipif(registry.interpreted(), reason="an interpreted kernel can't be compiled")
+
+SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}  # bytes a block
+PRODUCT = {"sm_80": "mma.sync", "sm_90": "wgmma.mma", "sm_100": "tcgen05.mma", "gfx942": "mfma"}
+POINTERS = {
+    **dict.fromkeys(["x", "codebook", "pivot", "half", "ceiling", "quantized", "errors"], "*fp32"),
+    **dict.fromkeys(["sums", "grad", "out"], "*fp32"),
+    **dict.fromkeys(["grad_codebook_loss", "grad_commitment_loss"], "*fp32"),
+    **dict.fromkeys(["hi", "lo"], "*fp16"),
+    **dict.fromkeys(["stats", "waiting"], "*i32"),
+    **dict.fromkeys(["indices", "listed", "counts", "order", "ends"], "*i64"),
+    "factor": "fp32",
+}  # fmt: skip
+UNITS = {"sd", "ed", "qd", "gd", "od", "b", "eg"}  # contiguous rows
+ODD = {"N", "K", "c", "tiles", "step", "samples", "factor"}  # not multiples of 16
+CASES = [
+    (kernel, arch, widest)
+    for kernel, table in (("_search", SEARCH), ("_recheck", RECHECK))
+    for arch, lines in table.items()
+    for widest in lines
+]
+
+
+def build(kernel, arch: str, constants: dict, warps: int, stages: int):
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    hip = arch.startswith("gfx")
+    target = GPUTarget("hip", arch, 64) if hip else GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
+    names = kernel.arg_names
+    constants = {**dict.fromkeys(UNITS & set(names), 1), **constants}
+    signature = {name: "constexpr" if name in constants else POINTERS.get(name, "i32") for name in names}
+    aligned = [i for i, name in enumerate(names) if name not in constants and name not in ODD]
+    source = ASTSource(
+        kernel,
+        signature,
+        {(names.index(name),): value for name, value in constants.items()},
+        {(i,): [["tt.divisibility", 16]] for i in aligned},
+    )
+    options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+    return triton.compile(source, target=target, options=options)
+
+
+@cache
+def cuobjdump() -> Path:
+    return Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+
+def spilled(compiled, tmp_path: Path) -> int:
+    """Bytes a thread (NVIDIA), registers (AMD)."""
+    if "amdgcn" in compiled.asm:
+        return int(re.search(r"vgpr_spill_count: *(\d+)", compiled.asm["amdgcn"])[1])
+    cubin = tmp_path / "kernel.cubin"
+    cubin.write_bytes(compiled.asm["cubin"])
+    usage = subprocess.run(
+        [cuobjdump(), "--dump-resource-usage", cubin], capture_output=True, text=True, check=True
+    )
+    return int(re.search(r"STACK:(\d+)", usage.stdout)[1])
+
+
+def assembly(compiled) -> str:
+    return compiled.asm.get("ptx") or compiled.asm["amdgcn"]
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    """Triton 3.9 warns about a default of 3.10 that the kernels don't rely on."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@pytest.mark.parametrize("kernel, arch, widest", CASES)
+def test_search_fits_the_chip_without_spills_on_tensor_cores(kernel, arch, widest, tmp_path) -> None:
+    import triton.language as tl
+
+    from vqfast.ops.nearest import triton as kernels
+
+    tuning = (SEARCH if kernel == "_search" else RECHECK)[arch][widest]
+    channels = 1024 if widest == ANY else widest
+    constants = {
+        "_search": kernels.search_constants,
+        "_recheck": kernels.recheck_constants,
+    }[kernel](tuning, channels)
+    compiled = build(
+        getattr(kernels, kernel),
+        arch,
+        {"WIDE": tl.float32, "DIMS": 1, "WRITE": kernel == "_search", **constants},
+        tuning.warps,
+        tuning.stages,
+    )
+    assert compiled.metadata.shared <= SHARED[arch]
+    assert spilled(compiled, tmp_path) == 0
+    product = PRODUCT[arch] if kernel == "_search" or arch == "gfx942" else "mma.sync"  # few rows: no wgmma
+    assert product in assembly(compiled)
+
+
+@pytest.mark.parametrize("wide", ["fp32", "fp64"])
+@pytest.mark.parametrize("arch", SEARCH)
+def test_channels_first_float64_and_the_small_kernels_compile(arch, wide, tmp_path) -> None:
+    import triton.language as tl
+
+    from vqfast.ops.nearest import triton as nearest
+    from vqfast.ops.quantize import triton as quantize
+
+    for kernel, constants in [
+        (nearest._centre, {"WIDE": getattr(tl, f"float{wide[2:]}"), "BK": 128, "BD": 16}),
+        (nearest._pack, {"BK": nearest.PACK_CODES, "BD": 16}),
+        (quantize._count, {"SUMS": True, "BM": 64, "BD": 64}),
+        (quantize._segments, {"DIFFERENCE": True, "BM": 64, "BD": 64}),
+        (quantize._backward, {"ATOMIC": True, "BM": 64, "BD": 64}),
+    ]:
+        if wide == "fp32":
+            assert spilled(build(kernel, arch, constants, 4, 3), tmp_path) == 0
+    if wide == "fp64":  # whether it spills matters little: float64 is slow there anyway
+        tuning = pick(SEARCH, arch, 64)
+        constants = {"WIDE": tl.float64, "DIMS": 3, "WRITE": False, "sc": 1, "sd": 1024}
+        constants.update(nearest.search_constants(tuning, 64))
+        assert (
+            build(nearest._search, arch, constants, tuning.warps, tuning.stages).metadata.shared
+            <= SHARED[arch]
+        )
+
+
+@pytest.mark.parametrize(
+    "arch, listed", [("sm_90", "sm_90"), ("sm_89", "gfx942"), ("sm_103", "sm_100"), ("sm_120", "gfx942")]
+)
+def test_unlisted_architecture_takes_tunings_that_fit_it(arch, listed) -> None:
+    assert pick(SEARCH, arch, 100) == SEARCH[listed][128]
+    assert isinstance(tunings.pick(RECHECK, arch, 5000), Tuning)
+
+
+def test_fallback_tunings_fit_consumer_chips(tmp_path) -> None:
+    """gfx942's lines on an sm_86, whose blocks have 99 KB."""
+    import triton.language as tl
+
+    from vqfast.ops.nearest import triton as nearest
+
+    tuning = pick(SEARCH, "sm_86", 256)
+    constants = {"WIDE": tl.float32, "DIMS": 1, "WRITE": True, **nearest.search_constants(tuning, 256)}
+    assert build(nearest._search, "sm_86", constants, tuning.warps, tuning.stages).metadata.shared <= 99 << 10

@@ -1,0 +1,72 @@
+"""What the op matrix doesn't ask of the Triton kernels; interpreted, or on a GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vqfast.functional import nearest_code, quantize
+from vqfast.ops import registry
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = pytest.mark.skipif(
+    registry.refusal("nearest", "triton", torch.zeros(1, device=DEVICE)) is not None,
+    reason="run in the interpreter by test_triton_interpreted.py",
+)
+
+
+@pytest.fixture(autouse=True)
+def forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VQFAST_BACKEND", "triton")
+
+
+@pytest.mark.parametrize("d", [100, 300])
+def test_wide_rows_far_from_zero(assert_nearest, d) -> None:
+    x, codebook = torch.randn(150, d) + 100, torch.randn(140, d) + 100
+    assert_nearest(nearest_code(x.to(DEVICE), codebook.to(DEVICE)).cpu(), x, codebook)
+
+
+def test_one_code_so_far_away_that_fp16_saturates(assert_nearest) -> None:
+    codebook = torch.randn(300, 7)
+    codebook[1] = 1e9  # not in the sample that sets the scale
+    x = torch.randn(40, 7)
+    x[3] = 1e9
+    assert_nearest(nearest_code(x.to(DEVICE), codebook.to(DEVICE)).cpu(), x, codebook)
+
+
+@pytest.mark.parametrize("bad, want", [(torch.inf, 7), (torch.nan, 4)])
+def test_codes_that_are_not_finite(bad, want) -> None:
+    """An infinite code is nobody's; a NaN is everybody's, as in the reference, so that the loss shows it."""
+    codebook = torch.arange(20.0).view(20, 1).repeat(1, 3)
+    codebook[4:6, 1] = bad
+    x = torch.full((5, 3), 7.0)
+    assert nearest_code(x.to(DEVICE), codebook.to(DEVICE)).tolist() == [want] * 5
+
+
+@pytest.mark.parametrize("statistics", [False, True])
+def test_deterministic_way_gives_the_same_gradients_and_sums(statistics) -> None:
+    z_e, codebook = torch.randn(2, 5, 70, device=DEVICE), torch.randn(6, 5, device=DEVICE)
+
+    def run():
+        leaves = z_e.clone().requires_grad_(), codebook.clone().requires_grad_()
+        out = quantize(*leaves, 1, statistics)
+        loss = out.quantized.square().sum() + out.codebook_loss + 0.5 * out.commitment_loss
+        return (*out, *torch.autograd.grad(loss, leaves))
+
+    plain = run()
+    torch.use_deterministic_algorithms(True)
+    try:
+        first, again = run(), run()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    torch.testing.assert_close(first, plain)
+
+
+def test_rows_on_five_strides_are_copied_not_refused(assert_nearest) -> None:
+    z_e = torch.randn(3, 4, 3, 4, 6, device=DEVICE)[:, :, ::2, ::2, ::2].transpose(2, 4)
+    codebook = torch.randn(9, 4, device=DEVICE)
+    out = quantize(z_e, codebook)
+    rows = z_e.movedim(1, -1)
+    assert_nearest(out.indices.cpu(), rows.cpu(), codebook.cpu())
+    assert torch.equal(out.quantized.movedim(1, -1), codebook[out.indices])

@@ -1,0 +1,82 @@
+"""A kernel's first use on a device model that no record vouches for: compare it with the reference, once."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Callable
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+# Device names whose record in benchmarks/results/ shows that the test matrix passed there.
+VOUCHED: frozenset[str] = frozenset()
+
+_verdicts: dict[tuple, str | None] = {}  # None: the kernel may run
+
+
+def _inputs(device: torch.device, dtype: torch.dtype, channels: int) -> tuple[Tensor, Tensor]:
+    """Rows and codes with an offset, ties, and codes that lie close together: where a kernel may go wrong."""
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randn(70, channels, generator=generator).round(decimals=1) + 3
+    rows = torch.cat([torch.randn(200, channels, generator=generator) + 3, codes, codes.roll(1, 0) + 0.01])
+    codes[40:] = codes[:30]
+    return rows.to(device, dtype), codes.to(device, dtype)
+
+
+def _check_nearest(module: ModuleType, reference: ModuleType, rows: Tensor, codes: Tensor) -> None:
+    got, want = (each.nearest(rows, codes) for each in (module, reference))
+    best, chosen = ((rows.double() - codes.double()[index]).square().sum(-1) for index in (want, got))
+    if not (got <= want).logical_or(chosen > best).all() or (chosen > best * (1 + 1e-6)).any():
+        raise AssertionError("wrong codes")
+
+
+def _check_quantize(module: ModuleType, reference: ModuleType, rows: Tensor, codes: Tensor) -> None:
+    runs = []
+    for each in (module, reference):
+        out = each.quantize(rows, codes, 1, True)
+        one = out[2].new_ones(())
+        runs.append((*out, *each.quantize_backward(rows, one, one, rows, codes, out[1], 1)))
+    loose = 2e-2 if rows.dtype in (torch.bfloat16, torch.float16) else 1e-3
+    for got, want in zip(*runs, strict=True):
+        torch.testing.assert_close(got, want, rtol=loose, atol=loose)
+
+
+_CHECKS: dict[str, Callable[[ModuleType, ModuleType, Tensor, Tensor], None]] = {
+    "nearest": _check_nearest,
+    "quantize": _check_quantize,
+}
+
+
+def failure(op: str, backend: str, tensor: Tensor, channels: int) -> str | None:
+    """Why ``backend``'s ``op`` isn't to be trusted on the device of ``tensor``; ``None``: it is.
+
+    Runs once a process for each dtype and power of two of ``channels`` (kernels are compiled for ranges of
+    them); warns when it finds something. Under CUDA graph capture nothing can be compared: ``None``.
+    """
+    device = tensor.device
+    if device.type != "cuda" or torch.cuda.get_device_name(device) in VOUCHED:
+        return None
+    return verdict(op, backend, device, tensor.dtype, channels)
+
+
+def verdict(op: str, backend: str, device: torch.device, dtype: torch.dtype, channels: int) -> str | None:
+    """``failure``, for any device."""
+    width = min(512, 1 << max(0, channels - 1).bit_length())
+    key = (op, backend, device, dtype, width)
+    if key not in _verdicts:
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            return None
+        _verdicts[key] = None  # the probe's own calls
+        try:
+            module, reference = (
+                importlib.import_module(f"vqfast.ops.{op}.{name}") for name in (backend, "reference")
+            )
+            with torch.no_grad():
+                _CHECKS[op](module, reference, *_inputs(device, dtype, width))
+        except Exception as error:  # whatever a compiler may raise: the fallback is right all the same
+            reason = f"{backend} {op} failed its probe on {device}: {type(error).__name__}: {error}"
+            warnings.warn(f"{reason}; falling back", RuntimeWarning, stacklevel=4)
+            _verdicts[key] = reason
+    return _verdicts[key]
