@@ -1,5 +1,8 @@
+import importlib
 import re
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -30,9 +33,9 @@ def test_the_commands_of_the_readme_exist():
         _parser().parse_args(line)  # exits on an unknown command or option
 
 
-def test_the_sampling_table_is_the_records():
-    from benchmarks.sampling import RESULTS, table
-
-    records = sorted(RESULTS.glob("sampling-*.json"))
+@pytest.mark.parametrize("name", ["sampling", "nearest"])
+def test_the_tables_are_the_records(name):
+    benchmark = importlib.import_module(f"benchmarks.{name}")
+    records = sorted(benchmark.RESULTS.glob(f"{name}-*.json"))
     assert records
-    assert all(table(record) in README for record in records)
+    assert all(benchmark.table(record) in README for record in records)

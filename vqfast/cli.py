@@ -68,7 +68,9 @@ def _explained(error: BaseException) -> str:
         return f"{error.name} is missing: pip install 'vqfast[demo]'"
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error)):
         return "out of memory: ask for smaller sizes or batches"
-    if isinstance(error, (ValueError, TypeError, OverflowError, OSError)):
+    from vqfast.ops.registry import NoBackendError
+
+    if isinstance(error, (ValueError, TypeError, OverflowError, OSError, NoBackendError)):
         return " ".join(str(error).split())
     raise error
 

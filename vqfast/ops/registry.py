@@ -20,6 +20,10 @@ from vqfast.ops import library, probe
 BACKENDS = ("cuda", "native", "triton", "reference")  # the order of preference
 
 
+class NoBackendError(RuntimeError):
+    """No backend, or not the one that was asked for, can run an op."""
+
+
 @dataclass(frozen=True)
 class Support:
     """What one backend of one op can run.
@@ -84,7 +88,7 @@ def backend(op: str, tensor: torch.Tensor, channels: int | None = None) -> Modul
     """The module that runs ``op`` on tensors like ``tensor``, with vectors of ``channels`` channels.
 
     Raises:
-        RuntimeError: the backend that was asked for, or every one, refuses; the message says why.
+        NoBackendError: the backend that was asked for, or every one, refuses; the message says why.
     """
     forced = forced_backend()
     reasons = []
@@ -95,4 +99,4 @@ def backend(op: str, tensor: torch.Tensor, channels: int | None = None) -> Modul
         if reason is None:
             return importlib.import_module(f"vqfast.ops.{op}.{name}")
         reasons.append(reason)
-    raise RuntimeError("; ".join(reasons))
+    raise NoBackendError("; ".join(reasons))
