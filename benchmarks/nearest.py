@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import re
 import statistics
 import subprocess
 import tempfile
@@ -23,12 +21,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import torch
 from torch import Tensor
 
-import vqfast
-from benchmarks.sampling import cpu_name
+from benchmarks import record
 from vqfast.functional import nearest_code
 from vqfast.ops import library, registry
 
-RESULTS = Path(__file__).parent / "results"
 SHAPES = [(32768, 512, 64), (32768, 1024, 256), (32768, 8192, 256), (32768, 1024, 8), (32768, 16384, 8)]
 SMALL = [(64, 512, 64), (64, 1024, 256), (64, 1024, 8)]
 OFFSETS = [0, 100, 1000]
@@ -98,7 +94,7 @@ def wrong_codes(search: Search, offset: float) -> int:
 
 
 def measure() -> dict[str, object]:
-    """All shapes and offsets, as a record."""
+    """All shapes and offsets."""
     searches, peak, rows = peers(), peak_flops(), []
     for shape in SHAPES + SMALL:
         n, k, d = shape
@@ -112,11 +108,7 @@ def measure() -> dict[str, object]:
         rows[-1]["fraction_of_peak"] = 2 * n * k * d / peak / statistics.median(samples["vqfast"])
         print(f"{shape}: {line(rows[-1])}", flush=True)
     return {
-        "device": f"{torch.get_num_threads()} cores, {cpu_name()}",
         "backend": registry.backend("nearest", torch.zeros(1)).__name__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "vqfast": vqfast.__version__,
         "multiply_add_gflops": peak / 1e9,
         "rows": rows,
         "wrong_codes_of_8192": {
@@ -133,13 +125,13 @@ def line(row: dict) -> str:
     return f"{median['vqfast'] * 1e3:.3g} ms | {others} | {row['fraction_of_peak']:.0%}"
 
 
-def table(record: Path) -> str:
+def table(path: Path) -> str:
     """The record as Markdown tables."""
-    record = json.loads(record.read_text())
-    names = [name for name in record["rows"][0]["seconds"] if name != "vqfast"]
+    found = json.loads(path.read_text())
+    names = [name for name in found["rows"][0]["seconds"] if name != "vqfast"]
     head = f"| N, K, D | vqfast | {' | '.join(names)} | of the float32 peak |\n"
-    speed = [f"| {', '.join(map(str, row['shape']))} | {line(row)} |" for row in record["rows"]]
-    wrong = record["wrong_codes_of_8192"]
+    speed = [f"| {', '.join(map(str, row['shape']))} | {line(row)} |" for row in found["rows"]]
+    wrong = found["wrong_codes_of_8192"]
     errors = [f"| {name} | {' | '.join(map(str, of.values()))} |" for name, of in wrong.items()]
     return "\n".join(
         [
@@ -152,15 +144,5 @@ def table(record: Path) -> str:
     )
 
 
-def main() -> None:
-    """Measures and writes the record."""
-    record = measure()
-    slug = re.sub(r"[^a-z0-9]+", "-", str(record["device"]).lower()).strip("-")
-    path = RESULTS / f"nearest-{slug}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"\n{table(path)}\n\nwritten to {path}")
-
-
 if __name__ == "__main__":
-    main()
+    record.write("nearest", measure(), table)

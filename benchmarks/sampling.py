@@ -8,8 +8,6 @@ product on this machine.
 from __future__ import annotations
 
 import json
-import platform
-import re
 import statistics
 import time
 from contextlib import suppress
@@ -19,10 +17,10 @@ from pathlib import Path
 import torch
 
 import vqfast
+from benchmarks import record
 from vqfast.prior.base import CausalPrior
 from vqfast.prior.program import CODES
 
-RESULTS = Path(__file__).parent / "results"
 ROUNDS = 3
 NAIVE_POSITIONS = 3
 
@@ -85,7 +83,7 @@ def peak_flops() -> float:
 
 
 def measure() -> dict[str, object]:
-    """All cases, as a record."""
+    """All cases."""
     peak, rows = peak_flops(), []
     for name, (build, shape, batches) in CASES.items():
         torch.manual_seed(0)
@@ -99,20 +97,10 @@ def measure() -> dict[str, object]:
             rows.append({"case": name, "batch": batch, "seconds": samples, "floor_seconds": floor})
             print(f"{name}, batch {batch}: {line(rows[-1])}", flush=True)
     return {
-        "device": f"{torch.get_num_threads()} cores, {cpu_name()}",
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "vqfast": vqfast.__version__,
         "matrix_product_gflops": peak / 1e9,
         "naive_positions_timed": NAIVE_POSITIONS,
         "rows": rows,
     }
-
-
-def cpu_name() -> str:
-    """The processor's model."""
-    found = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
-    return found.group(1) if found else platform.processor()
 
 
 def line(row: dict) -> str:
@@ -121,22 +109,12 @@ def line(row: dict) -> str:
     return f"{naive:.3g} s | {cached:.3g} s | {naive / cached:.0f}x | {row['floor_seconds'] / cached:.0%}"
 
 
-def table(record: Path) -> str:
+def table(path: Path) -> str:
     """The record as a Markdown table."""
-    rows = json.loads(record.read_text())["rows"]
+    rows = json.loads(path.read_text())["rows"]
     head = "| prior | batch | naive | cached | ratio | of the floor |\n|---|---|---|---|---|---|\n"
     return head + "\n".join(f"| {r['case']} | {r['batch']} | {line(r)} |" for r in rows)
 
 
-def main() -> None:
-    """Measures and writes the record."""
-    record = measure()
-    slug = re.sub(r"[^a-z0-9]+", "-", str(record["device"]).lower()).strip("-")
-    path = RESULTS / f"sampling-{slug}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"\n{table(path)}\n\nwritten to {path}")
-
-
 if __name__ == "__main__":
-    main()
+    record.write("sampling", measure(), table)

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.record import RESULTS
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
@@ -36,6 +38,6 @@ def test_the_commands_of_the_readme_exist():
 @pytest.mark.parametrize("name", ["sampling", "nearest"])
 def test_the_tables_are_the_records(name):
     benchmark = importlib.import_module(f"benchmarks.{name}")
-    records = sorted(benchmark.RESULTS.glob(f"{name}-*.json"))
+    records = sorted(RESULTS.glob(f"{name}-*.json"))
     assert records
     assert all(benchmark.table(record) in README for record in records)

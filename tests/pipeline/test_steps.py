@@ -13,7 +13,7 @@ from vqfast.models import VQVAE
 from vqfast.pipeline import codes as shards
 from vqfast.pipeline import steps
 from vqfast.pipeline.checkpoint import Run, load_model, read_json
-from vqfast.pipeline.codes import pack, read_shards, unpack, write_shards
+from vqfast.pipeline.codes import Tick, pack, read_shards, unpack, write_shards
 from vqfast.pipeline.data import load_images
 from vqfast.pipeline.ranks import Ranks
 from vqfast.prior.base import CausalPrior
@@ -78,8 +78,9 @@ def test_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num: int, count
     monkeypatch.setattr(shards, "SHARD", 8)
     made: list[int] = []
 
-    def make(rows: range) -> dict[str, np.ndarray]:
+    def make(rows: range, tick: Tick) -> dict[str, np.ndarray]:
         made.extend(rows)
+        tick(len(rows))
         return {"codes": np.array(rows), "squares": np.array(rows) ** 2}
 
     for rank in range(world):
@@ -97,7 +98,7 @@ def test_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num: int, count
 
 def test_damaged_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "SHARD", 8)
-    write_shards(tmp_path, 20, ALONE, "", lambda rows: {"codes": np.array(rows)})
+    write_shards(tmp_path, 20, ALONE, "", lambda rows, tick: {"codes": np.array(rows)})
     middle = tmp_path / "00001.npz"
     whole = middle.read_bytes()
     for damaged in (b"", whole[:100], whole[:-10], b"x" * 300, whole[:60] + b"xxxx" + whole[64:]):

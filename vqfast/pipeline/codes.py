@@ -16,11 +16,13 @@ from vqfast.pipeline.ranks import Ranks
 
 SHARD = 1024  # items a shard
 
+Tick = Callable[[float], object]  # is told how many more items are done
+
 
 def write_shards(
-    folder: Path, num: int, ranks: Ranks, label: str, make: Callable[[range], dict[str, np.ndarray]]
+    folder: Path, num: int, ranks: Ranks, label: str, make: Callable[[range, Tick], dict[str, np.ndarray]]
 ) -> None:
-    """Writes ``make(rows)`` of every shard of ``num`` items to ``folder/00000.npz`` and so on.
+    """Writes ``make(rows, tick)`` of every shard of ``num`` items to ``folder/00000.npz`` and so on.
 
     A shard that is there stays: so a killed run goes on where it was. Each process takes every world-th one,
     and what a shard holds doesn't depend on which.
@@ -30,11 +32,12 @@ def write_shards(
         for shard in shards:
             rows = range(shard * SHARD, min(num, (shard + 1) * SHARD))
             path = folder / f"{shard:05d}.npz"
-            if not path.is_file():
-                buffer = io.BytesIO()
-                np.savez(buffer, **make(rows))
-                write_file(path, buffer.getvalue())
-            progress.update(len(rows) * ranks.world)
+            if path.is_file():
+                progress.update(len(rows) * ranks.world)
+                continue
+            buffer = io.BytesIO()
+            np.savez(buffer, **make(rows, lambda items: progress.update(items * ranks.world)))
+            write_file(path, buffer.getvalue())
     ranks.barrier()
 
 

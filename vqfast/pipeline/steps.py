@@ -18,8 +18,9 @@ from vqfast.functional import perplexity
 from vqfast.models import VQVAE
 from vqfast.pipeline import images as pictures
 from vqfast.pipeline.checkpoint import Run, load_model, save_model, write_file, write_json
-from vqfast.pipeline.codes import pack, read_shards, unpack, write_shards
+from vqfast.pipeline.codes import Tick, pack, read_shards, unpack, write_shards
 from vqfast.pipeline.data import Images, load_images
+from vqfast.pipeline.progress import bar
 from vqfast.pipeline.ranks import Ranks
 from vqfast.pipeline.train import History, fit_prior, fit_vqvae
 from vqfast.prior import PixelCNN, ResidualPixelCNN
@@ -74,10 +75,13 @@ def encode(run: Run, out: Run, vqvae: VQVAE, part: str, images: Images, ranks: R
     """Step 2: images to codes, in shards under ``codes/<part>`` of ``out``, with their labels."""
     settings = {"data": images.fingerprint, "num": len(images), "weights": _digest(run.folder, "vqvae")}
 
-    def make(rows: range) -> dict[str, np.ndarray]:
-        batches = [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
-        codes = torch.cat([vqvae.encode(images.batch(b).to(ranks.device)).cpu() for b in batches])
-        shard = {"codes": pack(codes, vqvae.vq.num_embeddings)}
+    def make(rows: range, tick: Tick) -> dict[str, np.ndarray]:
+        codes = []
+        for first in range(0, len(rows), BATCH):
+            x = images.batch(rows[first : first + BATCH]).to(ranks.device)
+            codes.append(vqvae.encode(x).cpu())
+            tick(len(x))
+        shard = {"codes": pack(torch.cat(codes), vqvae.vq.num_embeddings)}
         if images.labels is not None:
             shard["labels"] = images.labels[rows.start : rows.stop]
         return shard
@@ -145,9 +149,17 @@ def sample(
     weights = [_digest(run.folder, "vqvae"), _digest(run.folder, "prior")]
     digest = None if labels is None else hashlib.sha256(labels.numpy().tobytes()).hexdigest()[:16]
 
-    def make(rows: range) -> dict[str, np.ndarray]:
+    def make(rows: range, tick: Tick) -> dict[str, np.ndarray]:
         mine = None if labels is None else labels[rows.start : rows.stop]
-        codes = prior.sample(len(rows), shape, labels=mine, numbers=torch.tensor(rows), **options)
+        numbers, positions = torch.tensor(rows), np.prod(shape)
+        codes = prior.sample(
+            len(rows),
+            shape,
+            labels=mine,
+            numbers=numbers,
+            progress=lambda drawn: tick(drawn / positions),
+            **options,
+        )
         with torch.no_grad():
             decoded = [vqvae.decode_codes(part).clamp(0, 1).cpu() for part in codes.split(BATCH)]
         shard = {
@@ -172,11 +184,13 @@ def read_samples(out: Run, most: int | None = None) -> dict[str, np.ndarray]:
 def reconstruct(vqvae: VQVAE, images: Images, ranks: Ranks) -> tuple[Tensor, Tensor, dict[str, float]]:
     """Reconstructions ``(N, C, H, W)`` in 0..1, codes; mse, psnr (dB), perplexity, share of codes in use."""
     outputs, codes, error = [], [], 0.0
-    for first in range(0, len(images), BATCH):
-        x = images.batch(range(first, min(len(images), first + BATCH))).to(ranks.device)
-        codes.append(vqvae.encode(x))
-        outputs.append(vqvae.decode_codes(codes[-1]).clamp(0, 1))
-        error += (outputs[-1] - x).double().square().sum().item()
+    with bar(ranks, "reconstruct", len(images), unit="img") as progress:
+        for first in range(0, len(images), BATCH):
+            x = images.batch(range(first, min(len(images), first + BATCH))).to(ranks.device)
+            codes.append(vqvae.encode(x))
+            outputs.append(vqvae.decode_codes(codes[-1]).clamp(0, 1))
+            error += (outputs[-1] - x).double().square().sum().item()
+            progress.update(len(x))
     found, mse = torch.cat(codes), error / (len(images) * np.prod(images.shape))
     figures = {
         "mse": mse,
@@ -191,9 +205,11 @@ def reconstruct(vqvae: VQVAE, images: Images, ranks: Ranks) -> tuple[Tensor, Ten
 def bits_per_code(prior: CausalPrior, codes: Tensor, labels: Tensor | None, ranks: Ranks) -> float:
     """The prior's mean bits a code on codes ``(N, H, W)``."""
     device, total = ranks.device, 0.0
-    for rows in torch.arange(len(codes)).split(BATCH):
-        mine = None if labels is None else labels[rows].to(device)
-        total += prior.bits_per_code(codes[rows].to(device), mine).double().sum().item()
+    with bar(ranks, "bits a code", len(codes), unit="img") as progress:
+        for rows in torch.arange(len(codes)).split(BATCH):
+            mine = None if labels is None else labels[rows].to(device)
+            total += prior.bits_per_code(codes[rows].to(device), mine).double().sum().item()
+            progress.update(len(rows))
     return total / len(codes)
 
 

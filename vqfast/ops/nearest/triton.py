@@ -441,10 +441,12 @@ def on(tensor: Tensor) -> contextlib.AbstractContextManager:
 
 
 def wide(x: Tensor, codebook: Tensor) -> torch.dtype:
+    """The dtype in which rows and codes are compared: float32 at the least."""
     return torch.promote_types(torch.promote_types(x.dtype, codebook.dtype), torch.float32)
 
 
 def channel_block(channels: int, most: int) -> int:
+    """Channels a step: a power of two, 16 at the least, for the tensor cores."""
     return min(most, max(16, triton.next_power_of_2(channels)))
 
 
