@@ -119,7 +119,7 @@ def test_forced_native_without_a_compiler_is_an_error(tmp_path: Path) -> None:
     process = start(USE, tmp_path, CXX="no-such-compiler", VQFAST_BACKEND="native")
     errors = process.communicate()[1]
     assert process.returncode == 1
-    assert "RuntimeError: native nearest can't run here: no C++ compiler (no-such-compiler) found" in errors
+    assert "NoBackendError: native nearest can't run here: no C++ compiler (no-such-compiler) found" in errors
 
 
 def test_cache_that_cannot_be_written_is_a_reason(tmp_path: Path, counted) -> None:
