@@ -4,44 +4,47 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <tuple>
 #include <vector>
 
 #include "nearest.h"
+#include "quantize.h"
 
 namespace vqfast {
 
-namespace portable {
-extern const Kernel kernel;
-}
-#if defined(__x86_64__)
 // Weak: a variant that the compiler couldn't build is null.
-namespace avx2 {
-extern const Kernel kernel __attribute__((weak));
-}
-namespace avx512 {
-extern const Kernel kernel __attribute__((weak));
-}
-namespace avx512bf16 {
-extern const Kernel kernel __attribute__((weak));
-}
-#endif
+#define VQFAST_VARIANT(name)                                                   \
+  namespace name {                                                             \
+  extern const Kernel kernel __attribute__((weak));                            \
+  extern const QuantizeKernel quantize_kernel __attribute__((weak));           \
+  }
+VQFAST_VARIANT(portable)
+VQFAST_VARIANT(avx2)
+VQFAST_VARIANT(avx512)
+VQFAST_VARIANT(avx512bf16)
 
 namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// The best kernel that this CPU runs.
-const Kernel& best_kernel() {
+struct Kernels {
+  const Kernel& nearest;
+  const QuantizeKernel& quantize;
+};
+
+// The best kernels that this CPU runs.
+Kernels best_kernels() {
 #if defined(__x86_64__)
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (avx512 && __builtin_cpu_supports("avx512bf16") && &avx512bf16::kernel) return avx512bf16::kernel;
-  if (avx512 && &avx512::kernel) return avx512::kernel;
-  if (avx2 && &avx2::kernel) return avx2::kernel;
+  const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+  if (bf16 && &avx512bf16::kernel && &avx512bf16::quantize_kernel) return {avx512bf16::kernel, avx512bf16::quantize_kernel};
+  if (avx512 && &avx512::kernel && &avx512::quantize_kernel) return {avx512::kernel, avx512::quantize_kernel};
+  if (avx2 && &avx2::kernel && &avx2::quantize_kernel) return {avx2::kernel, avx2::quantize_kernel};
 #endif
-  return portable::kernel;
+  return {portable::kernel, portable::quantize_kernel};
 }
 
 Type type_of(const Tensor& x) {
@@ -73,7 +76,7 @@ void for_parts(int64_t parts, int64_t count, const F& f) {
 // x (..., N, D), codebook (..., K, D) contiguous, float64 where x is, else float32 -> int64 (..., N).
 // The leading dimensions of the codebook broadcast to those of x.
 Tensor nearest(const Tensor& x, const Tensor& codebook) {
-  const Kernel& kernel = best_kernel();
+  const Kernel& kernel = best_kernels().nearest;
   const auto sizes = x.sizes(), strides = x.strides(), book_sizes = codebook.sizes();
   const int64_t dims = x.dim(), missing = dims - codebook.dim();
   Tensor out = torch::stable::empty({sizes.data(), size_t(dims - 1)}, ScalarType::Long);
@@ -147,13 +150,89 @@ Tensor nearest(const Tensor& x, const Tensor& codebook) {
   return out;
 }
 
+Assigned assigned(const Tensor& z, const Tensor& codebook, const Tensor& indices) {
+  Assigned v{};
+  v.z = static_cast<const float*>(z.const_data_ptr());
+  v.codes = static_cast<const float*>(codebook.const_data_ptr());
+  v.indices = static_cast<const int64_t*>(indices.const_data_ptr());
+  v.outer = z.size(0), v.d = z.size(1), v.inner = z.size(2), v.k = codebook.size(0);
+  return v;
+}
+
+// Threads that each add up sums of their own, (K, D): as many as make those no more than the vectors themselves.
+int64_t adders(const Assigned& v) {
+  return std::clamp<int64_t>(v.outer * v.inner / std::max<int64_t>(v.k, 1), 1, torch::stable::get_num_threads());
+}
+
+// Each part's sums onto the first one's, always in the same order.
+template <class T>
+void add_up(T* sums, int64_t parts, int64_t count) {
+  for_parts(torch::stable::get_num_threads(), count, [&](int64_t, Span span) {
+    for (int64_t part = 1; part < parts; ++part)
+      for (int64_t i = span.begin; i < span.end; ++i) sums[i] += sums[part * count + i];
+  });
+}
+
+Tensor zeros(int64_t parts, int64_t rows, int64_t columns, ScalarType type) {
+  Tensor made = torch::stable::empty({parts, rows, columns}, type);
+  torch::stable::zero_(made);
+  return made;
+}
+
+// z (outer, D, inner) and codebook (K, D) float32, contiguous, indices (outer, inner) -> quantized, as z; the sum of
+// (z - e)^2, float64; counts (parts, K, 1) and sums (parts, K, D), whole in the first part, of no codes unless asked.
+std::tuple<Tensor, Tensor, Tensor, Tensor> follow(
+    const Tensor& z, const Tensor& codebook, const Tensor& indices, bool statistics) {
+  const QuantizeKernel& kernel = best_kernels().quantize;
+  const Assigned v = assigned(z, codebook, indices);
+  const int64_t parts = statistics ? adders(v) : torch::stable::get_num_threads(), codes = statistics ? v.k : 0;
+  Tensor quantized = torch::stable::empty_like(z), error = zeros(parts, 1, 1, ScalarType::Double);
+  Tensor counts = zeros(parts, codes, 1, ScalarType::Long), sums = zeros(parts, codes, v.d, ScalarType::Float);
+  auto* out = static_cast<float*>(quantized.mutable_data_ptr());
+  auto* errors = static_cast<double*>(error.mutable_data_ptr());
+  auto* n = static_cast<int64_t*>(counts.mutable_data_ptr());
+  auto* m = static_cast<float*>(sums.mutable_data_ptr());
+  for_parts(parts, kernel.blocks(v), [&](int64_t part, Span span) {
+    errors[part] = kernel.forward(
+        v, span, out, statistics ? n + part * codes : nullptr, statistics ? m + part * codes * v.d : nullptr);
+  });
+  add_up(errors, parts, 1);
+  add_up(n, parts, codes);
+  add_up(m, parts, codes * v.d);
+  return {quantized, error, counts, sums};
+}
+
+// The arguments of `follow` and, laid out as z, the gradient of quantized -> the gradient of z, and sums of z - e,
+// (parts, K, D) with the whole in the first part; of no codes unless asked.
+std::tuple<Tensor, Tensor> follow_backward(
+    const Tensor& grad, const Tensor& z, const Tensor& codebook, const Tensor& indices, double slope, bool residuals) {
+  const QuantizeKernel& kernel = best_kernels().quantize;
+  const Assigned v = assigned(z, codebook, indices);
+  const int64_t parts = residuals ? adders(v) : torch::stable::get_num_threads(), codes = residuals ? v.k : 0;
+  Tensor grad_z = torch::stable::empty_like(z), sums = zeros(parts, codes, v.d, ScalarType::Float);
+  const auto* from = static_cast<const float*>(grad.const_data_ptr());
+  auto* out = static_cast<float*>(grad_z.mutable_data_ptr());
+  auto* m = static_cast<float*>(sums.mutable_data_ptr());
+  for_parts(parts, kernel.blocks(v), [&](int64_t part, Span span) {
+    kernel.backward(v, span, from, float(slope), out, residuals ? m + part * codes * v.d : nullptr);
+  });
+  add_up(m, parts, codes * v.d);
+  return {grad_z, sums};
+}
+
 }  // namespace
 }  // namespace vqfast
 
 STABLE_TORCH_LIBRARY(vqfast_native, library) {
   library.def("nearest(Tensor x, Tensor codebook) -> Tensor");
+  library.def("follow(Tensor z, Tensor codebook, Tensor indices, bool statistics) -> (Tensor, Tensor, Tensor, Tensor)");
+  library.def(
+      "follow_backward(Tensor grad, Tensor z, Tensor codebook, Tensor indices, float slope, bool residuals)"
+      " -> (Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(vqfast_native, CPU, library) {
   library.impl("nearest", TORCH_BOX(&vqfast::nearest));
+  library.impl("follow", TORCH_BOX(&vqfast::follow));
+  library.impl("follow_backward", TORCH_BOX(&vqfast::follow_backward));
 }
