@@ -35,7 +35,7 @@ def test_the_commands_of_the_readme_exist():
         _parser().parse_args(line)  # exits on an unknown command or option
 
 
-@pytest.mark.parametrize("name", ["sampling", "nearest"])
+@pytest.mark.parametrize("name", ["sampling", "nearest", "layer"])
 def test_the_tables_are_the_records(name):
     benchmark = importlib.import_module(f"benchmarks.{name}")
     records = sorted(RESULTS.glob(f"{name}-*.json"))

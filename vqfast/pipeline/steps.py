@@ -7,6 +7,7 @@ again with the same settings, it ends with the same bits.
 from __future__ import annotations
 
 import hashlib
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,14 @@ def train_vqvae(
     ``images``: the note for ``open_images``; ``model``: overrides of the named configuration; ``fit``: see
     ``train.fit_vqvae``.
     """
-    part = open_images(images)[TRAIN]
+    parts = open_images(images)
+    if run.settings("vqvae") is None:  # a bad image shows now, not after hours of training
+        for label, whole in parts.items():
+            with bar(ranks, f"look at {label} images", len(whole), unit="img") as progress:
+                for rows in torch.arange(len(whole)).split(BATCH):
+                    whole.batch(rows)
+                    progress.update(len(rows))
+    part = parts[TRAIN]
     _seed(fit["seed"])
     vqvae = VQVAE.named(name, in_channels=part.shape[0], **model)
     vqvae.code_shape(part.shape[1:])  # refuses a size that the strides don't divide
@@ -125,6 +133,9 @@ def train_prior(
     _seed(fit["seed"])
     if name not in PRIORS:
         raise ValueError(f"prior is {name!r}; want {' or '.join(PRIORS)}")
+    unknown = model.keys() - inspect.signature(PRIORS[name]).parameters.keys()
+    if unknown:
+        raise ValueError(f"{', '.join(sorted(unknown))}: not an option of the {name} prior")
     prior = PRIORS[name](num_embeddings, num_classes=num_classes, **model)
     if num_classes is None:
         labels = None
