@@ -74,7 +74,10 @@ def train_vqvae(
     part = parts[TRAIN]
     _seed(fit["seed"])
     vqvae = VQVAE.named(name, in_channels=part.shape[0], **model)
-    vqvae.code_shape(part.shape[1:])  # refuses a size that the strides don't divide
+    try:
+        vqvae.code_shape(part.shape[1:])
+    except ValueError as error:
+        raise ValueError(f"the images don't fit the model: {error}; --size resizes them") from None
     settings = {"images": images, "name": name, **model, **fit}
     return _train(run, "vqvae", settings, vqvae, ranks, lambda **o: fit_vqvae(vqvae, part, **o), fit)
 
