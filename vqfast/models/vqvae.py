@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from vqfast.nn import ranks
 from vqfast.nn.vq import VQLayer
 
 # what each architecture has to set beside the common arguments, and its default
@@ -68,8 +69,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         super().__init__(num_features)  # affine, with running statistics: forward counts on both
 
     def forward(self, x: Tensor) -> Tensor:
-        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        if not (self.training and several):
+        if not (self.training and ranks.several()):
             return super().forward(x)
         self._check_input_dim(x)
         y = x.to(torch.promote_types(x.dtype, torch.float32)).movedim(1, -1)
