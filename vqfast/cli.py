@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
                 line, status = "interrupted; the same command goes on from here", 130
             else:
                 line, status = f"error: {_explained(error)}", 2
-            print(f"vqfast: {line}", file=sys.stderr)
+            sys.stderr.write(f"vqfast: {line}\n")  # at once: print's two writes mix with another process's
             return status
     return 0
 
