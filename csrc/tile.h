@@ -1,4 +1,4 @@
-// The inner loop: a block of rows times a tile of codes, in registers.
+// The inner loop: a block of rows times a block of columns, in registers.
 //
 // Compiled once for each instruction set; VQFAST_ISA names the namespace. Everything here has internal linkage,
 // and nothing of the standard library is instantiated: the linker must never pick a function that was compiled
@@ -62,17 +62,36 @@ inline Vec load(const float* p) {
   memcpy(&v, p, sizeof v);
   return v;
 }
+inline Wide load(const double* p) {
+  Wide v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class T, class V>
+inline void store(V v, T* p) {
+  memcpy(p, &v, sizeof v);
+}
 
-// sum + row * code, lane by lane. A step of the tile multiplies one float32, or a pair of bf16 that fills its place.
+// sum + row * column, lane by lane. A step multiplies one number, or a pair of bf16 that fills a float32's place.
 struct Single {
+  using Element = float;
+  using Vector = Vec;
   static constexpr bool kPairs = false;
-  static Vec add(Vec sum, float row, Vec code) { return sum + row * code; }
+  static Vec add(Vec sum, float row, Vec column) { return sum + row * column; }
+};
+struct Double {
+  using Element = double;
+  using Vector = Wide;
+  static constexpr bool kPairs = false;
+  static Wide add(Wide sum, double row, Wide column) { return sum + row * column; }
 };
 #if defined(__AVX512BF16__)
 struct Pair {
+  using Element = float;
+  using Vector = Vec;
   static constexpr bool kPairs = true;
-  static Vec add(Vec sum, float row, Vec code) {
-    return _mm512_dpbf16_ps(sum, __m512bh(_mm512_set1_ps(row)), __m512bh(code));
+  static Vec add(Vec sum, float row, Vec column) {
+    return _mm512_dpbf16_ps(sum, __m512bh(_mm512_set1_ps(row)), __m512bh(column));
   }
 };
 constexpr bool kHasPairs = true;
@@ -81,22 +100,42 @@ using Pair = Single;
 constexpr bool kHasPairs = false;
 #endif
 
+// Sums of kR rows by kV vectors of columns, in registers.
+template <class Product, int kR = kRows, int kV = kVectors>
+struct Sums {
+  using T = typename Product::Element;
+  using V = typename Product::Vector;
+  static constexpr int kLanes = sizeof(V) / sizeof(T), kColumns = kV * kLanes;
+  V of[kR][kV];
+
+  // Every row begins with the same numbers, one a column.
+  [[gnu::always_inline]] void start(const T* bias) {
+    for (auto& row : of)
+      for (int v = 0; v < kV; ++v) row[v] = load(bias + v * kLanes);
+  }
+
+  // += over steps of rows[r * row_stride + step * step_stride] * columns[step][0 .. kColumns)
+  [[gnu::always_inline]] void add(
+      int64_t steps, const T* rows, int64_t row_stride, int64_t step_stride, const T* columns) {
+    for (; steps > 0; --steps, rows += step_stride, columns += kColumns) {
+      V column[kV];
+      for (int v = 0; v < kV; ++v) column[v] = load(columns + v * kLanes);
+#pragma GCC unroll 16
+      for (int r = 0; r < kR; ++r)
+        for (int v = 0; v < kV; ++v) of[r][v] = Product::add(of[r][v], rows[r * row_stride], column[v]);
+    }
+  }
+};
+
 // epilogue(r, sums) for each row r: sums = bias + sum over steps of rows[step][r] * codes[step][0 .. kTile).
 template <class Product, class Epilogue>
 [[gnu::always_inline]] inline void tile(
     int64_t steps, const float* rows, const float* codes, const float* bias, Epilogue epilogue) {
-  Vec sums[kRows][kVectors];
-  for (auto& row : sums)
-    for (int v = 0; v < kVectors; ++v) row[v] = load(bias + v * kLanes);
-  for (; steps > 0; --steps, rows += kRows, codes += kTile) {
-    Vec code[kVectors];
-    for (int v = 0; v < kVectors; ++v) code[v] = load(codes + v * kLanes);
+  Sums<Product> sums;
+  sums.start(bias);
+  sums.add(steps, rows, 1, kRows, codes);
 #pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r)
-      for (int v = 0; v < kVectors; ++v) sums[r][v] = Product::add(sums[r][v], rows[r], code[v]);
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r) epilogue(r, sums[r]);
+  for (int r = 0; r < kRows; ++r) epilogue(r, sums.of[r]);
 }
 
 }  // namespace
