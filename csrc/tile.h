@@ -67,6 +67,20 @@ inline Wide load(const double* p) {
   memcpy(&v, p, sizeof v);
   return v;
 }
+// bf16 in memory, float32 in registers.
+struct Bf16 {
+  uint16_t bits;
+  Bf16() = default;
+  explicit Bf16(float x) : bits(uint16_t(__builtin_bit_cast(uint32_t, x) >> 16)) {}
+  explicit operator float() const { return __builtin_bit_cast(float, uint32_t{bits} << 16); }
+};
+inline Vec load(const Bf16* p) {
+  typedef uint16_t Bits __attribute__((vector_size(sizeof(Vec) / 2)));
+  typedef uint32_t Wider __attribute__((vector_size(sizeof(Vec))));
+  Bits bits;
+  memcpy(&bits, p, sizeof bits);
+  return (Vec)(__builtin_convertvector(bits, Wider) << 16);
+}
 template <class T, class V>
 inline void store(V v, T* p) {
   memcpy(p, &v, sizeof v);
@@ -115,15 +129,30 @@ struct Sums {
   }
 
   // += over steps of rows[r * row_stride + step * step_stride] * columns[step][0 .. kColumns)
+  template <class Stored>
   [[gnu::always_inline]] void add(
-      int64_t steps, const T* rows, int64_t row_stride, int64_t step_stride, const T* columns) {
-    for (; steps > 0; --steps, rows += step_stride, columns += kColumns) {
-      V column[kV];
-      for (int v = 0; v < kV; ++v) column[v] = load(columns + v * kLanes);
-#pragma GCC unroll 16
+      int64_t steps, const T* rows, int64_t row_stride, int64_t step_stride, const Stored* columns) {
+    // Few sums would wait for each other: every kWays-th step has its own.
+    constexpr int kWays = kR * kV >= 8 ? 1 : kR * kV >= 4 ? 2 : 4;
+    V apart[kWays][kR][kV] = {};
+    for (; steps >= kWays; steps -= kWays)
+#pragma GCC unroll 4
+      for (int way = 0; way < kWays; ++way, rows += step_stride, columns += kColumns)
+        step(way ? apart[way] : of, rows, row_stride, columns);
+    for (; steps > 0; --steps, rows += step_stride, columns += kColumns) step(of, rows, row_stride, columns);
+#pragma GCC unroll 4
+    for (int way = 1; way < kWays; ++way)
       for (int r = 0; r < kR; ++r)
-        for (int v = 0; v < kV; ++v) of[r][v] = Product::add(of[r][v], rows[r * row_stride], column[v]);
-    }
+        for (int v = 0; v < kV; ++v) of[r][v] += apart[way][r][v];
+  }
+
+  template <class Stored>
+  [[gnu::always_inline]] static void step(V (&sums)[kR][kV], const T* rows, int64_t row_stride, const Stored* columns) {
+    V column[kV];
+    for (int v = 0; v < kV; ++v) column[v] = load(columns + v * kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < kR; ++r)
+      for (int v = 0; v < kV; ++v) sums[r][v] = Product::add(sums[r][v], rows[r * row_stride], column[v]);
   }
 };
 

@@ -6,20 +6,23 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from numbers import Integral
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from vqfast.functional import check_codes
+from vqfast.ops import registry
 from vqfast.prior.noise import gumbel
 
 if TYPE_CHECKING:
     from vqfast.prior.base import CausalPrior
 
-# An executor is a module vqfast.prior.executors.<name> with run(prior, request) -> codes (B, H, W).
-EXECUTORS = ("torch", "reference")  # the order of preference
-ALIASES = {"auto": EXECUTORS[0], "cached": "torch", "naive": "reference"}
+# An executor is a module vqfast.prior.executors.<name> with run(prior, request) -> codes (B, H, W), and
+# refusal(prior) -> why it can't run, or None, where it can't always.
+EXECUTORS = ("native", "torch", "reference")  # the order of preference
+ALIASES = {"cached": "torch", "naive": "reference"}
 
 
 @dataclass
@@ -67,6 +70,28 @@ class Request:
     progress: Callable[[int], object] = field(default=lambda positions: None)
 
 
+def executor(method: str, prior: CausalPrior) -> ModuleType:
+    """The executor of that name or alias, for ``"auto"`` the first one that can run.
+
+    Raises:
+        ValueError: there is none of that name.
+        NoBackendError: it can't run here.
+    """
+    if method == "auto":
+        forced = registry.forced_backend()
+        names = [name for name in EXECUTORS if name == "torch" or forced in (None, name)]
+    else:
+        names = [ALIASES.get(method, method)]
+    for name in names:
+        if name not in EXECUTORS:
+            raise ValueError(f"method is {method!r}; want one of {', '.join(('auto', *ALIASES, *EXECUTORS))}")
+        module = importlib.import_module(f"vqfast.prior.executors.{name}")
+        reason = module.refusal(prior) if hasattr(module, "refusal") else None
+        if reason is None:
+            return module
+    raise registry.NoBackendError(reason)
+
+
 @torch.no_grad()
 def sample(
     prior: CausalPrior,
@@ -100,9 +125,7 @@ def sample(
         raise ValueError(f"top_p is {top_p}; want a number above 0, up to 1")
     if not (isinstance(seed, Integral) and 0 <= seed < 2**64):
         raise ValueError(f"seed is {seed!r}; want an integer in 0..2^64 - 1")
-    name = ALIASES.get(method, method)
-    if name not in EXECUTORS:
-        raise ValueError(f"method is {method!r}; want one of {', '.join((*ALIASES, *EXECUTORS))}")
+    run = executor(method, prior).run
     if numbers is None:
         numbers = torch.arange(num)
     check_codes("numbers", numbers, 2**63)
@@ -126,7 +149,6 @@ def sample(
         request.condition = condition.to(next(prior.parameters())).view(num, -1, *grid)
     if progress is not None:
         request.progress = progress
-    run = importlib.import_module(f"vqfast.prior.executors.{name}").run
     with torch.inference_mode():  # less overhead an op
         codes = torch.cat([run(prior, part) for part in _batches(request, num, batch_size)])
     return codes.clone().view(num, *shape)  # an ordinary tensor again
