@@ -99,10 +99,10 @@ class Program:
         return phases
 
     def reach(self, source: int) -> tuple[int, int, int]:
-        """``(rows, left, right)``: how many rows of a value are read, the own one included, and how many columns
-        to either side.
-        """
-        taps = [tap for step in self.steps for term in step.terms if term.source == source for tap in term.taps]
+        """``(rows, left, right)``: the rows of a value that are read, its own too, and columns beside it."""
+        taps = [
+            tap for step in self.steps for term in step.terms if term.source == source for tap in term.taps
+        ]
         dys, dxs = zip((0, 0), *taps, strict=True)
         return 1 - min(dys), -min(dxs), max(dxs)
 

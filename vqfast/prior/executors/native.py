@@ -20,7 +20,9 @@ _IMAGES = 16  # a thread works alone when it has as many
 _ACTIVATIONS = ("none", "relu", "gate")
 
 
-def _plan(program: Program, offsets: dict[str, int], condition_channels: int) -> tuple[Tensor, Tensor, Tensor]:
+def _plan(
+    program: Program, offsets: dict[str, int], condition_channels: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """``steps``, ``terms`` and ``taps`` as ``csrc/sampler.h`` has them."""
     steps: list[list[int]] = []
     terms: list[list[int]] = []
@@ -89,7 +91,16 @@ def run(prior: CausalPrior, request: Request) -> Tensor:
         count = min(count, height * width - done)
         began = time.perf_counter()
         failed = torch.ops.vqfast_native.run_sampler(
-            *plan, condition, known, draw.numbers.contiguous(), codes, memory, draw.temperature, top_p, done, count
+            *plan,
+            condition,
+            known,
+            draw.numbers.contiguous(),
+            codes,
+            memory,
+            draw.temperature,
+            top_p,
+            done,
+            count,
         )
         draw.failed = draw.failed or failed
         request.progress(batch * count)
