@@ -70,7 +70,7 @@ struct Placed {
 };
 
 struct Layout {
-  int64_t codes, condition, condition_stride, draws, draw_bytes, groups, group_bytes, end;
+  int64_t codes, condition, condition_stride, scratch, scratch_bytes, segment_bytes, groups, group_bytes, end;
 };
 
 template <class Product, class Stored>
@@ -113,8 +113,9 @@ struct Sampler {
       p.tiles = gate ? ceil_div(p.channels, kLanes) : ceil_div(step.width, kColumns);
       p.columns = p.tiles * kColumns;
       p.stride = gate ? p.tiles * kLanes : p.columns;
-      int64_t tables = 0, early = 0;
+      int64_t tables = 0, early = 0, count = 0;
       for_taps(step, [&](const Term& term, const Tap& tap, int64_t) {
+        ++count;
         early |= tap.early;
         if (term.source == kCodes) ++tables;
         else if (term.weight >= 0) p.depth[tap.early] += term.channels;
@@ -124,11 +125,11 @@ struct Sampler {
       p.value = take(own, room(step.rows * (step.left + s.block + step.right) * images() * p.stride));
       p.start = take(own, room(images() * p.columns));
       p.partial = early && step.phase != kRow ? take(own, room(s.block * images() * p.columns)) : -1;
+      l.segment_bytes = l.segment_bytes > padded(count * sizeof(Segment)) ? l.segment_bytes : padded(count * sizeof(Segment));
       if (store) placed[i] = p;
     }
-    l.draws = own;
-    l.draw_bytes = padded((s.num_embeddings + kWords) * 4) + 3 * padded(s.num_embeddings * 8);
-    own += l.draw_bytes * s.threads;
+    l.scratch_bytes = l.segment_bytes + padded((s.num_embeddings + kWords) * 4) + 3 * padded(s.num_embeddings * 8);
+    l.scratch = take(own, l.scratch_bytes * s.threads);
     l.groups = shared;
     l.group_bytes = own;
     l.end = shared + own * s.groups;
@@ -235,86 +236,119 @@ struct Sampler {
     int32_t* codes(int64_t y, int64_t x) const { return at<int32_t>(all.layout->codes) + cell(all.s.cache, y, x); }
   };
 
+  // Values at row 0 that are multiplied: `steps` numbers a row, the rows `stride` apart.
+  struct Segment {
+    const T* rows;
+    int64_t stride, steps;
+  };
+
   // A step at positions x .. of row y: the taps that can (early) or can't be read when the row starts.
+  // Its rows are images side by side, and then columns.
   struct Job {
     const Group& group;
     int64_t i, y, x;
     bool early;
+    Segment* segments;
+    int64_t num_segments = 0;
     const Step& step() const { return group.all.s.steps[i]; }
     const Placed& where() const { return group.all.placed[i]; }
-  };
 
-  // Rows m .. m + kR, images side by side and then columns, of tile j.
-  template <int kR>
-  static void block(const Job& job, int64_t j, int64_t m) {
+    // Where a tap reads row 0.
+    Segment read(const Term& term, const Tap& tap) const {
+      const Layout& l = *group.all.layout;
+      if (term.source == kCondition)
+        return {group.template at<T>(l.condition) + x % group.all.s.block * group.batch * l.condition_stride, l.condition_stride, term.channels};
+      const int64_t stride = group.all.placed[term.source].stride;
+      return {group.value(term.source, y + tap.dy, x) + tap.dx * group.batch * stride, stride, term.channels};
+    }
+
+    void find_segments() {
+      group.all.for_taps(step(), [&](const Term& term, const Tap& tap, int64_t) {
+        if (tap.early == early && term.source != kCodes && term.weight >= 0) segments[num_segments++] = read(term, tap);
+      });
+    }
+  };
+  using Tile = T[kRows][kColumns];
+
+  // What is added without a product, to `count` rows from m on of tile j.
+  [[gnu::noinline]] static void start(const Job& job, int64_t j, int64_t m, int64_t count, Tile& sums) {
     const Group& group = job.group;
     const Sampler& all = group.all;
     const Step& step = job.step();
     const Placed& p = job.where();
-    const bool gate = step.activation == kGate;
-    Sums<Product, kR> sums;
     const bool partial = !job.early && p.partial >= 0;
-    const T* start = group.template at<T>(partial ? p.partial : p.start) + j * kColumns;
+    const T* first = group.template at<T>(partial ? p.partial : p.start) + j * kColumns;
     int64_t from = partial ? job.x % all.s.block * group.batch + m : m % group.batch;
-#pragma GCC unroll 16
-    for (int r = 0; r < kR; ++r) {
-      for (int v = 0; v < kVectors; ++v) sums.of[r][v] = load(start + from * p.columns + v * kLanes);
+    for (int64_t r = 0; r < count; ++r) {
+      memcpy(sums[r], first + from * p.columns, sizeof sums[r]);
       if (++from == group.batch && !partial) from = 0;
     }
-    const Stored* matrix = all.template shared<Stored>(p.matrix[job.early]) + j * p.depth[job.early] * kColumns;
+    const auto add = [&](const T* more, int64_t r, int64_t v) {
+      store(load(sums[r] + v * kLanes) + load(more), sums[r] + v * kLanes);
+    };
     const T* table = all.template shared<T>(p.tables) + j * kColumns;
-    for (int64_t t = step.first_term; t < step.first_term + step.num_terms; ++t) {
-      const Term& term = all.s.terms[t];
-      for (int64_t n = 0; n < term.num_taps; ++n) {
-        const Tap& tap = all.s.taps[term.first_tap + n];
-        if (tap.early == job.early && term.source == kCodes) {
-          const int32_t* codes = group.codes(job.y + tap.dy, job.x) + tap.dx * group.batch + m;
-#pragma GCC unroll 16
-          for (int r = 0; r < kR; ++r)
-            for (int v = 0; v < kVectors; ++v) sums.of[r][v] += load(table + codes[r] * p.columns + v * kLanes);
-        } else if (tap.early == job.early) {
-          const bool map = term.source == kCondition;
-          const int64_t stride = map ? all.layout->condition_stride : all.placed[term.source].stride;
-          const T* rows = map ? group.template at<T>(all.layout->condition) + (job.x % all.s.block * group.batch + m) * stride
-                              : group.value(term.source, job.y + tap.dy, job.x) + (tap.dx * group.batch + m) * stride;
-          if (term.weight >= 0) {
-            sums.add(term.channels, rows, stride, 1, matrix);
-            matrix += term.channels * kColumns;
-          } else {
-            const int64_t first = gate ? j * kLanes : j * kColumns, next = gate ? p.channels : kLanes;
-#pragma GCC unroll 16
-            for (int r = 0; r < kR; ++r)
-              for (int v = 0; v < kVectors; ++v) sums.of[r][v] += load(rows + r * stride + first + v * next);
-          }
-        }
-        if (term.source == kCodes) table += (all.s.num_embeddings + 1) * p.columns;
+    const bool gate = step.activation == kGate;
+    all.for_taps(step, [&](const Term& term, const Tap& tap, int64_t) {
+      if (term.source == kCodes && tap.early == job.early) {
+        const int32_t* codes = group.codes(job.y + tap.dy, job.x) + tap.dx * group.batch + m;
+        for (int64_t r = 0; r < count; ++r)
+          for (int64_t v = 0; v < kVectors; ++v) add(table + codes[r] * p.columns + v * kLanes, r, v);
+      } else if (term.weight < 0 && tap.early == job.early) {
+        const Segment value = job.read(term, tap);
+        const T* own = value.rows + m * value.stride + j * (gate ? kLanes : kColumns);
+        for (int64_t r = 0; r < count; ++r)
+          for (int64_t v = 0; v < kVectors; ++v) add(own + r * value.stride + v * (gate ? p.channels : kLanes), r, v);
       }
-    }
-    if (job.early && p.partial >= 0) {
-      T* to = group.template at<T>(p.partial) + m * p.columns + j * kColumns;
-#pragma GCC unroll 16
-      for (int r = 0; r < kR; ++r)
-        for (int v = 0; v < kVectors; ++v) store(sums.of[r][v], to + r * p.columns + v * kLanes);
-      return;
-    }
-    const int64_t channel = gate ? j * kLanes : j * kColumns, vectors = gate ? 1 : kVectors;
-    T* to = group.value(job.i, job.y, job.x) + m * p.stride + channel;
-    const int64_t passed = step.residual < 0 ? 0 : all.placed[step.residual].stride;
-    const T* residual = step.residual < 0 ? nullptr : group.value(step.residual, job.y, job.x) + m * passed + channel;
+      if (term.source == kCodes) table += (all.s.num_embeddings + 1) * p.columns;
+    });
+  }
+
+  // The products. Nothing else is in here, so that every register is free for them.
+  template <int kR>
+  [[gnu::noinline]] static void multiply(const Job& job, int64_t j, int64_t m, Tile& tile) {
+    const Placed& p = job.where();
+    const Stored* matrix = job.group.all.template shared<Stored>(p.matrix[job.early]) + j * p.depth[job.early] * kColumns;
+    Sums<Product, kR> sums;
 #pragma GCC unroll 16
     for (int r = 0; r < kR; ++r)
-      for (int v = 0; v < vectors; ++v) {
-        V out = gate ? Gate<V>(sums.of[r][0], sums.of[r][1]).value() : sums.of[r][v];
+      for (int v = 0; v < kVectors; ++v) sums.of[r][v] = load(tile[r] + v * kLanes);
+    for (const Segment* segment = job.segments; segment < job.segments + job.num_segments; ++segment) {
+      sums.add(segment->steps, segment->rows + m * segment->stride, segment->stride, 1, matrix);
+      matrix += segment->steps * kColumns;
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < kR; ++r)
+      for (int v = 0; v < kVectors; ++v) store(sums.of[r][v], tile[r] + v * kLanes);
+  }
+
+  template <int kR = kRows>
+  static void multiply(int64_t rows, const Job& job, int64_t j, int64_t m, Tile& tile) {
+    if (rows == kR) return multiply<kR>(job, j, m, tile);
+    if constexpr (kR > 1) multiply<kR - 1>(rows, job, j, m, tile);
+  }
+
+  // Activates the sums and keeps them; what the row's positions add to is kept as it is.
+  [[gnu::noinline]] static void finish(const Job& job, int64_t j, int64_t m, int64_t count, const Tile& sums) {
+    const Group& group = job.group;
+    const Step& step = job.step();
+    const Placed& p = job.where();
+    if (job.early && p.partial >= 0) {
+      T* to = group.template at<T>(p.partial) + m * p.columns + j * kColumns;
+      for (int64_t r = 0; r < count; ++r) memcpy(to + r * p.columns, sums[r], sizeof sums[r]);
+      return;
+    }
+    const bool gate = step.activation == kGate;
+    const int64_t channel = j * (gate ? kLanes : kColumns), passed = step.residual < 0 ? 0 : group.all.placed[step.residual].stride;
+    T* to = group.value(job.i, job.y, job.x) + m * p.stride + channel;
+    const T* residual = step.residual < 0 ? nullptr : group.value(step.residual, job.y, job.x) + m * passed + channel;
+    for (int64_t r = 0; r < count; ++r)
+      for (int64_t v = 0; v < (gate ? 1 : kVectors); ++v) {
+        V out = load(sums[r] + v * kLanes);
+        if (gate) out = Gate<V>(out, load(sums[r] + kLanes)).value();
         if (step.activation == kRelu) out = out < 0 ? V{} : out;
         if (residual) out += load(residual + r * passed + v * kLanes);
         store(out, to + r * p.stride + v * kLanes);
       }
-  }
-
-  template <int kR = kRows>
-  static void block_of(int64_t rows, const Job& job, int64_t j, int64_t m) {
-    if (rows == kR) return block<kR>(job, j, m);
-    if constexpr (kR > 1) block_of<kR - 1>(rows, job, j, m);
   }
 
   // One thread of a group.
@@ -322,13 +356,17 @@ struct Sampler {
     Group group;
     int64_t me, threads;
     Barrier& barrier;
+    char* scratch;      // for a draw
+    Segment* segments;  // room for the taps of a step
 
     void meet() const {
       if (threads > 1) barrier.wait(int32_t(threads));
     }
 
     void compute(int64_t i, bool early, int64_t y, int64_t x, int64_t columns) const {
-      const Job job{group, i, y, x, early};
+      Job job{group, i, y, x, early, segments};
+      job.find_segments();
+      alignas(64) Tile sums;
       Span tiles{0, job.where().tiles}, rows{0, columns * group.batch};
       if (tiles.end >= threads) tiles = share(me, threads, tiles.end);
       else rows = share(me, threads, rows.end);
@@ -336,7 +374,10 @@ struct Sampler {
       for (int64_t j = tiles.begin; j < tiles.end; ++j)
         for (int64_t n = 0; n < blocks; ++n) {
           const Span part = share(n, blocks, rows.count());
-          block_of(part.count(), job, j, rows.begin + part.begin);
+          const int64_t m = rows.begin + part.begin;
+          start(job, j, m, part.count(), sums);
+          multiply(part.count(), job, j, m, sums);
+          finish(job, j, m, part.count(), sums);
         }
     }
 
@@ -379,7 +420,7 @@ struct Sampler {
         }
     }
 
-    bool draw_codes(int64_t y, int64_t x, char* scratch) const {
+    bool draw_codes(int64_t y, int64_t x) const {
       const Sampler& all = group.all;
       const Sampling& s = all.s;
       const int64_t last = s.num_steps - 1, position = y * s.width + x, k = s.num_embeddings;
@@ -413,14 +454,16 @@ struct Sampler {
     int64_t g = 0;
     while (share(g, s.groups, s.threads).end <= thread) ++g;
     const Span threads = share(g, s.groups, s.threads);
-    const Worker worker{Group{*this, g}, thread - threads.begin, threads.count(), barriers[g]};
-    char* scratch = worker.group.template at<char>(layout->draws) + worker.me * layout->draw_bytes;
+    const Group group{*this, g};
+    const int64_t me = thread - threads.begin;
+    char* scratch = group.template at<char>(layout->scratch) + me * layout->scratch_bytes;
+    const Worker worker{group, me, threads.count(), barriers[g], scratch + layout->segment_bytes, reinterpret_cast<Segment*>(scratch)};
     bool nan = false;
     for (int64_t position = first; position < first + count; ++position) {
       const int64_t y = position / s.width, x = position % s.width;
       if (x % s.block == 0) worker.start_row(y, x);
       worker.steps(kPosition, y, x);
-      nan |= worker.draw_codes(y, x, scratch);
+      nan |= worker.draw_codes(y, x);
       worker.steps(kCode, y, x);
     }
     return nan;

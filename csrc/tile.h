@@ -134,16 +134,18 @@ struct Sums {
       int64_t steps, const T* rows, int64_t row_stride, int64_t step_stride, const Stored* columns) {
     // Few sums would wait for each other: every kWays-th step has its own.
     constexpr int kWays = kR * kV >= 8 ? 1 : kR * kV >= 4 ? 2 : 4;
-    V apart[kWays][kR][kV] = {};
-    for (; steps >= kWays; steps -= kWays)
+    if constexpr (kWays > 1) {
+      V apart[kWays][kR][kV] = {};
+      for (; steps >= kWays; steps -= kWays)
 #pragma GCC unroll 4
-      for (int way = 0; way < kWays; ++way, rows += step_stride, columns += kColumns)
-        step(way ? apart[way] : of, rows, row_stride, columns);
+        for (int way = 0; way < kWays; ++way, rows += step_stride, columns += kColumns)
+          step(apart[way], rows, row_stride, columns);
+#pragma GCC unroll 4
+      for (int way = 0; way < kWays; ++way)
+        for (int r = 0; r < kR; ++r)
+          for (int v = 0; v < kV; ++v) of[r][v] += apart[way][r][v];
+    }
     for (; steps > 0; --steps, rows += step_stride, columns += kColumns) step(of, rows, row_stride, columns);
-#pragma GCC unroll 4
-    for (int way = 1; way < kWays; ++way)
-      for (int r = 0; r < kR; ++r)
-        for (int v = 0; v < kV; ++v) of[r][v] += apart[way][r][v];
   }
 
   template <class Stored>
