@@ -75,11 +75,15 @@ struct Bf16 {
   explicit operator float() const { return __builtin_bit_cast(float, uint32_t{bits} << 16); }
 };
 inline Vec load(const Bf16* p) {
-  typedef uint16_t Bits __attribute__((vector_size(sizeof(Vec) / 2)));
-  typedef uint32_t Wider __attribute__((vector_size(sizeof(Vec))));
-  Bits bits;
-  memcpy(&bits, p, sizeof bits);
-  return (Vec)(__builtin_convertvector(bits, Wider) << 16);
+#if defined(__AVX512F__)
+  return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16);
+#elif defined(__AVX2__)
+  return (Vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16);
+#else
+  Vec v;
+  for (int i = 0; i < int(sizeof v / sizeof v[0]); ++i) v[i] = float(p[i]);
+  return v;
+#endif
 }
 template <class T, class V>
 inline void store(V v, T* p) {
@@ -132,14 +136,17 @@ struct Sums {
   template <class Stored>
   [[gnu::always_inline]] void add(
       int64_t steps, const T* rows, int64_t row_stride, int64_t step_stride, const Stored* columns) {
-    // Few sums would wait for each other: every kWays-th step has its own.
-    constexpr int kWays = kR * kV >= 8 ? 1 : kR * kV >= 4 ? 2 : 4;
+    // Few sums would wait for each other: every kWays-th step has its own. Few rows wait for the columns.
+    constexpr int kWays = kR * kV >= 8 ? 1 : kR * kV >= 4 ? 2 : 4, kBytes = kWays * kColumns * sizeof(Stored);
     if constexpr (kWays > 1) {
       V apart[kWays][kR][kV] = {};
-      for (; steps >= kWays; steps -= kWays)
+      for (; steps >= kWays; steps -= kWays) {
+#pragma GCC unroll 8
+        for (int at = 0; at < kBytes; at += 64) __builtin_prefetch((const char*)columns + 2048 + at);
 #pragma GCC unroll 4
         for (int way = 0; way < kWays; ++way, rows += step_stride, columns += kColumns)
           step(apart[way], rows, row_stride, columns);
+      }
 #pragma GCC unroll 4
       for (int way = 0; way < kWays; ++way)
         for (int r = 0; r < kR; ++r)
