@@ -1,10 +1,10 @@
 """``vqfast::residual_quantize``: all stages of a residual quantiser.
 
-``z (B, D, *spatial)`` with its channels at ``channel_dim``, ``codebooks (Q, K, D)`` -> ``quantized`` (as ``z``):
-the sum of the stages' codes; ``indices`` int64 ``(B, *spatial, Q)``; ``codebook_losses`` and
-``commitment_losses`` ``(Q,)`` (of one value, whose gradients go to that stage's codebook and to ``z``), and
-with ``statistics`` the ``counts`` int64 ``(Q, K)`` and ``sums`` ``(Q, K, D)`` of the residuals of each code
-(else ``(Q, 0)`` and ``(Q, 0, D)``). Residuals are kept in float32 or wider.
+``z (B, D, *spatial)`` with its channels at ``channel_dim``, ``codebooks (Q, K, D)`` ->
+``quantized`` (as ``z``), the sum of the stages' codes; ``indices`` int64 ``(B, *spatial, Q)``;
+``codebook_losses`` and ``commitment_losses`` ``(Q,)`` (of one value, whose gradients go to that stage's
+codebook and to ``z``); with ``statistics`` the ``counts`` int64 ``(Q, K)`` and ``sums`` ``(Q, K, D)`` of the
+residuals of each code (else ``(Q, 0)`` and ``(Q, 0, D)``). Residuals are kept in float32 or wider.
 """
 
 from __future__ import annotations
