@@ -155,12 +155,15 @@ void backward(
       load(grad_quantized, b, first, count, grad);
       for (int64_t p = 0; p < b.count; ++p)
         for (int64_t stage = 0; stage < v.stages; ++stage) {
-          const float* code = code_of(v, n + p, stage) + first;
-          for (int64_t i = 0; i < count; ++i) residual[p][i] -= code[i];
-          for (int64_t i = 0; i < count; ++i) grad[p][i] += slopes[stage] * residual[p][i];
-          float* sum = away + slot(v, n + p, stage) * v.d + first;
-          if (away)
-            for (int64_t i = 0; i < count; ++i) sum[i] += residual[p][i];
+          const float *code = code_of(v, n + p, stage) + first, slope = slopes[stage];
+          const int64_t at = slot(v, n + p, stage) * v.d + first;
+          const auto take = [&](int64_t width) {
+            for (int64_t i = 0; i < width; ++i) residual[p][i] -= code[i];
+            for (int64_t i = 0; i < width; ++i) grad[p][i] += slope * residual[p][i];
+            if (away)
+              for (int64_t i = 0; i < width; ++i) away[at + i] += residual[p][i];
+          };
+          count == kChannels ? take(kChannels) : take(count);
         }
       store(grad, b, first, count, grad_z);
     }
