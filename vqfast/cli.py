@@ -66,9 +66,11 @@ def _explained(error: BaseException) -> str:
     """One line about an error that the user can mend; any other goes on its way."""
     if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
         return f"{error.name} is missing: pip install 'vqfast[demo]'"
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error)):
-        return "out of memory: ask for smaller sizes or batches"
     from vqfast.ops.registry import NoBackendError
+    from vqfast.prior.memory import out_of_memory
+
+    if out_of_memory(error):
+        return "out of memory: ask for smaller sizes or batches"
 
     if isinstance(error, (ValueError, TypeError, OverflowError, OSError, NoBackendError)):
         return " ".join(str(error).split())

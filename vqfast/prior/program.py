@@ -15,6 +15,7 @@ from vqfast.nn.masked_conv import MaskedConv2d
 
 CODES = -1  # the codes as one-hot vectors: a product with them is a row of the matrix
 CONDITION = -2  # the conditioning map, known everywhere from the start
+_BLOCK = 256  # columns of a sequence at a time
 
 Offset = tuple[int, int]  # (dy, dx) from the position that is computed
 
@@ -95,6 +96,19 @@ class Program:
                 needs.append(available(step.residual, (0, 0), phases))
             phases.append(max(needs))
         return phases
+
+    def values(self, height: int, width: int) -> int:
+        """How many values a sampler keeps for a sample: each step's last rows and its sums of one row.
+
+        The rows are those that taps reach back to; of a sequence, columns, and a block of them.
+        """
+        taps = [(t.source, tap) for step in self.steps for t in step.terms for tap in t.taps]
+        if height == 1:
+            width = min(width, _BLOCK - min(dx for _, (_, dx) in taps))
+        rows = [
+            1 - min([0, *(dy for source, (dy, _) in taps if source == n)]) for n in range(len(self.steps))
+        ]
+        return width * sum(r * s.channels + s.width for r, s in zip(rows, self.steps, strict=True))
 
 
 def available(source: int, tap: Offset, phases: list[Phase]) -> Phase:

@@ -1,0 +1,39 @@
+"""Batches that fit: how much memory there is, and how an allocation that fails looks."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import torch
+
+_FAILED = re.compile(r"DefaultCPUAllocator|out of memory|bad_alloc|ALLOC_FAILED")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on whatever device."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and _FAILED.search(str(error)) is not None
+    )
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that can still be allocated; infinity where nobody says."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    system = re.search(r"MemAvailable:\s*(\d+) kB", _text("/proc/meminfo"))
+    free = 1024 * int(system[1]) if system else math.inf
+    limit, used = (_text(f"/sys/fs/cgroup/memory.{name}").strip() for name in ("max", "current"))
+    if limit.isdecimal() and used.isdecimal():  # a container's; "max" is none
+        cached = re.search(r"inactive_file (\d+)", _text("/sys/fs/cgroup/memory.stat"))
+        free = min(free, int(limit) - int(used) + (int(cached[1]) if cached else 0))
+    return free
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
