@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 _FAILED = re.compile(r"DefaultCPUAllocator|out of memory|bad_alloc|ALLOC_FAILED")
 
@@ -16,6 +18,32 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and _FAILED.search(str(error)) is not None
     )
+
+
+def in_batches(work: Callable[[range], Tensor], num: int, batch_size: int) -> Iterator[Tensor]:
+    """``work(rows)`` for all of ``0..num - 1``, batch by batch.
+
+    One that doesn't fit the memory is begun again in halves, as are those after it; of one row the error
+    stands.
+    """
+    first = 0
+    while first < num:
+        rows = range(first, min(num, first + batch_size))
+        done = _unless_too_large(work, rows)
+        if done is None:
+            batch_size = -(-len(rows) // 2)
+        else:
+            first = rows.stop
+            yield done
+
+
+def _unless_too_large(work: Callable[[range], Tensor], rows: range) -> Tensor | None:
+    try:
+        return work(rows)
+    except (MemoryError, RuntimeError) as error:
+        if len(rows) == 1 or not out_of_memory(error):
+            raise
+    return None  # by now the error is gone, and with it what it held
 
 
 def free_memory(device: torch.device) -> float:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vqfast.functional import check_codes
-from vqfast.prior.memory import free_memory, out_of_memory
+from vqfast.prior.memory import free_memory, in_batches
 from vqfast.prior.noise import gumbel
 
 if TYPE_CHECKING:
@@ -124,23 +124,28 @@ def sample_batches(
             known = torch.tensor(-1).expand(len(rows), *shape)
         if numbers is None:
             numbers = torch.arange(rows.start, rows.stop)
-        with torch.inference_mode():  # less overhead an op
+        with torch.inference_mode(), _taken_back(tick) as ticked:  # less overhead an op
             request = Request(
                 shape=grid,
                 draw=Draw(int(seed), numbers.to(device, torch.int64), temperature, top_k, top_p),
                 known=known.to(device, torch.int64).reshape(-1, *grid),
-                labels=None if labels is None else labels.to(device, torch.int64),
-                condition=None
-                if condition is None
-                else condition.to(parameter).reshape(len(rows), -1, *grid),
-                progress=tick,
+                progress=ticked,
             )
+            if labels is not None:
+                request.labels = labels.to(device, torch.int64)
+            if condition is not None:
+                request.condition = condition.to(parameter).reshape(len(rows), -1, *grid)
             codes = run(prior, request)
         if request.draw.failed:
             raise ValueError("the prior's logits are NaN: its weights or its conditioning are")
         return codes.clone().view(len(rows), *shape)  # an ordinary tensor again
 
-    return _batches(draw, num, _fitting(prior, grid, min(num, batch_size)), math.prod(shape), progress)
+    def batches() -> Iterator[Tensor]:
+        fitting = _fitting(prior, grid, min(num, batch_size))
+        with _shown(progress, num * math.prod(shape)) as tick:
+            yield from in_batches(lambda rows: draw(rows, tick), num, fitting)
+
+    return batches()
 
 
 def _part(value: Given, rows: range) -> Tensor | None:
@@ -184,27 +189,9 @@ def _fitting(prior: CausalPrior, grid: tuple[int, int], batch_size: int) -> int:
     return batch_size
 
 
-def _batches(
-    draw: Callable[[range, Callable[[int], object]], Tensor],
-    num: int,
-    batch_size: int,
-    positions: int,
-    progress: Callable[[int], object] | bool,
-) -> Iterator[Tensor]:
-    """``draw`` of all rows; a batch that proves too large is begun again in halves, as are those after it."""
-    first = 0
-    with _shown(progress, num * positions) as tick:
-        while first < num:
-            rows = range(first, min(num, first + batch_size))
-            codes = _unless_too_large(draw, rows, tick)
-            if codes is None:
-                batch_size = -(-len(rows) // 2)
-            else:
-                first = rows.stop
-                yield codes
-
-
-def _unless_too_large(draw, rows: range, tick: Callable[[int], object]) -> Tensor | None:
+@contextmanager
+def _taken_back(tick: Callable[[int], object]) -> Iterator[Callable[[int], object]]:
+    """``tick``; on an error it is told of as many codes less."""
     done = 0
 
     def count(positions: int) -> None:
@@ -213,12 +200,10 @@ def _unless_too_large(draw, rows: range, tick: Callable[[int], object]) -> Tenso
         tick(positions)
 
     try:
-        return draw(rows, count)
-    except (MemoryError, RuntimeError) as error:
-        if len(rows) == 1 or not out_of_memory(error):
-            raise
-    tick(-done)
-    return None  # and the error, which holds what didn't fit, is gone
+        yield count
+    except BaseException:
+        tick(-done)
+        raise
 
 
 @contextmanager
