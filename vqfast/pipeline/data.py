@@ -109,6 +109,7 @@ def load_images(
     - a folder, searched recursively, in the order of the relative names, hidden files left out. If all its
       images stand in sub-folders, the first-level ones are the classes, numbered in sorted order. Grey only
       if all are; alpha and EXIF rotation are dropped, 16 bits become 8, an animation is its first frame;
+    - one image file;
     - a .npy file, memory-mapped, or a .npz file with the images under images, x, data, x_train or arr_0 (or
       in its only array of rank 3 or more) and any labels under labels, y or y_train: uint8, or floats in
       [0, 1], of shape (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1 or 3. Where the last axis is 1 or 3
@@ -132,7 +133,7 @@ def load_images(
     if isinstance(source, str) and source == "digits":
         array, found = _read_digits(size or 32)
         images = _Stack(array, "digits", None)
-    elif (path := _existing("source", source)).is_dir():
+    elif (path := _existing("source", source)).is_dir() or path.suffix.lower() in SUFFIXES:
         images = _Folder(path, size)
         found = images.classes()
     else:
@@ -196,12 +197,14 @@ class _Stack:
 
 
 class _Folder:
-    """Image files under a folder. `read`: rows -> uint8 (n, C, H, W)."""
+    """Image files under a folder, or a single one. `read`: rows -> uint8 (n, C, H, W)."""
 
     def __init__(self, root: Path, size: int | None) -> None:
         from PIL import Image
 
-        files = (file for file in root.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        files = [root] if root.is_file() else root.rglob("*")
+        root = root.parent if root.is_file() else root
+        files = (file for file in files if file.suffix.lower() in SUFFIXES and file.is_file())
         names = sorted(file.relative_to(root).as_posix() for file in files)
         self.names = [name for name in names if not name.startswith(".") and "/." not in name]
         if not self.names:

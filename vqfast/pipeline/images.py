@@ -35,6 +35,20 @@ def grid(images: Tensor, columns: int, labels: list[str] | None = None, scale: i
     return _sheet(rows, _enlarged(tiles, scale), labels)
 
 
+def pixels(images: Tensor) -> np.ndarray:
+    """Floats (N, C, H, W) as uint8 of the same shape; values outside [0, 1] are clamped."""
+    return (images.detach().float().cpu().clamp(0, 1) * 255).round().byte().numpy()
+
+
+def single(image: np.ndarray) -> bytes:
+    """uint8 (C, H, W), C 1 or 3, as a PNG of H x W pixels, grey or RGB."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def pairs(originals: Tensor, reconstructions: Tensor, columns: int) -> bytes:
     """Rows of originals, each above the row of their reconstructions, as a PNG.
 
@@ -130,7 +144,7 @@ def _tiles(argument: str, images: Tensor) -> np.ndarray:
             f"{argument}: want (N, C, H, W), C 1 or 3, none of them 0, got {tuple(images.shape)}"
         )
     images = images.detach().float().cpu().expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
-    tiles = (images.nan_to_num(0).clamp(0, 1) * 255).round().byte().numpy()
+    tiles = pixels(images.nan_to_num(0))
     tiles[~images.isfinite().all(-1).numpy()] = NOT_FINITE
     return tiles
 

@@ -121,7 +121,7 @@ def sample_batches(
         _check(prior, len(rows), shape, **part)
         labels, condition, known, numbers = part.values()
         if known is None:
-            known = torch.tensor(-1).expand(len(rows), *shape)
+            known = torch.full((len(rows), *shape), -1)
         if numbers is None:
             numbers = torch.arange(rows.start, rows.stop)
         with torch.inference_mode(), _taken_back(tick) as ticked:  # less overhead an op
