@@ -374,7 +374,8 @@ def _sample(
             said.append(f"images in {target.folder / format}")
         if complete is not None and ranks.first:
             picture = target.folder / "completions.png"
-            write_file(picture, completion.sheet(samples))
+            if not picture.is_file():
+                write_file(picture, completion.sheet(samples))
             said.append(f"some beside their originals in {picture}")
         _say(ranks, "; ".join(said))
 

@@ -73,7 +73,9 @@ def open_codes(path: str) -> Codes:
     if where.is_dir():
         folder = next((p for p in where.absolute().parents if (p / "run.json").is_file()), None)
         if folder is None:
-            raise ValueError(f"codes is {path}; want a folder that encode or sample wrote, or a .npy file")
+            raise ValueError(
+                f"codes is {path}; want a folder such as OUT/samples that sample or encode wrote, or a .npy"
+            )
         return stored(Run(folder, lock=False), where.absolute().relative_to(folder).as_posix())
     if not where.is_file():
         raise FileNotFoundError(f"codes is {path}; no such file or folder")
