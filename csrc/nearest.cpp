@@ -35,11 +35,6 @@ namespace {
 
 constexpr int kCandidates = 12;
 
-struct Bf16 {
-  uint16_t bits;
-  explicit operator float() const { return __builtin_bit_cast(float, uint32_t{bits} << 16); }
-};
-
 struct Half {
   uint16_t bits;
   explicit operator float() const {

@@ -209,8 +209,8 @@ def test_values_of_a_program() -> None:
     gated = Step((Term(0, ((-2, 1), (0, 0)), "w"),), width=8, activation="gate")
     logits = Step((Term(1, ((0, 0),), "w"),), width=5)
     program = Program((first, gated, logits), 5)
-    # three rows of the first, as it is read two rows up; one of the others; and everyone's sums of a row
-    assert program.values(9, 10) == 10 * ((3 * 3 + 3) + (4 + 8) + (5 + 5))
+    # of the first three rows, as it is read two rows up, and a column beside them; everyone's sums of a row
+    assert program.values(9, 10) == 3 * (10 + 1) * 3 + 10 * (3 + (4 + 8) + (5 + 5))
     assert program.values(1000, 10) == program.values(9, 10)  # rows that are done are let go
 
 

@@ -8,21 +8,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from numbers import Integral
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from vqfast.functional import check_codes
+from vqfast.ops import registry
 from vqfast.prior.memory import free_memory, in_batches
 from vqfast.prior.noise import gumbel
 
 if TYPE_CHECKING:
     from vqfast.prior.base import CausalPrior
 
-# An executor is a module vqfast.prior.executors.<name> with run(prior, request) -> codes (B, H, W).
-EXECUTORS = ("torch", "reference")  # the order of preference
-ALIASES = {"auto": EXECUTORS[0], "cached": "torch", "naive": "reference"}
+# An executor is a module vqfast.prior.executors.<name> with run(prior, request) -> codes (B, H, W), and
+# refusal(prior) -> why it can't run, or None, where it can't always.
+EXECUTORS = ("native", "torch", "reference")  # the order of preference
+ALIASES = {"cached": "torch", "naive": "reference"}
 
 Given = Tensor | Callable[[range], Tensor] | None  # of all samples, or a function of a batch's rows
 _NOISE_COPIES = 8  # at its widest, while it is made
@@ -73,6 +76,28 @@ class Request:
     progress: Callable[[int], object] = field(default=lambda positions: None)
 
 
+def executor(method: str, prior: CausalPrior) -> ModuleType:
+    """The executor of that name or alias, for ``"auto"`` the first one that can run.
+
+    Raises:
+        ValueError: there is none of that name.
+        NoBackendError: it can't run here.
+    """
+    if method == "auto":
+        forced = registry.forced_backend()
+        names = [name for name in EXECUTORS if name == "torch" or forced in (None, name)]
+    else:
+        names = [ALIASES.get(method, method)]
+    for name in names:
+        if name not in EXECUTORS:
+            raise ValueError(f"method is {method!r}; want one of {', '.join(('auto', *ALIASES, *EXECUTORS))}")
+        module = importlib.import_module(f"vqfast.prior.executors.{name}")
+        reason = module.refusal(prior) if hasattr(module, "refusal") else None
+        if reason is None:
+            return module
+    raise registry.NoBackendError(reason)
+
+
 def sample_batches(
     prior: CausalPrior,
     num: int,
@@ -104,14 +129,11 @@ def sample_batches(
         raise ValueError(f"top_p is {top_p}; want a number above 0, up to 1")
     if not (isinstance(seed, Integral) and 0 <= seed < 2**64):
         raise ValueError(f"seed is {seed!r}; want an integer in 0..2^64 - 1")
-    name = ALIASES.get(method, method)
-    if name not in EXECUTORS:
-        raise ValueError(f"method is {method!r}; want one of {', '.join((*ALIASES, *EXECUTORS))}")
     if isinstance(labels, int):
         labels = torch.tensor(labels).expand(num)
     given = {"labels": labels, "condition": condition, "known": known, "numbers": numbers}
     _check(prior, num, shape, **given)
-    run = importlib.import_module(f"vqfast.prior.executors.{name}").run
+    run = executor(method, prior).run
     grid = shape if len(shape) == 2 else (1, *shape)
     parameter = next(prior.parameters())
     device = parameter.device
