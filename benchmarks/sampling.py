@@ -1,23 +1,28 @@
-"""Prior sampling, naive against cached: ``python -m benchmarks.sampling`` prints and records it.
+"""Prior sampling, the naive sampler against the executors: ``python -m benchmarks.sampling`` records it.
 
 The naive sampler is timed on its first positions and scaled to all: each costs it the same full pass.
-Runs are interleaved; medians count. Floor: the arithmetic on visible taps at the rate of a large matrix
-product on this machine.
+Runs are interleaved; medians count. Floor: the arithmetic on visible taps at this machine's peak, which is
+multiply-adds on registers alone.
 """
 
 from __future__ import annotations
 
+import copy
 import json
+import os
 import statistics
 import time
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # PyTorch's idle threads mustn't spin beside ours
+
 import torch
 
 import vqfast
 from benchmarks import record
+from benchmarks.nearest import peak_flops
 from vqfast.prior.base import CausalPrior
 from vqfast.prior.program import CODES
 
@@ -34,7 +39,7 @@ CASES = {
     "gated 32x32, K 512, 128 channels, 15 layers": (lambda: gated(128), (32, 32), (1, 16)),
     "gated 8x8, K 512, 64 channels, 15 layers": (lambda: gated(64), (8, 8), (1, 64)),
     "Keras 7x7, K 128": (lambda: vqfast.ResidualPixelCNN(), (7, 7), (1, 256)),
-    "WaveNet 1000 steps, K 256, 64 channels, 30 layers": (lambda: vqfast.WaveNet(), (1000,), (1,)),
+    "WaveNet 16000 steps, K 256, 64 channels, 30 layers": (lambda: vqfast.WaveNet(), (16000,), (1,)),
 }
 
 
@@ -57,10 +62,10 @@ def naive_seconds(prior: CausalPrior, batch: int, shape: tuple[int, ...]) -> flo
     return statistics.median(steps) * torch.Size(shape).numel()
 
 
-def cached_seconds(prior: CausalPrior, batch: int, shape: tuple[int, ...]) -> float:
-    """Seconds for a whole batch by the cached sampler."""
+def seconds(prior: CausalPrior, batch: int, shape: tuple[int, ...], method: str, seed: int) -> float:
+    """Seconds for a whole batch."""
     began = time.perf_counter()
-    prior.sample(batch, shape, method="cached", batch_size=batch)
+    prior.sample(batch, shape, method=method, batch_size=batch, seed=seed)
     return time.perf_counter() - began
 
 
@@ -71,48 +76,38 @@ def flop(prior: CausalPrior, shape: tuple[int, ...]) -> float:
     return 2.0 * sum(weights[t.weight].numel() for t in terms) * torch.Size(shape).numel()
 
 
-def peak_flops() -> float:
-    """Operations a second of a 2048-cube matrix product, the best of five."""
-    a = torch.randn(2048, 2048)
-    best = float("inf")
-    for _ in range(5):
-        began = time.perf_counter()
-        a @ a
-        best = min(best, time.perf_counter() - began)
-    return 2 * 2048**3 / best
-
-
 def measure() -> dict[str, object]:
     """All cases."""
     peak, rows = peak_flops(), []
     for name, (build, shape, batches) in CASES.items():
         torch.manual_seed(0)
         prior = build().eval()
+        executors = {method: (prior, method) for method in ("torch", "native")}
+        executors["native, bfloat16 weights"] = copy.deepcopy(prior).bfloat16(), "native"
         for batch in batches:
-            samples: dict[str, list[float]] = {"naive": [], "cached": []}
-            for _ in range(ROUNDS):
+            samples: dict[str, list[float]] = {"naive": [], **{name: [] for name in executors}}
+            for seed in range(ROUNDS):
                 samples["naive"].append(naive_seconds(prior, batch, shape))
-                samples["cached"].append(cached_seconds(prior, batch, shape))
+                for executor, (own, method) in executors.items():
+                    samples[executor].append(seconds(own, batch, shape, method, seed))
             floor = batch * flop(prior, shape) / peak
             rows.append({"case": name, "batch": batch, "seconds": samples, "floor_seconds": floor})
             print(f"{name}, batch {batch}: {line(rows[-1])}", flush=True)
-    return {
-        "matrix_product_gflops": peak / 1e9,
-        "naive_positions_timed": NAIVE_POSITIONS,
-        "rows": rows,
-    }
+    return {"multiply_add_gflops": peak / 1e9, "naive_positions_timed": NAIVE_POSITIONS, "rows": rows}
 
 
 def line(row: dict) -> str:
     """A row's figures for people."""
-    naive, cached = (statistics.median(row["seconds"][method]) for method in ("naive", "cached"))
-    return f"{naive:.3g} s | {cached:.3g} s | {naive / cached:.0f}x | {row['floor_seconds'] / cached:.0%}"
+    naive, cached, native, narrow = (statistics.median(samples) for samples in row["seconds"].values())
+    ratios = f"{naive / native:.0f}x | {cached / native:.1f}x | {row['floor_seconds'] / native:.0%}"
+    return f"{naive:.3g} s | {cached:.3g} s | {native:.3g} s | {ratios} | {narrow:.3g} s"
 
 
 def table(path: Path) -> str:
     """The record as a Markdown table."""
     rows = json.loads(path.read_text())["rows"]
-    head = "| prior | batch | naive | cached | ratio | of the floor |\n|---|---|---|---|---|---|\n"
+    names = "prior", "batch", "naive", "torch", "native", "naive / native", "torch / native", "of the peak"
+    head = f"| {' | '.join(names)} | native, bfloat16 weights |\n{'|---' * (len(names) + 1)}|\n"
     return head + "\n".join(f"| {r['case']} | {r['batch']} | {line(r)} |" for r in rows)
 
 

@@ -7,18 +7,13 @@
 namespace vqfast::VQFAST_ISA {
 namespace {
 
-// Sixteen bits of a number, and how they become and are made from those of a float32, one by one or in vectors.
-struct Bf16 {
-  uint16_t bits;
-  template <class Bits>
-  static Bits widen(Bits narrow) { return narrow << 16; }
-  template <class Bits>
-  static Bits narrow(Bits wide) {
-    return (wide & 0x7fffffffu) > 0x7f800000u ? wide >> 16 | 0x40u : (wide + 0x7fffu + (wide >> 16 & 1u)) >> 16;
-  }
-  explicit operator float() const { return __builtin_bit_cast(float, widen(uint32_t{bits})); }
-};
+// bf16's bits of a float32's, rounded to nearest; of one, or in vectors.
+template <class Bits>
+Bits narrow_to_bf16(Bits wide) {
+  return (wide & 0x7fffffffu) > 0x7f800000u ? wide >> 16 | 0x40u : (wide + 0x7fffu + (wide >> 16 & 1u)) >> 16;
+}
 
+// The other sixteen bits, and how they become and are made from those of a float32, one by one or in vectors.
 struct Half {
   uint16_t bits;
   // A float of the same bits has an exponent that is too small by 112; scaled, subnormals come right too.
@@ -76,18 +71,23 @@ typedef uint16_t NarrowBits __attribute__((vector_size(sizeof(Vec) / 2)));
 // Whole vectors of any type's numbers.
 template <class V, class T>
 [[gnu::always_inline]] inline V load_as(const T* from) {
-  if constexpr (__is_same(T, Bf16) || __is_same(T, Half)) {
+  if constexpr (__is_same(T, Half)) {
     NarrowBits bits;
     memcpy(&bits, from, sizeof bits);
-    return (V)T::widen(__builtin_convertvector(bits, WideBits));
+    return (V)Half::widen(__builtin_convertvector(bits, WideBits));
   } else {
     return load(from);
   }
 }
 template <class V, class T>
 [[gnu::always_inline]] inline void store_as(V v, T* to) {
-  if constexpr (__is_same(T, Bf16) || __is_same(T, Half)) {
-    const NarrowBits bits = __builtin_convertvector(T::narrow((WideBits)v), NarrowBits);
+  if constexpr (sizeof(T) == 2) {
+    WideBits wide = (WideBits)v;
+    if constexpr (__is_same(T, Half))
+      wide = Half::narrow(wide);
+    else
+      wide = narrow_to_bf16(wide);
+    const NarrowBits bits = __builtin_convertvector(wide, NarrowBits);
     memcpy(to, &bits, sizeof bits);
   } else {
     store(v, to);

@@ -259,12 +259,12 @@ struct Lines {
 
 // Sums in lines as those of the result, `pitch` apart, become the result from `channel` on; the gate's second halves
 // lie `second` further.
-template <class T, Activation kActivation, class S>
+template <class T, Epilogue kEpilogue, class S>
 void activate(const MaskedConv& p, const Block& b, int64_t channel, int64_t channels, const S* sums, int64_t pitch,
               int64_t second) {
   using V = typename Types<T>::V;
   constexpr int kLanes = Types<T>::kLanes;
-  constexpr bool kGate = kActivation == Activation::gate || kActivation == Activation::gate_gradient;
+  constexpr bool kGate = kEpilogue == Epilogue::gate || kEpilogue == Epilogue::gate_gradient;
   const bool last = p.result.channel == 1;
   const int64_t positions = b.columns.end - b.columns.begin;
   const int64_t lines = last ? positions : channels, length = last ? channels : positions;
@@ -281,7 +281,7 @@ void activate(const MaskedConv& p, const Block& b, int64_t channel, int64_t chan
         if (p.extra.at) sum[v] += extra[v].template read<V>(l, i, count);
         if (p.kept.at) kept[v].write(sum[v], l, i, count);
       }
-      if constexpr (kActivation == Activation::gate_gradient) {
+      if constexpr (kEpilogue == Epilogue::gate_gradient) {
         const Gate<V> gate(sum[0], sum[1]);
         const V grad = residual.template read<V>(l, i, count);
         result[0].write(grad * gate.to_a(), l, i, count);
@@ -289,8 +289,8 @@ void activate(const MaskedConv& p, const Block& b, int64_t channel, int64_t chan
         continue;
       }
       V value = sum[0];
-      if constexpr (kActivation == Activation::relu) value = value < 0 ? V{} : value;
-      if constexpr (kActivation == Activation::gate) value = Gate<V>(sum[0], sum[1]).value();
+      if constexpr (kEpilogue == Epilogue::relu) value = value < 0 ? V{} : value;
+      if constexpr (kEpilogue == Epilogue::gate) value = Gate<V>(sum[0], sum[1]).value();
       if (p.residual.at) value += residual.template read<V>(l, i, count);
       result[0].write(value, l, i, count);
     }
@@ -299,12 +299,12 @@ void activate(const MaskedConv& p, const Block& b, int64_t channel, int64_t chan
 template <class T, class S>
 void activate(const MaskedConv& p, const Block& b, int64_t channel, int64_t channels, const S* sums, int64_t pitch,
               int64_t second) {
-  switch (p.activation) {
-    case Activation::none: return activate<T, Activation::none>(p, b, channel, channels, sums, pitch, second);
-    case Activation::relu: return activate<T, Activation::relu>(p, b, channel, channels, sums, pitch, second);
-    case Activation::gate: return activate<T, Activation::gate>(p, b, channel, channels, sums, pitch, second);
-    case Activation::gate_gradient:
-      return activate<T, Activation::gate_gradient>(p, b, channel, channels, sums, pitch, second);
+  switch (p.epilogue) {
+    case Epilogue::none: return activate<T, Epilogue::none>(p, b, channel, channels, sums, pitch, second);
+    case Epilogue::relu: return activate<T, Epilogue::relu>(p, b, channel, channels, sums, pitch, second);
+    case Epilogue::gate: return activate<T, Epilogue::gate>(p, b, channel, channels, sums, pitch, second);
+    case Epilogue::gate_gradient:
+      return activate<T, Epilogue::gate_gradient>(p, b, channel, channels, sums, pitch, second);
   }
 }
 
@@ -319,14 +319,14 @@ template <class T>
 Lane lane(const MaskedConv& p, int64_t tile, int vector) {
   constexpr int kLanes = Types<T>::kLanes;
   const int64_t half = p.out / 2;
-  if (p.activation == Activation::gate) return {vector * half + tile * kLanes, least(kLanes, half - tile * kLanes)};
+  if (p.epilogue == Epilogue::gate) return {vector * half + tile * kLanes, least(kLanes, half - tile * kLanes)};
   const int64_t channel = (tile * kVectors + vector) * kLanes;
   return {channel, most(0, least(kLanes, p.out - channel))};
 }
 
 template <class T>
 int64_t tiles(const MaskedConv& p) {
-  const bool gate = p.activation == Activation::gate;
+  const bool gate = p.epilogue == Epilogue::gate;
   return ceil_div(gate ? p.out / 2 : p.out, gate ? Types<T>::kLanes : Types<T>::kColumns);
 }
 
@@ -393,7 +393,7 @@ void forward(const MaskedConv& p, Span span, const void* packed, void* scratch) 
           const A* at = last ? sums[0] : turned[0];
           const int64_t pitch = last ? kColumns : kTurned, second = last ? kLanes : kLanes * kTurned;
           const Block here{block.sample, {y, y + 1}, {block.columns.begin + segment.begin, block.columns.begin + segment.end}};
-          for (int v = 0; v < (p.activation == Activation::gate ? 1 : kVectors); ++v) {
+          for (int v = 0; v < (p.epilogue == Epilogue::gate ? 1 : kVectors); ++v) {
             const Lane to = lane<T>(p, j, v);
             if (to.count) activate<T>(p, here, to.channel, to.count, at + v * second, pitch, second);
           }

@@ -7,7 +7,7 @@
 
 namespace vqfast {
 
-enum class Activation { none, relu, gate, gate_gradient };
+enum class Epilogue { none, relu, gate, gate_gradient };
 
 // A tensor (B, C, H, W), or none: where it is, and the distances of neighbours in numbers. A distance of 0 repeats.
 // Either channels or columns are adjacent.
@@ -19,7 +19,7 @@ struct Grid {
 // sums = bias + sum over taps of x shifted by (dy, dx) times the tap's matrix, + extra; out = activation(sums) + residual.
 struct MaskedConv {
   Type type;
-  Activation activation;
+  Epilogue epilogue;
   int64_t batch, height, width, in, out;  // in and out: channels of x and of the sums
   int64_t taps;
   const int64_t *dy, *dx, *tap;           // tap: where its number is in each of the weight's kernels

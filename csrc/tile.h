@@ -67,6 +67,24 @@ inline Wide load(const double* p) {
   memcpy(&v, p, sizeof v);
   return v;
 }
+// bf16 in memory, float32 in registers.
+struct Bf16 {
+  uint16_t bits;
+  Bf16() = default;
+  explicit Bf16(float x) : bits(uint16_t(__builtin_bit_cast(uint32_t, x) >> 16)) {}
+  explicit operator float() const { return __builtin_bit_cast(float, uint32_t{bits} << 16); }
+};
+inline Vec load(const Bf16* p) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16);
+#elif defined(__AVX2__)
+  return (Vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16);
+#else
+  Vec v;
+  for (int i = 0; i < int(sizeof v / sizeof v[0]); ++i) v[i] = float(p[i]);
+  return v;
+#endif
+}
 template <class T, class V>
 inline void store(V v, T* p) {
   memcpy(p, &v, sizeof v);
@@ -116,15 +134,35 @@ struct Sums {
   }
 
   // += over steps of rows[r * row_stride + step * step_stride] * columns[step][0 .. kColumns)
+  template <class Stored>
   [[gnu::always_inline]] void add(
-      int64_t steps, const T* rows, int64_t row_stride, int64_t step_stride, const T* columns) {
-    for (; steps > 0; --steps, rows += step_stride, columns += kColumns) {
-      V column[kV];
-      for (int v = 0; v < kV; ++v) column[v] = load(columns + v * kLanes);
-#pragma GCC unroll 16
-      for (int r = 0; r < kR; ++r)
-        for (int v = 0; v < kV; ++v) of[r][v] = Product::add(of[r][v], rows[r * row_stride], column[v]);
+      int64_t steps, const T* rows, int64_t row_stride, int64_t step_stride, const Stored* columns) {
+    // Few sums would wait for each other: every kWays-th step has its own. Few rows wait for the columns.
+    constexpr int kWays = kR * kV >= 8 ? 1 : kR * kV >= 4 ? 2 : 4, kBytes = kWays * kColumns * sizeof(Stored);
+    if constexpr (kWays > 1) {
+      V apart[kWays][kR][kV] = {};
+      for (; steps >= kWays; steps -= kWays) {
+#pragma GCC unroll 8
+        for (int at = 0; at < kBytes; at += 64) __builtin_prefetch((const char*)columns + 2048 + at);
+#pragma GCC unroll 4
+        for (int way = 0; way < kWays; ++way, rows += step_stride, columns += kColumns)
+          step(apart[way], rows, row_stride, columns);
+      }
+#pragma GCC unroll 4
+      for (int way = 0; way < kWays; ++way)
+        for (int r = 0; r < kR; ++r)
+          for (int v = 0; v < kV; ++v) of[r][v] += apart[way][r][v];
     }
+    for (; steps > 0; --steps, rows += step_stride, columns += kColumns) step(of, rows, row_stride, columns);
+  }
+
+  template <class Stored>
+  [[gnu::always_inline]] static void step(V (&sums)[kR][kV], const T* rows, int64_t row_stride, const Stored* columns) {
+    V column[kV];
+    for (int v = 0; v < kV; ++v) column[v] = load(columns + v * kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < kR; ++r)
+      for (int v = 0; v < kV; ++v) sums[r][v] = Product::add(sums[r][v], rows[r * row_stride], column[v]);
   }
 };
 

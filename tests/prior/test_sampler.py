@@ -111,16 +111,21 @@ def test_executor_draws_what_the_naive_sampler_draws_where_noise_is_large(
     assert torch.equal(prior.sample(512, shape, method=executor, batch_size=512), expected)
 
 
-def test_executor_in_float32_flips_at_most_one_draw_in_20000(
+@torch.no_grad()
+def test_float32_draws_differ_only_where_two_codes_agree_to_rounding(
     make_prior: MakePrior, executor: str, kind: str
 ) -> None:
-    prior = make_prior(kind, num_embeddings=16).float()
-    shape = (4, 5) if prior.ndim == 2 else (20,)
-    expected = prior.sample(1024, shape, method="naive", batch_size=512)
-    drawn = prior.sample(1024, shape, method=executor, batch_size=512)
-    flipped = (drawn != expected).flatten(1).any(1)  # what follows a flipped draw may differ for good reason
-    assert flipped.sum() <= 1
-    assert len(expected.unique(dim=0)) > 1000
+    """Each draw against float64's, given the codes before it: 1 in 100,000 may differ."""
+    prior = make_prior(kind, num_embeddings=16)
+    shape, num = (4, 5) if prior.ndim == 2 else (20,), 6000
+    drawn = prior.float().sample(num, shape, method=executor, batch_size=2000)
+    logits = prior.double()(drawn).flatten(2).transpose(1, 2)
+    scores = logits + Draw(0, torch.arange(num), 1.0, None, None).noise(0, 20, 16)
+    best = scores.topk(2, dim=2).values
+    differs = scores.argmax(2) != drawn.flatten(1)
+    assert differs.sum() <= drawn.numel() / 100_000
+    assert (best[..., 0] - best[..., 1])[differs].lt(1e-4).all()
+    assert len(drawn.unique(dim=0)) > 5000
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

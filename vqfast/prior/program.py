@@ -16,6 +16,8 @@ from vqfast.nn.masked_conv import MaskedConv2d
 CODES = -1  # the codes as one-hot vectors: a product with them is a row of the matrix
 CONDITION = -2  # the conditioning map, known everywhere from the start
 
+_BLOCK = 256
+
 Offset = tuple[int, int]  # (dy, dx) from the position that is computed
 
 
@@ -95,6 +97,27 @@ class Program:
                 needs.append(available(step.residual, (0, 0), phases))
             phases.append(max(needs))
         return phases
+
+    def reach(self, source: int) -> tuple[int, int, int]:
+        """``(rows, left, right)``: the rows of a value that are read, its own too, and columns beside it."""
+        taps = [
+            tap for step in self.steps for term in step.terms if term.source == source for tap in term.taps
+        ]
+        dys, dxs = zip((0, 0), *taps, strict=True)
+        return 1 - min(dys), -min(dxs), max(dxs)
+
+    def block(self, height: int, width: int) -> int:
+        """How many columns an executor keeps at a time: a whole row, but of one long row only some."""
+        ahead = any(dx > 0 for step in self.steps for term in step.terms for _, dx in term.taps)
+        return width if height > 1 or ahead else min(width, _BLOCK)
+
+    def values(self, height: int, width: int) -> int:
+        """How many values an executor keeps for a sample: each step's last rows, and its sums of one."""
+        block, total = self.block(height, width), 0
+        for number, step in enumerate(self.steps):
+            rows, left, right = self.reach(number)
+            total += rows * (left + block + right) * step.channels + block * step.width
+        return total
 
 
 def available(source: int, tap: Offset, phases: list[Phase]) -> Phase:

@@ -19,7 +19,6 @@ from vqfast.prior.program import CODES, CONDITION, Phase, Program, Step, Term, a
 from vqfast.prior.sampler import Request
 
 _NOISE_ELEMENTS = 2**21  # 16 MB of float64 at a time
-_BLOCK = 256  # columns of a sequence that are kept beyond what taps reach back to
 
 
 @dataclass
@@ -77,12 +76,9 @@ class _Plan:
     def __init__(self, program: Program, weights: dict[str, Tensor], request: Request) -> None:
         self.program, self.request = program, request
         self.steps, self.phases = program.steps, program.phases()
-        height, width = request.shape
-        ahead = any(dx > 0 for step in self.steps for term in step.terms for _, dx in term.taps)
-        self.block = width if height > 1 or ahead else min(width, _BLOCK)
+        self.block = program.block(*request.shape)
         if request.condition is not None:
             self.condition = request.condition.movedim(1, -1).contiguous()
-        terms = [(step, term) for step in self.steps for term in step.terms]
         self.row_runs, self.runs = (
             [
                 [run for term in step.terms for run in _runs(term, weights, self.phases[:number], row)]
@@ -91,16 +87,10 @@ class _Plan:
             for row in (True, False)
         )
         self.static = [self._static(step, weights) for step in self.steps]
-        self.caches = {
-            source: self._cache(
-                source, [tap for _, t in terms if t.source == source for tap in t.taps], weights
-            )
-            for source in (CODES, *range(len(self.steps)))
-        }
+        self.caches = {source: self._cache(source, weights) for source in (CODES, *range(len(self.steps)))}
 
-    def _cache(self, source: int, taps: list[tuple[int, int]], weights: dict[str, Tensor]) -> Cache:
-        dys, dxs = zip((0, 0), *taps, strict=True)
-        rows, left, right = 1 - min(dys), -min(dxs), max(dxs)
+    def _cache(self, source: int, weights: dict[str, Tensor]) -> Cache:
+        rows, left, right = self.program.reach(source)
         size = rows, len(self.request.known), left + self.block + right
         if source == CODES:  # outside the grid stands the code of the row of zeros
             return Cache(self.request.known.new_full(size, self.program.num_embeddings), left)

@@ -1,0 +1,118 @@
+// The draw: argmax of logits + temperature * gumbel, with the noise of vqfast/prior/noise.py.
+//
+// Two logarithms a category in float64 would cost more than the network. A first pass computes the noise in float32, a
+// register at a time; categories whose score comes within twice its error of the best are compared in float64. The
+// error: u = (word + 1/2) / 2^32 and 1 - u are each rounded once (2^-24 relative), their logarithms are off by 2^-20
+// relative at most, so the outer logarithm is off by 2^-19 and its own 2^-20 of at most 23: kNoise is four times that.
+#pragma once
+
+#include "tile.h"
+
+namespace vqfast::VQFAST_ISA {
+namespace {
+
+constexpr double kNoise = 1e-4;
+constexpr int kWords = 64;  // computed at once
+
+struct Counter {
+  uint32_t position, low, high, key_low, key_high;
+};
+
+// A 32-bit word in each 64-bit lane; the upper half counts for nothing.
+typedef uint64_t Lanes64 __attribute__((vector_size(sizeof(Vec))));
+inline Lanes64 product(Lanes64 words, uint32_t factor) {
+#if defined(__AVX512F__)
+  return (Lanes64)_mm512_mul_epu32((__m512i)words, _mm512_set1_epi64(factor));
+#elif defined(__AVX2__)
+  return (Lanes64)_mm256_mul_epu32((__m256i)words, _mm256_set1_epi64x(factor));
+#else
+  return (words & 0xFFFFFFFF) * factor;
+#endif
+}
+
+// Philox 4x32-10 (Salmon et al. 2011): words [first, first + kWords) of the stream, word 4 c + i being output i of
+// counter c.
+inline void philox(const Counter& at, uint32_t first, uint32_t (&words)[kWords]) {
+  constexpr int kCounters = sizeof(Lanes64) / sizeof(uint64_t);
+  for (int begin = 0; begin < kWords / 4; begin += kCounters) {
+    Lanes64 c[4] = {{}, Lanes64{} + at.position, Lanes64{} + at.low, Lanes64{} + at.high};
+    for (int i = 0; i < kCounters; ++i) c[0][i] = first / 4 + begin + i;
+    uint32_t k0 = at.key_low, k1 = at.key_high;
+    for (int round = 0; round < 10; ++round, k0 += 0x9E3779B9, k1 += 0xBB67AE85) {
+      const Lanes64 p0 = product(c[0], 0xD2511F53), p1 = product(c[2], 0xCD9E8D57);
+      c[0] = (p1 >> 32) ^ c[1] ^ k0;
+      c[1] = p1;
+      c[2] = (p0 >> 32) ^ c[3] ^ k1;
+      c[3] = p0;
+    }
+    for (int i = 0; i < kCounters; ++i)
+      for (int word = 0; word < 4; ++word) words[4 * (begin + i) + word] = uint32_t(c[word][i]);
+  }
+}
+
+inline double gumbel(uint32_t word) { return -__builtin_log(-__builtin_log((word + 0.5) * 0x1p-32)); }
+
+typedef int32_t Ints __attribute__((vector_size(sizeof(Vec))));
+
+// log(x) for normal x > 0: the exponent, and 2 artanh of what is left.
+[[gnu::always_inline]] inline Vec fast_log(Vec x) {
+  const Ints bits = (Ints)x, exponent = (bits - 0x3f3504f3) >> 23;
+  const Vec rest = (Vec)(bits - (exponent << 23)), s = (rest - 1) / (rest + 1), t = s * s;
+  return __builtin_convertvector(exponent, Vec) * 0.69314718f +
+         s * (2 + t * (0.66666667f + t * (0.4f + t * (0.28571429f + t * 0.22222222f))));
+}
+
+[[gnu::always_inline]] inline Vec fast_gumbel(Ints words) {
+  const Ints upper = words < 0;  // there 1 - u is exact to rounding, u isn't
+  const Vec t = (__builtin_convertvector(upper ? ~words : words, Vec) + 0.5f) * 0x1p-32f;
+  const Vec s = t / (2 - t), q = s * s;
+  const Vec series =  // of -log(1 - t)
+      s * (2 + q * (0.66666667f + q * (0.4f + q * (0.28571429f + q * (0.22222222f + q * 0.18181818f)))));
+  return -fast_log(upper ? series : -fast_log(t));
+}
+
+struct Drawn {
+  int64_t code;
+  bool nan;
+};
+
+// `scores` has room for k floats, rounded up to kWords.
+template <class L>
+Drawn draw(const L* logits, int64_t k, double temperature, const Counter& at, float* scores) {
+  const int64_t padded = (k + kWords - 1) / kWords * kWords;
+  for (int64_t i = 0; i < k; ++i) scores[i] = float(logits[i]);
+  for (int64_t i = k; i < padded; ++i) scores[i] = -__builtin_inff();
+
+  uint32_t words[kWords];
+  const float infinity = __builtin_inff(), t = float(temperature);
+  Vec best = Vec{} - infinity, largest = {}, finite = {};  // finite: NaN where a logit is
+  for (int64_t first = 0; first < padded; first += kWords) {
+    philox(at, uint32_t(first), words);
+    for (int i = 0; i < kWords; i += kLanes) {
+      Ints word;
+      memcpy(&word, words + i, sizeof word);
+      const Vec logit = load(scores + first + i), size = logit < 0 ? -logit : logit, score = logit + t * fast_gumbel(word);
+      finite = logit != logit ? logit : finite;
+      largest = max(largest, size < infinity ? size : Vec{});
+      best = max(best, score);
+      store(score, scores + first + i);
+    }
+  }
+  const double reach = double(highest(largest)) + 23 * temperature;
+  const float least = highest(best) - 2 * float(kNoise * temperature + 0x1p-21 * reach);
+  const bool bounded = least - least == 0;  // else float32 doesn't hold the scores: look at all
+  Drawn found{0, false};
+  for (int l = 0; l < kLanes; ++l) found.nan |= finite[l] != finite[l];
+  double most = -__builtin_inf();
+  for (int64_t first = 0, drawn = -1; first < padded; first += kLanes)
+    for (uint32_t lanes = bounded ? at_least(load(scores + first), least) : (1u << kLanes) - 1; lanes; lanes &= lanes - 1) {
+      const int64_t i = first + __builtin_ctz(lanes);
+      if (i / kWords != drawn) philox(at, uint32_t((drawn = i / kWords) * kWords), words);
+      const double score = i < k ? double(logits[i]) + temperature * gumbel(words[i % kWords]) : most;
+      if (score > most) most = score, found.code = i;
+    }
+  return found;
+}
+
+}  // namespace
+}  // namespace vqfast::VQFAST_ISA
