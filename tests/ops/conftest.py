@@ -12,7 +12,7 @@ from vqfast.ops import registry
 
 @pytest.fixture(autouse=True)
 def interpreter_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton's interpreter cuts float32 off to bfloat16 where a GPU rounds, and multiplies the bits of bfloat16."""
+    """Triton's interpreter cuts float32 off to bfloat16, where a GPU rounds, and multiplies its bits."""
     if not registry.interpreted():
         return
     import triton.language as tl

@@ -25,30 +25,33 @@ CONVOLVE: dict[str, dict[str, Tuning]] = {
     "sm_80": {
         HALF: Tuning(128, 128, 32, 8, 4),
         TF32: Tuning(128, 128, 32, 8, 3),
-        IEEE: Tuning(64, 64, 16, 4, 3),
+        IEEE: Tuning(128, 128, 16, 8, 3),
         DOUBLE: Tuning(32, 32, 16, 4, 2),
     },
     "sm_90": {
         HALF: Tuning(128, 128, 64, 8, 3),
         TF32: Tuning(128, 128, 32, 8, 3),
-        IEEE: Tuning(64, 64, 16, 4, 3),
+        IEEE: Tuning(128, 128, 16, 8, 3),
         DOUBLE: Tuning(32, 32, 16, 4, 2),
     },
     "sm_100": {
         HALF: Tuning(128, 128, 64, 8, 3),
-        TF32: Tuning(128, 128, 32, 8, 3),
-        IEEE: Tuning(64, 64, 16, 4, 3),
+        TF32: Tuning(128, 128, 16, 8, 4),
+        IEEE: Tuning(128, 128, 16, 8, 3),
         DOUBLE: Tuning(32, 32, 16, 4, 2),
     },
     "gfx942": {
         HALF: Tuning(128, 128, 32, 8, 2),
         TF32: Tuning(128, 64, 32, 8, 2),
-        IEEE: Tuning(64, 64, 16, 4, 2),
+        IEEE: Tuning(128, 128, 16, 8, 2),
         DOUBLE: Tuning(32, 32, 16, 4, 2),
     },
 }
 # Rows are input channels, columns output channels, depth positions.
-WEIGHT: dict[str, dict[str, Tuning]] = CONVOLVE
+WEIGHT: dict[str, dict[str, Tuning]] = {
+    **CONVOLVE,
+    "sm_100": {**CONVOLVE["sm_100"], HALF: Tuning(128, 128, 32, 8, 4)},
+}
 
 
 def pick(table: dict[str, dict[str, Tuning]], arch: str, arithmetic: str) -> Tuning:
