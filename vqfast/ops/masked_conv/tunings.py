@@ -20,37 +20,44 @@ class Tuning(NamedTuple):
 # Arithmetic: fp16 and bf16 are "half"; float32 is "tf32" or "ieee", as PyTorch's convolution is set.
 HALF, TF32, IEEE, DOUBLE = "half", "tf32", "ieee", "double"
 
-# Rows are positions, columns output channels, depth input channels.
+# Rows are positions, columns output channels, depth input channels. 128 x 128 is one block for each
+# multiprocessor of an H100 at 16 images of 32 x 32 and 128 channels; without tensor cores registers are short.
 CONVOLVE: dict[str, dict[str, Tuning]] = {
     "sm_80": {
         HALF: Tuning(128, 128, 32, 8, 4),
         TF32: Tuning(128, 128, 32, 8, 3),
-        IEEE: Tuning(128, 128, 16, 8, 3),
+        IEEE: Tuning(64, 128, 16, 4, 3),
         DOUBLE: Tuning(32, 32, 16, 4, 2),
     },
     "sm_90": {
         HALF: Tuning(128, 128, 64, 8, 3),
         TF32: Tuning(128, 128, 32, 8, 3),
-        IEEE: Tuning(128, 128, 16, 8, 3),
+        IEEE: Tuning(64, 128, 16, 4, 3),
         DOUBLE: Tuning(32, 32, 16, 4, 2),
     },
     "sm_100": {
         HALF: Tuning(128, 128, 64, 8, 3),
         TF32: Tuning(128, 128, 16, 8, 4),
-        IEEE: Tuning(128, 128, 16, 8, 3),
+        IEEE: Tuning(64, 128, 16, 4, 3),
         DOUBLE: Tuning(32, 32, 16, 4, 2),
     },
     "gfx942": {
         HALF: Tuning(128, 128, 32, 8, 2),
-        TF32: Tuning(128, 64, 32, 8, 2),
-        IEEE: Tuning(128, 128, 16, 8, 2),
+        TF32: Tuning(128, 64, 32, 8, 2),  # for the NVIDIA chips that have no line of their own
+        IEEE: Tuning(64, 128, 16, 4, 2),
         DOUBLE: Tuning(32, 32, 16, 4, 2),
     },
 }
 # Rows are input channels, columns output channels, depth positions.
 WEIGHT: dict[str, dict[str, Tuning]] = {
-    **CONVOLVE,
-    "sm_100": {**CONVOLVE["sm_100"], HALF: Tuning(128, 128, 32, 8, 4)},
+    "sm_80": {**CONVOLVE["sm_80"], IEEE: Tuning(128, 128, 16, 8, 3)},
+    "sm_90": {**CONVOLVE["sm_90"], IEEE: Tuning(128, 128, 16, 8, 3)},
+    "sm_100": {
+        **CONVOLVE["sm_100"],
+        HALF: Tuning(128, 128, 32, 8, 4),
+        IEEE: Tuning(128, 128, 16, 8, 3),
+    },
+    "gfx942": {**CONVOLVE["gfx942"], IEEE: Tuning(128, 128, 16, 8, 2)},
 }
 
 
