@@ -33,7 +33,16 @@ def test_matrix_passes_in_the_interpreter() -> None:
     pytest.importorskip("triton")
     chosen = "triton and not (" + " or ".join(SLOW) + ")"
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *(HERE / name for name in FILES), "-k", chosen, "--tb=short", "--maxfail=5"],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            *(HERE / name for name in FILES),
+            "-k",
+            chosen,
+            "--tb=short",
+            "--maxfail=5",
+        ],
         cwd=HERE.parents[1],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,

@@ -20,8 +20,8 @@ class Tuning(NamedTuple):
 # Arithmetic: fp16 and bf16 are "half"; float32 is "tf32" or "ieee", as PyTorch's convolution is set.
 HALF, TF32, IEEE, DOUBLE = "half", "tf32", "ieee", "double"
 
-# Rows are positions, columns output channels, depth input channels. 128 x 128 is one block for each
-# multiprocessor of an H100 at 16 images of 32 x 32 and 128 channels; without tensor cores registers are short.
+# Rows are positions, columns output channels, depth input channels. With 128 x 128 each multiprocessor of an
+# H100 has one block at 16 images of 32 x 32 and 128 channels; without tensor cores registers are short.
 CONVOLVE: dict[str, dict[str, Tuning]] = {
     "sm_80": {
         HALF: Tuning(128, 128, 32, 8, 4),
