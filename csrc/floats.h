@@ -7,34 +7,47 @@
 namespace vqfast::VQFAST_ISA {
 namespace {
 
+// Sixteen bits of a number, and how they become and are made from those of a float32, one by one or in vectors.
 struct Bf16 {
   uint16_t bits;
-  Bf16() = default;
-  explicit Bf16(float x) {
-    const uint32_t exact = __builtin_bit_cast(uint32_t, x);
-    bits = uint16_t(x != x ? 0x7fc0u : (exact + 0x7fffu + (exact >> 16 & 1)) >> 16);
+  template <class Bits>
+  static Bits widen(Bits narrow) { return narrow << 16; }
+  template <class Bits>
+  static Bits narrow(Bits wide) {
+    return (wide & 0x7fffffffu) > 0x7f800000u ? wide >> 16 | 0x40u : (wide + 0x7fffu + (wide >> 16 & 1u)) >> 16;
   }
-  explicit operator float() const { return __builtin_bit_cast(float, uint32_t{bits} << 16); }
+  explicit operator float() const { return __builtin_bit_cast(float, widen(uint32_t{bits})); }
 };
 
 struct Half {
   uint16_t bits;
-  Half() = default;
-  explicit Half(float x) {
-    const uint32_t exact = __builtin_bit_cast(uint32_t, x), size = exact & 0x7fffffffu;
-    const uint32_t normal = (size - (112u << 23) + 0xfffu + (size >> 13 & 1)) >> 13;
-    // adding 0.5 shifts a subnormal's bits to the end, rounded
-    const uint32_t small = __builtin_bit_cast(uint32_t, __builtin_bit_cast(float, size) + 0.5f) - (126u << 23);
-    const uint32_t finite = size < 113u << 23 ? small : normal;
-    const uint32_t rest = size > 255u << 23 ? 0x7e00u : size >= 0x477ff000u ? 0x7c00u : finite;
-    bits = uint16_t(exact >> 16 & 0x8000u | rest);
+  // A float of the same bits has an exponent that is too small by 112; scaled, subnormals come right too.
+  template <class Bits>
+  static Bits widen(Bits narrow) {
+    const Bits sign = (narrow & 0x8000u) << 16, rest = (narrow & 0x7fffu) << 13;
+    return sign | (rest >= 0x7c00u << 13 ? rest | 0x7f800000u : scaled(rest, 0x1p112f));
   }
-  explicit operator float() const {
-    const uint32_t sign = (bits & 0x8000u) << 16, rest = (bits & 0x7fffu) << 13;
-    const uint32_t wide = rest >= 0x7c00u << 13 ? rest | 0x7f800000u  // not finite
-                                                : __builtin_bit_cast(uint32_t, __builtin_bit_cast(float, rest) * 0x1p112f);
-    return __builtin_bit_cast(float, sign | wide);
+  template <class Bits>
+  static Bits narrow(Bits wide) {
+    const Bits sign = wide >> 16 & 0x8000u, size = wide & 0x7fffffffu;
+    const Bits normal = (size - (112u << 23) + 0xfffu + (size >> 13 & 1u)) >> 13;
+    const Bits subnormal = added(size, 0.5f) - (126u << 23);  // its bits shifted to the end, rounded
+    const Bits finite = size < 113u << 23 ? subnormal : normal;
+    return sign | (size > 0x7f800000u ? Bits{} + 0x7e00u : size >= 0x477ff000u ? Bits{} + 0x7c00u : finite);
   }
+  explicit operator float() const { return __builtin_bit_cast(float, widen(uint32_t{bits})); }
+
+ private:
+  static uint32_t scaled(uint32_t bits, float by) {
+    return __builtin_bit_cast(uint32_t, __builtin_bit_cast(float, bits) * by);
+  }
+  static uint32_t added(uint32_t bits, float to) {
+    return __builtin_bit_cast(uint32_t, __builtin_bit_cast(float, bits) + to);
+  }
+  template <class Bits>
+  static Bits scaled(Bits bits, float by) { return (Bits)((Vec)bits * by); }
+  template <class Bits>
+  static Bits added(Bits bits, float to) { return (Bits)((Vec)bits + to); }
 };
 
 template <class F>
@@ -57,30 +70,46 @@ struct Accumulate<double> {
   using Product = Double;
 };
 
-// A vector of the first `count` numbers, the others 0.
+typedef uint32_t WideBits __attribute__((vector_size(sizeof(Vec))));
+typedef uint16_t NarrowBits __attribute__((vector_size(sizeof(Vec) / 2)));
+
+// Whole vectors of any type's numbers.
 template <class V, class T>
-[[gnu::always_inline]] inline V load_part(const T* from, int64_t count) {
-  using A = __typeof__(V{}[0] + V{}[0]);
-  constexpr int kWidth = sizeof(V) / sizeof(A);
-  A lanes[kWidth];
-  if (count >= kWidth)
-    for (int i = 0; i < kWidth; ++i) lanes[i] = A(from[i]);
-  else
-    for (int i = 0; i < kWidth; ++i) lanes[i] = i < count ? A(from[i]) : A(0);
-  return load(lanes);
+[[gnu::always_inline]] inline V load_as(const T* from) {
+  if constexpr (__is_same(T, Bf16) || __is_same(T, Half)) {
+    NarrowBits bits;
+    memcpy(&bits, from, sizeof bits);
+    return (V)T::widen(__builtin_convertvector(bits, WideBits));
+  } else {
+    return load(from);
+  }
+}
+template <class V, class T>
+[[gnu::always_inline]] inline void store_as(V v, T* to) {
+  if constexpr (__is_same(T, Bf16) || __is_same(T, Half)) {
+    const NarrowBits bits = __builtin_convertvector(T::narrow((WideBits)v), NarrowBits);
+    memcpy(to, &bits, sizeof bits);
+  } else {
+    store(v, to);
+  }
 }
 
-// Its first `count` numbers.
+// The first `count` numbers of a vector, the others 0.
+template <class V, class T>
+[[gnu::always_inline]] inline V load_part(const T* from, int64_t count) {
+  constexpr int kWidth = sizeof(V) / sizeof(V{}[0]);
+  if (count >= kWidth) return load_as<V>(from);
+  T part[kWidth] = {};
+  for (int i = 0; i < count; ++i) part[i] = from[i];
+  return load_as<V>(part);
+}
 template <class V, class T>
 [[gnu::always_inline]] inline void store_part(V v, T* to, int64_t count) {
-  using A = __typeof__(V{}[0] + V{}[0]);
-  constexpr int kWidth = sizeof(V) / sizeof(A);
-  A lanes[kWidth];
-  store(v, lanes);
-  if (count >= kWidth)
-    for (int i = 0; i < kWidth; ++i) to[i] = T(lanes[i]);
-  else
-    for (int i = 0; i < count; ++i) to[i] = T(lanes[i]);
+  constexpr int kWidth = sizeof(V) / sizeof(V{}[0]);
+  if (count >= kWidth) return store_as(v, to);
+  T part[kWidth];
+  store_as(v, part);
+  for (int i = 0; i < count; ++i) to[i] = part[i];
 }
 
 }  // namespace

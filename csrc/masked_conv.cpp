@@ -122,31 +122,33 @@ void copy_patch(const MaskedConv& p, const Grid& g, const Block& at, int64_t cha
   const int64_t columns = at.columns.end - at.columns.begin;
   const int64_t first = least(columns, most(0, -at.columns.begin));
   const int64_t inside = most(0, least(p.width, at.columns.end) - most(0, at.columns.begin));
-  for (int64_t y = at.rows.begin; y < at.rows.end; ++y, to += columns * pitch) {
-    if (y < 0 || y >= p.height || inside == 0) {
-      memset(to, 0, sizeof(A) * columns * pitch);
-      continue;
-    }
-    memset(to, 0, sizeof(A) * first * pitch);
-    memset(to + (first + inside) * pitch, 0, sizeof(A) * (columns - first - inside) * pitch);
-    const T* from = static_cast<const T*>(g.at) + at.sample * g.sample + y * g.row +
-                    (at.columns.begin + first) * g.column + channel * g.channel;
-    A* line = to + first * pitch;
-    if (g.channel == 1) {
+  const auto line = [&](int64_t y) { return to + ((y - at.rows.begin) * columns + first) * pitch; };
+  const auto source = [&](int64_t y, int64_t c) {
+    return static_cast<const T*>(g.at) + at.sample * g.sample + y * g.row + (at.columns.begin + first) * g.column +
+           (channel + c) * g.channel;
+  };
+  const Span seen{most(0, at.rows.begin), inside ? least(p.height, at.rows.end) : 0};
+  for (int64_t y = at.rows.begin; y < at.rows.end; ++y) {
+    const bool out = y < seen.begin || y >= seen.end;
+    memset(line(y) - first * pitch, 0, sizeof(A) * (out ? columns : first) * pitch);
+    if (!out) memset(line(y) + inside * pitch, 0, sizeof(A) * (columns - first - inside) * pitch);
+  }
+  if (g.channel == 1) {
+    for (int64_t y = seen.begin; y < seen.end; ++y)
       for (int64_t x = 0; x < inside; ++x)
         for (int64_t c = 0; c < count; c += kLanes)
-          store(load_part<V>(from + x * g.column + c, count - c), line + x * pitch + c);
-      continue;
-    }
-    for (int64_t c = 0; c < count; c += kLanes)
+          store(load_part<V>(source(y, c) + x * g.column, count - c), line(y) + x * pitch + c);
+    return;
+  }
+  for (int64_t c = 0; c < count; c += kLanes)  // outermost: each channel's rows are adjacent in memory
+    for (int64_t y = seen.begin; y < seen.end; ++y)
       for (int64_t x = 0; x < inside; x += kLanes) {
         V m[kLanes];
         for (int l = 0; l < kLanes; ++l)
-          m[l] = c + l < count ? load_part<V>(from + (c + l) * g.channel + x, inside - x) : V{};
+          m[l] = c + l < count ? load_part<V>(source(y, c + l) + x, inside - x) : V{};
         transpose(m);
-        for (int l = 0; l < kLanes && x + l < inside; ++l) store(m[l], line + (x + l) * pitch + c);
+        for (int l = 0; l < kLanes && x + l < inside; ++l) store(m[l], line(y) + (x + l) * pitch + c);
       }
-  }
 }
 
 // What the taps of a block of positions see.
@@ -446,13 +448,14 @@ void weight_gradient(const MaskedConv& p, Span parts, void* packed, void* scratc
       }
     });
   }
+  const auto put = [](A value, T* to) { store_part(typename Types<T>::V{} + value, to, 1); };
   each([&](int64_t j, Span in) {
     const int64_t first = j * kColumns, count = least(kColumns, p.out - first);
     for (int64_t l = 0; l < count; ++l) {
       T* to = static_cast<T*>(p.weight) + (first + l) * p.weight_out;
       for (int64_t i = in.begin; i < in.end; ++i)
-        for (int64_t t = 0; t < p.taps; ++t) to[i * p.weight_in + p.tap[t]] = T(sums_of(tile_of(j), t, i)[l]);
-      if (in.begin == 0) static_cast<T*>(p.bias)[first + l] = T(sums_of(tile_of(j), p.taps, 0)[l]);
+        for (int64_t t = 0; t < p.taps; ++t) put(sums_of(tile_of(j), t, i)[l], to + i * p.weight_in + p.tap[t]);
+      if (in.begin == 0) put(sums_of(tile_of(j), p.taps, 0)[l], static_cast<T*>(p.bias) + first + l);
     }
   });
 }

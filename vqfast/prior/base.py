@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqfast.functional import check_codes
+from vqfast.nn.masked_conv import MaskedConv2d
 from vqfast.prior.program import CONDITION, Program, ProgramBuilder, Term
 from vqfast.prior.sampler import sample
 
 
-def gate(x: Tensor) -> Tensor:
-    """``tanh(a) * sigmoid(b)`` of the halves of the channels (van den Oord et al. 2016, equation 2)."""
-    a, b = x.chunk(2, dim=1)
-    return a.tanh() * b.sigmoid()
+def pointwise(in_channels: int, out_channels: int, activation: str = "none") -> MaskedConv2d:
+    """A 1x1 convolution."""
+    return MaskedConv2d(in_channels, out_channels, 1, "B", activation=activation)
 
 
 class Conditioning(nn.Module):
@@ -29,14 +29,14 @@ class Conditioning(nn.Module):
         self.labels = nn.Embedding(num_classes, width) if num_classes else None
         self.condition = nn.Conv2d(condition_channels, width, 1, bias=False) if condition_channels else None
 
-    def forward(self, labels: Tensor | None, condition: Tensor | None) -> Tensor | float:
-        """``(B,)``, ``(B, C, H, W)`` -> what broadcasts to ``(B, width, H, W)``."""
-        bias = 0.0
+    def forward(self, labels: Tensor | None, condition: Tensor | None) -> Tensor | None:
+        """``(B,)``, ``(B, C, H, W)`` -> ``(B, width, 1, 1)`` without a map, else ``(B, width, H, W)``."""
+        biases = []
         if self.labels is not None:
-            bias = bias + self.labels(labels)[:, :, None, None]
+            biases.append(self.labels(labels)[:, :, None, None])
         if self.condition is not None:
-            bias = bias + self.condition(condition)
-        return bias
+            biases.append(self.condition(condition))
+        return sum(biases[1:], biases[0]) if biases else None
 
     def lower(self, builder: ProgramBuilder) -> tuple[list[Term], Tensor | None]:
         """The map's terms and the labels' table."""

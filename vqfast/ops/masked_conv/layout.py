@@ -16,7 +16,8 @@ def memory_format(x: Tensor) -> torch.memory_format:
 
 def empty(x: Tensor, channels: int) -> Tensor:
     """Room for ``channels`` channels on the grid of ``x``, laid out as ``x``."""
-    return x.new_empty(len(x), channels, *x.shape[2:]).contiguous(memory_format=memory_format(x))
+    shape = len(x), channels, *x.shape[2:]
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
 
 
 def out_channels(weight: Tensor, activation: str) -> int:
