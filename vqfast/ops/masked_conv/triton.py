@@ -27,7 +27,7 @@ from vqfast.ops.nearest.triton import TRITON_DTYPES, architecture, on
 
 MOST_POSITIONS = 1 << 30  # the kernels number them in int32
 PIECES = 264  # about so many programs share the weight's gradient: two for each multiprocessor of an H100
-GATE_BLOCK, SUM_BLOCK = (64, 32), (32, 64)  # bound by memory: anything of this size does
+GATE_BLOCK, SUM_BLOCK = (64, 32), (32, 128)  # bound by memory: anything of this size does
 
 # In the kernels a tensor is (pointer, strides of B, C, H, W), the pointer None where there is none; ``place``
 # is image, row and column of some positions, ``extents`` are ``_extents``, ``offsets`` are ``_offsets``.
