@@ -17,7 +17,8 @@
 namespace vqfast::VQFAST_ISA {
 namespace {
 
-constexpr int64_t kSegment = 5 * kRows;  // positions whose sums wait to be activated
+constexpr int kMost = kRows - (kRows > 6);  // with one row fewer the loop needs no register but the CPU's own
+constexpr int64_t kSegment = 5 * kMost;  // positions whose sums wait to be activated
 
 int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -80,7 +81,7 @@ void flatten(MaskedConv& p) {
 void plan(MaskedConv& p, int64_t threads) {
   flatten(p);
   const int64_t fair = ceil_div(p.batch * p.height * p.width, threads);
-  const int64_t positions = most(1, least(fair, most(kSegment, least(512, 65536 / p.in))));
+  const int64_t positions = most(1, least(fair, most(kSegment, least(256, 32768 / p.in))));
   p.columns = most(1, least(p.width, positions));  // no samples may have become no columns
   p.rows = least(p.height, most(1, positions / p.columns));
 }
@@ -232,7 +233,7 @@ void multiply_rows(int64_t rows, const Work<typename Product::Element>& w, std::
 
 template <class Product>
 void multiply(int64_t rows, const Work<typename Product::Element>& w) {
-  multiply_rows<Product>(rows, w, std::make_integer_sequence<int, kRows>{});
+  multiply_rows<Product>(rows, w, std::make_integer_sequence<int, kMost>{});
 }
 
 // --------------------------------------------------------------------------------------------- activation
@@ -373,7 +374,7 @@ void forward(const MaskedConv& p, Span span, const void* packed, void* scratch) 
       for (int64_t y = block.rows.begin; y < block.rows.end; ++y)
         for (int64_t s = 0; s < segments; ++s) {
           const Span segment = part_of(columns, segments, s);
-          const int64_t positions = segment.end - segment.begin, runs = ceil_div(positions, kRows);
+          const int64_t positions = segment.end - segment.begin, runs = ceil_div(positions, kMost);
           for (int64_t r = 0; r < runs; ++r) {
             const Span run = part_of(positions, runs, r);
             const A* rows = patch.at + (y - block.rows.begin) * patch.row + (segment.begin + run.begin) * patch.column;
@@ -403,7 +404,7 @@ void forward(const MaskedConv& p, Span span, const void* packed, void* scratch) 
 
 // ---------------------------------------------------------------------------------------- weight gradient
 
-int64_t row_blocks(const MaskedConv& p) { return ceil_div(p.in, kRows); }
+int64_t row_blocks(const MaskedConv& p) { return ceil_div(p.in, kMost); }
 
 template <class T>
 void weight_gradient(const MaskedConv& p, Span parts, void* packed, void* scratch) {

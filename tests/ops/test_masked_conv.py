@@ -232,6 +232,31 @@ def test_gate_equals_the_formula(backend, extra, layout, dtype) -> None:
         torch.autograd.gradgradcheck(gate, inputs)
 
 
+@pytest.mark.parametrize("shape", [(3, 1, 1), (70, 1, 1), (2, 1, 200), (2, 200, 1), (2, 13, 65), (0, 4, 4)])
+@pytest.mark.parametrize("channels", [(3, 70), (70, 2), (130, 34)])
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_sizes_beside_those_of_a_tile(backend, layout, size, channels, shape) -> None:
+    tensors = arguments(channels, shape, size, "full", "B")
+    extra, residual = (
+        torch.randn(len(tensors[0]), channels[1], 1, 1),
+        torch.randn(shape[0], channels[1], *shape[1:]),
+    )
+    tensors = [LAYOUTS[layout](t) if t.ndim == 4 else t for t in (*tensors, extra, residual)]
+    inputs, doubles = (
+        [t.detach().to(d or t.dtype).requires_grad_() for t in tensors] for d in (None, torch.float64)
+    )
+    out = run_fused(inputs, "relu")
+    *plain, extra, residual = doubles
+    want = (truth(*plain, size, "B", "full", 1) + extra).relu() + residual
+    grad = torch.randn(want.shape)
+    out.backward(grad)
+    want.backward(grad.double())
+    for got, wanted in [(out, want), *((a.grad, b.grad) for a, b in zip(inputs, doubles, strict=True))]:
+        largest = wanted.abs().max().item() if wanted.numel() else 0
+        torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-5 * max(1, largest))
+
+
 def test_gate_of_extremes_saturates(backend) -> None:
     x = torch.tensor([1000.0, -1000, 1000, 0, torch.nan, 0, 1000, 1000, -1000, -1000, 0, torch.nan])
     x = x.view(1, 2, 1, 6)
@@ -287,6 +312,15 @@ def test_compiles_into_one_graph_for_any_batch_and_grid(backend, stack, mask) ->
         torch.testing.assert_close(*outputs)
         grads = [torch.autograd.grad(out.square().sum(), tensors) for out in outputs]
         torch.testing.assert_close(*grads)
+
+
+def test_fused_compiles_into_one_graph(backend) -> None:
+    torch.compiler.reset()
+    tensors = [t.requires_grad_() for t in fused("gate", "position", True)]
+    compiled = torch.compile(run_fused, fullgraph=True, backend="aot_eager")
+    outputs = compiled(tensors, "gate"), run_fused(tensors, "gate")
+    torch.testing.assert_close(*outputs)
+    torch.testing.assert_close(*(torch.autograd.grad(out.sin().sum(), tensors) for out in outputs))
 
 
 def test_autocast_computes_in_bfloat16_and_returns_gradients_in_float32(backend) -> None:
