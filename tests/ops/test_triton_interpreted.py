@@ -24,6 +24,7 @@ SLOW = [
     "odd_sizes and (full or dtype1 or dtype3)",
     "activation_extra and not (contiguous and dtype2 or channels_last and dtype0)",
     "gate_equals and (dtype1 or dtype3)",
+    "sizes_beside and (contiguous or channels2)",
 ]
 FILES = ["test_nearest.py", "test_quantize.py", "test_masked_conv.py", "test_triton_kernels.py"]
 
