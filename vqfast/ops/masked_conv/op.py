@@ -25,7 +25,7 @@ from vqfast.ops.masked_conv import layout, reference
 @torch.library.custom_op("vqfast::gate", mutates_args=())
 def gate(x: Tensor, extra: Tensor | None) -> Tensor:
     """``x (B, 2 C, H, W)``, ``extra`` as above -> ``(B, C, H, W)``."""
-    return registry.backend("masked_conv", x).gate(x, extra)
+    return registry.backend("masked_conv", x, x.shape[1]).gate(x, extra)
 
 
 @gate.register_fake
@@ -36,7 +36,7 @@ def _(x, extra):
 @torch.library.custom_op("vqfast::gate_backward", mutates_args=())
 def gate_backward(grad: Tensor, x: Tensor, extra: Tensor | None) -> Tensor:
     """Gradient to ``x``."""
-    return registry.backend("masked_conv", x).gate_backward(grad, x, extra)
+    return registry.backend("masked_conv", x, x.shape[1]).gate_backward(grad, x, extra)
 
 
 @gate_backward.register_fake
@@ -71,7 +71,7 @@ def masked_conv2d(
     activation: str,
 ) -> tuple[Tensor, Tensor]:
     """See the module."""
-    run = registry.backend("masked_conv", x).masked_conv2d
+    run = registry.backend("masked_conv", x, x.shape[1]).masked_conv2d
     return run(x, weight, bias, extra, residual, taps, anchor, dilation, activation)
 
 
@@ -87,7 +87,7 @@ def masked_conv2d_backward(
     grad: Tensor, x: Tensor, weight: Tensor, taps: int, anchor: list[int], dilation: list[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients to ``x``, ``weight`` and the bias, of the sums' gradient."""
-    run = registry.backend("masked_conv", x).masked_conv2d_backward
+    run = registry.backend("masked_conv", x, x.shape[1]).masked_conv2d_backward
     return run(grad, x, weight, taps, anchor, dilation)
 
 
