@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -134,7 +134,7 @@ def patch(library: str, restore: bool = False) -> list[str]:
         library: ``"transformers"``, ``"diffusers"`` or ``"vector_quantize_pytorch"``.
 
     Returns:
-        The full names of the classes that the installed version has.
+        The full names of the classes that can be imported here.
 
     Raises:
         ValueError: the library isn't one of these.
@@ -146,9 +146,10 @@ def patch(library: str, restore: bool = False) -> list[str]:
     patched = []
     for full_name, exchange in LIBRARIES[library].items():
         module_name, _, class_name = full_name.rpartition(".")
-        if importlib.util.find_spec(module_name) is None:  # in other versions
+        try:
+            cls = getattr(importlib.import_module(module_name), class_name)
+        except (ImportError, AttributeError):  # of another version, or its own imports aren't installed
             continue
-        cls = getattr(importlib.import_module(module_name), class_name)
         (swap.unpatch if restore else swap.patch)(cls, exchange)
         patched.append(full_name)
     return patched

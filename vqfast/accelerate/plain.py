@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqfast.accelerate.swap import Fast, Swap
-from vqfast.functional import Quantized, perplexity, quantize
+from vqfast.functional import Quantized, quantize
 
 # of probes; -1 for the channels
 SHAPES = [(2, -1, 3, 5), (2, 3, 5, -1), (2, -1, 7), (2, 7, -1), (11, -1), (2, -1, 2, 3, 5)]
@@ -54,13 +54,15 @@ class Recipe(NamedTuple):
     """What one method does in one mode with inputs of one number of dimensions.
 
     ``returns``: what it returns, with a name of ``VALUES`` or a ``Loss`` in the place of each tensor.
-    ``settings``: the module's plain attributes when it was probed; with others the recipe doesn't hold.
+    ``statistics``: whether that takes those of ``functional.quantize``. ``settings``: the module's plain
+    attributes when it was probed; with others the recipe doesn't hold.
     """
 
     embedding: str
     channel_dim: int
     returns: object
     average: Average | None
+    statistics: bool
     settings: dict[str, object]
 
 
@@ -76,6 +78,11 @@ def _one_hot(out: Quantized, codes: Tensor, channel_dim: int) -> Tensor:
     return codes.new_zeros(len(indices), len(codes), requires_grad=False).scatter_(1, indices, 1)
 
 
+def _perplexity(out: Quantized, codes: Tensor, channel_dim: int) -> Tensor:
+    """``functional.perplexity`` of counts at hand, which compiles to one graph."""
+    return torch.special.entr(out.counts / out.indices.numel()).sum().exp().to(codes.dtype)
+
+
 VALUES: dict[str, Callable[[Quantized, Tensor, int], Tensor]] = {
     "quantized": lambda out, codes, dim: out.quantized,
     "codes": lambda out, codes, dim: F.embedding(out.indices, codes).movedim(-1, dim),
@@ -84,7 +91,7 @@ VALUES: dict[str, Callable[[Quantized, Tensor, int], Tensor]] = {
     "indices (N, 1)": lambda out, codes, dim: out.indices.reshape(-1, 1),
     "indices (B, -1)": lambda out, codes, dim: out.indices.flatten(1),
     "one-hot": _one_hot,
-    "perplexity": lambda out, codes, dim: perplexity(out.indices, len(codes)).to(codes.dtype),
+    "perplexity": _perplexity,
 }
 
 
@@ -115,7 +122,7 @@ def _cook(recipe: Recipe, module: nn.Module, z: Tensor):
     average, dim = recipe.average, recipe.channel_dim
     codes = weight.detach().clone() if average else weight  # they move before backward
     z = z.to(torch.promote_types(z.dtype, codes.dtype)).contiguous()
-    out = quantize(z, codes, dim, statistics=average is not None)
+    out = quantize(z, codes, dim, recipe.statistics)
     if average:
         counts, sums = getattr(module, average.counts), getattr(module, average.sums)
         for tensor, moved in zip((weight, counts, sums), _moved(average, counts, sums, out), strict=True):
@@ -148,6 +155,12 @@ def _map(function: Callable[[object], object], tree: object) -> object:
         return type(tree)((key, _map(function, value)) for key, value in tree.items())
     items = [_map(function, item) for item in tree]
     return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
+
+
+def _leaves(tree: object) -> list[object]:
+    leaves: list[object] = []
+    _map(leaves.append, tree)
+    return leaves
 
 
 def embedding_of(module: nn.Module) -> str | None:
@@ -277,7 +290,8 @@ def _recipe(module: nn.Module, method: str, training: bool, shape: tuple[int, ..
 
     returns = _map(identify, returned)
     average = _average(before, _state(probed), f"{embedding_of(module)}.weight", out, floats)
-    return Recipe(embedding_of(module), dim, returns, average, settings)
+    statistics = average is not None or "perplexity" in _leaves(returns)
+    return Recipe(embedding_of(module), dim, returns, average, statistics, settings)
 
 
 def _average(
@@ -315,9 +329,7 @@ def _check(recipe: Recipe, module: nn.Module, method: str, training: bool, shape
         results = []
         for model, call in calls.items():
             z, weight = x.clone().requires_grad_(), getattr(model, recipe.embedding).weight
-            leaves: list[Tensor | None] = []
-            _map(leaves.append, call(z))
-            tensors = [leaf for leaf in leaves if leaf is not None]
+            tensors = [leaf for leaf in _leaves(call(z)) if leaf is not None]
             gradients = [_gradients(leaf, z, weight) for leaf in tensors]
             results.append([tensors, gradients, list(_state(model).values())])
         if not _same(*results):
