@@ -81,6 +81,14 @@ def test_the_codebook_learns_by_its_own_optimizer():
         torch.testing.assert_close(*(step(module, lambda module, z: module(z), z) for module in made))
 
 
+@pytest.mark.parametrize("rotation_trick", [True, False])
+def test_sim_vq(rotation_trick):
+    options = {"codebook_size": 64, "rotation_trick": rotation_trick}
+    same(library.SimVQ(dim=16, **options), batches(2, 30, 16))
+    same(library.SimVQ(dim=16, channel_first=True, **options), batches(2, 16, 4, 5))
+    same(library.ResidualSimVQ(dim=16, num_quantizers=3, **options), batches(2, 30, 16))
+
+
 @pytest.mark.parametrize("options", [{}, {"use_cosine_sim": True}, {"affine_param": True}], ids=str)
 def test_masks(options):
     mask = torch.rand(2, 30) > 0.3
@@ -190,7 +198,7 @@ def test_patch_reaches_every_layer_built_and_is_taken_back():
     assert searches(before, torch.randn(2, 30, 16))[1] == 0
     names = vqfast.accelerate.patch("vector_quantize_pytorch")
     try:
-        assert [name.rpartition(".")[2] for name in names] == ["VectorQuantize", "Codebook"]
+        assert [name.rpartition(".")[2] for name in names] == ["VectorQuantize", "Codebook", "SimVQ"]
         for module in (before, layer(), library.ResidualVQ(dim=16, num_quantizers=1, codebook_size=32)):
             assert searches(module, torch.randn(2, 30, 16))[1] == 1
         vqfast.accelerate.patch("vector_quantize_pytorch")

@@ -68,7 +68,7 @@ def accelerate(model: nn.Module, restore: bool = False) -> Report:
     report = Report([], [])
     for path, module in list(model.named_modules()):
         if restore:
-            _restore(module)
+            swap.restore(module)
         else:
             _accelerate(path, module, report)
     if not restore and not report.replaced and not report.left:
@@ -77,19 +77,13 @@ def accelerate(model: nn.Module, restore: bool = False) -> Report:
     return report
 
 
-def _restore(module: nn.Module) -> None:
-    if isinstance(module, swap.Accelerated):
-        swap.restore(module)
-        vars(module).pop("vqfast_plan", None)
-
-
 def _accelerate(path: str, module: nn.Module, report: Report) -> None:
     """Exchanges what is to be exchanged in one module, and says so in ``report``."""
     exchange = _known(type(module)) or plain.prepare(module)
     if exchange is None:
         return
     reason = _refusal(module, exchange)
-    if reason is None:
+    if not reason:
         swap.accelerate(module, exchange)
     if exchange.reported:
         rows, note = (report.left, reason) if reason else (report.replaced, exchange.note(module))
@@ -106,17 +100,16 @@ def _known(cls: type) -> swap.Swap | None:
     return next((SWAPS[name] for _, name in _names(cls) if name in SWAPS), None)
 
 
-def _refusal(module: nn.Module, exchange: swap.Swap) -> str | None:
-    """Why a module keeps its search."""
-    plan = getattr(module, "vqfast_plan", None)
-    if plan is not None and not plan.recipes:
-        return plan.note
+def _refusal(module: nn.Module, exchange: swap.Swap) -> str:
+    """Why a module keeps its search, if it does."""
     library = next((base for base, name in _names(type(module)) if name in SWAPS), type(module))
     for name in exchange.methods:
         if name in vars(module):
             return f"its {name} was replaced in this instance"
         if getattr(type(module), name) is not getattr(library, name) and not swap.is_fast(type(module), name):
             return f"its class has a {name} of its own"
+    if exchange.refusal:
+        return exchange.refusal
     tensors = itertools.chain(module.parameters(), module.buffers())
     example = next(tensor for tensor in tensors if tensor.is_floating_point())
     try:
@@ -124,7 +117,7 @@ def _refusal(module: nn.Module, exchange: swap.Swap) -> str | None:
     except registry.NoBackendError as error:
         return str(error)
     slow = backend.__name__.endswith("reference")
-    return f"no compiled search runs on {example.device} here" if slow else None
+    return f"no compiled search runs on {example.device} here" if slow else ""
 
 
 def patch(library: str, restore: bool = False) -> list[str]:

@@ -54,14 +54,15 @@ class Recipe(NamedTuple):
     """What one method does in one mode with inputs of one number of dimensions.
 
     ``returns``: what it returns, with a name of ``VALUES`` or a ``Loss`` in the place of each tensor.
-    ``statistics``: whether that takes those of ``functional.quantize``. ``settings``: the module's plain
-    attributes when it was probed; with others the recipe doesn't hold.
+    ``learns``: whether a gradient reaches the codes. ``statistics``: whether those of ``functional.quantize``
+    are needed. ``settings``: the module's plain attributes when it was probed; with others it doesn't hold.
     """
 
     embedding: str
     channel_dim: int
     returns: object
     average: Average | None
+    learns: bool
     statistics: bool
     settings: dict[str, object]
 
@@ -89,7 +90,7 @@ VALUES: dict[str, Callable[[Quantized, Tensor, int], Tensor]] = {
     "indices": lambda out, codes, dim: out.indices,
     "indices (N,)": lambda out, codes, dim: out.indices.flatten(),
     "indices (N, 1)": lambda out, codes, dim: out.indices.reshape(-1, 1),
-    "indices (B, -1)": lambda out, codes, dim: out.indices.flatten(1),
+    "indices (B, -1)": lambda out, codes, dim: out.indices.reshape(len(out.indices), -1),
     "one-hot": _one_hot,
     "perplexity": _perplexity,
 }
@@ -120,7 +121,8 @@ def _cook(recipe: Recipe, module: nn.Module, z: Tensor):
     """What the method returns for ``z``, by ours."""
     weight = getattr(module, recipe.embedding).weight
     average, dim = recipe.average, recipe.channel_dim
-    codes = weight.detach().clone() if average else weight  # they move before backward
+    codes = weight if recipe.learns else weight.detach()
+    codes = codes.clone() if average else codes  # they move before backward
     z = z.to(torch.promote_types(z.dtype, codes.dtype)).contiguous()
     out = quantize(z, codes, dim, recipe.statistics)
     if average:
@@ -174,41 +176,41 @@ def _size(module: nn.Module) -> tuple[int, int]:
 
 
 def prepare(module: nn.Module) -> Swap | None:
-    """What to exchange in a quantiser, with a plan in ``module.vqfast_plan``; ``None`` for other modules."""
+    """What to exchange in a quantiser; ``None`` for other modules."""
     if embedding_of(module) is None or type(module).__module__.partition(".")[0] == "torch":
         return None
     methods = {name: fast for name, fast in FAST.items() if hasattr(type(module), name)}
-    if not hasattr(module, "vqfast_plan"):
+    plan = getattr(module, "vqfast_plan", None)
+    if plan is None:
         with torch.random.fork_rng(devices=[]), torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.manual_seed(0)
             plan = _probe(module, list(methods))
-        if plan is None:
+        if not plan.recipes and not LOOKS_LIKE_ONE.search(type(module).__name__):
             return None
-        module.vqfast_plan = plan
-    return Swap(methods, _size, lambda module: module.vqfast_plan.note)
+    refusal = "" if plan.recipes else plan.note
+    return Swap(methods, _size, lambda module: plan.note, refusal, plan)
 
 
-def _probe(module: nn.Module, methods: list[str]) -> Plan | None:
-    """Which modes of a module are a quantiser's; ``None`` if it isn't one, by what it does and its name."""
+def _probe(module: nn.Module, methods: list[str]) -> Plan:
+    """Which modes of a module are a quantiser's."""
     recipes: dict[tuple[str, bool, int], Recipe] = {}
-    reasons: dict[str, str] = {}
+    reasons: dict[str, list[str]] = {}
+    methods = [method for method in methods if method not in vars(module)]
     accepted = [(method, shape) for method in methods for shape in SHAPES if _takes(module, method, shape)]
     for (method, shape), training in itertools.product(accepted, (False, True)):
         key = method, training, len(shape)
         if key in recipes:
             continue
-        mode = f"{method} in {'training' if training else 'eval'}"
         try:
             recipe = _recipe(module, method, training, shape)
             _check(recipe, module, method, training, shape)
             recipes[key] = recipe
-            reasons[mode] = ""
         except Unfit as reason:
-            reasons.setdefault(mode, str(reason))
-    if not recipes and not LOOKS_LIKE_ONE.search(type(module).__name__):
-        return None
-    kept = [f"{mode} keeps its own code: {reason}" for mode, reason in reasons.items() if reason]
+            reasons.setdefault(f"{method} in {'training' if training else 'eval'}", []).append(str(reason))
+    for method, training, _ in recipes:  # other shapes may have been refused
+        reasons.pop(f"{method} in {'training' if training else 'eval'}", None)
+    kept = [f"{mode} keeps its own code: {' or '.join(dict.fromkeys(why))}" for mode, why in reasons.items()]
     return Plan(recipes, "; ".join(kept) or ("" if recipes else "it takes no single tensor of vectors"))
 
 
@@ -218,18 +220,23 @@ def _takes(module: nn.Module, method: str, shape: tuple[int, ...]) -> bool:
     probed = copy.deepcopy(module, {id(weight): weight}).eval()
     with torch.no_grad():
         try:
-            _call(probed, method, _vectors(weight, shape).to(weight.dtype))
+            _call(probed, method, weight.new_zeros(_sizes(shape, weight)))
         except Unfit:
             return False
     return True
 
 
+def _sizes(shape: tuple[int, ...], weight: Tensor) -> list[int]:
+    return [weight.shape[1] if length == -1 else length for length in shape]
+
+
 def _vectors(weight: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Float32 vectors near codes, so that rounding decides nothing; ``shape`` as in ``SHAPES``."""
-    codes = weight.detach().float()
-    near = codes[torch.randint(len(codes), [length for length in shape if length > 0])]
-    noise = torch.randn(near.shape).to(codes) * (0.1 * codes.abs().median())
-    return (near + noise).movedim(-1, shape.index(-1)).contiguous()
+    """Random float32 vectors whose nearest of the codes no rounding decides; ``shape`` as in ``SHAPES``."""
+    grid = [length for length in shape if length != -1]
+    drawn = torch.randn(4 * math.prod(grid), weight.shape[1]).to(weight)
+    first, second = torch.cdist(drawn, weight.detach()).square().topk(2, largest=False).values.unbind(1)
+    clearest = (second - first).topk(math.prod(grid)).indices
+    return drawn[clearest].view(*grid, -1).movedim(-1, shape.index(-1)).contiguous()
 
 
 def _call(module: nn.Module, method: str, z: Tensor) -> object:
@@ -240,9 +247,16 @@ def _call(module: nn.Module, method: str, z: Tensor) -> object:
 
 
 def _copy(module: nn.Module, training: bool) -> tuple[nn.Module, Tensor]:
-    """A float32 copy that may be moved, and its codes."""
+    """A float32 copy that may be moved, and its codes: random ones of unequal lengths, the same each time.
+
+    (With its own codes, of equal lengths maybe, or all alike, another metric could pass.)
+    """
     copied = copy.deepcopy(module).float().train(training)
-    return copied, getattr(copied, embedding_of(module)).weight.requires_grad_()
+    weight = getattr(copied, embedding_of(module)).weight.requires_grad_()
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randn(weight.shape, generator=generator)
+    weight.data.copy_(codes * (0.3 + torch.rand(len(codes), 1, generator=generator)))
+    return copied, weight
 
 
 def _settings(module: nn.Module) -> dict[str, object]:
@@ -290,8 +304,10 @@ def _recipe(module: nn.Module, method: str, training: bool, shape: tuple[int, ..
 
     returns = _map(identify, returned)
     average = _average(before, _state(probed), f"{embedding_of(module)}.weight", out, floats)
-    statistics = average is not None or "perplexity" in _leaves(returns)
-    return Recipe(embedding_of(module), dim, returns, average, statistics, settings)
+    leaves = _leaves(returns)
+    learns = any(leaf.codebook != 0 if isinstance(leaf, Loss) else leaf == "codes" for leaf in leaves)
+    statistics = average is not None or "perplexity" in leaves
+    return Recipe(embedding_of(module), dim, returns, average, learns, statistics, settings)
 
 
 def _average(
@@ -322,10 +338,11 @@ def _check(recipe: Recipe, module: nn.Module, method: str, training: bool, shape
     Raises:
         Unfit: they differ.
     """
-    ours, theirs = _copy(module, training)[0], _copy(module, training)[0]
+    (ours, codes), (theirs, _) = _copy(module, training), _copy(module, training)
+    codes = codes.detach().clone()
     calls = {ours: lambda z: _cook(recipe, ours, z), theirs: lambda z: _call(theirs, method, z)}
     for batch in (3, 1, 4):
-        x = _vectors(getattr(module, recipe.embedding).weight, (batch, *shape[1:]))
+        x = _vectors(codes, (batch, *shape[1:]))
         results = []
         for model, call in calls.items():
             z, weight = x.clone().requires_grad_(), getattr(model, recipe.embedding).weight

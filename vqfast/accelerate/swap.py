@@ -20,12 +20,15 @@ class Swap(NamedTuple):
 
     ``methods``: by name, ``fast(original, self, *args)``; ``original(self, *args)`` is at hand for what isn't
     searched. ``size``: ``(K, D)`` of a module. ``note``: which of its modes keep their own code, and why.
-    ``reported``: not where it is a part of another that is.
+    ``refusal``: why not to, after all. ``plan``: what the methods find in ``self.vqfast_plan``. ``reported``: not
+    where it is a part of another that is.
     """
 
     methods: dict[str, Fast]
     size: Callable[[nn.Module], tuple[int, int]]
     note: Callable[[nn.Module], str] = lambda module: ""
+    refusal: str = ""
+    plan: object = None
     reported: bool = True
 
 
@@ -73,11 +76,15 @@ def accelerate(module: nn.Module, swap: Swap) -> None:
     """Overrides the methods of this module, unless that is done."""
     if not all(is_fast(type(module), name) for name in swap.methods):
         module.__class__ = fast_class(type(module), tuple(swap.methods.items()))
+        if swap.plan is not None:
+            module.vqfast_plan = swap.plan
 
 
 def restore(module: nn.Module) -> None:
-    """Gives an accelerated module its class back."""
-    module.__class__ = type(module).vqfast_origin[0]
+    """Gives a module its class back."""
+    if isinstance(module, Accelerated):
+        module.__class__ = type(module).vqfast_origin[0]
+        vars(module).pop("vqfast_plan", None)
 
 
 def patch(cls: type, swap: Swap) -> None:

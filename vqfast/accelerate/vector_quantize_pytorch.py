@@ -1,4 +1,4 @@
-"""vector-quantize-pytorch: VectorQuantize, and so all that is built of it. Checked with 1.32.0.
+"""vector-quantize-pytorch: VectorQuantize, SimVQ, and so all that is built of them. Checked with 1.32.0.
 
 ``VectorQuantize`` says whether a pass needs the distances to all codes; if not, its ``Codebook`` searches.
 """
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vqfast.accelerate.search import largest_product
 from vqfast.accelerate.swap import Fast, Swap
-from vqfast.functional import nearest_code
+from vqfast.functional import nearest_code, quantize
 from vqfast.nn.codebook import masked_statistics
 
 
@@ -104,6 +104,18 @@ def _spread(codebook: nn.Module) -> Tensor:
     return (codebook.batch_variance.clamp(min=1e-5) / codebook.codebook_variance.clamp(min=1e-5)).sqrt()
 
 
+def _sim_vq(original: Fast, self: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``(B, ..., D)``, or channels first -> the same, int64 ``(B, ...)``, loss."""
+    from vector_quantize_pytorch.vector_quantize_pytorch import rotate_to
+
+    z = x.movedim(1, -1) if self.channel_first else x
+    out = quantize(z, self.codebook, channel_dim=-1)
+    quantized = rotate_to(z, out.quantized.detach()) if self.rotation_trick else out.quantized
+    loss = out.codebook_loss + self.input_to_quantize_commit_loss_weight * out.commitment_loss
+    quantized = quantized.movedim(-1, 1) if self.channel_first else quantized
+    return quantized, out.indices, loss * self.commitment_weight
+
+
 LIBRARY = "vector_quantize_pytorch.vector_quantize_pytorch"
 SWAPS = {
     f"{LIBRARY}.VectorQuantize": Swap(
@@ -113,5 +125,8 @@ SWAPS = {
         {"forward": _codebook, "track_cluster_size_and_embed_avg": _track},
         lambda module: tuple(module.embed.shape[1:]),
         reported=False,
+    ),
+    "vector_quantize_pytorch.sim_vq.SimVQ": Swap(
+        {"forward": _sim_vq}, lambda module: tuple(module.frozen_codebook.shape)
     ),
 }
