@@ -130,6 +130,18 @@ def test_the_averages_gather_over_calls_and_by_given_indices():
     same(layer(), batches(2, 30, 16), call)
 
 
+def test_a_step_in_two_parts_ends_with_the_same_bits():
+    mask, (x,) = torch.rand(2, 30) > 0.3, batches(2, 30, 16)[:1]
+    whole = layer()
+    vqfast.accelerate(whole)
+    parts = copy.deepcopy(whole)
+    whole(x, mask=mask)
+    indices = parts(x, mask=mask, ema_update=False)[1]
+    parts.update_indices(x, indices, mask=mask)
+    for ours, theirs in zip(parts.state_dict().values(), whole.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 @pytest.mark.parametrize(
     "options",
     [

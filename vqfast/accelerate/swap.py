@@ -20,8 +20,8 @@ class Swap(NamedTuple):
 
     ``methods``: by name, ``fast(original, self, *args)``; ``original(self, *args)`` is at hand for what isn't
     searched. ``size``: ``(K, D)`` of a module. ``note``: which of its modes keep their own code, and why.
-    ``refusal``: why not to, after all. ``plan``: what the methods find in ``self.vqfast_plan``. ``reported``: not
-    where it is a part of another that is.
+    ``refusal``: why not to, after all. ``plan``: what the methods find in ``self.vqfast_plan``.
+    ``reported``: not where it is a part of another that is.
     """
 
     methods: dict[str, Fast]

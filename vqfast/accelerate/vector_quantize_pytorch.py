@@ -78,15 +78,17 @@ def _track(
     ema_update_weight=None,
     accum_ema_update: bool = False,
 ) -> None:
-    """Moves the averages: ``flatten (C, N, D)``, and in the place of one-hot rows indices ``(C, N)``."""
-    if embed_onehot.ndim == 3:
-        return original(self, flatten, embed_onehot, mask, ema_update_weight, accum_ema_update)
+    """Moves the averages by ``flatten (C, N, D)`` and one-hot rows ``(C, N, K)`` or indices ``(C, N)``.
+
+    Both are summed in one way, so that a step and ``update_indices`` end with the same bits.
+    """
     from vector_quantize_pytorch.vector_quantize_pytorch import accum_grad_, ema_inplace
 
     if self.affine_param:
         flatten = (flatten - self.batch_mean) / _spread(self) + self.codebook_mean
-    shown = torch.ones_like(embed_onehot[0], dtype=torch.bool) if mask is None else mask[0]
-    counts, sums = masked_statistics(flatten.transpose(0, 1), embed_onehot.T, shown, self.codebook_size)
+    indices = embed_onehot.argmax(-1) if embed_onehot.ndim == 3 else embed_onehot
+    shown = torch.ones_like(indices[0], dtype=torch.bool) if mask is None else mask[0]
+    counts, sums = masked_statistics(flatten.transpose(0, 1), indices.T, shown, self.codebook_size)
     counts, sums = counts.to(flatten.dtype), sums.contiguous()
     self.all_reduce_fn(counts)
     self.all_reduce_fn(sums)
