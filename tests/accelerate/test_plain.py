@@ -137,7 +137,7 @@ def test_conventions_of_images(cls):
 
 
 def test_channels_last_of_any_number_of_dimensions():
-    same(ChannelsLast(), [torch.randn(2, 4, 5, D), torch.randn(2, 7, D), torch.randn(9, D)])
+    same(ChannelsLast(), [torch.randn(2, 4, 5, D), torch.randn(2, 9, D), torch.randn(19, D)])
 
 
 def test_audio_and_nested_returns():
@@ -182,6 +182,12 @@ def test_a_changed_setting_or_another_call_goes_to_the_original():
     (_, loss, _), searched = searches(fast, x)
     assert searched == 0
     torch.testing.assert_close(loss, slow(x)[1])
+
+
+def test_few_vectors_go_to_the_original():
+    fast = VQEmbedding()
+    vqfast.accelerate(fast)
+    assert [searches(fast, torch.randn(1, D, 1, n))[1] for n in (15, 16)] == [0, 1]
 
 
 class CosineQuantizer(Base):

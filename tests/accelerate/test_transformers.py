@@ -114,7 +114,7 @@ def test_whole_models(name):
             codes.normal_()
     fast = copy.deepcopy(slow.eval())
     assert len(vqfast.accelerate(fast).replaced) == codebooks
-    x = torch.randn(1, 1, 4096)
+    x = torch.randn(1, 1, 16384)
     ours, searched = searches(fast.encode, x)
     assert searched == codebooks
     assert torch.equal(ours.audio_codes, slow.encode(x).audio_codes)

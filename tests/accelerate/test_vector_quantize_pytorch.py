@@ -100,8 +100,9 @@ def test_images_and_maps_of_three_dimensions():
     same(layer(accept_3d_fmap=True), batches(2, 16, 2, 3, 4))
 
 
-def test_a_single_vector():
-    same(layer(), batches(7, 16))
+def test_one_token_each():
+    same(layer(), batches(7, 16), modes=())
+    same(layer(), batches(20, 16))
 
 
 def test_options_of_a_call():

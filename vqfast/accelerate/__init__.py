@@ -50,7 +50,8 @@ def accelerate(model: nn.Module, restore: bool = False) -> Report:
 
     Codes are exact, outputs, losses and gradients the same up to rounding; state_dict, signatures and hooks
     stay. Works on a model that is compiled, wrapped by DistributedDataParallel or copied, before or after.
-    A search on a device without a compiled one is left alone; so accelerate a model where it is to run.
+    Modules on a device without a compiled search are left alone; so accelerate a model where it is to run.
+    A call with fewer than 16 vectors keeps its own search, which is the faster one then.
 
     Args:
         model: with modules of transformers, diffusers, vector-quantize-pytorch, or plain PyTorch ones.

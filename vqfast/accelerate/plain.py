@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqfast.accelerate.search import few
 from vqfast.accelerate.swap import Fast, Swap
 from vqfast.functional import Quantized, quantize
 
@@ -112,7 +113,9 @@ def _run(method: str, original: Fast, self: nn.Module, *args, **kwargs):
     recipe = None
     if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
         recipe = self.vqfast_plan.recipes.get((method, self.training, args[0].ndim))
-    if recipe is None or any(getattr(self, name) != was for name, was in recipe.settings.items()):
+    if recipe is None or few(args[0], getattr(self, recipe.embedding).weight):
+        return original(self, *args, **kwargs)
+    if any(getattr(self, name) != was for name, was in recipe.settings.items()):
         return original(self, *args, **kwargs)
     return _cook(recipe, self, args[0])
 

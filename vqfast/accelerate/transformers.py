@@ -13,19 +13,21 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqfast.accelerate.search import straight_through
+from vqfast.accelerate.search import few, straight_through
 from vqfast.accelerate.swap import Fast, Swap
 from vqfast.functional import nearest_code
 
 
 def _quantize(original: Fast, self: nn.Module, hidden_states: Tensor) -> Tensor:
     """Encodec, Mimi, X-Codec, Higgs Audio: ``(N, D)`` -> int64 ``(N,)``."""
-    return nearest_code(hidden_states, self.embed)
+    codes = self.embed
+    return original(self, hidden_states) if few(hidden_states, codes) else nearest_code(hidden_states, codes)
 
 
 def _decode_latents(original: Fast, self: nn.Module, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
     """DAC, by unit vectors: ``(B, D, T)`` -> codes ``(B, D, T)``, int64 ``(B, T)``."""
-    if hasattr(self.codebook, "_hf_hook"):  # offloaded: the original fetches the weights
+    offloaded = hasattr(self.codebook, "_hf_hook")  # then the original fetches the weights
+    if offloaded or few(hidden_states, self.codebook.weight):
         return original(self, hidden_states)
     x, codes = F.normalize(hidden_states.transpose(1, 2), dim=-1), F.normalize(self.codebook.weight)
     indices = nearest_code(x, codes)
@@ -34,17 +36,25 @@ def _decode_latents(original: Fast, self: nn.Module, hidden_states: Tensor) -> t
 
 def _emu3(original: Fast, self: nn.Module, hidden_state: Tensor) -> Tensor:
     """``(B, T, D, H, W)`` -> int64 ``(B, T, H, W)``."""
+    codes = self.embedding.weight
+    if few(hidden_state, codes):
+        return original(self, hidden_state)
     x = hidden_state.movedim(2, -1)
-    return nearest_code(x.reshape(-1, x.shape[-1]), self.embedding.weight).view(x.shape[:-1])
+    return nearest_code(x.reshape(-1, x.shape[-1]), codes).view(x.shape[:-1])
 
 
 def _chameleon(original: Fast, self: nn.Module, hidden_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Chameleon, Janus: ``(B, D, H, W)`` -> the same, loss, int64 ``(B * H * W,)``."""
-    return straight_through(hidden_state, self.embedding.weight, commitment=1, codebook=self.beta)
+    codes = self.embedding.weight
+    if few(hidden_state, codes):
+        return original(self, hidden_state)
+    return straight_through(hidden_state, codes, commitment=1, codebook=self.beta)
 
 
 def _glm_image(original: Fast, self: nn.Module, hidden_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The same between unit vectors."""
+    if few(hidden_state, self.embedding.weight):
+        return original(self, hidden_state)
     z, codes = F.normalize(hidden_state, dim=1), F.normalize(self.embedding.weight)
     return straight_through(z, codes, commitment=1, codebook=self.beta)
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqfast.accelerate.search import largest_product
+from vqfast.accelerate.search import few, largest_product
 from vqfast.accelerate.swap import Fast, Swap
 from vqfast.functional import nearest_code, quantize
 from vqfast.nn.codebook import masked_statistics
@@ -43,7 +43,7 @@ def _vector_quantize(original: Fast, self: nn.Module, x: Tensor, indices=None, *
 @torch.autocast("cuda", enabled=False)
 def _codebook(original: Fast, self: nn.Module, x: Tensor, *args, **options):
     """``(C, B, N, D)`` or ``(B, N, D)`` -> codes of that shape, int64 indices, no distances."""
-    searched = getattr(self, "vqfast_search", False)
+    searched = getattr(self, "vqfast_search", False) and not few(x, self.embed)
     if not searched or options["topk"] is not None or options["codebook_transform_fn"] is not None:
         return original(self, x, *args, **options)
     x = x.float()
@@ -110,6 +110,8 @@ def _sim_vq(original: Fast, self: nn.Module, x: Tensor) -> tuple[Tensor, Tensor,
     """``(B, ..., D)``, or channels first -> the same, int64 ``(B, ...)``, loss."""
     from vector_quantize_pytorch.vector_quantize_pytorch import rotate_to
 
+    if few(x, self.frozen_codebook):
+        return original(self, x)
     z = x.movedim(1, -1) if self.channel_first else x
     out = quantize(z, self.codebook, channel_dim=-1)
     quantized = rotate_to(z, out.quantized.detach()) if self.rotation_trick else out.quantized
