@@ -184,6 +184,13 @@ def test_a_changed_setting_or_another_call_goes_to_the_original():
     torch.testing.assert_close(loss, slow(x)[1])
 
 
+def test_without_weights():
+    with torch.device("meta"):
+        module = VectorQuantizer()
+    (entry,) = vqfast.accelerate(module).left
+    assert entry.note == "its weights are on the meta device"
+
+
 def test_few_vectors_go_to_the_original():
     fast = VQEmbedding()
     vqfast.accelerate(fast)

@@ -112,6 +112,13 @@ def test_options_of_a_call():
     same(layer(), batches(2, 30, 16), lambda module, z: module(z, return_loss_breakdown=True))
 
 
+def test_the_best_of_one():
+    same(layer(), batches(2, 30, 16), lambda module, z: module(z, topk=1))
+    fast = layer()
+    vqfast.accelerate(fast)
+    assert torch.equal(fast(torch.ones(2, 30, 16), topk=1)[1][..., 0], fast(torch.ones(2, 30, 16))[1])
+
+
 def test_calls_that_need_the_distances_keep_them():
     wanted = torch.randint(64, (2, 30))
     same(layer(), batches(2, 30, 16), lambda module, z: module(z, indices=wanted), modes=())

@@ -199,6 +199,8 @@ def _probe(module: nn.Module, methods: list[str]) -> Plan:
     """Which modes of a module are a quantiser's."""
     recipes: dict[tuple[str, bool, int], Recipe] = {}
     reasons: dict[str, list[str]] = {}
+    if getattr(module, embedding_of(module)).weight.is_meta:
+        return Plan({}, "its weights are on the meta device")
     methods = [method for method in methods if method not in vars(module)]
     accepted = [(method, shape) for method in methods for shape in SHAPES if _takes(module, method, shape)]
     for (method, shape), training in itertools.product(accepted, (False, True)):

@@ -44,7 +44,7 @@ def _vector_quantize(original: Fast, self: nn.Module, x: Tensor, indices=None, *
 def _codebook(original: Fast, self: nn.Module, x: Tensor, *args, **options):
     """``(C, B, N, D)`` or ``(B, N, D)`` -> codes of that shape, int64 indices, no distances."""
     searched = getattr(self, "vqfast_search", False) and not few(x, self.embed)
-    if not searched or options["topk"] is not None or options["codebook_transform_fn"] is not None:
+    if not searched or options["topk"] not in (None, 1) or options["codebook_transform_fn"] is not None:
         return original(self, x, *args, **options)
     x = x.float()
     flat = x.reshape(self.num_codebooks, -1, x.shape[-1])
@@ -62,10 +62,13 @@ def _codebook(original: Fast, self: nn.Module, x: Tensor, *args, **options):
     indices = (largest_product if self.use_cosine_sim else nearest_code)(flat, codes)
     first = torch.arange(len(flat), device=x.device).unsqueeze(1) * self.codebook_size  # of each codebook
     quantized = F.embedding(indices + first, codes.flatten(0, 1))
-    if self.training and options.get("update_usage", True) and not options["freeze_codebook"]:
+    best_of_one = options["topk"] == 1  # has a dimension of its own, and learns by update_indices
+    updates = options.get("update_usage", True) and not options["freeze_codebook"] and not best_of_one
+    if self.training and updates:
         learning = {name: options[name] for name in ("ema_update_weight", "accum_ema_update", "ema_update")}
         self.update_codebook(flat, indices, mask, **learning)
-    return quantized.view_as(x), indices.view(x.shape[:-1]), None
+    shape = (*x.shape[:-1], 1) if best_of_one else x.shape[:-1]
+    return quantized.view(*shape, -1), indices.view(shape), None
 
 
 @torch.no_grad()
