@@ -212,6 +212,16 @@ def test_codes_are_those_of_float64(cosine):
     assert cosine or (theirs != truth).sum() > 40  # theirs is the side that errs
 
 
+def test_restore():
+    made = layer()
+    before = set(vars(made)), set(vars(made._codebook))
+    vqfast.accelerate(made)
+    assert searches(made, torch.randn(2, 30, 16))[1] == 1
+    vqfast.accelerate(made, restore=True)
+    assert (set(vars(made)), set(vars(made._codebook))) == before
+    assert type(made) is library.VectorQuantize and searches(made, torch.randn(2, 30, 16))[1] == 0
+
+
 def test_patch_reaches_every_layer_built_and_is_taken_back():
     forward = library.VectorQuantize.forward
     before = layer()

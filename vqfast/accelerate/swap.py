@@ -84,7 +84,8 @@ def restore(module: nn.Module) -> None:
     """Gives a module its class back."""
     if isinstance(module, Accelerated):
         module.__class__ = type(module).vqfast_origin[0]
-        vars(module).pop("vqfast_plan", None)
+        for name in [name for name in vars(module) if name.startswith("vqfast_")]:
+            delattr(module, name)
 
 
 def patch(cls: type, swap: Swap) -> None:
