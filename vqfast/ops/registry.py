@@ -55,7 +55,7 @@ TABLE: dict[str, dict[str, Support]] = {
     "nearest": {"native": NATIVE, "triton": TRITON, "reference": Support(FLOATS)},
     "quantize": {"native": NATIVE, "triton": TRITON, "reference": Support(FLOATS)},
     "residual": {"native": NATIVE, "triton": TRITON, "reference": Support(FLOATS)},
-    "masked_conv": {"reference": Support(FLOATS)},
+    "masked_conv": {"native": NATIVE, "triton": TRITON, "reference": Support(FLOATS)},
 }
 
 
