@@ -21,6 +21,7 @@ SLOW = [
     "8192 and not 1000",
     "gradients and (wanted1 or wanted2 or dtype0)",
     "layout and (dtype1 or dtype3)",
+    "threads",
     "odd_sizes and (full or dtype1 or dtype3)",
     "activation_extra and not (contiguous and dtype2 or channels_last and dtype0)",
     "gate_equals and (dtype1 or dtype3)",
