@@ -3,9 +3,9 @@
 The search keeps a block's residuals in L2; what follows, forward and backward, keeps a vector's in L1. In
 float32; float64 goes stage by stage.
 
-FLOORS (one core, 450 GFLOP/s in bfloat16), N, Q, K, D = 12000, 8, 1024, 128: the search multiplies 25 GFLOP, 56
-ms, and reads 6 MB. Measured: search 69 ms; outputs and statistics 6, backward 5, both for the codes that they
-gather, 8 x 6 MB.
+FLOORS (one core, 450 GFLOP/s in bfloat16), N, Q, K, D = 12000, 8, 1024, 128: the search multiplies 25 GFLOP,
+56 ms, and reads 6 MB. Measured: search 69 ms; outputs and statistics 6, backward 5, both for the codes that
+they gather, 8 x 6 MB.
 """
 
 from __future__ import annotations
