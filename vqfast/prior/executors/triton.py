@@ -1,0 +1,168 @@
+"""The GPU sampler: a row of the grid is two launches of ``triton_kernel.py``, one for what the row knows when
+it starts and one for its positions.
+
+A captured graph would only save the host's part in 64 launches an image, which passes while the GPU is busy:
+there is none. Values have the prior's dtype; sums and logits are float32, of a float64 prior float64.
+``top_k`` and ``top_p`` want the logits in order: then PyTorch draws, between two launches a position.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from vqfast.ops import registry
+from vqfast.ops.nearest.tunings import pick
+from vqfast.prior.base import CausalPrior
+from vqfast.prior.executors.triton_plan import UNIT, Plan, Tables, padded
+from vqfast.prior.executors.triton_tunings import SAMPLING, Launch, Tuning
+from vqfast.prior.sampler import Request
+
+
+def refusal(prior: CausalPrior) -> str | None:
+    """Why this executor can't run ``prior``; ``None`` when it can."""
+    device = next(prior.parameters()).device
+    if device.type not in registry.TRITON.devices:
+        return f"the triton executor runs on {sorted(registry.TRITON.devices)}, not on {device.type}"
+    return registry.TRITON.unavailable()
+
+
+def tuning_of(weight: Tensor, batch: int) -> Tuning:
+    """The line of the table for a batch of a prior with such weights."""
+    from vqfast.ops.nearest.triton import architecture
+
+    return pick(SAMPLING[weight.element_size()], architecture(weight.device), batch)
+
+
+def constants(launch: Launch, dtype: torch.dtype, draws: bool) -> dict[str, object]:
+    """The kernel's constants."""
+    images = min(16, max(1, launch.images // launch.members))  # that are drawn at a time
+    return {
+        "IMAGES": launch.images,
+        "BM": launch.rows,
+        "BN": launch.columns,
+        "BK": launch.depth,
+        "BD": images if draws else 0,
+        "BG": max(16, 128 // images),
+        "DOT": launch.rows >= 16 and dtype != torch.float64,
+        "SHARED": launch.members > 1,
+    }
+
+
+def members_of(launch: Launch, groups: int, device: torch.device) -> int:
+    """Blocks a group: all run at once, one a multiprocessor, so that they can wait for one another."""
+    if device.type != "cuda":
+        return 1
+    return max(1, min(launch.members, torch.cuda.get_device_properties(device).multi_processor_count // groups))
+
+
+class Sampling:
+    """A plan's memory, and the launches that work on it."""
+
+    def __init__(self, prior: CausalPrior, request: Request) -> None:
+        program, weights = prior.lower()
+        some = next(iter(weights.values()))
+        images = len(request.known)
+        tuning = tuning_of(some, images)
+        batch = padded(images, max(launch.images for launch in tuning))
+        index = torch.arange(batch, device=some.device).clamp(max=images - 1)  # filled up with the last image
+        classes, channels = prior.num_classes or 1, prior.condition_channels
+        plan = self.plan = Plan(program, weights, request.shape, batch, classes, channels, tuning)
+        values = some.new_zeros(plan.units["values"] * UNIT)
+        if request.condition is not None:
+            plan.condition.view(values, batch)[..., :channels] = request.condition[index].permute(2, 3, 0, 1)
+        sums = values.new_zeros(plan.units["sums"] * UNIT, dtype=torch.promote_types(some.dtype, torch.float32))
+        plan.write_starts(sums)
+        codes = index.new_full((plan.codes.rows, plan.codes.columns, batch), prior.num_embeddings)
+        known = request.known[index]
+        seed = request.draw.seed
+        self.request, self.images = request, images
+        self.arguments = {
+            "values": values,
+            "sums": sums,
+            "codes": codes.int(),
+            "labels": torch.zeros_like(index) if request.labels is None else request.labels[index],
+            "known": known,
+            "numbers": request.draw.numbers[index],
+            "seed": index.new_tensor([seed - (seed >> 63 << 64)]),
+            "temperature": torch.tensor([request.draw.temperature], dtype=torch.float64, device=some.device),
+            "out": torch.empty_like(known),
+            "failed": index.new_zeros(1),
+            "batch": batch,
+            "width": request.shape[1],
+            "positions": known[0].numel(),
+            "K": prior.num_embeddings,
+        }
+        self.tables = {tables: tables.tensors() for tables in (plan.row, plan.position)}
+
+    def launch(
+        self, tables: Tables, begin: int, end: int, y: int, x: int, iterations: int, columns: int
+    ) -> None:
+        """``iterations`` times some of the jobs of ``tables``, for ``columns`` positions."""
+        from vqfast.ops.nearest.triton import on
+        from vqfast.prior.executors.triton_kernel import sample
+
+        if begin == end:
+            return
+        launch, out = tables.launch, self.arguments["out"]
+        groups = len(out) // launch.images
+        members = members_of(launch, groups, out.device)
+        together = {"launch_cooperative_grid": True} if members > 1 else {}
+        with on(out):
+            sample[(groups * members,)](
+                **self.tables[tables],
+                **self.arguments,
+                counters=torch.zeros(groups, dtype=torch.int32, device=out.device),
+                y=y,
+                x=x,
+                iterations=iterations,
+                columns=columns,
+                begin=begin,
+                end=end,
+                members=members,
+                **constants(launch, self.arguments["values"].dtype, tables is self.plan.position),
+                num_warps=launch.warps,
+                num_stages=launch.stages,
+                **together,
+            )
+
+    def run(self, y: int, x: int, count: int) -> None:
+        """Draws ``count`` positions from ``(y, x)`` on."""
+        plan, draw = self.plan, self.request.draw
+        jobs = len(plan.position.jobs)
+        self.launch(plan.row, 0, len(plan.row.jobs), y, x, 1, count)
+        if draw.top_k is None and draw.top_p is None:
+            self.launch(plan.position, 0, jobs, y, x, count, 1)
+            return
+        for column in range(x, x + count):
+            self.launch(plan.position, 0, plan.drawing, y, column, 1, 1)
+            self._draw(y, column)
+            self.launch(plan.position, plan.drawing + 1, jobs, y, column, 1, 1)
+
+    def _draw(self, y: int, x: int) -> None:
+        """What the kernel's draw does, in PyTorch."""
+        request, images, codes = self.request, self.images, self.plan.codes
+        position = y * request.shape[1] + x
+        num_embeddings = self.arguments["K"]
+        cache = self.plan.values[-1]
+        logits = cache.view(self.arguments["sums"], self.arguments["batch"])[cache.slot(y, x)]
+        noise = request.draw.noise(position, 1, num_embeddings)[:, 0]
+        known = request.known[:, y, x]
+        drawn = request.draw(logits[:images, :num_embeddings], noise).where(known < 0, known)
+        self.arguments["out"][:images, y, x] = drawn
+        self.arguments["codes"][codes.slot(y, x)][:images] = drawn
+
+
+def run(prior: CausalPrior, request: Request) -> Tensor:
+    """Codes ``(B, H, W)``."""
+    sampling = Sampling(prior, request)
+    height, width = request.shape
+    block = sampling.plan.block
+    for y, x in product(range(height), range(0, width, block)):
+        count = min(block, width - x)
+        sampling.run(y, x, count)
+        request.progress(sampling.images * count)
+    request.draw.failed = request.draw.failed | sampling.arguments["failed"].bool().any()
+    return sampling.arguments["out"][: sampling.images]
