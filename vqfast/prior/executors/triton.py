@@ -48,6 +48,7 @@ def constants(launch: Launch, dtype: torch.dtype, draws: bool) -> dict[str, obje
         "BG": max(16, 128 // images),
         "DOT": launch.rows >= 16 and dtype != torch.float64,
         "SHARED": launch.members > 1,
+        "AHEAD": launch.stages == 1,  # more: the compiler overlaps loads and products
     }
 
 

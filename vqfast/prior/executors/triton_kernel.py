@@ -80,7 +80,7 @@ def _step(
     job, places, values, sums, codes, weights, tables, labels, counter, arrivals,
     first, member, members, y, x, columns, batch, K,
     IMAGES: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    DOT: tl.constexpr, SHARED: tl.constexpr,
+    DOT: tl.constexpr, SHARED: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """A member's tiles of a job: ``columns`` positions from ``(y, x)`` on of the group's images."""
     tiles = tl.load(job + 2).to(tl.int32)
@@ -112,23 +112,23 @@ def _step(
         at = start + tl.load(labels + image) * padded
         at = tl.where(partial > 0, _cells(place + 2 * _PLACE, y, column, image, batch), at) * _UNIT
         acc = tl.load(sums + at[:, None] + n[None, :])
-        if SHARED:  # one step ahead: so that only values are loaded after the meeting
+        if AHEAD:  # only values are loaded after the meeting
             w = tl.load(matrix + tile)
             at = _cells(source, y, column, image, batch) * _UNIT
-            if item == member:
-                _wait(counter, arrivals, SHARED)
-        for c in range(products):
-            if not SHARED:
-                w = tl.load(matrix + c * (BK * BN) + tile)
-                at = _cells(source + c * _PLACE, y, column, image, batch) * _UNIT
+        if item == member:
+            _wait(counter, arrivals, SHARED)
+        for p in range(products):
+            if not AHEAD:
+                w = tl.load(matrix + p * (BK * BN) + tile)
+                at = _cells(source + p * _PLACE, y, column, image, batch) * _UNIT
             a = tl.load(values + at[:, None] + k[None, :])
             if DOT:
                 acc = tl.dot(a, w, acc, input_precision="ieee", out_dtype=ACC)
             else:
                 acc += tl.sum(a.to(ACC)[:, :, None] * w.to(ACC)[None, :, :], axis=1)
-            if SHARED:
-                w = tl.load(matrix + (c + 1) * (BK * BN) + tile)
-                at = _cells(source + (c + 1) * _PLACE, y, column, image, batch) * _UNIT
+            if AHEAD:
+                w = tl.load(matrix + (p + 1) * (BK * BN) + tile)
+                at = _cells(source + (p + 1) * _PLACE, y, column, image, batch) * _UNIT
         source += products * _PLACE
         channel = tl.where(activation == _GATE, n // 2 + n % 2 * (width // 2), n)
         for t in range(adds):
@@ -141,10 +141,10 @@ def _step(
             acc += tl.load(tables + at[:, None] + n[None, :]).to(ACC)
         inside = (m < columns * IMAGES)[:, None]
         if activation == _GATE:
-            a, b = tl.split(tl.reshape(acc, (BM, BN // 2, 2)))
-            c = j * (BN // 2) + tl.arange(0, BN // 2)
-            mask = inside & (c < width // 2)[None, :]
-            _store(_gate(a, b), mask, c, place, values, values, y, column, image, batch, residual)
+            left, right = tl.split(tl.reshape(acc, (BM, BN // 2, 2)))
+            half = j * (BN // 2) + tl.arange(0, BN // 2)
+            gated = inside & (half < width // 2)[None, :]
+            _store(_gate(left, right), gated, half, place, values, values, y, column, image, batch, residual)
         else:
             v = tl.where((activation == _RELU) & (acc < 0), 0, acc)
             mask = inside & (n < width)[None, :]
@@ -152,7 +152,7 @@ def _step(
                 _store(v, mask, n, place, values, sums, y, column, image, batch, residual)
             else:
                 _store(v, mask, n, place, values, values, y, column, image, batch, residual)
-    if SHARED and member >= tiles * row_tiles:
+    if member >= tiles * row_tiles:
         _wait(counter, arrivals, SHARED)
 
 
@@ -203,7 +203,7 @@ def sample(
     jobs, places, values, sums, codes, weights, tables, labels, known, numbers, seed, temperature, out, failed,
     counters, y, x, iterations, columns, begin, end, members, batch, width, positions, K,
     IMAGES: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    BD: tl.constexpr, BG: tl.constexpr, DOT: tl.constexpr, SHARED: tl.constexpr,
+    BD: tl.constexpr, BG: tl.constexpr, DOT: tl.constexpr, SHARED: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """``iterations`` times the jobs ``begin .. end`` for ``columns`` positions from ``(y, x)`` on.
 
@@ -228,7 +228,7 @@ def sample(
                 _step(
                     job, places, values, sums, codes, weights, tables, labels, counter, arrivals,
                     group * IMAGES, member, members, y, x + i, columns, batch, K,
-                    IMAGES, BM, BN, BK, DOT, SHARED,
+                    IMAGES, BM, BN, BK, DOT, SHARED, AHEAD,
                 )  # fmt: skip
             _arrive(counter, SHARED)
             arrivals += members
