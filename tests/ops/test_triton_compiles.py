@@ -14,6 +14,7 @@ triton = pytest.importorskip("triton")
 from vqfast.ops import registry  # noqa: E402
 from vqfast.ops.nearest import tunings  # noqa: E402
 from vqfast.ops.nearest.tunings import ANY, RECHECK, SEARCH, Tuning, pick  # noqa: E402
+from vqfast.prior.executors.triton_tunings import SAMPLING  # noqa: E402
 
 pytestmark = pytest.mark.skipif(registry.interpreted(), reason="an interpreted kernel can't be compiled")
 
@@ -38,7 +39,8 @@ CASES = [
 ]
 
 
-def build(kernel, arch: str, constants: dict, warps: int, stages: int):
+def build(kernel, arch: str, constants: dict, warps: int, stages: int, pointers: dict | None = None):
+    """``pointers``: all that are aligned, instead of all but the ``ODD``."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -46,8 +48,10 @@ def build(kernel, arch: str, constants: dict, warps: int, stages: int):
     target = GPUTarget("hip", arch, 64) if hip else GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
     names = kernel.arg_names
     constants = {**dict.fromkeys(UNITS & set(names), 1), **constants}
-    signature = {name: "constexpr" if name in constants else POINTERS.get(name, "i32") for name in names}
-    aligned = [i for i, name in enumerate(names) if name not in constants and name not in ODD]
+    types = POINTERS if pointers is None else pointers
+    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in names}
+    odd = ODD if pointers is None else set(names) - set(pointers)
+    aligned = [i for i, name in enumerate(names) if name not in constants and name not in odd]
     source = ASTSource(
         kernel,
         signature,
@@ -158,3 +162,47 @@ def test_fallback_tunings_fit_consumer_chips(tmp_path) -> None:
     tuning = pick(SEARCH, "sm_86", 256)
     constants = {"WIDE": tl.float32, "DIMS": 1, "WRITE": True, **nearest.search_constants(tuning, 256)}
     assert build(nearest._search, "sm_86", constants, tuning.warps, tuning.stages).metadata.shared <= 99 << 10
+
+
+SAMPLERS = [
+    (size, arch, widest, which)
+    for size, table in SAMPLING.items()
+    for arch, lines in table.items()
+    for widest in lines
+    for which in ("row", "position")
+]
+
+
+@pytest.mark.parametrize("size, arch, widest, which", SAMPLERS)
+def test_sampler_fits_the_chip_without_spills(size, arch, widest, which, tmp_path) -> None:
+    import torch
+
+    from vqfast.prior.executors import triton as executor
+    from vqfast.prior.executors import triton_kernel
+
+    launch = getattr(SAMPLING[size][arch][widest], which)
+    dtype, name = {2: (torch.bfloat16, "*bf16"), 4: (torch.float32, "*fp32"), 8: (torch.float64, "*fp64")}[size]
+    pointers = {
+        **dict.fromkeys(["jobs", "places", "labels", "known", "numbers", "seed", "out", "failed"], "*i64"),
+        **dict.fromkeys(["values", "weights", "tables"], name),
+        **dict.fromkeys(["codes", "counters"], "*i32"),
+        **{"sums": "*fp64" if size == 8 else "*fp32", "temperature": "*fp64"},
+    }
+    constants = executor.constants(launch, dtype, which == "position")
+    compiled = build(triton_kernel.sample, arch, constants, launch.warps, launch.stages, pointers)
+    assert compiled.metadata.shared <= SHARED[arch]
+    text = assembly(compiled)
+    if size == 8:  # whether it spills matters little: float64 is slow there anyway
+        return
+    assert spilled(compiled, tmp_path) == 0
+    product = PRODUCT[arch] if launch.rows >= 64 or arch == "gfx942" else "mma.sync"  # few rows: no wgmma
+    assert (product in text) == (constants["DOT"] and (size == 2 or arch == "gfx942"))
+    meets = launch.members > 1
+    assert ("ld.global.gpu.acquire" in text or "buffer_inv" in text) == meets
+    assert ("red.global.gpu.release" in text or "buffer_wbl2" in text) == meets
+
+
+@pytest.mark.parametrize("size", SAMPLING)
+def test_members_of_a_group_never_wait_for_one_that_is_not_there(size) -> None:
+    """On AMD a block's own barrier doesn't wait for its stores to reach the others: groups of one."""
+    assert all(launch.members == 1 for line in SAMPLING[size]["gfx942"].values() for launch in line)
