@@ -181,10 +181,10 @@ def test_sampler_fits_the_chip_without_spills(size, arch, widest, which, tmp_pat
     from vqfast.prior.executors import triton_kernel
 
     launch = getattr(SAMPLING[size][arch][widest], which)
-    dtype, name = {2: (torch.bfloat16, "*bf16"), 4: (torch.float32, "*fp32"), 8: (torch.float64, "*fp64")}[size]
+    dtype, name = {2: (torch.bfloat16, "bf16"), 4: (torch.float32, "fp32"), 8: (torch.float64, "fp64")}[size]
     pointers = {
         **dict.fromkeys(["jobs", "places", "labels", "known", "numbers", "seed", "out", "failed"], "*i64"),
-        **dict.fromkeys(["values", "weights", "tables"], name),
+        **dict.fromkeys(["values", "weights", "tables"], f"*{name}"),
         **dict.fromkeys(["codes", "counters"], "*i32"),
         **{"sums": "*fp64" if size == 8 else "*fp32", "temperature": "*fp64"},
     }
@@ -192,17 +192,12 @@ def test_sampler_fits_the_chip_without_spills(size, arch, widest, which, tmp_pat
     compiled = build(triton_kernel.sample, arch, constants, launch.warps, launch.stages, pointers)
     assert compiled.metadata.shared <= SHARED[arch]
     text = assembly(compiled)
-    if size == 8:  # whether it spills matters little: float64 is slow there anyway
-        return
-    assert spilled(compiled, tmp_path) == 0
-    product = PRODUCT[arch] if launch.rows >= 64 or arch == "gfx942" else "mma.sync"  # few rows: no wgmma
-    assert (product in text) == (constants["DOT"] and (size == 2 or arch == "gfx942"))
     meets = launch.members > 1
-    assert ("ld.global.gpu.acquire" in text or "buffer_inv" in text) == meets
-    assert ("red.global.gpu.release" in text or "buffer_wbl2" in text) == meets
-
-
-@pytest.mark.parametrize("size", SAMPLING)
-def test_members_of_a_group_never_wait_for_one_that_is_not_there(size) -> None:
-    """On AMD a block's own barrier doesn't wait for its stores to reach the others: groups of one."""
-    assert all(launch.members == 1 for line in SAMPLING[size]["gfx942"].values() for launch in line)
+    assert ("acquire" in text and "release" in text) == meets
+    if arch == "gfx942":  # a barrier there doesn't wait until the block's stores can be read by others
+        assert not meets and "global_atomic" not in text
+    if size < 8:  # float64 is slow anyway
+        assert spilled(compiled, tmp_path) == 0
+    few = launch.rows < 64 and arch != "gfx942"  # no wgmma
+    on_tensor_cores = constants["DOT"] and (size == 2 or arch == "gfx942")
+    assert (("mma.sync" if few else PRODUCT[arch]) in text) == on_tensor_cores

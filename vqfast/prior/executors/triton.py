@@ -36,7 +36,7 @@ def refusal(prior: CausalPrior) -> str | None:
 def verdict(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why its draws aren't to be trusted on ``device``: those of a small prior, by every line of the table.
 
-    A wrong draw makes most of those after it differ: of 60 none may, of float16 and bfloat16 one in four.
+    A wrong draw makes most of those after it differ: of 30 none may, of float16 and bfloat16 seven.
     """
 
     def check() -> None:
@@ -50,11 +50,11 @@ def verdict(device: torch.device, dtype: torch.dtype) -> str | None:
             parameter.mul_(2)
         prior = prior.to(device, dtype)
         numbers = torch.arange(5, device=device)
-        known = torch.full((5, 3, 4), -1, device=device)
-        condition = numbers.to(dtype).sin().view(-1, 1, 1, 1).expand(5, 1, 3, 4)
-        request = Request((3, 4), Draw(0, numbers, 1.0, None, None), known, numbers % 2, condition)
+        known = torch.full((5, 2, 3), -1, device=device)
+        condition = numbers.to(dtype).sin().view(-1, 1, 1, 1).expand(5, 1, 2, 3)
+        request = Request((2, 3), Draw(0, numbers, 1.0, None, None), known, numbers % 2, condition)
         want = plain.run(prior, request)
-        most = 0 if dtype in (torch.float32, torch.float64) else 15
+        most = 0 if dtype in (torch.float32, torch.float64) else 7
         for tuning in tunings_of(next(prior.parameters())).values():
             differ = int((Sampling(prior, request, tuning).draw() != want).sum())
             if differ > most or request.draw.failed:
@@ -91,7 +91,9 @@ def members_of(launch: Launch, groups: int, device: torch.device) -> int:
     """Blocks a group: all run at once, one a multiprocessor, so that they can wait for one another."""
     if device.type != "cuda":
         return 1
-    return max(1, min(launch.members, torch.cuda.get_device_properties(device).multi_processor_count // groups))
+    return max(
+        1, min(launch.members, torch.cuda.get_device_properties(device).multi_processor_count // groups)
+    )
 
 
 class Sampling:
@@ -108,7 +110,9 @@ class Sampling:
         values = some.new_zeros(plan.units["values"] * UNIT)
         if request.condition is not None:
             plan.condition.view(values, batch)[..., :channels] = request.condition[index].permute(2, 3, 0, 1)
-        sums = values.new_zeros(plan.units["sums"] * UNIT, dtype=torch.promote_types(some.dtype, torch.float32))
+        sums = values.new_zeros(
+            plan.units["sums"] * UNIT, dtype=torch.promote_types(some.dtype, torch.float32)
+        )
         plan.write_starts(sums)
         codes = index.new_full((plan.codes.rows, plan.codes.columns, batch), prior.num_embeddings)
         known = request.known[index]

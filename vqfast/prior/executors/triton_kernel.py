@@ -133,7 +133,9 @@ def _step(
         channel = tl.where(activation == _GATE, n // 2 + n % 2 * (width // 2), n)
         for t in range(adds):
             at = _cells(source + t * _PLACE, y, column, image, batch) * _UNIT
-            acc += tl.load(values + at[:, None] + channel[None, :], mask=(n < width)[None, :], other=0).to(ACC)
+            acc += tl.load(values + at[:, None] + channel[None, :], mask=(n < width)[None, :], other=0).to(
+                ACC
+            )
         source += adds * _PLACE
         for t in range(lookups):
             code = tl.load(codes + _cells(source + t * _PLACE, y, column, image, batch))
@@ -198,10 +200,12 @@ def _draw(
             tl.store(failed, 1)
 
 
-@triton.jit(do_not_specialize=["y", "x", "iterations", "columns", "begin", "end", "members", "batch", "width"])
+@triton.jit(
+    do_not_specialize=["y", "x", "iterations", "columns", "begin", "end", "members", "batch", "width"]
+)
 def sample(
-    jobs, places, values, sums, codes, weights, tables, labels, known, numbers, seed, temperature, out, failed,
-    counters, y, x, iterations, columns, begin, end, members, batch, width, positions, K,
+    jobs, places, values, sums, codes, weights, tables, labels, known, numbers, seed, temperature, out,
+    failed, counters, y, x, iterations, columns, begin, end, members, batch, width, positions, K,
     IMAGES: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     BD: tl.constexpr, BG: tl.constexpr, DOT: tl.constexpr, SHARED: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
