@@ -1,7 +1,7 @@
 """The GPU sampler: a row of the grid is two launches of ``triton_kernel.py``, one for what the row knows when
 it starts and one for its positions.
 
-A captured graph would only save the host's part in 64 launches an image, which passes while the GPU is busy:
+A captured graph would only save the host's part in 64 launches a batch, which passes while the GPU is busy:
 there is none. Values have the prior's dtype; sums and logits are float32, of a float64 prior float64.
 ``top_k`` and ``top_p`` want the logits in order: then PyTorch draws, between two launches a position.
 """
@@ -170,10 +170,15 @@ class Sampling:
     def draw(self) -> Tensor:
         """Codes ``(B, H, W)``."""
         plan, (height, width) = self.plan, self.request.shape
+        device, before = self.arguments["out"].device, None
         for y, x in product(range(height), range(0, width, plan.block)):
             count = min(plan.block, width - x)
             self.launch(plan.row, 0, len(plan.row.jobs), y, x, 1, count)
             self._positions(y, x, count)
+            if device.type == "cuda":  # two rows are on their way at most: for progress' sake and Ctrl-C's
+                if before is not None:
+                    before.synchronize()
+                before = torch.cuda.current_stream(device).record_event()
             self.request.progress(self.images * count)
         draw = self.request.draw
         draw.failed = draw.failed | self.arguments["failed"].bool().any()

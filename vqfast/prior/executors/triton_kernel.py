@@ -12,12 +12,13 @@ slots of its rows and columns, and the offset from the position that is computed
 
 A *job* is a product with one matrix (a step, or its part that only needs the rows above), or the draw.
 
-FLOORS (H100; 32x32 codes, K 512, 15 gated layers of 128 channels; bf16). Batch 1: 34 jobs a position, each
-about 0.7 us to meet and 0.7 us for one load, one product and one store: predicted 48 us a position, 50 ms an
-image, and 8 ms for the rows' parts. Batch 8192: of 6.4 M weights 1.6 M are read a position by each of 128
-blocks, 0.4 TB in all, 75 ms at 5.5 TB/s, and 26 TFLOP; the rows' parts are 80 TFLOP, 160 ms at 500 TFLOP/s,
-and move 0.4 TB of values, 150 ms; predicted 350 to 500 ms, 16,000 to 23,000 images/s. The draw's float64
-logarithms are 20 us of a position's 400 there; where float64 is slow (consumer chips) they dominate."""
+FLOORS (H100; 32x32 codes, K 512, 15 gated layers of 128 channels), nothing measured yet. Batch 1: 34 jobs a
+position, each about 0.7 us to meet and 0.7 us for one load, one product and one store: predicted 48 us a
+position, 50 ms an image, and up to 8 ms for the rows' parts. Batch 8192 in bf16: of 6.4 M weights 1.6 M are
+read a position by each of 128 blocks, 0.4 TB in all, 75 ms at 5.5 TB/s, for 26 TFLOP; the rows' parts are 80
+TFLOP, 160 ms at 500 TFLOP/s, and move 0.4 TB of values, 150 ms: predicted 350 to 550 ms, 15,000 to 23,000
+images/s. In float32, multiplied without tensor cores at 60 TFLOP/s: at most 4,600. The draw's float64
+logarithms are 20 us of a position's 400 there; certifying them in float32 would pay on consumer chips."""
 
 from __future__ import annotations
 
@@ -33,6 +34,7 @@ _GATE, _RELU = tl.constexpr(ACTIVATIONS.index("gate")), tl.constexpr(ACTIVATIONS
 @triton.jit
 def _cells(place, y, x, image, batch):
     """Where the values at row ``y`` and columns ``x`` begin, for each image; in the place's units."""
+    # in the order of PLACE
     rows = tl.load(place + 2).to(tl.int32)
     columns = tl.load(place + 3).to(tl.int32)
     slot = (y + tl.load(place + 4).to(tl.int32) + rows) % rows
@@ -83,6 +85,7 @@ def _step(
     DOT: tl.constexpr, SHARED: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """A member's tiles of a job: ``columns`` positions from ``(y, x)`` on of the group's images."""
+    # in the order of JOB
     tiles = tl.load(job + 2).to(tl.int32)
     products = tl.load(job + 3).to(tl.int32)
     adds = tl.load(job + 4).to(tl.int32)
