@@ -80,15 +80,14 @@ class Tables:
 
     def multiply(self, matrices: list[Tensor], columns: int) -> dict[str, int]:
         """Packs matrices ``(in, >= columns)`` above one another; the fields of their product."""
-        rows, wide = self.launch.depth, self.launch.columns
+        depth, wide = self.launch.depth, self.launch.columns
         tiles = -(-columns // wide)
-        first = sum(map(len, self._weights)) // (rows * wide)
-        for tile in range(tiles):
-            for matrix in matrices:
-                part = matrix[:, tile * wide : (tile + 1) * wide]
-                self._weights.append(F.pad(part, (0, 0, 0, -len(part) % rows)).reshape(-1))
-        products = sum(padded(len(matrix), rows) // rows for matrix in matrices)
-        return {"tiles": tiles, "products": products, "weights": first}
+        first = sum(map(len, self._weights)) // (depth * wide)
+        parts = [F.pad(matrix[:, : tiles * wide], (0, 0, 0, -len(matrix) % depth)) for matrix in matrices]
+        if parts:
+            blocks = torch.cat(parts).view(-1, depth, tiles, wide)
+            self._weights.append(blocks.permute(2, 0, 1, 3).reshape(-1))
+        return {"tiles": tiles, "products": sum(map(len, parts)) // depth, "weights": first}
 
     def look_up(self, tables: list[Tensor]) -> dict[str, int]:
         """Keeps tables ``(K, columns)``, with a row of zeros for the code outside the grid; their fields."""
@@ -199,20 +198,22 @@ class Plan:
     def _add(self, to: Tables, number: int, early: bool) -> None:
         """Appends the job of a step's early or late taps."""
         step, partial = self.program.steps[number], self.partials[number]
+        ordered = {
+            term.weight: self._ordered(step, self.weights[term.weight]) for term in step.terms if term.weight
+        }
         matrices, products, adds, tables, lookups = [], [], [], [], []
         for term, i in self._taps(number, early):
-            weight = None if term.weight is None else self._ordered(step, self.weights[term.weight][i])
-            if term.source == CODES:
-                tables.append(weight)
-                lookups.append(self.codes.place(term.taps[i]))
-                continue
+            tap = term.taps[i]
             cache = self.condition if term.source == CONDITION else self.values[term.source]
-            if weight is None:
-                adds.append(cache.place(term.taps[i]))
+            if term.source == CODES:
+                tables.append(ordered[term.weight][i])
+                lookups.append(self.codes.place(tap))
+            elif term.weight is None:
+                adds.append(cache.place(tap))
             else:
-                matrices.append(weight)
-                depths = range(0, len(weight), to.launch.depth)
-                products += [cache.place(term.taps[i], depth // UNIT) for depth in depths]
+                matrices.append(ordered[term.weight][i])
+                depths = range(0, len(matrices[-1]), to.launch.depth)
+                products += [cache.place(tap, depth // UNIT) for depth in depths]
         unfinished = early and self.phases[number] != Phase.ROW
         result = partial if unfinished else self.values[number]
         residual = None if unfinished else step.residual
