@@ -23,6 +23,7 @@ MakePrior = Callable[..., CausalPrior]
 Conditioning = Callable[..., dict[str, Tensor]]
 HERE = Path(__file__).parent
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 BOTH = {"num_classes": 3, "condition_channels": 2}
 here = pytest.mark.skipif(
     not (torch.cuda.is_available() or registry.interpreted()),
@@ -158,10 +159,15 @@ def test_other_draws(make_prior: MakePrior, use: Callable, options: dict[str, An
 
 
 @here
-def test_small_prior_vouches_for_a_right_kernel(monkeypatch: pytest.MonkeyPatch, use: Callable) -> None:
+@pytest.mark.parametrize("dtype", DTYPES[:1] if DEVICE == "cpu" else DTYPES)
+def test_small_prior_vouches_for_right_kernels(
+    monkeypatch: pytest.MonkeyPatch, use: Callable, dtype: torch.dtype
+) -> None:
+    """On a GPU for those of every line."""
     monkeypatch.setattr(probe, "_verdicts", {})
-    use(Tuning(OVERLAPPED, MULTIPLIED))
-    assert executor.verdict(torch.device(DEVICE), torch.bfloat16) is None
+    if DEVICE == "cpu":
+        use(Tuning(OVERLAPPED, MULTIPLIED))
+    assert executor.verdict(torch.device(DEVICE), dtype) is None
 
 
 @pytest.mark.parametrize("broken", ["wrong", "raises"])
