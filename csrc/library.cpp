@@ -329,7 +329,7 @@ void set_weight(MaskedConv& p, const Tensor& weight, const std::vector<int64_t>&
   p.taps = int64_t(taps.size()), p.tap = taps.data(), p.dy = dy.data(), p.dx = dx.data();
 }
 
-double products(const MaskedConv& p) {
+double multiplications(const MaskedConv& p) {
   return double(p.batch * p.height * p.width) * double(p.taps + 1) * double(p.in) * double(p.out);
 }
 
@@ -343,7 +343,9 @@ void masked_conv(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optio
   set_weight(p, weight, taps, dy, dx);
   p.bias = bias ? bias->mutable_data_ptr() : nullptr;
   p.epilogue = Epilogue(activation);
-  const int64_t threads = threads_for(products(p));
+  const int64_t threads = threads_for(multiplications(p));
+  std::vector<Product> products(4 * taps.size());
+  p.products = products.data();
   kernel.plan(p, threads);
   const int64_t bytes = kernel.scratch(p);
   Buffer<char> packed(kernel.packed(p)), scratch(threads * bytes);
@@ -360,7 +362,7 @@ void masked_conv_weight_gradient(Tensor grad, Tensor x, Tensor grad_weight, Tens
   MaskedConv p = masked_conv_of(x, std::nullopt, std::nullopt, grad, std::nullopt);
   set_weight(p, grad_weight, taps, dy, dx);
   p.bias = grad_bias.mutable_data_ptr();
-  const int64_t threads = threads_for(products(p));
+  const int64_t threads = threads_for(multiplications(p));
   kernel.plan(p, 1);
   const int64_t bytes = kernel.scratch(p);
   Buffer<char> packed(kernel.packed(p)), scratch(threads * bytes);

@@ -77,11 +77,73 @@ void flatten(MaskedConv& p) {
   if (p.height == 1) merge(p.batch, &Grid::sample, &Grid::column);
 }
 
+// ----------------------------------------------------------------------------------------------- products
+
+// Two neighbours y0, y1 that share their inputs cost fewer products than twice the taps, one more than taps that are
+// side by side (Toom 1963; Winograd 1980, "Arithmetic Complexity of Computations"). With inputs d and taps g,
+//   of two:   y0 = (d0 - d1) g0 + d1 (g0 + g1),   y1 = -(d1 - d2) g1 + d1 (g0 + g1),
+//   of three: y0 = (d0 - d2) g0 + S + D,          y1 = -(d1 - d3) g2 + S - D,
+//     S = (d1 + d2) (g0 + g1 + g2) / 2,           D = -(d1 - d2) (g0 - g1 + g2) / 2.
+// So four sums run over all taps and channels: y0's own, y1's own, S and D. Their numbers are neighbours' differences
+// and sums, at most twice as large as the inputs, so float32 loses a bit; float64 is computed tap by tap. No output
+// reads what none of its own taps see.
+enum View : int64_t { kItself, kNext, kAfterNext, kBoth, kViews };  // d[i], d[i] - d[i+1], d[i] - d[i+2], d[i] + d[i+1]
+enum Sum : int64_t { kFirst, kSecond, kShared, kOpposed, kSums };
+
+struct Rule {
+  int64_t sum, view, shift;
+  float factors[3];
+};
+constexpr Rule kRules[3][kSums] = {
+    {{kFirst, kItself, 0, {1}}, {kSecond, kItself, 1, {1}}, {-1}, {-1}},
+    {{kFirst, kNext, 0, {1}}, {kSecond, kNext, 1, {0, -1}}, {kShared, kItself, 1, {1, 1}}, {-1}},
+    {{kFirst, kAfterNext, 0, {1}}, {kSecond, kAfterNext, 1, {0, 0, -1}}, {kShared, kBoth, 1, {.5f, .5f, .5f}},
+     {kOpposed, kNext, 1, {-.5f, .5f, -.5f}}}};
+
+// f(product of the taps as they are, their number) for each run of up to three taps side by side.
+template <class F>
+void for_runs(const MaskedConv& p, F f) {
+  for (int64_t t = 0, count; t < p.taps; t += count) {
+    const auto follows = [&](int64_t n, int64_t step) {
+      return t + n < p.taps && p.dy[t + n] == p.dy[t] && p.dx[t + n] == p.dx[t] + n * step;
+    };
+    const int64_t step = follows(1, 1) - follows(1, -1);
+    for (count = 1; step && count < 3 && follows(count, step);) ++count;
+    Product run{kItself, p.dy[t], least(p.dx[t], p.dx[t + count - 1]), {}, {}};
+    for (int64_t n = 0; n < count; ++n) run.taps[step < 0 ? count - 1 - n : n] = p.tap[t + n];
+    f(run, count);
+  }
+}
+
+void plan_products(MaskedConv& p) {
+  int64_t pair = 0, filled = 0;
+  for_runs(p, [&](const Product&, int64_t count) { pair += count + 1; });
+  p.paired = p.products && p.type != Type::f64 && p.width >= 4 && pair < 2 * p.taps;
+  for (int64_t sum = 0; sum < kSums; ++sum) {
+    p.first[sum] = filled;
+    if (!p.paired) {
+      for (int64_t t = 0; t < p.taps && p.products && sum == 0; ++t)
+        p.products[t] = {kItself, p.dy[t], p.dx[t], {p.tap[t]}, {1}};
+      filled = p.taps;
+      continue;
+    }
+    for_runs(p, [&](Product run, int64_t count) {
+      const Rule& rule = kRules[count - 1][sum];
+      if (rule.sum < 0) return;
+      run.view = rule.view, run.dx += rule.shift;
+      for (int64_t n = 0; n < count; ++n) run.factors[n] = rule.factors[n];
+      p.products[filled++] = run;
+    });
+  }
+  p.first[kSums] = filled;
+}
+
 // Blocks whose patch takes a quarter of L2, and enough of them.
 void plan(MaskedConv& p, int64_t threads) {
   flatten(p);
+  plan_products(p);
   const int64_t fair = ceil_div(p.batch * p.height * p.width, threads);
-  const int64_t positions = most(1, least(fair, most(kSegment, least(256, 32768 / p.in))));
+  const int64_t positions = most(1, least(fair, most(kSegment, least(256, 32768 / p.in) / (p.paired ? 2 : 1))));
   p.columns = most(1, least(p.width, positions));  // no samples may have become no columns
   p.rows = least(p.height, most(1, positions / p.columns));
 }
@@ -155,8 +217,8 @@ void copy_patch(const MaskedConv& p, const Grid& g, const Block& at, int64_t cha
 // What the taps of a block of positions see.
 template <class A>
 struct Patch {
-  const A* at;
-  int64_t row, column;  // distances
+  const A* at;                // of the block's first position
+  int64_t row, column, view;  // distances
 };
 
 template <class T>
@@ -174,29 +236,40 @@ template <class T>
 int64_t patch_size(const MaskedConv& p) {
   if (in_place<T>(p)) return 0;
   const Reach reach(p);
-  return (p.rows + reach.bottom - reach.top) * (p.columns + reach.right - reach.left) * patch_pitch<T>(p);
+  const int64_t columns = p.columns + p.paired + reach.right - reach.left;
+  return (p.paired ? kViews : 1) * (p.rows + reach.bottom - reach.top) * columns * patch_pitch<T>(p);
 }
 
-// The patch, and where in it the taps of the block's first position are.
+// The differences and sums of neighbours behind the patch itself. At the end of a row they mean nothing.
+template <class A>
+void make_views(A* patch, int64_t size, int64_t pitch) {
+  constexpr int kLanes = Sums<Single>::kLanes;
+  const auto fill = [=](View view, int64_t away, auto combine) {
+    for (int64_t i = 0; i < size - away * pitch; i += kLanes)
+      store(combine(load(patch + i), load(patch + i + away * pitch)), patch + view * size + i);
+  };
+  fill(kNext, 1, [](auto a, auto b) { return a - b; });
+  fill(kAfterNext, 2, [](auto a, auto b) { return a - b; });
+  fill(kBoth, 1, [](auto a, auto b) { return a + b; });
+}
+
 template <class T>
-Patch<typename Types<T>::A> make_patch(const MaskedConv& p, const Block& block, typename Types<T>::A* room,
-                                       int64_t* offsets) {
+Patch<typename Types<T>::A> make_patch(const MaskedConv& p, const Block& block, typename Types<T>::A* room) {
   using A = typename Types<T>::A;
-  const Reach reach(p);
-  Patch<A> patch{room, 0, patch_pitch<T>(p)};
   if (in_place<T>(p)) {
-    patch = {static_cast<const A*>(p.x.at), p.x.row, p.x.column};
-    patch.at += block.sample * p.x.sample + block.rows.begin * p.x.row + block.columns.begin * p.x.column;
-  } else {
-    const Block seen{block.sample,
-                     {block.rows.begin + reach.top, block.rows.end + reach.bottom},
-                     {block.columns.begin + reach.left, block.columns.end + reach.right}};
-    copy_patch<T>(p, p.x, seen, 0, p.in, room, patch.column);
-    patch.row = (seen.columns.end - seen.columns.begin) * patch.column;
+    const A* at = static_cast<const A*>(p.x.at) + block.sample * p.x.sample;
+    return {at + block.rows.begin * p.x.row + block.columns.begin * p.x.column, p.x.row, p.x.column, 0};
   }
-  for (int64_t t = 0; t < p.taps; ++t)
-    offsets[t] = (p.dy[t] - reach.top) * patch.row + (p.dx[t] - reach.left) * patch.column;
-  return patch;
+  const Reach reach(p);
+  const Block seen{block.sample,
+                   {block.rows.begin + reach.top, block.rows.end + reach.bottom},
+                   {block.columns.begin + reach.left, block.columns.end + reach.right + p.paired}};
+  const int64_t pitch = patch_pitch<T>(p), row = (seen.columns.end - seen.columns.begin) * pitch;
+  const int64_t size = (seen.rows.end - seen.rows.begin) * row;
+  copy_patch<T>(p, p.x, seen, 0, p.in, room, pitch);
+  if constexpr (__is_same(A, float))
+    if (p.paired) make_views(room, size, pitch);
+  return {room - reach.top * row - reach.left * pitch, row, pitch, size};
 }
 
 // ------------------------------------------------------------------------------------------------ product
@@ -330,10 +403,10 @@ int64_t tiles(const MaskedConv& p) {
   return ceil_div(gate ? p.out / 2 : p.out, gate ? Types<T>::kLanes : Types<T>::kColumns);
 }
 
-// Numbers of a packed tile: (taps, in, columns), and the bias.
+// Numbers of a packed tile: (products, in, columns), the bias, and zeros for sums that begin without it.
 template <class T>
 int64_t tile_size(const MaskedConv& p) {
-  return (p.taps * p.in + 1) * Types<T>::kColumns;
+  return (p.first[kSums] * p.in + 2) * Types<T>::kColumns;
 }
 
 template <class T>
@@ -349,8 +422,11 @@ void pack(const MaskedConv& p, Span span, void* packed) {
         A* column = tile + v * kLanes + l;
         const T* from = static_cast<const T*>(p.weight) + (to.channel + l) * p.weight_out;
         for (int64_t i = 0; i < p.in; ++i)
-          for (int64_t t = 0; t < p.taps; ++t) column[(t * p.in + i) * kColumns] = A(from[i * p.weight_in + p.tap[t]]);
-        if (p.bias) column[p.taps * p.in * kColumns] = A(static_cast<const T*>(p.bias)[to.channel + l]);
+          for (int64_t n = 0; n < p.first[kSums]; ++n)
+            for (int k = 0; k < 3; ++k)
+              if (const float factor = p.products[n].factors[k])
+                column[(n * p.in + i) * kColumns] += factor * A(from[i * p.weight_in + p.products[n].taps[k]]);
+        if (p.bias) column[p.first[kSums] * p.in * kColumns] = A(static_cast<const T*>(p.bias)[to.channel + l]);
       }
     }
   }
@@ -361,27 +437,43 @@ void forward(const MaskedConv& p, Span span, const void* packed, void* scratch) 
   using A = typename Types<T>::A;
   constexpr int kLanes = Types<T>::kLanes, kColumns = Types<T>::kColumns;
   constexpr int64_t kTurned = round_up(kSegment, kLanes);
-  A sums[kTurned][kColumns] = {}, turned[kColumns][kTurned];
+  A sums[kTurned][kColumns] = {}, turned[kColumns][kTurned], parts[kSums][kSegment / 2 + 1][kColumns];
   auto* offsets = static_cast<int64_t*>(scratch);
-  A* room = reinterpret_cast<A*>(offsets + round_up(p.taps, 8));
+  A* room = reinterpret_cast<A*>(offsets + round_up(4 * p.taps, 8));
   const bool last = p.result.channel == 1;
   for (int64_t n = span.begin; n < span.end; ++n) {
     const Block block = locate(p, n);
-    const Patch<A> patch = make_patch<T>(p, block, room, offsets);
+    const Patch<A> patch = make_patch<T>(p, block, room);
+    for (int64_t i = 0; i < p.first[kSums]; ++i) {
+      const auto& product = p.products[i];
+      offsets[i] = product.view * patch.view + product.dy * patch.row + product.dx * patch.column;
+    }
     const int64_t columns = block.columns.end - block.columns.begin, segments = ceil_div(columns, kSegment);
     for (int64_t j = 0; j < tiles<T>(p); ++j) {
       const A* tile = static_cast<const A*>(packed) + j * tile_size<T>(p);
+      const A* bias = tile + p.first[kSums] * p.in * kColumns;
       for (int64_t y = block.rows.begin; y < block.rows.end; ++y)
         for (int64_t s = 0; s < segments; ++s) {
           const Span segment = part_of(columns, segments, s);
-          const int64_t positions = segment.end - segment.begin, runs = ceil_div(positions, kMost);
-          for (int64_t r = 0; r < runs; ++r) {
-            const Span run = part_of(positions, runs, r);
-            const A* rows = patch.at + (y - block.rows.begin) * patch.row + (segment.begin + run.begin) * patch.column;
-            multiply<typename Types<T>::Product>(
-                run.end - run.begin, {tile + p.taps * p.in * kColumns, 0, rows, offsets, p.taps, p.in, patch.column, 1,
-                                      tile, sums[run.begin]});
-          }
+          const int64_t positions = segment.end - segment.begin, together = 1 + p.paired;
+          const int64_t groups = ceil_div(positions, together), runs = ceil_div(groups, kMost);
+          const A* origin = patch.at + (y - block.rows.begin) * patch.row + segment.begin * patch.column;
+          for (int64_t sum = 0; sum < (p.paired ? kSums : 1); ++sum)
+            for (int64_t r = 0; r < runs; ++r) {
+              const Span run = part_of(groups, runs, r);
+              const int64_t first = p.first[sum];
+              multiply<typename Types<T>::Product>(
+                  run.end - run.begin,
+                  {sum < kShared ? bias : bias + kColumns, 0, origin + run.begin * together * patch.column, offsets + first,
+                   p.first[sum + 1] - first, p.in, together * patch.column, 1, tile + first * p.in * kColumns,
+                   p.paired ? parts[sum][run.begin] : sums[run.begin]});
+            }
+          for (int64_t g = 0; g < groups && p.paired; ++g)
+            for (int v = 0; v < kColumns; v += kLanes) {
+              const auto shared = load(&parts[kShared][g][v]), opposed = load(&parts[kOpposed][g][v]);
+              store(load(&parts[kFirst][g][v]) + (shared + opposed), &sums[2 * g][v]);
+              store(load(&parts[kSecond][g][v]) + (shared - opposed), &sums[2 * g + 1][v]);
+            }
           if (!last)
             for (int64_t x = 0; x < positions; x += kLanes)
               for (int v = 0; v < kVectors; ++v) {
@@ -411,7 +503,7 @@ void weight_gradient(const MaskedConv& p, Span parts, void* packed, void* scratc
   using A = typename Types<T>::A;
   constexpr int kLanes = Types<T>::kLanes, kColumns = Types<T>::kColumns;
   auto* offsets = static_cast<int64_t*>(scratch);
-  auto* lines = offsets + round_up(p.taps, 8);
+  auto* lines = offsets + round_up(4 * p.taps, 8);
   A* room = reinterpret_cast<A*>(lines + round_up(p.rows, 8));
   A* columns = room + patch_size<T>(p);
   const auto tile_of = [&](int64_t j) { return static_cast<A*>(packed) + j * tile_size<T>(p); };
@@ -426,7 +518,8 @@ void weight_gradient(const MaskedConv& p, Span parts, void* packed, void* scratc
   });
   for (int64_t n = 0; n < blocks(p); ++n) {
     const Block block = locate(p, n);
-    const Patch<A> patch = make_patch<T>(p, block, room, offsets);
+    const Patch<A> patch = make_patch<T>(p, block, room);
+    for (int64_t t = 0; t < p.taps; ++t) offsets[t] = p.dy[t] * patch.row + p.dx[t] * patch.column;
     const int64_t rows = block.rows.end - block.rows.begin, width = block.columns.end - block.columns.begin;
     for (int64_t y = 0; y < rows; ++y) lines[y] = y * patch.row;
     int64_t ready = -1;
@@ -479,7 +572,7 @@ void gate(const MaskedConv& p, Span span) {
 template <class T>
 int64_t scratch(const MaskedConv& p) {
   const int64_t numbers = patch_size<T>(p) + p.rows * p.columns * Types<T>::kColumns;
-  return int64_t(sizeof(int64_t)) * (round_up(p.taps, 8) + round_up(p.rows, 8)) + int64_t(sizeof(typename Types<T>::A)) * numbers;
+  return int64_t(sizeof(int64_t)) * (round_up(4 * p.taps, 8) + round_up(p.rows, 8)) + int64_t(sizeof(typename Types<T>::A)) * numbers;
 }
 
 }  // namespace

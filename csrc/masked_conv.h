@@ -16,6 +16,14 @@ struct Grid {
   int64_t sample, channel, row, column;
 };
 
+// What stands for some taps in a product: numbers of the patch (itself, or differences and sums of neighbours) from an
+// offset on, times the same sum of the taps' matrices for all positions.
+struct Product {
+  int64_t view, dy, dx;
+  int64_t taps[3];
+  float factors[3];
+};
+
 // sums = bias + sum over taps of x shifted by (dy, dx) times the tap's matrix, + extra; out = activation(sums) + residual.
 struct MaskedConv {
   Type type;
@@ -27,7 +35,11 @@ struct MaskedConv {
   void* weight;
   int64_t weight_out, weight_in;          // distances in the weight
   void* bias;                             // (out), or none
-  int64_t rows, columns;                  // of a block of positions; set by `plan`
+  Product* products;                      // room for 4 a tap, for `plan` to fill; or none
+  // Set by `plan`: positions of a block; whether two neighbours are computed together; where each sum's products begin.
+  int64_t rows, columns;
+  bool paired;
+  int64_t first[5];
 };
 
 struct MaskedConvKernel {

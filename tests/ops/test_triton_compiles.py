@@ -16,6 +16,7 @@ from vqfast.ops import registry  # noqa: E402
 from vqfast.ops.masked_conv import tunings as conv_tunings  # noqa: E402
 from vqfast.ops.nearest import tunings  # noqa: E402
 from vqfast.ops.nearest.tunings import ANY, RECHECK, SEARCH, Tuning, pick  # noqa: E402
+from vqfast.prior.executors.triton_tunings import SAMPLING  # noqa: E402
 
 pytestmark = pytest.mark.skipif(registry.interpreted(), reason="an interpreted kernel can't be compiled")
 
@@ -47,13 +48,16 @@ def target_of(arch: str):
     return GPUTarget("hip", arch, 64) if hip else GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
 
 
-def build(kernel, arch: str, constants: dict, warps: int, stages: int):
+def build(kernel, arch: str, constants: dict, warps: int, stages: int, pointers: dict | None = None):
+    """``pointers``: all that are aligned, instead of all but the ``ODD``."""
     from triton.compiler import ASTSource
 
     names = kernel.arg_names
     constants = {**dict.fromkeys(UNITS & set(names), 1), **constants}
-    signature = {name: "constexpr" if name in constants else POINTERS.get(name, "i32") for name in names}
-    aligned = [i for i, name in enumerate(names) if name not in constants and name not in ODD]
+    types = POINTERS if pointers is None else pointers
+    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in names}
+    odd = ODD if pointers is None else set(names) - set(pointers)
+    aligned = [i for i, name in enumerate(names) if name not in constants and name not in odd]
     source = ASTSource(
         kernel,
         signature,
@@ -270,3 +274,42 @@ def test_convolution_fits_the_chip_without_spills_on_tensor_cores(
 def test_convolution_of_few_channels_on_an_odd_grid_compiles(conv_kernels, arch, layout, tmp_path) -> None:
     for _, kernel in conv_kernels(arch, torch.float16, layout, 3, (5, 7)):
         assert spilled(kernel, tmp_path) == 0
+
+
+SAMPLERS = [
+    (size, arch, widest, which)
+    for size, table in SAMPLING.items()
+    for arch, lines in table.items()
+    for widest in lines
+    for which in ("row", "position")
+]
+
+
+@pytest.mark.parametrize("size, arch, widest, which", SAMPLERS)
+def test_sampler_fits_the_chip_without_spills(size, arch, widest, which, tmp_path) -> None:
+    import torch
+
+    from vqfast.prior.executors import triton as executor
+    from vqfast.prior.executors import triton_kernel
+
+    launch = getattr(SAMPLING[size][arch][widest], which)
+    dtype, name = {2: (torch.bfloat16, "bf16"), 4: (torch.float32, "fp32"), 8: (torch.float64, "fp64")}[size]
+    pointers = {
+        **dict.fromkeys(["jobs", "places", "labels", "known", "numbers", "seed", "out", "failed"], "*i64"),
+        **dict.fromkeys(["values", "weights", "tables"], f"*{name}"),
+        **dict.fromkeys(["codes", "counters"], "*i32"),
+        **{"sums": "*fp64" if size == 8 else "*fp32", "temperature": "*fp64"},
+    }
+    constants = executor.constants(launch, dtype, which == "position")
+    compiled = build(triton_kernel.sample, arch, constants, launch.warps, launch.stages, pointers)
+    assert compiled.metadata.shared <= SHARED[arch]
+    text = assembly(compiled)
+    meets = launch.members > 1
+    assert ("acquire" in text and "release" in text) == meets
+    if arch == "gfx942":  # a barrier there doesn't wait until the block's stores can be read by others
+        assert not meets and "global_atomic" not in text
+    if size < 8:  # float64 is slow anyway
+        assert spilled(compiled, tmp_path) == 0
+    few = launch.rows < 64 and arch != "gfx942"  # no wgmma
+    on_tensor_cores = constants["DOT"] and (size == 2 or arch == "gfx942")
+    assert (("mma.sync" if few else PRODUCT[arch]) in text) == on_tensor_cores

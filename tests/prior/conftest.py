@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from vqfast.ops import registry
 from vqfast.prior import PixelCNN, ResidualPixelCNN, WaveNet
 from vqfast.prior.base import CausalPrior
 from vqfast.prior.sampler import EXECUTORS
@@ -21,6 +22,18 @@ PRIORS: dict[str, tuple[type[CausalPrior], dict[str, int]]] = {
     ),
     "wavenet": (WaveNet, {"channels": 4, "num_layers": 4, "dilation_cycle": 3}),
 }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of priors on a CPU the Triton sampler takes those in the interpreter alone."""
+    if not registry.interpreted():
+        items[:] = [item for item in items if "triton" not in asked(item) or "gpu" in item.name]
+
+
+def asked(item: pytest.Item) -> tuple[object, ...]:
+    """The executors that a test runs."""
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    return parameters.get("executor"), parameters.get("method")
 
 
 @pytest.fixture(scope="session", params=PRIORS)

@@ -229,8 +229,9 @@ def test_executor_runs_any_causal_program(executor: str, steps: list[Step], grid
     [
         [Step((Term(CODES, ((-1, 0),), "a"),), 4), Step((Term(0, ((0, 0), (0, 1), (0, 3)), "b"),), 3)],
         [Step((Term(CODES, ((0, -1),), "a"), Term(CONDITION, weight="b")), 3, activation="relu")],
+        [Step((Term(CODES, ((0, -1), (-1, 2)), "a"), Term(CONDITION, weight="b")), 6, activation="gate")],
     ],
-    ids=["row to the right", "relu"],
+    ids=["row to the right", "relu", "gate"],
 )
 def test_executor_runs_what_terms_and_steps_allow(executor: str, steps: list[Step]) -> None:
     check_sampling(steps, executor, (3, 4))

@@ -119,19 +119,28 @@ def failure(op: str, backend: str, tensor: Tensor, channels: int) -> str | None:
 def verdict(op: str, backend: str, device: torch.device, dtype: torch.dtype, channels: int) -> str | None:
     """``failure``, for any device."""
     width = min(512, 1 << max(0, channels - 1).bit_length())
-    key = (op, backend, device, dtype, width)
+
+    def check() -> None:
+        module, reference = (
+            importlib.import_module(f"vqfast.ops.{op}.{name}") for name in (backend, "reference")
+        )
+        _CHECKS[op](module, reference, device, dtype, width)
+
+    return judge(f"{backend} {op}", device, (dtype, width), check)
+
+
+def judge(what: str, device: torch.device, variant: tuple, check: Callable[[], None]) -> str | None:
+    """Why ``what`` isn't to be trusted on ``device``: what ``check`` raises, once a process and variant."""
+    key = (what, device, *variant)
     if key not in _verdicts:
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             return None
         _verdicts[key] = None  # the probe's own calls
         try:
-            module, reference = (
-                importlib.import_module(f"vqfast.ops.{op}.{name}") for name in (backend, "reference")
-            )
             with torch.no_grad():
-                _CHECKS[op](module, reference, device, dtype, width)
+                check()
         except Exception as error:  # whatever a compiler may raise: the fallback is right all the same
-            reason = f"{backend} {op} failed its probe on {device}: {type(error).__name__}: {error}"
-            warnings.warn(f"{reason}; falling back", RuntimeWarning, stacklevel=4)
+            reason = f"{what} failed its probe on {device}: {type(error).__name__}: {error}"
+            warnings.warn(f"{reason}; falling back", RuntimeWarning, stacklevel=5)
             _verdicts[key] = reason
     return _verdicts[key]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # An executor is a module vqfast.prior.executors.<name> with run(prior, request) -> codes (B, H, W), and
 # refusal(prior) -> why it can't run, or None, where it can't always.
-EXECUTORS = ("native", "torch", "reference")  # the order of preference
+EXECUTORS = ("native", "triton", "torch", "reference")  # the order of preference
 ALIASES = {"cached": "torch", "naive": "reference"}
 
 Given = Tensor | Callable[[range], Tensor] | None  # of all samples, or a function of a batch's rows
