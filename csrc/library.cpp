@@ -85,6 +85,48 @@ void for_parts(int64_t parts, int64_t count, const F& f) {
   });
 }
 
+// A thread for every 2^18 steps: fewer aren't worth its start.
+int64_t threads_for(double work) {
+  return int64_t(std::clamp(work / (1 << 18), 1.0, double(torch::stable::get_num_threads())));
+}
+
+// The codebooks of a planned search, packed for it in memory of their own.
+struct PackedBooks {
+  std::vector<Codebook> books;
+  Buffer<double> pivots;
+  Buffer<float> packed, biases, pairs;
+
+  // `step`: the bytes from one codebook's codes to the next one's.
+  PackedBooks(const Kernel& kernel, Problem& p, const void* codes, int64_t step, int64_t threads)
+      : books(p.num_books),
+        pivots(p.num_books * p.d),
+        packed(p.num_books * p.tiles * kernel.tile * p.d),
+        biases(p.num_books * p.tiles * kernel.tile),
+        pairs(p.coarse ? p.num_books * p.tiles * kernel.tile * ((p.d + 1) / 2) : 0) {
+    const int64_t padded = p.tiles * kernel.tile;
+    for (int64_t b = 0; b < p.num_books; ++b) {
+      books[b].codes = static_cast<const char*>(codes) + b * step;
+      books[b].pivot = pivots.data() + b * p.d;
+      books[b].packed = packed.data() + b * padded * p.d;
+      books[b].bias = biases.data() + b * padded;
+      books[b].pairs = pairs.data() + (p.coarse ? b * padded * ((p.d + 1) / 2) : 0);
+    }
+    p.books = books.data();
+    for_parts(std::min(threads, p.num_books), p.num_books, [&](int64_t, Span span) {
+      for (int64_t b = span.begin; b < span.end; ++b) kernel.centre(p, books[b]);
+    });
+    std::vector<Packed> found(threads);
+    for (Codebook& book : books) {
+      for_parts(threads, p.tiles, [&](int64_t part, Span tiles) { found[part] = kernel.pack(p, book, tiles); });
+      for (const Packed& part : found) {
+        book.reach = std::max(book.reach, part.reach);
+        book.residual = std::max(book.residual, part.residual);
+        if (book.first_nan < 0) book.first_nan = part.first_nan;
+      }
+    }
+  }
+};
+
 // x (..., N, D), codebook (..., K, D) contiguous, float64 where x is, else float32 -> int64 (..., N).
 // The leading dimensions of the codebook broadcast to those of x.
 Tensor nearest(const Tensor& x, const Tensor& codebook) {
@@ -116,44 +158,16 @@ Tensor nearest(const Tensor& x, const Tensor& codebook) {
   p.axes = rows.data();
   p.num_axes = int64_t(rows.size());
 
-  // A thread for every 2^18 multiplications: fewer aren't worth its start.
-  const double work = double(p.num_books) * double(p.rows) * double(p.k) * double(p.d);
-  const auto threads = int64_t(std::clamp(work / (1 << 18), 1.0, double(torch::stable::get_num_threads())));
+  const int64_t threads = threads_for(double(p.num_books) * double(p.rows) * double(p.k) * double(p.d));
   kernel.plan(p, threads);
-
-  const int64_t padded = p.tiles * kernel.tile;
-  Buffer<double> pivots(p.num_books * p.d);
-  Buffer<float> packed(p.num_books * padded * p.d), biases(p.num_books * padded);
-  const int64_t pair_steps = p.coarse ? (p.d + 1) / 2 : 0;
-  Buffer<float> pairs(p.num_books * padded * pair_steps);
-  std::vector<Codebook> codebooks(p.num_books);
+  const int64_t step = p.k * p.d * int64_t(p.type == Type::f64 ? sizeof(double) : sizeof(float));
+  PackedBooks books_of(kernel, p, codebook.const_data_ptr(), step, threads);
   for (int64_t b = 0; b < p.num_books; ++b) {
-    Codebook& book = codebooks[b];
     int64_t rest = b;
     for (auto axis = books.rbegin(); axis != books.rend(); ++axis) {
-      book.x += rest % axis->size * axis->x_stride;
-      book.out += rest % axis->size * axis->out_stride;
+      p.books[b].x += rest % axis->size * axis->x_stride;
+      p.books[b].out += rest % axis->size * axis->out_stride;
       rest /= axis->size;
-    }
-    const int64_t bytes = p.k * p.d * int64_t(p.type == Type::f64 ? sizeof(double) : sizeof(float));
-    book.codes = static_cast<const char*>(codebook.const_data_ptr()) + b * bytes;
-    book.pivot = pivots.data() + b * p.d;
-    book.packed = packed.data() + b * padded * p.d;
-    book.pairs = pairs.data() + b * padded * pair_steps;
-    book.bias = biases.data() + b * padded;
-  }
-  p.books = codebooks.data();
-
-  for_parts(std::min(threads, p.num_books), p.num_books, [&](int64_t, Span span) {
-    for (int64_t b = span.begin; b < span.end; ++b) kernel.centre(p, p.books[b]);
-  });
-  std::vector<Packed> found(threads);
-  for (Codebook& book : codebooks) {
-    for_parts(threads, p.tiles, [&](int64_t part, Span tiles) { found[part] = kernel.pack(p, book, tiles); });
-    for (const Packed& part : found) {
-      book.reach = std::max(book.reach, part.reach);
-      book.residual = std::max(book.residual, part.residual);
-      if (book.first_nan < 0) book.first_nan = part.first_nan;
     }
   }
   const int64_t bytes = kernel.scratch(p), blocks = (p.rows + p.block - 1) / p.block * p.num_books;
@@ -162,16 +176,59 @@ Tensor nearest(const Tensor& x, const Tensor& codebook) {
   return out;
 }
 
-Assigned assigned(const Tensor& z, const Tensor& codebook, const Tensor& indices) {
+// codebooks: (stages, K, D), each contiguous; indices (outer, inner, stages).
+Assigned assigned(const Tensor& z, const Tensor& codebooks, const Tensor& indices) {
   Assigned v{};
   v.z = static_cast<const float*>(z.const_data_ptr());
-  v.codes = static_cast<const float*>(codebook.const_data_ptr());
+  v.codes = static_cast<const float*>(codebooks.const_data_ptr());
   v.indices = static_cast<const int64_t*>(indices.const_data_ptr());
-  v.outer = z.size(0), v.d = z.size(1), v.inner = z.size(2), v.k = codebook.size(0);
+  v.outer = z.size(0), v.d = z.size(1), v.inner = z.size(2);
+  v.stages = codebooks.size(0), v.k = codebooks.size(1), v.book = codebooks.stride(0);
   return v;
 }
 
-// Threads that each add up sums of their own, (K, D): as many as make those no more than the vectors themselves.
+// z (outer, D, inner) float32, contiguous, codebooks (stages, K, D) float32, each contiguous -> int64 (outer, inner,
+// stages): each stage codes what the ones before it left over. A block of vectors is read once and stays in L2.
+Tensor residual_search(const Tensor& z, const Tensor& codebooks) {
+  const Kernels kernels = best_kernels();
+  const Kernel& kernel = kernels.nearest;
+  Tensor out = torch::stable::empty({z.size(0), z.size(2), codebooks.size(0)}, ScalarType::Long);
+  const Assigned v = assigned(z, codebooks, out);
+  Problem p{};
+  p.type = Type::f32;
+  p.d = v.d, p.d_stride = 1, p.k = v.k;
+  p.rows = v.outer * v.inner, p.num_books = 1;
+  const int64_t threads = threads_for(double(p.rows) * double(v.stages) * double(v.k) * double(v.d));
+  kernel.plan(p, threads);
+  p.num_books = v.book ? v.stages : 1;
+  const PackedBooks books(kernel, p, v.codes, v.book * int64_t(sizeof(float)), threads);
+
+  auto* indices = static_cast<int64_t*>(out.mutable_data_ptr());
+  const int64_t bytes = kernel.scratch(p), blocks = (p.rows + p.block - 1) / p.block;
+  Buffer<char> scratch(threads * bytes);
+  Buffer<float> residuals(threads * p.block * v.d);
+  for_parts(threads, blocks, [&](int64_t part, Span span) {
+    float* rows = residuals.data() + part * p.block * v.d;
+    std::vector<char> coarse(v.stages, p.coarse);  // whether that still pays
+    for (int64_t block = span.begin; block < span.end; ++block) {
+      const Span here{block * p.block, std::min(p.rows, (block + 1) * p.block)};
+      kernels.quantize.gather(v, here, rows);
+      for (int64_t stage = 0; stage < v.stages; ++stage) {
+        const Axis axis{here.end - here.begin, v.d, v.stages};
+        Problem one = p;
+        one.x = rows, one.rows = axis.size, one.axes = &axis, one.num_axes = 1;
+        one.out = indices + here.begin * v.stages + stage;
+        one.coarse = coarse[stage];
+        const int64_t book = v.book ? stage : 0;
+        coarse[stage] = kernel.search(one, {book, book + 1}, scratch.data() + part * bytes);
+        if (stage + 1 < v.stages) kernels.quantize.subtract(v, here, stage, rows);
+      }
+    }
+  });
+  return out;
+}
+
+// Threads that each add up sums of their own, (stages, K, D): as many as make a stage's no more than the vectors.
 int64_t adders(const Assigned& v) {
   return std::clamp<int64_t>(v.outer * v.inner / std::max<int64_t>(v.k, 1), 1, torch::stable::get_num_threads());
 }
@@ -185,50 +242,57 @@ void add_up(T* sums, int64_t parts, int64_t count) {
   });
 }
 
-Tensor zeros(int64_t parts, int64_t rows, int64_t columns, ScalarType type) {
-  Tensor made = torch::stable::empty({parts, rows, columns}, type);
+Tensor zeros(std::initializer_list<int64_t> sizes, ScalarType type) {
+  Tensor made = torch::stable::empty(sizes, type);
   torch::stable::zero_(made);
   return made;
 }
 
-// z (outer, D, inner) and codebook (K, D) float32, contiguous, indices (outer, inner) -> quantized, as z; the sum of
-// (z - e)^2, float64; counts (parts, K, 1) and sums (parts, K, D), whole in the first part, of no codes unless asked.
+// The arguments and the result of `residual_search` -> quantized, the sum of the codes, as z; each stage's sum of
+// (residual - e)^2, float64 (parts, stages); counts (parts, stages, K) and sums (parts, stages, K, D) of the residuals.
+// The first part has the whole; of no codes unless asked.
 std::tuple<Tensor, Tensor, Tensor, Tensor> follow(
-    const Tensor& z, const Tensor& codebook, const Tensor& indices, bool statistics) {
+    const Tensor& z, const Tensor& codebooks, const Tensor& indices, bool statistics) {
   const QuantizeKernel& kernel = best_kernels().quantize;
-  const Assigned v = assigned(z, codebook, indices);
+  const Assigned v = assigned(z, codebooks, indices);
   const int64_t parts = statistics ? adders(v) : torch::stable::get_num_threads(), codes = statistics ? v.k : 0;
-  Tensor quantized = torch::stable::empty_like(z), error = zeros(parts, 1, 1, ScalarType::Double);
-  Tensor counts = zeros(parts, codes, 1, ScalarType::Long), sums = zeros(parts, codes, v.d, ScalarType::Float);
+  const int64_t slots = v.stages * codes;
+  Tensor quantized = torch::stable::empty_like(z), error = zeros({parts, v.stages}, ScalarType::Double);
+  Tensor counts = zeros({parts, v.stages, codes}, ScalarType::Long);
+  Tensor sums = zeros({parts, v.stages, codes, v.d}, ScalarType::Float);
   auto* out = static_cast<float*>(quantized.mutable_data_ptr());
   auto* errors = static_cast<double*>(error.mutable_data_ptr());
   auto* n = static_cast<int64_t*>(counts.mutable_data_ptr());
   auto* m = static_cast<float*>(sums.mutable_data_ptr());
-  for_parts(parts, kernel.blocks(v), [&](int64_t part, Span span) {
-    errors[part] = kernel.forward(
-        v, span, out, statistics ? n + part * codes : nullptr, statistics ? m + part * codes * v.d : nullptr);
+  for_parts(parts, v.outer * v.inner, [&](int64_t part, Span span) {
+    kernel.forward(
+        v, span, out, errors + part * v.stages, statistics ? n + part * slots : nullptr,
+        statistics ? m + part * slots * v.d : nullptr);
   });
-  add_up(errors, parts, 1);
-  add_up(n, parts, codes);
-  add_up(m, parts, codes * v.d);
+  add_up(errors, parts, v.stages);
+  add_up(n, parts, slots);
+  add_up(m, parts, slots * v.d);
   return {quantized, error, counts, sums};
 }
 
-// The arguments of `follow` and, laid out as z, the gradient of quantized -> the gradient of z, and sums of z - e,
-// (parts, K, D) with the whole in the first part; of no codes unless asked.
+// The arguments of `follow`, laid out as z the gradient of quantized, and slopes (stages) float32 -> the gradient of z,
+// and sums of residual - e, (parts, stages, K, D) with the whole in the first part; of no codes unless asked.
 std::tuple<Tensor, Tensor> follow_backward(
-    const Tensor& grad, const Tensor& z, const Tensor& codebook, const Tensor& indices, double slope, bool residuals) {
+    const Tensor& grad, const Tensor& z, const Tensor& codebooks, const Tensor& indices, const Tensor& slopes,
+    bool residuals) {
   const QuantizeKernel& kernel = best_kernels().quantize;
-  const Assigned v = assigned(z, codebook, indices);
+  const Assigned v = assigned(z, codebooks, indices);
   const int64_t parts = residuals ? adders(v) : torch::stable::get_num_threads(), codes = residuals ? v.k : 0;
-  Tensor grad_z = torch::stable::empty_like(z), sums = zeros(parts, codes, v.d, ScalarType::Float);
+  const int64_t count = v.stages * codes * v.d;
+  Tensor grad_z = torch::stable::empty_like(z), sums = zeros({parts, v.stages, codes, v.d}, ScalarType::Float);
   const auto* from = static_cast<const float*>(grad.const_data_ptr());
+  const auto* slope = static_cast<const float*>(slopes.const_data_ptr());
   auto* out = static_cast<float*>(grad_z.mutable_data_ptr());
   auto* m = static_cast<float*>(sums.mutable_data_ptr());
-  for_parts(parts, kernel.blocks(v), [&](int64_t part, Span span) {
-    kernel.backward(v, span, from, float(slope), out, residuals ? m + part * codes * v.d : nullptr);
+  for_parts(parts, v.outer * v.inner, [&](int64_t part, Span span) {
+    kernel.backward(v, span, from, slope, out, residuals ? m + part * count : nullptr);
   });
-  add_up(m, parts, codes * v.d);
+  add_up(m, parts, count);
   return {grad_z, sums};
 }
 
@@ -263,11 +327,6 @@ void set_weight(MaskedConv& p, const Tensor& weight, const std::vector<int64_t>&
   p.weight = weight.mutable_data_ptr();
   p.weight_out = weight.stride(0), p.weight_in = weight.stride(1);
   p.taps = int64_t(taps.size()), p.tap = taps.data(), p.dy = dy.data(), p.dx = dx.data();
-}
-
-// A thread for every 2^18 steps: fewer aren't worth its start.
-int64_t threads_for(double work) {
-  return int64_t(std::clamp(work / (1 << 18), 1.0, double(torch::stable::get_num_threads())));
 }
 
 double multiplications(const MaskedConv& p) {
@@ -424,9 +483,10 @@ bool run_sampler(
 
 STABLE_TORCH_LIBRARY(vqfast_native, library) {
   library.def("nearest(Tensor x, Tensor codebook) -> Tensor");
-  library.def("follow(Tensor z, Tensor codebook, Tensor indices, bool statistics) -> (Tensor, Tensor, Tensor, Tensor)");
+  library.def("residual_search(Tensor z, Tensor codebooks) -> Tensor");
+  library.def("follow(Tensor z, Tensor codebooks, Tensor indices, bool statistics) -> (Tensor, Tensor, Tensor, Tensor)");
   library.def(
-      "follow_backward(Tensor grad, Tensor z, Tensor codebook, Tensor indices, float slope, bool residuals)"
+      "follow_backward(Tensor grad, Tensor z, Tensor codebooks, Tensor indices, Tensor slopes, bool residuals)"
       " -> (Tensor, Tensor)");
   library.def(
       "masked_conv(Tensor x, Tensor weight, Tensor? bias, Tensor? extra, Tensor? residual, Tensor(a!) result,"
@@ -445,6 +505,7 @@ STABLE_TORCH_LIBRARY(vqfast_native, library) {
 
 STABLE_TORCH_LIBRARY_IMPL(vqfast_native, CPU, library) {
   library.impl("nearest", TORCH_BOX(&vqfast::nearest));
+  library.impl("residual_search", TORCH_BOX(&vqfast::residual_search));
   library.impl("follow", TORCH_BOX(&vqfast::follow));
   library.impl("follow_backward", TORCH_BOX(&vqfast::follow_backward));
   library.impl("masked_conv", TORCH_BOX(&vqfast::masked_conv));

@@ -449,15 +449,16 @@ bool search_block(const Problem& p, const Codebook& book, int64_t begin, bool co
   return certified >= count / 2;
 }
 
-void search(const Problem& p, Span blocks, void* memory) {
+bool search(const Problem& p, Span blocks, void* memory) {
   char* at = static_cast<char*>(memory);
   const Scratch s = carve(p, at);
   const int64_t per_book = ceil_div(p.rows, p.block);
+  bool coarse = p.coarse;
   with_type(p.type, [&](auto element) {
-    bool coarse = p.coarse;
     for (int64_t b = blocks.begin; b < blocks.end; ++b)
       coarse &= search_block<decltype(element)>(p, p.books[b / per_book], b % per_book * p.block, coarse, s);
   });
+  return coarse;
 }
 
 }  // namespace

@@ -54,7 +54,8 @@ struct Kernel {
   void (*centre)(const Problem&, Codebook&);                 // pivot and scale
   Packed (*pack)(const Problem&, const Codebook&, Span tiles);
   int64_t (*scratch)(const Problem&);                        // bytes that a `search` needs
-  void (*search)(const Problem&, Span blocks, void* scratch);  // blocks count through all codebooks
+  // Blocks count through all codebooks. Returns whether the coarse pass, if there was one, has paid to the end.
+  bool (*search)(const Problem&, Span blocks, void* scratch);
 };
 
 }  // namespace vqfast

@@ -12,6 +12,7 @@ from vqfast.ops.masked_conv.op import gate as _gate
 from vqfast.ops.masked_conv.op import masked_conv2d as _masked_conv2d
 from vqfast.ops.nearest.op import nearest as _nearest
 from vqfast.ops.quantize.op import quantize as _quantize
+from vqfast.ops.residual.op import residual_quantize as _residual_quantize
 
 
 def _check_floating(name: str, tensor: Tensor) -> None:
@@ -170,6 +171,34 @@ def quantize(z_e: Tensor, codebook: Tensor, channel_dim: int = 1, statistics: bo
         raise ValueError(f"codebook has shape {tuple(codebook.shape)}; want (K, D) with K, D >= 1")
     check_channels(z_e, channel_dim, codebook.shape[1])
     return Quantized(*_quantize(z_e, codebook, channel_dim, statistics))
+
+
+def residual_quantize(
+    z_e: Tensor, codebooks: Tensor, channel_dim: int = 1, statistics: bool = False
+) -> Quantized:
+    """Quantises ``z_e`` by Q stages, each coding what the ones before it left over, in one pass.
+
+    Source: Zeghidour et al. 2021, SoundStream (arXiv 2107.03312), algorithm 1.
+
+    Args:
+        z_e: floating point, ``D`` channels at ``channel_dim``, batch and spatial dimensions around it.
+        codebooks: ``(Q, K, D)``; one for all stages may be expanded.
+        statistics: whether to fill ``counts`` and ``sums`` (they have no gradient).
+
+    Returns:
+        As ``quantize``, but ``quantized`` is the sum of the stages' codes, ``indices`` has Q last, and the
+        others have it first: losses ``(Q,)``, ``counts (Q, K)``, ``sums (Q, K, D)``, of what each stage was
+        given. A stage's losses differentiate by its own codebook and by ``z_e``, not by the codes before it.
+
+    Raises:
+        TypeError: an argument isn't a floating-point tensor.
+        ValueError: the shapes don't fit.
+    """
+    _check_floating("codebooks", codebooks)
+    if codebooks.ndim != 3 or 0 in codebooks.shape:
+        raise ValueError(f"codebooks has shape {tuple(codebooks.shape)}; want (Q, K, D) with Q, K, D >= 1")
+    check_channels(z_e, channel_dim, codebooks.shape[2])
+    return Quantized(*_residual_quantize(z_e, codebooks, channel_dim, statistics))
 
 
 def perplexity(indices: Tensor, num_embeddings: int) -> Tensor:

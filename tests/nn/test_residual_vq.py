@@ -231,6 +231,19 @@ def test_runs_on_meta_and_frozen_codes_stay() -> None:
     assert torch.equal(rvq.codebooks, before)
 
 
+@pytest.mark.parametrize("decay", [None, 0.9])
+def test_one_frozen_stage_stays_and_the_others_learn(decay) -> None:
+    rvq = layer(decay=decay)
+    rvq.stages[0].freeze()
+    before = rvq.codebooks.detach().clone()
+    rvq(randn(30, 6)).loss.backward()
+    if decay is None:
+        moved = [stage.codebook.grad is not None and bool(stage.codebook.grad.any()) for stage in rvq.stages]
+    else:
+        moved = (rvq.codebooks != before).flatten(1).any(1).tolist()
+    assert moved == [False, True, True, True]
+
+
 @pytest.mark.parametrize(
     "options, error, message",
     [

@@ -21,12 +21,19 @@ SLOW = [
     "8192 and not 1000",
     "gradients and (wanted1 or wanted2 or dtype0)",
     "layout and (dtype1 or dtype3)",
+    "threads",
     "odd_sizes and (full or dtype1 or dtype3)",
     "activation_extra and not (contiguous and dtype2 or channels_last and dtype0)",
     "gate_equals and (dtype1 or dtype3)",
     "sizes_beside and (contiguous or channels2)",
 ]
-FILES = ["test_nearest.py", "test_quantize.py", "test_masked_conv.py", "test_triton_kernels.py"]
+FILES = [
+    "test_nearest.py",
+    "test_quantize.py",
+    "test_residual.py",
+    "test_masked_conv.py",
+    "test_triton_kernels.py",
+]
 
 
 @pytest.mark.skipif(registry.interpreted(), reason="they run in this process")

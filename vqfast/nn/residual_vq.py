@@ -7,10 +7,16 @@ from torch import Tensor, nn
 
 from vqfast import functional
 from vqfast.nn import ranks
+from vqfast.nn.codebook import Batch
 from vqfast.nn.projection import Projection, check_mask
 from vqfast.nn.vq import LossParts, VQLayer, VQOutput, check_gradient, check_sizes, pass_gradient
 
 STAGE_OPTIONS = {"beta", "decay", "eps", "metric", "kmeans_init", "revive_below", "learnable"}
+
+
+def _only_quantizes(stage: VQLayer) -> bool:
+    """Whether a stage wants nothing of a batch that ``functional.residual_quantize`` doesn't give."""
+    return stage.metric == "l2" and not stage.starts and not (stage.follows and stage.revive_below)
 
 
 class ResidualVQLayer(nn.Module):
@@ -108,22 +114,22 @@ class ResidualVQLayer(nn.Module):
         if drops:
             noise = ranks.from_first(torch.rand((), device=z.device))
             used = 1 + (noise * self.num_quantizers).long()
-        total, results = self._stages(z, mask, used)
-        outputs, parts, batches = zip(*results, strict=True)
-        if batches[0] is not None:
-            for q, stage in enumerate(self.stages):
+        plain = mask is None and used is None and all(map(_only_quantizes, self.stages))
+        out, parts, batches = self._at_once(z) if plain else self._one_by_one(z, mask, used)
+        for q, stage in enumerate(self.stages):
+            if stage.follows:
                 stage.learn(*batches[q :: len(self.stages)])
-        quantized = pass_gradient(z, total, self.gradient, self.projection.dim)
-        quantized = self.projection.leave(quantized, mask).to(z_e.dtype)
-        indices = torch.stack([output.indices for output in outputs], -1)
-        output = VQOutput(quantized, indices, torch.stack([output.loss for output in outputs]).sum())
-        stacked = LossParts(*(torch.stack(values) for values in zip(*parts, strict=True)))
-        return (output, stacked) if return_parts else output
+        quantized = self.projection.leave(out.quantized, mask).to(z_e.dtype)
+        output = VQOutput(quantized, out.indices, out.loss)
+        return (output, parts) if return_parts else output
 
     @torch.no_grad()
     def encode(self, z_e: Tensor, mask: Tensor | None = None) -> Tensor:
         """Indices of all stages, int64 ``(B, *spatial, Q)``; arguments and errors as in ``forward``."""
         residual, indices = self._vectors(z_e, mask), []
+        if self.stages[0].metric == "l2":
+            found = functional.residual_quantize(residual, self._books(), self.projection.dim).indices
+            return found if mask is None else torch.where(mask.unsqueeze(-1), found, -1)
         for q in range(self.num_quantizers):
             stage = self._stage(q)
             indices.append(stage.encode(residual, mask))
@@ -163,8 +169,28 @@ class ResidualVQLayer(nn.Module):
         z = self.projection.enter(z_e, mask)
         return z.to(torch.promote_types(z.dtype, torch.float32))
 
-    def _stages(self, z: Tensor, mask: Tensor | None, used: Tensor | None) -> tuple[Tensor, list]:
-        """The sum of the codes, and what each stage's ``assign`` gave; the first ``used`` stages count."""
+    def _books(self) -> Tensor:
+        """``codebooks`` in memory that no step moves; one for all stages isn't copied for each."""
+        return torch.stack([stage.codebook for stage in self.stages]).expand(self.num_quantizers, -1, -1)
+
+    def _at_once(self, z: Tensor) -> tuple[VQOutput, LossParts, list[Batch]]:
+        """All stages in one pass."""
+        statistics = any(stage.follows for stage in self.stages)
+        out = functional.residual_quantize(z, self._books(), self.projection.dim, statistics)
+        straight = self.gradient == "straight-through"
+        quantized = out.quantized
+        quantized = quantized if straight else pass_gradient(z, quantized, self.gradient, self.projection.dim)
+        parts = LossParts(out.codebook_loss, out.commitment_loss)
+        if z.numel() == 0:  # another rank has the vectors
+            parts = LossParts(*(part.nan_to_num() for part in parts))
+        losses = [self._stage(q).weigh(LossParts(*each)) for q, each in enumerate(zip(*parts, strict=True))]
+        batches = [Batch(None, None, *each) for each in zip(out.counts, out.sums, strict=True)]
+        return VQOutput(quantized, out.indices, torch.stack(losses).sum()), parts, batches
+
+    def _one_by_one(
+        self, z: Tensor, mask: Tensor | None, used: Tensor | None
+    ) -> tuple[VQOutput, LossParts, list[Batch | None]]:
+        """Stage by stage, of which the first ``used`` count."""
         residual, total, results = z, torch.zeros_like(z, requires_grad=False), []
         for q in range(self.num_quantizers):
             shown = mask
@@ -174,7 +200,11 @@ class ResidualVQLayer(nn.Module):
             results.append(self._stage(q).assign(residual, shown))
             quantized = results[-1][0].quantized.detach()
             residual, total = residual - quantized, total + quantized
-        return total, results
+        outputs, parts, batches = zip(*results, strict=True)
+        quantized = pass_gradient(z, total, self.gradient, self.projection.dim)
+        indices = torch.stack([output.indices for output in outputs], -1)
+        output = VQOutput(quantized, indices, torch.stack([output.loss for output in outputs]).sum())
+        return output, LossParts(*(torch.stack(values) for values in zip(*parts, strict=True))), batches
 
     def _looked_up(self, stage: VQLayer, indices: Tensor) -> Tensor:
         """The stage's codes of ``indices``, zero for -1."""

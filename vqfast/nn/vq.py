@@ -188,9 +188,6 @@ class VQLayer(Codebook):
             parts = LossParts(*(part * mask.numel() / mask.sum().clamp(min=1) for part in parts))
         if z_e.numel() == 0:  # another rank has the vectors
             parts = LossParts(*(part.nan_to_num() for part in parts))
-        loss = self.beta * parts.commitment
-        if self.decay is None and self.learnable:
-            loss = loss + parts.codebook
         batch = None
         if self.follows:
             counts, sums = out.counts, out.sums
@@ -202,7 +199,12 @@ class VQLayer(Codebook):
         straight = self.gradient == "straight-through"
         quantized = out.quantized if straight else pass_gradient(z, out.quantized, self.gradient, dim)
         quantized = self._restore(quantized, mask).to(z_e.dtype)
-        return VQOutput(quantized, self._hide(out.indices, mask), loss), parts, batch
+        return VQOutput(quantized, self._hide(out.indices, mask), self.weigh(parts)), parts, batch
+
+    def weigh(self, parts: LossParts) -> Tensor:
+        """The loss that these parts make."""
+        loss = self.beta * parts.commitment
+        return loss + parts.codebook if self.decay is None and self.learnable else loss
 
     @torch.no_grad()
     def encode(self, z_e: Tensor, mask: Tensor | None = None) -> Tensor:

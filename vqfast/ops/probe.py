@@ -35,11 +35,23 @@ def _check_nearest(module: ModuleType, reference: ModuleType, *where) -> None:
 
 def _check_quantize(module: ModuleType, reference: ModuleType, *where) -> None:
     rows, codes = _rows_and_codes(*where)
+    _check_step(rows, codes, *((each.quantize, each.quantize_backward) for each in (module, reference)))
+
+
+def _check_residual(module: ModuleType, reference: ModuleType, *where) -> None:
+    rows, codes = _rows_and_codes(*where)
+    books = torch.stack([codes, (codes - 3) / 4])
+    steps = ((each.residual_quantize, each.residual_backward) for each in (module, reference))
+    _check_step(rows, books, *steps)
+
+
+def _check_step(rows: Tensor, codes: Tensor, *steps: tuple[Callable, Callable]) -> None:
+    """Compares two pairs of forward and backward."""
     runs = []
-    for each in (module, reference):
-        out = each.quantize(rows, codes, 1, True)
-        one = out[2].new_ones(())
-        runs.append((*out, *each.quantize_backward(rows, one, one, rows, codes, out[1], 1)))
+    for forward, backward in steps:
+        out = forward(rows, codes, 1, True)
+        one = torch.ones_like(out[2])
+        runs.append((*out, *backward(rows, one, one, rows, codes, out[1], 1)))
     loose = 2e-2 if rows.dtype in (torch.bfloat16, torch.float16) else 1e-3
     for got, want in zip(*runs, strict=True):
         torch.testing.assert_close(got, want, rtol=loose, atol=loose)
@@ -87,6 +99,7 @@ def _check_masked_conv(
 _CHECKS: dict[str, Callable[[ModuleType, ModuleType, torch.device, torch.dtype, int], None]] = {
     "nearest": _check_nearest,
     "quantize": _check_quantize,
+    "residual": _check_residual,
     "masked_conv": _check_masked_conv,
 }
 

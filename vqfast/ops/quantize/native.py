@@ -14,7 +14,7 @@ from vqfast.ops.nearest.native import nearest
 from vqfast.ops.quantize import reference
 
 
-def _dense(x: Tensor, channel_dim: int) -> Tensor | None:
+def dense(x: Tensor, channel_dim: int) -> Tensor | None:
     """``x`` as ``(outer, D, inner)``, channels first or last; ``None`` where that takes a copy."""
     last = x.movedim(channel_dim, -1)
     if last.is_contiguous():
@@ -34,15 +34,17 @@ def quantize(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As ``reference.quantize``."""
     indices = nearest(z_e.movedim(channel_dim, -1), codebook)
-    z = _dense(z_e, channel_dim)
+    z = dense(z_e, channel_dim)
     if not _fits(z, codebook):
         return reference.follow(z_e, codebook, indices, channel_dim, statistics)
-    found = torch.ops.vqfast_native.follow(z, codebook.contiguous(), indices, statistics)
+    found = torch.ops.vqfast_native.follow(
+        z, codebook.contiguous()[None], indices.unsqueeze(-1), statistics
+    )  # one stage
     quantized, error, counts, sums = found
-    loss = (error[0, 0, 0] / z_e.numel()).to(z_e.dtype)
+    loss = (error[0, 0] / z_e.numel()).to(z_e.dtype)
     # laid out as z_e, like the piece of memory that it was taken for
     quantized = quantized.as_strided(z_e.shape, z_e.stride())
-    return quantized, indices, loss, loss.clone(), counts[0, :, 0].clone(), sums[0].clone()
+    return quantized, indices, loss, loss.clone(), counts[0, 0].clone(), sums[0, 0].clone()
 
 
 def quantize_backward(
@@ -55,7 +57,7 @@ def quantize_backward(
     channel_dim: int,
 ) -> tuple[Tensor, Tensor]:
     """As ``reference.quantize_backward``."""
-    z = _dense(z_e, channel_dim)
+    z = dense(z_e, channel_dim)
     if not _fits(z, codebook) or grad_quantized.dtype != z_e.dtype:
         return reference.quantize_backward(
             grad_quantized, grad_codebook_loss, grad_commitment_loss, z_e, codebook, indices, channel_dim
@@ -65,14 +67,14 @@ def quantize_backward(
     per_element = 2 / z_e.numel()
     wanted = grad_codebook_loss.item() != 0
     grad_z, residuals = torch.ops.vqfast_native.follow_backward(
-        _dense(grad_quantized, channel_dim),
+        dense(grad_quantized, channel_dim),
         z,
-        codebook.contiguous(),
-        indices.contiguous(),
-        grad_commitment_loss.item() * per_element,
+        codebook.contiguous()[None],
+        indices.contiguous().unsqueeze(-1),
+        (grad_commitment_loss * per_element).view(1),
         wanted,
     )
     grad_codebook = (
-        residuals[0] * (-grad_codebook_loss * per_element) if wanted else torch.zeros_like(codebook)
+        residuals[0, 0] * (-grad_codebook_loss * per_element) if wanted else torch.zeros_like(codebook)
     )
     return grad_z.as_strided(z_e.shape, z_e.stride()), grad_codebook

@@ -1,0 +1,77 @@
+"""``vqfast::residual_quantize``: all stages of a residual quantiser.
+
+``z (B, D, *spatial)`` with its channels at ``channel_dim``, ``codebooks (Q, K, D)`` ->
+``quantized`` (as ``z``), the sum of the stages' codes; ``indices`` int64 ``(B, *spatial, Q)``;
+``codebook_losses`` and ``commitment_losses`` ``(Q,)`` (of one value, whose gradients go to that stage's
+codebook and to ``z``); with ``statistics`` the ``counts`` int64 ``(Q, K)`` and ``sums`` ``(Q, K, D)`` of the
+residuals of each code (else ``(Q, 0)`` and ``(Q, 0, D)``). Residuals are kept in float32 or wider.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vqfast.ops import registry
+from vqfast.ops.autograd import differentiate_through
+from vqfast.ops.quantize.reference import accumulator
+from vqfast.ops.residual import reference
+
+
+@torch.library.custom_op("vqfast::residual_quantize", mutates_args=())
+def residual_quantize(
+    z: Tensor, codebooks: Tensor, channel_dim: int, statistics: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """See the module."""
+    run = registry.backend("residual", z, codebooks.shape[2]).residual_quantize
+    return run(z, codebooks, channel_dim, statistics)
+
+
+@residual_quantize.register_fake
+def _(z, codebooks, channel_dim, statistics):
+    dims = list(z.shape)
+    dims.pop(channel_dim)
+    stages, codes = len(codebooks), codebooks.shape[1] if statistics else 0
+    losses = z.new_empty(stages, dtype=accumulator(z, codebooks))
+    indices = z.new_empty((*dims, stages), dtype=torch.int64)
+    counts = indices.new_empty(stages, codes)
+    sums = losses.new_empty(stages, codes, codebooks.shape[2])
+    return torch.empty_like(z), indices, losses, losses.clone(), counts, sums
+
+
+@torch.library.custom_op("vqfast::residual_backward", mutates_args=())
+def residual_backward(
+    grad_quantized: Tensor,
+    grad_codebook_losses: Tensor,
+    grad_commitment_losses: Tensor,
+    z: Tensor,
+    codebooks: Tensor,
+    indices: Tensor,
+    channel_dim: int,
+) -> tuple[Tensor, Tensor]:
+    """Gradients to ``z`` and to ``codebooks``."""
+    run = registry.backend("residual", z, codebooks.shape[2]).residual_backward
+    losses = grad_codebook_losses, grad_commitment_losses
+    return run(grad_quantized, *losses, z, codebooks, indices, channel_dim)
+
+
+@residual_backward.register_fake
+def _(grad_quantized, grad_codebook_losses, grad_commitment_losses, z, codebooks, indices, channel_dim):
+    return torch.empty_like(z), codebooks.new_empty(codebooks.shape)
+
+
+def _setup_context(ctx, inputs, output):
+    z, codebooks, ctx.channel_dim, _ = inputs
+    _, indices, _, _, counts, sums = output
+    ctx.mark_non_differentiable(indices, counts, sums)
+    ctx.save_for_backward(z, codebooks, indices)
+
+
+def _backward(ctx, grad_quantized, _indices, grad_codebook_losses, grad_commitment_losses, _counts, _sums):
+    losses = grad_codebook_losses, grad_commitment_losses
+    grads = residual_backward(grad_quantized, *losses, *ctx.saved_tensors, ctx.channel_dim)
+    return *grads, None, None
+
+
+residual_quantize.register_autograd(_backward, setup_context=_setup_context)
+differentiate_through(residual_backward, reference.residual_backward)
