@@ -1,0 +1,105 @@
+"""Masked convolution, forward and backward, against a kernel times a mask.
+
+Floor: the visible taps' products, as often again for each gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.core import Call, Case, Floor, Outputs
+from benchmarks.machine import DEVICE
+from benchmarks.plain import PlainMasked
+from vqfast.functional import masked_conv2d
+
+Data = tuple[Tensor, Tensor]  # the input and the output's gradient
+
+
+def contenders(channels: int, size: int, mask_type: str, backward: bool) -> dict[str, Callable[[], Call]]:
+    """All with the same weights."""
+
+    def build(name: str) -> Call:
+        conv = PlainMasked(channels, channels, size, mask_type).to(DEVICE)
+
+        def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+            return F.conv2d(x, weight * conv.mask, bias, padding=size // 2)
+
+        calls = {
+            "vqfast": partial(masked_conv2d, mask_type=mask_type),
+            "conv2d": plain,
+            "compiled": torch.compile(plain),
+        }
+
+        def run(data: Data) -> Tensor | tuple[Tensor, ...]:
+            x, grad = data
+            parameters = x, conv.weight, conv.bias
+            if not backward:
+                with torch.no_grad():
+                    return calls[name](*parameters)
+            parameters = x.detach().requires_grad_(), conv.weight, conv.bias
+            output = calls[name](*parameters)
+            return output.detach(), *torch.autograd.grad(output, parameters, grad)
+
+        return run
+
+    return {name: partial(build, name) for name in ("vqfast", "conv2d", "compiled")}
+
+
+def check(
+    channels: int, size: int, mask_type: str, backward: bool, data: Data, outputs: dict[str, Outputs]
+) -> None:
+    """All are what float64 says."""
+    torch.manual_seed(0)  # as the contenders' weights
+    conv = PlainMasked(channels, channels, size, mask_type).to(DEVICE).double()
+    x, grad = (t[:1].double() for t in data)
+    want = conv(x.requires_grad_())
+    dx = torch.autograd.grad(want, x, grad)[0]
+    for name, output in outputs.items():
+        got = output[:2] if backward else [output]
+        for found, true in zip(got, [want.detach(), dx], strict=False):
+            torch.testing.assert_close(found[:1].double(), true, rtol=1e-3, atol=1e-3, msg=name)
+
+
+def conv(
+    size: int,
+    mask_type: str,
+    channels_last: bool = False,
+    backward: bool = False,
+    batch: int = 16,
+    channels: int = 128,
+    side: int = 32,
+) -> Case:
+    """A convolution of ``(batch, channels, side, side)`` to as many channels."""
+    taps = size * size // 2 + (mask_type == "B")
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    shape = batch, channels, side, side
+    products = 2.0 * batch * side * side * channels * channels * taps
+
+    def data() -> Data:
+        x, grad = (torch.randn(shape, device=DEVICE).contiguous(memory_format=layout) for _ in range(2))
+        return x, grad
+
+    kind = ", channels last" if channels_last else ""
+    kind += ", and backward" if backward else ""
+    settings = channels, size, mask_type, backward
+    return Case(
+        name=f"{size}x{size}, mask {mask_type}{kind}; {', '.join(map(str, shape))}",
+        shape={"batch": batch, "channels": channels, "grid": side, "kernel": size},
+        contenders=contenders(*settings),
+        data=data,
+        check=partial(check, *settings),
+        floor=Floor(products * (3 if backward else 1)),
+    )
+
+
+CASES = [
+    conv(size, mask_type, channels_last, backward)
+    for size, mask_type in ((3, "B"), (7, "A"), (1, "B"))
+    for channels_last in (False, True)
+    for backward in (False, True)
+]
