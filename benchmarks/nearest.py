@@ -115,7 +115,7 @@ def search(
         check=check,
         floor=Floor(2.0 * n * k * d, 4.0 * (n * d + k * d) + 8.0 * n),
         sweep=sweep,
-        slow=["vqfast"] if n * k * d > 1e10 and DEVICE.type == "cpu" else (),
+        slow=["vqfast"] if n * k > 2e8 and DEVICE.type == "cpu" else (),
     )
 
 

@@ -106,14 +106,20 @@ def growth(record: Record, name: str) -> plt.Figure:
 def first_result(record: Record) -> plt.Figure:
     """Seconds from a process's start to its first codes."""
     rows = record["suites"]["first_result"]["rows"]
-    bars = [
-        (f"{who}\n{row['case'].split(', ')[1]}", took) for row in rows for who, took in median(row).items()
+    dots = [
+        (f"{who}, {row['case'].split(', ')[1]}", who, took)
+        for row in rows
+        for who, took in median(row).items()
     ]
-    figure, axes = plt.subplots(figsize=(8, 0.8 + 0.45 * len(bars)), layout="constrained")
-    found = axes.barh([label for label, _ in bars], [took for _, took in bars], color=COLOURS[0])
-    axes.bar_label(found, fmt="%.3g s", padding=3)
+    figure, axes = plt.subplots(figsize=(8, 1 + 0.3 * len(dots)), layout="constrained")
+    for y, (_, who, took) in enumerate(dots):
+        axes.axhline(y, color="0.93", zorder=0)
+        axes.plot(took, y, "o", color=COLOURS[who != "vqfast"])
+        axes.annotate(f"{took:.3g} s", (took, y), (8, 0), textcoords="offset points", va="center")
+    axes.set_yticks(range(len(dots)), [label for label, *_ in dots])
     axes.invert_yaxis()
     axes.set(xscale="log", xlabel="seconds from a process's start to its first codes", title=record["device"])
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
     axes.margins(x=0.15)
     return figure
 
