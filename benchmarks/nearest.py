@@ -65,10 +65,9 @@ def scikit_learn() -> Call:
 
 def flash_kmeans() -> Call:
     """flash-kmeans' assignment kernel."""
-    from flash_kmeans.assign_euclid_triton import euclid_assign_triton
-
     if DEVICE.type != "cuda":
         raise AbsentError("flash-kmeans runs on a GPU only")
+    from flash_kmeans.assign_euclid_triton import euclid_assign_triton
 
     def search(x: Tensor, codebook: Tensor) -> Tensor:
         return euclid_assign_triton(x[None], codebook[None], x.square().sum(-1)[None])[0].long()

@@ -1,4 +1,4 @@
-"""Wheel and sdist, installed into environments of their own that share only the dependencies with this one."""
+"""Wheel and sdist, each in an environment of its own that shares only the dependencies with this one."""
 
 from __future__ import annotations
 
