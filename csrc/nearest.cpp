@@ -28,22 +28,12 @@
 
 #include "nearest.h"
 
-#include "tile.h"
+#include "floats.h"
 
 namespace vqfast::VQFAST_ISA {
 namespace {
 
 constexpr int kCandidates = 12;
-
-struct Half {
-  uint16_t bits;
-  explicit operator float() const {
-    const uint32_t sign = (bits & 0x8000u) << 16, rest = (bits & 0x7fffu) << 13;
-    const uint32_t wide = rest >= 0x7c00u << 13 ? rest | 0x7f800000u  // not finite
-                                                : __builtin_bit_cast(uint32_t, __builtin_bit_cast(float, rest) * 0x1p112f);
-    return __builtin_bit_cast(float, sign | wide);
-  }
-};
 
 // The arithmetic that x - p needs to round only once: float32 up to float32, else float64.
 template <class T>
@@ -54,16 +44,6 @@ template <>
 struct Compute<double> {
   using type = double;
 };
-
-template <class F>
-auto with_type(Type type, F f) {
-  switch (type) {
-    case Type::f64: return f(double{});
-    case Type::bf16: return f(Bf16{});
-    case Type::f16: return f(Half{});
-    default: return f(float{});
-  }
-}
 
 int64_t pair_steps(const Problem& p) { return (p.d + 1) / 2; }
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

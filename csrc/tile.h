@@ -126,10 +126,11 @@ struct Sums {
   static constexpr int kLanes = sizeof(V) / sizeof(T), kColumns = kV * kLanes;
   V of[kR][kV];
 
-  // Every row begins with the same numbers, one a column.
-  [[gnu::always_inline]] void start(const T* bias) {
-    for (auto& row : of)
-      for (int v = 0; v < kV; ++v) row[v] = load(bias + v * kLanes);
+  // Every row begins with the same numbers, one a column; with a row stride, with its own.
+  [[gnu::always_inline]] void start(const T* from, int64_t row_stride = 0) {
+#pragma GCC unroll 16
+    for (int r = 0; r < kR; ++r)
+      for (int v = 0; v < kV; ++v) of[r][v] = load(from + r * row_stride + v * kLanes);
   }
 
   // += over steps of rows[r * row_stride + step * step_stride] * columns[step][0 .. kColumns)

@@ -23,7 +23,10 @@ from PIL import Image
 from vqfast.cli import main
 from vqfast.ops import registry
 from vqfast.pipeline import train
-from vqfast.pipeline.checkpoint import Run
+from vqfast.pipeline.checkpoint import Run, load_model
+from vqfast.pipeline.codes import stored
+from vqfast.pipeline.images import GAP, MARGIN
+from vqfast.pipeline.steps import reopen_images
 
 MODEL = "--hidden-channels 8 --num-embeddings 8 --embedding-dim 4"
 UNLABELLED = f"train --data images.npy {MODEL} --steps 12 --batch-size 8 --lr 1e-3 --out"
@@ -107,7 +110,17 @@ def test_commands_say_what_they_did(here: Path, capsys: pytest.CaptureFixture[st
             f"train-prior --run new {PRIOR}",
             r"trained new/prior\.safetensors; \d\.\d{3} bits a code on held-out images",
         ),
-        ("sample --run new --out s --num 7", r"7 samples in s/samples; the first in s/samples\.png"),
+        ("sample --run new --out s --num 7", "7 samples in s/samples; images in s/grid"),
+        ("sample --run new --out s --num 7 --format codes", "7 samples in s/samples"),
+        ("decode --run new --codes new/codes/train --out d --format png", "36 images in d/png"),
+        (
+            "sample --run new --out c --complete held-out --draws 3 --num 10 --format codes",
+            r"10 samples in c/samples; some beside their originals in c/completions\.png",
+        ),
+        (
+            "likelihood --run new --out bits.npy",
+            r"4 grids of codes: \d\.\d{3} bits a code; each one's in bits\.npy",
+        ),
         (
             "reconstruct --run new --out p.png",
             r"4 images: mse \S+, psnr \S+, perplexity \S+, codes_in_use \S+; 4 of them in p\.png",
@@ -119,7 +132,7 @@ def test_commands_say_what_they_did(here: Path, capsys: pytest.CaptureFixture[st
         assert err == ""  # no progress bar but on a terminal
     weights = [Path(run, "vqvae.safetensors").read_bytes() for run in ("new", "begun")]
     assert weights[0] == weights[1]
-    for name in ("p.png", "s/samples.png", "new/prior.png"):
+    for name in ("p.png", "s/grid/0000000.png", "d/png/0000035.png", "c/completions.png"):
         Image.open(name).load()
 
 
@@ -135,9 +148,9 @@ def test_labels_of_samples() -> None:
     assert labels_of("twos") == [2, 2, 2]
     assert run("sample --run plain --out none --num 3") == 0
     with np.load("none/samples/00000.npz") as shard:
-        assert sorted(shard.files) == ["codes", "images"] and shard["images"].shape == (3, 1, 8, 8)
+        assert shard.files == ["codes"] and shard["codes"].shape == (3, 2, 2)
     with np.load("twos/samples/00000.npz") as shard:
-        assert shard["images"].shape == (3, 1, 4, 20)
+        assert shard["codes"].shape == (3, 1, 5)
 
 
 @pytest.mark.usefixtures("here")
@@ -147,6 +160,93 @@ def test_overwrite() -> None:
     assert Path("p.png").read_bytes() == b"before"
     assert run("reconstruct --run begun --data photos --num 3 --out p.png --overwrite") == 0
     Image.open("p.png").load()
+
+
+@pytest.mark.parametrize(
+    ("keep", "kept"),
+    [
+        ("top-half", [[1, 1], [0, 0]]),
+        ("bottom-0.5", [[0, 0], [1, 1]]),
+        ("left-half", [[1, 0], [1, 0]]),
+        ("right-0.4", [[0, 1], [0, 1]]),
+        ("mask.png", [[0, 1], [1, 0]]),
+    ],
+)
+def test_completions_keep_the_images_codes(here: Path, keep: str, kept: list[list[int]]) -> None:
+    Image.fromarray(np.kron([[0, 255], [255, 0]], np.ones((4, 4))).astype(np.uint8)).save("mask.png")
+    vqvae, images = load_model(here / "whole", "vqvae"), np.load("images.npy")[:5]
+    np.save("five.npy", images)
+    codes = vqvae.encode(torch.from_numpy(images[:, None] / np.float32(255)))
+    assert run(f"sample --run whole --out c --complete five.npy --keep {keep} --draws 4 --label 1") == 0
+    with np.load("c/samples/00000.npz") as shard:
+        drawn, labels = torch.from_numpy(shard["codes"].astype(np.int64)), shard["labels"]
+    assert drawn.shape == (20, 2, 2) and (labels == 1).all()
+    expected = codes.repeat_interleave(4, 0)
+    mask = torch.tensor(kept, dtype=torch.bool)
+    assert torch.equal(drawn[:, mask], expected[:, mask])
+    assert (drawn[:, ~mask] != expected[:, ~mask]).double().mean() > 0.3
+    prior = load_model(here / "whole", "prior")
+    again = prior.sample(20, (2, 2), labels=1, known=expected.where(mask, -1))
+    assert torch.equal(drawn, again)
+
+
+@pytest.mark.usefixtures("here")
+def test_the_picture_of_completions() -> None:
+    """A column an image: the original, the kept part of it, and what its completions decode to."""
+    command = "sample --run whole --out c --complete held-out --num 11 --draws 3 --format npy"
+    assert run(command) == 0
+    with np.load("c/samples/00000.npz") as shard:
+        samples = shard["labels"].tolist()
+    held_out = reopen_images(Run("whole", lock=False))["held-out"]
+    assert samples == held_out.labels.repeat(3)[:11].tolist()
+    pixels, originals = np.load("c/npy/0000000.npy"), held_out.batch(range(4)) * 255
+    sheet = np.asarray(Image.open("c/completions.png").convert("L"))
+    gutter = sheet.shape[1] - (2 * MARGIN + 4 * 64 + 3 * GAP)
+    assert sheet.shape[0] == 2 * MARGIN + 4 * 64 + 3 * GAP  # the last image has two completions only
+    for column in range(4):
+        left = MARGIN + gutter + column * (64 + GAP)
+        tops = MARGIN + np.arange(4) * (64 + GAP)
+        tiles = [sheet[top : top + 64 : 8, left : left + 64 : 8] for top in tops]
+        np.testing.assert_allclose(tiles[0], originals[column, 0], atol=1)
+        np.testing.assert_allclose(tiles[1][:4], originals[column, 0, :4], atol=1)
+        assert len(np.unique(tiles[1][4:])) == 1
+        for draw in range(2):
+            np.testing.assert_array_equal(tiles[2 + draw], pixels[3 * column + draw, 0])
+    before = Path("c/completions.png").stat().st_mtime_ns
+    assert run(command) == 0
+    assert Path("c/completions.png").stat().st_mtime_ns == before
+
+
+@pytest.mark.usefixtures("here")
+def test_one_image_is_completed() -> None:
+    assert run("sample --run plain --out c --complete photos/3.png --num 5") == 0
+    with np.load("c/samples/00000.npz") as shard:
+        codes = shard["codes"]
+    assert codes.shape == (5, 2, 2) and (codes[:, 0] == codes[0, 0]).all()
+
+
+@pytest.mark.usefixtures("here")
+def test_likelihood(capsys: pytest.CaptureFixture[str]) -> None:
+    codes, labels = stored(Run("whole", lock=False), "codes/train").all()
+    prior = load_model(Path("whole"), "prior")
+    np.save("codes.npy", codes.numpy())
+    with torch.no_grad():
+        own = prior.bits_per_code(codes, labels)
+        second = prior.bits_per_code(codes, torch.full((36,), 2))
+    for options, expected in (
+        ("--codes whole/codes/train", own),
+        ("--codes codes.npy --label 2", second),
+        ("--data images.npy --labels labels.npy", None),
+    ):
+        capsys.readouterr()
+        assert run(f"likelihood --run whole {options} --out bits.npy --overwrite") == 0
+        bits = np.load("bits.npy")
+        assert f"{len(bits)} grids of codes: {bits.mean():.3f} bits a code" in capsys.readouterr().out
+        if expected is None:
+            assert len(bits) == 40  # among them the 36 of the training part
+            assert np.abs(bits[:, None] - own.numpy()).min(axis=0).max() < 1e-4
+        else:
+            np.testing.assert_allclose(bits, expected, rtol=1e-5)
 
 
 def test_the_same_command_twice_gives_the_same_bytes(here: Path) -> None:
@@ -166,7 +266,7 @@ def test_the_same_command_twice_gives_the_same_bytes(here: Path) -> None:
 
 
 def test_a_finished_run_stays_as_it_is(here: Path) -> None:
-    kept = [path for path in here.rglob("*.*") if path.name not in (".lock", "samples.png")]
+    kept = [path for path in here.rglob("*.*") if path.name != ".lock"]
     before = {path: (path.stat().st_mtime_ns, path.is_file() and path.read_bytes()) for path in kept}
     for command in (
         f"{TRAIN} whole",
@@ -182,23 +282,24 @@ def test_a_finished_run_stays_as_it_is(here: Path) -> None:
 
 HUGE = "9" * 25
 BAD_TRAIN = {
-    "--data nope": "no such file or folder: '",
+    "--data nope": "nope'; no such file or folder",
     "--data truncated.npy": "truncated.npy: cannot read .npy file",
-    "--data nan.npy": "want floats in [0, 1], got nan",
-    "--data thesis": "thesis: empty, no .png",
-    "--data thesis/thesis.tex": "not a NumPy file by its name",
-    "--data photos --labels labels.npy": "want 10 labels",
+    "--data nan.npy": "nan.npy has nan in image 0; want floats in [0, 1]",
+    "--data thesis": "thesis has no image in it; want .png",
+    "--data thesis/thesis.tex": "being no NumPy file by its name",
+    "--data photos --labels labels.npy": "labels of shape (40,); want 10",
     "--data unequal": "images of unequal size: 0.png is 8x8, 9.png is 12x8; --size makes them equal",
     "--data broken": "5.png",
     "--data odd.npy": "spatial is (7, 8); want 2 positive multiples of the stride 4",
-    "--labels nope": "labels: no such file or folder",
-    "--labels images.npy": "want 40 labels",
-    "--size 0": "size: want at least 1, got 0",
-    "--channels 2": "channels: want 1 or 3, got 2",
-    "--holdout 0": "fraction: want more than 0",
-    "--holdout 1": "fraction: want more than 0",
-    "--holdout nan": "fraction: want more than 0",
-    "--holdout 0.001": "leaves one part of the split empty",
+    "--labels nope": "nope'; no such file or folder",
+    "--labels images.npy": "labels of shape (40, 8, 8); want 40",
+    "--size 30": "size is 30; want a multiple of 4, the model's stride",
+    "--size 0": "size is 0; want 1 or more",
+    "--channels 2": "channels is 2; want 1 or 3",
+    "--holdout 0": "; want more than 0",
+    "--holdout 1": "; want more than 0",
+    "--holdout nan": "; want more than 0",
+    "--holdout 0.001": "leaves one part of 40 images empty",
     "--model vae": "name is 'vae'; want one of paper",
     "--model paper-speech": "spatial is (8, 8); want 1 positive multiples",
     "--model keras --num-residual-blocks 1": "num_residual_blocks is 1; want None",
@@ -220,7 +321,7 @@ BAD_TRAIN = {
     "--lr 0": "lr is 0.0; want a positive number",
     "--lr -0.1": "lr is -0.1; want a positive number",
     "--lr 1e30": "the loss is ",
-    "--seed -1": "seed: want at least 0, got -1",
+    "--seed -1": "seed is -1; want 0 or more",
     f"--seed {HUGE}": f"seed is {HUGE}; want 0..2^32 - 1",
     "--out images.npy": "images.npy is a file; want a run folder",
     "--out images.npy/run": "Not a directory",
@@ -241,8 +342,8 @@ BAD_SAMPLE = {
     "--top-k 0": "top_k is 0; want",
     "--top-p 0": "top_p is 0.0; want",
     "--top-p 2": "top_p is 2.0; want",
-    "--num 0": "num is 0; want 1 or more",
-    f"--num {HUGE}": "too big",
+    "--num 0": "num is 0; want 1 or more, below 2^63",
+    f"--num {HUGE}": f"num is {HUGE}; want 1 or more, below 2^63",
     "--shape 0 5": "want a positive integer",
     "--shape 5": "argument --shape: expected 2 arguments",
     "--seed -1": "seed is -1; want",
@@ -256,6 +357,23 @@ BAD_SAMPLE = {
     "--out thesis": "thesis holds something else",
     "--out images.npy": "images.npy is a file",
     "--out drawn --num 8": "num was 7, now 8; use another folder",
+    "--format jpg": "format is 'jpg'; want one of grid, npy, png, codes",
+    "--keep top-half": "--keep and --draws go with --complete",
+    "--draws 2": "--keep and --draws go with --complete",
+    "--complete held-out --shape 2 2": "--shape and --complete exclude each other",
+    "--complete held-out --draws 0": "draws is 0; want 1 or more",
+    "--complete held-out --num 33": "num is 33; want 32 at most: 8 of each image",
+    "--complete held-out --keep middle": "keep is 'middle'; want ",
+    "--complete held-out --keep top": "keep is 'top'; want top-half, or a share such as top-0.3",
+    "--complete held-out --keep top-most": "keep is 'top-most'; want top-half, or a share such as top-0.3",
+    "--complete held-out --keep top-nan": "keep is 'top-nan'; want",
+    "--complete held-out --keep top-0.1": "keep is 'top-0.1', none of 2 x 2 codes; want some of them",
+    "--complete held-out --keep left-1": "keep is 'left-1', all of 2 x 2 codes; want some of them",
+    "--complete held-out --keep nope.png": "nope.png",
+    "--complete nope": "nope",
+    "--complete odd.npy --label 0": "spatial is (7, 8)",
+    "--complete photos": "label is None; want one: the prior has classes, the images have no labels",
+    "--complete photos --label 3": "label is 3; the prior has 3 classes",
     "--out drawn --num 7 --seed 1": "seed was 0, now 1; use another folder",
 }
 BAD_PRIOR = {
@@ -269,7 +387,7 @@ BAD_PRIOR = {
     "--seed -1": "seed is -1; want 0..2^32 - 1",
     f"--seed {HUGE}": "want 0..2^32 - 1",
     "--run nope": "nope holds no vqfast run: train one first",
-    "--run begun": "begun holds no held-out codes: encode first",
+    "--run begun": "begun holds no codes/held-out: encode first",
     "--run images.npy": "images.npy is a file",
     "--run whole --steps 13": "whole holds another prior: steps was 12, now 13; use another folder",
     "--run whole --no-labels": "num_classes was 3, now None; use another folder",
@@ -286,6 +404,21 @@ BAD_OTHERS = {
     "encode --run begun --data colour.npy --out new": "x has shape (10, 3, 8, 8); want (B, 1, H, W)",
     "encode --run begun --data broken --out new": "5.png",
     "encode --run begun --data photos --out thesis": "thesis holds something else",
+    "decode --run nope --codes drawn/samples --out new": "nope holds no vqfast run",
+    "decode --run whole --codes nope --out new": "codes is nope; no such file or folder",
+    "decode --run whole --codes thesis --out new": "codes is thesis; want a folder such as",
+    "decode --run whole --codes thesis/thesis.tex --out new": "which is no whole .npy file",
+    "decode --run whole --codes images.npy --out new": "values 0..",
+    "decode --run whole --codes nan.npy --out new": "want an array of integers (N, H, W)",
+    "decode --run whole --codes drawn --out new": "codes is drawn; want a folder such as",
+    "decode --run whole --codes drawn/samples --out new --format codes": "want one of grid, npy, png",
+    "decode --run whole --codes drawn/samples --out thesis": "thesis holds something else",
+    "likelihood --run begun --out new.npy": "prior.safetensors is missing: train the prior first",
+    "likelihood --run whole --out images.npy": "images.npy exists; say --overwrite or choose another name",
+    "likelihood --run whole --out new.npy --label 3": "label is 3; the prior has 3 classes",
+    "likelihood --run whole --out new.npy --codes images.npy": "indices has values",
+    "likelihood --run whole --out new.npy --data photos": "labels are missing; this prior has 3 classes",
+    "likelihood --run whole --out new.npy --data photos --codes drawn/samples": "exclude each other",
     "reconstruct --run nope --out new.png": "nope holds no vqfast run",
     "reconstruct --run begun --out images.npy": "images.npy exists; say --overwrite or choose another name",
     "reconstruct --run begun --out images.npy/new.png": "images.npy",
@@ -297,7 +430,7 @@ BAD_OTHERS = {
     "demo --out begun": "begun holds another vqvae",
     "demo --out new --steps-scale 0": "steps-scale is 0.0; want a number above 0, up to 1",
     "demo --out new --steps-scale nan": "steps-scale is nan",
-    "demo --out new --seed -1": "seed: want at least 0",
+    "demo --out new --seed -1": "seed is -1; want 0 or more",
 }
 BAD = {
     **{f"{UNLABELLED} new {options}": said for options, said in BAD_TRAIN.items()},
@@ -331,6 +464,7 @@ def test_bad_input(
     try:
         refused(command, BAD[command], capsys)
         now = files(made)
+        assert Path("new/run.json").is_file() or not Path("new").exists()
     finally:
         shutil.rmtree("new", ignore_errors=True)
     # nothing came of it but, at most, a note of the settings, which others replace
@@ -389,7 +523,7 @@ DAMAGE = {  # file, what becomes of it, the command that needs it, what it says
     "truncated samples": (
         "drawn/samples/00000.npz",
         99,
-        "sample --run whole --out drawn --num 7",
+        "decode --run whole --codes drawn/samples --out new",
         "00000.npz is no whole shard",
     ),
     "truncated images": ("images.npy", 500, "encode --run begun", "images.npy: cannot read .npy file"),
@@ -471,7 +605,7 @@ def test_a_full_disk(
 
 
 def test_too_little_memory(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    refused(f"sample --run whole --out new --num {10**13}", "out of memory", capsys)
+    refused(f"sample --run whole --out new --num 2 --shape {10**6} {10**6}", "out of memory", capsys)
     refused(f"{TRAIN} new --num-embeddings {10**13}", "out of memory", capsys)
 
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from vqfast.functional import masked_conv1d, masked_conv2d, nearest_code, perplexity, quantize
+from vqfast.functional import gate, masked_conv1d, masked_conv2d, nearest_code, perplexity, quantize
 
 
 def zeros(*shape: int) -> torch.Tensor:
@@ -55,6 +55,36 @@ REFUSALS = [
         "3x3 kernel, which is no horizontal",
     ),
     (masked_conv2d, (zeros(1, 2, 0, 5), KERNEL), ValueError, "x has shape (1, 2, 0, 5)"),
+    (masked_conv2d, (IMAGE, KERNEL.double()), ValueError, "['torch.float32', 'torch.float64']; want one"),
+    (masked_conv2d, (IMAGE, KERNEL, None, "A", "full", 1, "tanh"), ValueError, "activation is 'tanh'"),
+    (
+        masked_conv2d,
+        (IMAGE, KERNEL[:3], None, "A", "full", 1, "gate"),
+        ValueError,
+        "there are 3; want an even",
+    ),
+    (
+        masked_conv2d,
+        (IMAGE, KERNEL, None, "A", "full", 1, "none", zeros(1, 4, 5, 1)),
+        ValueError,
+        "extra has shape (1, 4, 5, 1); want (1, 4, 1, 1) or (1, 4, 5, 5)",
+    ),
+    (
+        masked_conv2d,
+        (IMAGE, KERNEL, None, "A", "full", 1, "gate", None, zeros(1, 4, 5, 5)),
+        ValueError,
+        "residual has shape (1, 4, 5, 5); want (1, 2, 5, 5)",
+    ),
+    (
+        masked_conv1d,
+        (zeros(1, 2, 5), zeros(4, 2, 3), None, "A", "full", 1, "none", zeros(1, 4)),
+        ValueError,
+        "extra has shape (1, 4); want three",
+    ),
+    (gate, (zeros(1, 3, 2, 2),), ValueError, "there are 3; want an even"),
+    (gate, (zeros(1, 4, 2),), ValueError, "x has shape (1, 4, 2)"),
+    (gate, (zeros(1, 4, 2, 2), zeros(1, 2, 2, 2)), ValueError, "extra has shape (1, 2, 2, 2)"),
+    (gate, (zeros(1, 4, 2, 2).int(),), TypeError, "x has dtype torch.int32"),
     (masked_conv1d, (zeros(1, 2, 5).long(), zeros(4, 2, 3)), TypeError, "x has dtype torch.int64"),
     (masked_conv1d, (zeros(1, 2, 5), None), TypeError, "weight is a NoneType"),
     (masked_conv1d, (zeros(2, 5), zeros(4, 2, 3)), ValueError, "x has shape (2, 5)"),

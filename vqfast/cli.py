@@ -1,8 +1,9 @@
-"""The command line: ``vqfast demo | train | encode | train-prior | sample | reconstruct | info``."""
+"""The command line: ``vqfast demo | train | encode | train-prior | sample | decode | likelihood | ...``."""
 
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -66,9 +67,11 @@ def _explained(error: BaseException) -> str:
     """One line about an error that the user can mend; any other goes on its way."""
     if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
         return f"{error.name} is missing: pip install 'vqfast[demo]'"
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error)):
-        return "out of memory: ask for smaller sizes or batches"
     from vqfast.ops.registry import NoBackendError
+    from vqfast.prior.memory import out_of_memory
+
+    if out_of_memory(error):
+        return "out of memory: ask for smaller sizes or batches"
 
     if isinstance(error, (ValueError, TypeError, OverflowError, OSError, NoBackendError)):
         return " ".join(str(error).split())
@@ -95,6 +98,12 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--labels", help="a .npy or IDX file of labels")
         sub.add_argument("--size", type=int, help="resize and crop to SIZE x SIZE")
         sub.add_argument("--channels", type=int, help="1 (grey) or 3 (RGB)")
+
+    def formats(sub: argparse.ArgumentParser, others: str) -> None:
+        kinds = "grid (sheets, default), png (a folder of pictures) or npy (uint8 N, C, H, W)"
+        sub.add_argument("--format", default="grid", help=f"of the images: {kinds}{others}")
+
+    codes = "a folder that encode or sample wrote, such as OUT/samples, or a .npy of codes (N, H, W)"
 
     def fit(sub: argparse.ArgumentParser, steps: int, batch_size: int, lr: float) -> None:
         sub.add_argument("--steps", type=int, default=steps, help=f"default {steps}")
@@ -142,20 +151,50 @@ def _parser() -> argparse.ArgumentParser:
     fit(sub, 10_000, 64, 3e-4)
     device(sub)
 
-    sub = add("sample", _sample, "draw new codes from the prior and decode them")
+    sub = add("sample", _sample, "draw new codes from the prior, or complete images, and decode them")
     sub.add_argument("--run", required=True, help="the folder of a run with a prior")
-    sub.add_argument("--out", required=True, help="a folder for the samples: shards .npz and a picture")
-    sub.add_argument("--num", type=int, default=100)
+    sub.add_argument("--out", required=True, help="a folder for the samples")
+    sub.add_argument("--num", type=int, help="default 100; with --complete, all that there are to draw")
     sub.add_argument("--label", type=int, help="of all samples; by default the classes take turns")
     sub.add_argument(
         "--shape", type=int, nargs=2, metavar=("H", "W"), help="of the codes; default as trained"
     )
+    sub.add_argument(
+        "--complete",
+        metavar="IMAGES",
+        help="an image, or others as for train --data; or held-out, the run's: part of their codes is kept, "
+        "the rest drawn; completions.png shows them",
+    )
+    sub.add_argument(
+        "--keep",
+        help="top-half (default), left-half, bottom-0.3 and so on, or an image, bright where codes are "
+        "kept. Codes are drawn row by row, each from those in the rows above and those left of it: kept "
+        "ones further on stay, but what is drawn before them doesn't know them",
+    )
+    sub.add_argument("--draws", type=int, help="completions of each image, default 8")
     sub.add_argument("--temperature", type=float, default=1.0)
     sub.add_argument("--top-k", type=int)
     sub.add_argument("--top-p", type=float)
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--method", default="auto", help="auto, naive, cached or an executor")
-    sub.add_argument("--batch-size", type=int, default=256)
+    sub.add_argument("--batch-size", type=int, default=256, help="at most, as memory allows; default 256")
+    formats(sub, "; or codes, for no images")
+    device(sub)
+
+    sub = add("decode", _decode, "turn codes into images")
+    sub.add_argument("--run", required=True, help="a trained run's folder")
+    sub.add_argument("--codes", required=True, help=codes)
+    sub.add_argument("--out", required=True, help="a folder for the images")
+    formats(sub, "")
+    device(sub)
+
+    sub = add("likelihood", _likelihood, "how likely codes or images are under the prior, in bits a code")
+    sub.add_argument("--run", required=True, help="the folder of a run with a prior")
+    sub.add_argument("--codes", help=codes)
+    data(sub, None, "default, without --codes: what the run held out")
+    sub.add_argument("--label", type=int, help="of all, in place of their own")
+    sub.add_argument("--out", required=True, help="the bits a code of each, a .npy")
+    sub.add_argument("--overwrite", action="store_true")
     device(sub)
 
     sub = add("reconstruct", _reconstruct, "encode and decode images; a picture and the error")
@@ -269,18 +308,21 @@ def _train_prior(
 ) -> None:
     from vqfast.pipeline import steps as step
     from vqfast.pipeline.checkpoint import Run, load_model
+    from vqfast.pipeline.codes import stored
     from vqfast.pipeline.ranks import joined
 
     with joined(device) as ranks:
         target = Run.shared(run, ranks)
         vqvae = load_model(target.folder, "vqvae")
-        codes, labels = step.read_codes(target, step.HELD_OUT)
-        classes = None if labels is None or no_labels else step.reopen_images(target)[step.TRAIN].num_classes
+        codes = stored(target, f"codes/{step.HELD_OUT}")
+        classes = None
+        if not no_labels and codes.read(range(1))[1] is not None:
+            classes = step.reopen_images(target)[step.TRAIN].num_classes
         fit = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
         trained = step.train_prior(
             target, vqvae.vq.num_embeddings, classes, ranks, prior, _given(overrides), fit
         )
-        bits = step.bits_per_code(trained, codes, None if classes is None else labels, ranks)
+        bits = step.bits_per_code(trained, codes, ranks).mean()
         _say(
             ranks, f"trained {target.folder / 'prior.safetensors'}; {bits:.3f} bits a code on held-out images"
         )
@@ -289,43 +331,120 @@ def _train_prior(
 def _sample(
     run: str,
     out: str,
-    num: int,
+    num: int | None,
     label: int | None,
     shape: list[int] | None,
+    complete: str | None,
+    keep: str | None,
+    draws: int | None,
+    format: str,
     device: str,
     **options: Any,
 ) -> None:
-    import torch
-
-    from vqfast.pipeline import images as pictures
     from vqfast.pipeline import steps as step
     from vqfast.pipeline.checkpoint import Run, load_model, write_file
+    from vqfast.pipeline.codes import stored
+    from vqfast.pipeline.completion import Completion
+    from vqfast.pipeline.formats import check_format
     from vqfast.pipeline.ranks import joined
 
-    if num < 1:
-        raise ValueError(f"num is {num}; want 1 or more")
+    if num is not None and not 1 <= num < 2**63:
+        raise ValueError(f"num is {num}; want 1 or more, below 2^63")
+    check_format(format, "codes")
+    if complete is None and (keep is not None or draws is not None):
+        raise ValueError("--keep and --draws go with --complete")
+    if complete is not None and shape is not None:
+        raise ValueError("--shape and --complete exclude each other: the codes' shape is the images'")
     with joined(device) as ranks:
         source = Run.shared(run, ranks, lock=False)
         vqvae = load_model(source.folder, "vqvae", ranks.device)
         prior = load_model(source.folder, "prior", ranks.device)
-        if shape is None:
-            shape = list(step.read_codes(source, step.HELD_OUT)[0].shape[1:])
-        labels = None
-        if label is not None:
-            if not 0 <= label < (prior.num_classes or 0):
-                raise ValueError(f"label is {label}; the prior has {prior.num_classes or 'no'} classes")
-            labels = torch.full((num,), label)
-        elif prior.num_classes:
-            labels = torch.arange(num) % prior.num_classes
-        prior.check_conditioning(num, tuple(shape), labels, None)
+        if complete is None:
+            shape = shape or stored(source, f"codes/{step.HELD_OUT}").read(range(1))[0].shape[1:]
+            wanted = step.Wanted(num or 100, tuple(shape), {"label": label}, step.labels_of(prior, label))
+        else:
+            images = step.like_the_runs(source, vqvae, complete)
+            completion = Completion(vqvae, images, keep or "top-half", 8 if draws is None else draws, ranks)
+            wanted = completion.wanted(prior, num, label)
         target = Run.shared(out, ranks, create=True)
-        step.sample(source, target, vqvae, prior, num, tuple(shape), labels, ranks, **options)
-        if ranks.first:
-            first = torch.from_numpy(step.read_samples(target, 100)["images"]).float() / 255
-            write_file(target.folder / "samples.png", pictures.grid(first, 10))
-            print(
-                f"{num} samples in {target.folder / 'samples'}; the first in {target.folder / 'samples.png'}"
+        samples = step.sample(source, target, prior, wanted, ranks, **options)
+        said = [f"{samples.num} samples in {target.folder / 'samples'}"]
+        if format != "codes":
+            step.decode(source, target, vqvae, samples, format, ranks)
+            said.append(f"images in {target.folder / format}")
+        if complete is not None and ranks.first:
+            picture = target.folder / "completions.png"
+            if not picture.is_file():
+                write_file(picture, completion.sheet(samples))
+            said.append(f"some beside their originals in {picture}")
+        _say(ranks, "; ".join(said))
+
+
+def _decode(run: str, codes: str, out: str, format: str, device: str) -> None:
+    from vqfast.pipeline import steps as step
+    from vqfast.pipeline.checkpoint import Run, load_model
+    from vqfast.pipeline.codes import open_codes
+    from vqfast.pipeline.formats import check_format
+    from vqfast.pipeline.ranks import joined
+
+    check_format(format)
+    with joined(device) as ranks:
+        source = Run.shared(run, ranks, lock=False)
+        vqvae = load_model(source.folder, "vqvae", ranks.device)
+        found = open_codes(codes)
+        target = Run.shared(out, ranks, create=True)
+        step.decode(source, target, vqvae, found, format, ranks)
+        _say(ranks, f"{found.num} images in {target.folder / format}")
+
+
+def _likelihood(
+    run: str,
+    codes: str | None,
+    data: str | None,
+    labels: str | None,
+    size: int | None,
+    channels: int | None,
+    label: int | None,
+    out: str,
+    overwrite: bool,
+    device: str,
+) -> None:
+    import numpy as np
+
+    from vqfast.pipeline import steps as step
+    from vqfast.pipeline.checkpoint import Run, load_model, write_file
+    from vqfast.pipeline.codes import open_codes
+    from vqfast.pipeline.data import load_images
+    from vqfast.pipeline.ranks import joined
+
+    _check_new(out, overwrite)
+    if codes is not None and data is not None:
+        raise ValueError("--codes and --data exclude each other")
+    with joined(device) as ranks:
+        source = Run.shared(run, ranks, lock=False)
+        prior = load_model(source.folder, "prior", ranks.device)
+        step.labels_of(prior, label)  # refuses a class that there isn't
+        if codes is not None:
+            found = open_codes(codes)
+        else:
+            vqvae = load_model(source.folder, "vqvae", ranks.device)
+            images = (
+                step.reopen_images(source)[step.HELD_OUT]
+                if data is None
+                else load_images(data, labels, size, channels)
             )
+            found = step.encoded(vqvae, images, ranks)
+        bits = step.bits_per_code(prior, found, ranks, label)
+        if ranks.first:
+            buffer = io.BytesIO()
+            np.save(buffer, bits.numpy())
+            write_file(Path(out), buffer.getvalue())
+            print(f"{len(bits)} grids of codes: {bits.mean():.3f} bits a code; each one's in {out}")
+
+
+def _check_new(out: str, overwrite: bool) -> None:
+    if Path(out).exists() and not overwrite:
+        raise ValueError(f"{out} exists; say --overwrite or choose another name")
 
 
 def _reconstruct(
@@ -339,6 +458,8 @@ def _reconstruct(
     overwrite: bool,
     device: str,
 ) -> None:
+    import torch
+
     from vqfast.pipeline import images as pictures
     from vqfast.pipeline import steps as step
     from vqfast.pipeline.checkpoint import Run, load_model, write_file
@@ -347,8 +468,7 @@ def _reconstruct(
 
     if num < 1:
         raise ValueError(f"num is {num}; want 1 or more")
-    if Path(out).exists() and not overwrite:
-        raise ValueError(f"{out} exists; say --overwrite or choose another name")
+    _check_new(out, overwrite)
     with joined(device) as ranks:
         source = Run.shared(run, ranks, lock=False)
         vqvae = load_model(source.folder, "vqvae", ranks.device)
@@ -357,13 +477,13 @@ def _reconstruct(
             if data is None
             else load_images(data, labels, size, channels)
         )
-        outputs, _, figures = step.reconstruct(vqvae, images, ranks)
+        figures = step.reconstruct(vqvae, images, ranks)
         if ranks.first:
-            shown = min(num, len(images))
-            columns = min(12, shown)
-            write_file(Path(out), pictures.pairs(images.batch(range(shown)), outputs[:shown], columns))
+            shown = range(min(num, len(images)))
+            outputs = torch.cat(list(step.decoded(vqvae, step.encoded(vqvae, images, ranks), shown, ranks)))
+            write_file(Path(out), pictures.pairs(images.batch(shown), outputs, min(12, len(shown))))
             found = ", ".join(f"{name} {value:.5g}" for name, value in figures.items())
-            print(f"{len(images)} images: {found}; {shown} of them in {out}")
+            print(f"{len(images)} images: {found}; {len(shown)} of them in {out}")
 
 
 def _info() -> None:

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vqfast.ops.masked_conv import layout
+from vqfast.ops.masked_conv.op import gate as _gate
 from vqfast.ops.masked_conv.op import masked_conv2d as _masked_conv2d
 from vqfast.ops.nearest.op import nearest as _nearest
 from vqfast.ops.quantize.op import quantize as _quantize
@@ -212,6 +214,62 @@ def visible_taps(kernel: tuple[int, int], mask_type: str, stack: str) -> tuple[i
     return kh // 2 * kw + kw // 2 + b, (kh // 2, kw // 2)
 
 
+def check_activation(activation: str, channels: int) -> None:
+    """Raises ValueError unless ``channels`` channels can go through ``activation``."""
+    if activation not in layout.ACTIVATIONS:
+        raise ValueError(f"activation is {activation!r}; want one of {', '.join(layout.ACTIVATIONS)}")
+    if activation == "gate" and channels % 2:
+        raise ValueError(f"the gate halves the channels, of which there are {channels}; want an even number")
+
+
+def _autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The tensors in autocast's dtype, if it is on; float64 stays, as in ``conv2d``.
+
+    Raises:
+        ValueError: their dtypes differ after all.
+    """
+    x, device = tensors[0], tensors[0].device.type
+    enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    if enabled and x.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
+        return tuple(None if t is None else t.to(dtype) for t in tensors)
+    if len(dtypes := {t.dtype for t in tensors if t is not None}) > 1:
+        raise ValueError(f"the arguments have dtypes {sorted(map(str, dtypes))}; want one")
+    return tensors
+
+
+def _check_added(name: str, tensor: Tensor | None, shapes: list[tuple[int, ...]]) -> None:
+    if tensor is None:
+        return
+    _check_floating(name, tensor)
+    if tuple(tensor.shape) not in shapes:
+        raise ValueError(
+            f"{name} has shape {tuple(tensor.shape)}; want {' or '.join(map(str, dict.fromkeys(shapes)))}"
+        )
+
+
+def gate(x: Tensor, extra: Tensor | None = None) -> Tensor:
+    """``tanh(a) * sigmoid(b)`` of the channels' halves (van den Oord et al. 2016, equation 2), in one pass.
+
+    Args:
+        x: ``(B, 2 C, H, W)``, floating point.
+        extra: added before: ``(B, 2 C, 1, 1)`` or ``(B, 2 C, H, W)``.
+
+    Returns:
+        ``(B, C, H, W)``, channels last where ``x`` is.
+
+    Raises:
+        TypeError: an argument isn't a floating-point tensor.
+        ValueError: the shapes don't fit.
+    """
+    _check_floating("x", x)
+    if x.ndim != 4:
+        raise ValueError(f"x has shape {tuple(x.shape)}; want (B, 2 C, H, W)")
+    check_activation("gate", x.shape[1])
+    _check_added("extra", extra, [(*x.shape[:2], 1, 1), tuple(x.shape)])
+    return _gate(*_autocast(x, extra))
+
+
 def masked_conv2d(
     x: Tensor,
     weight: Tensor,
@@ -219,8 +277,13 @@ def masked_conv2d(
     mask_type: str = "A",
     stack: str = "full",
     dilation: int = 1,
+    activation: str = "none",
+    extra: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """Causal convolution in raster order (van den Oord et al. 2016, "Conditional Image Generation").
+
+    ``activation(conv(x) + bias + extra) + residual``, in one pass.
 
     Args:
         x: ``(B, C_in, H, W)``, floating point.
@@ -231,13 +294,17 @@ def masked_conv2d(
             the own position, ``(1, k // 2 + 1)``.
         bias: ``(C_out,)``.
         dilation: distance between kernel positions.
+        activation: ``"none"``, ``"relu"``, or ``"gate"``: ``tanh(a) * sigmoid(b)`` of the channels' halves.
+        extra: a bias of each sample, ``(B, C_out, 1, 1)``, or of each position, ``(B, C_out, H, W)``.
+        residual: added last; the output's shape.
 
     Returns:
-        ``(B, C_out, H, W)``; ``x`` counts as zero outside.
+        ``(B, C_out, H, W)``, after the gate ``(B, C_out / 2, H, W)``; channels last where ``x`` is. ``x``
+        counts as zero outside.
 
     Raises:
         TypeError: an argument isn't a floating-point tensor.
-        ValueError: the shapes don't fit, or ``mask_type`` or ``stack`` is unknown.
+        ValueError: shapes or dtypes don't fit, or ``mask_type``, ``stack`` or ``activation`` is unknown.
     """
     _check_floating("x", x)
     _check_floating("weight", weight)
@@ -262,17 +329,14 @@ def masked_conv2d(
     odd = {"full": kh % 2 == 1 and kw % 2 == 1, "vertical": kw % 2 == 1, "horizontal": kh == 1}
     if not odd[stack] or kh < 1 or kw < 1:
         raise ValueError(f"weight has a {kh}x{kw} kernel, which is no {stack} kernel of odd size")
-    if bias is not None:
-        _check_floating("bias", bias)
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias has shape {tuple(bias.shape)}; want ({len(weight)},)")
-    device = x.device.type
-    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    if autocast and x.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(device)
-        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    check_activation(activation, len(weight))
+    batch, _, *grid = x.shape
+    _check_added("bias", bias, [(len(weight),)])
+    _check_added("extra", extra, [(batch, len(weight), 1, 1), (batch, len(weight), *grid)])
+    _check_added("residual", residual, [(batch, layout.out_channels(weight, activation), *grid)])
     taps, anchor = visible_taps((kh, kw), mask_type, stack)
-    return _masked_conv2d(x, weight, bias, taps, anchor, (dilation, dilation))
+    tensors = _autocast(x, weight, bias, extra, residual)
+    return _masked_conv2d(*tensors, taps, anchor, (dilation, dilation), activation)[0]
 
 
 def masked_conv1d(
@@ -282,8 +346,13 @@ def masked_conv1d(
     mask_type: str = "A",
     stack: str = "full",
     dilation: int = 1,
+    activation: str = "none",
+    extra: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """``masked_conv2d`` of one row: ``x (B, C_in, T)``, ``weight (C_out, C_in, k)`` -> ``(B, C_out, T)``.
+
+    ``extra`` is ``(B, C_out, 1)`` or ``(B, C_out, T)``, ``residual`` has the output's shape.
 
     Raises:
         TypeError, ValueError: as ``masked_conv2d``.
@@ -297,4 +366,11 @@ def masked_conv1d(
             f"x has shape {tuple(x.shape)} and weight {tuple(weight.shape)}; "
             "want (B, C_in, T) and (C_out, C_in, k)"
         )
-    return masked_conv2d(x.unsqueeze(2), weight.unsqueeze(2), bias, mask_type, stack, dilation).squeeze(2)
+    for name, tensor in (("extra", extra), ("residual", residual)):
+        if tensor is not None:
+            _check_floating(name, tensor)
+            if tensor.ndim != 3:
+                raise ValueError(f"{name} has shape {tuple(tensor.shape)}; want three dimensions")
+    extra, residual = (None if t is None else t.unsqueeze(2) for t in (extra, residual))
+    x, weight = x.unsqueeze(2), weight.unsqueeze(2)
+    return masked_conv2d(x, weight, bias, mask_type, stack, dilation, activation, extra, residual).squeeze(2)

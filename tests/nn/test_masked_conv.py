@@ -65,6 +65,43 @@ def test_gradient_of_one_output_reaches_its_visible_positions_and_no_other(stack
     assert reached == visible[stack]
 
 
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize("stack, mask", KINDS)
+def test_embedded_codes_are_the_convolution_of_one_hot_vectors(stack, mask, dilation) -> None:
+    conv = MaskedConv2d(6, 4, 5, mask, stack, dilation).double()
+    codes = torch.randint(6, (2, 5, 7))
+    outs = conv.embed(codes), conv(F.one_hot(codes, 6).movedim(-1, 1).double())
+    torch.testing.assert_close(*outs)
+    grad = torch.randn(2, 4, 5, 7, dtype=torch.float64)
+    torch.testing.assert_close(*(torch.autograd.grad(out, list(conv.parameters()), grad) for out in outs))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_codes_are_embedded_in_every_dtype(dtype) -> None:
+    conv, codes = MaskedConv2d(6, 4, 3, "B").to(dtype), torch.randint(6, (2, 5, 7))
+    out = conv.embed(codes)
+    assert out.dtype == dtype
+    out.sum().backward()
+    assert conv.weight.grad.isfinite().all() and conv.weight.grad.any()
+
+
+@pytest.mark.parametrize("activation, width", [("none", 4), ("relu", 4), ("gate", 2)])
+def test_modules_pass_activation_extra_and_residual_on(activation, width) -> None:
+    plane, line = (kind(3, 4, 3, "B", activation=activation) for kind in (MaskedConv2d, MaskedConv1d))
+    for conv, size in ((plane, (5, 6)), (line, (7,))):
+        x, extra, residual = torch.randn(2, 3, *size), torch.randn(2, 4, *size), torch.randn(2, width, *size)
+        bare = type(conv)(3, 4, 3, "B")
+        bare.load_state_dict(conv.state_dict())
+        sums = bare(x) + extra
+        a, b = sums.chunk(2, 1)
+        want = {"none": sums, "relu": sums.relu(), "gate": a.tanh() * b.sigmoid()}[activation] + residual
+        torch.testing.assert_close(conv(x, extra, residual), want)
+        per_sample = extra[(..., *[slice(1)] * len(size))]
+        torch.testing.assert_close(
+            conv(x, per_sample), conv(x, per_sample.expand_as(extra).contiguous()), rtol=1e-6, atol=1e-6
+        )
+
+
 @pytest.mark.parametrize("mask", ["A", "B"])
 def test_gradient_in_one_dimension_reaches_no_later_step(mask) -> None:
     conv, x = MaskedConv1d(2, 3, 5, mask), torch.randn(1, 2, 9, requires_grad=True)
@@ -108,6 +145,8 @@ def test_runs_on_meta() -> None:
         ({"in_channels": 0}, "in_channels is 0"),
         ({"out_channels": 0}, "out_channels is 0"),
         ({"dilation": 0}, "dilation is 0"),
+        ({"activation": "tanh"}, "activation is 'tanh'"),
+        ({"activation": "gate"}, "an even number"),
         ({"mask_type": "C"}, "mask_type is 'C'"),
         ({"stack": "diagonal"}, "stack is 'diagonal'"),
         ({"kernel_size": 1, "stack": "horizontal"}, "kernel_size is 1, of which mask A leaves nothing"),

@@ -15,7 +15,7 @@ from vqfast.ops import registry
 
 @pytest.fixture(autouse=True)
 def interpreter_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton's interpreter cuts float32 off to bfloat16 where a GPU rounds to nearest."""
+    """Triton's interpreter cuts float32 off to bfloat16, where a GPU rounds, and multiplies its bits."""
     if not registry.interpreted():
         return
     import triton.language as tl
@@ -29,6 +29,14 @@ def interpreter_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
         return torch.from_numpy(np.ascontiguousarray(data)).bfloat16().view(torch.uint16).numpy()
 
     monkeypatch.setattr(interpreter, "_convert_float", convert)
+    builder = interpreter.InterpreterBuilder
+    dot_of_bits = builder.create_dot
+
+    def dot(self, a, b, *rest):
+        a, b = (self.cast_impl(t, tl.float32) if t.dtype.scalar == tl.bfloat16 else t for t in (a, b))
+        return dot_of_bits(self, a, b, *rest)
+
+    monkeypatch.setattr(builder, "create_dot", dot)
 
 
 def device_of(op: str, backend: str) -> str | None:

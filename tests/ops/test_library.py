@@ -13,7 +13,7 @@ from vqfast.ops import library
 
 ROOT = Path(__file__).parents[2]
 PRELUDE = """
-import sys, warnings
+import os, sys, warnings
 from pathlib import Path
 import torch
 from vqfast.ops import library, registry
@@ -141,6 +141,17 @@ for offset, n, k, d, lead in [(0, 500, 129, 65, ()), (1000, 999, 200, 7, ()), (-
     distances = torch.cdist(x.double(), codebook.double(), compute_mode="donot_use_mm_for_euclid_dist") ** 2
     chosen = distances.gather(-1, nearest_code(x, codebook)[..., None])[..., 0]
     wrong += int((chosen > distances.amin(-1) * (1 + 1e-6)).sum())
+tolerances = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+for dtype, tolerance in tolerances.items():
+    x, weight = torch.randn(2, 9, 5, 70).to(dtype), torch.randn(70, 9, 3, 3).to(dtype)
+    x, weight = x.requires_grad_(), weight.requires_grad_()
+    results = []
+    for name in ("native", "reference"):
+        os.environ["VQFAST_BACKEND"] = name
+        out = masked_conv2d(x, weight, None, "B", activation="gate")
+        results.append((out, *torch.autograd.grad(out.float().square().sum(), (x, weight))))
+    for a, b in zip(*results):
+        wrong += int(((a - b).abs() > tolerance * b.abs().max()).sum())
 print(wrong)
 """
 

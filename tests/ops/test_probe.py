@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from vqfast.functional import nearest_code
+from vqfast.functional import masked_conv2d, nearest_code
 from vqfast.ops import probe, registry
 
 CPU = torch.device("cpu")
@@ -93,6 +93,62 @@ def test_right_kernel_is_probed_once_for_each_dtype_and_width(install, op, dtype
     assert len(calls) == 1
     assert probe.verdict(op, "native", CPU, dtype, 9) is None
     assert len(calls) == 2
+
+
+CONV = ("masked_conv2d", "masked_conv2d_backward", "gate", "gate_backward")
+
+
+def conv_with(**wrong) -> ModuleType:
+    right = {name: getattr(reference("masked_conv"), name) for name in CONV}
+    return module_of("masked_conv", **right | wrong)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_right_convolution_passes(install, dtype) -> None:
+    install("masked_conv", conv_with())
+    assert probe.verdict("masked_conv", "native", CPU, dtype, 5) is None
+
+
+def sees_its_own_position(x, weight, bias, extra, residual, taps, *rest):
+    return reference("masked_conv").masked_conv2d(x, weight, bias, extra, residual, taps + 1, *rest)
+
+
+def forgets_the_residual(x, weight, bias, extra, residual, *rest):
+    return reference("masked_conv").masked_conv2d(x, weight, bias, extra, residual * 0, *rest)
+
+
+def turned_gradient(*args):
+    grad_x, grad_weight, grad_bias = reference("masked_conv").masked_conv2d_backward(*args)
+    return grad_x, grad_weight.flip(3), grad_bias
+
+
+def forgets_extra(grad, x, extra):
+    return reference("masked_conv").gate_backward(grad, x, None)
+
+
+@pytest.mark.parametrize(
+    "name, wrong",
+    [
+        ("masked_conv2d", sees_its_own_position),
+        ("masked_conv2d", forgets_the_residual),
+        ("masked_conv2d_backward", turned_gradient),
+        ("gate", lambda x, extra: reference("masked_conv").gate(x, None)),
+        ("gate_backward", forgets_extra),
+    ],
+)
+def test_wrong_convolution_is_noticed(install, name, wrong) -> None:
+    install("masked_conv", conv_with(**{name: wrong}))
+    with pytest.warns(RuntimeWarning, match="native masked_conv failed"):
+        assert "not close" in probe.verdict("masked_conv", "native", CPU, torch.float32, 4)
+
+
+def test_masked_convolution_asks_for_its_probe(install) -> None:
+    install("masked_conv", conv_with(masked_conv2d=raising))
+    x, weight = torch.randn(1, 2, 3, 3), torch.randn(2, 2, 3, 3)
+    with pytest.warns(RuntimeWarning, match="native masked_conv failed its probe .*falling back"):
+        found = masked_conv2d(x, weight)
+    want, _ = reference("masked_conv").masked_conv2d(x, weight, None, None, None, 4, [1, 1], [1, 1], "none")
+    assert torch.equal(found, want)
 
 
 def test_wrong_statistics_are_noticed(install) -> None:

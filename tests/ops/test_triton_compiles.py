@@ -8,10 +8,12 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 
 triton = pytest.importorskip("triton")
 
 from vqfast.ops import registry  # noqa: E402
+from vqfast.ops.masked_conv import tunings as conv_tunings  # noqa: E402
 from vqfast.ops.nearest import tunings  # noqa: E402
 from vqfast.ops.nearest.tunings import ANY, RECHECK, SEARCH, Tuning, pick  # noqa: E402
 
@@ -38,12 +40,16 @@ CASES = [
 ]
 
 
-def build(kernel, arch: str, constants: dict, warps: int, stages: int):
+def target_of(arch: str):
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
     hip = arch.startswith("gfx")
-    target = GPUTarget("hip", arch, 64) if hip else GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
+    return GPUTarget("hip", arch, 64) if hip else GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
+
+
+def build(kernel, arch: str, constants: dict, warps: int, stages: int):
+    from triton.compiler import ASTSource
+
     names = kernel.arg_names
     constants = {**dict.fromkeys(UNITS & set(names), 1), **constants}
     signature = {name: "constexpr" if name in constants else POINTERS.get(name, "i32") for name in names}
@@ -55,7 +61,7 @@ def build(kernel, arch: str, constants: dict, warps: int, stages: int):
         {(i,): [["tt.divisibility", 16]] for i in aligned},
     )
     options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
-    return triton.compile(source, target=target, options=options)
+    return triton.compile(source, target=target_of(arch), options=options)
 
 
 @cache
@@ -158,3 +164,109 @@ def test_fallback_tunings_fit_consumer_chips(tmp_path) -> None:
     tuning = pick(SEARCH, "sm_86", 256)
     constants = {"WIDE": tl.float32, "DIMS": 1, "WRITE": True, **nearest.search_constants(tuning, 256)}
     assert build(nearest._search, "sm_86", constants, tuning.warps, tuning.stages).metadata.shared <= 99 << 10
+
+
+class Absent:
+    """A GPU to compile for, which is all that a launch that isn't one asks of it."""
+
+    def __init__(self, arch: str) -> None:
+        self.arch = arch
+
+    def get_current_target(self):
+        return target_of(self.arch)
+
+    def get_current_device(self) -> str:  # kernels are kept by device
+        return self.arch
+
+    def get_current_stream(self, device: str) -> int:
+        return 0
+
+
+@pytest.fixture
+def conv_kernels(monkeypatch: pytest.MonkeyPatch):
+    """Compiles for ``arch`` what the masked convolution would launch: (kernel's name, compiled) of each."""
+    from triton.runtime import driver
+
+    from vqfast.ops.masked_conv import triton as conv
+
+    found = []
+
+    class Launcher:
+        def __init__(self, kernel) -> None:
+            self.kernel = kernel
+
+        def __getitem__(self, grid):
+            return lambda *args, **options: found.append(
+                (self.kernel.__name__, self.kernel.warmup(*args, grid=grid, **options))
+            )
+
+    for name in ("_convolve", "_weight_gradient", "_sum_pieces", "_gate"):
+        monkeypatch.setattr(conv, name, Launcher(getattr(conv, name)))
+
+    def compiled(arch: str, dtype: torch.dtype, layout: torch.memory_format, channels: int, grid: tuple):
+        monkeypatch.setattr(conv, "architecture", lambda device: arch)
+        driver.set_active(Absent(arch))
+        x, wide = (torch.zeros(2, c, *grid, dtype=dtype) for c in (channels, 2 * channels))
+        x, wide = x.to(memory_format=layout), wide.to(memory_format=layout)
+        weight, bias = x.new_zeros(2 * channels, channels, 3, 3), x.new_zeros(2 * channels)
+        sample = x.new_zeros(2, 2 * channels, 1, 1)
+        geometry = (5, [1, 1], [1, 1])
+        conv.masked_conv2d(x, weight, bias, wide, x, *geometry, "gate")
+        conv.masked_conv2d(x, weight, bias, sample, wide, *geometry, "relu")
+        conv.masked_conv2d_backward(wide, x, weight, *geometry)
+        conv.gate(wide, wide)
+        conv.gate_backward(x, wide, None)
+        return found
+
+    yield compiled
+    if torch.cuda.is_available():
+        driver.reset_active()
+
+
+@pytest.fixture
+def set_precision():
+    """Sets what float32 convolutions compute in."""
+    conv = torch.backends.cudnn.conv
+    before = conv.fp32_precision
+
+    def set_to(precision: str) -> None:
+        conv.fp32_precision = precision
+
+    yield set_to
+    set_to(before)
+
+
+ARITHMETIC = {
+    conv_tunings.HALF: (torch.bfloat16, "ieee"),
+    conv_tunings.TF32: (torch.float32, "tf32"),
+    conv_tunings.IEEE: (torch.float32, "ieee"),
+    conv_tunings.DOUBLE: (torch.float64, "ieee"),
+}
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("arithmetic", ARITHMETIC)
+@pytest.mark.parametrize("arch", [*conv_tunings.CONVOLVE, "sm_86"])
+def test_convolution_fits_the_chip_without_spills_on_tensor_cores(
+    conv_kernels, set_precision, arch, arithmetic, layout, tmp_path
+) -> None:
+    dtype, precision = ARITHMETIC[arithmetic]
+    set_precision(precision)
+    product = PRODUCT.get(arch, "mma.sync")
+    if product != "mfma" and arithmetic == conv_tunings.DOUBLE:
+        product = "fma.rn.f64" if arch == "sm_86" else "mma.sync"
+    elif product != "mfma" and arithmetic == conv_tunings.IEEE:
+        product = "fma.rn.f32"
+    compiled = conv_kernels(arch, dtype, layout, 128, (32, 32))
+    assert len(compiled) == 7
+    for name, kernel in compiled:
+        assert kernel.metadata.shared <= SHARED.get(arch, 99 << 10)
+        assert spilled(kernel, tmp_path) == 0
+        assert name in ("_gate", "_sum_pieces") or product in assembly(kernel)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("arch", conv_tunings.CONVOLVE)
+def test_convolution_of_few_channels_on_an_odd_grid_compiles(conv_kernels, arch, layout, tmp_path) -> None:
+    for _, kernel in conv_kernels(arch, torch.float16, layout, 3, (5, 7)):
+        assert spilled(kernel, tmp_path) == 0

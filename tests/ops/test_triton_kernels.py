@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vqfast.functional import nearest_code, quantize
+from vqfast.functional import gate, masked_conv2d, nearest_code, quantize
 from vqfast.ops import registry
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -70,3 +70,40 @@ def test_rows_on_five_strides_are_copied_not_refused(assert_nearest) -> None:
     rows = z_e.movedim(1, -1)
     assert_nearest(out.indices.cpu(), rows.cpu(), codebook.cpu())
     assert torch.equal(out.quantized.movedim(1, -1), codebook[out.indices])
+
+
+def grads(outputs: torch.Tensor, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    return [outputs, *torch.autograd.grad(outputs.square().sum(), inputs)]
+
+
+def gated(x, weight, extra, residual):
+    return masked_conv2d(x, weight, None, "B", activation="gate", extra=extra, residual=residual)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_gate_of_more_channels_than_a_block_has(dtype, monkeypatch) -> None:
+    """Also more input channels, and more positions than a piece of the weight's gradient has."""
+    shapes = (2, 70, 5, 11), (150, 70, 3, 3), (2, 150, 1, 1), (2, 75, 5, 11)
+    inputs = [(torch.randn(shape) / 10).to(DEVICE, dtype).requires_grad_() for shape in shapes]
+    got = grads(gated(*inputs), inputs)
+    again = grads(gated(*inputs), inputs)
+    assert all(torch.equal(a, b) for a, b in zip(got, again, strict=True))
+    monkeypatch.setenv("VQFAST_BACKEND", "reference")
+    doubles = [t.detach().double().requires_grad_() for t in inputs]
+    for a, b in zip(got, grads(gated(*doubles), doubles), strict=True):
+        tolerance = 2e-3 if dtype == torch.float16 or DEVICE == "cuda" else 1e-5  # TF32
+        torch.testing.assert_close(a.double(), b, rtol=0, atol=tolerance * b.abs().max().item())
+
+
+def test_gate_alone_of_more_channels_than_a_block_has() -> None:
+    x = torch.randn(2, 140, 5, 31, device=DEVICE)
+    a, b = x.chunk(2, 1)
+    torch.testing.assert_close(gate(x), a.tanh() * b.sigmoid())
+
+
+def test_more_positions_than_int32_counts_are_an_error(monkeypatch) -> None:
+    from vqfast.ops.masked_conv import triton as conv
+
+    monkeypatch.setattr(conv, "MOST_POSITIONS", 15)
+    with pytest.raises(ValueError, match="x has 16 positions; want at most 15"):
+        masked_conv2d(torch.zeros(1, 1, 4, 4, device=DEVICE), torch.zeros(1, 1, 3, 3, device=DEVICE))

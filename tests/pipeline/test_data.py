@@ -104,27 +104,27 @@ def test_floats_outside_0_to_1(tmp_path: Path, bad: float) -> None:
     images = load_images(saved(tmp_path / "x.npy", array), size=2)  # memory-mapped: found on reading
     assert images.batch([0, 1, 3]).shape == (3, 1, 2, 2)
     with pytest.raises(
-        ValueError, match=rf"x\.npy: want floats in \[0, 1\], got {re.escape(str(bad))} in image 2"
+        ValueError, match=rf"x\.npy has {re.escape(str(bad))} in image 2; want floats in \[0, 1\]"
     ):
         images.batch([3, 2])
     np.savez(tmp_path / "x.npz", x=array)
-    with pytest.raises(ValueError, match=r"x\.npz: want floats in \[0, 1\], got .* in image 2"):
+    with pytest.raises(ValueError, match=r"x\.npz has .* in image 2; want floats in \[0, 1\]"):
         load_images(str(tmp_path / "x.npz"))
 
 
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros((0, 4, 4), np.uint8), "empty"),
-        (np.zeros((3, 0, 4), np.uint8), "empty"),
+        (np.zeros((0, 4, 4), np.uint8), "want some images"),
+        (np.zeros((3, 0, 4), np.uint8), "want some images"),
         (np.zeros((4, 4), np.uint8), "shape"),
         (np.zeros((), np.uint8), "shape"),
         (np.zeros((1, 2, 3, 4, 5), np.uint8), "shape"),
         (np.zeros((2, 4, 5, 4), np.uint8), "1 or 3 channels"),
-        (np.zeros((2, 4, 4), np.int64), "uint8 or floats, got int64"),
-        (np.zeros((2, 4, 4), bool), "got bool"),
-        (np.zeros((2, 4, 4), np.uint16), "got uint16"),
-        (np.zeros((2, 4, 4), complex), "got complex"),
+        (np.zeros((2, 4, 4), np.int64), "int64; want images of uint8 or floats"),
+        (np.zeros((2, 4, 4), bool), "dtype bool"),
+        (np.zeros((2, 4, 4), np.uint16), "dtype uint16"),
+        (np.zeros((2, 4, 4), complex), "dtype complex"),
         (np.full((2, 4, 4), None), "[Oo]bject"),
     ],
 )
@@ -132,7 +132,7 @@ def test_floats_outside_0_to_1(tmp_path: Path, bad: float) -> None:
 def test_bad_arrays(tmp_path: Path, array: np.ndarray, message: str, suffix: str) -> None:
     path = tmp_path / f"x{suffix}"
     np.save(path, array) if suffix == ".npy" else np.savez(path, array)
-    with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: .*{message}") as caught:
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))}( has|:) .*{message}") as caught:
         load_images(str(path))
     assert "\n" not in str(caught.value)
 
@@ -168,7 +168,7 @@ def test_broken_numpy_files(tmp_path: Path) -> None:
             load_images(str(tmp_path / name))
     with zipfile.ZipFile(tmp_path / "raw.npz", "w") as archive:
         archive.writestr("images", b"not an array")
-    with pytest.raises(ValueError, match=r"raw\.npz: want"):
+    with pytest.raises(ValueError, match=r"raw\.npz has .*; want"):
         load_images(str(tmp_path / "raw.npz"))
 
 
@@ -215,7 +215,7 @@ def test_broken_idx(tmp_path: Path, content: bytes) -> None:
 
 def test_idx_without_images(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(idx(pixels(0, 4, 4)))
-    with pytest.raises(ValueError, match="empty"):
+    with pytest.raises(ValueError, match=r"want some images|has no image in it"):
         load_images(str(tmp_path / "x"))
 
 
@@ -237,22 +237,22 @@ def test_labels_given(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (np.arange(4), "want 3 labels.*shape"),
-        (np.arange(2), "want 3 labels"),
-        (np.zeros((3, 1), int), "want 3 labels"),
-        (np.zeros(3), "integer labels, got float64"),
-        (np.zeros(3, bool), "integer labels, got bool"),
-        (np.array([0, -1, 1]), "labels >= 0, got -1"),
-        (np.array([0, 1, 2**64 - 1], np.uint64), "labels >= 0"),
+        (np.arange(4), "labels of shape .*; want 3"),
+        (np.arange(2), "want 3, one an image"),
+        (np.zeros((3, 1), int), "want 3, one an image"),
+        (np.zeros(3), "labels of dtype float64; want integers"),
+        (np.zeros(3, bool), "labels of dtype bool; want integers"),
+        (np.array([0, -1, 1]), "the label -1; want 0 or more"),
+        (np.array([0, 1, 2**64 - 1], np.uint64), "the label -1; want 0"),
         (np.array([None] * 3), "Python objects"),
     ],
 )
 def test_bad_labels(tmp_path: Path, labels: np.ndarray, message: str) -> None:
     source = saved(tmp_path / "x.npy", pixels(3, 4, 4))
-    with pytest.raises(ValueError, match=rf"y\.npy: .*{message}"):
+    with pytest.raises(ValueError, match=rf"y\.npy( has|:) .*{message}"):
         load_images(source, labels=saved(tmp_path / "y.npy", labels))
     np.savez(tmp_path / "x.npz", x=pixels(3, 4, 4), y=labels)
-    with pytest.raises(ValueError, match=r"x\.npz: "):
+    with pytest.raises(ValueError, match=r"x\.npz( has|:) "):
         load_images(str(tmp_path / "x.npz"))
 
 
@@ -328,7 +328,7 @@ def test_modes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])
 def test_32_bit_files_are_refused(tmp_path: Path, dtype: type) -> None:
     Image.fromarray(np.zeros((4, 4), dtype)).save(tmp_path / "x.tiff")
-    with pytest.raises(ValueError, match=r"x\.tiff: cannot read image: .*got 32"):
+    with pytest.raises(ValueError, match=r"x\.tiff: cannot read image: it has 32 bits"):
         load_images(str(tmp_path))
 
 
@@ -342,7 +342,7 @@ def test_unequal_sizes(tmp_path: Path) -> None:
 
 def test_empty_folder(tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("hello")
-    with pytest.raises(ValueError, match="empty"):
+    with pytest.raises(ValueError, match=r"want some images|has no image in it"):
         load_images(str(tmp_path))
 
 
@@ -421,16 +421,16 @@ def test_channels_of_arrays(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kwargs", "error", "message"),
     [
-        ({"size": 0}, ValueError, "size: want at least 1, got 0"),
+        ({"size": 0}, ValueError, "size is 0; want 1 or more"),
         ({"size": -3}, ValueError, "size"),
-        ({"size": 8.0}, TypeError, "size: want an integer, got 8.0"),
+        ({"size": 8.0}, TypeError, "size is 8.0; want an integer"),
         ({"size": True}, TypeError, "size"),
-        ({"channels": 2}, ValueError, "channels: want 1 or 3, got 2"),
+        ({"channels": 2}, ValueError, "channels is 2; want 1 or 3"),
         ({"channels": "3"}, TypeError, "channels"),
-        ({"source": 7}, TypeError, "source: want a path, got int"),
-        ({"source": np.zeros((2, 4, 4))}, TypeError, "source: want a path, got ndarray"),
-        ({"source": "/no/such"}, FileNotFoundError, "source: no such file or folder: '/no/such'"),
-        ({"labels": "/no/such.npy"}, FileNotFoundError, "labels: no such"),
+        ({"source": 7}, TypeError, "source is a int; want a path"),
+        ({"source": np.zeros((2, 4, 4))}, TypeError, "source is a ndarray; want a path"),
+        ({"source": "/no/such"}, FileNotFoundError, "source is '/no/such'; no such file or folder"),
+        ({"labels": "/no/such.npy"}, FileNotFoundError, "labels is .*; no such"),
         ({"labels": "/"}, ValueError, "/: cannot read IDX file"),
     ],
 )
@@ -478,7 +478,7 @@ def test_batch_takes_any_rows(fifty: Images, rows: list[int]) -> None:
     ],
 )
 def test_bad_rows(fifty: Images, rows: object, error: type[Exception]) -> None:
-    with pytest.raises(error, match="rows: want"):
+    with pytest.raises(error, match=r"rows (is|has) .*; want"):
         fifty.batch(rows)
 
 

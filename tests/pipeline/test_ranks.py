@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -25,7 +27,12 @@ KINDS = {  # batches of 5, which two processes can't share evenly
 }
 ENCODE = ["encode --run trained", "encode --run trained --data ../other.npy --out other"]
 PRIOR = "--channels 8 --num-layers 2 --head-channels 8 --steps 6 --batch-size 7 --lr 1e-3"
-SAMPLE = ["sample --run whole --out samples --num 21 --seed 5"]
+SAMPLE = [
+    "sample --run whole --out samples --num 21 --seed 5",
+    "sample --run whole --out completed --complete held-out --draws 2 --keep left-half --format npy",
+    "decode --run whole --codes samples/samples --out pictures --format png",
+]
+MEASURE = ["likelihood --run whole --out bits.npy", "reconstruct --run whole --out pairs.png"]
 SHARD = 8  # items, so that both processes have some shards
 
 # Every process of torchrun runs this: several commands, to save time, in one and the same group.
@@ -72,7 +79,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     two.mkdir()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as torchrun does
-    with pytest.MonkeyPatch.context() as patch:
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
         patch.chdir(one)
         patch.setattr(codes, "SHARD", SHARD)
         assert [main(command.split()) for command in train] == [0] * 3
@@ -81,13 +89,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert [main(command.split()) for command in ENCODE + prior] == [0] * 3
         for count in (one, two):
             shutil.copytree(one / "trained", count / "whole")
-        assert main(SAMPLE[0].split()) == 0
+        assert [main(command.split()) for command in SAMPLE + MEASURE] == [0] * 5
     torch.set_num_threads(threads)
+    (one / "said").write_text(said.getvalue())
 
-    (top / "commands").write_text("\n".join([*train, *ENCODE, *prior, *SAMPLE]))
+    (top / "commands").write_text("\n".join([*train, *ENCODE, *prior, *SAMPLE, *MEASURE]))
     (top / "script.py").write_text(SCRIPT)
     done = torchrun(two, str(top / "script.py"), str(SHARD), str(top / "commands"))
     assert done.returncode == 0, done.stderr
+    (two / "said").write_text(done.stdout)
     assert done.stdout.count("trained average") == 1  # the first process speaks for all
     return top
 
@@ -104,7 +114,8 @@ def test_training_agrees_with_one_process_on_the_joined_batch(folder: Path, name
 
 
 @pytest.mark.parametrize(
-    "shards", ["trained/codes/train", "trained/codes/held-out", "other/codes", "samples"]
+    "shards",
+    ["trained/codes/train", "trained/codes/held-out", "other/codes", "samples", "completed", "pictures"],
 )
 def test_codes_and_samples_are_those_of_one_process(folder: Path, shards: str) -> None:
     one, two = (
@@ -115,6 +126,15 @@ def test_codes_and_samples_are_those_of_one_process(folder: Path, shards: str) -
         for count in ("one", "two")
     )
     assert one == two and len(one) >= 2
+
+
+def test_measures_are_those_of_one_process(folder: Path) -> None:
+    one, two = (np.load(folder / count / "bits.npy") for count in ("one", "two"))
+    assert one.shape == (10,) and one.min() > 0
+    np.testing.assert_array_equal(one, two)
+    assert (folder / "one" / "pairs.png").read_bytes() == (folder / "two" / "pairs.png").read_bytes()
+    figures = [(folder / count / "said").read_text().splitlines()[-1] for count in ("one", "two")]
+    assert figures[0] == figures[1] and "psnr" in figures[0]
 
 
 @pytest.mark.parametrize(

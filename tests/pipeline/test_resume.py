@@ -120,6 +120,7 @@ COMMANDS = [
     "encode --run {}",
     "train-prior --run {} --channels 8 --num-layers 2 --head-channels 8 --steps 12 --batch-size 8",
     "sample --run {} --out {} --num 60 --seed 3",
+    "sample --run {} --out {}-completed --complete held-out --draws 3 --num 18 --format png",
 ]
 
 

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from vqfast.models import VQVAE
 from vqfast.pipeline import codes as shards
+from vqfast.pipeline import images as pictures
 from vqfast.pipeline import steps
 from vqfast.pipeline.checkpoint import Run, load_model, read_json
-from vqfast.pipeline.codes import Tick, pack, read_shards, unpack, write_shards
+from vqfast.pipeline.codes import Codes, Tick, open_codes, pack, read_shards, stored, unpack, write_shards
 from vqfast.pipeline.data import load_images
 from vqfast.pipeline.ranks import Ranks
 from vqfast.prior.base import CausalPrior
@@ -23,6 +28,7 @@ MODEL = {"hidden_channels": 8, "num_embeddings": 8, "embedding_dim": 4}
 FIT = {"codebook": "kmeans", "steps": 12, "batch_size": 8, "lr": 1e-3, "seed": 0}
 PRIOR = {"channels": 8, "num_layers": 2, "head_channels": 8}
 PRIOR_FIT = {"steps": 12, "batch_size": 8, "lr": 1e-3, "seed": 0}
+WANTED = steps.Wanted(21, (2, 3), {"labels": "in turn"}, lambda rows: torch.arange(rows.start, rows.stop) % 3)
 
 
 def note(folder: Path, **changes: Any) -> dict[str, Any]:
@@ -49,7 +55,7 @@ def run(data: Path) -> Run:
     prior = steps.train_prior(run, 8, 3, ALONE, "gated", PRIOR, PRIOR_FIT)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards, "SHARD", 8)
-        steps.sample(run, run, vqvae, prior, 21, (2, 3), torch.arange(21) % 3, ALONE, seed=4)
+        steps.sample(run, run, prior, WANTED, ALONE, seed=4)
     return run
 
 
@@ -92,8 +98,10 @@ def test_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num: int, count
     before = files(tmp_path)
     write_shards(tmp_path / "codes", num, ALONE, "", make)
     assert len(made) == num and files(tmp_path) == before
-    found = read_shards(tmp_path / "codes", num)
+    found = read_shards(tmp_path / "codes", range(num))
     assert found["codes"].tolist() == list(range(num)) and found["squares"][-1] == (num - 1) ** 2
+    for rows in (range(num // 2, num), range(num // 3, num // 3 + 1), range(min(7, num - 1), min(9, num))):
+        assert read_shards(tmp_path / "codes", rows)["codes"].tolist() == list(rows)
 
 
 def test_damaged_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,13 +112,13 @@ def test_damaged_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     for damaged in (b"", whole[:100], whole[:-10], b"x" * 300, whole[:60] + b"xxxx" + whole[64:]):
         middle.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"00001\.npz is no whole shard"):
-            read_shards(tmp_path, 20)
+            read_shards(tmp_path, range(20))
     np.savez(middle, codes=np.array([{}], dtype=object))
     with pytest.raises(ValueError, match=r"no whole shard.*pickle"):
-        read_shards(tmp_path, 20)
+        read_shards(tmp_path, range(20))
     middle.unlink()
     with pytest.raises(FileNotFoundError, match=r"00001\.npz is missing: the codes aren't complete"):
-        read_shards(tmp_path, 20)
+        read_shards(tmp_path, range(20))
 
 
 @pytest.mark.parametrize(
@@ -151,7 +159,7 @@ def test_changed_images_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"another vqvae: images\.fingerprint was .*, now"):
         steps.train_vqvae(run, dict(images), ALONE, "paper", MODEL, {**FIT, "steps": 1})
     (tmp_path / "x.npy").unlink()
-    with pytest.raises(FileNotFoundError, match=r"no such file or folder: .*x\.npy"):
+    with pytest.raises(FileNotFoundError, match=r"x\.npy.; no such file or folder"):
         steps.reopen_images(run)
     assert files(run.folder) == before
 
@@ -171,13 +179,13 @@ def test_the_files_of_a_run(run: Run) -> None:
 
 def test_codes_are_the_models(run: Run, vqvae: VQVAE) -> None:
     for part, images in steps.reopen_images(run).items():
-        codes, labels = steps.read_codes(run, part)
+        codes, labels = stored(run, f"codes/{part}").all()
         x = images.batch(range(len(images)))
         assert codes.shape == (len(images), 2, 3) and codes.dtype == torch.int64
         assert torch.equal(codes, vqvae.encode(x))
         assert labels.tolist() == images.labels.tolist()
-    with pytest.raises(FileNotFoundError, match="holds no all codes: encode first"):
-        steps.read_codes(run, "all")
+    with pytest.raises(FileNotFoundError, match="holds no codes/all: encode first"):
+        stored(run, "codes/all")
 
 
 def test_codes_of_other_images(tmp_path: Path, run: Run, vqvae: VQVAE) -> None:
@@ -185,26 +193,99 @@ def test_codes_of_other_images(tmp_path: Path, run: Run, vqvae: VQVAE) -> None:
     np.save(tmp_path / "x.npy", x)
     out, images = Run(tmp_path / "out", create=True), load_images(str(tmp_path / "x.npy"))
     steps.encode(run, out, vqvae, "all", images, ALONE)
-    codes, labels = steps.read_codes(out, "all")
+    codes, labels = stored(out, "codes/all").all()
     assert codes.shape == (5, 2, 2) and labels is None
     assert out.settings("codes/all")["num"] == 5 and run.settings("codes/all") is None
 
 
-def test_samples_are_the_priors(
-    run: Run, vqvae: VQVAE, prior: CausalPrior, monkeypatch: pytest.MonkeyPatch
+def test_samples_are_the_priors(run: Run, prior: CausalPrior, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "SHARD", 8)
+    codes, labels = stored(run, "samples").all()
+    assert labels.tolist() == [i % 3 for i in range(21)]
+    assert torch.equal(codes, prior.sample(21, (2, 3), labels=labels, seed=4))  # in one go as in three shards
+    some, theirs = stored(run, "samples").read(range(5, 18))
+    assert torch.equal(some, codes[5:18]) and torch.equal(theirs, labels[5:18])
+
+
+def test_known_codes_of_samples(tmp_path: Path, run: Run, prior: CausalPrior) -> None:
+    known = torch.full((21, 2, 3), -1)
+    known[:, 0] = torch.arange(63).view(21, 3) % 8
+    wanted = replace(WANTED, known=lambda rows: known[rows.start : rows.stop])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "SHARD", 8)
+        out = Run(tmp_path, create=True)
+        codes, labels = steps.sample(run, out, prior, wanted, ALONE, seed=4).all()
+    assert torch.equal(codes[:, 0], known[:, 0])
+    assert torch.equal(codes, prior.sample(21, (2, 3), labels=labels, seed=4, known=known))
+
+
+@pytest.mark.parametrize(("format", "count"), [("npy", 3), ("png", 21), ("grid", 3)])
+def test_decoded_samples(
+    tmp_path: Path, run: Run, vqvae: VQVAE, monkeypatch: pytest.MonkeyPatch, format: str, count: int
 ) -> None:
     monkeypatch.setattr(shards, "SHARD", 8)
-    samples = steps.read_samples(run)
-    labels = torch.arange(21) % 3
-    codes = prior.sample(21, (2, 3), labels=labels, seed=4)
-    assert samples["labels"].tolist() == labels.tolist()
-    assert torch.equal(unpack(samples["codes"]), codes)  # in one go as in three shards
+    codes, out = stored(run, "samples"), Run(tmp_path, create=True)
+    steps.decode(run, out, vqvae, codes, format, ALONE)
+    found = files(tmp_path / format)
+    assert len(found) == count
     with torch.no_grad():
-        images = vqvae.decode_codes(codes).clamp(0, 1) * 255
-    assert samples["images"].dtype == np.uint8 and samples["images"].shape == (21, 1, 8, 12)
-    np.testing.assert_allclose(samples["images"], images, atol=0.51)
-    assert len(steps.read_samples(run, 3)["codes"]) == 3
-    assert len(steps.read_samples(run, 100)["codes"]) == 21
+        expected = vqvae.decode_codes(codes.all()[0]).clamp(0, 1)
+    if format == "grid":
+        contents = [pictures.grid(part, 3) for part in expected.split(8)]
+        assert [data for _, (_, data) in sorted(found.items())] == contents
+    else:
+        paths = sorted((tmp_path / format).iterdir())
+        read = (
+            np.concatenate([np.load(path) for path in paths])
+            if format == "npy"
+            else np.stack([np.asarray(Image.open(path)) for path in paths])[:, None]
+        )
+        assert read.dtype == np.uint8 and read.shape == (21, 1, 8, 12)
+        np.testing.assert_allclose(read, expected * 255, atol=0.51)
+    # what is missing is made again, what is there stays
+    last = sorted(found)[-1]
+    Path(last).unlink()
+    steps.decode(run, out, vqvae, codes, format, ALONE)
+    assert {name: data for name, (_, data) in files(tmp_path / format).items()} == {
+        name: data for name, (_, data) in found.items()
+    }
+    first = sorted(found)[0]
+    assert files(tmp_path / format)[first] == found[first]
+    with pytest.raises(ValueError, match=f"another {format}: codes was .*, now .*; use another folder"):
+        steps.decode(run, out, vqvae, stored(run, "codes/train"), format, ALONE)
+
+
+def test_colour_pictures() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (3, 5, 7), dtype=np.uint8)
+    with Image.open(io.BytesIO(pictures.single(image))) as opened:
+        assert opened.mode == "RGB"
+        np.testing.assert_array_equal(np.asarray(opened), image.transpose(1, 2, 0))
+
+
+def test_codes_that_somebody_names(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    codes, labels = stored(run, "codes/train").all()
+    found = open_codes(str(run.folder / "codes" / "train"))
+    assert torch.equal(found.all()[0], codes) and torch.equal(found.all()[1], labels)
+    monkeypatch.chdir(run.folder / "codes")
+    assert open_codes("held-out").num == 15
+    name = str(tmp_path / "codes.npy")
+    np.save(name, codes.numpy().astype(np.uint8))
+    array = open_codes(name)
+    assert array.num == 45 and array.all()[1] is None
+    assert torch.equal(array.read(range(3, 40))[0], codes[3:40])
+    np.save(name, codes.numpy()[::-1])
+    assert open_codes(name).fingerprint != array.fingerprint
+    for bad in (np.zeros((2, 3)), np.zeros((2, 3, 3)), np.zeros((0, 3, 3), int), np.array({}, dtype=object)):
+        np.save(name, bad, allow_pickle=True)
+        with pytest.raises(ValueError, match="codes is "):
+            open_codes(name)
+    for bad, error in (
+        (tmp_path, ValueError),
+        (tmp_path / "nope", FileNotFoundError),
+        (run.folder, Exception),
+    ):
+        with pytest.raises(error, match=r"codes is |holds no"):
+            open_codes(str(bad))
 
 
 def test_samples_without_labels(tmp_path: Path, data: Path) -> None:
@@ -216,9 +297,9 @@ def test_samples_without_labels(tmp_path: Path, data: Path) -> None:
     small = {"channels": 4, "num_residual_blocks": 1, "num_layers": 1}
     prior = steps.train_prior(run, 8, None, ALONE, "residual", small, {**PRIOR_FIT, "steps": 1})
     assert prior.num_classes is None
-    steps.sample(run, run, vqvae, prior, 2, (1, 4), None, ALONE, temperature=0.5, top_k=2)
-    assert sorted(steps.read_samples(run)) == ["codes", "images"]
-    assert steps.read_samples(run)["images"].shape == (2, 1, 4, 16)
+    wanted = steps.Wanted(2, (1, 4), {})
+    codes, labels = steps.sample(run, run, prior, wanted, ALONE, temperature=0.5, top_k=2).all()
+    assert codes.shape == (2, 1, 4) and labels is None
 
 
 def test_finished_stages_are_not_redone(run: Run, data: Path, vqvae: VQVAE, prior: CausalPrior) -> None:
@@ -229,7 +310,7 @@ def test_finished_stages_are_not_redone(run: Run, data: Path, vqvae: VQVAE, prio
     for part, images in steps.reopen_images(run).items():
         steps.encode(run, run, vqvae, part, images, ALONE)
     steps.train_prior(run, 8, 3, ALONE, "gated", PRIOR, PRIOR_FIT)
-    steps.sample(run, run, vqvae, prior, 21, (2, 3), torch.arange(21) % 3, ALONE, seed=4)
+    steps.sample(run, run, prior, WANTED, ALONE, seed=4)
     assert files(run.folder) == before
 
 
@@ -251,10 +332,9 @@ def test_other_settings_are_refused(run: Run, data: Path, vqvae: VQVAE, prior: C
     def train(images: dict[str, Any], name: str = "paper", **fit: Any) -> None:
         steps.train_vqvae(run, images, ALONE, name, MODEL, {**FIT, **fit})
 
-    def sample(num: int, labels: torch.Tensor, **options: Any) -> None:
-        steps.sample(run, run, vqvae, prior, num, (2, 3), labels, ALONE, **options)
+    def sample(seed: int = 4, **changes: Any) -> None:
+        steps.sample(run, run, prior, replace(WANTED, **changes), ALONE, seed=seed)
 
-    labels = torch.arange(21) % 3
     for message, call in (
         ("another vqvae: lr was 0.001, now 0.01; use", lambda: train(note(data), lr=0.01)),
         ("another vqvae: name was 'paper', now 'keras'", lambda: train(note(data), "keras")),
@@ -270,9 +350,9 @@ def test_other_settings_are_refused(run: Run, data: Path, vqvae: VQVAE, prior: C
                 run, 8, None, ALONE, "residual", {"channels": 8, "num_layers": 2}, PRIOR_FIT
             ),
         ),
-        ("another samples: seed was 4, now 5", lambda: sample(21, labels, seed=5)),
-        ("another samples: labels was '.*', now '.*'; use", lambda: sample(21, labels * 0, seed=4)),
-        ("another samples: .*num was 21, now 20", lambda: sample(20, labels[:20], seed=4)),
+        ("another samples: seed was 4, now 5", lambda: sample(seed=5)),
+        ("another samples: labels was 'in turn', now 0; use", lambda: sample(note={"labels": 0})),
+        ("another samples: .*num was 21, now 20", lambda: sample(num=20)),
     ):
         with pytest.raises(ValueError, match=message):
             call()
@@ -314,9 +394,9 @@ def test_bad_priors(run: Run) -> None:
 def test_reconstruct(run: Run, vqvae: VQVAE, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps, "BATCH", 4)
     images = steps.reopen_images(run)["held-out"]
-    outputs, codes, figures = steps.reconstruct(vqvae, images, ALONE)
-    x = images.batch(range(15))
-    assert torch.equal(codes, steps.read_codes(run, "held-out")[0])
+    figures = steps.reconstruct(vqvae, images, ALONE)
+    x, codes = images.batch(range(15)), stored(run, "codes/held-out").all()[0]
+    outputs = torch.cat(list(steps.decoded(vqvae, steps.encoded(vqvae, images, ALONE), range(15), ALONE)))
     assert outputs.shape == x.shape and outputs.min() >= 0 and outputs.max() <= 1
     mse = F.mse_loss(outputs.double(), x.double()).item()
     p = np.bincount(codes.flatten(), minlength=8) / codes.numel()
@@ -330,14 +410,47 @@ def test_reconstruct(run: Run, vqvae: VQVAE, monkeypatch: pytest.MonkeyPatch) ->
     np.testing.assert_allclose(list(figures.values()), list(expected.values()), rtol=1e-5)
 
 
+@torch.no_grad()
 def test_bits_per_code(run: Run, prior: CausalPrior, monkeypatch: pytest.MonkeyPatch) -> None:
-    codes, labels = steps.read_codes(run, "train")
-    with torch.no_grad():
-        p = prior(codes, labels).softmax(1).gather(1, codes.unsqueeze(1))
+    found = stored(run, "codes/train")
+    codes, labels = found.all()
     monkeypatch.setattr(steps, "BATCH", 7)
-    np.testing.assert_allclose(
-        steps.bits_per_code(prior, codes, labels, ALONE), -p.log2().mean().item(), rtol=1e-5
-    )
+    for label in (None, 2):
+        p = prior(codes, labels if label is None else torch.full((45,), label)).softmax(1)
+        expected = -p.gather(1, codes.unsqueeze(1)).log2().flatten(1).mean(1)
+        bits = steps.bits_per_code(prior, found, ALONE, label)
+        assert bits.shape == (45,)
+        np.testing.assert_allclose(bits, expected, rtol=1e-5)
+    unlabelled = Codes(45, "", lambda rows: (codes[rows.start : rows.stop], None))
+    with pytest.raises(ValueError, match="labels are missing; this prior has 3 classes"):
+        steps.bits_per_code(prior, unlabelled, ALONE)
+
+
+def test_what_does_not_fit_is_worked_in_parts(
+    run: Run, vqvae: VQVAE, prior: CausalPrior, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Encoding, decoding and likelihood, where there is room for five at a time."""
+    images = steps.reopen_images(run)["held-out"]
+
+    def results() -> list[torch.Tensor]:
+        codes = steps.encoded(vqvae, images, ALONE)
+        outputs = torch.cat(list(steps.decoded(vqvae, codes, range(15), ALONE)))
+        figures = torch.tensor(list(steps.reconstruct(vqvae, images, ALONE).values()))
+        return [codes.all()[0], outputs, steps.bits_per_code(prior, codes, ALONE), figures]
+
+    def limited(method: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def call(x: torch.Tensor, *rest: Any) -> torch.Tensor:
+            if len(x) > 5:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return method(x, *rest)
+
+        return call
+
+    expected = results()
+    for model, name in ((vqvae, "encode"), (vqvae, "decode_codes"), (prior, "bits_per_code")):
+        monkeypatch.setattr(model, name, limited(getattr(model, name)))
+    for result, wanted in zip(results(), expected, strict=True):
+        torch.testing.assert_close(result, wanted)
 
 
 def test_seeded(run: Run, data: Path, tmp_path: Path) -> None:

@@ -28,17 +28,18 @@ def seen(prior: CausalPrior, codes: Tensor) -> Tensor:
 
     if hasattr(prior, "embedding"):
         hook = prior.embedding.register_forward_hook(lambda module, args, output: leaf(output))
-        others = (0, -1)  # batch and channels
-    else:  # one-hot codes
-        hook = prior.first.register_forward_pre_hook(lambda module, args: (leaf(args[0]),))
-        others = (0, 1)
-    logits = prior(codes).flatten(2)
-    hook.remove()
+        logits = prior(codes).flatten(2)
+        hook.remove()
+    else:  # the convolution of one-hot codes that ``embed`` stands for
+        vectors = torch.eye(prior.num_embeddings, dtype=torch.float64)
+        prior.first.embed = lambda codes: prior.first(leaf(vectors[codes]).movedim(-1, 1))
+        logits = prior(codes).flatten(2)
+        del prior.first.embed
     mix = torch.randn(logits.shape[:2], dtype=torch.float64)
     rows = []
     for position in range(logits.shape[2]):
         (grad,) = torch.autograd.grad((logits[:, :, position] * mix).sum(), inputs, retain_graph=True)
-        rows.append(grad.abs().sum(others).flatten() > 0)
+        rows.append(grad.abs().sum((0, -1)).flatten() > 0)  # over batch and channels
     return torch.stack(rows)
 
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vqfast.ops.registry import TABLE, refusal
 from vqfast.prior import PixelCNN
 from vqfast.prior.base import CausalPrior
 
@@ -322,3 +323,30 @@ def test_low_precision_logits_are_near_those_in_float64(
     assert logits.dtype == dtype
     tolerance = 20 * torch.finfo(dtype).eps * expected.abs().max().item()
     torch.testing.assert_close(logits.double(), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in TABLE["masked_conv"] if not refusal("masked_conv", n, torch.zeros(1))]
+)
+def test_every_backend_trains_alike(
+    make_prior: Callable[..., CausalPrior],
+    random_codes: Callable[..., Tensor],
+    conditioning: Callable[..., dict[str, Tensor]],
+    kind: str,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Gradients of the loss are those of the plain formula."""
+    monkeypatch.setenv("VQFAST_BACKEND", name)
+    prior = make_prior(kind, num_classes=3, condition_channels=2)
+    codes, given = random_codes(prior, 3, GRIDS[kind]), conditioning(prior, 3, GRIDS[kind])
+    loss = F.cross_entropy(prior(codes, **given), codes)
+    parameters = dict(prior.named_parameters())
+    grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    plain = PLAIN[kind](parameters, codes, given)
+    wanted = torch.autograd.grad(
+        F.cross_entropy(plain, codes), list(parameters.values()), allow_unused=True, materialize_grads=True
+    )
+    for key, got, want in zip(parameters, grads, wanted, strict=True):
+        got = torch.zeros_like(want) if got is None else got
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-10, msg=key)

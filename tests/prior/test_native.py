@@ -15,6 +15,7 @@ import torch
 from vqfast.ops import library
 from vqfast.prior import PixelCNN, WaveNet
 from vqfast.prior.base import CausalPrior
+from vqfast.prior.executors import native
 
 pytestmark = pytest.mark.skipif(library.unavailable() is not None, reason="no native library here")
 MakePrior = Callable[..., CausalPrior]
@@ -23,8 +24,9 @@ MakePrior = Callable[..., CausalPrior]
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
 @pytest.mark.parametrize("batch", [1, 2, 17, 67])
 def test_any_number_of_threads_draws_the_same(
-    make_prior: MakePrior, kind: str, threads: int, batch: int
+    make_prior: MakePrior, monkeypatch: pytest.MonkeyPatch, kind: str, threads: int, batch: int
 ) -> None:
+    monkeypatch.setattr(native, "_PRODUCTS", 1)  # small steps are split too
     prior = make_prior(kind, num_classes=3)
     shape = (3, 4) if prior.ndim == 2 else (12,)
     options = {"labels": torch.arange(batch) % 3, "top_p": 0.9}

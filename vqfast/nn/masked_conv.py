@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqfast import functional
@@ -19,12 +20,14 @@ class MaskedConv2d(nn.Module):
         stack: ``"full"`` keeps the weight of an ordinary convolution, ``(out, in, k, k)``, so that its
             checkpoints load; ``"vertical"`` and ``"horizontal"`` are those of the gated PixelCNN.
         dilation: distance between kernel positions.
+        activation: ``"none"``, ``"relu"`` or ``"gate"``, which halves ``out_channels``.
 
     Raises:
-        ValueError: a size below 1, an even kernel, an unknown mask type or stack.
+        ValueError: a size below 1, an even kernel, an unknown mask type, stack or activation.
     """
 
     ndim = 2
+    _conv = staticmethod(functional.masked_conv2d)
 
     def __init__(
         self,
@@ -35,6 +38,7 @@ class MaskedConv2d(nn.Module):
         stack: str = "full",
         dilation: int = 1,
         bias: bool = True,
+        activation: str = "none",
     ) -> None:
         super().__init__()
         if mask_type not in ("A", "B"):
@@ -52,10 +56,11 @@ class MaskedConv2d(nn.Module):
         ):
             if value < 1:
                 raise ValueError(f"{name} is {value}; want 1 or more")
+        functional.check_activation(activation, out_channels)
         kernel = functional.kernel_shape(kernel_size, mask_type, stack)[-self.ndim :]
         if mask_type == "A" and kernel_size == 1:
             raise ValueError("kernel_size is 1, of which mask A leaves nothing; want 3 or more")
-        self.mask_type, self.stack, self.dilation = mask_type, stack, dilation
+        self.mask_type, self.stack, self.dilation, self.activation = mask_type, stack, dilation, activation
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, *kernel))
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
         self.reset_parameters()
@@ -85,9 +90,40 @@ class MaskedConv2d(nn.Module):
         """The visible part of the weight, ``(taps, in_channels, out_channels)``."""
         return self.weight.flatten(2)[..., : self.taps].permute(2, 1, 0)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, in_channels, H, W)`` -> ``(B, out_channels, H, W)``."""
-        return functional.masked_conv2d(x, self.weight, self.bias, self.mask_type, self.stack, self.dilation)
+    def forward(self, x: Tensor, extra: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+        """``(B, in_channels, H, W)`` -> ``(B, out_channels, H, W)``, half the channels after the gate.
+
+        For ``MaskedConv1d`` without the ``H``. ``extra`` and ``residual``: see ``functional.masked_conv2d``.
+        """
+        options = self.mask_type, self.stack, self.dilation, self.activation
+        return self._conv(x, self.weight, self.bias, *options, extra, residual)
+
+    def embed(self, codes: Tensor) -> Tensor:
+        """The convolution of one-hot vectors, as the sum of the matrices' rows that the taps' codes name.
+
+        Args:
+            codes: int64 ``(B, H, W)``, in ``0..in_channels - 1``.
+
+        Returns:
+            ``(B, out_channels, H, W)``, channels last, before any activation.
+        """
+        batch, height, width = codes.shape
+        offsets, matrix = self.offsets(), self.matrix().flatten(0, 1)
+        margin = max(abs(distance) for offset in offsets for distance in offset)
+        padded = F.pad(codes, [margin] * 4, value=-1)
+        seen = [
+            padded[:, margin + dy : margin + dy + height, margin + dx : margin + dx + width]
+            for dy, dx in offsets
+        ]
+        outside = len(matrix)  # a row more, of zeros
+        rows = [
+            torch.where(codes < 0, outside, codes + tap * self.weight.shape[1])
+            for tap, codes in enumerate(seen)
+        ]
+        bags = torch.stack(rows, -1).view(-1, len(offsets))
+        sums = F.embedding_bag(bags, F.pad(matrix, [0, 0, 0, 1]), mode="sum", padding_idx=outside)
+        sums = sums if self.bias is None else sums + self.bias
+        return sums.view(batch, height, width, -1).movedim(-1, 1)
 
     def extra_repr(self) -> str:
         """What ``print`` shows."""
@@ -98,7 +134,4 @@ class MaskedConv1d(MaskedConv2d):
     """The same over ``(B, in_channels, T)``; weights are ``(out, in, k)``."""
 
     ndim = 1
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, in_channels, T)`` -> ``(B, out_channels, T)``."""
-        return functional.masked_conv1d(x, self.weight, self.bias, self.mask_type, self.stack, self.dilation)
+    _conv = staticmethod(functional.masked_conv1d)

@@ -29,6 +29,7 @@ def differentiate_through(op: torch.library.CustomOpDef, reference: Callable) ->
                 for value, needed in zip(inputs, ctx.needs_input_grad, strict=True)
             ]
             outputs = reference(*inputs)
+            outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
             pairs = [(o, g) for o, g in zip(outputs, grad_outputs, strict=True) if o.requires_grad]
         wanted = [value for value, needed in zip(inputs, ctx.needs_input_grad, strict=True) if needed]
         outs, grads = zip(*pairs, strict=True) if pairs else ((), ())

@@ -15,7 +15,7 @@ from vqfast.ops import records
 _verdicts: dict[tuple, str | None] = {}  # None: the kernel may run
 
 
-def _inputs(device: torch.device, dtype: torch.dtype, channels: int) -> tuple[Tensor, Tensor]:
+def _rows_and_codes(device: torch.device, dtype: torch.dtype, channels: int) -> tuple[Tensor, Tensor]:
     """Rows and codes with an offset, ties, and codes that lie close together: where a kernel may go wrong."""
     generator = torch.Generator().manual_seed(0)
     codes = torch.randn(70, channels, generator=generator).round(decimals=1) + 3
@@ -24,14 +24,16 @@ def _inputs(device: torch.device, dtype: torch.dtype, channels: int) -> tuple[Te
     return rows.to(device, dtype), codes.to(device, dtype)
 
 
-def _check_nearest(module: ModuleType, reference: ModuleType, rows: Tensor, codes: Tensor) -> None:
+def _check_nearest(module: ModuleType, reference: ModuleType, *where) -> None:
+    rows, codes = _rows_and_codes(*where)
     got, want = (each.nearest(rows, codes) for each in (module, reference))
     best, chosen = ((rows.double() - codes.double()[index]).square().sum(-1) for index in (want, got))
     if not (got <= want).logical_or(chosen > best).all() or (chosen > best * (1 + 1e-6)).any():
         raise AssertionError("wrong codes")
 
 
-def _check_quantize(module: ModuleType, reference: ModuleType, rows: Tensor, codes: Tensor) -> None:
+def _check_quantize(module: ModuleType, reference: ModuleType, *where) -> None:
+    rows, codes = _rows_and_codes(*where)
     runs = []
     for each in (module, reference):
         out = each.quantize(rows, codes, 1, True)
@@ -42,9 +44,49 @@ def _check_quantize(module: ModuleType, reference: ModuleType, rows: Tensor, cod
         torch.testing.assert_close(got, want, rtol=loose, atol=loose)
 
 
-_CHECKS: dict[str, Callable[[ModuleType, ModuleType, Tensor, Tensor], None]] = {
+def _check_masked_conv(
+    module: ModuleType, reference: ModuleType, device: torch.device, dtype: torch.dtype, channels: int
+) -> None:
+    """Kernels of either memory format, a mask and a stack; the reference computes in float64."""
+    generator = torch.Generator().manual_seed(0)
+    wide = 2 * channels
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device, dtype)
+
+    bias, sample = draw(wide), draw(2, wide, 1, 1)
+    for memory_format, shape, kernel, taps, anchor in (
+        (torch.contiguous_format, (16, 16), (3, 3), 5, [1, 1]),
+        (torch.channels_last, (9, 7), (2, 3), 6, [2, 1]),
+    ):
+        x, wide_grid, grid = (
+            draw(2, size, *shape).contiguous(memory_format=memory_format)
+            for size in (channels, wide, channels)
+        )
+        weight = draw(wide, channels, *kernel) / (taps * channels) ** 0.5
+        geometry = taps, anchor, [1, 1]
+        calls = {
+            "masked_conv2d": [
+                (x, weight, bias, sample, grid, *geometry, "gate"),
+                (x, weight, None, wide_grid, wide_grid, *geometry, "relu"),
+            ],
+            "masked_conv2d_backward": [(wide_grid, x, weight, *geometry)],
+            "gate": [(wide_grid, sample)],
+            "gate_backward": [(x, wide_grid, wide_grid)],
+        }
+        for name, arguments in calls.items():
+            for tensors in arguments:
+                doubles = (t.double() if isinstance(t, Tensor) else t for t in tensors)
+                got, want = getattr(module, name)(*tensors), getattr(reference, name)(*doubles)
+                for a, b in zip(*((t,) if isinstance(t, Tensor) else t for t in (got, want)), strict=True):
+                    size = b.abs().max().item() if b.numel() else 0
+                    torch.testing.assert_close(a.double(), b, rtol=0, atol=1e-2 * size)  # TF32, bfloat16
+
+
+_CHECKS: dict[str, Callable[[ModuleType, ModuleType, torch.device, torch.dtype, int], None]] = {
     "nearest": _check_nearest,
     "quantize": _check_quantize,
+    "masked_conv": _check_masked_conv,
 }
 
 
@@ -73,7 +115,7 @@ def verdict(op: str, backend: str, device: torch.device, dtype: torch.dtype, cha
                 importlib.import_module(f"vqfast.ops.{op}.{name}") for name in (backend, "reference")
             )
             with torch.no_grad():
-                _CHECKS[op](module, reference, *_inputs(device, dtype, width))
+                _CHECKS[op](module, reference, device, dtype, width)
         except Exception as error:  # whatever a compiler may raise: the fallback is right all the same
             reason = f"{backend} {op} failed its probe on {device}: {type(error).__name__}: {error}"
             warnings.warn(f"{reason}; falling back", RuntimeWarning, stacklevel=4)

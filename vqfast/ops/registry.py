@@ -56,7 +56,7 @@ TRITON = Support(FLOATS, frozenset({"cuda", "cpu"} if interpreted() else {"cuda"
 TABLE: dict[str, dict[str, Support]] = {
     "nearest": {"native": NATIVE, "triton": TRITON, "reference": Support(FLOATS)},
     "quantize": {"native": NATIVE, "triton": TRITON, "reference": Support(FLOATS)},
-    "masked_conv": {"reference": Support(FLOATS)},
+    "masked_conv": {"native": NATIVE, "triton": TRITON, "reference": Support(FLOATS)},
 }
 
 

@@ -6,8 +6,9 @@ import fcntl
 import json
 import os
 import weakref
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
@@ -129,11 +130,12 @@ class Run:
         self._stages()  # refuses what is no run's
         if lock:
             file = (self.folder / ".lock").open("w")
-            weakref.finalize(self, file.close)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
+                file.close()
                 raise ValueError(f"{self.folder} is in use by another vqfast process") from None
+            weakref.finalize(self, _release, file, self.folder, self._marker)
 
     @classmethod
     def shared(cls, folder: str | Path, ranks: Ranks, create: bool = False, lock: bool = True) -> Run:
@@ -169,6 +171,15 @@ class Run:
         if not isinstance(stages, dict) or not all(isinstance(stage, dict) for stage in stages.values()):
             raise ValueError(f"{self._marker} is no vqfast run's")
         return stages
+
+
+def _release(lock: IO[str], folder: Path, marker: Path) -> None:
+    """Gives a run's folder back; one that nothing was begun in goes."""
+    if not marker.is_file():
+        (folder / ".lock").unlink(missing_ok=True)
+        with suppress(OSError):  # somebody put something there
+            folder.rmdir()
+    lock.close()
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:

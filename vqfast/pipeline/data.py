@@ -52,11 +52,11 @@ class Images:
         """
         rows = np.asarray(rows)
         if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
-            raise TypeError(f"rows: want a list of integers, got {rows.dtype} of shape {rows.shape}")
+            raise TypeError(f"rows is {rows.dtype} of shape {rows.shape}; want a list of integers")
         if not rows.size:
             return torch.empty(0, *self.shape)
         if rows.min() < 0 or rows.max() >= len(self):
-            raise ValueError(f"rows: want 0..{len(self) - 1}, got {rows.min()}..{rows.max()}")
+            raise ValueError(f"rows has values {rows.min()}..{rows.max()}; want 0..{len(self) - 1}")
         pixels = torch.from_numpy(np.ascontiguousarray(self._source.read(self._rows[rows])))
         images = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
         if images.shape[1] == 3 and self.shape[0] == 1:
@@ -72,12 +72,14 @@ class Images:
         """
         _check_integer("seed", seed, least=0)
         if not isinstance(fraction, Real):
-            raise TypeError(f"fraction: want a number, got {fraction!r}")
+            raise TypeError(f"fraction is {fraction!r}; want a number")
         if not 0 < fraction < 1:
-            raise ValueError(f"fraction: want more than 0 and less than 1, got {fraction}")
+            raise ValueError(f"fraction is {fraction}; want more than 0 and less than 1")
         held = round(fraction * len(self))
         if not 0 < held < len(self):
-            raise ValueError(f"fraction: {fraction} of {len(self)} images leaves one part of the split empty")
+            raise ValueError(
+                f"fraction is {fraction}, which leaves one part of {len(self)} images empty; want both"
+            )
         # NumPy keeps the raw stream of a bit generator across versions, but not that of `permutation`.
         order = np.argsort(np.random.PCG64(seed).random_raw(len(self)), kind="stable")
         return self._subset(np.sort(order[held:])), self._subset(np.sort(order[:held]))
@@ -109,6 +111,7 @@ def load_images(
     - a folder, searched recursively, in the order of the relative names, hidden files left out. If all its
       images stand in sub-folders, the first-level ones are the classes, numbered in sorted order. Grey only
       if all are; alpha and EXIF rotation are dropped, 16 bits become 8, an animation is its first frame;
+    - one image file;
     - a .npy file, memory-mapped, or a .npz file with the images under images, x, data, x_train or arr_0 (or
       in its only array of rank 3 or more) and any labels under labels, y or y_train: uint8, or floats in
       [0, 1], of shape (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1 or 3. Where the last axis is 1 or 3
@@ -126,13 +129,13 @@ def load_images(
     if channels is not None:
         _check_integer("channels", channels, least=1)
     if channels not in (None, 1, 3):
-        raise ValueError(f"channels: want 1 or 3, got {channels}")
+        raise ValueError(f"channels is {channels}; want 1 or 3")
     found: np.ndarray | None
     images: _Stack | _Folder
     if isinstance(source, str) and source == "digits":
         array, found = _read_digits(size or 32)
         images = _Stack(array, "digits", None)
-    elif (path := _existing("source", source)).is_dir():
+    elif (path := _existing("source", source)).is_dir() or path.suffix.lower() in SUFFIXES:
         images = _Folder(path, size)
         found = images.classes()
     else:
@@ -152,11 +155,11 @@ class _Stack:
 
     def __init__(self, array: np.ndarray, name: str, size: int | None) -> None:
         if array.dtype != np.uint8 and array.dtype.kind != "f":
-            raise ValueError(f"{name}: want images of uint8 or floats, got {array.dtype}")
+            raise ValueError(f"{name} has dtype {array.dtype}; want images of uint8 or floats")
         if array.ndim not in (3, 4):
-            raise ValueError(f"{name}: want (N, H, W), (N, H, W, C) or (N, C, H, W), got shape {array.shape}")
+            raise ValueError(f"{name} has shape {array.shape}; want (N, H, W), (N, H, W, C) or (N, C, H, W)")
         if not array.size:
-            raise ValueError(f"{name}: empty, shape {array.shape}")
+            raise ValueError(f"{name} has shape {array.shape}; want some images")
         if array.ndim == 3:
             self.pixels = array[:, None]
         elif array.shape[3] in (1, 3):
@@ -164,7 +167,7 @@ class _Stack:
         elif array.shape[1] in (1, 3):
             self.pixels = array
         else:
-            raise ValueError(f"{name}: want 1 or 3 channels as second or last axis, got shape {array.shape}")
+            raise ValueError(f"{name} has shape {array.shape}; want 1 or 3 channels as second or last axis")
         self.name = name
         channels, height, width = self.pixels.shape[1:]
         self.size = None if (height, width) == (size, size) else size
@@ -192,20 +195,22 @@ class _Stack:
             return
         where = np.argwhere(~((pixels >= 0) & (pixels <= 1)))[0]
         value = pixels[tuple(where)]
-        raise ValueError(f"{self.name}: want floats in [0, 1], got {value} in image {rows[where[0]]}")
+        raise ValueError(f"{self.name} has {value} in image {rows[where[0]]}; want floats in [0, 1]")
 
 
 class _Folder:
-    """Image files under a folder. `read`: rows -> uint8 (n, C, H, W)."""
+    """Image files under a folder, or a single one. `read`: rows -> uint8 (n, C, H, W)."""
 
     def __init__(self, root: Path, size: int | None) -> None:
         from PIL import Image
 
-        files = (file for file in root.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        files = [root] if root.is_file() else root.rglob("*")
+        root = root.parent if root.is_file() else root
+        files = (file for file in files if file.suffix.lower() in SUFFIXES and file.is_file())
         names = sorted(file.relative_to(root).as_posix() for file in files)
         self.names = [name for name in names if not name.startswith(".") and "/." not in name]
         if not self.names:
-            raise ValueError(f"{root}: empty, no {' '.join(SUFFIXES)} file in it")
+            raise ValueError(f"{root} has no image in it; want {' '.join(SUFFIXES)} files")
         self.root, self.size = root, size
         digest = hashlib.sha256()
         self.mode = "L"
@@ -213,7 +218,7 @@ class _Folder:
             file = root / name
             with _naming(file, "image"), Image.open(file) as picture:
                 if picture.mode in ("I", "F"):
-                    raise ValueError("want 8 or 16 bits a channel, got 32")
+                    raise ValueError("it has 32 bits a channel; want 8 or 16")
                 if picture.mode not in ("1", "L", "LA", "La") and not picture.mode.startswith("I;16"):
                     self.mode = "RGB"
                 width, height = picture.size
@@ -221,7 +226,7 @@ class _Folder:
                 first = (width, height)
             if size is None and (width, height) != first:
                 raise ValueError(
-                    f"{root}: images of unequal size: {self.names[0]} is {first[0]}x{first[1]}, {name} is "
+                    f"{root} has images of unequal size: {self.names[0]} is {first[0]}x{first[1]}, {name} is "
                     f"{width}x{height}; --size makes them equal"
                 )
             digest.update(os.fsencode(name) + b"\0%d\n" % file.stat().st_size)
@@ -252,7 +257,7 @@ class _Folder:
                 picture = ImageOps.fit(picture, (self.size, self.size), Image.Resampling.BICUBIC)
             pixels = np.atleast_3d(np.asarray(picture)).transpose(2, 0, 1)
             if pixels.shape != self.shape:
-                raise ValueError(f"want (C, H, W) {self.shape} as when loaded, got {pixels.shape}")
+                raise ValueError(f"it has shape {pixels.shape}; want {self.shape} as when loaded")
             return pixels
 
 
@@ -273,7 +278,7 @@ def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         found = [key for key in IMAGE_KEYS if key in arrays.files][:1]
         found = found or [key for key in arrays.files if np.ndim(arrays[key]) >= 3]
         if len(found) != 1:
-            raise ValueError(f"want images under one of {', '.join(IMAGE_KEYS)}, got {arrays.files}")
+            raise ValueError(f"it has {arrays.files}; want images under one of {', '.join(IMAGE_KEYS)}")
         labels = next((arrays[key] for key in LABEL_KEYS if key in arrays.files), None)
         return np.asarray(arrays[found[0]]), labels
 
@@ -295,28 +300,28 @@ def _read_idx(path: Path, rank: int) -> np.ndarray:
         magic = bytes([0, 0, 8, rank])
         if content[:4] != magic:
             raise ValueError(
-                f"not a NumPy file by its name, so want the magic 0x{magic.hex()}, got 0x{content[:4].hex()}"
+                f"its magic is 0x{content[:4].hex()}; want 0x{magic.hex()}, being no NumPy file by its name"
             )
         start = 4 + 4 * rank
         if len(content) < start:
-            raise ValueError(f"truncated header: want {start} bytes, got {len(content)}")
+            raise ValueError(f"it has {len(content)} bytes; want {start} of header")
         shape = struct.unpack(f">{rank}I", content[4:start])
         array = np.frombuffer(content, np.uint8, offset=start)
         want = int(np.prod(shape, dtype=object))  # Python integers do not overflow
         if array.size != want:
-            raise ValueError(f"want {want} bytes for shape {shape}, got {array.size}")
+            raise ValueError(f"it has {array.size} bytes; want {want} for shape {shape}")
         return array.reshape(shape)
 
 
 def _checked_labels(labels: np.ndarray, count: int, name: str) -> np.ndarray:
     labels = np.asarray(labels)
     if labels.shape != (count,):
-        raise ValueError(f"{name}: want {count} labels, one an image, got shape {labels.shape}")
+        raise ValueError(f"{name} has labels of shape {labels.shape}; want {count}, one an image")
     if labels.dtype.kind not in "iu":
-        raise ValueError(f"{name}: want integer labels, got {labels.dtype}")
+        raise ValueError(f"{name} has labels of dtype {labels.dtype}; want integers")
     labels = labels.astype(np.int64)
     if labels.min() < 0:
-        raise ValueError(f"{name}: want labels >= 0, got {labels.min()}")
+        raise ValueError(f"{name} has the label {labels.min()}; want 0 or more")
     return labels
 
 
@@ -332,17 +337,17 @@ def _fit(images: np.ndarray, size: int) -> np.ndarray:
 
 def _existing(argument: str, path: str) -> Path:
     if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"{argument}: want a path, got {type(path).__name__}")
+        raise TypeError(f"{argument} is a {type(path).__name__}; want a path")
     if not Path(path).exists():
-        raise FileNotFoundError(f"{argument}: no such file or folder: {os.fspath(path)!r}")
+        raise FileNotFoundError(f"{argument} is {os.fspath(path)!r}; no such file or folder")
     return Path(path)
 
 
 def _check_integer(argument: str, value: int, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{argument}: want an integer, got {value!r}")
+        raise TypeError(f"{argument} is {value!r}; want an integer")
     if value < least:
-        raise ValueError(f"{argument}: want at least {least}, got {value}")
+        raise ValueError(f"{argument} is {value}; want {least} or more")
 
 
 @contextmanager

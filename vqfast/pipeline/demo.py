@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from vqfast.pipeline import images as pictures
 from vqfast.pipeline import steps
 from vqfast.pipeline.checkpoint import Run, read_json, write_file, write_json
+from vqfast.pipeline.codes import stored
 from vqfast.pipeline.data import Images
 from vqfast.pipeline.ranks import Ranks
 from vqfast.prior.base import CausalPrior
@@ -83,33 +84,36 @@ def demo(folder: str, ranks: Ranks, seed: int = 0, steps_scale: float = 1.0) -> 
     prior = steps.train_prior(run, vqvae.vq.num_embeddings, classes, ranks, "gated", PRIOR, scaled(PRIOR_FIT))
     labels = torch.arange(classes).repeat_interleave(SAMPLES_PER_CLASS)
     shape = vqvae.code_shape(train.shape[1:])
-    steps.sample(run, run, vqvae, prior, len(labels), shape, labels, ranks, seed=seed)
+    each = {"labels": f"{SAMPLES_PER_CLASS} of each class"}
+    wanted = steps.Wanted(len(labels), shape, each, lambda rows: labels[rows.start : rows.stop])
+    samples = steps.sample(run, run, prior, wanted, ranks, seed=seed)
     if not ranks.first:
         return {}
     if (run.folder / "timings.json").is_file():  # the last of the files
         return read_json(run.folder / "metrics.json")
 
-    reconstructions, codes, figures = steps.reconstruct(vqvae, held_out, ranks)
-    train_codes, train_labels = steps.read_codes(run, steps.TRAIN)
-    in_use = len(train_codes.unique()) / vqvae.vq.num_embeddings
-    samples = steps.read_samples(run)
-    generated = torch.from_numpy(samples["images"]).float() / 255
+    alone = Ranks(0, 1, ranks.device)
+    train_codes, coded = (stored(run, f"codes/{part}") for part in (steps.TRAIN, steps.HELD_OUT))
+    in_use = len(train_codes.all()[0].unique()) / vqvae.vq.num_embeddings
+    generated = torch.cat(list(steps.decoded(vqvae, samples, range(samples.num), alone)))
     classifier = fit_classifier(train)
     metrics = {
         "classifier_accuracy_on_held_out_digits": accuracy(classifier, all_of(held_out), held_out.labels),
-        "classifier_agrees_with_requested_label": accuracy(classifier, generated, samples["labels"]),
+        "classifier_agrees_with_requested_label": accuracy(classifier, generated, labels.numpy()),
         "generated": len(generated),
-        "reconstruction_held_out": figures,
+        "reconstruction_held_out": steps.reconstruct(vqvae, held_out, alone),
         "codes_in_use": in_use,
         "prior_bits_per_code": {
-            "train": steps.bits_per_code(prior, train_codes, train_labels, ranks),
-            "held_out": steps.bits_per_code(prior, codes, torch.from_numpy(held_out.labels), ranks),
+            "train": steps.bits_per_code(prior, train_codes, alone).mean().item(),
+            "held_out": steps.bits_per_code(prior, coded, alone).mean().item(),
         },
     }
-    originals = all_of(held_out)
+    codes = coded.read(range(24))[0]
+    reconstructions = torch.cat(list(steps.decoded(vqvae, coded, range(24), alone)))
+    originals = held_out.batch(range(24))
     shown = generated.view(classes, SAMPLES_PER_CLASS, *train.shape)[:, :12].flatten(0, 1)
-    maps = pictures.code_maps(codes[:24], vqvae.vq.num_embeddings, originals[:24], 12)
-    write_file(run.folder / "reconstructions.png", pictures.pairs(originals[:24], reconstructions[:24], 12))
+    maps = pictures.code_maps(codes, vqvae.vq.num_embeddings, originals, 12)
+    write_file(run.folder / "reconstructions.png", pictures.pairs(originals, reconstructions, 12))
     write_file(run.folder / "code_maps.png", maps)
     write_file(run.folder / "samples.png", pictures.grid(shown, 12, [str(c) for c in range(classes)]))
     write_json(run.folder / "metrics.json", metrics)

@@ -29,10 +29,24 @@ def grid(images: Tensor, columns: int, labels: list[str] | None = None, scale: i
     tiles = _tiles("images", images)
     rows = _rows(tiles, columns)
     if labels is not None and len(labels) != len(rows):
-        raise ValueError(f"labels: want one for each of the {len(rows)} rows, got {len(labels)}")
+        raise ValueError(f"labels has {len(labels)} entries; want {len(rows)}, one a row")
     if scale is not None:
         _check_count("scale", scale)
     return _sheet(rows, _enlarged(tiles, scale), labels)
+
+
+def pixels(images: Tensor) -> np.ndarray:
+    """Floats (N, C, H, W) as uint8 of the same shape; values outside [0, 1] are clamped."""
+    return (images.detach().float().cpu().clamp(0, 1) * 255).round().byte().numpy()
+
+
+def single(image: np.ndarray) -> bytes:
+    """uint8 (C, H, W), C 1 or 3, as a PNG of H x W pixels, grey or RGB."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def pairs(originals: Tensor, reconstructions: Tensor, columns: int) -> bytes:
@@ -43,8 +57,8 @@ def pairs(originals: Tensor, reconstructions: Tensor, columns: int) -> bytes:
     above, below = _tiles("originals", originals), _tiles("reconstructions", reconstructions)
     if above.shape[:3] != below.shape[:3]:
         raise ValueError(
-            f"reconstructions: want the shape of the originals {tuple(originals.shape)}, "
-            f"got {tuple(reconstructions.shape)}"
+            f"reconstructions has shape {tuple(reconstructions.shape)}; "
+            f"want the originals' {tuple(originals.shape)}"
         )
     return _sheet_of_pairs(above, below, columns, _enlarged(above), ("original", "reconstruction"))
 
@@ -57,18 +71,18 @@ def code_maps(codes: Tensor, num_embeddings: int, originals: Tensor | None, colu
     """
     _check_count("num_embeddings", num_embeddings)
     if not isinstance(codes, Tensor) or codes.dtype.is_floating_point or codes.dtype == torch.bool:
-        raise TypeError(f"codes: want a tensor of integers, got {_kind(codes)}")
+        raise TypeError(f"codes is {_kind(codes)}; want a tensor of integers")
     if codes.ndim != 3 or not codes.numel():
-        raise ValueError(f"codes: want (N, H, W), none of them 0, got {tuple(codes.shape)}")
+        raise ValueError(f"codes has shape {tuple(codes.shape)}; want (N, H, W), none of them 0")
     indices = codes.detach().cpu().numpy().astype(np.int64)
     if indices.min() < 0 or indices.max() >= num_embeddings:
-        raise ValueError(f"codes: want 0..{num_embeddings - 1}, got {indices.min()}..{indices.max()}")
+        raise ValueError(f"codes has values {indices.min()}..{indices.max()}; want 0..{num_embeddings - 1}")
     maps = _palette(num_embeddings)[indices]
     if originals is None:
         return _sheet(_rows(maps, columns), _enlarged(maps))
     tiles = _tiles("originals", originals)
     if len(tiles) != len(maps):
-        raise ValueError(f"originals: want {len(maps)} images, one a code map, got {len(tiles)}")
+        raise ValueError(f"originals has {len(tiles)} images; want {len(maps)}, one a code map")
     return _sheet_of_pairs(tiles, maps, columns, _enlarged(tiles), ("original", "codes"))
 
 
@@ -83,10 +97,10 @@ def curves(history: dict[str, list[float]], steps: list[int], title: str) -> byt
     from matplotlib.ticker import EngFormatter
 
     if not history or not len(steps):
-        raise ValueError(f"history: nothing to draw, got {len(history)} metrics at {len(steps)} steps")
+        raise ValueError(f"history has {len(history)} metrics at {len(steps)} steps; want something to draw")
     for name, values in history.items():
         if len(values) != len(steps):
-            raise ValueError(f"history[{name!r}]: want {len(steps)} values, one a step, got {len(values)}")
+            raise ValueError(f"history[{name!r}] has {len(values)} values; want {len(steps)}, one a step")
     columns = {1: 1, 2: 2, 4: 2}.get(len(history), 3)
     rows = -(-len(history) // columns)
     figure = Figure(figsize=(4.6 * columns, 3.1 * rows + 0.5), dpi=120, layout="constrained")
@@ -124,13 +138,13 @@ def curves(history: dict[str, list[float]], steps: list[int], title: str) -> byt
 def _tiles(argument: str, images: Tensor) -> np.ndarray:
     """Floats (N, C, H, W) -> uint8 (N, H, W, 3)."""
     if not isinstance(images, Tensor) or not images.dtype.is_floating_point:
-        raise TypeError(f"{argument}: want a tensor of floats, got {_kind(images)}")
+        raise TypeError(f"{argument} is {_kind(images)}; want a tensor of floats")
     if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.numel():
         raise ValueError(
-            f"{argument}: want (N, C, H, W), C 1 or 3, none of them 0, got {tuple(images.shape)}"
+            f"{argument} has shape {tuple(images.shape)}; want (N, C, H, W), C 1 or 3, none of them 0"
         )
     images = images.detach().float().cpu().expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
-    tiles = (images.nan_to_num(0).clamp(0, 1) * 255).round().byte().numpy()
+    tiles = pixels(images.nan_to_num(0))
     tiles[~images.isfinite().all(-1).numpy()] = NOT_FINITE
     return tiles
 
@@ -212,9 +226,9 @@ def _is_loss(name: str) -> bool:
 
 def _check_count(argument: str, value: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{argument}: want an integer, got {value!r}")
+        raise TypeError(f"{argument} is {value!r}; want an integer")
     if value < 1:
-        raise ValueError(f"{argument}: want at least 1, got {value}")
+        raise ValueError(f"{argument} is {value}; want 1 or more")
 
 
 def _kind(value: object) -> str:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +18,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqfast.functional import perplexity
 from vqfast.models import VQVAE
 from vqfast.pipeline import images as pictures
 from vqfast.pipeline.checkpoint import Run, load_model, save_model, write_file, write_json
-from vqfast.pipeline.codes import Tick, pack, read_shards, unpack, write_shards
+from vqfast.pipeline.codes import BATCH, Codes, Tick, pack, shards, stored, write_files, write_shards
 from vqfast.pipeline.data import Images, load_images
+from vqfast.pipeline.formats import FORMATS
 from vqfast.pipeline.progress import bar
 from vqfast.pipeline.ranks import Ranks
 from vqfast.pipeline.train import History, fit_prior, fit_vqvae
 from vqfast.prior import PixelCNN, ResidualPixelCNN
 from vqfast.prior.base import CausalPrior
+from vqfast.prior.memory import in_batches
+
+Rows = Callable[[range], Tensor]
 
 PRIORS: dict[str, type[CausalPrior]] = {"gated": PixelCNN, "residual": ResidualPixelCNN}
 HELD_OUT, TRAIN = "held-out", "train"  # the parts of a run's images
-BATCH = 128  # images at a time where nothing is learned; fixed, so that results don't depend on it
 
 
 def open_images(note: dict[str, Any]) -> dict[str, Images]:
@@ -56,6 +61,17 @@ def reopen_images(run: Run) -> dict[str, Images]:
     return open_images(settings["images"])
 
 
+def like_the_runs(run: Run, vqvae: VQVAE, source: str) -> Images:
+    """Images made as the run's were in size and channels; ``held-out`` are the run's own.
+
+    Raises: see ``load_images``.
+    """
+    if source == HELD_OUT:
+        return reopen_images(run)[HELD_OUT]
+    size = (run.settings("vqvae") or {"images": {"size": None}})["images"]["size"]
+    return load_images(source, None, size, vqvae.config["in_channels"])
+
+
 def train_vqvae(
     run: Run, images: dict[str, Any], ranks: Ranks, name: str, model: dict[str, Any], fit: dict[str, Any]
 ) -> VQVAE:
@@ -77,6 +93,9 @@ def train_vqvae(
     try:
         vqvae.code_shape(part.shape[1:])
     except ValueError as error:
+        if images["size"] is not None:
+            wanted = f"a multiple of {vqvae.stride}, the model's stride"
+            raise ValueError(f"size is {images['size']}; want {wanted}") from None
         raise ValueError(f"the images don't fit the model: {error}; --size resizes them") from None
     settings = {"images": images, "name": name, **model, **fit}
     return _train(run, "vqvae", settings, vqvae, ranks, lambda **o: fit_vqvae(vqvae, part, **o), fit)
@@ -85,14 +104,14 @@ def train_vqvae(
 def encode(run: Run, out: Run, vqvae: VQVAE, part: str, images: Images, ranks: Ranks) -> None:
     """Step 2: images to codes, in shards under ``codes/<part>`` of ``out``, with their labels."""
     settings = {"data": images.fingerprint, "num": len(images), "weights": _digest(run.folder, "vqvae")}
+    codes = encoded(vqvae, images, ranks)
 
     def make(rows: range, tick: Tick) -> dict[str, np.ndarray]:
-        codes = []
+        found = []
         for first in range(0, len(rows), BATCH):
-            x = images.batch(rows[first : first + BATCH]).to(ranks.device)
-            codes.append(vqvae.encode(x).cpu())
-            tick(len(x))
-        shard = {"codes": pack(torch.cat(codes), vqvae.vq.num_embeddings)}
+            found.append(codes.read(rows[first : first + BATCH])[0])
+            tick(len(found[-1]))
+        shard = {"codes": pack(torch.cat(found), vqvae.vq.num_embeddings)}
         if images.labels is not None:
             shard["labels"] = images.labels[rows.start : rows.stop]
         return shard
@@ -101,18 +120,33 @@ def encode(run: Run, out: Run, vqvae: VQVAE, part: str, images: Images, ranks: R
     write_shards(out.folder / "codes" / part, len(images), ranks, f"encode {part}", make)
 
 
-def read_codes(run: Run, part: str) -> tuple[Tensor, Tensor | None]:
-    """What ``encode`` wrote: codes int64 ``(N, H, W)`` and labels int64 ``(N,)`` if there are any.
+@torch.no_grad()
+def _parts(work: Callable[[range], Tensor], rows: range) -> Iterator[Tensor]:
+    """``work(rows)``, ``BATCH`` rows at a time, on the CPU; in smaller parts where those don't fit."""
+    for first in range(0, len(rows), BATCH):
+        some = rows[first : first + BATCH]
+        pieces = in_batches(lambda r, some=some: work(some[r.start : r.stop]).cpu(), len(some), len(some))
+        yield torch.cat(list(pieces))
 
-    Raises:
-        FileNotFoundError: nothing was encoded.
-    """
-    settings = run.settings(f"codes/{part}")
-    if settings is None:
-        raise FileNotFoundError(f"{run.folder} holds no {part} codes: encode first")
-    arrays = read_shards(run.folder / "codes" / part, settings["num"])
-    labels = arrays.get("labels")
-    return unpack(arrays["codes"]), None if labels is None else unpack(labels)
+
+def encoded(vqvae: VQVAE, images: Images, ranks: Ranks) -> Codes:
+    """The codes of images, made when they are read."""
+
+    def read(rows: range) -> tuple[Tensor, Tensor | None]:
+        parts = _parts(lambda some: vqvae.encode(images.batch(some).to(ranks.device)), rows)
+        labels = None if images.labels is None else torch.from_numpy(images.labels[rows.start : rows.stop])
+        return torch.cat(list(parts)), labels
+
+    return Codes(len(images), images.fingerprint, read)
+
+
+def decoded(vqvae: VQVAE, codes: Codes, rows: range, ranks: Ranks) -> Iterator[Tensor]:
+    """The images ``(n, C, H, W)`` of the codes at ``rows``, floats in 0..1, ``BATCH`` at a time."""
+
+    def work(some: range) -> Tensor:
+        return vqvae.decode_codes(codes.read(some)[0].to(ranks.device)).clamp(0, 1)
+
+    return _parts(work, rows)
 
 
 def train_prior(
@@ -125,7 +159,7 @@ def train_prior(
     fit: dict[str, Any],
 ) -> CausalPrior:
     """Step 3, on the codes of the part ``TRAIN``."""
-    codes, labels = read_codes(run, TRAIN)
+    codes, labels = stored(run, f"codes/{TRAIN}").all()
     settings = {
         "codes": run.settings(f"codes/{TRAIN}"),
         "name": name,
@@ -145,86 +179,136 @@ def train_prior(
     return _train(run, "prior", settings, prior, ranks, lambda **o: fit_prior(prior, codes, labels, **o), fit)
 
 
-def sample(
-    run: Run,
-    out: Run,
-    vqvae: VQVAE,
-    prior: CausalPrior,
-    num: int,
-    shape: tuple[int, int],
-    labels: Tensor | None,
-    ranks: Ranks,
-    **options: Any,
-) -> None:
-    """Steps 4 and 5: shards of ``out`` with codes, labels and images (uint8 ``(N, C, H, W)``).
+@dataclass(frozen=True)
+class Wanted:
+    """Which samples.
+
+    Args:
+        num: how many.
+        shape: of their codes.
+        note: identifies what is given of them.
+        labels, known: what is given of the samples at some rows: ``(n,)`` and ``(n, H, W)``.
+    """
+
+    num: int
+    shape: tuple[int, int]
+    note: dict[str, Any]
+    labels: Rows | None = None
+    known: Rows | None = None
+
+
+def labels_of(prior: CausalPrior, label: int | None) -> Rows | None:
+    """Labels of samples: ``label`` for all, or the prior's classes in turn, if it has any.
+
+    Raises:
+        ValueError: there is no such class.
+    """
+    if label is not None and not 0 <= label < (prior.num_classes or 0):
+        raise ValueError(f"label is {label}; the prior has {prior.num_classes or 'no'} classes")
+    if prior.num_classes is None:
+        return None
+    if label is not None:
+        return lambda rows: torch.full((len(rows),), label)
+    return lambda rows: torch.arange(rows.start, rows.stop) % prior.num_classes
+
+
+def sample(run: Run, out: Run, prior: CausalPrior, wanted: Wanted, ranks: Ranks, **options: Any) -> Codes:
+    """Step 4: shards under ``samples`` of ``out`` with codes and, where there are any, labels.
 
     ``options``: see ``CausalPrior.sample``.
     """
-    weights = [_digest(run.folder, "vqvae"), _digest(run.folder, "prior")]
-    digest = None if labels is None else hashlib.sha256(labels.numpy().tobytes()).hexdigest()[:16]
+    positions = math.prod(wanted.shape)
 
     def make(rows: range, tick: Tick) -> dict[str, np.ndarray]:
-        mine = None if labels is None else labels[rows.start : rows.stop]
-        numbers, positions = torch.tensor(rows), np.prod(shape)
+        given = {"labels": wanted.labels, "known": wanted.known}
+        given = {name: of(rows) for name, of in given.items() if of is not None}
         codes = prior.sample(
             len(rows),
-            shape,
-            labels=mine,
-            numbers=numbers,
+            wanted.shape,
+            numbers=torch.arange(rows.start, rows.stop),
             progress=lambda drawn: tick(drawn / positions),
+            **given,
             **options,
         )
-        with torch.no_grad():
-            decoded = [vqvae.decode_codes(part).clamp(0, 1).cpu() for part in codes.split(BATCH)]
-        shard = {
-            "codes": pack(codes, prior.num_embeddings),
-            "images": (torch.cat(decoded) * 255).round().to(torch.uint8).numpy(),
-        }
-        return shard if mine is None else {**shard, "labels": mine.numpy()}
+        shard = {"codes": pack(codes, prior.num_embeddings)}
+        return {**shard, "labels": given["labels"].numpy()} if "labels" in given else shard
 
-    settings = {"num": num, "shape": shape, "labels": digest, "weights": weights, **options}
+    weights = [_digest(run.folder, "vqvae"), _digest(run.folder, "prior")]
+    settings = {"num": wanted.num, "shape": wanted.shape, **wanted.note, "weights": weights, **options}
     _begin(out, "samples", settings, ranks)
-    write_shards(out.folder / "samples", num, ranks, "sample", make)
+    write_shards(out.folder / "samples", wanted.num, ranks, "sample", make)
+    return stored(out, "samples")
 
 
-def read_samples(out: Run, most: int | None = None) -> dict[str, np.ndarray]:
-    """What ``sample`` wrote, or the first ``most`` of it: codes, images and, if there are any, labels."""
-    num = out.settings("samples")["num"]
-    arrays = read_shards(out.folder / "samples", num if most is None else min(num, most))
-    return {name: array[:most] for name, array in arrays.items()}
+def decode(run: Run, out: Run, vqvae: VQVAE, codes: Codes, format: str, ranks: Ranks) -> None:
+    """Step 5: codes to images, in files of that format in a folder of its name."""
+
+    def make(rows: range, tick: Tick) -> Iterator[bytes]:
+        def parts() -> Iterator[Tensor]:
+            for part in decoded(vqvae, codes, rows, ranks):
+                tick(len(part))
+                yield part
+
+        return FORMATS[format].files(parts())
+
+    settings = {"codes": codes.fingerprint, "num": codes.num, "weights": _digest(run.folder, "vqvae")}
+    _begin(out, format, settings, ranks)
+    write_files(out.folder / format, codes.num, ranks, "decode", FORMATS[format].names, make)
 
 
-@torch.no_grad()
-def reconstruct(vqvae: VQVAE, images: Images, ranks: Ranks) -> tuple[Tensor, Tensor, dict[str, float]]:
-    """Reconstructions ``(N, C, H, W)`` in 0..1, codes; mse, psnr (dB), perplexity, share of codes in use."""
-    outputs, codes, error = [], [], 0.0
-    with bar(ranks, "reconstruct", len(images), unit="img") as progress:
-        for first in range(0, len(images), BATCH):
-            x = images.batch(range(first, min(len(images), first + BATCH))).to(ranks.device)
-            codes.append(vqvae.encode(x))
-            outputs.append(vqvae.decode_codes(codes[-1]).clamp(0, 1))
-            error += (outputs[-1] - x).double().square().sum().item()
-            progress.update(len(x))
-    found, mse = torch.cat(codes), error / (len(images) * np.prod(images.shape))
-    figures = {
+def reconstruct(vqvae: VQVAE, images: Images, ranks: Ranks) -> dict[str, float]:
+    """How images survive: mse, psnr (dB), perplexity, share of codes in use."""
+    counts = torch.zeros(vqvae.vq.num_embeddings, dtype=torch.int64, device=ranks.device)
+
+    def work(rows: range) -> Tensor:
+        x = images.batch(rows).to(ranks.device)
+        codes = vqvae.encode(x)
+        error = (vqvae.decode_codes(codes).clamp(0, 1) - x).double().square().flatten(1).sum(1)
+        counts.add_(codes.flatten().bincount(minlength=len(counts)))
+        return error
+
+    mse = _measured("reconstruct", work, len(images), ranks).mean().item() / math.prod(images.shape)
+    ranks.add_up([counts])
+    used = counts.double() / counts.sum()
+    return {
         "mse": mse,
         "psnr": -10 * np.log10(max(mse, 1e-12)),
-        "perplexity": perplexity(found, vqvae.vq.num_embeddings).item(),
-        "codes_in_use": len(found.unique()) / vqvae.vq.num_embeddings,
+        "perplexity": torch.special.entr(used).sum().exp().item(),
+        "codes_in_use": (counts > 0).double().mean().item(),
     }
-    return torch.cat(outputs).cpu(), found.cpu(), figures
 
 
-@torch.no_grad()
-def bits_per_code(prior: CausalPrior, codes: Tensor, labels: Tensor | None, ranks: Ranks) -> float:
-    """The prior's mean bits a code on codes ``(N, H, W)``."""
-    device, total = ranks.device, 0.0
-    with bar(ranks, "bits a code", len(codes), unit="img") as progress:
-        for rows in torch.arange(len(codes)).split(BATCH):
-            mine = None if labels is None else labels[rows].to(device)
-            total += prior.bits_per_code(codes[rows].to(device), mine).double().sum().item()
-            progress.update(len(rows))
-    return total / len(codes)
+def bits_per_code(prior: CausalPrior, codes: Codes, ranks: Ranks, label: int | None = None) -> Tensor:
+    """The prior's bits a code of each grid: float64 ``(N,)``. ``label``: of all, in place of their own.
+
+    Raises:
+        ValueError: a code is out of range, or the prior has classes and the codes have no labels.
+    """
+
+    def work(rows: range) -> Tensor:
+        found, labels = codes.read(rows)
+        if prior.num_classes is None:
+            labels = None
+        elif label is not None:
+            labels = torch.full((len(rows),), label)
+        labels = None if labels is None else labels.to(ranks.device)
+        return prior.bits_per_code(found.to(ranks.device), labels).double()
+
+    return _measured("bits a code", work, codes.num, ranks)
+
+
+def _measured(label: str, work: Callable[[range], Tensor], num: int, ranks: Ranks) -> Tensor:
+    """A figure of each of ``num`` items, ``(N,)`` on every process, each of which measures its share."""
+    figures = torch.zeros(num, dtype=torch.float64, device=ranks.device)
+    with bar(ranks, label, num, unit="img") as progress:
+        for rows in shards(num, ranks):
+            first = rows.start
+            for part in _parts(work, rows):
+                figures[first : first + len(part)] = part
+                first += len(part)
+                progress.update(len(part) * ranks.world)
+    ranks.add_up([figures])
+    return figures.cpu()
 
 
 def _begin(run: Run, name: str, settings: dict[str, Any], ranks: Ranks) -> None:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from numbers import Integral
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqfast.functional import check_codes
+from vqfast.nn.masked_conv import MaskedConv2d
 from vqfast.prior.program import CONDITION, Program, ProgramBuilder, Term
-from vqfast.prior.sampler import sample
+from vqfast.prior.sampler import sample_batches
 
 
-def gate(x: Tensor) -> Tensor:
-    """``tanh(a) * sigmoid(b)`` of the halves of the channels (van den Oord et al. 2016, equation 2)."""
-    a, b = x.chunk(2, dim=1)
-    return a.tanh() * b.sigmoid()
+def pointwise(in_channels: int, out_channels: int, activation: str = "none") -> MaskedConv2d:
+    """A 1x1 convolution."""
+    return MaskedConv2d(in_channels, out_channels, 1, "B", activation=activation)
 
 
 class Conditioning(nn.Module):
@@ -29,14 +31,14 @@ class Conditioning(nn.Module):
         self.labels = nn.Embedding(num_classes, width) if num_classes else None
         self.condition = nn.Conv2d(condition_channels, width, 1, bias=False) if condition_channels else None
 
-    def forward(self, labels: Tensor | None, condition: Tensor | None) -> Tensor | float:
-        """``(B,)``, ``(B, C, H, W)`` -> what broadcasts to ``(B, width, H, W)``."""
-        bias = 0.0
+    def forward(self, labels: Tensor | None, condition: Tensor | None) -> Tensor | None:
+        """``(B,)``, ``(B, C, H, W)`` -> ``(B, width, 1, 1)`` without a map, else ``(B, width, H, W)``."""
+        biases = []
         if self.labels is not None:
-            bias = bias + self.labels(labels)[:, :, None, None]
+            biases.append(self.labels(labels)[:, :, None, None])
         if self.condition is not None:
-            bias = bias + self.condition(condition)
-        return bias
+            biases.append(self.condition(condition))
+        return sum(biases[1:], biases[0]) if biases else None
 
     def lower(self, builder: ProgramBuilder) -> tuple[list[Term], Tensor | None]:
         """The map's terms and the labels' table."""
@@ -90,17 +92,22 @@ class CausalPrior(nn.Module):
     def check_conditioning(
         self, batch: int, spatial: tuple[int, ...], labels: Tensor | None, condition: Tensor | None
     ) -> None:
-        """Raises TypeError or ValueError unless labels and condition are what this prior takes."""
+        """Raises TypeError or ValueError unless labels and condition are what this prior takes.
+
+        Of those that are functions (see ``sample_batches``) only whether it takes any.
+        """
         if (labels is not None) != (self.num_classes is not None):
             raise ValueError(
                 f"labels are {'missing' if labels is None else 'given'}; this prior has "
                 + (f"{self.num_classes} classes" if self.num_classes else "no classes")
             )
-        if labels is not None:
+        if labels is not None and not callable(labels):
             check_codes("labels", labels, self.num_classes)
             if labels.shape != (batch,):
                 raise ValueError(f"labels has shape {tuple(labels.shape)}; want ({batch},)")
         wanted = (batch, self.condition_channels, *spatial) if self.condition_channels else None
+        if callable(condition) and wanted is not None:
+            return
         if condition is not None and not isinstance(condition, Tensor):
             raise TypeError(f"condition is a {type(condition).__name__}; want a tensor")
         got = None if condition is None else tuple(condition.shape)
@@ -160,7 +167,7 @@ class CausalPrior(nn.Module):
         numbers: Tensor | None = None,
         method: str = "auto",
         batch_size: int = 256,
-        progress: Callable[[int], object] | None = None,
+        progress: Callable[[int], object] | bool = False,
     ) -> Tensor:
         """Draws grids of codes.
 
@@ -180,8 +187,9 @@ class CausalPrior(nn.Module):
                 condition it; those after can't, the raster order being what it is.
             numbers: integer ``(num,)``: which samples of the seed; ``0..num - 1`` by default.
             method: ``"auto"``, ``"naive"`` (the model once a position), ``"cached"``, or an executor's name.
-            batch_size: how many at a time.
-            progress: called with the number of codes drawn since the last call.
+            batch_size: how many at a time; halved as often as it takes to fit the memory.
+            progress: ``True`` shows a bar (tqdm); a function is called with the number of codes drawn since
+                the last call, a negative one when a batch that didn't fit begins again.
 
         Returns:
             int64 ``(num, *shape)``.
@@ -190,19 +198,24 @@ class CausalPrior(nn.Module):
             TypeError: labels, known or numbers aren't integers.
             ValueError: an argument is out of range, or the logits are NaN.
         """
-        return sample(
-            self,
-            num,
-            shape,
-            labels,
-            condition,
-            temperature,
-            top_k,
-            top_p,
-            seed,
-            known,
-            numbers,
-            method,
-            batch_size,
-            progress,
-        )
+        options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+        options |= {"method": method, "batch_size": batch_size, "progress": progress}
+        given = {"labels": labels, "condition": condition, "known": known, "numbers": numbers}
+        return torch.cat(list(sample_batches(self, num, shape, **given, **options)))
+
+    def sample_batches(self, num: int, shape: tuple[int, ...], **options: Any) -> Iterator[Tensor]:
+        """The same samples in batches, each as soon as it is finished: what doesn't fit the memory at once.
+
+        Args:
+            num, shape: see ``sample``.
+            options: those of ``sample``; but labels, condition, known and numbers may each be a function that
+                gets a batch's rows, a ``range`` within ``0..num - 1``, and returns their part.
+
+        Returns:
+            An iterator of int64 ``(B, *shape)``, where ``B`` is ``batch_size`` but in the last batch and
+            where the memory allows less only.
+
+        Raises:
+            TypeError, ValueError: see ``sample``; of what a function returns, when its batch's turn comes.
+        """
+        return sample_batches(self, num, shape, **options)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 from torch import Tensor, nn
 
+from vqfast.functional import gate
 from vqfast.nn.masked_conv import MaskedConv2d
-from vqfast.prior.base import CausalPrior, Conditioning, gate
+from vqfast.prior.base import CausalPrior, Conditioning, pointwise
 from vqfast.prior.program import CODES, Program, ProgramBuilder, Term
 
 
@@ -18,9 +21,11 @@ class GatedLayer(nn.Module):
     def __init__(self, channels: int, kernel_size: int, mask_type: str, conditioning: Conditioning) -> None:
         super().__init__()
         self.vertical = MaskedConv2d(channels, 2 * channels, kernel_size, mask_type, "vertical")
-        self.vertical_to_horizontal = nn.Conv2d(2 * channels, 2 * channels, 1)
-        self.horizontal = MaskedConv2d(channels, 2 * channels, kernel_size, mask_type, "horizontal")
-        self.output = nn.Conv2d(channels, channels, 1)
+        self.vertical_to_horizontal = pointwise(2 * channels, 2 * channels)
+        self.horizontal = MaskedConv2d(
+            channels, 2 * channels, kernel_size, mask_type, "horizontal", activation="gate"
+        )
+        self.output = pointwise(channels, channels)
         self.conditioning = conditioning
         self.residual = mask_type == "B"  # with mask A the input holds the code that is to be predicted
 
@@ -30,12 +35,12 @@ class GatedLayer(nn.Module):
         """The stacks' values, ``(B, channels, H, W)`` each."""
         bias = self.conditioning(labels, condition)
         above = self.vertical(v)
-        out = self.output(gate(self.horizontal(h) + self.vertical_to_horizontal(above) + bias))
-        return gate(above + bias), out + h if self.residual else out
+        across = self.horizontal(h, extra=self.vertical_to_horizontal(above, extra=bias))
+        return gate(above, bias), self.output(across, residual=h if self.residual else None)
 
     def lower(self, builder: ProgramBuilder, v: int, h: int) -> tuple[int, int]:
         """The same as steps; the vertical one comes last."""
-        width = self.vertical_to_horizontal.in_channels
+        width = len(self.vertical.weight)
         terms, table = self.conditioning.lower(builder)
         above = builder.add(builder.conv(v, self.vertical), width=width, bias=self.vertical.bias)
         across = builder.add(
@@ -91,8 +96,14 @@ class PixelCNN(CausalPrior):
             GatedLayer(channels, k, mask, Conditioning(2 * channels, num_classes, condition_channels))
             for k, mask in kinds
         )
+        # named as with a ReLU of its own between them
         self.head = nn.Sequential(
-            nn.Conv2d(channels, head_channels, 1), nn.ReLU(), nn.Conv2d(head_channels, num_embeddings, 1)
+            OrderedDict(
+                {
+                    "0": pointwise(channels, head_channels, "relu"),
+                    "2": pointwise(head_channels, num_embeddings),
+                }
+            )
         )
         self._config = {
             "channels": channels,
@@ -125,7 +136,7 @@ class PixelCNN(CausalPrior):
         for layer in self.layers:
             v, h = layer.lower(builder, v, h)
         builder.steps.pop()  # nothing reads the last vertical value
-        for conv, activation in ((self.head[0], "relu"), (self.head[2], "none")):
+        for conv, activation in ((self.head[0], "relu"), (self.head[1], "none")):
             h = builder.pointwise(h, conv, activation)
         return builder.program(self.num_embeddings)
 
@@ -136,13 +147,13 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         half = max(1, channels // 2)
-        self.shrink = nn.Conv2d(channels, half, 1)
-        self.conv = MaskedConv2d(half, half, 3, "B")
-        self.grow = nn.Conv2d(half, channels, 1)
+        self.shrink = pointwise(channels, half, "relu")
+        self.conv = MaskedConv2d(half, half, 3, "B", activation="relu")
+        self.grow = pointwise(half, channels, "relu")
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, channels, H, W)`` -> the same."""
-        return x + self.grow(self.conv(self.shrink(x).relu()).relu()).relu()
+        return self.grow(self.conv(self.shrink(x)), residual=x)
 
 
 class ResidualPixelCNN(CausalPrior):
@@ -178,8 +189,8 @@ class ResidualPixelCNN(CausalPrior):
         self.first = MaskedConv2d(num_embeddings, channels, first_kernel_size, "A")
         self.conditioning = Conditioning(channels, num_classes, condition_channels)
         self.blocks = nn.ModuleList(ResidualBlock(channels) for _ in range(num_residual_blocks))
-        self.layers = nn.ModuleList(MaskedConv2d(channels, channels, 1, "B") for _ in range(num_layers))
-        self.head = nn.Conv2d(channels, num_embeddings, 1)
+        self.layers = nn.ModuleList(pointwise(channels, channels, "relu") for _ in range(num_layers))
+        self.head = pointwise(channels, num_embeddings)
 
     @property
     def config(self) -> dict[str, object]:
@@ -196,14 +207,12 @@ class ResidualPixelCNN(CausalPrior):
 
     def grid_logits(self, codes: Tensor, labels: Tensor | None, condition: Tensor | None) -> Tensor:
         """See ``CausalPrior``."""
-        batch, height, width = codes.shape
-        one_hot = self.first.weight.new_zeros(batch, self.num_embeddings, height, width)
-        one_hot.scatter_(1, codes.unsqueeze(1), 1)
-        x = (self.first(one_hot) + self.conditioning(labels, condition)).relu()
+        x, bias = self.first.embed(codes), self.conditioning(labels, condition)
+        x = (x if bias is None else x + bias).relu()
         for block in self.blocks:
             x = block(x)
         for layer in self.layers:
-            x = layer(x).relu()
+            x = layer(x)
         return self.head(x)
 
     def lower(self) -> tuple[Program, dict[str, Tensor]]:

@@ -111,6 +111,14 @@ class Program:
         ahead = any(dx > 0 for step in self.steps for term in step.terms for _, dx in term.taps)
         return width if height > 1 or ahead else min(width, _BLOCK)
 
+    def values(self, height: int, width: int) -> int:
+        """How many values an executor keeps for a sample: each step's last rows, and its sums of one."""
+        block, total = self.block(height, width), 0
+        for number, step in enumerate(self.steps):
+            rows, left, right = self.reach(number)
+            total += rows * (left + block + right) * step.channels + block * step.width
+        return total
+
 
 def available(source: int, tap: Offset, phases: list[Phase]) -> Phase:
     """From when on the value of ``source`` at ``tap`` can be read.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from numbers import Integral
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from vqfast.functional import check_codes
 from vqfast.ops import registry
+from vqfast.prior.memory import free_memory, in_batches
 from vqfast.prior.noise import gumbel
 
 if TYPE_CHECKING:
@@ -23,6 +26,9 @@ if TYPE_CHECKING:
 # refusal(prior) -> why it can't run, or None, where it can't always.
 EXECUTORS = ("native", "torch", "reference")  # the order of preference
 ALIASES = {"cached": "torch", "naive": "reference"}
+
+Given = Tensor | Callable[[range], Tensor] | None  # of all samples, or a function of a batch's rows
+_NOISE_COPIES = 8  # at its widest, while it is made
 
 
 @dataclass
@@ -92,25 +98,23 @@ def executor(method: str, prior: CausalPrior) -> ModuleType:
     raise registry.NoBackendError(reason)
 
 
-@torch.no_grad()
-def sample(
+def sample_batches(
     prior: CausalPrior,
     num: int,
     shape: tuple[int, ...],
-    labels: Tensor | int | None = None,
-    condition: Tensor | None = None,
+    labels: Given | int = None,
+    condition: Given = None,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int = 0,
-    known: Tensor | None = None,
-    numbers: Tensor | None = None,
+    known: Given = None,
+    numbers: Given = None,
     method: str = "auto",
     batch_size: int = 256,
-    progress: Callable[[int], object] | None = None,
-) -> Tensor:
-    """See ``CausalPrior.sample``."""
-    device = next(prior.parameters()).device
+    progress: Callable[[int], object] | bool = False,
+) -> Iterator[Tensor]:
+    """See ``CausalPrior.sample_batches``."""
     shape = tuple(shape)
     for name, value in (("num", num), ("batch_size", batch_size), *((f"shape {shape}", s) for s in shape)):
         if not isinstance(value, Integral) or value < 1:
@@ -125,45 +129,111 @@ def sample(
         raise ValueError(f"top_p is {top_p}; want a number above 0, up to 1")
     if not (isinstance(seed, Integral) and 0 <= seed < 2**64):
         raise ValueError(f"seed is {seed!r}; want an integer in 0..2^64 - 1")
-    run = executor(method, prior).run
-    if numbers is None:
-        numbers = torch.arange(num)
-    check_codes("numbers", numbers, 2**63)
-    if numbers.shape != (num,):
-        raise ValueError(f"numbers has shape {tuple(numbers.shape)}; want ({num},)")
     if isinstance(labels, int):
-        labels = torch.full((num,), labels)
-    if known is None:
-        known = torch.full((num, *shape), -1)
-    check_codes("known", known, prior.num_embeddings, least=-1)
-    if known.shape != (num, *shape):
-        raise ValueError(f"known has shape {tuple(known.shape)}; want {(num, *shape)}")
-    prior.check_conditioning(num, shape, labels, condition)
-
+        labels = torch.tensor(labels).expand(num)
+    given = {"labels": labels, "condition": condition, "known": known, "numbers": numbers}
+    _check(prior, num, shape, **given)
+    run = executor(method, prior).run
     grid = shape if len(shape) == 2 else (1, *shape)
-    draw = Draw(int(seed), numbers.to(device, torch.int64), temperature, top_k, top_p)
-    request = Request(grid, draw, known.to(device, torch.int64).view(num, *grid))
-    if labels is not None:
-        request.labels = labels.to(device, torch.int64)
-    if condition is not None:
-        request.condition = condition.to(next(prior.parameters())).view(num, -1, *grid)
-    if progress is not None:
-        request.progress = progress
-    with torch.inference_mode():  # less overhead an op
-        codes = torch.cat([run(prior, part) for part in _batches(request, num, batch_size)])
-    return codes.clone().view(num, *shape)  # an ordinary tensor again
+    parameter = next(prior.parameters())
+    device = parameter.device
 
-
-def _batches(request: Request, num: int, batch_size: int):
-    for first in range(0, num, batch_size):
-        rows = slice(first, first + batch_size)
-        cut = {
-            "draw": replace(request.draw, numbers=request.draw.numbers[rows]),
-            "known": request.known[rows],
-            "labels": None if request.labels is None else request.labels[rows],
-            "condition": None if request.condition is None else request.condition[rows],
-        }
-        part = replace(request, **cut)
-        yield part
-        if part.draw.failed:
+    def draw(rows: range, tick: Callable[[int], object]) -> Tensor:
+        part = {name: _part(value, rows) for name, value in given.items()}
+        _check(prior, len(rows), shape, **part)
+        labels, condition, known, numbers = part.values()
+        if known is None:
+            known = torch.full((len(rows), *shape), -1)
+        if numbers is None:
+            numbers = torch.arange(rows.start, rows.stop)
+        with torch.inference_mode(), _taken_back(tick) as ticked:  # less overhead an op
+            request = Request(
+                shape=grid,
+                draw=Draw(int(seed), numbers.to(device, torch.int64), temperature, top_k, top_p),
+                known=known.to(device, torch.int64).reshape(-1, *grid),
+                progress=ticked,
+            )
+            if labels is not None:
+                request.labels = labels.to(device, torch.int64)
+            if condition is not None:
+                request.condition = condition.to(parameter).reshape(len(rows), -1, *grid)
+            codes = run(prior, request)
+        if request.draw.failed:
             raise ValueError("the prior's logits are NaN: its weights or its conditioning are")
+        return codes.clone().view(len(rows), *shape)  # an ordinary tensor again
+
+    def batches() -> Iterator[Tensor]:
+        fitting = _fitting(prior, grid, min(num, batch_size))
+        with _shown(progress, num * math.prod(shape)) as tick:
+            yield from in_batches(lambda rows: draw(rows, tick), num, fitting)
+
+    return batches()
+
+
+def _part(value: Given, rows: range) -> Tensor | None:
+    if callable(value):
+        return value(rows)
+    return None if value is None else value[rows.start : rows.stop]
+
+
+def _check(
+    prior: CausalPrior,
+    count: int,
+    shape: tuple[int, ...],
+    labels: Given,
+    condition: Given,
+    known: Given,
+    numbers: Given,
+) -> None:
+    """Checks what is given for ``count`` samples; a function's turn comes batch by batch."""
+    for name, value, wanted, least, end in (
+        ("numbers", numbers, (count,), 0, 2**63),
+        ("known", known, (count, *shape), -1, prior.num_embeddings),
+    ):
+        if value is not None and not callable(value):
+            check_codes(name, value, end, least=least)
+            if value.shape != wanted:
+                raise ValueError(f"{name} has shape {tuple(value.shape)}; want {wanted}")
+    prior.check_conditioning(count, shape, labels, condition)
+
+
+def _fitting(prior: CausalPrior, grid: tuple[int, int], batch_size: int) -> int:
+    """``batch_size``, halved until what a sampler keeps fits: a system may kill where it should refuse."""
+    if batch_size == 1:
+        return 1
+    parameter = next(prior.parameters())
+    with torch.inference_mode():
+        kept = prior.lower()[0].values(*grid) * parameter.element_size()
+    kept += 8 * (math.prod(grid) + _NOISE_COPIES * prior.num_embeddings)
+    most = free_memory(parameter.device) / kept
+    while batch_size > max(1, most):
+        batch_size = -(-batch_size // 2)
+    return batch_size
+
+
+@contextmanager
+def _taken_back(tick: Callable[[int], object]) -> Iterator[Callable[[int], object]]:
+    """``tick``; on an error it is told of as many codes less."""
+    done = 0
+
+    def count(positions: int) -> None:
+        nonlocal done
+        done += positions
+        tick(positions)
+
+    try:
+        yield count
+    except BaseException:
+        tick(-done)
+        raise
+
+
+@contextmanager
+def _shown(progress: Callable[[int], object] | bool, total: int) -> Iterator[Callable[[int], object]]:
+    if progress is True:
+        from tqdm import tqdm
+
+        with tqdm(total=total, unit="code", unit_scale=True) as bar:
+            yield bar.update
+    else:
+        yield progress or (lambda positions: None)

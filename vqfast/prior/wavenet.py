@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 from torch import Tensor, nn
 
 from vqfast.nn.masked_conv import MaskedConv2d
-from vqfast.prior.base import CausalPrior, Conditioning, gate
+from vqfast.prior.base import CausalPrior, Conditioning, pointwise
 from vqfast.prior.program import CODES, Program, ProgramBuilder
 
 
@@ -14,15 +16,17 @@ class DilatedLayer(nn.Module):
 
     def __init__(self, channels: int, dilation: int, conditioning: Conditioning) -> None:
         super().__init__()
-        self.conv = MaskedConv2d(channels, 2 * channels, 3, "B", "horizontal", dilation)
+        self.conv = MaskedConv2d(channels, 2 * channels, 3, "B", "horizontal", dilation, activation="gate")
         self.conditioning = conditioning
-        self.output = nn.Conv2d(channels, channels, 1)
-        self.skip = nn.Conv2d(channels, channels, 1)
+        self.output = pointwise(channels, channels)
+        self.skip = pointwise(channels, channels)
 
-    def forward(self, x: Tensor, labels: Tensor | None, condition: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The residual stream and the skip output, ``(B, channels, 1, T)`` each."""
-        z = gate(self.conv(x) + self.conditioning(labels, condition))
-        return x + self.output(z), self.skip(z)
+    def forward(
+        self, x: Tensor, total: Tensor | None, labels: Tensor | None, condition: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The residual stream and the skip outputs' total, ``(B, channels, 1, T)`` each."""
+        z = self.conv(x, extra=self.conditioning(labels, condition))
+        return self.output(z, residual=x), self.skip(z, residual=total)
 
 
 class WaveNet(CausalPrior):
@@ -65,9 +69,9 @@ class WaveNet(CausalPrior):
             )
             for number in range(num_layers)
         )
-        self.head = nn.Sequential(
-            nn.ReLU(), nn.Conv2d(channels, channels, 1), nn.ReLU(), nn.Conv2d(channels, num_embeddings, 1)
-        )
+        # named as with a ReLU of its own between the last two
+        last = {"1": pointwise(channels, channels, "relu"), "3": pointwise(channels, num_embeddings)}
+        self.head = nn.Sequential(OrderedDict({"0": nn.ReLU(), **last}))
 
     @property
     def config(self) -> dict[str, object]:
@@ -84,10 +88,9 @@ class WaveNet(CausalPrior):
     def grid_logits(self, codes: Tensor, labels: Tensor | None, condition: Tensor | None) -> Tensor:
         """See ``CausalPrior``."""
         x = self.first(self.embedding(codes).movedim(-1, 1))
-        total = 0.0
+        total = None
         for layer in self.layers:
-            x, skip = layer(x, labels, condition)
-            total = total + skip
+            x, total = layer(x, total, labels, condition)
         return self.head(total)
 
     def lower(self) -> tuple[Program, dict[str, Tensor]]:
@@ -113,5 +116,5 @@ class WaveNet(CausalPrior):
         bias = sum(layer.skip.bias for layer in self.layers)
         total = builder.add(*skips, width=channels, bias=bias, activation="relu")
         total = builder.pointwise(total, self.head[1], "relu")
-        builder.pointwise(total, self.head[3])
+        builder.pointwise(total, self.head[2])
         return builder.program(self.num_embeddings)

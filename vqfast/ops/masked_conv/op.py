@@ -1,9 +1,15 @@
 """``vqfast::masked_conv2d``: a convolution that sees the first ``taps`` kernel positions in raster order.
 
-``x (B, C_in, H, W)``, ``weight (C_out, C_in, kh, kw)``, ``bias (C_out,)`` or none -> ``(B, C_out, H, W)``.
+``x (B, C_in, H, W)``, ``weight (C_out, C_in, kh, kw)``; each of these or none: ``bias (C_out,)``, ``extra``
+``(B, C_out, 1, 1)`` or ``(B, C_out, H, W)``, ``residual`` like the output ->
+``out = activation(sums) + residual`` ``(B, C_out, H, W)``, or half the channels after the ``gate``
+(``tanh(a) * sigmoid(b)`` of the two halves), where ``sums`` are the convolution plus ``bias`` and ``extra``;
+and the ``kept`` sums where the activation's gradient needs them, else nothing (0,).
+
 Kernel position ``anchor`` (row, column; it may lie outside the kernel) falls on the output's own position,
 so ``(k, k)`` kernels with ``taps = k * k // 2`` and one more are masks A and B, and the stacks of the gated
-PixelCNN are kernels of which every tap is visible. Outside the grid ``x`` is zero.
+PixelCNN are kernels of which every tap is visible. Outside the grid ``x`` is zero. Outputs are channels last
+where ``x`` is, else contiguous. ``vqfast::gate`` is the activation alone.
 """
 
 from __future__ import annotations
@@ -13,46 +19,110 @@ from torch import Tensor
 
 from vqfast.ops import registry
 from vqfast.ops.autograd import differentiate_through
-from vqfast.ops.masked_conv import reference
+from vqfast.ops.masked_conv import layout, reference
+
+
+@torch.library.custom_op("vqfast::gate", mutates_args=())
+def gate(x: Tensor, extra: Tensor | None) -> Tensor:
+    """``x (B, 2 C, H, W)``, ``extra`` as above -> ``(B, C, H, W)``."""
+    return registry.backend("masked_conv", x, x.shape[1]).gate(x, extra)
+
+
+@gate.register_fake
+def _(x, extra):
+    return layout.empty(x, x.shape[1] // 2)
+
+
+@torch.library.custom_op("vqfast::gate_backward", mutates_args=())
+def gate_backward(grad: Tensor, x: Tensor, extra: Tensor | None) -> Tensor:
+    """Gradient to ``x``."""
+    return registry.backend("masked_conv", x, x.shape[1]).gate_backward(grad, x, extra)
+
+
+@gate_backward.register_fake
+def _(grad, x, extra):
+    return layout.empty(x, x.shape[1])
+
+
+def _setup_gate(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _gate_backward(ctx, grad):
+    x, extra = ctx.saved_tensors
+    grad_x = gate_backward(grad, x, extra)
+    return grad_x, None if extra is None else grad_x.sum_to_size(extra.shape)
+
+
+gate.register_autograd(_gate_backward, setup_context=_setup_gate)
+differentiate_through(gate_backward, reference.gate_backward)
 
 
 @torch.library.custom_op("vqfast::masked_conv2d", mutates_args=())
 def masked_conv2d(
-    x: Tensor, weight: Tensor, bias: Tensor | None, taps: int, anchor: list[int], dilation: list[int]
-) -> Tensor:
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    extra: Tensor | None,
+    residual: Tensor | None,
+    taps: int,
+    anchor: list[int],
+    dilation: list[int],
+    activation: str,
+) -> tuple[Tensor, Tensor]:
     """See the module."""
-    run = registry.backend("masked_conv", x).masked_conv2d
-    return run(x, weight, bias, taps, anchor, dilation)
+    run = registry.backend("masked_conv", x, x.shape[1]).masked_conv2d
+    return run(x, weight, bias, extra, residual, taps, anchor, dilation, activation)
 
 
 @masked_conv2d.register_fake
-def _(x, weight, bias, taps, anchor, dilation):
-    return reference.masked_conv2d(x, weight, bias, taps, anchor, dilation)
+def _(x, weight, bias, extra, residual, taps, anchor, dilation, activation):
+    out = layout.empty(x, layout.out_channels(weight, activation))
+    kept = layout.empty(x, len(weight)) if layout.keeps_sums(activation, residual) else x.new_empty(0)
+    return out, kept
 
 
 @torch.library.custom_op("vqfast::masked_conv2d_backward", mutates_args=())
 def masked_conv2d_backward(
     grad: Tensor, x: Tensor, weight: Tensor, taps: int, anchor: list[int], dilation: list[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients to ``x``, ``weight`` and the bias."""
-    run = registry.backend("masked_conv", x).masked_conv2d_backward
+    """Gradients to ``x``, ``weight`` and the bias, of the sums' gradient."""
+    run = registry.backend("masked_conv", x, x.shape[1]).masked_conv2d_backward
     return run(grad, x, weight, taps, anchor, dilation)
 
 
 @masked_conv2d_backward.register_fake
 def _(grad, x, weight, taps, anchor, dilation):
-    return reference.masked_conv2d_backward(grad, x, weight, taps, anchor, dilation)
+    return layout.empty(x, x.shape[1]), weight.new_empty(weight.shape), weight.new_empty(len(weight))
 
 
 def _setup_context(ctx, inputs, output):
-    x, weight, bias, *ctx.geometry = inputs
-    ctx.has_bias = bias is not None
-    ctx.save_for_backward(x, weight)
+    x, weight, bias, extra, residual, *ctx.geometry, ctx.activation = inputs
+    out, kept = output
+    ctx.given = bias is not None, residual is not None
+    ctx.extra = None if extra is None else extra.shape
+    # the sums are an output with a gradient, so that a second derivative finds its way through them
+    ctx.set_materialize_grads(False)
+    known = kept if layout.keeps_sums(ctx.activation, residual) else out
+    ctx.save_for_backward(x, weight, None if ctx.activation == "none" else known)
 
 
-def _backward(ctx, grad):
-    grad_x, grad_weight, grad_bias = masked_conv2d_backward(grad, *ctx.saved_tensors, *ctx.geometry)
-    return grad_x, grad_weight, grad_bias if ctx.has_bias else None, None, None, None
+def _backward(ctx, grad, grad_kept):
+    if grad is None and grad_kept is None:
+        return (None,) * 9
+    x, weight, known = ctx.saved_tensors
+    grad_sums = grad
+    if grad is not None and ctx.activation == "gate":
+        grad_sums = gate_backward(grad, known, None)
+    elif grad is not None and ctx.activation == "relu":
+        grad_sums = torch.ops.aten.threshold_backward(grad, known, 0)
+    if grad_kept is not None and ctx.activation != "none":
+        grad_sums = grad_kept if grad is None else grad_sums + grad_kept
+    has_bias, has_residual = ctx.given
+    grad_x, grad_weight, grad_bias = masked_conv2d_backward(grad_sums, x, weight, *ctx.geometry)
+    grad_extra = None if ctx.extra is None else grad_sums.sum_to_size(ctx.extra)
+    grads = grad_x, grad_weight, grad_bias if has_bias else None, grad_extra, grad if has_residual else None
+    return *grads, None, None, None, None
 
 
 masked_conv2d.register_autograd(_backward, setup_context=_setup_context)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vqfast.ops.masked_conv.layout import keeps_sums, memory_format
+
 
 def _masked(weight: Tensor, taps: int) -> Tensor:
     """``weight`` with all but its first ``taps`` kernel positions, in raster order, set to zero."""
@@ -21,17 +23,50 @@ def _padded(x: Tensor, weight: Tensor, anchor: list[int], dilation: list[int]) -
     return padded[:, :, : x.shape[2] + (kh - 1) * dy, : x.shape[3] + (kw - 1) * dx]
 
 
+def gate(x: Tensor, extra: Tensor | None) -> Tensor:
+    """``tanh(a) * sigmoid(b)`` of the channels' halves of ``x + extra``."""
+    a, b = (x if extra is None else x + extra).chunk(2, dim=1)
+    return (a.tanh() * b.sigmoid()).contiguous(memory_format=memory_format(x))
+
+
+def gate_backward(grad: Tensor, x: Tensor, extra: Tensor | None) -> Tensor:
+    """Gradient to ``x``."""
+    a, b = (x if extra is None else x + extra).chunk(2, dim=1)
+    tanh, sigmoid = a.tanh(), b.sigmoid()
+    grads = grad * (1 - tanh * tanh) * sigmoid, grad * tanh * sigmoid * (1 - sigmoid)
+    return torch.cat(grads, dim=1).contiguous(memory_format=memory_format(x))
+
+
 def masked_conv2d(
-    x: Tensor, weight: Tensor, bias: Tensor | None, taps: int, anchor: list[int], dilation: list[int]
-) -> Tensor:
-    """``conv2d(x, weight * mask)``, shifted so that kernel position ``anchor`` sees the output's own."""
-    return F.conv2d(_padded(x, weight, anchor, dilation), _masked(weight, taps), bias, dilation=dilation)
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    extra: Tensor | None,
+    residual: Tensor | None,
+    taps: int,
+    anchor: list[int],
+    dilation: list[int],
+    activation: str,
+) -> tuple[Tensor, Tensor]:
+    """``activation(conv2d(x, weight * mask) + extra) + residual``, and the sums where they are to be kept.
+
+    The kernel is shifted so that its position ``anchor`` sees the output's own.
+    """
+    sums = F.conv2d(_padded(x, weight, anchor, dilation), _masked(weight, taps), bias, dilation=dilation)
+    sums = sums if extra is None else sums + extra
+    out = {"none": lambda: sums, "relu": sums.relu, "gate": lambda: gate(sums, None)}[activation]()
+    out = out if residual is None else out + residual
+    kept = sums if keeps_sums(activation, residual) else x.new_empty(0)
+    layout = memory_format(x)
+    return out.contiguous(memory_format=layout), kept.contiguous(
+        memory_format=layout
+    ) if kept.ndim == 4 else kept
 
 
 def masked_conv2d_backward(
     grad: Tensor, x: Tensor, weight: Tensor, taps: int, anchor: list[int], dilation: list[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients to ``x``, ``weight`` (zero at hidden taps) and the bias."""
+    """Gradients to ``x``, ``weight`` (zero at hidden taps) and the bias; ``grad`` is that of the sums."""
     padded = _padded(x, weight, anchor, dilation)
     grad_padded, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
         grad,
@@ -49,4 +84,5 @@ def masked_conv2d_backward(
     (height, width), (top, left) = x.shape[2:], (a * d for a, d in zip(anchor, dilation, strict=True))
     unseen = [max(0, left + width - padded.shape[3]), max(0, top + height - padded.shape[2])]
     grad_x = F.pad(grad_padded, [0, unseen[0], 0, unseen[1]])[:, :, top : top + height, left : left + width]
-    return grad_x.contiguous(), _masked(grad_weight, taps), grad_bias
+    grad_x = grad_x.contiguous(memory_format=memory_format(x))
+    return grad_x, _masked(grad_weight, taps).contiguous(), grad_bias

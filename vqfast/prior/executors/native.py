@@ -17,6 +17,7 @@ from vqfast.prior.sampler import Request
 
 _SECONDS = 0.1  # between looks at the keyboard
 _IMAGES = 16  # a thread works alone when it has as many
+_PRODUCTS = 1 << 14  # of a step for each thread: fewer take less time than threads to meet
 _ACTIVATIONS = ("none", "relu", "gate")
 
 
@@ -44,6 +45,14 @@ def _plan(
     return torch.tensor(steps), torch.tensor(terms), torch.tensor(taps)
 
 
+def _threads(program: Program, weights: dict[str, Tensor], batch: int) -> int:
+    """As many threads as the average step of a position keeps busy."""
+    late = [step for step, phase in zip(program.steps, program.phases(), strict=True) if phase != Phase.ROW]
+    matrices = [t.weight for step in late for t in step.terms if t.source != CODES and t.weight]
+    products = batch * sum(weights[name].numel() for name in matrices) // len(late)
+    return max(1, min(torch.get_num_threads(), products // _PRODUCTS))
+
+
 def refusal(prior: CausalPrior) -> str | None:
     """Why this executor can't run ``prior``; ``None`` when it can."""
     device = next(prior.parameters()).device.type
@@ -61,7 +70,7 @@ def run(prior: CausalPrior, request: Request) -> Tensor:
     if flat.dtype == torch.float16:
         flat = flat.float()
     batch, height, width = request.known.shape
-    threads = torch.get_num_threads()
+    threads = _threads(program, weights, batch)
     draw = request.draw
     sizes = torch.tensor(
         [

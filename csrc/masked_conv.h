@@ -1,0 +1,48 @@
+// What library.cpp hands to the kernel of masked_conv.cpp.
+#pragma once
+
+#include <cstdint>
+
+#include "nearest.h"
+
+namespace vqfast {
+
+enum class Epilogue { none, relu, gate, gate_gradient };
+
+// A tensor (B, C, H, W), or none: where it is, and the distances of neighbours in numbers. A distance of 0 repeats.
+// Either channels or columns are adjacent.
+struct Grid {
+  void* at;
+  int64_t sample, channel, row, column;
+};
+
+// sums = bias + sum over taps of x shifted by (dy, dx) times the tap's matrix, + extra; out = activation(sums) + residual.
+struct MaskedConv {
+  Type type;
+  Epilogue epilogue;
+  int64_t batch, height, width, in, out;  // in and out: channels of x and of the sums
+  int64_t taps;
+  const int64_t *dy, *dx, *tap;           // tap: where its number is in each of the weight's kernels
+  Grid x, extra, residual, result, kept;  // kept: the sums, or none
+  void* weight;
+  int64_t weight_out, weight_in;          // distances in the weight
+  void* bias;                             // (out), or none
+  int64_t rows, columns;                  // of a block of positions; set by `plan`
+};
+
+struct MaskedConvKernel {
+  void (*plan)(MaskedConv&, int64_t threads);
+  int64_t (*tiles)(const MaskedConv&);    // of the sums' channels
+  int64_t (*blocks)(const MaskedConv&);   // of positions
+  int64_t (*packed)(const MaskedConv&);   // bytes of the packed weight
+  int64_t (*scratch)(const MaskedConv&);  // bytes that a thread needs
+  void (*pack)(const MaskedConv&, Span tiles, void* packed);
+  void (*forward)(const MaskedConv&, Span blocks, const void* packed, void* scratch);
+  // With the sums' gradient as `result`: those of the weight and of the bias. `packed` as above is room for sums.
+  int64_t (*weight_parts)(const MaskedConv&);
+  void (*weight_gradient)(const MaskedConv&, Span parts, void* packed, void* scratch);
+  // result = gate(x + extra); or, of the gradient of that in `residual`, the gradient of x. `out` counts x's channels.
+  void (*gate)(const MaskedConv&, Span blocks);
+};
+
+}  // namespace vqfast

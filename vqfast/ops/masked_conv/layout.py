@@ -1,0 +1,30 @@
+"""What every backend of the masked convolution agrees on: the outputs' shapes and memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+ACTIVATIONS = ("none", "relu", "gate")
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """Channels last where ``x`` is and can't be read as contiguous, else contiguous."""
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def empty(x: Tensor, channels: int) -> Tensor:
+    """Room for ``channels`` channels on the grid of ``x``, laid out as ``x``."""
+    shape = len(x), channels, *x.shape[2:]
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
+
+
+def out_channels(weight: Tensor, activation: str) -> int:
+    """Of the activation's output."""
+    return len(weight) // 2 if activation == "gate" else len(weight)
+
+
+def keeps_sums(activation: str, residual: Tensor | None) -> bool:
+    """Whether the activation's gradient needs the sums, because the output doesn't tell."""
+    return activation == "gate" or (activation == "relu" and residual is not None)

@@ -1,0 +1,89 @@
+"""Masked convolution on CPUs: ``csrc/masked_conv.cpp``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vqfast.ops.masked_conv.layout import ACTIVATIONS, empty, keeps_sums, memory_format, out_channels
+
+
+def _alike(x: Tensor, *others: Tensor | None) -> list[Tensor | None]:
+    """All of them contiguous or channels last, as ``x`` is; copied where they aren't."""
+    layout = memory_format(x)
+    return [None if t is None else t.contiguous(memory_format=layout) for t in (x, *others)]
+
+
+def _offsets(
+    x: Tensor, weight: Tensor, taps: int, anchor: list[int], dilation: list[int]
+) -> tuple[list[int], list[int], list[int]]:
+    """Numbers of the taps that see anything of the grid, and how far they look, down and to the right."""
+    width = weight.shape[3]
+    found = [
+        (t, (t // width - anchor[0]) * dilation[0], (t % width - anchor[1]) * dilation[1])
+        for t in range(taps)
+    ]
+    seen = [(t, dy, dx) for t, dy, dx in found if abs(dy) < x.shape[2] and abs(dx) < x.shape[3]]
+    tap, dy, dx = ([each[i] for each in seen] for i in range(3))
+    return tap, dy, dx
+
+
+def masked_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    extra: Tensor | None,
+    residual: Tensor | None,
+    taps: int,
+    anchor: list[int],
+    dilation: list[int],
+    activation: str,
+) -> tuple[Tensor, Tensor]:
+    """As ``reference.masked_conv2d``; float32 sums for what is narrower."""
+    x, extra, residual = _alike(x, extra, residual)
+    out = empty(x, out_channels(weight, activation))
+    kept = empty(x, len(weight)) if keeps_sums(activation, residual) else None
+    torch.ops.vqfast_native.masked_conv(
+        x,
+        weight.contiguous(),
+        None if bias is None else bias.contiguous(),
+        extra,
+        residual,
+        out,
+        kept,
+        *_offsets(x, weight, taps, anchor, dilation),
+        ACTIVATIONS.index(activation),
+    )
+    return out, x.new_empty(0) if kept is None else kept
+
+
+def masked_conv2d_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, taps: int, anchor: list[int], dilation: list[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As ``reference.masked_conv2d_backward``: ``x``'s gradient is a convolution that looks the other way."""
+    x, grad = _alike(x, grad)
+    tap, dy, dx = _offsets(x, weight, taps, anchor, dilation)
+    grad_x, grad_weight = empty(x, x.shape[1]), weight.new_zeros(weight.shape)
+    grad_bias = weight.new_empty(len(weight))
+    back = [-d for d in dy], [-d for d in dx]
+    turned = weight.contiguous().transpose(0, 1)
+    native = torch.ops.vqfast_native
+    native.masked_conv(grad, turned, None, None, None, grad_x, None, tap, *back, ACTIVATIONS.index("none"))
+    native.masked_conv_weight_gradient(grad, x, grad_weight, grad_bias, tap, dy, dx)
+    return grad_x, grad_weight, grad_bias
+
+
+def gate(x: Tensor, extra: Tensor | None) -> Tensor:
+    """As ``reference.gate``."""
+    x, extra = _alike(x, extra)
+    out = empty(x, x.shape[1] // 2)
+    torch.ops.vqfast_native.gate(x, extra, None, out)
+    return out
+
+
+def gate_backward(grad: Tensor, x: Tensor, extra: Tensor | None) -> Tensor:
+    """As ``reference.gate_backward``."""
+    x, extra, grad = _alike(x, extra, grad)
+    grad_x = empty(x, x.shape[1])
+    torch.ops.vqfast_native.gate(x, extra, grad, grad_x)
+    return grad_x

@@ -1,0 +1,66 @@
+"""Block sizes of the convolution kernels, as data: architecture, arithmetic, its blocks."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from vqfast.ops.nearest.tunings import fallback
+
+
+class Tuning(NamedTuple):
+    """One configuration: a block of ``rows x columns`` sums, ``depth`` products of each at a time."""
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+
+
+# Arithmetic: fp16 and bf16 are "half"; float32 is "tf32" or "ieee", as PyTorch's convolution is set.
+HALF, TF32, IEEE, DOUBLE = "half", "tf32", "ieee", "double"
+
+# Rows are positions, columns output channels, depth input channels. With 128 x 128 each multiprocessor of an
+# H100 has one block at 16 images of 32 x 32 and 128 channels; without tensor cores registers are short.
+CONVOLVE: dict[str, dict[str, Tuning]] = {
+    "sm_80": {
+        HALF: Tuning(128, 128, 32, 8, 4),
+        TF32: Tuning(128, 128, 32, 8, 3),
+        IEEE: Tuning(64, 128, 16, 4, 3),
+        DOUBLE: Tuning(32, 32, 16, 4, 2),
+    },
+    "sm_90": {
+        HALF: Tuning(128, 128, 64, 8, 3),
+        TF32: Tuning(128, 128, 32, 8, 3),
+        IEEE: Tuning(64, 128, 16, 4, 3),
+        DOUBLE: Tuning(32, 32, 16, 4, 2),
+    },
+    "sm_100": {
+        HALF: Tuning(128, 128, 64, 8, 3),
+        TF32: Tuning(128, 128, 16, 8, 4),
+        IEEE: Tuning(64, 128, 16, 4, 3),
+        DOUBLE: Tuning(32, 32, 16, 4, 2),
+    },
+    "gfx942": {
+        HALF: Tuning(128, 128, 32, 8, 2),
+        TF32: Tuning(128, 64, 32, 8, 2),  # for the NVIDIA chips that have no line of their own
+        IEEE: Tuning(64, 128, 16, 4, 2),
+        DOUBLE: Tuning(32, 32, 16, 4, 2),
+    },
+}
+# Rows are input channels, columns output channels, depth positions.
+WEIGHT: dict[str, dict[str, Tuning]] = {
+    "sm_80": {**CONVOLVE["sm_80"], IEEE: Tuning(128, 128, 16, 8, 3)},
+    "sm_90": {**CONVOLVE["sm_90"], IEEE: Tuning(128, 128, 16, 8, 3)},
+    "sm_100": {
+        **CONVOLVE["sm_100"],
+        HALF: Tuning(128, 128, 32, 8, 4),
+        IEEE: Tuning(128, 128, 16, 8, 3),
+    },
+    "gfx942": {**CONVOLVE["gfx942"], IEEE: Tuning(128, 128, 16, 8, 2)},
+}
+
+
+def pick(table: dict[str, dict[str, Tuning]], arch: str, arithmetic: str) -> Tuning:
+    """The line for ``arithmetic`` on ``arch``; the nearest older architecture's if unlisted."""
+    return (table.get(arch) or table[fallback(arch)])[arithmetic]
