@@ -36,7 +36,7 @@ class Case:
     Attributes:
         name: its row in the table.
         shape: its sizes, by the names of the plots' axes.
-        contenders: what builds the call of each, or raises ``AbsentError`` or ``ModuleNotFoundError``.
+        contenders: what builds the call of each, or raises ``AbsentError`` or ``ImportError``.
         data: makes a new random input of the calls.
         check: of an input and what each contender made of it; ``AssertionError`` where that is wrong.
         floor: what the case can't do without.
@@ -69,7 +69,7 @@ def built(case: Case, full: bool = True) -> tuple[dict[str, Call], dict[str, str
             if name in case.slow and not full:
                 raise AbsentError("only in the full form")
             calls[name] = build()
-        except (AbsentError, ModuleNotFoundError) as error:
+        except (AbsentError, ImportError) as error:
             absent[name] = str(error)
     return calls, absent
 
@@ -95,8 +95,11 @@ def measure(case: Case, rounds: int, full: bool = True) -> dict[str, object]:
 
     Raises:
         AssertionError: a contender's output is wrong.
+        AbsentError: ours can't run here.
     """
     calls, absent = built(case, full)
+    if "vqfast" in absent:
+        raise AbsentError(absent["vqfast"])
     data = case.data()
     first = {name: seconds(call, data) for name, call in calls.items()}
     case.check(data, {name: output for name, (_, output) in first.items()})

@@ -140,7 +140,7 @@ def findings() -> dict[str, dict[str, dict[str, int]]]:
         for name, build in PEERS.items():
             try:
                 found = build()(data)
-            except (AbsentError, ModuleNotFoundError):
+            except (AbsentError, ImportError):
                 continue
             wrong = int(((found != best.indices[:, 0]) & clear).sum())
             counts.setdefault(name, {})[f"shifted by {offset}"] = wrong

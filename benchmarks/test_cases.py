@@ -32,7 +32,7 @@ def test_case(case: Case, contender: str, benchmark) -> None:
     torch.manual_seed(0)
     try:
         call = case.contenders[contender]()
-    except (AbsentError, ModuleNotFoundError) as error:
+    except (AbsentError, ImportError) as error:
         pytest.skip(str(error))
     benchmark.group = case.name
     benchmark.extra_info["shape"] = dict(case.shape)

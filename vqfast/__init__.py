@@ -1,6 +1,7 @@
 """vqfast: exact vector quantisation and PixelCNN priors at the machine's limit."""
 
 from vqfast import functional
+from vqfast.accelerate import accelerate
 from vqfast.models import VQVAE
 from vqfast.nn import MaskedConv1d, MaskedConv2d, ResidualVQLayer, VQLayer, VQOutput
 from vqfast.prior import PixelCNN, ResidualPixelCNN, WaveNet
@@ -16,5 +17,6 @@ __all__ = [
     "VQLayer",
     "VQOutput",
     "WaveNet",
+    "accelerate",
     "functional",
 ]

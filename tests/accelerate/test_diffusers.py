@@ -1,0 +1,56 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+import vqfast
+from tests.accelerate.compare import curve, same
+
+pytest.importorskip("diffusers", reason="diffusers is not installed")
+
+
+def quantiser(**options) -> torch.nn.Module:
+    from diffusers.models.autoencoders.vae import VectorQuantizer
+
+    made = VectorQuantizer(64, 16, beta=0.25, **options)
+    torch.nn.init.normal_(made.embedding.weight)
+    return made
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+@pytest.mark.parametrize("sane_index_shape", [True, False])
+def test_quantiser(legacy, sane_index_shape):
+    module = quantiser(legacy=legacy, sane_index_shape=sane_index_shape)
+    fast = same(module, [torch.randn(2, 16, 4, 5) for _ in range(2)])
+    assert vqfast.accelerate(fast).replaced == [("", "VectorQuantizer", 64, 16, "")]
+
+
+@pytest.mark.parametrize("unknown", ["random", "extra", 3])
+@pytest.mark.parametrize("sane_index_shape", [True, False])
+def test_remap(tmp_path, unknown, sane_index_shape):
+    np.save(tmp_path / "used.npy", np.arange(0, 64, 2))
+    module = quantiser(remap=tmp_path / "used.npy", unknown_index=unknown, sane_index_shape=sane_index_shape)
+    same(module, [torch.randn(2, 16, 4, 5)])
+
+
+def test_ten_steps_give_the_same_curve():
+    slow = quantiser()
+    fast = copy.deepcopy(slow)
+    vqfast.accelerate(fast)
+    ours, theirs = (
+        curve(module, lambda out, z: (out[0] - z).square().mean() + out[1], (4, 16, 4, 5))
+        for module in (fast, slow)
+    )
+    assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+def test_a_whole_model():
+    from diffusers import VQModel
+
+    slow = VQModel(block_out_channels=(32,), num_vq_embeddings=64, vq_embed_dim=4, latent_channels=4).eval()
+    fast = copy.deepcopy(slow)
+    (entry,) = vqfast.accelerate(fast).replaced
+    assert entry[:4] == ("quantize", "VectorQuantizer", 64, 4)
+    x = torch.randn(1, 3, 16, 16)
+    torch.testing.assert_close(fast(x).sample, slow(x).sample)
