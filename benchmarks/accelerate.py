@@ -145,6 +145,7 @@ def cases(name: str, make: Callable[[], Model]) -> list[Case]:
             contenders={"vqfast": partial(build, make, True), "as it was": partial(build, make, False)},
             data=partial(data, make),
             check=check,
+            slow=() if name in QUICK else ["vqfast"],
         )
         for part, build, data in parts
         if make.func is not layer or build is whole
@@ -157,4 +158,5 @@ MODELS = {
     "VectorQuantize": partial(layer, "VectorQuantize"),
     "ResidualVQ": partial(layer, "ResidualVQ"),
 }
+QUICK = ("Encodec", "VectorQuantize", "ResidualVQ")
 CASES = [case for name, make in MODELS.items() for case in cases(name, make)]

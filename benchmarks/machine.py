@@ -20,7 +20,15 @@ import vqfast
 from vqfast.ops import library
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-PEERS = ("triton", "faiss-cpu", "scikit-learn", "vector-quantize-pytorch", "flash-kmeans", "transformers")
+PEERS = (
+    "triton",
+    "faiss-cpu",
+    "scikit-learn",
+    "vector-quantize-pytorch",
+    "flash-kmeans",
+    "transformers",
+    "diffusers",
+)
 ROOT = Path(__file__).parents[1]
 
 

@@ -120,7 +120,7 @@ def first_result(record: Record) -> plt.Figure:
     axes.invert_yaxis()
     axes.set(xscale="log", xlabel="seconds from a process's start to its first codes", title=record["device"])
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
-    axes.margins(x=0.15)
+    axes.margins(x=0.15, y=0.15)
     return figure
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from functools import partial
 
@@ -133,8 +136,6 @@ def test_absent_peers_say_why_and_slow_ones_are_for_the_full_form() -> None:
 
 
 def test_part_of_the_work_is_scaled_and_short_calls_are_means() -> None:
-    import time
-
     row = core.measure(fake(contenders={"vqfast": lambda: time_of(0.01)}, parts={"vqfast": 0.1}), 1)
     assert row["seconds"]["vqfast"][0] > 0.1
     calls = []
@@ -144,8 +145,6 @@ def test_part_of_the_work_is_scaled_and_short_calls_are_means() -> None:
 
 
 def time_of(seconds: float):
-    import time
-
     return lambda _: time.sleep(seconds)
 
 
@@ -171,3 +170,12 @@ def test_first_result_comes_from_a_process_of_its_own() -> None:
     case.check(None, outputs)
     with pytest.raises(AssertionError, match="eager prints"):
         case.check(None, {"eager": "[1, 0]\n"})
+
+
+def test_pytest_benchmark_runs_the_same_cases() -> None:
+    pytest.importorskip("pytest_benchmark")
+    chosen = "nearest and 8 and eager and (64 and 1024) and not 512 and not 8192 and not 262144 and not 256"
+    command = [sys.executable, "-m", "pytest", "benchmarks", "-k", chosen, "-p", "no:cacheprovider"]
+    done = subprocess.run(command, cwd=machine.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "nearest: N 64, K 1024, D 8: eager" in done.stdout

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import __main__ as command
 from benchmarks import gate, machine
-from vqfast.ops import records
+from vqfast.ops import records, registry
 from vqfast.ops.nearest.tunings import Tuning
 
 
@@ -19,6 +19,26 @@ from vqfast.ops.nearest.tunings import Tuning
 def test_without_a_gpu_it_says_so_and_fails(capsys) -> None:
     assert command.main(["--gpu-gate"]) == 2
     assert "needs a CUDA device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fails", [None, "test_quantize.py"])
+def test_gate_tests_every_gpu_kernel_and_records_what_passed(tmp_path: Path, monkeypatch, fails) -> None:
+    def run_tests(files: list[str], *options: str) -> dict[str, object]:
+        return {"passed": fails is None or fails not in files[0], "summary": " ".join(options), "failed": []}
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(machine, "name", lambda: "a GPU")
+    monkeypatch.setattr(records, "FOLDER", tmp_path / "records")
+    monkeypatch.setattr(gate, "run_tests", run_tests)
+    monkeypatch.setattr(gate, "sweeps", lambda: {})
+    where = tmp_path / "a-gpu.json"
+    where.write_text(json.dumps({"device": "a GPU", "suites": {}}))
+    assert gate.main(lambda: where) == (0 if fails is None else 1)
+    matrices = json.loads(where.read_text())["gate"]["matrices"]
+    assert matrices["triton"].keys() == {op for op, row in registry.TABLE.items() if "triton" in row}
+    shipped = json.loads((tmp_path / "records" / "a-gpu.json").read_text())["passed"]["triton"]
+    assert ("quantize" in shipped) is (fails is None)
+    assert "nearest" in shipped
 
 
 def test_what_passed_is_shipped_for_the_registry(tmp_path: Path, monkeypatch) -> None:
@@ -45,8 +65,6 @@ def test_tests_pass_only_if_some_ran_and_none_failed(tmp_path: Path, body, passe
 
 
 def test_matrix_files_exist() -> None:
-    from vqfast.ops import registry
-
     assert all(Path(name).is_file() for op in registry.TABLE for name in gate.matrix(op))
 
 
