@@ -29,13 +29,16 @@ def run(command: list[object], cwd: Path, **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what is packaged, to build in."""
+    """A copy of what is packaged, to build in, with the record of a GPU."""
     folder = tmp_path_factory.mktemp("source")
     for name in SHIPPED:
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
         else:
             shutil.copy(ROOT / name, folder)
+    records = folder / "vqfast" / "ops" / "records"
+    records.mkdir(exist_ok=True)
+    (records / "a-gpu.json").write_text('{"device": "a GPU", "passed": {"triton": ["nearest"]}}')
     return folder
 
 
@@ -59,8 +62,9 @@ USE = """
 import warnings
 from pathlib import Path
 import torch, vqfast
-from vqfast.ops import library, registry
+from vqfast.ops import library, records, registry
 
+assert records.passed("nearest", "triton", "a GPU")
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     for _ in range(2):
