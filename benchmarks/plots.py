@@ -17,7 +17,7 @@ from benchmarks.record import Record, Row, median, quartiles, read
 from benchmarks.tables import curves, picture_path, pictures
 
 KEY = "Record"  # in a picture's text
-COLOURS = plt.get_cmap("tab10").colors
+COLOURS = plt.get_cmap("tab20").colors[0::2] + plt.get_cmap("tab20").colors[1::2]
 
 
 def digest(record: Record, suites: list[str]) -> str:
@@ -44,7 +44,8 @@ def draw(where: Path) -> list[Path]:
 
 def colours(names: Iterable[str]) -> dict[str, tuple]:
     """One a contender, ours first."""
-    return {name: COLOURS[i % 10] for i, name in enumerate(dict.fromkeys(["vqfast", *names]))}
+    unique = list(dict.fromkeys(["vqfast", *names]))
+    return dict(zip(unique, COLOURS, strict=False))
 
 
 def ratios(record: Record, suites: list[str]) -> plt.Figure:
@@ -62,7 +63,8 @@ def ratios(record: Record, suites: list[str]) -> plt.Figure:
         times = median(row)
         for peer, took in times.items():
             if peer != "vqfast":
-                axes.plot(took / times["vqfast"], y, "o", color=colour[peer], label=peer)
+                marker = "x" if peer.startswith("vqfast") else "o"  # ours too, with other weights
+                axes.plot(took / times["vqfast"], y, marker, color=colour[peer], label=peer)
     axes.axvline(1, color=colour["vqfast"], label="vqfast")
     axes.set(
         xscale="log", ylim=(len(lines) - 0.5, -0.7), xlabel="times as long as vqfast (left of 1: faster)"

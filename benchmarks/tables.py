@@ -29,7 +29,9 @@ def duration(seconds: float) -> str:
 
 
 def _size(found: int | None) -> str:
-    return "" if found is None else f"; {found / 2**20:.0f} MB"
+    if found is None:
+        return ""
+    return f"; {found / 2**20:.0f} MB" if found >= 2**20 else "; <1 MB"
 
 
 def _peer(row: Row, name: str) -> str:
@@ -42,7 +44,8 @@ def _peer(row: Row, name: str) -> str:
     ratio = medians[name] / next(iter(medians.values()))
     text = f"{ratio:.3g}x" if ratio < 10 else f"{ratio:.0f}x"
     text = ("~" if row["parts"].get(name, 1) < 1 else "") + text
-    return (f"**{text}**" if ratio < 1 else text) + _size(row["memory"].get(name))
+    lost = ratio < 1 and not name.startswith("vqfast")  # which may be ours with other weights
+    return (f"**{text}**" if lost else text) + _size(row["memory"].get(name))
 
 
 def line(row: Row) -> str:
