@@ -94,7 +94,7 @@ def measure(case: Case, rounds: int, full: bool = True) -> dict[str, object]:
     """A row of the record: warm, checked, then all contenders in turn, round after round, on new data.
 
     Raises:
-        AssertionError: a contender's output is wrong.
+        AssertionError: our output is wrong.
         AbsentError: ours can't run here.
     """
     calls, absent = built(case, full)
@@ -102,8 +102,9 @@ def measure(case: Case, rounds: int, full: bool = True) -> dict[str, object]:
         raise AbsentError(absent["vqfast"])
     data = case.data()
     first = {name: seconds(call, data) for name, call in calls.items()}
-    case.check(data, {name: output for name, (_, output) in first.items()})
-    samples = {name: [took] for name, (took, _) in first.items()}
+    wrong = _wrong(case, data, {name: output for name, (_, output) in first.items()})
+    calls = {name: call for name, call in calls.items() if name not in wrong}
+    samples = {name: [first[name][0]] for name in calls}
     del first
     memory: dict[str, int | None] = {}
     if case.memory:
@@ -123,8 +124,21 @@ def measure(case: Case, rounds: int, full: bool = True) -> dict[str, object]:
         "parts": dict(case.parts),
         "memory": memory,
         "absent": absent,
+        "wrong": wrong,
         "floor": None if case.floor is None else _floor(case.floor),
     }
+
+
+def _wrong(case: Case, data: Any, outputs: Outputs) -> dict[str, str]:
+    """The peers whose output fails the check, and how; they aren't timed."""
+    ours, wrong = {"vqfast": outputs["vqfast"]}, {}
+    case.check(data, ours)
+    for name in outputs.keys() - ours.keys():
+        try:
+            case.check(data, {**ours, name: outputs[name]})
+        except AssertionError as error:
+            wrong[name] = str(error)[:500]
+    return wrong
 
 
 def _floor(floor: Floor) -> dict[str, float]:

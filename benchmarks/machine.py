@@ -64,9 +64,15 @@ def peak() -> Peak:
     copied, target = 2 * block.nbytes, torch.empty_like(block)
     rate = copied / best(lambda: target.copy_(block))
     if DEVICE.type == "cpu":
-        return Peak(_on_registers(), rate, "float32 multiply-adds on registers; a copy of 256 MB")
-    a = torch.randn(8192, 8192, device=DEVICE, dtype=torch.bfloat16)
-    return Peak(2 * 8192**3 / best(lambda: a @ a), rate, "a bf16 product of 8192; a copy of 256 MB")
+        try:
+            return Peak(_on_registers(), rate, "float32 multiply-adds on registers; a copy of 256 MB")
+        except RuntimeError:  # no compiler
+            size, dtype = 2048, torch.float32
+    else:
+        size, dtype = 8192, torch.bfloat16
+    a = torch.randn(size, size, device=DEVICE, dtype=dtype)
+    flops = 2 * size**3 / best(lambda: a @ a)
+    return Peak(flops, rate, f"a product of {size}, {dtype}; a copy of 256 MB")
 
 
 def _on_registers() -> float:

@@ -36,8 +36,9 @@ def _size(found: int | None) -> str:
 
 def _peer(row: Row, name: str) -> str:
     """How many times as long as ours, bold if a peer is faster, ``~`` if a part was timed; memory."""
-    if name in row["absent"]:
-        return "absent"
+    for why in ("absent", "wrong"):
+        if name in row[why]:
+            return why
     if name not in row["seconds"]:
         return ""
     medians = median(row)
@@ -57,8 +58,9 @@ def line(row: Row) -> str:
 def suite(record: Record, name: str) -> str:
     """The cases of one suite that aren't points of a growth curve."""
     rows = [row for row in record["suites"][name]["rows"] if not row["sweep"]]
-    seen = dict.fromkeys(c for row in rows for c in (*row["seconds"], *row["absent"]))
-    peers = [c for c in seen if c != "vqfast" and any(c in row["seconds"] for row in rows)]
+    seen = dict.fromkeys(c for row in rows for c in (*row["seconds"], *row["absent"], *row["wrong"]))
+    ran = {c for row in rows for c in (*row["seconds"], *row["wrong"])}
+    peers = [c for c in seen if c != "vqfast" and c in ran]
     floors = any(row["floor"] for row in rows)
     cells = []
     for row in rows:

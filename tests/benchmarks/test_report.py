@@ -63,6 +63,7 @@ ROW = {
     "memory": {"vqfast": 3 << 20, "slow": 70 << 20},
     "parts": {"slow": 0.5},
     "absent": {"gone": "not installed"},
+    "wrong": {},
     "floor": {"flop": 1, "bytes": 1, "seconds": 1.5e-3},
 }
 
@@ -79,9 +80,11 @@ def test_table_shows_medians_ratios_losses_parts_memory_and_the_floor() -> None:
 
 def test_absent_peer_of_one_case_is_named_in_its_row() -> None:
     other = ROW | {"seconds": ROW["seconds"] | {"gone": [0.3]}, "absent": {}}
-    lines = tables.suite(record_of(other, ROW), "nearest").splitlines()
+    wrong = ROW | {"absent": {}, "wrong": {"gone": "finds wrong codes"}}
+    lines = tables.suite(record_of(other, ROW, wrong), "nearest").splitlines()
     assert "| 100x |" in lines[2]
     assert "| absent |" in lines[3]
+    assert "| wrong |" in lines[4]
 
 
 def test_growth_is_the_exponent_between_sizes() -> None:
