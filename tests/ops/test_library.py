@@ -17,7 +17,7 @@ import os, sys, warnings
 from pathlib import Path
 import torch
 from vqfast.ops import library, registry
-from vqfast.functional import nearest_code
+from vqfast.functional import masked_conv2d, nearest_code
 library.PREBUILT = Path("not built")
 variants = {variants}
 library.VARIANTS = {{name: flags for name, flags in library.VARIANTS.items() if name in variants}}

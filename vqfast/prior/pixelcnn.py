@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 from torch import Tensor, nn
 
 from vqfast.functional import gate
@@ -96,14 +94,10 @@ class PixelCNN(CausalPrior):
             GatedLayer(channels, k, mask, Conditioning(2 * channels, num_classes, condition_channels))
             for k, mask in kinds
         )
-        # named as with a ReLU of its own between them
         self.head = nn.Sequential(
-            OrderedDict(
-                {
-                    "0": pointwise(channels, head_channels, "relu"),
-                    "2": pointwise(head_channels, num_embeddings),
-                }
-            )
+            pointwise(channels, head_channels, "relu"),
+            nn.Identity(),  # where others have the ReLU, so that their names are ours
+            pointwise(head_channels, num_embeddings),
         )
         self._config = {
             "channels": channels,
@@ -136,7 +130,7 @@ class PixelCNN(CausalPrior):
         for layer in self.layers:
             v, h = layer.lower(builder, v, h)
         builder.steps.pop()  # nothing reads the last vertical value
-        for conv, activation in ((self.head[0], "relu"), (self.head[1], "none")):
+        for conv, activation in ((self.head[0], "relu"), (self.head[2], "none")):
             h = builder.pointwise(h, conv, activation)
         return builder.program(self.num_embeddings)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 from torch import Tensor, nn
 
 from vqfast.nn.masked_conv import MaskedConv2d
@@ -69,9 +67,12 @@ class WaveNet(CausalPrior):
             )
             for number in range(num_layers)
         )
-        # named as with a ReLU of its own between the last two
-        last = {"1": pointwise(channels, channels, "relu"), "3": pointwise(channels, num_embeddings)}
-        self.head = nn.Sequential(OrderedDict({"0": nn.ReLU(), **last}))
+        self.head = nn.Sequential(
+            nn.ReLU(),
+            pointwise(channels, channels, "relu"),
+            nn.Identity(),  # where others have the ReLU, so that their names are ours
+            pointwise(channels, num_embeddings),
+        )
 
     @property
     def config(self) -> dict[str, object]:
@@ -116,5 +117,5 @@ class WaveNet(CausalPrior):
         bias = sum(layer.skip.bias for layer in self.layers)
         total = builder.add(*skips, width=channels, bias=bias, activation="relu")
         total = builder.pointwise(total, self.head[1], "relu")
-        builder.pointwise(total, self.head[2])
+        builder.pointwise(total, self.head[3])
         return builder.program(self.num_embeddings)

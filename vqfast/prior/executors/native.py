@@ -49,7 +49,7 @@ def _threads(program: Program, weights: dict[str, Tensor], batch: int) -> int:
     """As many threads as the average step of a position keeps busy."""
     late = [step for step, phase in zip(program.steps, program.phases(), strict=True) if phase != Phase.ROW]
     matrices = [t.weight for step in late for t in step.terms if t.source != CODES and t.weight]
-    products = batch * sum(weights[name].numel() for name in matrices) // len(late)
+    products = batch * sum(weights[name].numel() for name in matrices) // max(1, len(late))
     return max(1, min(torch.get_num_threads(), products // _PRODUCTS))
 
 
