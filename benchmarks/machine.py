@@ -128,7 +128,10 @@ def conditions() -> dict[str, object]:
 
 
 def _commit() -> str:
-    """Of the working tree; ``+`` where it holds more."""
-    command = ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
+    """Of the working tree; ``+`` where it has changes, other than in records."""
+
+    def git(*arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+
+    changed = git("diff", "--quiet", "HEAD", "--", ".", ":!benchmarks/results").returncode
+    return git("rev-parse", "--short=12", "HEAD").stdout.strip() + "+" * (changed == 1) or "unknown"
