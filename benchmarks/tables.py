@@ -112,12 +112,18 @@ def curves(record: Record, name: str) -> dict[str, list[Row]]:
     return found
 
 
-def conditions(record: Record, name: str) -> str:
-    """Where, when and with what a suite was measured, as a line."""
-    about = record["suites"][name]
-    versions = ", ".join(f"{package} {version}" for package, version in about["versions"].items())
-    threads = f"{about['threads']} thread{'s' if about['threads'] > 1 else ''}"
-    return f"{record['device']}; {threads}; commit {about['commit']}; {about['rounds']} rounds; {versions}\n"
+def conditions(record: Record, _: str) -> str:
+    """When and with what the suites were measured: a line for those that share it."""
+    found: dict[str, list[str]] = {}
+    for name, about in record["suites"].items():
+        versions = ", ".join(f"{package} {version}" for package, version in about["versions"].items())
+        threads = f"{about['threads']} thread{'s' * (about['threads'] > 1)}"
+        line = (
+            f"commit {about['commit']}, {threads}, {about['form']} form, {about['rounds']} rounds; {versions}"
+        )
+        found.setdefault(line, []).append(name.replace("_", " "))
+    lines = "".join(f"- {', '.join(names)}: {line}\n" for line, names in found.items())
+    return f"{record['device']}\n\n{lines}"
 
 
 def pictures(record: Record) -> Iterator[tuple[str, list[str]]]:
@@ -160,7 +166,7 @@ def filled(text: str) -> str:
     def make(found: re.Match) -> str:
         start, kind, name, device, end = found.groups()
         record = read(RESULTS / f"{device}.json")
-        absent = kind != "plot" and name not in record["suites"]
+        absent = kind not in ("plot", "conditions") and name not in record["suites"]
         made = "" if absent else KINDS[kind](record, name)
         return f"{start}\n{made}\n{end}" if made else f"{start}{end}"
 
@@ -169,8 +175,8 @@ def filled(text: str) -> str:
 
 def printed(record: Record) -> str:
     """All of a record."""
-    parts = []
+    parts = [conditions(record, "all")]
     for name in record["suites"]:
-        parts += [f"## {name}\n\n{conditions(record, name)}", suite(record, name)]
+        parts.append(suite(record, name))
         parts += [made for kind in (findings, growth) if (made := kind(record, name))]
     return "\n".join(parts)

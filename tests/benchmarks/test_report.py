@@ -87,6 +87,17 @@ def test_absent_peer_of_one_case_is_named_in_its_row() -> None:
     assert "| wrong |" in lines[4]
 
 
+def test_suites_that_share_conditions_share_a_line() -> None:
+    about = {"commit": "abc", "threads": 2, "form": "quick", "rounds": 3, "versions": {"torch": "2.13"}}
+    suites = {"nearest": about, "residual_vq": about, "layer": about | {"threads": 1}}
+    lines = tables.conditions({"device": "a machine", "suites": suites}, "all").splitlines()
+    assert lines[0] == "a machine"
+    assert lines[2:] == [
+        "- nearest, residual vq: commit abc, 2 threads, quick form, 3 rounds; torch 2.13",
+        "- layer: commit abc, 1 thread, quick form, 3 rounds; torch 2.13",
+    ]
+
+
 def test_growth_is_the_exponent_between_sizes() -> None:
     rows = [
         ROW | {"shape": {"N": n, "K": 5}, "sweep": "N", "seconds": {"vqfast": [n**2], "peer": [n]}}
