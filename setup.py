@@ -36,7 +36,7 @@ class BuildNative(build_ext):
 setup(
     packages=[*find_packages(include=["vqfast*"]), "vqfast.csrc"],
     package_dir={"vqfast.csrc": "csrc"},
-    package_data={"vqfast": ["py.typed"], "vqfast.csrc": ["*.cpp", "*.h"]},
+    package_data={"vqfast": ["py.typed"], "vqfast.ops": ["records/*.json"], "vqfast.csrc": ["*.cpp", "*.h"]},
     ext_modules=[Extension("vqfast.native", [])] if library else [],
     cmdclass={"build_ext": BuildNative},
     options={"bdist_wheel": {"py_limited_api": "cp310"}} if library else {},

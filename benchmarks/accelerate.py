@@ -1,162 +1,167 @@
-"""Models that people have, before and after ``vqfast.accelerate``: ``python -m benchmarks.accelerate``.
+"""Models that people have, as they are and after ``vqfast.accelerate``: tokenising, and the quantiser alone.
 
 Random weights at the published sizes (the configurations' defaults), ten seconds of audio or one image; then
-layers. The quantiser alone gets what it got in the whole. Runs are interleaved; medians count.
+layers by themselves. The quantiser alone gets what the model's encoder makes of a new input.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import statistics
-import time
 from collections.abc import Callable
+from functools import cache, partial
 from importlib import import_module
-from pathlib import Path
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in benchmarks.layer
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 import vqfast
-from benchmarks import record
+from benchmarks.core import Call, Case, Outputs
+from benchmarks.machine import DEVICE
 
-ROUNDS = 5
 SECONDS = 10
-Case = tuple[nn.Module, Callable[[nn.Module], object], str]  # a model, how it tokenises, what quantises in it
+
+
+class Model(NamedTuple):
+    """A model, its input's shape, how it tokenises one, and which of its methods quantises."""
+
+    module: nn.Module
+    shape: tuple[int, ...]
+    encode: Callable[[nn.Module, Tensor], object]
+    part: str
+
 
 # names in transformers, sample rate, arguments of encode
-AUDIO = {
-    "Encodec": ("encodec", "EncodecModel", "EncodecConfig", 24000, {"bandwidth": 24.0}),
-    "Mimi": ("mimi", "MimiModel", "MimiConfig", 24000, {}),
-    "DAC": ("dac", "DacModel", "DacConfig", 16000, {}),
-    "X-Codec": ("xcodec", "XcodecModel", "XcodecConfig", 16000, {}),
-    "Higgs Audio v2": (
-        "higgs_audio_v2_tokenizer",
-        "HiggsAudioV2TokenizerModel",
-        "HiggsAudioV2TokenizerConfig",
-        24000,
-        {},
-    ),
+AUDIO: dict[str, tuple[str, str, int, dict[str, Any]]] = {
+    "Encodec": ("encodec", "EncodecModel", 24000, {"bandwidth": 24.0}),
+    "Mimi": ("mimi", "MimiModel", 24000, {}),
+    "DAC": ("dac", "DacModel", 16000, {}),
+    "X-Codec": ("xcodec", "XcodecModel", 16000, {}),
+    "Higgs Audio v2": ("higgs_audio_v2_tokenizer", "HiggsAudioV2TokenizerModel", 24000, {}),
 }
 # names, shape of the input, arguments of encode
-IMAGES = {
-    "Chameleon": ("chameleon", "ChameleonVQVAE", "ChameleonVQVAEConfig", (1, 3, 512, 512), {}),
-    "Emu3": ("emu3", "Emu3VQVAE", "Emu3VQVAEConfig", (1, 3, 256, 256), {"image_sizes": [(256, 256)]}),
-    "Janus": ("janus", "JanusVQVAE", "JanusVQVAEConfig", (1, 3, 384, 384), {}),
-    "GLM-Image": ("glm_image", "GlmImageVQVAE", "GlmImageVQVAEConfig", (1, 1536, 32, 32), {}),
+IMAGES: dict[str, tuple[str, str, tuple[int, ...], dict[str, Any]]] = {
+    "Chameleon": ("chameleon", "ChameleonVQVAE", (1, 3, 512, 512), {}),
+    "Emu3": ("emu3", "Emu3VQVAE", (1, 3, 256, 256), {"image_sizes": [(256, 256)]}),
+    "Janus": ("janus", "JanusVQVAE", (1, 3, 384, 384), {}),
+    "GLM-Image": ("glm_image", "GlmImageVQVAE", (1, 1536, 32, 32), {}),
 }
 
 
-def transformers(name: str) -> Case:
+def transformers(name: str) -> Model:
     """One of the models above."""
-    module, model_name, config_name, size, options = (AUDIO | IMAGES)[name]
+    module, class_name, size, options = (AUDIO | IMAGES)[name]
     package = f"transformers.models.{module}"
+    config_name = f"{class_name.removesuffix('Model')}Config"
     config = getattr(import_module(f"{package}.configuration_{module}"), config_name)()
-    model = getattr(import_module(f"{package}.modeling_{module}"), model_name)(config)
-    x = torch.randn(size if name in IMAGES else (1, 1, SECONDS * size))
+    model = getattr(import_module(f"{package}.modeling_{module}"), class_name)(config)
     part = "quantize.forward" if name in IMAGES else "quantizer.encode"
     part = "quantizer.forward" if name == "DAC" else part
-    return model, lambda model: model.encode(x, **options), part
+    shape = size if name in IMAGES else (1, 1, SECONDS * size)
+    return Model(model, shape, lambda model, x: model.encode(x, **options), part)
 
 
-def diffusers(name: str) -> Case:
+def diffusers(name: str) -> Model:
     """VQModel in the sizes of CompVis/ldm-celebahq-256; its own ``encode`` stops before the search."""
     sizes = {"block_out_channels": (128, 256, 512), "layers_per_block": 2, "num_vq_embeddings": 8192}
     blocks = {"down_block_types": ["DownEncoderBlock2D"] * 3, "up_block_types": ["UpDecoderBlock2D"] * 3}
-    x = torch.randn(1, 3, 256, 256)
     model = getattr(import_module("diffusers"), name)(**sizes, **blocks)
-    return model, lambda model: model.quantize(model.encode(x).latents), "quantize.forward"
+    encode = lambda model, x: model.quantize(model.encode(x).latents)  # noqa: E731
+    return Model(model, (1, 3, 256, 256), encode, "quantize.forward")
 
 
-def vector_quantize_pytorch(name: str) -> Case:
-    """A layer by itself."""
+def layer(name: str, shape: tuple[int, ...] = (4, 750, 128), codebook_size: int = 1024) -> Model:
+    """A layer of vector-quantize-pytorch."""
     options = {"VectorQuantize": {}, "ResidualVQ": {"num_quantizers": 8}}[name]
-    x = torch.randn(4, 750, 128)
-    layer = getattr(import_module("vector_quantize_pytorch"), name)(dim=128, codebook_size=1024, **options)
-    return layer, lambda layer: layer(x), "forward"
+    build = getattr(import_module("vector_quantize_pytorch"), name)
+    module = build(dim=shape[-1], codebook_size=codebook_size, **options)
+    return Model(module, shape, lambda module, x: module(x), "forward")
 
 
-CASES = {
-    **dict.fromkeys(AUDIO | IMAGES, transformers),
-    "VQModel": diffusers,
-    "VectorQuantize": vector_quantize_pytorch,
-    "ResidualVQ": vector_quantize_pytorch,
-}
-
-
-def build(name: str) -> Case:
-    """With random codes, which some models leave at zero."""
+@cache
+def built(make: Callable[[], Model], fast: bool) -> Model:
+    """With random codes, which some models leave at zero; the same weights every time."""
     torch.manual_seed(0)
-    model, encode, part = CASES[name](name)
-    for key, tensor in model.state_dict().items():
+    model = make()
+    for key, tensor in model.module.state_dict().items():
         if key.endswith((".embed", ".embed_sum")):
             tensor.normal_()
-    return model.eval(), encode, part
+    model.module.to(DEVICE).eval()
+    if fast:
+        vqfast.accelerate(model.module)
+    return model
 
 
-def heard(model: nn.Module, encode: Callable, part: str) -> Callable[[], object]:
-    """The quantiser alone, called as ``encode`` calls it."""
-    path, _, method = part.rpartition(".")
-    module, calls = model.get_submodule(path), []
-    setattr(module, method, lambda *args, **kwargs: calls.append((args, kwargs)) or original(*args, **kwargs))
-    original = getattr(type(module), method).__get__(module)
-    encode(model)
-    delattr(module, method)
-    ((args, kwargs),) = calls
-    return lambda: getattr(module, method)(*args, **kwargs)
+def whole(make: Callable[[], Model], fast: bool) -> Call:
+    """All of tokenising."""
+    model = built(make, fast)
+    return torch.no_grad()(lambda x: model.encode(model.module, x))
 
 
-def seconds(call: Callable[[], object]) -> float:
-    """Of one call."""
-    began = time.perf_counter()
-    call()
-    return time.perf_counter() - began
+def alone(make: Callable[[], Model], fast: bool) -> Call:
+    """The quantiser's part of it, of its arguments."""
+    model = built(make, fast)
+    path, _, method = model.part.rpartition(".")
+    call = getattr(model.module.get_submodule(path), method)
+    return torch.no_grad()(lambda given: call(*given[0], **given[1]))
+
+
+def random_input(make: Callable[[], Model]) -> Tensor:
+    """A model's."""
+    return torch.randn(built(make, False).shape, device=DEVICE)
 
 
 @torch.no_grad()
-def measure() -> dict[str, object]:
-    """All models that the installed libraries have."""
-    rows = []
-    for name in CASES:
-        try:
-            model, encode, part = build(name)
-        except ImportError as error:
-            print(f"{name} is left out: {' '.join(str(error).split())[:80]}")
-            continue
-        alone = heard(model, encode, part)
-        tasks = {"encode": lambda model=model, encode=encode: encode(model), "quantiser": alone}
-        row = {"model": name, **{task: {"before": [], "after": []} for task in tasks}}
-        for turn in range(ROUNDS + 1):  # the first warms up
-            for state in ("before", "after"):
-                report = vqfast.accelerate(model, restore=state == "before")
-                for task, call in tasks.items():
-                    row[task][state] += [seconds(call)] if turn else []
-        row["size"] = report.replaced[0][2:4]
-        rows.append(row)
-        print(line(row), flush=True)
-    return {"rows": rows}
+def arguments(make: Callable[[], Model]) -> tuple[tuple, dict[str, Any]]:
+    """What the quantiser is called with as a new input is tokenised."""
+    model = built(make, False)
+    path, _, method = model.part.rpartition(".")
+    module, calls = model.module.get_submodule(path), []
+    original = getattr(module, method)
+    setattr(module, method, lambda *args, **kwargs: calls.append((args, kwargs)) or original(*args, **kwargs))
+    model.encode(model.module, random_input(make))
+    delattr(module, method)
+    (given,) = calls
+    return given
 
 
-def line(row: dict) -> str:
-    """A row for people."""
-    size = "K = {}, D = {}".format(*row["size"])
-    texts = []
-    for task in ("encode", "quantiser"):
-        before, after = (statistics.median(row[task][state]) * 1e3 for state in ("before", "after"))
-        texts.append(f"{before:.3g} ms | {after:.3g} ms | {before / after:.1f}x")
-    return f"| {row['model']} | {size} | {' | '.join(texts)} |"
+def check(original: Callable[[], Call], data: object, outputs: Outputs) -> None:
+    """The original's codes, but for near ties, in tensors of the same shapes."""
+    wanted = _tensors(original()(data))
+    for name, output in outputs.items():
+        for got, want in zip(_tensors(output), wanted, strict=True):
+            assert got.shape == want.shape, f"{name} returns shape {got.shape}, not {want.shape}"
+            if not want.is_floating_point():
+                agree = (got == want).double().mean()
+                assert agree > 0.99, f"{name}: {agree:.1%} of the codes agree"
 
 
-def table(path: Path) -> str:
-    """The record as a Markdown table."""
-    rows = json.loads(path.read_text())["rows"]
-    head = (
-        "| model | codebook | encode, before | after | | quantiser alone, before | after | |\n" + "|---" * 8
-    )
-    return f"{head}|\n" + "\n".join(map(line, rows))
+def _tensors(tree: object) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-if __name__ == "__main__":
-    record.write("accelerate", measure(), table)
+def cases(name: str, make: Callable[[], Model]) -> list[Case]:
+    """The model as a whole, and its quantiser alone if that isn't all of it."""
+    parts = [("tokenise", whole, random_input), ("quantiser alone", alone, arguments)]
+    return [
+        Case(
+            name=f"{name}, {part}",
+            shape={},
+            contenders={"vqfast": partial(build, make, True), "as it was": partial(build, make, False)},
+            data=partial(data, make),
+            check=partial(check, partial(build, make, False)),
+            slow=() if name in QUICK else ["vqfast"],
+        )
+        for part, build, data in parts
+        if make.func is not layer or build is whole
+    ]
+
+
+MODELS = {
+    **{name: partial(transformers, name) for name in AUDIO | IMAGES},
+    "VQModel": partial(diffusers, "VQModel"),
+    "VectorQuantize": partial(layer, "VectorQuantize"),
+    "ResidualVQ": partial(layer, "ResidualVQ"),
+}
+QUICK = ("Encodec", "VectorQuantize", "ResidualVQ")
+CASES = [case for name, make in MODELS.items() for case in cases(name, make)]

@@ -1,37 +1,31 @@
-"""Training steps and encoding of the layers against their peers: ``python -m benchmarks.layer``.
+"""VQLayer's training step: forward and backward, from a random codebook that all contenders share.
 
-A training step is forward and backward with equal settings. Runs are interleaved; medians count.
+Floor: the products of the search, or the bytes of vectors, quantised vectors and two gradients.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import statistics
-import time
 from collections.abc import Callable
-from pathlib import Path
-
-# each library may bring an OpenMP: idle threads of one mustn't spin while the other is timed
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import vqfast
-from benchmarks import record
+from benchmarks.core import Call, Case, Floor, Outputs
+from benchmarks.machine import DEVICE
 
-ROUNDS = 7
+BETA = 0.25
+Step = tuple[Tensor, Tensor, Tensor]  # quantised vectors, codes, the input's gradient
 
 
 class EagerVQ(nn.Module):
     """The layer as it circulates in plain PyTorch."""
 
-    def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
+    def __init__(self, codebook: Tensor) -> None:
         super().__init__()
-        self.codebook = nn.Embedding(num_embeddings, embedding_dim)
-        nn.init.uniform_(self.codebook.weight, -1 / num_embeddings, 1 / num_embeddings)
+        self.codebook = nn.Embedding.from_pretrained(codebook, freeze=False)
 
     def forward(self, z_e: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``(B, D, H, W)``."""
@@ -40,89 +34,99 @@ class EagerVQ(nn.Module):
         distances = flat.square().sum(1, keepdim=True) + codes.square().sum(1) - 2 * flat @ codes.T
         indices = distances.argmin(1)
         z_q = self.codebook(indices).view_as(x)
-        loss = F.mse_loss(z_q, x.detach()) + 0.25 * F.mse_loss(z_q.detach(), x)
-        return (x + (z_q - x).detach()).permute(0, 3, 1, 2).contiguous(), indices, loss
+        loss = F.mse_loss(z_q, x.detach()) + BETA * F.mse_loss(z_q.detach(), x)
+        return (x + (z_q - x).detach()).permute(0, 3, 1, 2).contiguous(), indices.view(x.shape[:-1]), loss
 
 
-class ChannelsLast(nn.Module):
-    """A peer that wants ``(B, T, D)``."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, z_e: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``(B, D, T)``."""
-        quantized, indices, loss = self.layer(z_e.transpose(1, 2))
-        return quantized.transpose(1, 2), indices, loss
+def codes(*shape: int) -> Tensor:
+    """The codebook that all start from."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(DEVICE)
 
 
-def train(layer: nn.Module, z_e: Tensor) -> None:
+def train(layer: nn.Module, z_e: Tensor) -> Step:
     """One step."""
-    quantized, _, loss = layer.train()(z_e.clone().requires_grad_())
+    z_e = z_e.clone().requires_grad_()
+    quantized, indices, loss = layer(z_e)
     (quantized.square().mean() + loss.sum()).backward()
+    return quantized.detach(), indices, z_e.grad
 
 
-@torch.no_grad()
-def encode(layer: nn.Module, z_e: Tensor) -> None:
-    """Codes only, where the layer can."""
-    layer.eval()
-    layer.encode(z_e) if hasattr(layer, "encode") else layer(z_e)
+def ours(k: int, d: int, decay: float | None) -> Call:
+    """``VQLayer``."""
+    layer = vqfast.VQLayer(k, d, BETA, decay).to(DEVICE)
+    layer.codebook.data.copy_(codes(k, d))
+    return partial(train, layer)
 
 
-def cases() -> dict[str, tuple[Callable, tuple[int, ...], dict[str, nn.Module]]]:
-    """What is done, to which shape, by whom; vqfast first."""
-    image, audio = (32, 64, 32, 32), (16, 128, 750)
-    found = {
-        "VQ, training": (train, image, {"vqfast": vqfast.VQLayer(512, 64), "eager": EagerVQ(512, 64)}),
-        "EMA VQ, training": (train, image, {"vqfast": vqfast.VQLayer(512, 64, decay=0.8)}),
-        "residual VQ, training": (train, audio, {"vqfast": vqfast.ResidualVQLayer(8, 1024, 128, decay=0.8)}),
-        "residual VQ, encode": (encode, audio, {"vqfast": vqfast.ResidualVQLayer(8, 1024, 128, decay=0.8)}),
+def eager(k: int, d: int, compiled: bool = False) -> Call:
+    """The common layer, plain or through torch.compile."""
+    layer = EagerVQ(codes(k, d))
+    return partial(train, torch.compile(layer) if compiled else layer)
+
+
+def peer(k: int, d: int, decay: float) -> Call:
+    """vector-quantize-pytorch's."""
+    from vector_quantize_pytorch import VectorQuantize
+
+    options = {"accept_image_fmap": True, "rotation_trick": False}
+    layer = VectorQuantize(d, k, decay=decay, commitment_weight=BETA, **options).to(DEVICE)
+    layer._codebook.embed.data.copy_(codes(1, k, d))
+    layer._codebook.embed_avg.data.copy_(codes(1, k, d))
+    return partial(train, layer)
+
+
+def check(k: int, data: Tensor, outputs: Outputs) -> None:
+    """Codes are the nearest but for rounding; the gradient is what the loss's formula says."""
+    z = data.movedim(1, -1).flatten(0, -2)
+    codebook = codes(k, z.shape[1])
+    for name, (quantized, indices, grad) in outputs.items():
+        q, grad = (t.movedim(1, -1).flatten(0, -2) for t in (quantized, grad))
+        torch.testing.assert_close(
+            q, codebook[indices.flatten()], rtol=1e-4, atol=1e-5, msg=f"{name}'s codes"
+        )
+        some = torch.cdist(z[:1024].double(), codebook.double()).amin(1)
+        assert ((z - q)[:1024].double().norm(dim=1) <= some * (1 + 1e-4) + 1e-4).all(), f"{name}'s search"
+        want = 2 * (q + BETA * (z - q)) / z.numel()
+        torch.testing.assert_close(grad, want, rtol=1e-3, atol=1e-3 / z.numel(), msg=f"{name}'s gradient")
+
+
+def step(
+    name: str, shape: tuple[int, int, int, int], k: int, contenders: dict[str, Callable[[], Call]]
+) -> Case:
+    """One training step of ``z_e`` of ``shape`` ``(B, D, H, W)``."""
+    batch, d, height, width = shape
+    n = batch * height * width
+    return Case(
+        name=f"{name}, {', '.join(map(str, shape))}, K {k}",
+        shape={"N": n, "K": k, "D": d},
+        contenders=contenders,
+        data=lambda: torch.randn(shape, device=DEVICE),
+        check=partial(check, k),
+        floor=Floor(2.0 * n * k * d, 4 * 4.0 * n * d),
+        slow=["compiled"],
+    )
+
+
+def by_gradient(shape: tuple[int, int, int, int], k: int) -> Case:
+    """A codebook that learns by its loss."""
+    d = shape[1]
+    contenders = {
+        "vqfast": partial(ours, k, d, None),
+        "eager": partial(eager, k, d),
+        "compiled": partial(eager, k, d, compiled=True),
     }
-    try:
-        from vector_quantize_pytorch import ResidualVQ, VectorQuantize
-    except ImportError:
-        print("vector-quantize-pytorch is absent: pip install vector-quantize-pytorch")
-        return found
-    peer = "vector-quantize-pytorch"
-    vq = VectorQuantize(64, 512, decay=0.8, commitment_weight=0.25, accept_image_fmap=True)
-    found["EMA VQ, training"][2][peer] = vq
-    for task in ("training", "encode"):
-        rvq = ResidualVQ(dim=128, num_quantizers=8, codebook_size=1024, decay=0.8)
-        found[f"residual VQ, {task}"][2][peer] = ChannelsLast(rvq)
-    return found
+    return step("VQ", shape, k, contenders)
 
 
-def measure() -> dict[str, object]:
-    """All cases."""
-    rows = []
-    for name, (task, shape, layers) in cases().items():
-        torch.manual_seed(0)
-        samples: dict[str, list[float]] = {peer: [] for peer in layers}
-        for _ in range(ROUNDS):
-            z_e = torch.randn(shape)
-            for peer, layer in layers.items():
-                began = time.perf_counter()
-                task(layer, z_e)
-                samples[peer].append(time.perf_counter() - began)
-        rows.append({"case": name, "shape": shape, "seconds": samples})
-        print(line(rows[-1]), flush=True)
-    return {"rows": rows}
+def by_average(shape: tuple[int, int, int, int], k: int, decay: float = 0.8) -> Case:
+    """A codebook that learns by a moving average."""
+    d = shape[1]
+    contenders = {
+        "vqfast": partial(ours, k, d, decay),
+        "vector-quantize-pytorch": partial(peer, k, d, decay),
+    }
+    return step("EMA VQ", shape, k, contenders)
 
 
-def line(row: dict) -> str:
-    """A row for people."""
-    median = {name: statistics.median(samples) for name, samples in row["seconds"].items()}
-    ours = median.pop("vqfast")
-    peers = ", ".join(f"{name} {seconds / ours:.1f}x" for name, seconds in median.items())
-    return f"| {row['case']} | {', '.join(map(str, row['shape']))} | {ours * 1e3:.1f} ms | {peers} |"
-
-
-def table(path: Path) -> str:
-    """The record as a Markdown table."""
-    rows = json.loads(path.read_text())["rows"]
-    return "| | shape | vqfast | peers |\n|---|---|---|---|\n" + "\n".join(map(line, rows))
-
-
-if __name__ == "__main__":
-    record.write("layer", measure(), table)
+IMAGES = (32, 64, 32, 32)
+CASES = [by_gradient(IMAGES, 512), by_average(IMAGES, 512), by_gradient((8, 256, 32, 32), 8192)]

@@ -1,35 +1,22 @@
-"""Nearest code against its peers: ``python -m benchmarks.nearest`` prints a table and writes a record.
+"""Nearest code.
 
-Runs are interleaved; medians count. Floor: 2 N K D operations at the rate of float32 multiply-adds on
-registers alone (``peak.cpp``, compiled for this machine); a bf16 pass may be faster than that.
+Floor: 2 N K D operations; a bf16 pass on a CPU that has it may beat that of float32. Peers search float32
+data with all threads; an index is built within the time, as a codebook changes with every step.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import statistics
-import subprocess
-import tempfile
-import time
 from collections.abc import Callable
-from pathlib import Path
-
-# torch and faiss have an OpenMP each: idle threads of one mustn't spin while the other is timed
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 from torch import Tensor
 
-from benchmarks import record
+from benchmarks.core import AbsentError, Call, Case, Floor, Outputs
+from benchmarks.machine import DEVICE
 from vqfast.functional import nearest_code
-from vqfast.ops import library, registry
 
-SHAPES = [(32768, 512, 64), (32768, 1024, 256), (32768, 8192, 256), (32768, 1024, 8), (32768, 16384, 8)]
-SMALL = [(64, 512, 64), (64, 1024, 256), (64, 1024, 8)]
-OFFSETS = [0, 100, 1000]
-
-Search = Callable[[Tensor, Tensor], Tensor]
+Data = tuple[Tensor, Tensor]
+OFFSETS = (0, 100, 1000)
 
 
 def eager(x: Tensor, codebook: Tensor) -> Tensor:
@@ -38,19 +25,26 @@ def eager(x: Tensor, codebook: Tensor) -> Tensor:
     return distances.argmin(-1)
 
 
-def cdist(x: Tensor, codebook: Tensor) -> Tensor:
+def of_pair(search: Callable[[Tensor, Tensor], Tensor]) -> Call:
+    """``search`` of a pair."""
+    return lambda data: search(*data)
+
+
+def compiled() -> Call:
+    """The eager search, through torch.compile."""
+    return of_pair(torch.compile(eager, dynamic=True))
+
+
+def cdist() -> Call:
     """``torch.cdist`` and an argmin."""
-    return torch.cdist(x, codebook).argmin(-1)
+    return of_pair(lambda x, codebook: torch.cdist(x, codebook).argmin(-1))
 
 
-def peers() -> dict[str, Search]:
-    """The searches that can run here."""
-    found: dict[str, Search] = {"vqfast": nearest_code, "eager": eager, "cdist": cdist}
-    try:
-        import faiss
-    except ImportError:
-        print("faiss is absent: pip install faiss-cpu")
-        return found
+def faiss() -> Call:
+    """faiss's exact index."""
+    import faiss
+
+    _on_cpu("faiss-cpu")
     faiss.omp_set_num_threads(torch.get_num_threads())
 
     def search(x: Tensor, codebook: Tensor) -> Tensor:
@@ -58,91 +52,96 @@ def peers() -> dict[str, Search]:
         index.add(codebook.numpy())
         return torch.from_numpy(index.search(x.numpy(), 1)[1][:, 0])
 
-    return found | {"faiss": search}
+    return of_pair(search)
 
 
-def peak_flops() -> float:
-    """Multiply-adds on registers, as operations a second of all the threads that torch uses."""
-    with tempfile.TemporaryDirectory() as folder:
-        program, source = Path(folder, "peak"), Path(__file__).with_name("peak.cpp")
-        command = [library.find_compiler(), "-O2", "-march=native", "-pthread", source, "-o", program]
-        subprocess.run(command, check=True)
-        done = subprocess.run([program, str(torch.get_num_threads())], check=True, capture_output=True)
-    return float(done.stdout)
+def scikit_learn() -> Call:
+    """scikit-learn's argmin of distances."""
+    from sklearn.metrics import pairwise_distances_argmin
+
+    _on_cpu("scikit-learn")
+    return of_pair(lambda x, codes: torch.from_numpy(pairwise_distances_argmin(x.numpy(), codes.numpy())))
 
 
-def seconds(search: Search, x: Tensor, codebook: Tensor) -> float:
-    """Seconds of one call, as the mean of enough calls to be measurable."""
-    calls, took = 1, 0.0
-    while took < 2e-3:
-        began = time.perf_counter()
-        for _ in range(calls):
-            search(x, codebook)
-        took, calls = time.perf_counter() - began, calls * 2
-    return 2 * took / calls
+def flash_kmeans() -> Call:
+    """flash-kmeans' assignment kernel."""
+    if DEVICE.type != "cuda":
+        raise AbsentError("flash-kmeans runs on a GPU only")
+    from flash_kmeans.assign_euclid_triton import euclid_assign_triton
+
+    def search(x: Tensor, codebook: Tensor) -> Tensor:
+        return euclid_assign_triton(x[None], codebook[None], x.square().sum(-1)[None])[0].long()
+
+    return of_pair(search)
 
 
-def wrong_codes(search: Search, offset: float) -> int:
-    """Rows out of 8192 with another code than float64's, where its best two differ by more than 1e-6."""
-    torch.manual_seed(0)
-    x, codebook = torch.randn(8192, 64) + offset, torch.randn(512, 64) + offset
-    exact = {"compute_mode": "donot_use_mm_for_euclid_dist"}
-    squares = torch.cdist(x.double(), codebook.double(), **exact).square()
-    best = squares.topk(2, largest=False)
-    clear = best.values[:, 1] > best.values[:, 0] * (1 + 1e-6)
-    return int(((search(x, codebook) != best.indices[:, 0]) & clear).sum())
+def _on_cpu(name: str) -> None:
+    if DEVICE.type != "cpu":
+        raise AbsentError(f"{name} runs on a CPU only")
 
 
-def measure() -> dict[str, object]:
-    """All shapes and offsets."""
-    searches, peak, rows = peers(), peak_flops(), []
-    for shape in SHAPES + SMALL:
-        n, k, d = shape
-        torch.manual_seed(0)
-        x, codebook = torch.randn(n, d), torch.randn(k, d)
-        samples: dict[str, list[float]] = {name: [] for name in searches}
-        for _ in range(3 if n * k * d > 1e10 else 9):
-            for name, search in searches.items():
-                samples[name].append(seconds(search, x, codebook))
-        rows.append({"shape": shape, "seconds": samples, "fraction_of_peak": 0.0})
-        rows[-1]["fraction_of_peak"] = 2 * n * k * d / peak / statistics.median(samples["vqfast"])
-        print(f"{shape}: {line(rows[-1])}", flush=True)
-    return {
-        "backend": registry.backend("nearest", torch.zeros(1)).__name__,
-        "multiply_add_gflops": peak / 1e9,
-        "rows": rows,
-        "wrong_codes_of_8192": {
-            name: {offset: wrong_codes(search, offset) for offset in OFFSETS}
-            for name, search in searches.items()
-        },
-    }
+PEERS: dict[str, Callable[[], Call]] = {
+    "vqfast": lambda: of_pair(nearest_code),
+    "eager": lambda: of_pair(eager),
+    "compiled": compiled,
+    "cdist": cdist,
+    "faiss": faiss,
+    "scikit-learn": scikit_learn,
+    "flash-kmeans": flash_kmeans,
+}
+SWEPT = {name: PEERS[name] for name in ("vqfast", "eager", "faiss", "flash-kmeans")}
 
 
-def line(row: dict) -> str:
-    """A row's figures for people."""
-    median = {name: statistics.median(samples) for name, samples in row["seconds"].items()}
-    others = " | ".join(f"{median[name] / median['vqfast']:.2f}x" for name in median if name != "vqfast")
-    return f"{median['vqfast'] * 1e3:.3g} ms | {others} | {row['fraction_of_peak']:.0%}"
+def check(data: Data, outputs: Outputs) -> None:
+    """No code is further than float64's nearest one by more than rounding; ours by next to nothing."""
+    x, codebook = data[0][:256].double(), data[1].double()
+    exact = torch.cdist(x, codebook, compute_mode="donot_use_mm_for_euclid_dist").square()
+    for name, indices in outputs.items():
+        chosen = exact.gather(1, indices[: len(x), None])[:, 0]
+        allowed = 1e-6 if name == "vqfast" else 1e-3  # TF32, on a GPU
+        assert (chosen <= exact.amin(1) * (1 + allowed) + allowed).all(), f"{name} finds wrong codes"
 
 
-def table(path: Path) -> str:
-    """The record as Markdown tables."""
-    found = json.loads(path.read_text())
-    names = [name for name in found["rows"][0]["seconds"] if name != "vqfast"]
-    head = f"| N, K, D | vqfast | {' | '.join(names)} | of the float32 peak |\n"
-    speed = [f"| {', '.join(map(str, row['shape']))} | {line(row)} |" for row in found["rows"]]
-    wrong = found["wrong_codes_of_8192"]
-    errors = [f"| {name} | {' | '.join(map(str, of.values()))} |" for name, of in wrong.items()]
-    return "\n".join(
-        [
-            head + "|---" * (len(names) + 3) + "|",
-            *speed,
-            f"\n| wrong codes of 8192 | {' | '.join(f'shifted by {offset}' for offset in OFFSETS)} |",
-            "|---" * (len(OFFSETS) + 1) + "|",
-            *errors,
-        ]
+def search(
+    n: int, k: int, d: int, peers: dict[str, Callable[[], Call]] = PEERS, sweep: str | None = None
+) -> Case:
+    """The case of ``n`` vectors, ``k`` codes, ``d`` channels."""
+    return Case(
+        name=f"N {n}, K {k}, D {d}",
+        shape={"N": n, "K": k, "D": d},
+        contenders=peers,
+        data=lambda: (torch.randn(n, d, device=DEVICE), torch.randn(k, d, device=DEVICE)),
+        check=check,
+        floor=Floor(2.0 * n * k * d, 4.0 * (n * d + k * d) + 8.0 * n),
+        sweep=sweep,
+        slow=["vqfast"] if n * k > 2e8 and DEVICE.type == "cpu" else (),
     )
 
 
-if __name__ == "__main__":
-    record.write("nearest", measure(), table)
+SHAPES = [(32768, 512, 64), (32768, 1024, 256), (32768, 8192, 256), (32768, 1024, 8), (32768, 16384, 8)]
+SMALL = [(64, 512, 64), (64, 1024, 256), (64, 1024, 8)]
+CASES = [search(*shape) for shape in SHAPES + SMALL]
+CASES += [search(n, 1024, 64, SWEPT, "N") for n in (64, 512, 4096, 32768, 262144)]
+CASES += [search(8192, k, 64, SWEPT, "K") for k in (16, 128, 1024, 8192, 65536)]
+CASES += [search(8192, 1024, d, SWEPT, "D") for d in (2, 8, 32, 128, 512)]
+
+
+def findings() -> dict[str, dict[str, dict[str, int]]]:
+    """Rows of 8192 with another code than float64's, where its best two differ by more than 1e-6."""
+    counts: dict[str, dict[str, int]] = {}
+    for offset in OFFSETS:
+        torch.manual_seed(0)
+        data = [torch.randn(size, 64, device=DEVICE) + offset for size in (8192, 512)]
+        distances = torch.cdist(
+            *(part.double() for part in data), compute_mode="donot_use_mm_for_euclid_dist"
+        )
+        best = distances.square().topk(2, largest=False)
+        clear = best.values[:, 1] > best.values[:, 0] * (1 + 1e-6)
+        for name, build in PEERS.items():
+            try:
+                found = build()(data)
+            except (AbsentError, ImportError):
+                continue
+            wrong = int(((found != best.indices[:, 0]) & clear).sum())
+            counts.setdefault(name, {})[f"shifted by {offset}"] = wrong
+    return {"wrong codes of 8192": counts}

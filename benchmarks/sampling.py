@@ -1,115 +1,130 @@
-"""Prior sampling, the naive sampler against the executors: ``python -m benchmarks.sampling`` records it.
+"""Sampling a prior: the naive loop, the cached sampler in PyTorch, and the default.
 
-The naive sampler is timed on its first positions and scaled to all: each costs it the same full pass.
-Runs are interleaved; medians count. Floor: the arithmetic on visible taps at this machine's peak, which is
-multiply-adds on registers alone.
+The naive loop runs for its first positions only, and its time is scaled to all: each costs the same full
+pass. Floor: the products of visible taps; those with one-hot codes are lookups and don't count.
 """
 
 from __future__ import annotations
 
-import copy
-import json
-import os
-import statistics
-import time
-from contextlib import suppress
-from itertools import pairwise
-from pathlib import Path
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # PyTorch's idle threads mustn't spin beside ours
+from collections.abc import Callable
+from functools import partial
 
 import torch
 
 import vqfast
-from benchmarks import record
-from benchmarks.nearest import peak_flops
+from benchmarks.core import Call, Case, Floor, Outputs
+from benchmarks.machine import DEVICE
 from vqfast.prior.base import CausalPrior
+from vqfast.prior.noise import gumbel
 from vqfast.prior.program import CODES
 
-ROUNDS = 3
 NAIVE_POSITIONS = 3
-
-
-def gated(channels: int) -> vqfast.PixelCNN:
-    """The gated PixelCNN of 15 layers, K 512."""
-    return vqfast.PixelCNN(512, channels, 15)
-
-
-CASES = {
-    "gated 32x32, K 512, 128 channels, 15 layers": (lambda: gated(128), (32, 32), (1, 16)),
-    "gated 8x8, K 512, 64 channels, 15 layers": (lambda: gated(64), (8, 8), (1, 64)),
-    "Keras 7x7, K 128": (lambda: vqfast.ResidualPixelCNN(), (7, 7), (1, 256)),
-    "WaveNet 16000 steps, K 256, 64 channels, 30 layers": (lambda: vqfast.WaveNet(), (16000,), (1,)),
-}
+OURS = ("vqfast",)
 
 
 class _EnoughError(Exception):
     pass
 
 
-def naive_seconds(prior: CausalPrior, batch: int, shape: tuple[int, ...]) -> float:
-    """Seconds for a whole batch by the naive sampler, from its first positions."""
-    times = [time.perf_counter()]
+def naive(make: Callable[[], CausalPrior], batch: int, shape: tuple[int, ...]) -> Call:
+    """The loop that everybody writes, for its first positions."""
+    prior = make().to(DEVICE).eval()
 
-    def stop(_: int) -> None:
-        times.append(time.perf_counter())
-        if len(times) > NAIVE_POSITIONS:
-            raise _EnoughError
+    def run(seed: int) -> None:
+        left = [NAIVE_POSITIONS]
 
-    with suppress(_EnoughError):
-        prior.sample(batch, shape, method="naive", batch_size=batch, progress=stop)
-    steps = [after - before for before, after in pairwise(times)]
-    return statistics.median(steps) * torch.Size(shape).numel()
+        def stop(_: int) -> None:
+            left[0] -= 1
+            if not left[0]:
+                raise _EnoughError
+
+        try:
+            prior.sample(batch, shape, method="naive", batch_size=batch, seed=seed, progress=stop)
+        except _EnoughError:
+            return
+
+    return run
 
 
-def seconds(prior: CausalPrior, batch: int, shape: tuple[int, ...], method: str, seed: int) -> float:
-    """Seconds for a whole batch."""
-    began = time.perf_counter()
-    prior.sample(batch, shape, method=method, batch_size=batch, seed=seed)
-    return time.perf_counter() - began
+def sampler(
+    make: Callable[[], CausalPrior], batch: int, shape: tuple[int, ...], method: str, dtype: torch.dtype
+) -> Call:
+    """One of ours."""
+    prior = make().to(DEVICE, dtype).eval()
+    return lambda seed: prior.sample(batch, shape, method=method, batch_size=batch, seed=seed)
+
+
+def check(make: Callable[[], CausalPrior], shape: tuple[int, ...], seed: int, outputs: Outputs) -> None:
+    """The first sample's codes maximise the model's own logits plus the noise, but for rounding."""
+    torch.manual_seed(0)  # as the contenders' weights
+    prior, number = make().to(DEVICE).eval(), torch.zeros(1, dtype=torch.int64, device=DEVICE)
+    positions = torch.arange(torch.Size(shape).numel(), device=DEVICE)
+    noise = gumbel(seed, number, positions, prior.num_embeddings)[0]
+    for name, codes in outputs.items():
+        if codes is None:  # the naive loop, cut short
+            continue
+        with torch.no_grad():
+            logits = prior(codes[:1])[0].flatten(1).T.double()
+        agree = ((logits + noise).argmax(1) == codes[0].flatten()).double().mean()
+        assert agree > (0.9 if "bfloat16" in name else 0.99), f"{name}: {agree:.1%} of the codes are right"
 
 
 def flop(prior: CausalPrior, shape: tuple[int, ...]) -> float:
-    """Operations a sample on visible taps; products with one-hot codes are lookups and don't count."""
+    """Operations a sample on visible taps."""
     program, weights = prior.lower()
     terms = [t for step in program.steps for t in step.terms if t.source != CODES and t.weight is not None]
     return 2.0 * sum(weights[t.weight].numel() for t in terms) * torch.Size(shape).numel()
 
 
-def measure() -> dict[str, object]:
-    """All cases."""
-    peak, rows = peak_flops(), []
-    for name, (build, shape, batches) in CASES.items():
-        torch.manual_seed(0)
-        prior = build().eval()
-        executors = {method: (prior, method) for method in ("torch", "native")}
-        executors["native, bfloat16 weights"] = copy.deepcopy(prior).bfloat16(), "native"
-        for batch in batches:
-            samples: dict[str, list[float]] = {"naive": [], **{name: [] for name in executors}}
-            for seed in range(ROUNDS):
-                samples["naive"].append(naive_seconds(prior, batch, shape))
-                for executor, (own, method) in executors.items():
-                    samples[executor].append(seconds(own, batch, shape, method, seed))
-            floor = batch * flop(prior, shape) / peak
-            rows.append({"case": name, "batch": batch, "seconds": samples, "floor_seconds": floor})
-            print(f"{name}, batch {batch}: {line(rows[-1])}", flush=True)
-    return {"multiply_add_gflops": peak / 1e9, "naive_positions_timed": NAIVE_POSITIONS, "rows": rows}
+def sampling(
+    name: str,
+    make: Callable[[], CausalPrior],
+    batch: int,
+    shape: tuple[int, ...],
+    sizes: dict[str, int] | None = None,
+    sweep: str | None = None,
+    slow: tuple[str, ...] = (),
+) -> Case:
+    """``batch`` samples of ``shape``; ``sizes``: of the prior, for the plots."""
+    positions = torch.Size(shape).numel()
+    by = partial(sampler, make, batch, shape)
+    contenders = {
+        "vqfast": partial(by, "auto", torch.float32),
+        "naive": partial(naive, make, batch, shape),
+        "cached": partial(by, "cached", torch.float32),
+        "vqfast, bfloat16 weights": partial(by, "auto", torch.bfloat16),
+    }
+    if sweep:
+        del contenders["vqfast, bfloat16 weights"]
+    return Case(
+        name=f"{name}, batch {batch}",
+        shape={"batch": batch, "grid": shape[-1], **(sizes or {})},
+        contenders=contenders,
+        data=lambda: int(torch.randint(2**31, ())),
+        check=partial(check, make, shape),
+        floor=Floor(batch * flop(make(), shape)),
+        parts={"naive": min(1.0, NAIVE_POSITIONS / positions)},
+        sweep=sweep,
+        slow=slow,
+    )
 
 
-def line(row: dict) -> str:
-    """A row's figures for people."""
-    naive, cached, native, narrow = (statistics.median(samples) for samples in row["seconds"].values())
-    ratios = f"{naive / native:.0f}x | {cached / native:.1f}x | {row['floor_seconds'] / native:.0%}"
-    return f"{naive:.3g} s | {cached:.3g} s | {native:.3g} s | {ratios} | {narrow:.3g} s"
+def gated(channels: int, layers: int, side: int, batch: int, sweep: str | None = None) -> Case:
+    """The gated PixelCNN, K 512."""
+    make = partial(vqfast.PixelCNN, 512, channels, layers)
+    name = f"gated {side}x{side}, {channels} channels, {layers} layers"
+    return sampling(name, make, batch, (side, side), {"layers": layers}, sweep)
 
 
-def table(path: Path) -> str:
-    """The record as a Markdown table."""
-    rows = json.loads(path.read_text())["rows"]
-    names = "prior", "batch", "naive", "torch", "native", "naive / native", "torch / native", "of the peak"
-    head = f"| {' | '.join(names)} | native, bfloat16 weights |\n{'|---' * (len(names) + 1)}|\n"
-    return head + "\n".join(f"| {r['case']} | {r['batch']} | {line(r)} |" for r in rows)
-
-
-if __name__ == "__main__":
-    record.write("sampling", measure(), table)
+CASES = [
+    gated(128, 15, 32, 1),
+    gated(128, 15, 32, 16),
+    gated(64, 15, 8, 1),
+    gated(64, 15, 8, 64),
+    sampling("Keras 7x7, K 128", vqfast.ResidualPixelCNN, 1, (7, 7)),
+    sampling("Keras 7x7, K 128", vqfast.ResidualPixelCNN, 256, (7, 7)),
+    sampling("WaveNet 16000 steps, K 256, 64 channels, 30 layers", vqfast.WaveNet, 1, (16000,), slow=OURS),
+]
+CASES += [gated(64, 15, 8, batch, "batch") for batch in (1, 2, 4, 8, 16, 32, 64)]
+CASES += [gated(64, 15, side, 4, "grid") for side in (4, 8, 16, 32)]
+CASES += [gated(64, layers, 8, 4, "layers") for layers in (2, 4, 8, 16, 32)]

@@ -1,10 +1,5 @@
-import importlib
 import re
 from pathlib import Path
-
-import pytest
-
-from benchmarks.record import RESULTS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -33,11 +28,3 @@ def test_the_commands_of_the_readme_exist():
     assert len(lines) >= 6
     for line in lines:
         _parser().parse_args(line)  # exits on an unknown command or option
-
-
-@pytest.mark.parametrize("name", ["sampling", "nearest", "layer"])
-def test_the_tables_are_the_records(name):
-    benchmark = importlib.import_module(f"benchmarks.{name}")
-    records = sorted(RESULTS.glob(f"{name}-*.json"))
-    assert records
-    assert all(benchmark.table(record) in README for record in records)

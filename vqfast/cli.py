@@ -505,7 +505,9 @@ def _info() -> None:
         probe = torch.empty(0, device=device)
         for op in registry.TABLE:
             for backend in registry.BACKENDS:
-                print(f"{device:5} {op:12} {backend:10} {registry.refusal(op, backend, probe) or 'runs'}")
+                refused = registry.refusal(op, backend, probe)
+                standing = "" if refused else registry.standing(op, backend, probe.device)
+                print(f"{device:5} {op:12} {backend:10} {refused or 'runs'}{standing and f' ({standing})'}")
     print(f"samplers: {', '.join(EXECUTORS)}")
 
 

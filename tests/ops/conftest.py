@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -36,19 +39,27 @@ def interpreter_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builder, "create_dot", dot)
 
 
-def runnable(op: str) -> list[str]:
-    return [name for name in registry.TABLE[op] if registry.refusal(op, name, torch.zeros(1)) is None]
+def device_of(op: str, backend: str) -> str | None:
+    """Where a backend is tested: on the CPU if it can run there, else on a GPU if there is one."""
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    found = (d for d in devices if registry.refusal(op, backend, torch.zeros(1, device=d)) is None)
+    return next(found, None)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backend" in metafunc.fixturenames:
-        metafunc.parametrize("backend", runnable(metafunc.module.OP), indirect=True)
+        op = metafunc.module.OP
+        here = [(op, name) for name in registry.TABLE[op] if device_of(op, name)]
+        metafunc.parametrize("backend", here, indirect=True, ids=[name for _, name in here])
 
 
 @pytest.fixture
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("VQFAST_BACKEND", request.param)
-    return request.param
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    op, name = request.param
+    monkeypatch.setenv("VQFAST_BACKEND", name)
+    device = device_of(op, name)
+    with torch.device(device) if device != "cpu" else nullcontext():  # where the test's tensors are made
+        yield name
 
 
 @pytest.fixture
@@ -60,7 +71,8 @@ def assert_nearest():
     """
 
     def check(indices: Tensor, x: Tensor, codebook: Tensor, exact: bool = False) -> None:
-        x, codebook = x.detach().double().numpy(), codebook.detach().double().numpy()
+        x, codebook = (t.detach().double().cpu().numpy() for t in (x, codebook))
+        indices = indices.cpu()
         differences = (x - codebook[..., k, None, :] for k in range(codebook.shape[-2]))
         distances = np.stack([np.einsum("...d,...d->...", each, each) for each in differences], -1)
         assert indices.dtype == torch.int64

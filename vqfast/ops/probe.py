@@ -10,8 +10,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-# Device names whose record in benchmarks/results/ shows that the test matrix passed there.
-VOUCHED: frozenset[str] = frozenset()
+from vqfast.ops import records
 
 _verdicts: dict[tuple, str | None] = {}  # None: the kernel may run
 
@@ -111,7 +110,7 @@ def failure(op: str, backend: str, tensor: Tensor, channels: int) -> str | None:
     them); warns when it finds something. Under CUDA graph capture nothing can be compared: ``None``.
     """
     device = tensor.device
-    if device.type != "cuda" or torch.cuda.get_device_name(device) in VOUCHED:
+    if device.type != "cuda" or records.passed(op, backend, torch.cuda.get_device_name(device)):
         return None
     return verdict(op, backend, device, tensor.dtype, channels)
 

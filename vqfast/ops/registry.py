@@ -15,7 +15,7 @@ from types import ModuleType
 
 import torch
 
-from vqfast.ops import library, probe
+from vqfast.ops import library, probe, records
 
 BACKENDS = ("cuda", "native", "triton", "reference")  # the order of preference
 
@@ -29,13 +29,15 @@ class Support:
     """What one backend of one op can run.
 
     ``devices=None`` means every device. ``unavailable`` says why it can't run here; it is asked last.
-    ``probed``: its first use on a device is compared with the reference, see ``probe.py``.
+    ``probed``: its first use on a device model without a record is compared with the reference, see
+    ``probe.py``. ``recorded``: without a record it doesn't run, unless it is asked for.
     """
 
     dtypes: frozenset[torch.dtype]
     devices: frozenset[str] | None = None
     unavailable: Callable[[], str | None] = lambda: None
     probed: bool = False
+    recorded: bool = False
 
 
 def interpreted() -> bool:
@@ -73,6 +75,22 @@ def refusal(op: str, backend: str, tensor: torch.Tensor) -> str | None:
     return None
 
 
+def standing(op: str, backend: str, device: torch.device) -> str:
+    """What a record says of a backend that can run on ``device``; nothing where none is wanted."""
+    support = TABLE[op][backend]
+    if device.type != "cuda" or not (support.probed or support.recorded):
+        return ""
+    if reason := _unrecorded(op, backend, device):
+        return f"{reason}: {'only if asked for' if support.recorded else 'compared with the reference first'}"
+    return "a record shows that it passed"
+
+
+def _unrecorded(op: str, backend: str, device: torch.device) -> str | None:
+    """Says so if there is no record of ``backend``'s ``op`` on a device of that model."""
+    name = torch.cuda.get_device_name(device)
+    return None if records.passed(op, backend, name) else f"no record of {backend} {op} on {name}"
+
+
 def forced_backend() -> str | None:
     """The backend that ``VQFAST_BACKEND`` asks for, if any.
 
@@ -95,6 +113,8 @@ def backend(op: str, tensor: torch.Tensor, channels: int | None = None) -> Modul
     reasons = []
     for name in (forced,) if forced else BACKENDS:
         reason = refusal(op, name, tensor)
+        if reason is None and forced is None and TABLE[op][name].recorded:
+            reason = _unrecorded(op, name, tensor.device)
         if reason is None and channels is not None and TABLE[op][name].probed:
             reason = probe.failure(op, name, tensor, channels)
         if reason is None:

@@ -1,0 +1,137 @@
+"""The machine: what it is, what its rates are, and how much memory a call takes."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import platform
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+import vqfast
+from vqfast.ops import library
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+PEERS = (
+    "triton",
+    "faiss-cpu",
+    "scikit-learn",
+    "vector-quantize-pytorch",
+    "flash-kmeans",
+    "transformers",
+    "diffusers",
+)
+ROOT = Path(__file__).parents[1]
+
+
+class Peak(NamedTuple):
+    """Rates that nothing exceeds for long, and how they were found."""
+
+    flops: float
+    bytes: float
+    how: str
+
+
+def synchronize() -> None:
+    """Waits for the device."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def best(call: Callable[[], object], rounds: int = 5) -> float:
+    """The least of some times of ``call``, in seconds."""
+    times = []
+    for _ in range(rounds):
+        synchronize()
+        began = time.perf_counter()
+        call()
+        synchronize()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def peak() -> Peak:
+    """The floors' rates: a CPU's of float32 on registers alone, a GPU's of a large bf16 product; a copy's."""
+    block = torch.ones(2**26, device=DEVICE)  # 256 MB
+    copied, target = 2 * block.nbytes, torch.empty_like(block)
+    rate = copied / best(lambda: target.copy_(block))
+    if DEVICE.type == "cpu":
+        try:
+            return Peak(_on_registers(), rate, "float32 multiply-adds on registers; a copy of 256 MB")
+        except RuntimeError:  # no compiler
+            size, dtype = 2048, torch.float32
+    else:
+        size, dtype = 8192, torch.bfloat16
+    a = torch.randn(size, size, device=DEVICE, dtype=dtype)
+    flops = 2 * size**3 / best(lambda: a @ a)
+    return Peak(flops, rate, f"a product of {size}, {dtype}; a copy of 256 MB")
+
+
+def _on_registers() -> float:
+    """Operations a second of all the threads that torch uses."""
+    with tempfile.TemporaryDirectory() as folder:
+        program, source = Path(folder, "peak"), Path(__file__).with_name("peak.cpp")
+        command = [library.find_compiler(), "-O2", "-march=native", "-pthread", source, "-o", program]
+        subprocess.run(command, check=True)
+        done = subprocess.run([program, str(torch.get_num_threads())], check=True, capture_output=True)
+    return float(done.stdout)
+
+
+def added_memory(call: Callable[[], object]) -> int | None:
+    """Bytes by which ``call`` raises the memory in use at most; ``None`` where that can't be told."""
+    gc.collect()
+    if DEVICE.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return torch.cuda.max_memory_allocated() - before
+    if not Path("/proc/self/clear_refs").exists():
+        return None
+    ctypes.CDLL(None).malloc_trim(0)  # what is free already would hide what is asked for
+    Path("/proc/self/clear_refs").write_text("5")  # the kernel forgets the peak so far
+    before = _status("VmRSS")
+    call()
+    return _status("VmHWM") - before
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def name() -> str:
+    """The device as a record calls it."""
+    if DEVICE.type == "cuda":
+        return torch.cuda.get_device_name()
+    found = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
+    threads = torch.get_num_threads()
+    return f"{threads} core{'s' * (threads > 1)}, {found.group(1) if found else platform.processor()}"
+
+
+def conditions() -> dict[str, object]:
+    """What else a record says of where and with what it was measured."""
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "vqfast": vqfast.__version__}
+    for peer in PEERS:
+        try:
+            versions[peer] = metadata.version(peer)
+        except metadata.PackageNotFoundError:
+            continue
+    return {"commit": _commit(), "threads": torch.get_num_threads(), "versions": versions}
+
+
+def _commit() -> str:
+    """Of the working tree; ``+`` where it has changes, other than in records."""
+
+    def git(*arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+
+    changed = git("diff", "--quiet", "HEAD", "--", ".", ":!benchmarks/results").returncode
+    return git("rev-parse", "--short=12", "HEAD").stdout.strip() + "+" * (changed == 1) or "unknown"

@@ -1,0 +1,79 @@
+"""Residual VQ, as audio codecs have it: a training step with moving averages, and encoding.
+
+Floor: the products of all stages' searches.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+import vqfast
+from benchmarks.core import Call, Case, Floor, Outputs
+from benchmarks.layer import BETA, codes, train
+from benchmarks.machine import DEVICE
+
+DECAY = 0.8
+
+
+def ours(sizes: tuple[int, int, int], training: bool) -> Call:
+    """``ResidualVQLayer``."""
+    layer = vqfast.ResidualVQLayer(*sizes, beta=BETA, decay=DECAY).to(DEVICE).train(training)
+    for stage, codebook in zip(layer.stages, codes(*sizes), strict=True):
+        stage.codebook.copy_(codebook)
+    return partial(train, layer) if training else layer.encode
+
+
+def peer(sizes: tuple[int, int, int], training: bool) -> Call:
+    """vector-quantize-pytorch's."""
+    from vector_quantize_pytorch import ResidualVQ
+
+    q, k, d = sizes
+    options = {"commitment_weight": BETA, "rotation_trick": False}
+    layer = ResidualVQ(dim=d, num_quantizers=q, codebook_size=k, decay=DECAY, **options).to(DEVICE)
+    for stage, codebook in zip(layer.train(training).layers, codes(*sizes), strict=True):
+        stage._codebook.embed.data.copy_(codebook[None])
+        stage._codebook.embed_avg.data.copy_(codebook[None])
+
+    def channels_first(z_e: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        quantized, indices, loss = layer(z_e.transpose(1, 2))
+        return quantized.transpose(1, 2), indices, loss
+
+    return partial(train, channels_first) if training else torch.no_grad()(lambda z: channels_first(z)[1])
+
+
+def check(sizes: tuple[int, int, int], data: Tensor, outputs: Outputs) -> None:
+    """All but near ties are float64's codes, stage after stage."""
+    residual, want = data[:1].transpose(1, 2)[0].double(), []
+    for codebook in codes(*sizes).double():
+        distances = torch.cdist(residual, codebook, compute_mode="donot_use_mm_for_euclid_dist")
+        want.append(distances.argmin(1))
+        residual = residual - codebook[want[-1]]
+    for name, output in outputs.items():
+        indices = output[1] if isinstance(output, tuple) else output
+        agree = (indices[0] == torch.stack(want, -1)).all(-1).double().mean()
+        assert agree > 0.99, f"{name} agrees with float64 on {agree:.1%} of the vectors"
+
+
+def residual(name: str, batch: int, frames: int, sizes: tuple[int, int, int], training: bool) -> Case:
+    """``batch`` clips of so many frames; ``sizes``: stages, K, D."""
+    q, k, d = sizes
+    return Case(
+        name=f"{name}, {batch}, {d}, {frames}; {q} stages, K {k}",
+        shape={"N": batch * frames, "Q": q, "K": k, "D": d},
+        contenders={
+            "vqfast": partial(ours, sizes, training),
+            "vector-quantize-pytorch": partial(peer, sizes, training),
+        },
+        data=lambda: torch.randn(batch, d, frames, device=DEVICE),
+        check=partial(check, sizes),
+        floor=Floor(2.0 * q * batch * frames * k * d),
+    )
+
+
+CASES = [
+    residual("training", 16, 750, (8, 1024, 128), True),
+    residual("encode", 16, 750, (8, 1024, 128), False),
+]

@@ -1,0 +1,182 @@
+"""Records as Markdown. README's tables come from here, between markers: nobody types a figure."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+from benchmarks.machine import ROOT
+from benchmarks.record import RESULTS, Record, Row, median, path, quartiles, read
+
+MARKED = re.compile(r"(<!-- (\w+) ([\w-]+) ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def grid(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def duration(seconds: float) -> str:
+    """With three digits and a fitting unit."""
+    scale, unit = next(
+        (s, unit) for s, unit in ((1.0, "s"), (1e3, "ms"), (1e6, "us")) if seconds * s >= 1 or unit == "us"
+    )
+    return f"{seconds * scale:.3g} {unit}"
+
+
+def _size(found: int | None) -> str:
+    if found is None:
+        return ""
+    return f"; {found / 2**20:.0f} MB" if found >= 2**20 else "; <1 MB"
+
+
+def _peer(row: Row, name: str) -> str:
+    """How many times as long as ours, bold if a peer is faster, ``~`` if a part was timed; memory."""
+    for why in ("absent", "wrong"):
+        if name in row[why]:
+            return why
+    if name not in row["seconds"]:
+        return ""
+    medians = median(row)
+    ratio = medians[name] / next(iter(medians.values()))
+    text = f"{ratio:.3g}x" if ratio < 10 else f"{ratio:.0f}x"
+    text = ("~" if row["parts"].get(name, 1) < 1 else "") + text
+    lost = ratio < 1 and not name.startswith("vqfast")  # which may be ours with other weights
+    return (f"**{text}**" if lost else text) + _size(row["memory"].get(name))
+
+
+def line(row: Row) -> str:
+    """A row while the suites run."""
+    medians = median(row)
+    return ", ".join(f"{name} {duration(took)}" for name, took in medians.items())
+
+
+def suite(record: Record, name: str) -> str:
+    """The cases of one suite that aren't points of a growth curve."""
+    rows = [row for row in record["suites"][name]["rows"] if not row["sweep"]]
+    seen = dict.fromkeys(c for row in rows for c in (*row["seconds"], *row["absent"], *row["wrong"]))
+    ran = {c for row in rows for c in (*row["seconds"], *row["wrong"])}
+    peers = [c for c in seen if c != "vqfast" and c in ran]
+    floors = any(row["floor"] for row in rows)
+    cells = []
+    for row in rows:
+        ours, (lower, upper) = median(row)["vqfast"], quartiles(row["seconds"]["vqfast"])
+        memory = _size(row["memory"].get("vqfast"))
+        cells.append([row["case"], f"{duration(ours)} ({_spread(lower, upper, ours)}){memory}"])
+        cells[-1] += [_peer(row, peer) for peer in peers]
+        if floors:
+            cells[-1].append(f"{row['floor']['seconds'] / ours:.1%}" if row["floor"] else "")
+    return grid([name.replace("_", " "), "vqfast", *peers, *(["of the floor"] if floors else [])], cells)
+
+
+def _spread(lower: float, upper: float, middle: float) -> str:
+    return f"±{(upper - lower) / 2 / middle:.0%}"
+
+
+def findings(record: Record, name: str) -> str:
+    """What a suite counted rather than timed."""
+    tables = []
+    for title, counts in record["suites"][name].get("findings", {}).items():
+        columns = list(next(iter(counts.values())))
+        rows = [[who, *(str(found[column]) for column in columns)] for who, found in counts.items()]
+        tables.append(grid([title, *columns], rows))
+    return "\n".join(tables)
+
+
+def growth(record: Record, name: str) -> str:
+    """Of each axis, the exponent between neighbouring sizes: 1 is linear, 0 is for nothing."""
+    tables = []
+    for axis, rows in curves(record, name).items():
+        sizes = [row["shape"][axis] for row in rows]
+        times = [median(row) for row in rows]
+        cells = []
+        for who in times[0]:
+            steps = zip(pairwise(sizes), pairwise(found[who] for found in times), strict=True)
+            slopes = [f"{math.log(b / a) / math.log(n / m):.2f}" for (m, n), (a, b) in steps]
+            cells.append([who, *slopes])
+        head = [f"exponent of {axis}", *(f"{m} to {n}" for m, n in pairwise(sizes))]
+        tables.append(grid(head, cells))
+    return "\n".join(tables)
+
+
+def curves(record: Record, name: str) -> dict[str, list[Row]]:
+    """The points of each growth curve of a suite, by axis."""
+    found: dict[str, list[Row]] = {}
+    for row in record["suites"][name]["rows"]:
+        if row["sweep"]:
+            found.setdefault(row["sweep"], []).append(row)
+    return found
+
+
+def conditions(record: Record, _: str) -> str:
+    """When and with what the suites were measured: a line for those that share it."""
+    found: dict[str, list[str]] = {}
+    for name, about in record["suites"].items():
+        versions = ", ".join(f"{package} {version}" for package, version in about["versions"].items())
+        threads = f"{about['threads']} thread{'s' * (about['threads'] > 1)}"
+        line = (
+            f"commit {about['commit']}, {threads}, {about['form']} form, {about['rounds']} rounds; {versions}"
+        )
+        found.setdefault(line, []).append(name.replace("_", " "))
+    lines = "".join(f"- {', '.join(names)}: {line}\n" for line, names in found.items())
+    return f"{record['device']}\n\n{lines}"
+
+
+def pictures(record: Record) -> Iterator[tuple[str, list[str]]]:
+    """The names of a record's pictures, and of the suites that each shows."""
+    timed = [name for name in record["suites"] if name != "first_result"]
+    if timed:
+        yield "ratios", timed
+    for name in record["suites"]:
+        if curves(record, name):
+            yield f"growth-{name}", [name]
+    if "first_result" in record["suites"]:
+        yield "first-result", ["first_result"]
+
+
+def picture_path(where: Path, picture: str) -> Path:
+    """Of a picture of the record at ``where``."""
+    return where.with_name(f"{where.stem}-{picture}.png")
+
+
+def plot(record: Record, picture: str) -> str:
+    """A link to a picture, if the record has it."""
+    if picture not in dict(pictures(record)):
+        return ""
+    target = picture_path(path(record["device"]), picture).relative_to(ROOT)
+    return f"![{picture.replace('-', ' ')}, {record['device']}]({target.as_posix()})\n"
+
+
+KINDS = {"table": suite, "findings": findings, "growth": growth, "conditions": conditions, "plot": plot}
+
+
+def filled(text: str) -> str:
+    """``text`` with every part between ``<!-- kind suite device -->`` and ``<!-- end -->`` made anew.
+
+    A suite that the record lacks leaves nothing there.
+
+    Raises:
+        KeyError: there is no such kind or device.
+    """
+
+    def make(found: re.Match) -> str:
+        start, kind, name, device, end = found.groups()
+        record = read(RESULTS / f"{device}.json")
+        absent = kind not in ("plot", "conditions") and name not in record["suites"]
+        made = "" if absent else KINDS[kind](record, name)
+        return f"{start}\n{made}\n{end}" if made else f"{start}{end}"
+
+    return MARKED.sub(make, text)
+
+
+def printed(record: Record) -> str:
+    """All of a record."""
+    parts = [conditions(record, "all")]
+    for name in record["suites"]:
+        parts.append(suite(record, name))
+        parts += [made for kind in (findings, growth) if (made := kind(record, name))]
+    return "\n".join(parts)

@@ -1,0 +1,95 @@
+"""The GPU gate as far as it goes without a GPU."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import __main__ as command
+from benchmarks import gate, machine
+from vqfast.ops import records, registry
+from vqfast.ops.nearest.tunings import Tuning
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so_and_fails(capsys) -> None:
+    assert command.main(["--gpu-gate"]) == 2
+    assert "needs a CUDA device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fails", [None, "test_quantize.py"])
+def test_gate_tests_every_gpu_kernel_and_records_what_passed(tmp_path: Path, monkeypatch, fails) -> None:
+    def run_tests(files: list[str], *options: str) -> dict[str, object]:
+        return {"passed": fails is None or fails not in files[0], "summary": " ".join(options), "failed": []}
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(machine, "name", lambda: "a GPU")
+    monkeypatch.setattr(records, "FOLDER", tmp_path / "records")
+    monkeypatch.setattr(gate, "run_tests", run_tests)
+    monkeypatch.setattr(gate, "sweeps", lambda: {})
+    where = tmp_path / "a-gpu.json"
+    where.write_text(json.dumps({"device": "a GPU", "suites": {}}))
+    assert gate.main(lambda: where) == (0 if fails is None else 1)
+    matrices = json.loads(where.read_text())["gate"]["matrices"]
+    assert matrices["triton"].keys() == {op for op, row in registry.TABLE.items() if "triton" in row}
+    shipped = json.loads((tmp_path / "records" / "a-gpu.json").read_text())["passed"]["triton"]
+    assert ("quantize" in shipped) is (fails is None)
+    assert "nearest" in shipped
+
+
+def test_what_passed_is_shipped_for_the_registry(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(records, "FOLDER", tmp_path / "records")
+    monkeypatch.setattr(machine, "name", lambda: "NVIDIA H100 80GB HBM3")
+    outcomes = {"nearest": {"passed": True}, "quantize": {"passed": False}}
+    written = gate.ship({"triton": outcomes, "cuda": {}})
+    assert written.name == "nvidia-h100-80gb-hbm3.json"
+    assert json.loads(written.read_text())["passed"] == {"triton": ["nearest"], "cuda": []}
+    records._read.cache_clear()
+    assert records.passed("nearest", "triton", "NVIDIA H100 80GB HBM3")
+    assert not records.passed("quantize", "triton", "NVIDIA H100 80GB HBM3")
+
+
+@pytest.mark.parametrize(
+    "body, passed", [("assert True", True), ("assert False, 'too bad'", False), ("pass # none", None)]
+)
+def test_tests_pass_only_if_some_ran_and_none_failed(tmp_path: Path, body, passed) -> None:
+    name = "helper" if passed is None else "test_it"
+    (tmp_path / "test_one.py").write_text(f"def {name}():\n    {body}\n")
+    outcome = gate.run_tests([str(tmp_path)])
+    assert outcome["passed"] is bool(passed)
+    assert [line.rpartition("::")[2] for line in outcome["failed"]] == ["test_it"] * (passed is False)
+
+
+def test_matrix_files_exist() -> None:
+    assert all(Path(name).is_file() for op in registry.TABLE for name in gate.matrix(op))
+
+
+def test_sweep_times_each_neighbour_in_its_place_and_puts_the_line_back() -> None:
+    line = Tuning(128, 64, 64, 4, 1)
+    table = {"sm_90": {64: line}}
+
+    def call() -> None:
+        tuning = table["sm_90"][64]
+        if tuning.rows == 256:
+            raise RuntimeError("out of resource")
+        time.sleep(0.02 if tuning.warps != 8 else 0.001)
+
+    found = gate.sweep(table, "sm_90", 64, call)
+    assert table == {"sm_90": {64: line}}
+    changed = [{k: v for k, v in each.items() if getattr(line, k, v) != v} for each in found]
+    others = [
+        {"rows": 64},
+        {"rows": 256},
+        {"codes": 32},
+        {"codes": 128},
+        {"warps": 2},
+        {"warps": 8},
+    ]
+    assert changed == [{}, *others, {"stages": 2}]
+    assert found[2]["failed"] == "RuntimeError: out of resource"
+    fastest = min((each for each in found if "seconds" in each), key=lambda each: each["seconds"])
+    assert fastest["warps"] == 8

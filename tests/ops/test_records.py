@@ -1,0 +1,96 @@
+"""Shipped records decide what runs on a GPU: here one that is made up, on a device that is."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from vqfast.ops import probe, records, registry
+
+DEVICE = "NVIDIA H100 80GB HBM3"
+
+
+@pytest.fixture
+def tensor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Looks like one on a GPU whose record is to be written to ``tmp_path``."""
+    monkeypatch.setattr(records, "FOLDER", tmp_path)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: DEVICE)
+    monkeypatch.delenv("VQFAST_BACKEND", raising=False)
+
+    class OnGpu:
+        device, dtype = torch.device("cuda", 0), torch.float32
+
+    return OnGpu()
+
+
+def write(folder: Path, **passed: list[str]) -> None:
+    (folder / "h100.json").write_text(json.dumps({"device": DEVICE, "passed": passed}))
+    records._read.cache_clear()
+
+
+def test_ops_that_the_record_lists_have_passed_there_and_nothing_else(tensor, tmp_path) -> None:
+    write(tmp_path, triton=["nearest"], cuda=[])
+    assert records.passed("nearest", "triton", DEVICE)
+    assert not records.passed("quantize", "triton", DEVICE)
+    assert not records.passed("nearest", "cuda", DEVICE)
+    assert not records.passed("nearest", "triton", "NVIDIA A100")
+
+
+def test_no_records_is_nothing_passed(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(records, "FOLDER", tmp_path / "none")
+    assert not records.passed("nearest", "triton", DEVICE)
+
+
+def test_shipped_records_name_ops_and_backends_that_exist() -> None:
+    for ops in (found for device in records._read(records.FOLDER).values() for found in device.items()):
+        assert ops[0] in registry.BACKENDS
+        assert set(ops[1]) <= registry.TABLE.keys()
+
+
+def test_recorded_op_is_not_probed_and_any_other_is(tensor, tmp_path, monkeypatch) -> None:
+    write(tmp_path, triton=["nearest"])
+    probed = []
+    monkeypatch.setattr(probe, "verdict", lambda op, *_: probed.append(op))
+    for op in ("nearest", "quantize"):
+        probe.failure(op, "triton", tensor, 8)
+    assert probed == ["quantize"]
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A CUDA backend of ``nearest``."""
+    module = ModuleType("vqfast.ops.nearest.cuda")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    support = registry.Support(registry.FLOATS, frozenset({"cuda"}), recorded=True)
+    monkeypatch.setitem(registry.TABLE["nearest"], "cuda", support)
+    return module
+
+
+def test_cuda_path_is_default_only_where_a_record_shows_that_it_passed(
+    tensor, tmp_path, cuda, monkeypatch
+) -> None:
+    write(tmp_path, triton=["nearest"])
+    assert registry.backend("nearest", tensor).__name__ != cuda.__name__
+    monkeypatch.setenv("VQFAST_BACKEND", "cuda")
+    assert registry.backend("nearest", tensor) is cuda
+    monkeypatch.delenv("VQFAST_BACKEND")
+    write(tmp_path, cuda=["nearest"])
+    assert registry.backend("nearest", tensor) is cuda
+
+
+def test_info_can_say_what_a_record_shows(tensor, tmp_path, cuda) -> None:
+    def said(backend: str) -> str:
+        return registry.standing("nearest", backend, tensor.device)
+
+    write(tmp_path)
+    assert said("triton") == f"no record of triton nearest on {DEVICE}: compared with the reference first"
+    assert said("cuda") == f"no record of cuda nearest on {DEVICE}: only if asked for"
+    assert said("reference") == ""
+    assert registry.standing("nearest", "triton", torch.device("cpu")) == ""
+    write(tmp_path, triton=["nearest"], cuda=["nearest"])
+    assert said("triton") == said("cuda") == "a record shows that it passed"

@@ -1,0 +1,129 @@
+"""Wheel and sdist, each in an environment of its own that shares only the dependencies with this one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from vqfast.ops import library
+
+ROOT = Path(__file__).parents[1]
+SHIPPED = ("vqfast", "csrc", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+
+
+def run(command: list[object], cwd: Path, **environment: str) -> str:
+    """What it prints; with nothing of this checkout on the path."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VQFAST_BACKEND", "CXX")}
+    done = subprocess.run(
+        list(map(str, command)), cwd=cwd, env=kept | environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what is packaged, to build in, with the record of a GPU."""
+    folder = tmp_path_factory.mktemp("source")
+    for name in SHIPPED:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+        else:
+            shutil.copy(ROOT / name, folder)
+    records = folder / "vqfast" / "ops" / "records"
+    records.mkdir(exist_ok=True)
+    (records / "a-gpu.json").write_text('{"device": "a GPU", "passed": {"triton": ["nearest"]}}')
+    return folder
+
+
+def environment(folder: Path) -> Path:
+    """A new virtual environment's Python; the dependencies come from this environment, but not vqfast."""
+    run([sys.executable, "-m", "venv", "--without-pip", folder], folder.parent)
+    (site,) = folder.glob("lib/python*/site-packages")
+    # paths from a .pth file come last, and the .pth files in them (editable installs) aren't read
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return folder / "bin" / "python"
+
+
+def install(python: Path, package: Path, **variables: str) -> None:
+    """Downloads nothing."""
+    options = ["--no-deps", "--no-index", "--no-build-isolation", "--no-cache-dir"]
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", *options, package]
+    run(pip, package.parent, **variables)
+
+
+USE = """
+import warnings
+from pathlib import Path
+import torch, vqfast
+from vqfast.ops import library, records, registry
+
+assert records.passed("nearest", "triton", "a GPU")
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for _ in range(2):
+        codes = vqfast.functional.nearest_code(torch.eye(3) * 2, torch.eye(3))
+    quantized, indices, loss = vqfast.VQLayer(8, 4)(torch.randn(2, 4, 5, requires_grad=True))
+    loss.backward()
+    sample = vqfast.PixelCNN(8, 8, 2).sample(2, (3, 3), seed=0)
+print(Path(vqfast.__file__).parent)
+print(library.PREBUILT.exists())
+print(codes.tolist(), indices.shape, sample.shape)
+print(registry.refusal("nearest", "native", torch.zeros(1)))
+print([str(w.message) for w in caught if "vqfast" in str(w.message)])
+"""
+
+
+def use(python: Path, folder: Path) -> list[str]:
+    """What it prints where there is no compiler."""
+    nothing = folder / "nothing"
+    nothing.mkdir()
+    lines = run([python, "-c", USE], folder, PATH=str(nothing), XDG_CACHE_HOME=str(folder / "cache"))
+    where, *rest = lines.splitlines()
+    assert Path(where).is_relative_to(python.parents[1])
+    return rest
+
+
+def test_wheel_works_without_a_compiler(source: Path, tmp_path: Path) -> None:
+    try:
+        library.find_compiler()
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    options = ["--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", tmp_path]
+    run([sys.executable, "-m", "pip", "wheel", source, *options], tmp_path)
+    (wheel,) = tmp_path.glob("*.whl")
+    assert "-cp310-abi3-" in wheel.name  # one for every Python
+    python = environment(tmp_path / "environment")
+    install(python, wheel)
+    built, results, refusal, warned = use(python, tmp_path)
+    assert built == "True"
+    assert results == "[0, 1, 2] torch.Size([2, 5]) torch.Size([2, 3, 3])"
+    assert refusal == "None"
+    assert warned == "[]"
+    assert not list((tmp_path / "cache").rglob("*.so"))
+    said = run([python.with_name("vqfast"), "info"], tmp_path, PATH="")
+    assert "native     runs" in said
+    # the wheel, not this checkout: the working directory isn't the root
+    said = run(
+        [python, "-m", "pytest", "-p", "no:cacheprovider", ROOT / "tests" / "test_functional.py"], tmp_path
+    )
+    assert " passed" in said
+
+
+def test_sdist_falls_back_without_a_compiler(source: Path, tmp_path: Path) -> None:
+    build = f"from setuptools import build_meta; build_meta.build_sdist({str(tmp_path)!r})"
+    run([sys.executable, "-c", build], source)
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    python = environment(tmp_path / "environment")
+    install(python, sdist, PATH="")
+    built, results, refusal, warned = use(python, tmp_path)
+    assert built == "False"
+    assert results == "[0, 1, 2] torch.Size([2, 5]) torch.Size([2, 3, 3])"
+    assert refusal.startswith("native nearest can't run here: no C++ compiler")
+    assert warned.count("vqfast runs plain PyTorch") == 1
