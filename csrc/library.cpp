@@ -363,6 +363,8 @@ void masked_conv_weight_gradient(Tensor grad, Tensor x, Tensor grad_weight, Tens
   set_weight(p, grad_weight, taps, dy, dx);
   p.bias = grad_bias.mutable_data_ptr();
   const int64_t threads = threads_for(multiplications(p));
+  std::vector<Product> products(4 * taps.size());
+  p.products = products.data();
   kernel.plan(p, 1);
   const int64_t bytes = kernel.scratch(p);
   Buffer<char> packed(kernel.packed(p)), scratch(threads * bytes);

@@ -86,7 +86,7 @@ void flatten(MaskedConv& p) {
 //     S = (d1 + d2) (g0 + g1 + g2) / 2,           D = -(d1 - d2) (g0 - g1 + g2) / 2.
 // So four sums run over all taps and channels: y0's own, y1's own, S and D. Their numbers are neighbours' differences
 // and sums, at most twice as large as the inputs, so float32 loses a bit; float64 is computed tap by tap. No output
-// reads what none of its own taps see.
+// reads what none of its own taps see. The weight's gradient takes the same products, turned round.
 enum View : int64_t { kItself, kNext, kAfterNext, kBoth, kViews };  // d[i], d[i] - d[i+1], d[i] - d[i+2], d[i] + d[i+1]
 enum Sum : int64_t { kFirst, kSecond, kShared, kOpposed, kSums };
 
@@ -272,6 +272,15 @@ Patch<typename Types<T>::A> make_patch(const MaskedConv& p, const Block& block, 
   return {room - reach.top * row - reach.left * pitch, row, pitch, size};
 }
 
+// Where the products of the block's first position begin.
+template <class A>
+void find_offsets(const MaskedConv& p, const Patch<A>& patch, int64_t* offsets) {
+  for (int64_t n = 0; n < p.first[kSums]; ++n) {
+    const auto& product = p.products[n];
+    offsets[n] = product.view * patch.view + product.dy * patch.row + product.dx * patch.column;
+  }
+}
+
 // ------------------------------------------------------------------------------------------------ product
 
 // Sums of a few rows by one tile of columns over several products, whose rows begin at the offsets.
@@ -444,10 +453,7 @@ void forward(const MaskedConv& p, Span span, const void* packed, void* scratch) 
   for (int64_t n = span.begin; n < span.end; ++n) {
     const Block block = locate(p, n);
     const Patch<A> patch = make_patch<T>(p, block, room);
-    for (int64_t i = 0; i < p.first[kSums]; ++i) {
-      const auto& product = p.products[i];
-      offsets[i] = product.view * patch.view + product.dy * patch.row + product.dx * patch.column;
-    }
+    find_offsets(p, patch, offsets);
     const int64_t columns = block.columns.end - block.columns.begin, segments = ceil_div(columns, kSegment);
     for (int64_t j = 0; j < tiles<T>(p); ++j) {
       const A* tile = static_cast<const A*>(packed) + j * tile_size<T>(p);
@@ -506,35 +512,50 @@ void weight_gradient(const MaskedConv& p, Span parts, void* packed, void* scratc
   auto* lines = offsets + round_up(4 * p.taps, 8);
   A* room = reinterpret_cast<A*>(lines + round_up(p.rows, 8));
   A* columns = room + patch_size<T>(p);
+  const int64_t together = 1 + p.paired, products = p.first[kSums];
   const auto tile_of = [&](int64_t j) { return static_cast<A*>(packed) + j * tile_size<T>(p); };
-  const auto sums_of = [&](A* tile, int64_t t, int64_t channel) { return tile + (t * p.in + channel) * kColumns; };
+  const auto sums_of = [&](A* tile, int64_t n, int64_t channel) { return tile + (n * p.in + channel) * kColumns; };
   const auto each = [&](auto f) {  // f(tile's number, channels of x)
     for (int64_t n = parts.begin; n < parts.end; ++n) f(n / row_blocks(p), part_of(p.in, row_blocks(p), n % row_blocks(p)));
   };
   each([&](int64_t j, Span in) {
-    for (int64_t t = 0; t < p.taps; ++t)
-      memset(sums_of(tile_of(j), t, in.begin), 0, sizeof(A) * (in.end - in.begin) * kColumns);
-    if (in.begin == 0) memset(sums_of(tile_of(j), p.taps, 0), 0, sizeof(A) * kColumns);
+    for (int64_t n = 0; n < products; ++n)
+      memset(sums_of(tile_of(j), n, in.begin), 0, sizeof(A) * (in.end - in.begin) * kColumns);
+    if (in.begin == 0) memset(sums_of(tile_of(j), products, 0), 0, sizeof(A) * kColumns);
   });
   for (int64_t n = 0; n < blocks(p); ++n) {
     const Block block = locate(p, n);
     const Patch<A> patch = make_patch<T>(p, block, room);
-    for (int64_t t = 0; t < p.taps; ++t) offsets[t] = p.dy[t] * patch.row + p.dx[t] * patch.column;
+    find_offsets(p, patch, offsets);
     const int64_t rows = block.rows.end - block.rows.begin, width = block.columns.end - block.columns.begin;
+    const int64_t steps = ceil_div(width, together), size = rows * width * kColumns, part = rows * steps * kColumns;
     for (int64_t y = 0; y < rows; ++y) lines[y] = y * patch.row;
     int64_t ready = -1;
     each([&](int64_t j, Span in) {
       A* tile = tile_of(j);
-      if (j != ready) copy_patch<T>(p, p.result, block, j * kColumns, least(kColumns, p.out - j * kColumns), columns, kColumns);
-      ready = j;
-      for (int64_t t = 0; t < p.taps; ++t) {
-        A* sums = sums_of(tile, t, in.begin);
-        multiply<typename Types<T>::Product>(
-            in.end - in.begin,
-            {sums, kColumns, patch.at + offsets[t] + in.begin, lines, rows, width, 1, patch.column, columns, sums});
+      A* of_sums = p.paired ? columns + size : columns;  // the gradient of each of the four sums
+      if (j != ready) {
+        copy_patch<T>(p, p.result, block, j * kColumns, least(kColumns, p.out - j * kColumns), columns, kColumns);
+        for (int64_t i = 0; i < rows * steps && p.paired; ++i) {
+          const A* first = columns + (i / steps * width + i % steps * 2) * kColumns;
+          const bool alone = i % steps * 2 + 1 == width;
+          for (int64_t v = 0; v < kColumns; v += kLanes) {
+            const auto a = load(first + v), b = alone ? a - a : load(first + kColumns + v);
+            A* to = of_sums + i * kColumns + v;
+            store(a, to), store(b, to + part), store(a + b, to + 2 * part), store(a - b, to + 3 * part);
+          }
+        }
       }
+      ready = j;
+      for (int64_t sum = 0; sum < kSums; ++sum)
+        for (int64_t n = p.first[sum]; n < p.first[sum + 1]; ++n) {
+          A* sums = sums_of(tile, n, in.begin);
+          multiply<typename Types<T>::Product>(
+              in.end - in.begin, {sums, kColumns, patch.at + offsets[n] + in.begin, lines, rows, steps, 1,
+                                  together * patch.column, of_sums + sum * part, sums});
+        }
       if (in.begin > 0) return;
-      A* bias = sums_of(tile, p.taps, 0);
+      A* bias = sums_of(tile, products, 0);
       for (int v = 0; v < kVectors; ++v) {
         auto sum = load(bias + v * kLanes);
         for (int64_t i = 0; i < rows * width; ++i) sum += load(columns + i * kColumns + v * kLanes);
@@ -545,12 +566,18 @@ void weight_gradient(const MaskedConv& p, Span parts, void* packed, void* scratc
   const auto put = [](A value, T* to) { store_part(typename Types<T>::V{} + value, to, 1); };
   each([&](int64_t j, Span in) {
     const int64_t first = j * kColumns, count = least(kColumns, p.out - first);
-    for (int64_t l = 0; l < count; ++l) {
-      T* to = static_cast<T*>(p.weight) + (first + l) * p.weight_out;
-      for (int64_t i = in.begin; i < in.end; ++i)
-        for (int64_t t = 0; t < p.taps; ++t) put(sums_of(tile_of(j), t, i)[l], to + i * p.weight_in + p.tap[t]);
-      if (in.begin == 0) put(sums_of(tile_of(j), p.taps, 0)[l], static_cast<T*>(p.bias) + first + l);
-    }
+    T* tile = static_cast<T*>(p.weight) + first * p.weight_out;
+    for (int64_t i = in.begin; i < in.end; ++i)
+      for (int64_t t = 0; t < p.taps; ++t) {
+        A total[kColumns] = {};
+        for (int64_t n = 0; n < products; ++n)
+          for (int k = 0; k < 3; ++k)
+            if (const A factor = p.products[n].factors[k]; factor != 0 && p.products[n].taps[k] == p.tap[t])
+              for (int l = 0; l < kColumns; ++l) total[l] += factor * sums_of(tile_of(j), n, i)[l];
+        for (int64_t l = 0; l < count; ++l) put(total[l], tile + l * p.weight_out + i * p.weight_in + p.tap[t]);
+      }
+    for (int64_t l = 0; l < count && in.begin == 0; ++l)
+      put(sums_of(tile_of(j), products, 0)[l], static_cast<T*>(p.bias) + first + l);
   });
 }
 
@@ -571,7 +598,8 @@ void gate(const MaskedConv& p, Span span) {
 
 template <class T>
 int64_t scratch(const MaskedConv& p) {
-  const int64_t numbers = patch_size<T>(p) + p.rows * p.columns * Types<T>::kColumns;
+  const int64_t pairs = p.paired ? kSums * p.rows * ceil_div(p.columns, 2) : 0;
+  const int64_t numbers = patch_size<T>(p) + (p.rows * p.columns + pairs) * Types<T>::kColumns;
   return int64_t(sizeof(int64_t)) * (round_up(4 * p.taps, 8) + round_up(p.rows, 8)) + int64_t(sizeof(typename Types<T>::A)) * numbers;
 }
 
