@@ -19,10 +19,11 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks import machine, plots, record, tables
-from vqfast.functional import nearest_code
+from vqfast.functional import masked_conv2d, nearest_code
 from vqfast.ops import records, registry
 
 TESTS = machine.ROOT / "tests"
+SAMPLER = TESTS / "prior" / "test_triton.py"
 GPU_BACKENDS = ("triton", "cuda")
 Table = dict[str, dict[Hashable, NamedTuple]]
 
@@ -37,6 +38,7 @@ def main(measure: Callable[[], Path]) -> int:
     for op, row in registry.TABLE.items():
         for backend in matrices.keys() & row.keys():
             matrices[backend][op] = run_tests(matrix(op), "-k", backend)
+    matrices["triton"]["sampler"] = run_tests([str(SAMPLER)])
     shipped = ship(matrices)
     print(f"written to {shipped}")
     where = measure()
@@ -87,16 +89,22 @@ def ship(matrices: dict[str, dict[str, dict[str, Any]]]) -> Path:
 
 def sweeps() -> dict[str, tuple[Table, str, Hashable, Callable[[], object]]]:
     """Each line of this device's tunings: its table, architecture, key, and a call that it decides."""
+    from vqfast.ops.masked_conv.triton import arithmetic
+    from vqfast.ops.masked_conv.tunings import CONVOLVE
     from vqfast.ops.nearest import tunings
     from vqfast.ops.nearest.triton import architecture
 
     arch = architecture(machine.DEVICE)
     arch = arch if arch in tunings.SEARCH else tunings.fallback(arch)
-    found = {}
+    found: dict[str, tuple[Table, str, Hashable, Callable[[], object]]] = {}
     for widest in tunings.SEARCH[arch]:
         channels = min(widest, 1024)
         x, codes = (torch.randn(n, channels, device=machine.DEVICE) for n in (65536, 4096))
         found[f"nearest {channels}"] = (tunings.SEARCH, arch, widest, partial(nearest_code, x, codes))
+    for dtype in (torch.bfloat16, torch.float32):
+        x = torch.randn(16, 128, 32, 32, device=machine.DEVICE, dtype=dtype)
+        weight = torch.randn(256, 128, 3, 3, device=machine.DEVICE, dtype=dtype)
+        found[f"masked_conv {dtype}"] = (CONVOLVE, arch, arithmetic(x), partial(masked_conv2d, x, weight))
     return found
 
 

@@ -35,7 +35,8 @@ def test_gate_tests_every_gpu_kernel_and_records_what_passed(tmp_path: Path, mon
     where.write_text(json.dumps({"device": "a GPU", "suites": {}}))
     assert gate.main(lambda: where) == (0 if fails is None else 1)
     matrices = json.loads(where.read_text())["gate"]["matrices"]
-    assert matrices["triton"].keys() == {op for op, row in registry.TABLE.items() if "triton" in row}
+    ops = {op for op, row in registry.TABLE.items() if "triton" in row}
+    assert matrices["triton"].keys() == ops | {"sampler"}
     shipped = json.loads((tmp_path / "records" / "a-gpu.json").read_text())["passed"]["triton"]
     assert ("quantize" in shipped) is (fails is None)
     assert "nearest" in shipped
@@ -66,6 +67,16 @@ def test_tests_pass_only_if_some_ran_and_none_failed(tmp_path: Path, body, passe
 
 def test_matrix_files_exist() -> None:
     assert all(Path(name).is_file() for op in registry.TABLE for name in gate.matrix(op))
+    assert gate.SAMPLER.is_file()
+
+
+def test_sweeps_are_of_lines_that_exist(monkeypatch) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setattr(machine, "DEVICE", torch.device("cpu"))
+    found = gate.sweeps()
+    assert {name.split()[0] for name in found} == {"nearest", "masked_conv"}
+    for table, arch, key, _ in found.values():
+        assert len(list(gate.neighbours(table[arch][key]))) > 5
 
 
 def test_sweep_times_each_neighbour_in_its_place_and_puts_the_line_back() -> None:

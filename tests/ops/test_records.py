@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -49,7 +49,7 @@ def test_no_records_is_nothing_passed(monkeypatch, tmp_path) -> None:
 def test_shipped_records_name_ops_and_backends_that_exist() -> None:
     for ops in (found for device in records._read(records.FOLDER).values() for found in device.items()):
         assert ops[0] in registry.BACKENDS
-        assert set(ops[1]) <= registry.TABLE.keys()
+        assert set(ops[1]) <= registry.TABLE.keys() | {"sampler"}
 
 
 def test_recorded_op_is_not_probed_and_any_other_is(tensor, tmp_path, monkeypatch) -> None:
@@ -59,6 +59,18 @@ def test_recorded_op_is_not_probed_and_any_other_is(tensor, tmp_path, monkeypatc
     for op in ("nearest", "quantize"):
         probe.failure(op, "triton", tensor, 8)
     assert probed == ["quantize"]
+
+
+def test_recorded_sampler_is_not_probed_and_any_other_is(tensor, tmp_path, monkeypatch) -> None:
+    from vqfast.prior.executors import triton as executor
+
+    monkeypatch.setattr(executor, "verdict", lambda device, dtype: "probed")
+    monkeypatch.setattr(registry, "TRITON", registry.Support(registry.FLOATS, frozenset({"cuda"})))
+    prior = SimpleNamespace(parameters=lambda: iter([tensor]))
+    write(tmp_path, triton=["nearest"])
+    assert executor.refusal(prior) == "probed"
+    write(tmp_path, triton=["sampler"])
+    assert executor.refusal(prior) is None
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """What passed where: ``records/*.json``, one a GPU model, by ``python -m benchmarks --gpu-gate``.
 
-``device``: the model's name; ``passed``: by backend, the ops whose whole test matrix passed on it.
+``device``: the model's name; ``passed``: by backend, the ops (and ``"sampler"``) whose tests all passed.
 """
 
 from __future__ import annotations

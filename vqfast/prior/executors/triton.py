@@ -13,7 +13,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from vqfast.ops import probe, registry
+from vqfast.ops import probe, records, registry
 from vqfast.ops.nearest.tunings import fallback
 from vqfast.prior.base import CausalPrior
 from vqfast.prior.executors.triton_plan import UNIT, Plan, Tables, padded
@@ -28,7 +28,7 @@ def refusal(prior: CausalPrior) -> str | None:
         return f"the triton executor runs on {sorted(registry.TRITON.devices)}, not on {device.type}"
     if (reason := registry.TRITON.unavailable()) is not None:
         return reason
-    if device.type != "cuda" or torch.cuda.get_device_name(device) in probe.VOUCHED:
+    if device.type != "cuda" or records.passed("sampler", "triton", torch.cuda.get_device_name(device)):
         return None
     return verdict(device, next(prior.parameters()).dtype)
 
