@@ -1,8 +1,8 @@
 """Sampling a prior: the naive loop, the cached sampler in PyTorch, and the default.
 
-The naive loop, over plain PyTorch's convolutions, runs for its first positions only, and its time is scaled to
-all: each costs the same full pass. Floor: the products of visible taps; those with one-hot codes are lookups and
-don't count.
+The naive loop, over plain PyTorch's convolutions, runs for its first positions only, and its time is scaled
+to all: each costs the same full pass. Floor: the products of visible taps; those with one-hot codes are mere
+lookups.
 """
 
 from __future__ import annotations
