@@ -2,8 +2,7 @@
 //
 // A block of positions has its part of x copied once, channels last and zero outside the grid, so that a tap is an
 // offset into that patch and no product is with a mask's zero. The packed weight of one tile of channels streams from L2
-// past the whole block: 2 loads and 12 broadcasts for 24 multiply-adds, at the peak of them on Zen 5 (262 of 265 GFLOP/s
-// measured on the loop alone). The gradient of x is the same with the taps turned round. That of the weight has
+// past the whole block, 2 loads and a broadcast a row for two multiply-adds a row: at the peak of them on Zen 5. The gradient of x is the same with the taps turned round. That of the weight has
 // channels of x as rows, and runs over positions. Sums are left in L1 and activated from there, a pass of its own,
 // so that the order in memory, the type and the activation are nobody else's concern.
 
@@ -20,9 +19,6 @@ namespace {
 constexpr int kMost = kRows - (kRows > 6);  // with one row fewer the loop needs no register but the CPU's own
 constexpr int64_t kSegment = 5 * kMost;  // positions whose sums wait to be activated
 
-int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 // The i-th of `parts` even parts of `count`.
 Span part_of(int64_t count, int64_t parts, int64_t i) { return {count * i / parts, count * (i + 1) / parts}; }

@@ -46,9 +46,7 @@ struct Compute<double> {
 };
 
 int64_t pair_steps(const Problem& p) { return (p.d + 1) / 2; }
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t clamp(int64_t x, int64_t low, int64_t high) { return x < low ? low : min(x, high); }
+int64_t clamp(int64_t x, int64_t low, int64_t high) { return x < low ? low : least(x, high); }
 bool finite(double x) { return __builtin_isfinite(x); }
 
 template <class C>
@@ -67,7 +65,7 @@ void plan(Problem& p, int64_t threads) {
   p.chunk = clamp(65536 / (p.d * kTile), p.group, p.tiles) / p.group * p.group;
   p.coarse = kHasPairs && p.rows >= 256;
   const int64_t fair = ceil_div(p.rows * p.num_books, threads);
-  p.block = ceil_div(min(clamp(98304 / p.d, 192, 768), fair), kRows) * kRows;
+  p.block = ceil_div(least(clamp(98304 / p.d, 192, 768), fair), kRows) * kRows;
 }
 
 // to[i * width + n] = scale * (vector n [i] - pivot[i]) for `count` vectors; vector(n) points to the n-th.
@@ -78,7 +76,7 @@ void centre_into(float* to, int width, int64_t count, Vector vector, int64_t str
   for (int64_t n = 0; n < count; n += 4)
     for (int64_t first = 0; first < d; first += kPart) {
       float part[4][kPart];
-      const int lines = int(min(4, count - n)), length = int(min(kPart, d - first));
+      const int lines = int(least(4, count - n)), length = int(least(kPart, d - first));
       for (int l = 0; l < lines; ++l) {
         const T* x = vector(n + l) + first * stride;
         const C* p = pivot + first;
@@ -155,7 +153,7 @@ Packed pack(const Problem& p, const Codebook& book, Span tiles) {
   for (int64_t first = tiles.begin * kTile; first < tiles.end * kTile; first += kTile) {
     float* packed = book.packed + first * p.d;
     const C *codes = static_cast<const C*>(book.codes) + first * p.d, *pivot = static_cast<const C*>(book.pivot);
-    const int64_t count = min(kTile, p.k - first);
+    const int64_t count = least(kTile, p.k - first);
     double norms[kTile] = {};
     if (count < kTile) memset(packed, 0, sizeof(float) * kTile * p.d);
     centre_into<C>(packed, kTile, count, [&](int64_t k) { return codes + k * p.d; }, 1, p.d, pivot, C(book.scale));
@@ -331,7 +329,7 @@ void scan(Row& row, const Vec* maxima, int64_t groups, int64_t first_group) {
   const float threshold = row.best - row.tolerance;
   for (int64_t base = 0; base < groups; base += 64) {
     uint64_t hits = 0;  // groups with such a lane, found without a branch: none could be foreseen
-    for (int64_t g = base; g < min(groups, base + 64); ++g)
+    for (int64_t g = base; g < least(groups, base + 64); ++g)
       hits |= uint64_t{at_least(maxima[g * kRows], threshold) != 0} << (g - base);
     for (; hits; hits &= hits - 1) {
       const int64_t g = base + __builtin_ctzll(hits);
@@ -393,7 +391,7 @@ int64_t decide(const Problem& p, const Codebook& book, Row& row, double* exact) 
   Found best{__builtin_inf(), 0};
   for (int32_t c = 0; c < row.count; ++c) {
     const int64_t lane = row.candidates[c].lane, first = lane / kLanes * p.group * kTile + lane % kLanes;
-    const Found found = nearest(first, min(p.k, first + p.group * kTile), kLanes);
+    const Found found = nearest(first, least(p.k, first + p.group * kTile), kLanes);
     if (found.distance < best.distance || (found.distance == best.distance && found.index < best.index)) best = found;
   }
   return best.index;
@@ -406,17 +404,17 @@ void pass(const Problem& p, const Codebook& book, Row* rows, int64_t count, cons
   const int64_t steps = kPairs ? pair_steps(p) : p.d;
   const float* codes = kPairs ? book.pairs : book.packed;
   for (int64_t first = 0; first < p.tiles; first += p.chunk) {
-    const int64_t tiles = min(p.chunk, p.tiles - first), groups = ceil_div(tiles, p.group);
+    const int64_t tiles = least(p.chunk, p.tiles - first), groups = ceil_div(tiles, p.group);
     for (int64_t n = 0; n < count; n += kRows) {
       float* packed = s.packed + n * steps;
-      const int64_t width = min(kRows, count - n);
+      const int64_t width = least(kRows, count - n);
       if (first == 0) {
         pack_rows<T>(p, book, rows + n, width, kPairs ? s.single : packed, kPairs ? packed : nullptr);
-        if (n + kRows < count) prefetch<T>(p, rows + n + kRows, min(kRows, count - n - kRows));
+        if (n + kRows < count) prefetch<T>(p, rows + n + kRows, least(kRows, count - n - kRows));
       }
       for (int64_t g = 0; g < groups; ++g) {
         const int64_t t = first + g * p.group;
-        score<Product>(steps, codes + t * kTile * steps, book.bias + t * kTile, min(p.group, first + tiles - t), packed,
+        score<Product>(steps, codes + t * kTile * steps, book.bias + t * kTile, least(p.group, first + tiles - t), packed,
                        s.maxima + g * kRows);
       }
       for (int64_t r = 0; r < width; ++r)
@@ -428,7 +426,7 @@ void pass(const Problem& p, const Codebook& book, Row* rows, int64_t count, cons
 // The indices of a block of rows; returns whether the coarse pass paid.
 template <class T>
 bool search_block(const Problem& p, const Codebook& book, int64_t begin, bool coarse, const Scratch& s) {
-  const int64_t count = min(p.block, p.rows - begin);
+  const int64_t count = least(p.block, p.rows - begin);
   int64_t certified = 0;  // rows that come first and need no float32 pass
   locate(p, book, begin, count, s.rows);
   if (book.first_nan >= 0) {

@@ -21,9 +21,6 @@
 namespace vqfast::VQFAST_ISA {
 namespace {
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
 struct Span {
   int64_t begin, end;
   int64_t count() const { return end - begin; }
@@ -125,7 +122,7 @@ struct Sampler {
       p.value = take(own, room(step.rows * (step.left + s.block + step.right) * images() * p.stride));
       p.start = take(own, room(images() * p.columns));
       p.partial = early && step.phase != kRow ? take(own, room(s.block * images() * p.columns)) : -1;
-      l.segment_bytes = l.segment_bytes > padded(count * sizeof(Segment)) ? l.segment_bytes : padded(count * sizeof(Segment));
+      l.segment_bytes = most(l.segment_bytes, padded(count * sizeof(Segment)));
       if (store) placed[i] = p;
     }
     l.scratch_bytes = l.segment_bytes + padded((s.num_embeddings + kWords) * 4) + 3 * padded(s.num_embeddings * 8);

@@ -53,6 +53,10 @@ inline double total(Wide a) {
 }
 #endif
 
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
 constexpr int kLanes = sizeof(Vec) / sizeof(float);
 constexpr int kVectors = 2;
 constexpr int kTile = kVectors * kLanes;  // codes side by side
