@@ -69,7 +69,8 @@ void plan(Problem& p, int64_t threads, bool share_codes) {
   p.block = ceil_div(least(limit, few ? p.rows : fair), kTile) * kTile;
   p.blocks = ceil_div(p.rows, p.block);
   p.parts = few ? clamp(threads / (p.blocks * p.num_books), 1, least(kMostParts, p.groups)) : 1;
-  p.coarse = kHasPairs && p.rows >= 4;
+  p.keep = p.k < 128 * (p.d + 8);
+  p.coarse = kHasPairs && p.d >= 8;
 }
 
 // to[i * width + n] = scale * (vector n [i] - pivot[i]) for `count` vectors; vector(n) points to the n-th.
@@ -359,7 +360,7 @@ template <class Product, int kV>
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 2
     for (int v = 0; v < kV; ++v) {
-      store(sums.of[r][v], scores + (r * kV + v) * kLanes);
+      if (scores) store(sums.of[r][v], scores + (r * kV + v) * kLanes);
       most[v] = r ? max(most[v], sums.of[r][v]) : sums.of[r][v];
     }
 #pragma GCC unroll 2
@@ -370,10 +371,12 @@ template <class Product, int kV>
 template <class Product, int kV>
 void match(const Problem& p, int64_t first, int64_t groups, int64_t n, int64_t count, int64_t steps, const Scratch& s) {
   const int64_t size = ceil_div(steps, kLanes) * kRows * kLanes;
-  for (int64_t g = 0; g < groups; ++g)
+  const auto score_group = [&](int64_t g, float* scores) {
     score<Product, kV>(
-        steps, s.codes + g * size, s.bias + g * kRows, s.columns + n * steps, s.scores + g * kRows * kV * kLanes,
-        s.high + g * kV * kLanes);
+        steps, s.codes + g * size, s.bias + g * kRows, s.columns + n * steps, scores, s.high + g * kV * kLanes);
+  };
+  const auto scores_of = [&](int64_t g) { return p.keep ? s.scores + g * kRows * kV * kLanes : nullptr; };
+  for (int64_t g = 0; g < groups; ++g) score_group(g, scores_of(g));
   for (int v = 0; v < kV; ++v) {
     const int64_t lane = n + v * kLanes;
     const Vec length = load(s.length + lane), residual = load(s.residual + lane);
@@ -381,12 +384,19 @@ void match(const Problem& p, int64_t first, int64_t groups, int64_t n, int64_t c
       return length * s.bounds[g].of_length + (residual * s.bounds[g].of_residual + s.bounds[g].own);
     };
     Vec low = load(s.low + lane);
-    for (int64_t g = 0; g < groups; ++g) low = max(load(s.high + (g * kV + v) * kLanes) - bound(g), low);
+    for (int64_t g = 0; g < groups; ++g) {
+      float* high = s.high + (g * kV + v) * kLanes;
+      const Vec most = load(high), error = bound(g);
+      low = max(most - error, low);
+      store(most + error, high);
+    }
     store(low, s.low + lane);
     for (int64_t g = 0; g < groups; ++g) {
-      if (!at_least(load(s.high + (g * kV + v) * kLanes) + bound(g), low)) continue;
+      if (!at_least(load(s.high + (g * kV + v) * kLanes), low)) continue;
+      if (!p.keep) score_group(g, s.scores);
+      const float* scores = p.keep ? scores_of(g) : s.scores;
       for (int r = 0; r < kRows; ++r) {
-        const Vec high = load(s.scores + ((g * kRows + r) * kV + v) * kLanes) + bound(g);
+        const Vec high = load(scores + (r * kV + v) * kLanes) + bound(g);
         for (uint32_t lanes = at_least(high, low); lanes; lanes &= lanes - 1) {
           const int at = __builtin_ctz(lanes);
           if (lane + at < count) add(*s.list[lane + at], {high[at], int32_t(first + g * kRows + r)}, low[at]);

@@ -31,6 +31,7 @@ struct Problem {
   Codebook* books;
   // set by `plan`
   bool coarse;                // whether a pass in bf16 comes first
+  bool keep;                  // whether all scores are kept, else those of few groups are taken again
   int64_t groups, chunk;      // of codes, in all and in a chunk
   int64_t block, blocks;      // rows in a block, and blocks
   int64_t parts;              // of the codes, for a thread each
