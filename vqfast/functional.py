@@ -116,7 +116,8 @@ def nearest_code(
             lead = torch.broadcast_shapes(lead, codebook.shape[:-2])
         except RuntimeError:
             raise ValueError(
-                f"x {tuple(x.shape)} and codebook {tuple(codebook.shape)} don't broadcast in their leading dims"
+                f"x {tuple(x.shape)} and codebook {tuple(codebook.shape)} don't broadcast over their "
+                "leading dims"
             ) from None
         x = x.expand(*lead, *x.shape[-2:])
     if metric == "l2":
