@@ -7,7 +7,7 @@
 // other can be: where they are several, they are compared by their differences in float64.
 //
 // The codes come in the order in which they are stored, so that a few vectors cost little more than their product: a
-// chunk of codes is centred and rounded in L1 just before a block of vectors meets it, once for each block.
+// chunk of codes is centred and rounded in cache just before a block of vectors meets it, once for each block.
 //
 // The bound. u = 2^-24, A and E the lengths of the centred (rounded) a~ and of a group's longest b~, s a power of two.
 // - One rounding in x - p and one in e - p (in float64, then to float32: u (1 + 2^-28)):
@@ -58,18 +58,18 @@ bool all_finite(const C* x, int64_t count) {
   return !bad;
 }
 
-// Sizes for the caches: a block of vectors stays in L2, a chunk of codes and its scores in L1 as it passes by. Few
-// vectors stay together, and threads share the codes.
+// Sizes for the caches: a block of vectors stays in L2, and beside it a chunk of codes with its scores. Few vectors
+// stay together, and threads share the codes.
 void plan(Problem& p, int64_t threads, bool share_codes) {
   constexpr int64_t kFew = 192;
   const int64_t limit = clamp(98304 / p.d, 192, 2048), fair = ceil_div(p.rows * p.num_books, threads);
   const bool few = share_codes && fair < kFew;
   p.groups = ceil_div(p.k, kRows);
-  p.chunk = clamp(24576 / (p.d * kRows), 1, 128);
-  p.block = ceil_div(least(limit, few ? p.rows : fair), kTile) * kTile;
+  p.chunk = clamp(24576 / (p.d * kRows), 1, least(128, p.groups));
+  p.block = ceil_div(least(least(limit, p.rows), few ? limit : fair), kTile) * kTile;
   p.blocks = ceil_div(p.rows, p.block);
   p.parts = few ? clamp(threads / (p.blocks * p.num_books), 1, least(kMostParts, p.groups)) : 1;
-  p.keep = p.k < 128 * (p.d + 8);
+  p.keep = p.k < 128 * (p.d + 8);  // of many codes few groups matter, and short ones are soon scored again
   p.coarse = kHasPairs && p.d >= 8;
 }
 
@@ -205,7 +205,7 @@ Scratch carve(const Problem& p, char* begin, char*& at) {
   s.codes = take<float>(at, p.chunk * kRows * ceil_div(p.d, kLanes) * kLanes);
   s.bias = take<float>(at, p.chunk * kRows);
   s.bounds = take<Bound>(at, p.chunk);
-  s.scores = take<float>(at, p.chunk * kRows * kTile);
+  s.scores = take<float>(at, (p.keep ? p.chunk : 1) * kRows * kTile);
   s.high = take<float>(at, p.chunk * kTile);
   s.exact = take<double>(at, p.d);
   return s;
@@ -222,7 +222,10 @@ template <class C>
 [[gnu::always_inline]] inline Vec centred(const C* code, const C* pivot, C scale, int64_t count) {
   if constexpr (sizeof(C) == sizeof(float)) return (load_part<Vec>(code, count) - load_part<Vec>(pivot, count)) * scale;
   float part[kLanes] = {};
-  for (int64_t i = 0; i < least(kLanes, count); ++i) part[i] = float((code[i] - pivot[i]) * scale);
+  const auto fill = [&](int64_t width) {
+    for (int64_t i = 0; i < width; ++i) part[i] = float((code[i] - pivot[i]) * scale);
+  };
+  count >= kLanes ? fill(kLanes) : fill(count);
   return load(part);
 }
 
@@ -247,7 +250,7 @@ bool prepare(const Problem& p, const Codebook& book, Span groups, const Scratch&
       Vec squares = {}, residuals = {};
       const auto put = [&](uint64_t i, Vec value) {
         Stored* at = to + i / kPer * kPer * kRows + i % kPer;
-        Product::keep(value, at);
+        Product::write(value, at);
         squares += value * value;
         if constexpr (kPairs) {
           const Vec left = value - load(at);
@@ -271,7 +274,8 @@ bool prepare(const Problem& p, const Codebook& book, Span groups, const Scratch&
       left_out = residual > left_out ? residual : left_out;
     }
     bounded &= reach <= 0x1p40f;
-    const double length = __builtin_sqrt(reach > 0x1p-46 ? double(reach) : 0x1p-46), rest = __builtin_sqrt(double(left_out));
+    const double length = __builtin_sqrt(reach > 0x1p-46 ? double(reach) : 0x1p-46);
+    const double rest = __builtin_sqrt(double(left_out));
     s.bounds[g] = {
         float(1.02 * (slope * length + rest)), float(1.02 * (length + rest)), float(1.02 * slope * length * length)};
   }
@@ -369,7 +373,7 @@ template <class Product, int kV>
 
 // Candidates among a chunk's codes, of which `first` is the first, for kV vectors of columns from n on.
 template <class Product, int kV>
-void match(const Problem& p, int64_t first, int64_t groups, int64_t n, int64_t count, int64_t steps, const Scratch& s) {
+void match(const Problem& p, int64_t first, int64_t groups, int64_t n, int64_t steps, const Scratch& s) {
   const int64_t size = ceil_div(steps, kLanes) * kRows * kLanes;
   const auto score_group = [&](int64_t g, float* scores) {
     score<Product, kV>(
@@ -399,17 +403,12 @@ void match(const Problem& p, int64_t first, int64_t groups, int64_t n, int64_t c
         const Vec high = load(scores + (r * kV + v) * kLanes) + bound(g);
         for (uint32_t lanes = at_least(high, low); lanes; lanes &= lanes - 1) {
           const int at = __builtin_ctz(lanes);
-          if (lane + at < count) add(*s.list[lane + at], {high[at], int32_t(first + g * kRows + r)}, low[at]);
+          add(*s.list[lane + at], {high[at], int32_t(first + g * kRows + r)}, low[at]);
         }
       }
     }
   }
 }
-
-struct Found {
-  double distance;
-  int64_t index;
-};
 
 template <class C>
 double distance(const double* x, const C* e, int64_t d) {
@@ -490,14 +489,14 @@ void pass(const Problem& p, const Codebook& book, Span groups, int64_t count, co
     pack_rows<T>(
         p, book, s.list + n, least(kTile, count - n), width, kPairs ? s.single : columns, kPairs ? columns : nullptr,
         s.length + n, s.residual + n);
-    for (int r = 0; r < width; ++r) s.low[n + r] = -__FLT_MAX__;
+    for (int r = 0; r < width; ++r) s.low[n + r] = n + r < count ? -__FLT_MAX__ : __FLT_MAX__;  // none for no row
   }
   bool bounded = true;
   for (int64_t first = groups.begin; first < groups.end; first += p.chunk) {
     const int64_t here = least(p.chunk, groups.end - first);
     bounded &= prepare<Product, C>(p, book, {first, first + here}, s);
     for (int64_t n = 0; n < count; n += kTile)
-      (count - n > kLanes ? match<Product, kVectors> : match<Product, 1>)(p, first * kRows, here, n, count, steps, s);
+      (count - n > kLanes ? match<Product, kVectors> : match<Product, 1>)(p, first * kRows, here, n, steps, s);
   }
   for (int64_t n = 0; n < count; ++n) {
     s.list[n]->low = s.low[n];
@@ -538,8 +537,7 @@ void finish(const Problem& p, int64_t block, char* memory) {
 
 // Units count parts of the codes, then blocks, then codebooks. Where parts are several, each has its thread's memory.
 bool search(const Problem& p, Span units, void* scratch) {
-  char* memory = static_cast<char*>(scratch);
-  char* end;
+  char *memory = static_cast<char*>(scratch), *end;
   const Scratch s = carve(p, memory, end);
   bool coarse = p.coarse;
   with_type(p.type, [&](auto element) {

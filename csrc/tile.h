@@ -59,7 +59,7 @@ constexpr int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 constexpr int kLanes = sizeof(Vec) / sizeof(float);
 constexpr int kVectors = 2;
-constexpr int kTile = kVectors * kLanes;  // codes side by side
+constexpr int kTile = kVectors * kLanes;  // columns side by side
 
 inline Vec load(const float* p) {
   Vec v;
@@ -101,7 +101,7 @@ struct Single {
   using Vector = Vec;
   static constexpr bool kPairs = false;
   static Vec add(Vec sum, float row, Vec column) { return sum + row * column; }
-  static void keep(Vec rows, Stored* to) { memcpy(to, &rows, sizeof rows); }
+  static void write(Vec rows, Stored* to) { memcpy(to, &rows, sizeof rows); }
 };
 struct Double {
   using Element = double;
@@ -118,7 +118,7 @@ struct Pair {
   static Vec add(Vec sum, float row, Vec column) {
     return _mm512_dpbf16_ps(sum, __m512bh(_mm512_set1_ps(row)), __m512bh(column));
   }
-  static void keep(Vec rows, Stored* to) {
+  static void write(Vec rows, Stored* to) {
     const __m256bh rounded = _mm512_cvtneps_pbh(rows);
     memcpy(to, &rounded, sizeof rounded);
   }
