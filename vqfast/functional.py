@@ -110,6 +110,7 @@ def nearest_code(
         raise ValueError(f"x has {x.shape[-1]} channels and codebook {codebook.shape[-1]}; want the same D")
     if codebook.shape[-2] < 1 or codebook.shape[-1] < 1:
         raise ValueError(f"codebook has shape {tuple(codebook.shape)}; want K >= 1 and D >= 1")
+    dtype = torch.promote_types(torch.promote_types(x.dtype, codebook.dtype), torch.float32)
     lead = x.shape[:-2]
     if codebook.ndim > 2:
         try:
@@ -129,7 +130,6 @@ def nearest_code(
         indices = torch.where((x == 0).all(-1), 0, indices)
     if not return_distance:
         return indices
-    dtype = torch.promote_types(torch.promote_types(x.dtype, codebook.dtype), torch.float32)
     codes = codebook.expand(*lead, *codebook.shape[-2:]).take_along_dim(indices.unsqueeze(-1), -2)
     if metric == "l2":
         distance = torch.linalg.vector_norm(x.double() - codes.double(), dim=-1)
