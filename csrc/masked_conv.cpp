@@ -289,6 +289,7 @@ struct Work {
   int64_t products, steps, row_stride, step_stride;
   const A* columns;
   A* to;  // (rows, columns)
+  int64_t to_stride;
 };
 
 template <class Product, int kR>
@@ -300,7 +301,7 @@ void multiply(const Work<typename Product::Element>& w) {
     sums.add(w.steps, w.rows + w.offsets[i], w.row_stride, w.step_stride, w.columns + i * w.steps * S::kColumns);
 #pragma GCC unroll 16
   for (int r = 0; r < kR; ++r)
-    for (int v = 0; v < kVectors; ++v) store(sums.of[r][v], w.to + r * S::kColumns + v * S::kLanes);
+    for (int v = 0; v < kVectors; ++v) store(sums.of[r][v], w.to + r * w.to_stride + v * S::kLanes);
 }
 
 template <class Product, int... kI>
@@ -316,6 +317,10 @@ void multiply(int64_t rows, const Work<typename Product::Element>& w) {
 
 // --------------------------------------------------------------------------------------------- activation
 
+int64_t offset(const Grid& g, const Block& b) {
+  return b.sample * g.sample + b.rows.begin * g.row + b.columns.begin * g.column;
+}
+
 // A grid's numbers at some positions and channels, in lines of what is adjacent: channels of a position, or the reverse.
 template <class T>
 struct Lines {
@@ -323,7 +328,7 @@ struct Lines {
   int64_t line, inside;  // distances
   Lines(const Grid& g, bool last, const Block& b, int64_t channel)
       : at(static_cast<T*>(g.at)), line(last ? g.column : g.channel), inside(last ? g.channel : g.column) {
-    if (at) at += b.sample * g.sample + b.rows.begin * g.row + b.columns.begin * g.column + channel * g.channel;
+    if (at) at += offset(g, b) + channel * g.channel;
   }
   template <class V>
   [[gnu::always_inline]] V read(int64_t l, int64_t i, int64_t count) const {
@@ -402,6 +407,20 @@ Lane lane(const MaskedConv& p, int64_t tile, int vector) {
   return {channel, most(0, least(kLanes, p.out - channel))};
 }
 
+// Asks for what the activation of these channels reads and writes, before the products take their time.
+template <class T>
+void ask_for(const MaskedConv& p, const Block& b, const Lane& of, int64_t parts, int64_t part) {
+  const bool last = p.result.channel == 1;
+  const int64_t positions = b.columns.end - b.columns.begin;
+  const Span span = part_of(last ? positions : of.count, parts, part);
+  for (const Grid* g : {&p.extra, &p.residual, &p.kept, &p.result}) {
+    const Lines<const T> lines(*g, last, b, of.channel);
+    for (int64_t l = span.begin; g->at && l < span.end; ++l)
+      for (int64_t i = 0; i < (last ? of.count : positions); i += 64 / int64_t(sizeof(T)))
+        __builtin_prefetch(lines.at + l * lines.line + i, 1);
+  }
+}
+
 template <class T>
 int64_t tiles(const MaskedConv& p) {
   const bool gate = p.epilogue == Epilogue::gate;
@@ -446,6 +465,7 @@ void forward(const MaskedConv& p, Span span, const void* packed, void* scratch) 
   auto* offsets = static_cast<int64_t*>(scratch);
   A* room = reinterpret_cast<A*>(offsets + round_up(4 * p.taps, 8));
   const bool last = p.result.channel == 1;
+  const int64_t sums_of_position = p.paired ? kSums : 1;
   for (int64_t n = span.begin; n < span.end; ++n) {
     const Block block = locate(p, n);
     const Patch<A> patch = make_patch<T>(p, block, room);
@@ -454,28 +474,39 @@ void forward(const MaskedConv& p, Span span, const void* packed, void* scratch) 
     for (int64_t j = 0; j < tiles<T>(p); ++j) {
       const A* tile = static_cast<const A*>(packed) + j * tile_size<T>(p);
       const A* bias = tile + p.first[kSums] * p.in * kColumns;
+      const bool done = __is_same(T, A) && last && p.epilogue == Epilogue::none && (j + 1) * kColumns <= p.out &&
+                        !p.extra.at && !p.residual.at && !p.kept.at;
       for (int64_t y = block.rows.begin; y < block.rows.end; ++y)
         for (int64_t s = 0; s < segments; ++s) {
           const Span segment = part_of(columns, segments, s);
           const int64_t positions = segment.end - segment.begin, together = 1 + p.paired;
           const int64_t groups = ceil_div(positions, together), runs = ceil_div(groups, kMost);
+          const Block here{block.sample, {y, y + 1}, {block.columns.begin + segment.begin, block.columns.begin + segment.end}};
+          // Whole sums land in the result where nothing else is to be done.
+          A* const to = done ? static_cast<A*>(p.result.at) + offset(p.result, here) + j * kColumns : sums[0];
+          const int64_t to_stride = done ? p.result.column : kColumns;
           const A* origin = patch.at + (y - block.rows.begin) * patch.row + segment.begin * patch.column;
-          for (int64_t sum = 0; sum < (p.paired ? kSums : 1); ++sum)
+          for (int64_t sum = 0; sum < sums_of_position; ++sum)
             for (int64_t r = 0; r < runs; ++r) {
               const Span run = part_of(groups, runs, r);
               const int64_t first = p.first[sum];
+              for (int v = 0; v < kVectors; ++v)
+                ask_for<T>(p, here, lane<T>(p, j, v), sums_of_position * runs, sum * runs + r);
               multiply<typename Types<T>::Product>(
                   run.end - run.begin,
-                  {sum < kShared ? bias : bias + kColumns, 0, origin + run.begin * together * patch.column, offsets + first,
-                   p.first[sum + 1] - first, p.in, together * patch.column, 1, tile + first * p.in * kColumns,
-                   p.paired ? parts[sum][run.begin] : sums[run.begin]});
+                  {sum < kShared ? bias : bias + kColumns, 0, origin + run.begin * together * patch.column,
+                   offsets + first, p.first[sum + 1] - first, p.in, together * patch.column, 1,
+                   tile + first * p.in * kColumns, p.paired ? parts[sum][run.begin] : to + run.begin * to_stride,
+                   p.paired ? kColumns : to_stride});
             }
           for (int64_t g = 0; g < groups && p.paired; ++g)
             for (int v = 0; v < kColumns; v += kLanes) {
               const auto shared = load(&parts[kShared][g][v]), opposed = load(&parts[kOpposed][g][v]);
-              store(load(&parts[kFirst][g][v]) + (shared + opposed), &sums[2 * g][v]);
-              store(load(&parts[kSecond][g][v]) + (shared - opposed), &sums[2 * g + 1][v]);
+              store(load(&parts[kFirst][g][v]) + (shared + opposed), to + 2 * g * to_stride + v);
+              if (2 * g + 1 < positions)
+                store(load(&parts[kSecond][g][v]) + (shared - opposed), to + (2 * g + 1) * to_stride + v);
             }
+          if (done) continue;
           if (!last)
             for (int64_t x = 0; x < positions; x += kLanes)
               for (int v = 0; v < kVectors; ++v) {
@@ -486,7 +517,6 @@ void forward(const MaskedConv& p, Span span, const void* packed, void* scratch) 
               }
           const A* at = last ? sums[0] : turned[0];
           const int64_t pitch = last ? kColumns : kTurned, second = last ? kLanes : kLanes * kTurned;
-          const Block here{block.sample, {y, y + 1}, {block.columns.begin + segment.begin, block.columns.begin + segment.end}};
           for (int v = 0; v < (p.epilogue == Epilogue::gate ? 1 : kVectors); ++v) {
             const Lane to = lane<T>(p, j, v);
             if (to.count) activate<T>(p, here, to.channel, to.count, at + v * second, pitch, second);
@@ -548,7 +578,7 @@ void weight_gradient(const MaskedConv& p, Span parts, void* packed, void* scratc
           A* sums = sums_of(tile, n, in.begin);
           multiply<typename Types<T>::Product>(
               in.end - in.begin, {sums, kColumns, patch.at + offsets[n] + in.begin, lines, rows, steps, 1,
-                                  together * patch.column, of_sums + sum * part, sums});
+                                  together * patch.column, of_sums + sum * part, sums, kColumns});
         }
       if (in.begin > 0) return;
       A* bias = sums_of(tile, products, 0);
