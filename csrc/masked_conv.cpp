@@ -407,18 +407,17 @@ Lane lane(const MaskedConv& p, int64_t tile, int vector) {
   return {channel, most(0, least(kLanes, p.out - channel))};
 }
 
-// Asks for what the activation of these channels reads and writes, before the products take their time.
+// Asks for a part of a block's numbers at some channels: products hide how long memory takes. Channels last only, as
+// planes of channels crowd each other out of L1.
 template <class T>
-void ask_for(const MaskedConv& p, const Block& b, const Lane& of, int64_t parts, int64_t part) {
-  const bool last = p.result.channel == 1;
-  const int64_t positions = b.columns.end - b.columns.begin;
-  const Span span = part_of(last ? positions : of.count, parts, part);
-  for (const Grid* g : {&p.extra, &p.residual, &p.kept, &p.result}) {
-    const Lines<const T> lines(*g, last, b, of.channel);
-    for (int64_t l = span.begin; g->at && l < span.end; ++l)
-      for (int64_t i = 0; i < (last ? of.count : positions); i += 64 / int64_t(sizeof(T)))
-        __builtin_prefetch(lines.at + l * lines.line + i, 1);
-  }
+void ask_for(const Grid& g, const Block& b, const Lane& of, int64_t parts, int64_t part) {
+  if (!g.at || g.channel != 1) return;
+  const T* at = static_cast<const T*>(g.at) + offset(g, b) + of.channel;
+  const int64_t columns = b.columns.end - b.columns.begin;
+  const Span span = part_of((b.rows.end - b.rows.begin) * columns, parts, part);
+  for (int64_t n = span.begin; n < span.end; ++n)
+    for (int64_t i = 0; i < of.count; i += 64 / int64_t(sizeof(T)))
+      __builtin_prefetch(at + n / columns * g.row + n % columns * g.column + i, 1);
 }
 
 template <class T>
@@ -470,7 +469,9 @@ void forward(const MaskedConv& p, Span span, const void* packed, void* scratch) 
     const Block block = locate(p, n);
     const Patch<A> patch = make_patch<T>(p, block, room);
     find_offsets(p, patch, offsets);
-    const int64_t columns = block.columns.end - block.columns.begin, segments = ceil_div(columns, kSegment);
+    const Block next = locate(p, least(n + 1, span.end - 1));
+    const int64_t rows = block.rows.end - block.rows.begin, columns = block.columns.end - block.columns.begin;
+    const int64_t segments = ceil_div(columns, kSegment);
     for (int64_t j = 0; j < tiles<T>(p); ++j) {
       const A* tile = static_cast<const A*>(packed) + j * tile_size<T>(p);
       const A* bias = tile + p.first[kSums] * p.in * kColumns;
@@ -482,6 +483,8 @@ void forward(const MaskedConv& p, Span span, const void* packed, void* scratch) 
           const int64_t positions = segment.end - segment.begin, together = 1 + p.paired;
           const int64_t groups = ceil_div(positions, together), runs = ceil_div(groups, kMost);
           const Block here{block.sample, {y, y + 1}, {block.columns.begin + segment.begin, block.columns.begin + segment.end}};
+          ask_for<T>(p.x, next, {0, p.in}, tiles<T>(p) * rows * segments,
+                     (j * rows + y - block.rows.begin) * segments + s);
           // Whole sums land in the result where nothing else is to be done.
           A* const to = done ? static_cast<A*>(p.result.at) + offset(p.result, here) + j * kColumns : sums[0];
           const int64_t to_stride = done ? p.result.column : kColumns;
@@ -490,8 +493,9 @@ void forward(const MaskedConv& p, Span span, const void* packed, void* scratch) 
             for (int64_t r = 0; r < runs; ++r) {
               const Span run = part_of(groups, runs, r);
               const int64_t first = p.first[sum];
-              for (int v = 0; v < kVectors; ++v)
-                ask_for<T>(p, here, lane<T>(p, j, v), sums_of_position * runs, sum * runs + r);
+              for (const Grid* g : {&p.extra, &p.residual, &p.kept, &p.result})
+                for (int v = 0; v < kVectors; ++v)
+                  ask_for<T>(*g, here, lane<T>(p, j, v), sums_of_position * runs, sum * runs + r);
               multiply<typename Types<T>::Product>(
                   run.end - run.begin,
                   {sum < kShared ? bias : bias + kColumns, 0, origin + run.begin * together * patch.column,
