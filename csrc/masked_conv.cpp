@@ -114,7 +114,7 @@ void for_runs(const MaskedConv& p, F f) {
 void plan_products(MaskedConv& p) {
   int64_t pair = 0, filled = 0;
   for_runs(p, [&](const Product&, int64_t count) { pair += count + 1; });
-  p.paired = p.products && p.type != Type::f64 && p.width >= 4 && pair < 2 * p.taps;
+  p.paired = p.products && !p.codes && p.type != Type::f64 && p.width >= 4 && pair < 2 * p.taps;
   for (int64_t sum = 0; sum < kSums; ++sum) {
     p.first[sum] = filled;
     if (!p.paired) {
@@ -230,7 +230,7 @@ int64_t patch_pitch(const MaskedConv& p) {
 
 template <class T>
 int64_t patch_size(const MaskedConv& p) {
-  if (in_place<T>(p)) return 0;
+  if (p.codes || in_place<T>(p)) return 0;
   const Reach reach(p);
   const int64_t columns = p.columns + p.paired + reach.right - reach.left;
   return (p.paired ? kViews : 1) * (p.rows + reach.bottom - reach.top) * columns * patch_pitch<T>(p);
@@ -532,6 +532,12 @@ void forward(const MaskedConv& p, Span span, const void* packed, void* scratch) 
 
 // ---------------------------------------------------------------------------------------- weight gradient
 
+// Numbers of another type, `stride` apart.
+template <class T, class A>
+void put(const A* from, int64_t count, T* to, int64_t stride) {
+  for (int64_t l = 0; l < count; ++l) store_part(typename Types<T>::V{} + from[l], to + l * stride, 1);
+}
+
 int64_t row_blocks(const MaskedConv& p) { return ceil_div(p.in, kMost); }
 
 template <class T>
@@ -593,7 +599,6 @@ void weight_gradient(const MaskedConv& p, Span parts, void* packed, void* scratc
       }
     });
   }
-  const auto put = [](A value, T* to) { store_part(typename Types<T>::V{} + value, to, 1); };
   each([&](int64_t j, Span in) {
     const int64_t first = j * kColumns, count = least(kColumns, p.out - first);
     T* tile = static_cast<T*>(p.weight) + first * p.weight_out;
@@ -604,11 +609,76 @@ void weight_gradient(const MaskedConv& p, Span parts, void* packed, void* scratc
           for (int k = 0; k < 3; ++k)
             if (const A factor = p.products[n].factors[k]; factor != 0 && p.products[n].taps[k] == p.tap[t])
               for (int l = 0; l < kColumns; ++l) total[l] += factor * sums_of(tile_of(j), n, i)[l];
-        for (int64_t l = 0; l < count; ++l) put(total[l], tile + l * p.weight_out + i * p.weight_in + p.tap[t]);
+        put(total, count, tile + i * p.weight_in + p.tap[t], p.weight_out);
       }
-    for (int64_t l = 0; l < count && in.begin == 0; ++l)
-      put(sums_of(tile_of(j), products, 0)[l], static_cast<T*>(p.bias) + first + l);
+    if (in.begin == 0) put(sums_of(tile_of(j), products, 0), count, static_cast<T*>(p.bias) + first, 1);
   });
+}
+
+// ------------------------------------------------------------------------------------------------ one-hot
+
+// The row of a packed tile that a one-hot vector picks; outside the grid that of zeros.
+int64_t picked(const MaskedConv& p, int64_t sample, int64_t y, int64_t x, int64_t t) {
+  y += p.dy[t], x += p.dx[t];
+  if (y < 0 || y >= p.height || x < 0 || x >= p.width) return p.taps * p.in + 1;
+  return t * p.in + p.codes[(sample * p.height + y) * p.width + x];
+}
+
+// f(sample, y, x) for each position of some blocks.
+template <class F>
+void for_positions(const MaskedConv& p, Span span, F f) {
+  for (int64_t n = span.begin; n < span.end; ++n) {
+    const Block block = locate(p, n);
+    for (int64_t y = block.rows.begin; y < block.rows.end; ++y)
+      for (int64_t x = block.columns.begin; x < block.columns.end; ++x) f(block.sample, y, x);
+  }
+}
+
+// Tile by tile, each of which stays in L2 while all positions pick from it.
+template <class T>
+void embed(const MaskedConv& p, Span span, const void* packed) {
+  constexpr int kLanes = Types<T>::kLanes, kColumns = Types<T>::kColumns;
+  for (int64_t j = 0; j < tiles<T>(p); ++j) {
+    const auto* tile = static_cast<const typename Types<T>::A*>(packed) + j * tile_size<T>(p);
+    for_positions(p, span, [&](int64_t sample, int64_t y, int64_t x) {
+      typename Types<T>::V sums[kVectors];
+      for (int v = 0; v < kVectors; ++v) sums[v] = load(tile + p.taps * p.in * kColumns + v * kLanes);
+      for (int64_t t = 0; t < p.taps; ++t) {
+        const auto* row = tile + picked(p, sample, y, x, t) * kColumns;
+        for (int v = 0; v < kVectors; ++v) sums[v] += load(row + v * kLanes);
+      }
+      T* to = static_cast<T*>(p.result.at) + sample * p.result.sample + y * p.result.row + x * p.result.column;
+      for (int v = 0; v < kVectors; ++v)
+        if (const Lane of = lane<T>(p, j, v); of.count) store_part(sums[v], to + of.channel, of.count);
+    });
+  }
+}
+
+// A part is a tile's sums of one tap, or, behind the taps, those of the bias.
+template <class T>
+void embed_gradient(const MaskedConv& p, Span parts, void* packed) {
+  using A = typename Types<T>::A;
+  constexpr int kLanes = Types<T>::kLanes, kColumns = Types<T>::kColumns;
+  for (int64_t n = parts.begin; n < parts.end; ++n) {
+    const int64_t j = n / (p.taps + 1), t = n % (p.taps + 1), rows = t < p.taps ? p.in : 1;
+    A* sums = static_cast<A*>(packed) + j * tile_size<T>(p) + t * p.in * kColumns;
+    memset(sums, 0, sizeof(A) * rows * kColumns);
+    for_positions(p, {0, blocks(p)}, [&](int64_t sample, int64_t y, int64_t x) {
+      const int64_t row = t < p.taps ? picked(p, sample, y, x, t) - t * p.in : 0;
+      if (row >= rows) return;
+      const T* from = static_cast<const T*>(p.result.at) + sample * p.result.sample + y * p.result.row + x * p.result.column;
+      for (int v = 0; v < kVectors; ++v)
+        if (const Lane of = lane<T>(p, j, v); of.count) {
+          A* sum = sums + row * kColumns + v * kLanes;
+          store(load(sum) + load_part<typename Types<T>::V>(from + of.channel, of.count), sum);
+        }
+    });
+    const int64_t first = j * kColumns, count = least(kColumns, p.out - first);
+    T* weight = static_cast<T*>(p.weight) + first * p.weight_out;
+    for (int64_t i = 0; i < p.in && t < p.taps; ++i)
+      put(sums + i * kColumns, count, weight + i * p.weight_in + p.tap[t], p.weight_out);
+    if (t == p.taps) put(sums, count, static_cast<T*>(p.bias) + first, 1);
+  }
 }
 
 // --------------------------------------------------------------------------------------------------- gate
@@ -648,11 +718,11 @@ const MaskedConvKernel masked_conv_kernel{
     [](const MaskedConv& p) { return VQFAST_BY_TYPE(scratch<T>(p)); },
     [](const MaskedConv& p, Span tiles, void* packed) { VQFAST_BY_TYPE(pack<T>(p, tiles, packed)); },
     [](const MaskedConv& p, Span blocks, const void* packed, void* scratch) {
-      VQFAST_BY_TYPE(forward<T>(p, blocks, packed, scratch));
+      VQFAST_BY_TYPE(p.codes ? embed<T>(p, blocks, packed) : forward<T>(p, blocks, packed, scratch));
     },
-    [](const MaskedConv& p) { return VQFAST_BY_TYPE(tiles<T>(p) * row_blocks(p)); },
+    [](const MaskedConv& p) { return VQFAST_BY_TYPE(tiles<T>(p) * (p.codes ? p.taps + 1 : row_blocks(p))); },
     [](const MaskedConv& p, Span parts, void* packed, void* scratch) {
-      VQFAST_BY_TYPE(weight_gradient<T>(p, parts, packed, scratch));
+      VQFAST_BY_TYPE(p.codes ? embed_gradient<T>(p, parts, packed) : weight_gradient<T>(p, parts, packed, scratch));
     },
     [](const MaskedConv& p, Span blocks) { VQFAST_BY_TYPE(gate<T>(p, blocks)); },
 };
