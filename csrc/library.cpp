@@ -311,11 +311,16 @@ Grid grid(const std::optional<Tensor>& t, const Tensor& like, bool last) {
 // The problem's sizes and tensors; all are channels last where x is.
 MaskedConv masked_conv_of(const Tensor& x, const std::optional<Tensor>& extra, const std::optional<Tensor>& residual,
                           const Tensor& result, const std::optional<Tensor>& kept) {
-  const bool last = x.size(2) * x.size(3) == 1 || (x.stride(1) == 1 && x.size(1) > 1);
+  const bool codes = x.scalar_type() == ScalarType::Long;
+  const bool last = codes || x.size(2) * x.size(3) == 1 || (x.stride(1) == 1 && x.size(1) > 1);
   MaskedConv p{};
-  p.type = type_of(x);
+  p.type = type_of(result);
   p.batch = x.size(0), p.in = x.size(1), p.height = x.size(2), p.width = x.size(3);
-  p.x = grid(x, x, last), p.extra = grid(extra, x, last), p.residual = grid(residual, x, last);
+  if (codes)
+    p.codes = static_cast<const int64_t*>(x.const_data_ptr());
+  else
+    p.x = grid(x, x, last);
+  p.extra = grid(extra, x, last), p.residual = grid(residual, x, last);
   p.result = grid(result, x, last), p.kept = grid(kept, x, last);
   return p;
 }
@@ -324,6 +329,10 @@ MaskedConv masked_conv_of(const Tensor& x, const std::optional<Tensor>& extra, c
 void set_weight(MaskedConv& p, const Tensor& weight, const std::vector<int64_t>& taps, const std::vector<int64_t>& dy,
                 const std::vector<int64_t>& dx) {
   p.out = weight.size(0);
+  for (int64_t n = 0; p.codes && n < p.batch * p.height * p.width; ++n)
+    STD_TORCH_CHECK(p.codes[n] >= 0 && p.codes[n] < weight.size(1), "codes hold ", p.codes[n], "; want 0 to ",
+                    weight.size(1) - 1);
+  if (p.codes) p.in = weight.size(1);
   p.weight = weight.mutable_data_ptr();
   p.weight_out = weight.stride(0), p.weight_in = weight.stride(1);
   p.taps = int64_t(taps.size()), p.tap = taps.data(), p.dy = dy.data(), p.dx = dx.data();
@@ -334,7 +343,7 @@ double multiplications(const MaskedConv& p) {
 }
 
 // result = activation(conv(x) + bias + extra) + residual, and the sums into kept. Tap t of the weight's kernels sees
-// the position (dy, dx) away. All tensors are contiguous or all channels last.
+// the position (dy, dx) away. All tensors are contiguous or all channels last; int64 x (B, 1, H, W) names one-hot vectors.
 void masked_conv(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> extra,
                  std::optional<Tensor> residual, Tensor result, std::optional<Tensor> kept, std::vector<int64_t> taps,
                  std::vector<int64_t> dy, std::vector<int64_t> dx, int64_t activation) {
