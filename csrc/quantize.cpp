@@ -15,7 +15,7 @@
 namespace vqfast::VQFAST_ISA {
 namespace {
 
-constexpr int64_t kPositions = 32, kChannels = 64;
+constexpr int64_t kPositions = 128, kChannels = 64;
 
 template <class T>
 using Vector = typename Accumulate<T>::Product::Vector;
@@ -94,7 +94,7 @@ void write(const Tile<T>& from, const Block& b, int64_t first, int64_t count, T*
     for (int64_t p = 0; p < b.count; p += kWidth<T>) {
       V rows[kWidth<T>];
 #pragma GCC unroll 16
-      for (int64_t l = 0; l < kWidth<T>; ++l) rows[l] = load(from[p + l] + i);
+      for (int64_t l = 0; l < kWidth<T>; ++l) rows[l] = p + l < b.count ? load(from[p + l] + i) : V{};
       transpose<kWidth<T> / 2>(rows);
 #pragma GCC unroll 16
       for (int64_t l = 0; l < kWidth<T>; ++l)
@@ -169,7 +169,7 @@ void forward(const Assigned& v, Span span, void* to, double* errors, int64_t* co
   using V = Vector<T>;
   auto* quantized = static_cast<T*>(to);
   auto* sums = static_cast<Number<T>*>(adding);
-  Tile<T> residual, out{};
+  Tile<T> residual, out;
   for (int64_t n = span.begin; n < span.end;) {
     const Block b = locate(v, n, span.end);
     bool finite = true;
