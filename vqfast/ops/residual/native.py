@@ -5,7 +5,9 @@ and what follows, forward and backward, keeps a vector's in L1.
 
 FLOORS (one core, 450 GFLOP/s in bfloat16), N, Q, K, D = 12000, 8, 1024, 128: the search multiplies 25 GFLOP,
 56 ms, and reads 6 MB. Measured: search 69 ms; outputs and statistics 6, backward 5, both for the codes that
-they gather, 8 x 6 MB.
+they gather, 8 x 6 MB. N, Q, K, D = 32768, 1, 512, 64, channels first: forward 2.1 GFLOP, 4.8 ms, and 17 MB,
+0.5 ms at the 37 GB/s that a core copies; backward 25 MB, 0.7 ms. Measured: forward 8.7 ms, of which the
+search has 8, statistics 0.2 more; backward 1.9.
 """
 
 from __future__ import annotations
@@ -41,9 +43,11 @@ def _arguments(z: Tensor, codebooks: Tensor, channel_dim: int) -> tuple[Tensor, 
 def _as(z: Tensor, laid_out: Tensor, values: Tensor) -> Tensor:
     """``values``, in the memory layout of ``laid_out``, as ``z``."""
     values = values.as_strided(laid_out.shape, laid_out.stride())
-    if values.dtype == z.dtype and values.stride() == torch.empty_like(z).stride():
+    if laid_out is z:
         return values
-    return torch.empty_like(z, requires_grad=False).copy_(values)
+    result = torch.empty_like(z, requires_grad=False)
+    same = (values.dtype, values.stride()) == (result.dtype, result.stride())
+    return values if same else result.copy_(values)
 
 
 def residual_quantize(
@@ -78,9 +82,10 @@ def residual_backward(
     if grad.dtype != laid_out.dtype or grad.stride() != laid_out.stride():
         grad = torch.empty_like(laid_out, requires_grad=False).copy_(grad)
     to_codebooks, to_vectors = (loss * (2 / z.numel()) for loss in losses)
-    wanted = bool(to_codebooks.any())
+    wanted = any(to_codebooks.tolist())
+    grad = grad.as_strided(vectors.shape, vectors.stride())
     grad_z, away = torch.ops.vqfast_native.quantize_backward(
-        _dense(grad, channel_dim)[1], vectors, books, indices.contiguous(), to_vectors, wanted
+        grad, vectors, books, indices.contiguous(), to_vectors, wanted
     )
     if wanted:
         grad_codebooks = (away[0] * -to_codebooks.view(-1, 1, 1)).to(codebooks.dtype)
