@@ -74,7 +74,10 @@ def accelerate(model: nn.Module, restore: bool = False) -> Report:
             _accelerate(path, module, report)
     if not restore and not report.replaced and not report.left:
         classes = ", ".join(name.rpartition(".")[2] for name in SWAPS)
-        raise ValueError(f"model has no known quantiser: {classes}, or a plain one with an nn.Embedding")
+        raise ValueError(
+            f"model has no known quantiser: {classes}, or a plain one with its codes in an nn.Embedding, "
+            "a buffer or a parameter"
+        )
     return report
 
 
