@@ -12,6 +12,7 @@ from tests.accelerate.compare import curve, nearest, same, searches, tensors
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 SIZES = {"codebook_size": 64, "codebook_dim": 16, "hidden_size": 24}
+STAGES = {**SIZES, "num_quantizers": 4, "frame_rate": 10, "n_codebooks": 4, "quantizer_dropout": 0.5}
 IMAGE_SIZES = {"num_embeddings": 64, "embed_dim": 16, "num_patches": 4, "codebook_size": 64}
 
 # class, sizes, method, shape of its input
@@ -36,15 +37,27 @@ def torchaudio():
         yield
 
 
-def quantiser(name: str) -> nn.Module:
+def built(name: str, class_name: str, sizes: dict[str, int | float]) -> nn.Module:
     """With random codes."""
     module = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
-    made = getattr(module, CASES[name][0])(SimpleNamespace(**CASES[name][1]))
-    codes = made.state_dict()
-    for key in ("embed", "embed_sum", "embedding.weight", "codebook.weight"):
-        if key in codes:
-            codes[key].normal_()
+    made = getattr(module, class_name)(SimpleNamespace(**sizes))
+    for key, codes in made.state_dict().items():
+        if key.endswith(("embed", "embed_sum", "embedding.weight", "codebook.weight")):
+            codes.normal_()
     return made
+
+
+def quantiser(name: str) -> nn.Module:
+    """One of the above."""
+    return built(name, *CASES[name][:2])
+
+
+# all stages of one; shape of the input
+RESIDUAL = {
+    "encodec": ("EncodecResidualVectorQuantizer", (2, 16, 30)),
+    "xcodec": ("XcodecResidualVectorQuantization", (2, 16, 30)),
+    "higgs_audio_v2_tokenizer": ("HiggsAudioV2TokenizerResidualVectorQuantization", (2, 24, 30)),
+}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -53,6 +66,71 @@ def test_quantisers(name):
     fast = same(quantiser(name), [torch.randn(shape)] * 2, lambda module, z: getattr(module, method)(z))
     (entry,) = vqfast.accelerate(fast).replaced
     assert entry == ("", CASES[name][0], 64, 16, "")
+
+
+@pytest.mark.parametrize("name", RESIDUAL)
+def test_residual_stages(name):
+    class_name, shape = RESIDUAL[name]
+    slow = built(name, class_name, STAGES)
+    fast = same(slow, [torch.randn(shape)] * 2, lambda module, z: module.encode(z))
+    x = torch.randn(shape)
+    assert torch.equal(fast.encode(x, 0.12), slow.encode(x, 0.12))
+    assert len(vqfast.accelerate(fast).replaced) == 4
+
+
+def dac_stages() -> nn.Module:
+    return built("dac", "DacResidualVectorQuantizer", {**STAGES, "codebook_dim": 8})
+
+
+def dac_calls(module: nn.Module, x: torch.Tensor, *args) -> tuple[object, int]:
+    """What it returns, and how often it projected into a stage by itself."""
+    calls = []
+    conv = type(module.quantizers[0].in_proj)
+    with pytest.MonkeyPatch.context() as patch:
+        forward = conv.forward
+        patch.setattr(conv, "forward", lambda self, x: calls.append(self) or forward(self, x))
+        return module(x, *args), len(calls)
+
+
+@pytest.mark.parametrize("stages", [None, 1, 3, 9])
+def test_stages_of_dac(stages):
+    fast = same(dac_stages(), [torch.randn(2, 24, 30)] * 2, lambda module, z: module(z, stages))
+    assert dac_calls(fast.eval(), torch.randn(2, 24, 30), stages)[1] == 0
+    assert len(vqfast.accelerate(fast).replaced) == 4
+
+
+def test_stages_of_dac_give_the_codes_of_float64():
+    slow = dac_stages().eval()
+    fast = copy.deepcopy(slow)
+    vqfast.accelerate(fast)
+    x = torch.randn(2, 24, 2000)
+    truth = copy.deepcopy(slow).double()(x.double())
+    ours, theirs = fast(x), slow(x)
+    assert (ours[1] != truth[1]).sum() <= 2 + 2 * (theirs[1] != truth[1]).sum()  # at near ties
+    torch.testing.assert_close(fast.double()(x.double()), truth)
+
+
+@pytest.mark.parametrize("change", ["hook", "replaced", "subclass", "half", "few"])
+def test_stages_of_dac_that_somebody_changed_run_one_by_one(change):
+    slow, x = dac_stages().eval(), torch.randn(2, 24, 30)
+    conv = slow.quantizers[1].in_proj
+    if change == "hook":
+        conv.register_forward_hook(lambda module, inputs, output: output + 1)
+    elif change == "replaced":
+        forward = conv.forward
+        conv.forward = lambda x: forward(x) + 1
+    elif change == "subclass":
+        slow.quantizers[1].out_proj = nn.Sequential(slow.quantizers[1].out_proj)
+    elif change == "half":
+        slow, x = slow.bfloat16(), x.bfloat16()
+    else:
+        x = x[:1, :, :15]
+    fast = copy.deepcopy(slow)
+    vqfast.accelerate(fast)
+    ours, convolutions = dac_calls(fast, x)
+    assert convolutions > 0
+    if change != "half":
+        torch.testing.assert_close(ours, slow(x))
 
 
 @pytest.mark.parametrize("name", CASES)
