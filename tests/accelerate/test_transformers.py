@@ -1,6 +1,9 @@
+import ast
 import copy
 import importlib
+import re
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -9,6 +12,7 @@ from torch import nn
 
 import vqfast
 from tests.accelerate.compare import curve, nearest, same, searches, tensors
+from vqfast.accelerate.transformers import SWAPS
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 SIZES = {"codebook_size": 64, "codebook_dim": 16, "hidden_size": 24}
@@ -133,6 +137,24 @@ def test_stages_of_dac_that_somebody_changed_run_one_by_one(change):
         torch.testing.assert_close(ours, slow(x))
 
 
+@pytest.mark.parametrize("name", RESIDUAL)
+def test_residual_stages_compile(name):
+    torch.compiler.reset()
+    class_name, shape = RESIDUAL[name]
+    module, x = built(name, class_name, STAGES), torch.randn(shape)
+    codes = module.encode(x)
+    vqfast.accelerate(module)
+    assert torch.equal(torch.compile(module.encode, backend="aot_eager", fullgraph=True)(x), codes)
+
+
+def test_stages_of_dac_compile():
+    torch.compiler.reset()
+    module, x = dac_stages().eval(), torch.randn(2, 24, 30)
+    returned = module(x)
+    vqfast.accelerate(module)
+    torch.testing.assert_close(torch.compile(module, backend="aot_eager", fullgraph=True)(x), returned)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_half_precision(name):
     _, _, method, shape = CASES[name]
@@ -196,3 +218,63 @@ def test_whole_models(name):
     ours, searched = searches(fast.encode, x)
     assert searched == codebooks
     assert torch.equal(ours.audio_codes, slow.encode(x).audio_codes)
+
+
+LEAST = re.compile(r"argmin\(|cdist\(|dist\.max\(")
+NO_CODES = {
+    "owlvit.OwlViTForObjectDetection": "the box that is most unlike the others",
+    "inkling.plan_out_scales": "patch sizes",
+    "esm.EsmCategoricalMixture": "the bin of a number",
+    "esmfold2.EsmFold2ConfidenceHead": "distances between atoms",
+}
+
+
+def searching(file: Path) -> set[str]:
+    """``model.Name`` of each class or function in a file that takes a least distance."""
+    source = file.read_text(encoding="utf-8")
+    parts = ast.parse(source).body if LEAST.search(source) else []
+    parts = [part for part in parts if isinstance(part, (ast.ClassDef, ast.FunctionDef))]
+    return {
+        f"{file.parent.name}.{part.name}"
+        for part in parts
+        if LEAST.search(ast.get_source_segment(source, part))
+    }
+
+
+def test_every_class_that_searches_a_codebook_is_known():
+    folder = Path(importlib.import_module("transformers").__file__).parent / "models"
+    found = set().union(*(searching(file) for file in folder.glob("*/modeling_*.py")))
+    known = {f"{name.split('.')[2]}.{name.rpartition('.')[2]}" for name in SWAPS}
+    assert found - known == NO_CODES.keys()
+    assert len(found & known) == len(CASES)
+
+
+def test_saved_and_loaded_by_the_library(tmp_path):
+    slow, _ = models()["encodec"]
+    fast = copy.deepcopy(slow.eval())
+    vqfast.accelerate(fast)
+    fast.save_pretrained(tmp_path)
+    loaded = type(slow).from_pretrained(tmp_path).eval()
+    assert type(loaded.quantizer.layers[0].codebook) is type(slow.quantizer.layers[0].codebook)
+    x = torch.randn(1, 1, 8192)
+    assert torch.equal(loaded.encode(x).audio_codes, fast.encode(x).audio_codes)
+
+
+@pytest.mark.parametrize("name", ["encodec", "dac"])
+def test_restored_whole(name):
+    model, _ = models()[name]
+    before = [(type(module), set(vars(module))) for module in model.modules()]
+    vqfast.accelerate(model)
+    vqfast.accelerate(model, restore=True)
+    assert [(type(module), set(vars(module))) for module in model.modules()] == before
+
+
+def test_patch_reaches_models_built_later():
+    names = vqfast.accelerate.patch("transformers")
+    try:
+        assert set(names) == set(SWAPS)
+        model, codebooks = models()["encodec"]
+        assert searches(model.eval().encode, torch.randn(1, 1, 16384))[1] == codebooks
+    finally:
+        vqfast.accelerate.patch("transformers", restore=True)
+    assert searches(model.encode, torch.randn(1, 1, 16384))[1] == 0
