@@ -2,8 +2,8 @@
 
 Models that hold one of these (Moshi, CSM, Kyutai: Mimi; Dia: DAC; MusicGen, Bark: Encodec) are covered by it.
 Not here, as nothing is searched: X-Codec-2 and NeuCodec (finite scalar quantisation rounds), FLAVA's
-codebook and the wav2vec 2.0 family (argmax of logits); nor least distances between boxes, atoms, bins or patch
-sizes (OWL-ViT, ESMFold, Inkling).
+codebook and the wav2vec 2.0 family (argmax of logits); nor least distances between boxes, atoms, bins or
+patch sizes (OWL-ViT, ESMFold, Inkling).
 """
 
 from __future__ import annotations
