@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import vqfast
 from tests.accelerate.compare import curve, nearest, same, searches
+from vqfast.accelerate import search
 from vqfast.nn import ranks
 
 K, D = 32, 8
@@ -317,6 +318,16 @@ def test_few_vectors_go_to_the_original():
     fast = VQEmbedding()
     vqfast.accelerate(fast)
     assert [searches(fast, torch.randn(1, D, 1, n))[1] for n in (15, 16)] == [0, 1]
+
+
+def test_little_work_goes_to_the_original(monkeypatch):
+    monkeypatch.setattr(search, "LITTLE", 100 * K * D)
+    monkeypatch.setattr(search, "FEW_TO_TURN", 200)
+    for cls, least in ((ChannelsLast, 100), (Quantize, 200)):
+        fast = cls()
+        vqfast.accelerate(fast)
+        counts = [searches(fast, torch.randn(1, n, D))[1] for n in (least - 1, least)]
+        assert counts == [0, 1]
 
 
 class CosineQuantizer(Base):
