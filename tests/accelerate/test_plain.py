@@ -412,8 +412,22 @@ def test_modules_that_are_no_quantisers_arent_mentioned():
         def forward(self, x):
             return x + self.table(torch.arange(x.shape[-2]))
 
+    class OwnPositions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Parameter(torch.randn(K, D))
+
+        def forward(self, x):
+            return x + self.embed[: x.shape[-2]]
+
+    class Uncopied(OwnPositions):
+        def __deepcopy__(self, memo):
+            raise RuntimeError
+
     with pytest.raises(ValueError, match="no known quantiser"):
-        vqfast.accelerate(nn.Sequential(nn.Linear(4, D), Positions(), nn.Embedding(3, 4)))
+        vqfast.accelerate(
+            nn.Sequential(nn.Linear(4, D), Positions(), OwnPositions(), Uncopied(), nn.Embedding(3, 4))
+        )
 
 
 def test_probing_leaves_no_trace():

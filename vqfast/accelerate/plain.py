@@ -266,12 +266,12 @@ def _probe(module: nn.Module, place: Place, methods: list[str]) -> Plan:
 def _takes(module: nn.Module, place: Place, method: str, shape: tuple[int, ...]) -> bool:
     """Whether a method takes vectors of that shape. The codes, which may be many, aren't copied for that."""
     held = place.tensor(module)
-    probed = copy.deepcopy(module, {id(held): held}).eval()
     channels = place.turn(held).shape[1]
+    zeros = held.new_zeros([channels if length == -1 else length for length in shape])
     with torch.no_grad():
         try:
-            _call(probed, method, held.new_zeros([channels if length == -1 else length for length in shape]))
-        except Unfit:
+            getattr(copy.deepcopy(module, {id(held): held}).eval(), method)(zeros)
+        except Exception:  # whatever a foreign module makes of it
             return False
     return True
 
