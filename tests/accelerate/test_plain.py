@@ -248,6 +248,18 @@ def test_averages_beside_the_codes():
     assert searches(fast, images()[0])[1] == 0
 
 
+def test_averages_compile():
+    torch.compiler.reset()
+    slow = Quantize()
+    fast = copy.deepcopy(slow)
+    vqfast.accelerate(fast)
+    compiled = torch.compile(fast, backend="aot_eager", fullgraph=True)
+    for _ in range(3):
+        x = torch.randn(2, 20, D)
+        torch.testing.assert_close(compiled(x), slow(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(fast.state_dict(), slow.state_dict(), rtol=1e-4, atol=1e-5)
+
+
 def test_as_many_codes_as_channels():
     same(Quantize(8, 8), [torch.randn(2, 4, 5, 8)])
 
@@ -424,10 +436,9 @@ def test_modules_that_are_no_quantisers_arent_mentioned():
         def __deepcopy__(self, memo):
             raise RuntimeError
 
+    model = nn.Sequential(nn.Linear(4, D), Positions(), OwnPositions(), Uncopied(), nn.Embedding(3, 4))
     with pytest.raises(ValueError, match="no known quantiser"):
-        vqfast.accelerate(
-            nn.Sequential(nn.Linear(4, D), Positions(), OwnPositions(), Uncopied(), nn.Embedding(3, 4))
-        )
+        vqfast.accelerate(model)
 
 
 def test_probing_leaves_no_trace():
