@@ -1,6 +1,6 @@
 """Models that people have, as they are and after ``vqfast.accelerate``: tokenising, and the quantiser alone.
 
-Random weights at the published sizes (the configurations' defaults), ten seconds of audio or one image; then
+Random weights at the published sizes, ten seconds of audio or one image; then
 layers by themselves. The quantiser alone gets what the model's encoder makes of a new input.
 """
 
@@ -39,6 +39,14 @@ AUDIO: dict[str, tuple[str, str, int, dict[str, Any]]] = {
     "X-Codec": ("xcodec", "XcodecModel", 16000, {}),
     "Higgs Audio v2": ("higgs_audio_v2_tokenizer", "HiggsAudioV2TokenizerModel", 24000, {}),
 }
+# of bosonai/higgs-audio-v2-tokenizer, where the configuration's defaults are others, and don't fit each other
+RATIOS = [8, 5, 4, 2, 3]
+SIZES: dict[str, dict[str, Any]] = {
+    "Higgs Audio v2": {
+        "acoustic_model_config": {"downsampling_ratios": RATIOS, "upsampling_ratios": RATIOS},
+        "target_bandwidths": [0.5, 1, 1.5, 2],
+    }
+}
 # names, shape of the input, arguments of encode
 IMAGES: dict[str, tuple[str, str, tuple[int, ...], dict[str, Any]]] = {
     "Chameleon": ("chameleon", "ChameleonVQVAE", (1, 3, 512, 512), {}),
@@ -53,8 +61,8 @@ def transformers(name: str) -> Model:
     module, class_name, size, options = (AUDIO | IMAGES)[name]
     package = f"transformers.models.{module}"
     config_name = f"{class_name.removesuffix('Model')}Config"
-    config = getattr(import_module(f"{package}.configuration_{module}"), config_name)()
-    model = getattr(import_module(f"{package}.modeling_{module}"), class_name)(config)
+    config = getattr(import_module(f"{package}.configuration_{module}"), config_name)
+    model = getattr(import_module(f"{package}.modeling_{module}"), class_name)(config(**SIZES.get(name, {})))
     part = "quantize.forward" if name in IMAGES else "quantizer.encode"
     part = "quantizer.forward" if name == "DAC" else part
     shape = size if name in IMAGES else (1, 1, SECONDS * size)

@@ -164,67 +164,18 @@ Tensor nearest(const Tensor& x, const Tensor& codebook) {
 // codebooks: (stages, K, D), each contiguous; indices (outer, inner, stages).
 Assigned assigned(const Tensor& z, const Tensor& codebooks, const Tensor& indices) {
   Assigned v{};
-  v.z = static_cast<const float*>(z.const_data_ptr());
-  v.codes = static_cast<const float*>(codebooks.const_data_ptr());
+  v.type = type_of(z);
+  v.z = z.const_data_ptr();
+  v.codes = codebooks.const_data_ptr();
   v.indices = static_cast<const int64_t*>(indices.const_data_ptr());
   v.outer = z.size(0), v.d = z.size(1), v.inner = z.size(2);
   v.stages = codebooks.size(0), v.k = codebooks.size(1), v.book = codebooks.stride(0);
   return v;
 }
 
-// z (outer, D, inner) float32, contiguous, codebooks (stages, K, D) float32, each contiguous -> int64 (outer, inner,
-// stages): each stage codes what the ones before it left over. A block of vectors is read once and stays in L2.
-Tensor residual_search(const Tensor& z, const Tensor& codebooks) {
-  const Kernels kernels = best_kernels();
-  const Kernel& kernel = kernels.nearest;
-  Tensor out = torch::stable::empty({z.size(0), z.size(2), codebooks.size(0)}, ScalarType::Long);
-  const Assigned v = assigned(z, codebooks, out);
-  Problem p{};
-  p.type = Type::f32;
-  p.d = v.d, p.d_stride = 1, p.k = v.k;
-  p.rows = v.outer * v.inner, p.num_books = 1;
-  const int64_t threads = threads_for(double(p.rows) * double(v.stages) * double(v.k) * double(v.d));
-  kernel.plan(p, threads, false);
-  p.num_books = v.book ? v.stages : 1;
-  const Books books(kernel, p, v.codes, v.book * int64_t(sizeof(float)), threads);
-
-  auto* indices = static_cast<int64_t*>(out.mutable_data_ptr());
-  const int64_t bytes = kernel.scratch(p);
-  Buffer<char> scratch(threads * bytes);
-  Buffer<float> residuals(threads * p.block * v.d);
-  for_parts(threads, p.blocks, [&](int64_t part, Span span) {
-    float* rows = residuals.data() + part * p.block * v.d;
-    std::vector<char> coarse(v.stages, p.coarse);  // whether that still pays
-    for (int64_t block = span.begin; block < span.end; ++block) {
-      const Span here{block * p.block, std::min(p.rows, (block + 1) * p.block)};
-      kernels.quantize.gather(v, here, rows);
-      for (int64_t stage = 0; stage < v.stages; ++stage) {
-        const Axis axis{here.end - here.begin, v.d, v.stages};
-        Problem one = p;
-        one.x = rows, one.rows = axis.size, one.blocks = 1, one.axes = &axis, one.num_axes = 1;
-        one.out = indices + here.begin * v.stages + stage;
-        one.coarse = coarse[stage];
-        const int64_t book = v.book ? stage : 0;
-        coarse[stage] = kernel.search(one, {book, book + 1}, scratch.data() + part * bytes);
-        if (stage + 1 < v.stages) kernels.quantize.subtract(v, here, stage, rows);
-      }
-    }
-  });
-  return out;
-}
-
 // Threads that each add up sums of their own, (stages, K, D): as many as make a stage's no more than the vectors.
 int64_t adders(const Assigned& v) {
   return std::clamp<int64_t>(v.outer * v.inner / std::max<int64_t>(v.k, 1), 1, torch::stable::get_num_threads());
-}
-
-// Each part's sums onto the first one's, always in the same order.
-template <class T>
-void add_up(T* sums, int64_t parts, int64_t count) {
-  for_parts(torch::stable::get_num_threads(), count, [&](int64_t, Span span) {
-    for (int64_t part = 1; part < parts; ++part)
-      for (int64_t i = span.begin; i < span.end; ++i) sums[i] += sums[part * count + i];
-  });
 }
 
 Tensor zeros(std::initializer_list<int64_t> sizes, ScalarType type) {
@@ -233,52 +184,112 @@ Tensor zeros(std::initializer_list<int64_t> sizes, ScalarType type) {
   return made;
 }
 
-// The arguments and the result of `residual_search` -> quantized, the sum of the codes, as z; each stage's sum of
-// (residual - e)^2, float64 (parts, stages); counts (parts, stages, K) and sums (parts, stages, K, D) of the residuals.
-// The first part has the whole; of no codes unless asked.
-std::tuple<Tensor, Tensor, Tensor, Tensor> follow(
-    const Tensor& z, const Tensor& codebooks, const Tensor& indices, bool statistics) {
-  const QuantizeKernel& kernel = best_kernels().quantize;
+// Sums that parts add up apart, (parts, ...), and then onto the first one's, always in the same order.
+struct Shares {
+  Tensor tensor;
+  int64_t parts, count;
+
+  Shares(std::initializer_list<int64_t> sizes, ScalarType type)
+      : tensor(zeros(sizes, type)), parts(*sizes.begin()), count(tensor.numel() / parts) {}
+  // Null where there is nothing to add up.
+  void* of(int64_t part) const {
+    if (count == 0) return nullptr;
+    return static_cast<char*>(tensor.mutable_data_ptr()) + part * count * int64_t(tensor.element_size());
+  }
+  void join() const {
+    switch (tensor.scalar_type()) {
+      case ScalarType::Long: return join_as<int64_t>();
+      case ScalarType::Double: return join_as<double>();
+      default: return join_as<float>();
+    }
+  }
+
+ private:
+  template <class T>
+  void join_as() const {
+    for_parts(torch::stable::get_num_threads(), count, [&](int64_t, Span span) {
+      auto* sums = static_cast<T*>(of(0));
+      for (int64_t part = 1; part < parts; ++part)
+        for (int64_t i = span.begin; i < span.end; ++i) sums[i] += sums[part * count + i];
+    });
+  }
+};
+
+// z (outer, D, inner) contiguous, codebooks (stages, K, D), each contiguous, float64 where z is, else float32 -> each
+// stage's codes of what the ones before it left over, int64 (outer, inner, stages); quantized, their sum, as z; each
+// stage's sum of (residual - e)^2, float64 (parts, stages); counts (parts, stages, K) and sums (parts, stages, K, D) of
+// the residuals. The first part has the whole; of no codes unless asked. A block of vectors is read once: it stays in
+// L2 from the first stage's search to its sums.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> quantize(const Tensor& z, const Tensor& codebooks, bool statistics) {
+  const Kernels kernels = best_kernels();
+  const Kernel& kernel = kernels.nearest;
+  const ScalarType type = codebooks.scalar_type();
+  const int64_t number = int64_t(codebooks.element_size());
+  Tensor indices = torch::stable::empty({z.size(0), z.size(2), codebooks.size(0)}, ScalarType::Long);
   const Assigned v = assigned(z, codebooks, indices);
-  const int64_t parts = statistics ? adders(v) : torch::stable::get_num_threads(), codes = statistics ? v.k : 0;
-  const int64_t slots = v.stages * codes;
-  Tensor quantized = torch::stable::empty_like(z), error = zeros({parts, v.stages}, ScalarType::Double);
-  Tensor counts = zeros({parts, v.stages, codes}, ScalarType::Long);
-  Tensor sums = zeros({parts, v.stages, codes, v.d}, ScalarType::Float);
-  auto* out = static_cast<float*>(quantized.mutable_data_ptr());
-  auto* errors = static_cast<double*>(error.mutable_data_ptr());
-  auto* n = static_cast<int64_t*>(counts.mutable_data_ptr());
-  auto* m = static_cast<float*>(sums.mutable_data_ptr());
-  for_parts(parts, v.outer * v.inner, [&](int64_t part, Span span) {
-    kernel.forward(
-        v, span, out, errors + part * v.stages, statistics ? n + part * slots : nullptr,
-        statistics ? m + part * slots * v.d : nullptr);
+  Problem p{};
+  p.type = type_of(codebooks);
+  p.d = v.d, p.d_stride = 1, p.k = v.k;
+  p.rows = v.outer * v.inner, p.num_books = 1;
+  const int64_t threads = threads_for(double(p.rows) * double(v.stages) * double(v.k) * double(v.d));
+  kernel.plan(p, threads, false);
+  p.num_books = v.book ? v.stages : 1;
+  const Books books(kernel, p, v.codes, v.book * number, threads);
+
+  const int64_t parts = statistics ? std::min(threads, adders(v)) : threads, codes = statistics ? v.k : 0;
+  Tensor quantized = torch::stable::empty_like(z);
+  const Shares errors({parts, v.stages}, ScalarType::Double), counts({parts, v.stages, codes}, ScalarType::Long);
+  const Shares sums({parts, v.stages, codes, v.d}, type);
+  const auto follow = [&](int64_t part, Span span) {
+    kernels.quantize.forward(
+        v, span, quantized.mutable_data_ptr(), static_cast<double*>(errors.of(part)),
+        static_cast<int64_t*>(counts.of(part)), sums.of(part));
+  };
+
+  auto* found = static_cast<int64_t*>(indices.mutable_data_ptr());
+  const int64_t bytes = kernel.scratch(p);
+  Buffer<char> scratch(threads * bytes), residuals(threads * p.block * v.d * number);
+  for_parts(threads, p.blocks, [&](int64_t part, Span span) {
+    char* rows = residuals.data() + part * p.block * v.d * number;
+    std::vector<char> coarse(v.stages, p.coarse);  // whether that still pays
+    for (int64_t block = span.begin; block < span.end; ++block) {
+      const Span here{block * p.block, std::min(p.rows, (block + 1) * p.block)};
+      kernels.quantize.gather(v, here, rows);
+      for (int64_t stage = 0; stage < v.stages; ++stage) {
+        const Axis axis{here.end - here.begin, v.d, v.stages};
+        Problem one = p;
+        one.x = rows, one.rows = axis.size, one.blocks = 1, one.axes = &axis, one.num_axes = 1;
+        one.out = found + here.begin * v.stages + stage;
+        one.coarse = coarse[stage];
+        const int64_t book = v.book ? stage : 0;
+        coarse[stage] = kernel.search(one, {book, book + 1}, scratch.data() + part * bytes);
+        if (stage + 1 < v.stages) kernels.quantize.subtract(v, here, stage, rows);
+      }
+      if (parts == threads) follow(part, here);
+    }
   });
-  add_up(errors, parts, v.stages);
-  add_up(n, parts, slots);
-  add_up(m, parts, slots * v.d);
-  return {quantized, error, counts, sums};
+  if (parts < threads) for_parts(parts, p.rows, follow);
+  for (const Shares* shares : {&errors, &counts, &sums}) shares->join();
+  return {indices, quantized, errors.tensor, counts.tensor, sums.tensor};
 }
 
-// The arguments of `follow`, laid out as z the gradient of quantized, and slopes (stages) float32 -> the gradient of z,
-// and sums of residual - e, (parts, stages, K, D) with the whole in the first part; of no codes unless asked.
-std::tuple<Tensor, Tensor> follow_backward(
+// The arguments and indices of `quantize`, laid out as z the gradient of quantized, and slopes (stages) in the type of
+// codebooks -> the gradient of z, and sums of residual - e, (parts, stages, K, D) with the whole in the first part; of
+// no codes unless asked.
+std::tuple<Tensor, Tensor> quantize_backward(
     const Tensor& grad, const Tensor& z, const Tensor& codebooks, const Tensor& indices, const Tensor& slopes,
     bool residuals) {
   const QuantizeKernel& kernel = best_kernels().quantize;
   const Assigned v = assigned(z, codebooks, indices);
-  const int64_t parts = residuals ? adders(v) : torch::stable::get_num_threads(), codes = residuals ? v.k : 0;
-  const int64_t count = v.stages * codes * v.d;
-  Tensor grad_z = torch::stable::empty_like(z), sums = zeros({parts, v.stages, codes, v.d}, ScalarType::Float);
-  const auto* from = static_cast<const float*>(grad.const_data_ptr());
-  const auto* slope = static_cast<const float*>(slopes.const_data_ptr());
-  auto* out = static_cast<float*>(grad_z.mutable_data_ptr());
-  auto* m = static_cast<float*>(sums.mutable_data_ptr());
+  const int64_t parts = residuals ? adders(v) : torch::stable::get_num_threads();
+  Tensor grad_z = torch::stable::empty_like(z);
+  const Shares away({parts, v.stages, residuals ? v.k : 0, v.d}, codebooks.scalar_type());
   for_parts(parts, v.outer * v.inner, [&](int64_t part, Span span) {
-    kernel.backward(v, span, from, slope, out, residuals ? m + part * count : nullptr);
+    kernel.backward(
+        v, span, grad.const_data_ptr(), slopes.const_data_ptr(), grad_z.mutable_data_ptr(), away.of(part));
   });
-  add_up(m, parts, count);
-  return {grad_z, sums};
+  away.join();
+  return {grad_z, away.tensor};
 }
 
 // ------------------------------------------------------------------------------------------- masked convolution
@@ -296,11 +307,16 @@ Grid grid(const std::optional<Tensor>& t, const Tensor& like, bool last) {
 // The problem's sizes and tensors; all are channels last where x is.
 MaskedConv masked_conv_of(const Tensor& x, const std::optional<Tensor>& extra, const std::optional<Tensor>& residual,
                           const Tensor& result, const std::optional<Tensor>& kept) {
-  const bool last = x.size(2) * x.size(3) == 1 || (x.stride(1) == 1 && x.size(1) > 1);
+  const bool codes = x.scalar_type() == ScalarType::Long;
+  const bool last = codes || x.size(2) * x.size(3) == 1 || (x.stride(1) == 1 && x.size(1) > 1);
   MaskedConv p{};
-  p.type = type_of(x);
+  p.type = type_of(result);
   p.batch = x.size(0), p.in = x.size(1), p.height = x.size(2), p.width = x.size(3);
-  p.x = grid(x, x, last), p.extra = grid(extra, x, last), p.residual = grid(residual, x, last);
+  if (codes)
+    p.codes = static_cast<const int64_t*>(x.const_data_ptr());
+  else
+    p.x = grid(x, x, last);
+  p.extra = grid(extra, x, last), p.residual = grid(residual, x, last);
   p.result = grid(result, x, last), p.kept = grid(kept, x, last);
   return p;
 }
@@ -309,6 +325,10 @@ MaskedConv masked_conv_of(const Tensor& x, const std::optional<Tensor>& extra, c
 void set_weight(MaskedConv& p, const Tensor& weight, const std::vector<int64_t>& taps, const std::vector<int64_t>& dy,
                 const std::vector<int64_t>& dx) {
   p.out = weight.size(0);
+  for (int64_t n = 0; p.codes && n < p.batch * p.height * p.width; ++n)
+    STD_TORCH_CHECK(p.codes[n] >= 0 && p.codes[n] < weight.size(1), "codes hold ", p.codes[n], "; want 0 to ",
+                    weight.size(1) - 1);
+  if (p.codes) p.in = weight.size(1);
   p.weight = weight.mutable_data_ptr();
   p.weight_out = weight.stride(0), p.weight_in = weight.stride(1);
   p.taps = int64_t(taps.size()), p.tap = taps.data(), p.dy = dy.data(), p.dx = dx.data();
@@ -319,7 +339,7 @@ double multiplications(const MaskedConv& p) {
 }
 
 // result = activation(conv(x) + bias + extra) + residual, and the sums into kept. Tap t of the weight's kernels sees
-// the position (dy, dx) away. All tensors are contiguous or all channels last.
+// the position (dy, dx) away. All tensors are contiguous or all channels last; int64 x (B, 1, H, W) names one-hot vectors.
 void masked_conv(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> extra,
                  std::optional<Tensor> residual, Tensor result, std::optional<Tensor> kept, std::vector<int64_t> taps,
                  std::vector<int64_t> dy, std::vector<int64_t> dx, int64_t activation) {
@@ -470,10 +490,9 @@ bool run_sampler(
 
 STABLE_TORCH_LIBRARY(vqfast_native, library) {
   library.def("nearest(Tensor x, Tensor codebook) -> Tensor");
-  library.def("residual_search(Tensor z, Tensor codebooks) -> Tensor");
-  library.def("follow(Tensor z, Tensor codebooks, Tensor indices, bool statistics) -> (Tensor, Tensor, Tensor, Tensor)");
+  library.def("quantize(Tensor z, Tensor codebooks, bool statistics) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   library.def(
-      "follow_backward(Tensor grad, Tensor z, Tensor codebooks, Tensor indices, Tensor slopes, bool residuals)"
+      "quantize_backward(Tensor grad, Tensor z, Tensor codebooks, Tensor indices, Tensor slopes, bool residuals)"
       " -> (Tensor, Tensor)");
   library.def(
       "masked_conv(Tensor x, Tensor weight, Tensor? bias, Tensor? extra, Tensor? residual, Tensor(a!) result,"
@@ -492,9 +511,8 @@ STABLE_TORCH_LIBRARY(vqfast_native, library) {
 
 STABLE_TORCH_LIBRARY_IMPL(vqfast_native, CPU, library) {
   library.impl("nearest", TORCH_BOX(&vqfast::nearest));
-  library.impl("residual_search", TORCH_BOX(&vqfast::residual_search));
-  library.impl("follow", TORCH_BOX(&vqfast::follow));
-  library.impl("follow_backward", TORCH_BOX(&vqfast::follow_backward));
+  library.impl("quantize", TORCH_BOX(&vqfast::quantize));
+  library.impl("quantize_backward", TORCH_BOX(&vqfast::quantize_backward));
   library.impl("masked_conv", TORCH_BOX(&vqfast::masked_conv));
   library.impl("masked_conv_weight_gradient", TORCH_BOX(&vqfast::masked_conv_weight_gradient));
   library.impl("gate", TORCH_BOX(&vqfast::gate));

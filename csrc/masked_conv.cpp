@@ -114,7 +114,7 @@ void for_runs(const MaskedConv& p, F f) {
 void plan_products(MaskedConv& p) {
   int64_t pair = 0, filled = 0;
   for_runs(p, [&](const Product&, int64_t count) { pair += count + 1; });
-  p.paired = p.products && p.type != Type::f64 && p.width >= 4 && pair < 2 * p.taps;
+  p.paired = p.products && !p.codes && p.type != Type::f64 && p.width >= 4 && pair < 2 * p.taps;
   for (int64_t sum = 0; sum < kSums; ++sum) {
     p.first[sum] = filled;
     if (!p.paired) {
@@ -230,7 +230,7 @@ int64_t patch_pitch(const MaskedConv& p) {
 
 template <class T>
 int64_t patch_size(const MaskedConv& p) {
-  if (in_place<T>(p)) return 0;
+  if (p.codes || in_place<T>(p)) return 0;
   const Reach reach(p);
   const int64_t columns = p.columns + p.paired + reach.right - reach.left;
   return (p.paired ? kViews : 1) * (p.rows + reach.bottom - reach.top) * columns * patch_pitch<T>(p);
@@ -289,6 +289,7 @@ struct Work {
   int64_t products, steps, row_stride, step_stride;
   const A* columns;
   A* to;  // (rows, columns)
+  int64_t to_stride;
 };
 
 template <class Product, int kR>
@@ -300,7 +301,7 @@ void multiply(const Work<typename Product::Element>& w) {
     sums.add(w.steps, w.rows + w.offsets[i], w.row_stride, w.step_stride, w.columns + i * w.steps * S::kColumns);
 #pragma GCC unroll 16
   for (int r = 0; r < kR; ++r)
-    for (int v = 0; v < kVectors; ++v) store(sums.of[r][v], w.to + r * S::kColumns + v * S::kLanes);
+    for (int v = 0; v < kVectors; ++v) store(sums.of[r][v], w.to + r * w.to_stride + v * S::kLanes);
 }
 
 template <class Product, int... kI>
@@ -316,6 +317,10 @@ void multiply(int64_t rows, const Work<typename Product::Element>& w) {
 
 // --------------------------------------------------------------------------------------------- activation
 
+int64_t offset(const Grid& g, const Block& b) {
+  return b.sample * g.sample + b.rows.begin * g.row + b.columns.begin * g.column;
+}
+
 // A grid's numbers at some positions and channels, in lines of what is adjacent: channels of a position, or the reverse.
 template <class T>
 struct Lines {
@@ -323,7 +328,7 @@ struct Lines {
   int64_t line, inside;  // distances
   Lines(const Grid& g, bool last, const Block& b, int64_t channel)
       : at(static_cast<T*>(g.at)), line(last ? g.column : g.channel), inside(last ? g.channel : g.column) {
-    if (at) at += b.sample * g.sample + b.rows.begin * g.row + b.columns.begin * g.column + channel * g.channel;
+    if (at) at += offset(g, b) + channel * g.channel;
   }
   template <class V>
   [[gnu::always_inline]] V read(int64_t l, int64_t i, int64_t count) const {
@@ -402,6 +407,19 @@ Lane lane(const MaskedConv& p, int64_t tile, int vector) {
   return {channel, most(0, least(kLanes, p.out - channel))};
 }
 
+// Asks for a part of a block's numbers at some channels: products hide how long memory takes. Channels last only, as
+// planes of channels crowd each other out of L1.
+template <class T>
+void ask_for(const Grid& g, const Block& b, const Lane& of, int64_t parts, int64_t part) {
+  if (!g.at || g.channel != 1) return;
+  const T* at = static_cast<const T*>(g.at) + offset(g, b) + of.channel;
+  const int64_t columns = b.columns.end - b.columns.begin;
+  const Span span = part_of((b.rows.end - b.rows.begin) * columns, parts, part);
+  for (int64_t n = span.begin; n < span.end; ++n)
+    for (int64_t i = 0; i < of.count; i += 64 / int64_t(sizeof(T)))
+      __builtin_prefetch(at + n / columns * g.row + n % columns * g.column + i, 1);
+}
+
 template <class T>
 int64_t tiles(const MaskedConv& p) {
   const bool gate = p.epilogue == Epilogue::gate;
@@ -446,36 +464,53 @@ void forward(const MaskedConv& p, Span span, const void* packed, void* scratch) 
   auto* offsets = static_cast<int64_t*>(scratch);
   A* room = reinterpret_cast<A*>(offsets + round_up(4 * p.taps, 8));
   const bool last = p.result.channel == 1;
+  const int64_t sums_of_position = p.paired ? kSums : 1;
   for (int64_t n = span.begin; n < span.end; ++n) {
     const Block block = locate(p, n);
     const Patch<A> patch = make_patch<T>(p, block, room);
     find_offsets(p, patch, offsets);
-    const int64_t columns = block.columns.end - block.columns.begin, segments = ceil_div(columns, kSegment);
+    const Block next = locate(p, least(n + 1, span.end - 1));
+    const int64_t rows = block.rows.end - block.rows.begin, columns = block.columns.end - block.columns.begin;
+    const int64_t segments = ceil_div(columns, kSegment);
     for (int64_t j = 0; j < tiles<T>(p); ++j) {
       const A* tile = static_cast<const A*>(packed) + j * tile_size<T>(p);
       const A* bias = tile + p.first[kSums] * p.in * kColumns;
+      const bool done = __is_same(T, A) && last && p.epilogue == Epilogue::none && (j + 1) * kColumns <= p.out &&
+                        !p.extra.at && !p.residual.at && !p.kept.at;
       for (int64_t y = block.rows.begin; y < block.rows.end; ++y)
         for (int64_t s = 0; s < segments; ++s) {
           const Span segment = part_of(columns, segments, s);
           const int64_t positions = segment.end - segment.begin, together = 1 + p.paired;
           const int64_t groups = ceil_div(positions, together), runs = ceil_div(groups, kMost);
+          const Block here{block.sample, {y, y + 1}, {block.columns.begin + segment.begin, block.columns.begin + segment.end}};
+          ask_for<T>(p.x, next, {0, p.in}, tiles<T>(p) * rows * segments,
+                     (j * rows + y - block.rows.begin) * segments + s);
+          // Whole sums land in the result where nothing else is to be done.
+          A* const to = done ? static_cast<A*>(p.result.at) + offset(p.result, here) + j * kColumns : sums[0];
+          const int64_t to_stride = done ? p.result.column : kColumns;
           const A* origin = patch.at + (y - block.rows.begin) * patch.row + segment.begin * patch.column;
-          for (int64_t sum = 0; sum < (p.paired ? kSums : 1); ++sum)
+          for (int64_t sum = 0; sum < sums_of_position; ++sum)
             for (int64_t r = 0; r < runs; ++r) {
               const Span run = part_of(groups, runs, r);
               const int64_t first = p.first[sum];
+              for (const Grid* g : {&p.extra, &p.residual, &p.kept, &p.result})
+                for (int v = 0; v < kVectors; ++v)
+                  ask_for<T>(*g, here, lane<T>(p, j, v), sums_of_position * runs, sum * runs + r);
               multiply<typename Types<T>::Product>(
                   run.end - run.begin,
-                  {sum < kShared ? bias : bias + kColumns, 0, origin + run.begin * together * patch.column, offsets + first,
-                   p.first[sum + 1] - first, p.in, together * patch.column, 1, tile + first * p.in * kColumns,
-                   p.paired ? parts[sum][run.begin] : sums[run.begin]});
+                  {sum < kShared ? bias : bias + kColumns, 0, origin + run.begin * together * patch.column,
+                   offsets + first, p.first[sum + 1] - first, p.in, together * patch.column, 1,
+                   tile + first * p.in * kColumns, p.paired ? parts[sum][run.begin] : to + run.begin * to_stride,
+                   p.paired ? kColumns : to_stride});
             }
           for (int64_t g = 0; g < groups && p.paired; ++g)
             for (int v = 0; v < kColumns; v += kLanes) {
               const auto shared = load(&parts[kShared][g][v]), opposed = load(&parts[kOpposed][g][v]);
-              store(load(&parts[kFirst][g][v]) + (shared + opposed), &sums[2 * g][v]);
-              store(load(&parts[kSecond][g][v]) + (shared - opposed), &sums[2 * g + 1][v]);
+              store(load(&parts[kFirst][g][v]) + (shared + opposed), to + 2 * g * to_stride + v);
+              if (2 * g + 1 < positions)
+                store(load(&parts[kSecond][g][v]) + (shared - opposed), to + (2 * g + 1) * to_stride + v);
             }
+          if (done) continue;
           if (!last)
             for (int64_t x = 0; x < positions; x += kLanes)
               for (int v = 0; v < kVectors; ++v) {
@@ -486,7 +521,6 @@ void forward(const MaskedConv& p, Span span, const void* packed, void* scratch) 
               }
           const A* at = last ? sums[0] : turned[0];
           const int64_t pitch = last ? kColumns : kTurned, second = last ? kLanes : kLanes * kTurned;
-          const Block here{block.sample, {y, y + 1}, {block.columns.begin + segment.begin, block.columns.begin + segment.end}};
           for (int v = 0; v < (p.epilogue == Epilogue::gate ? 1 : kVectors); ++v) {
             const Lane to = lane<T>(p, j, v);
             if (to.count) activate<T>(p, here, to.channel, to.count, at + v * second, pitch, second);
@@ -497,6 +531,12 @@ void forward(const MaskedConv& p, Span span, const void* packed, void* scratch) 
 }
 
 // ---------------------------------------------------------------------------------------- weight gradient
+
+// Numbers of another type, `stride` apart.
+template <class T, class A>
+void put(const A* from, int64_t count, T* to, int64_t stride) {
+  for (int64_t l = 0; l < count; ++l) store_part(typename Types<T>::V{} + from[l], to + l * stride, 1);
+}
 
 int64_t row_blocks(const MaskedConv& p) { return ceil_div(p.in, kMost); }
 
@@ -548,7 +588,7 @@ void weight_gradient(const MaskedConv& p, Span parts, void* packed, void* scratc
           A* sums = sums_of(tile, n, in.begin);
           multiply<typename Types<T>::Product>(
               in.end - in.begin, {sums, kColumns, patch.at + offsets[n] + in.begin, lines, rows, steps, 1,
-                                  together * patch.column, of_sums + sum * part, sums});
+                                  together * patch.column, of_sums + sum * part, sums, kColumns});
         }
       if (in.begin > 0) return;
       A* bias = sums_of(tile, products, 0);
@@ -559,7 +599,6 @@ void weight_gradient(const MaskedConv& p, Span parts, void* packed, void* scratc
       }
     });
   }
-  const auto put = [](A value, T* to) { store_part(typename Types<T>::V{} + value, to, 1); };
   each([&](int64_t j, Span in) {
     const int64_t first = j * kColumns, count = least(kColumns, p.out - first);
     T* tile = static_cast<T*>(p.weight) + first * p.weight_out;
@@ -570,11 +609,76 @@ void weight_gradient(const MaskedConv& p, Span parts, void* packed, void* scratc
           for (int k = 0; k < 3; ++k)
             if (const A factor = p.products[n].factors[k]; factor != 0 && p.products[n].taps[k] == p.tap[t])
               for (int l = 0; l < kColumns; ++l) total[l] += factor * sums_of(tile_of(j), n, i)[l];
-        for (int64_t l = 0; l < count; ++l) put(total[l], tile + l * p.weight_out + i * p.weight_in + p.tap[t]);
+        put(total, count, tile + i * p.weight_in + p.tap[t], p.weight_out);
       }
-    for (int64_t l = 0; l < count && in.begin == 0; ++l)
-      put(sums_of(tile_of(j), products, 0)[l], static_cast<T*>(p.bias) + first + l);
+    if (in.begin == 0) put(sums_of(tile_of(j), products, 0), count, static_cast<T*>(p.bias) + first, 1);
   });
+}
+
+// ------------------------------------------------------------------------------------------------ one-hot
+
+// The row of a packed tile that a one-hot vector picks; outside the grid that of zeros.
+int64_t picked(const MaskedConv& p, int64_t sample, int64_t y, int64_t x, int64_t t) {
+  y += p.dy[t], x += p.dx[t];
+  if (y < 0 || y >= p.height || x < 0 || x >= p.width) return p.taps * p.in + 1;
+  return t * p.in + p.codes[(sample * p.height + y) * p.width + x];
+}
+
+// f(sample, y, x) for each position of some blocks.
+template <class F>
+void for_positions(const MaskedConv& p, Span span, F f) {
+  for (int64_t n = span.begin; n < span.end; ++n) {
+    const Block block = locate(p, n);
+    for (int64_t y = block.rows.begin; y < block.rows.end; ++y)
+      for (int64_t x = block.columns.begin; x < block.columns.end; ++x) f(block.sample, y, x);
+  }
+}
+
+// Tile by tile, each of which stays in L2 while all positions pick from it.
+template <class T>
+void embed(const MaskedConv& p, Span span, const void* packed) {
+  constexpr int kLanes = Types<T>::kLanes, kColumns = Types<T>::kColumns;
+  for (int64_t j = 0; j < tiles<T>(p); ++j) {
+    const auto* tile = static_cast<const typename Types<T>::A*>(packed) + j * tile_size<T>(p);
+    for_positions(p, span, [&](int64_t sample, int64_t y, int64_t x) {
+      typename Types<T>::V sums[kVectors];
+      for (int v = 0; v < kVectors; ++v) sums[v] = load(tile + p.taps * p.in * kColumns + v * kLanes);
+      for (int64_t t = 0; t < p.taps; ++t) {
+        const auto* row = tile + picked(p, sample, y, x, t) * kColumns;
+        for (int v = 0; v < kVectors; ++v) sums[v] += load(row + v * kLanes);
+      }
+      T* to = static_cast<T*>(p.result.at) + sample * p.result.sample + y * p.result.row + x * p.result.column;
+      for (int v = 0; v < kVectors; ++v)
+        if (const Lane of = lane<T>(p, j, v); of.count) store_part(sums[v], to + of.channel, of.count);
+    });
+  }
+}
+
+// A part is a tile's sums of one tap, or, behind the taps, those of the bias.
+template <class T>
+void embed_gradient(const MaskedConv& p, Span parts, void* packed) {
+  using A = typename Types<T>::A;
+  constexpr int kLanes = Types<T>::kLanes, kColumns = Types<T>::kColumns;
+  for (int64_t n = parts.begin; n < parts.end; ++n) {
+    const int64_t j = n / (p.taps + 1), t = n % (p.taps + 1), rows = t < p.taps ? p.in : 1;
+    A* sums = static_cast<A*>(packed) + j * tile_size<T>(p) + t * p.in * kColumns;
+    memset(sums, 0, sizeof(A) * rows * kColumns);
+    for_positions(p, {0, blocks(p)}, [&](int64_t sample, int64_t y, int64_t x) {
+      const int64_t row = t < p.taps ? picked(p, sample, y, x, t) - t * p.in : 0;
+      if (row >= rows) return;
+      const T* from = static_cast<const T*>(p.result.at) + sample * p.result.sample + y * p.result.row + x * p.result.column;
+      for (int v = 0; v < kVectors; ++v)
+        if (const Lane of = lane<T>(p, j, v); of.count) {
+          A* sum = sums + row * kColumns + v * kLanes;
+          store(load(sum) + load_part<typename Types<T>::V>(from + of.channel, of.count), sum);
+        }
+    });
+    const int64_t first = j * kColumns, count = least(kColumns, p.out - first);
+    T* weight = static_cast<T*>(p.weight) + first * p.weight_out;
+    for (int64_t i = 0; i < p.in && t < p.taps; ++i)
+      put(sums + i * kColumns, count, weight + i * p.weight_in + p.tap[t], p.weight_out);
+    if (t == p.taps) put(sums, count, static_cast<T*>(p.bias) + first, 1);
+  }
 }
 
 // --------------------------------------------------------------------------------------------------- gate
@@ -614,11 +718,11 @@ const MaskedConvKernel masked_conv_kernel{
     [](const MaskedConv& p) { return VQFAST_BY_TYPE(scratch<T>(p)); },
     [](const MaskedConv& p, Span tiles, void* packed) { VQFAST_BY_TYPE(pack<T>(p, tiles, packed)); },
     [](const MaskedConv& p, Span blocks, const void* packed, void* scratch) {
-      VQFAST_BY_TYPE(forward<T>(p, blocks, packed, scratch));
+      VQFAST_BY_TYPE(p.codes ? embed<T>(p, blocks, packed) : forward<T>(p, blocks, packed, scratch));
     },
-    [](const MaskedConv& p) { return VQFAST_BY_TYPE(tiles<T>(p) * row_blocks(p)); },
+    [](const MaskedConv& p) { return VQFAST_BY_TYPE(tiles<T>(p) * (p.codes ? p.taps + 1 : row_blocks(p))); },
     [](const MaskedConv& p, Span parts, void* packed, void* scratch) {
-      VQFAST_BY_TYPE(weight_gradient<T>(p, parts, packed, scratch));
+      VQFAST_BY_TYPE(p.codes ? embed_gradient<T>(p, parts, packed) : weight_gradient<T>(p, parts, packed, scratch));
     },
     [](const MaskedConv& p, Span blocks) { VQFAST_BY_TYPE(gate<T>(p, blocks)); },
 };

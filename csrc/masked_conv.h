@@ -32,6 +32,7 @@ struct MaskedConv {
   int64_t taps;
   const int64_t *dy, *dx, *tap;           // tap: where its number is in each of the weight's kernels
   Grid x, extra, residual, result, kept;  // kept: the sums, or none
+  const int64_t* codes;                   // (B, H, W) in place of x, which is one-hot vectors of them; or none
   void* weight;
   int64_t weight_out, weight_in;          // distances in the weight
   void* bias;                             // (out), or none
@@ -50,6 +51,7 @@ struct MaskedConvKernel {
   int64_t (*scratch)(const MaskedConv&);  // bytes that a thread needs
   void (*pack)(const MaskedConv&, Span tiles, void* packed);
   void (*forward)(const MaskedConv&, Span blocks, const void* packed, void* scratch);
+  // With codes: the result is channels last, nothing follows the sums.
   // With the sums' gradient as `result`: those of the weight and of the bias. `packed` as above is room for sums.
   int64_t (*weight_parts)(const MaskedConv&);
   void (*weight_gradient)(const MaskedConv&, Span parts, void* packed, void* scratch);

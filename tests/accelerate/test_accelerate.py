@@ -110,7 +110,7 @@ def test_weights_loaded_afterwards(model):
     check(model, slow)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_dtypes_before_and_after(model, dtype):
     early, late = copy.deepcopy(model), model.to(dtype)
     vqfast.accelerate(early)

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 import vqfast
 from tests.accelerate.compare import curve, nearest, same, searches
+from vqfast.accelerate import search
+from vqfast.nn import ranks
 
 K, D = 32, 8
 
@@ -126,6 +128,98 @@ class RawCountsEMA(VectorQuantizerEMA):
     keeps_smoothed = False
 
 
+class Quantize(nn.Module):
+    """Codes ``(D, K)`` in a buffer beside their moving averages, channels last, as VQ-VAE-2 has it."""
+
+    def __init__(self, dim=D, n_embed=K, decay=0.99, eps=1e-5):
+        super().__init__()
+        self.dim, self.n_embed, self.decay, self.eps = dim, n_embed, decay, eps
+        embed = torch.randn(dim, n_embed)
+        self.register_buffer("embed", embed)
+        self.register_buffer("cluster_size", torch.zeros(n_embed))
+        self.register_buffer("embed_avg", embed.clone())
+
+    def forward(self, input):
+        flat = input.reshape(-1, self.dim)
+        distances = flat.square().sum(1, keepdim=True) - 2 * flat @ self.embed + self.embed.square().sum(0)
+        indices = (-distances).max(1)[1]
+        one_hot = F.one_hot(indices, self.n_embed).type(flat.dtype)
+        indices = indices.view(*input.shape[:-1])
+        quantized = self.embed_code(indices)
+        if self.training:
+            self.cluster_size.data.mul_(self.decay).add_(one_hot.sum(0), alpha=1 - self.decay)
+            self.embed_avg.data.mul_(self.decay).add_(flat.T @ one_hot, alpha=1 - self.decay)
+            seen = self.cluster_size.sum()
+            smoothed = (self.cluster_size + self.eps) / (seen + self.n_embed * self.eps) * seen
+            self.embed.data.copy_(self.embed_avg / smoothed.unsqueeze(0))
+        loss = (quantized.detach() - input).square().mean()
+        return input + (quantized - input).detach(), loss, indices
+
+    def embed_code(self, indices):
+        return F.embedding(indices, self.embed.T)
+
+
+class EmbeddingEMA(nn.Module):
+    def __init__(self, decay=0.99, eps=1e-5):
+        super().__init__()
+        self.decay, self.eps, self.update = decay, eps, True
+        weight = torch.randn(K, D)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.cluster_size = nn.Parameter(torch.zeros(K), requires_grad=False)
+        self.embed_avg = nn.Parameter(weight.clone(), requires_grad=False)
+
+    def forward(self, indices):
+        return F.embedding(indices, self.weight)
+
+
+class EMAVectorQuantizer(Base):
+    """Averages in the child that has the codes, as VQGAN has it."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = EmbeddingEMA()
+
+    def forward(self, z):
+        x = z.permute(0, 2, 3, 1)
+        flat, table = x.reshape(-1, D), self.embedding
+        indices = self.search(flat)
+        z_q = table(indices).view(x.shape)
+        one_hot = F.one_hot(indices, K).type(z.dtype)
+        used = one_hot.mean(0)
+        if self.training and table.update:
+            table.cluster_size.data.mul_(table.decay).add_(one_hot.sum(0), alpha=1 - table.decay)
+            table.embed_avg.data.mul_(table.decay).add_(one_hot.T @ flat, alpha=1 - table.decay)
+            seen = table.cluster_size.sum()
+            smoothed = (table.cluster_size + table.eps) / (seen + K * table.eps) * seen
+            table.weight.data.copy_(table.embed_avg / smoothed.unsqueeze(1))
+        loss = self.commitment_cost * F.mse_loss(z_q.detach(), x)
+        perplexity = torch.exp(-torch.sum(used * torch.log(used + 1e-10)))
+        z_q = (x + (z_q - x).detach()).permute(0, 3, 1, 2)
+        return z_q, loss, (perplexity, one_hot, indices)
+
+
+class OwnCodebook(ChannelsLast):
+    """A parameter of its own."""
+
+    turned = False
+
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.commitment_cost = 0.25
+        self.codebook = nn.Parameter(torch.randn(D, K) if self.turned else torch.randn(K, D))
+
+    def embedding(self, indices):
+        return F.embedding(indices, self.codebook.T if self.turned else self.codebook)
+
+    def search(self, flat):
+        codes = self.codebook.T if self.turned else self.codebook
+        return torch.cdist(flat, codes).argmin(1)
+
+
+class TurnedCodebook(OwnCodebook):
+    turned = True
+
+
 def images() -> list[Tensor]:
     return [torch.randn(2, D, 4, 5), torch.randn(3, D, 4, 4)]
 
@@ -138,6 +232,47 @@ def test_conventions_of_images(cls):
 
 def test_channels_last_of_any_number_of_dimensions():
     same(ChannelsLast(), [torch.randn(2, 4, 5, D), torch.randn(2, 9, D), torch.randn(19, D)])
+
+
+@pytest.mark.parametrize("cls", [Quantize, OwnCodebook, TurnedCodebook])
+def test_codes_in_a_tensor_of_its_own(cls):
+    fast = same(cls(), [torch.randn(2, 4, 5, D), torch.randn(3, 9, D), torch.randn(2, 4, 5, D)])
+    assert vqfast.accelerate(fast).replaced == [("", cls.__name__, K, D, "")]
+
+
+def test_averages_beside_the_codes():
+    slow = EMAVectorQuantizer()
+    fast = same(slow, images())
+    assert vqfast.accelerate(fast).replaced == [("", "EMAVectorQuantizer", K, D, "")]
+    fast.train().embedding.update = False
+    assert searches(fast, images()[0])[1] == 0
+
+
+def test_averages_compile():
+    torch.compiler.reset()
+    slow = Quantize()
+    fast = copy.deepcopy(slow)
+    vqfast.accelerate(fast)
+    compiled = torch.compile(fast, backend="aot_eager", fullgraph=True)
+    for _ in range(3):
+        x = torch.randn(2, 20, D)
+        torch.testing.assert_close(compiled(x), slow(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(fast.state_dict(), slow.state_dict(), rtol=1e-4, atol=1e-5)
+
+
+def test_as_many_codes_as_channels():
+    same(Quantize(8, 8), [torch.randn(2, 4, 5, 8)])
+
+
+def test_averages_with_several_ranks_go_to_the_original(monkeypatch):
+    early, late = Quantize(), Quantize()
+    vqfast.accelerate(early)
+    monkeypatch.setattr(ranks, "several", lambda: True)
+    (entry,) = vqfast.accelerate(late).replaced
+    assert entry.note.endswith("keeps its own code: with several ranks its averages may be joined")
+    for fast in (early, late):
+        for training in (True, False):
+            assert searches(fast.train(training), torch.randn(2, 4, 5, D))[1] == (not training)
 
 
 def test_audio_and_nested_returns():
@@ -195,6 +330,16 @@ def test_few_vectors_go_to_the_original():
     fast = VQEmbedding()
     vqfast.accelerate(fast)
     assert [searches(fast, torch.randn(1, D, 1, n))[1] for n in (15, 16)] == [0, 1]
+
+
+def test_little_work_goes_to_the_original(monkeypatch):
+    monkeypatch.setattr(search, "LITTLE", 100 * K * D)
+    monkeypatch.setattr(search, "FEW_TO_TURN", 200)
+    for cls, least in ((ChannelsLast, 100), (Quantize, 200)):
+        fast = cls()
+        vqfast.accelerate(fast)
+        counts = [searches(fast, torch.randn(1, n, D))[1] for n in (least - 1, least)]
+        assert counts == [0, 1]
 
 
 class CosineQuantizer(Base):
@@ -279,8 +424,21 @@ def test_modules_that_are_no_quantisers_arent_mentioned():
         def forward(self, x):
             return x + self.table(torch.arange(x.shape[-2]))
 
+    class OwnPositions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Parameter(torch.randn(K, D))
+
+        def forward(self, x):
+            return x + self.embed[: x.shape[-2]]
+
+    class Uncopied(OwnPositions):
+        def __deepcopy__(self, memo):
+            raise RuntimeError
+
+    model = nn.Sequential(nn.Linear(4, D), Positions(), OwnPositions(), Uncopied(), nn.Embedding(3, 4))
     with pytest.raises(ValueError, match="no known quantiser"):
-        vqfast.accelerate(nn.Sequential(nn.Linear(4, D), Positions(), nn.Embedding(3, 4)))
+        vqfast.accelerate(model)
 
 
 def test_probing_leaves_no_trace():

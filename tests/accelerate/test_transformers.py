@@ -1,6 +1,9 @@
+import ast
 import copy
 import importlib
+import re
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -9,9 +12,11 @@ from torch import nn
 
 import vqfast
 from tests.accelerate.compare import curve, nearest, same, searches, tensors
+from vqfast.accelerate.transformers import SWAPS
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 SIZES = {"codebook_size": 64, "codebook_dim": 16, "hidden_size": 24}
+STAGES = {**SIZES, "num_quantizers": 4, "frame_rate": 10, "n_codebooks": 4, "quantizer_dropout": 0.5}
 IMAGE_SIZES = {"num_embeddings": 64, "embed_dim": 16, "num_patches": 4, "codebook_size": 64}
 
 # class, sizes, method, shape of its input
@@ -36,15 +41,27 @@ def torchaudio():
         yield
 
 
-def quantiser(name: str) -> nn.Module:
+def built(name: str, class_name: str, sizes: dict[str, int | float]) -> nn.Module:
     """With random codes."""
     module = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
-    made = getattr(module, CASES[name][0])(SimpleNamespace(**CASES[name][1]))
-    codes = made.state_dict()
-    for key in ("embed", "embed_sum", "embedding.weight", "codebook.weight"):
-        if key in codes:
-            codes[key].normal_()
+    made = getattr(module, class_name)(SimpleNamespace(**sizes))
+    for key, codes in made.state_dict().items():
+        if key.endswith(("embed", "embed_sum", "embedding.weight", "codebook.weight")):
+            codes.normal_()
     return made
+
+
+def quantiser(name: str) -> nn.Module:
+    """One of the above."""
+    return built(name, *CASES[name][:2])
+
+
+# all stages of one; shape of the input
+RESIDUAL = {
+    "encodec": ("EncodecResidualVectorQuantizer", (2, 16, 30)),
+    "xcodec": ("XcodecResidualVectorQuantization", (2, 16, 30)),
+    "higgs_audio_v2_tokenizer": ("HiggsAudioV2TokenizerResidualVectorQuantization", (2, 24, 30)),
+}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -53,6 +70,89 @@ def test_quantisers(name):
     fast = same(quantiser(name), [torch.randn(shape)] * 2, lambda module, z: getattr(module, method)(z))
     (entry,) = vqfast.accelerate(fast).replaced
     assert entry == ("", CASES[name][0], 64, 16, "")
+
+
+@pytest.mark.parametrize("name", RESIDUAL)
+def test_residual_stages(name):
+    class_name, shape = RESIDUAL[name]
+    slow = built(name, class_name, STAGES)
+    fast = same(slow, [torch.randn(shape)] * 2, lambda module, z: module.encode(z))
+    x = torch.randn(shape)
+    assert torch.equal(fast.encode(x, 0.12), slow.encode(x, 0.12))
+    assert len(vqfast.accelerate(fast).replaced) == 4
+
+
+def dac_stages() -> nn.Module:
+    return built("dac", "DacResidualVectorQuantizer", {**STAGES, "codebook_dim": 8})
+
+
+def dac_calls(module: nn.Module, x: torch.Tensor, *args) -> tuple[object, int]:
+    """What it returns, and how often it projected into a stage by itself."""
+    calls = []
+    conv = type(module.quantizers[0].in_proj)
+    with pytest.MonkeyPatch.context() as patch:
+        forward = conv.forward
+        patch.setattr(conv, "forward", lambda self, x: calls.append(self) or forward(self, x))
+        return module(x, *args), len(calls)
+
+
+@pytest.mark.parametrize("stages", [None, 1, 3, 9])
+def test_stages_of_dac(stages):
+    fast = same(dac_stages(), [torch.randn(2, 24, 30)] * 2, lambda module, z: module(z, stages))
+    assert dac_calls(fast.eval(), torch.randn(2, 24, 30), stages)[1] == 0
+    assert len(vqfast.accelerate(fast).replaced) == 4
+
+
+def test_stages_of_dac_give_the_codes_of_float64():
+    slow = dac_stages().eval()
+    fast = copy.deepcopy(slow)
+    vqfast.accelerate(fast)
+    x = torch.randn(2, 24, 2000)
+    truth = copy.deepcopy(slow).double()(x.double())
+    ours, theirs = fast(x), slow(x)
+    assert (ours[1] != truth[1]).sum() <= 2 + 2 * (theirs[1] != truth[1]).sum()  # at near ties
+    torch.testing.assert_close(fast.double()(x.double()), truth)
+
+
+@pytest.mark.parametrize("change", ["hook", "replaced", "subclass", "half", "few"])
+def test_stages_of_dac_that_somebody_changed_run_one_by_one(change):
+    slow, x = dac_stages().eval(), torch.randn(2, 24, 30)
+    conv = slow.quantizers[1].in_proj
+    if change == "hook":
+        conv.register_forward_hook(lambda module, inputs, output: output + 1)
+    elif change == "replaced":
+        forward = conv.forward
+        conv.forward = lambda x: forward(x) + 1
+    elif change == "subclass":
+        slow.quantizers[1].out_proj = nn.Sequential(slow.quantizers[1].out_proj)
+    elif change == "half":
+        slow, x = slow.bfloat16(), x.bfloat16()
+    else:
+        x = x[:1, :, :15]
+    fast = copy.deepcopy(slow)
+    vqfast.accelerate(fast)
+    ours, convolutions = dac_calls(fast, x)
+    assert convolutions > 0
+    if change != "half":
+        torch.testing.assert_close(ours, slow(x))
+
+
+@pytest.mark.parametrize("name", RESIDUAL)
+def test_residual_stages_compile(name):
+    torch.compiler.reset()
+    class_name, shape = RESIDUAL[name]
+    module, x = built(name, class_name, STAGES), torch.randn(shape)
+    codes = module.encode(x)
+    vqfast.accelerate(module)
+    assert torch.equal(torch.compile(module.encode, backend="aot_eager", fullgraph=True)(x), codes)
+
+
+def test_stages_of_dac_compile():
+    torch.compiler.reset()
+    module, x = dac_stages().eval(), torch.randn(2, 24, 30)
+    returned = module(x)
+    vqfast.accelerate(module)
+    torch.testing.assert_close(torch.compile(module, backend="aot_eager", fullgraph=True)(x), returned)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -118,3 +218,63 @@ def test_whole_models(name):
     ours, searched = searches(fast.encode, x)
     assert searched == codebooks
     assert torch.equal(ours.audio_codes, slow.encode(x).audio_codes)
+
+
+LEAST = re.compile(r"argmin\(|cdist\(|dist\.max\(")
+NO_CODES = {
+    "owlvit.OwlViTForObjectDetection": "the box that is most unlike the others",
+    "inkling.plan_out_scales": "patch sizes",
+    "esm.EsmCategoricalMixture": "the bin of a number",
+    "esmfold2.EsmFold2ConfidenceHead": "distances between atoms",
+}
+
+
+def searching(file: Path) -> set[str]:
+    """``model.Name`` of each class or function in a file that takes a least distance."""
+    source = file.read_text(encoding="utf-8")
+    parts = ast.parse(source).body if LEAST.search(source) else []
+    parts = [part for part in parts if isinstance(part, (ast.ClassDef, ast.FunctionDef))]
+    return {
+        f"{file.parent.name}.{part.name}"
+        for part in parts
+        if LEAST.search(ast.get_source_segment(source, part))
+    }
+
+
+def test_every_class_that_searches_a_codebook_is_known():
+    folder = Path(importlib.import_module("transformers").__file__).parent / "models"
+    found = set().union(*(searching(file) for file in folder.glob("*/modeling_*.py")))
+    known = {f"{name.split('.')[2]}.{name.rpartition('.')[2]}" for name in SWAPS}
+    assert found - known == NO_CODES.keys()
+    assert len(found & known) == len(CASES)
+
+
+def test_saved_and_loaded_by_the_library(tmp_path):
+    slow, _ = models()["encodec"]
+    fast = copy.deepcopy(slow.eval())
+    vqfast.accelerate(fast)
+    fast.save_pretrained(tmp_path)
+    loaded = type(slow).from_pretrained(tmp_path).eval()
+    assert type(loaded.quantizer.layers[0].codebook) is type(slow.quantizer.layers[0].codebook)
+    x = torch.randn(1, 1, 8192)
+    assert torch.equal(loaded.encode(x).audio_codes, fast.encode(x).audio_codes)
+
+
+@pytest.mark.parametrize("name", ["encodec", "dac"])
+def test_restored_whole(name):
+    model, _ = models()[name]
+    before = [(type(module), set(vars(module))) for module in model.modules()]
+    vqfast.accelerate(model)
+    vqfast.accelerate(model, restore=True)
+    assert [(type(module), set(vars(module))) for module in model.modules()] == before
+
+
+def test_patch_reaches_models_built_later():
+    names = vqfast.accelerate.patch("transformers")
+    try:
+        assert set(names) == set(SWAPS)
+        model, codebooks = models()["encodec"]
+        assert searches(model.eval().encode, torch.randn(1, 1, 16384))[1] == codebooks
+    finally:
+        vqfast.accelerate.patch("transformers", restore=True)
+    assert searches(model.encode, torch.randn(1, 1, 16384))[1] == 0

@@ -11,6 +11,12 @@ from vqfast.ops.quantize import op
 
 OP = "quantize"
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+MIXED = [
+    (torch.bfloat16, torch.float32),
+    (torch.float32, torch.float64),
+    (torch.float64, torch.float32),
+    (torch.float16, torch.bfloat16),
+]
 LAYOUTS = {  # (vectors of D channels, where the channels stand)
     "rows": lambda d: (torch.randn(17, d), 1),
     "one vector": lambda d: (torch.randn(1, d), 1),
@@ -64,13 +70,16 @@ def test_outputs_in_any_layout(backend, assert_nearest, layout, dtype) -> None:
     check_outputs(quantize(z_e, codebook, channel_dim, True), z_e, codebook, channel_dim, assert_nearest)
 
 
-@pytest.mark.parametrize("n, k, d", [(1, 1, 1), (3, 17, 1), (17, 3, 1000), (1000, 3, 17), (17, 1000, 3)])
-def test_outputs_at_odd_sizes(backend, assert_nearest, n, k, d) -> None:
-    z_e, codebook = torch.randn(3, d, n), torch.randn(k, d)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "n, k, d", [(1, 1, 1), (3, 17, 1), (17, 3, 1000), (1000, 3, 17), (17, 1000, 3), (150, 9, 70)]
+)
+def test_outputs_at_odd_sizes(backend, assert_nearest, n, k, d, dtype) -> None:
+    z_e, codebook = torch.randn(3, d, n).to(dtype), torch.randn(k, d).to(dtype)
     check_outputs(quantize(z_e, codebook, 1, True), z_e, codebook, 1, assert_nearest)
 
 
-@pytest.mark.parametrize("types", [(torch.bfloat16, torch.float32), (torch.float32, torch.float64)])
+@pytest.mark.parametrize("types", MIXED)
 def test_outputs_of_mixed_dtypes(backend, assert_nearest, types) -> None:
     z_e, codebook = torch.randn(2, 5, 9).to(types[0]), torch.randn(7, 5).to(types[1])
     check_outputs(quantize(z_e, codebook, 1, True), z_e, codebook, 1, assert_nearest)
@@ -134,14 +143,14 @@ def test_no_vectors_give_empty_outputs_a_nan_loss_and_zero_gradients(backend, sh
 
 
 @pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("types", [*((dtype, dtype) for dtype in DTYPES), *MIXED])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_gradients_are_straight_through_and_the_closed_forms(backend, layout, dtype, wanted) -> None:
+def test_gradients_are_straight_through_and_the_closed_forms(backend, layout, types, wanted) -> None:
     z_e, channel_dim = LAYOUTS[layout](6)
-    z_e = z_e.to(dtype).requires_grad_(wanted[0])
-    codebook = torch.randn(11, 6).to(dtype).requires_grad_(wanted[1])
+    z_e = z_e.to(types[0]).requires_grad_(wanted[0])
+    codebook = torch.randn(11, 6).to(types[1]).requires_grad_(wanted[1])
     out = quantize(z_e, codebook, channel_dim)
-    weights = torch.randn(z_e.shape).to(dtype)
+    weights = torch.randn(z_e.shape).to(types[0])
     loss = (weights * out.quantized).sum() + 0.7 * out.codebook_loss + 0.3 * out.commitment_loss
     loss.backward()
 
@@ -149,12 +158,12 @@ def test_gradients_are_straight_through_and_the_closed_forms(backend, layout, dt
     to_code = rows - codes[out.indices]
     if wanted[0]:
         commitment = 0.3 * 2 / z_e.numel() * to_code.movedim(-1, channel_dim)
-        want = (weights.double() + commitment).to(dtype)
-        torch.testing.assert_close(z_e.grad, want, **tolerance(dtype))
+        want = (weights.double() + commitment).to(types[0])
+        torch.testing.assert_close(z_e.grad, want, **tolerance(types[0]))
     if wanted[1]:
         slopes = [-to_code[out.indices == k].sum(0) for k in range(len(codes))]
-        want = (0.7 * 2 / z_e.numel() * torch.stack(slopes)).to(dtype)
-        torch.testing.assert_close(codebook.grad, want, **tolerance(dtype))
+        want = (0.7 * 2 / z_e.numel() * torch.stack(slopes)).to(types[1])
+        torch.testing.assert_close(codebook.grad, want, **tolerance(types[1]))
 
 
 def test_losses_pass_gradcheck_and_everything_gradgradcheck(backend) -> None:

@@ -51,7 +51,7 @@ def accelerate(model: nn.Module, restore: bool = False) -> Report:
     Codes are exact, outputs, losses and gradients the same up to rounding; state_dict, signatures and hooks
     stay. Works on a model that is compiled, wrapped by DistributedDataParallel or copied, before or after.
     Modules on a device without a compiled search are left alone; so accelerate a model where it is to run.
-    A call with fewer than 16 vectors keeps its own search, which is the faster one then.
+    A call with fewer than 16 vectors, or with little to search, keeps its own code, which is faster then.
 
     Args:
         model: with modules of transformers, diffusers, vector-quantize-pytorch, or plain PyTorch ones.
@@ -74,7 +74,10 @@ def accelerate(model: nn.Module, restore: bool = False) -> Report:
             _accelerate(path, module, report)
     if not restore and not report.replaced and not report.left:
         classes = ", ".join(name.rpartition(".")[2] for name in SWAPS)
-        raise ValueError(f"model has no known quantiser: {classes}, or a plain one with an nn.Embedding")
+        raise ValueError(
+            f"model has no known quantiser: {classes}, or a plain one with its codes in an nn.Embedding, "
+            "a buffer or a parameter"
+        )
     return report
 
 

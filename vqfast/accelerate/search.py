@@ -8,15 +8,20 @@ from torch import Tensor
 
 from vqfast.functional import nearest_code, quantize
 
-FEW = 16
+FEW, FEW_TO_TURN = 16, 128  # vectors
+LITTLE = 2**20  # multiplications
 
 
-def few(x: Tensor, codes: Tensor) -> bool:
-    """Whether ``x`` has so few vectors that packing ``codes (..., K, D)`` for them doesn't pay.
+def few(x: Tensor, codes: Tensor, little: int | None = None) -> bool:
+    """Whether ``x`` has so few vectors, or there is so little to search, that ours doesn't pay.
 
-    For one vector it takes up to twice the time of the usual search; with K from 1024 on ``FEW`` break even.
+    Less than ``LITTLE`` (or ``little``) takes no longer than to call ours. ``codes (..., K, D)`` that aren't
+    contiguous are copied at each call, for which ``FEW_TO_TURN`` vectors make up.
     """
-    return x.numel() < FEW * codes[..., 0, :].numel()
+    rows = x.numel() // codes.shape[-1]
+    if rows < (FEW if codes.is_contiguous() else FEW_TO_TURN):
+        return True
+    return x.numel() * codes.shape[-2] < (LITTLE if little is None else little)
 
 
 def straight_through(

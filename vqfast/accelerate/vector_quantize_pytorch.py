@@ -1,6 +1,7 @@
 """vector-quantize-pytorch: VectorQuantize, SimVQ, and so all that is built of them. Checked with 1.32.0.
 
 ``VectorQuantize`` says whether a pass needs the distances to all codes; if not, its ``Codebook`` searches.
+No search is too little for ours: theirs take a dozen steps.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def _vector_quantize(original: Fast, self: nn.Module, x: Tensor, indices=None, *
 @torch.autocast("cuda", enabled=False)
 def _codebook(original: Fast, self: nn.Module, x: Tensor, *args, **options):
     """``(C, B, N, D)`` or ``(B, N, D)`` -> codes of that shape, int64 indices, no distances."""
-    searched = getattr(self, "vqfast_search", False) and not few(x, self.embed)
+    searched = getattr(self, "vqfast_search", False) and not few(x, self.embed, little=0)
     if not searched or options["topk"] not in (None, 1) or options["codebook_transform_fn"] is not None:
         return original(self, x, *args, **options)
     x = x.float()
@@ -109,15 +110,23 @@ def _spread(codebook: nn.Module) -> Tensor:
     return (codebook.batch_variance.clamp(min=1e-5) / codebook.codebook_variance.clamp(min=1e-5)).sqrt()
 
 
+def _rotate(x: Tensor, codes: Tensor) -> Tensor:
+    """The library's ``rotate_to``, without its products of matrices of one row."""
+    length = x.norm(dim=-1, keepdim=True).clamp(min=1e-6)
+    reach = codes.norm(dim=-1, keepdim=True)
+    u, q = (x / length).detach(), codes / reach.clamp(min=1e-6)
+    w = F.normalize(u + q, dim=-1, eps=1e-6)
+    turned = x - 2 * (x * w).sum(-1, keepdim=True) * w + 2 * (x * u).sum(-1, keepdim=True) * q
+    return turned * (reach / length).detach()
+
+
 def _sim_vq(original: Fast, self: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """``(B, ..., D)``, or channels first -> the same, int64 ``(B, ...)``, loss."""
-    from vector_quantize_pytorch.vector_quantize_pytorch import rotate_to
-
-    if few(x, self.frozen_codebook):
+    if few(x, self.frozen_codebook, little=0):
         return original(self, x)
     z = x.movedim(1, -1) if self.channel_first else x
     out = quantize(z, self.codebook, channel_dim=-1)
-    quantized = rotate_to(z, out.quantized.detach()) if self.rotation_trick else out.quantized
+    quantized = _rotate(z, out.quantized.detach()) if self.rotation_trick else out.quantized
     loss = out.codebook_loss + self.input_to_quantize_commit_loss_weight * out.commitment_loss
     quantized = quantized.movedim(-1, 1) if self.channel_first else quantized
     return quantized, out.indices, loss * self.commitment_weight

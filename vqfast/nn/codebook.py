@@ -179,7 +179,7 @@ class Codebook(nn.Module):
         ``N_k <- g N_k + (1 - g) n_k``, ``m_k <- g m_k + (1 - g) sum z_e``, ``e_k = m_k / N_k`` with the
         counts smoothed to ``(N_k + eps) / (N + K eps) * N``.
         """
-        finite = sums.isfinite().all(-1)
+        finite = (sums * 0).sum(-1) == 0  # in fewer passes than isfinite
         rate = (1 - self.decay) * (finite & some).to(counts.dtype)
         sums = torch.where(finite.unsqueeze(-1), sums, 0).to(self.ema_sums.dtype)
         self.ema_counts.lerp_(counts, rate)

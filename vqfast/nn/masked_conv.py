@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqfast import functional
+from vqfast.ops.masked_conv.op import embed
 
 
 class MaskedConv2d(nn.Module):
@@ -99,31 +99,17 @@ class MaskedConv2d(nn.Module):
         return self._conv(x, self.weight, self.bias, *options, extra, residual)
 
     def embed(self, codes: Tensor) -> Tensor:
-        """The convolution of one-hot vectors, as the sum of the matrices' rows that the taps' codes name.
+        """The convolution of one-hot vectors, before any activation, in the weight's dtype.
 
         Args:
             codes: int64 ``(B, H, W)``, in ``0..in_channels - 1``.
 
         Returns:
-            ``(B, out_channels, H, W)``, channels last, before any activation.
+            ``(B, out_channels, H, W)``, channels last.
         """
-        batch, height, width = codes.shape
-        offsets, matrix = self.offsets(), self.matrix().flatten(0, 1)
-        margin = max(abs(distance) for offset in offsets for distance in offset)
-        padded = F.pad(codes, [margin] * 4, value=-1)
-        seen = [
-            padded[:, margin + dy : margin + dy + height, margin + dx : margin + dx + width]
-            for dy, dx in offsets
-        ]
-        outside = len(matrix)  # a row more, of zeros
-        rows = [
-            torch.where(codes < 0, outside, codes + tap * self.weight.shape[1])
-            for tap, codes in enumerate(seen)
-        ]
-        bags = torch.stack(rows, -1).view(-1, len(offsets))
-        sums = F.embedding_bag(bags, F.pad(matrix, [0, 0, 0, 1]), mode="sum", padding_idx=outside)
-        sums = sums if self.bias is None else sums + self.bias
-        return sums.view(batch, height, width, -1).movedim(-1, 1)
+        taps, anchor = functional.visible_taps(self._kernel, self.mask_type, self.stack)
+        weight = self.weight.view(*self.weight.shape[:2], *self._kernel)
+        return embed(codes, weight, self.bias, taps, anchor, (self.dilation, self.dilation))
 
     def extra_repr(self) -> str:
         """What ``print`` shows."""

@@ -20,6 +20,13 @@ def empty(x: Tensor, channels: int) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
 
 
+def embedded(codes: Tensor, weight: Tensor) -> Tensor:
+    """Room for what codes ``(B, H, W)`` are embedded as, channels last."""
+    shape = len(codes), len(weight), *codes.shape[1:]
+    like = {"dtype": weight.dtype, "device": weight.device}
+    return torch.empty(shape, **like, memory_format=torch.channels_last)
+
+
 def out_channels(weight: Tensor, activation: str) -> int:
     """Of the activation's output."""
     return len(weight) // 2 if activation == "gate" else len(weight)

@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vqfast.ops.masked_conv.layout import ACTIVATIONS, empty, keeps_sums, memory_format, out_channels
+from vqfast.ops.masked_conv.layout import (
+    ACTIVATIONS,
+    embedded,
+    empty,
+    keeps_sums,
+    memory_format,
+    out_channels,
+)
 
 
 def _alike(x: Tensor, *others: Tensor | None) -> list[Tensor | None]:
@@ -71,6 +78,29 @@ def masked_conv2d_backward(
     native.masked_conv(grad, turned, None, None, None, grad_x, None, tap, *back, ACTIVATIONS.index("none"))
     native.masked_conv_weight_gradient(grad, x, grad_weight, grad_bias, tap, dy, dx)
     return grad_x, grad_weight, grad_bias
+
+
+def embed(
+    codes: Tensor, weight: Tensor, bias: Tensor | None, taps: int, anchor: list[int], dilation: list[int]
+) -> Tensor:
+    """As ``reference.embed``."""
+    codes, out = codes.contiguous().unsqueeze(1), embedded(codes, weight)
+    bias = None if bias is None else bias.contiguous()
+    where = _offsets(codes, weight, taps, anchor, dilation)
+    none = ACTIVATIONS.index("none")
+    torch.ops.vqfast_native.masked_conv(codes, weight.contiguous(), bias, None, None, out, None, *where, none)
+    return out
+
+
+def embed_backward(
+    grad: Tensor, codes: Tensor, weight: Tensor, taps: int, anchor: list[int], dilation: list[int]
+) -> tuple[Tensor, Tensor]:
+    """As ``reference.embed_backward``."""
+    codes, grad = codes.contiguous().unsqueeze(1), grad.contiguous(memory_format=torch.channels_last)
+    grad_weight, grad_bias = weight.new_zeros(weight.shape), weight.new_empty(len(weight))
+    where = _offsets(codes, weight, taps, anchor, dilation)
+    torch.ops.vqfast_native.masked_conv_weight_gradient(grad, codes, grad_weight, grad_bias, *where)
+    return grad_weight, grad_bias
 
 
 def gate(x: Tensor, extra: Tensor | None) -> Tensor:

@@ -127,3 +127,46 @@ def _backward(ctx, grad, grad_kept):
 
 masked_conv2d.register_autograd(_backward, setup_context=_setup_context)
 differentiate_through(masked_conv2d_backward, reference.masked_conv2d_backward)
+
+
+@torch.library.custom_op("vqfast::embed", mutates_args=())
+def embed(
+    codes: Tensor, weight: Tensor, bias: Tensor | None, taps: int, anchor: list[int], dilation: list[int]
+) -> Tensor:
+    """``masked_conv2d`` of the one-hot vectors of int64 ``codes (B, H, W)``; channels last."""
+    run = registry.backend("masked_conv", weight, weight.shape[1]).embed
+    return run(codes, weight, bias, taps, anchor, dilation)
+
+
+@embed.register_fake
+def _(codes, weight, bias, taps, anchor, dilation):
+    return layout.embedded(codes, weight)
+
+
+@torch.library.custom_op("vqfast::embed_backward", mutates_args=())
+def embed_backward(
+    grad: Tensor, codes: Tensor, weight: Tensor, taps: int, anchor: list[int], dilation: list[int]
+) -> tuple[Tensor, Tensor]:
+    """Gradients to ``weight`` and the bias."""
+    run = registry.backend("masked_conv", weight, weight.shape[1]).embed_backward
+    return run(grad, codes, weight, taps, anchor, dilation)
+
+
+@embed_backward.register_fake
+def _(grad, codes, weight, taps, anchor, dilation):
+    return weight.new_empty(weight.shape), weight.new_empty(len(weight))
+
+
+def _setup_embed(ctx, inputs, output):
+    codes, weight, bias, *ctx.geometry = inputs
+    ctx.has_bias = bias is not None
+    ctx.save_for_backward(codes, weight)
+
+
+def _embed_backward(ctx, grad):
+    grad_weight, grad_bias = embed_backward(grad, *ctx.saved_tensors, *ctx.geometry)
+    return None, grad_weight, grad_bias if ctx.has_bias else None, None, None, None
+
+
+embed.register_autograd(_embed_backward, setup_context=_setup_embed)
+differentiate_through(embed_backward, reference.embed_backward)

@@ -86,3 +86,38 @@ def masked_conv2d_backward(
     grad_x = F.pad(grad_padded, [0, unseen[0], 0, unseen[1]])[:, :, top : top + height, left : left + width]
     grad_x = grad_x.contiguous(memory_format=memory_format(x))
     return grad_x, _masked(grad_weight, taps).contiguous(), grad_bias
+
+
+def _seen(codes: Tensor, weight: Tensor, taps: int, anchor: list[int], dilation: list[int]) -> list[Tensor]:
+    """For each tap the codes it sees, ``(B, H, W)``; outside the grid ``in_channels``, which is no code."""
+    (height, width), kw = codes.shape[1:], weight.shape[3]
+    padded = _padded(codes[:, None] - weight.shape[1], weight, anchor, dilation)[:, 0] + weight.shape[1]
+    corners = [(t // kw * dilation[0], t % kw * dilation[1]) for t in range(taps)]
+    return [padded[:, y : y + height, x : x + width] for y, x in corners]
+
+
+def embed(
+    codes: Tensor, weight: Tensor, bias: Tensor | None, taps: int, anchor: list[int], dilation: list[int]
+) -> Tensor:
+    """The convolution of one-hot vectors, as the sum of the matrices' rows that the taps' codes name."""
+    outside = weight.new_zeros(1, len(weight))
+    rows = [
+        F.embedding(seen, torch.cat([matrix.T, outside]))
+        for seen, matrix in zip(
+            _seen(codes, weight, taps, anchor, dilation), weight.flatten(2).unbind(2), strict=False
+        )
+    ]
+    sums = sum(rows, weight.new_zeros(1) if bias is None else bias).expand(*codes.shape, len(weight))
+    return sums.contiguous().movedim(-1, 1)
+
+
+def embed_backward(
+    grad: Tensor, codes: Tensor, weight: Tensor, taps: int, anchor: list[int], dilation: list[int]
+) -> tuple[Tensor, Tensor]:
+    """Gradients to ``weight`` (zero at hidden taps) and the bias: for each code the sum where it was seen."""
+    grad, channels = grad.movedim(1, -1).flatten(0, 2), weight.shape[1]
+    grad_weight = weight.new_zeros(weight.shape)
+    for t, seen in enumerate(_seen(codes, weight, taps, anchor, dilation)):
+        picked = F.one_hot(seen.flatten(), channels + 1)[:, :channels].to(grad.dtype)
+        grad_weight.flatten(2)[..., t] = grad.T @ picked
+    return grad_weight, grad.sum(0)

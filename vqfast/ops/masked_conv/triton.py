@@ -22,6 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vqfast.ops.masked_conv import layout
+from vqfast.ops.masked_conv.reference import embed, embed_backward  # noqa: F401  PyTorch's rows of a table do
 from vqfast.ops.masked_conv.tunings import CONVOLVE, DOUBLE, HALF, IEEE, TF32, WEIGHT, Tuning, pick
 from vqfast.ops.nearest.triton import TRITON_DTYPES, architecture, on
 

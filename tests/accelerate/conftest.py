@@ -1,0 +1,10 @@
+import pytest
+
+from vqfast.accelerate import search
+
+
+@pytest.fixture(autouse=True)
+def little_is_enough(monkeypatch):
+    """So that small tensors are searched by ours."""
+    monkeypatch.setattr(search, "LITTLE", 0)
+    monkeypatch.setattr(search, "FEW_TO_TURN", search.FEW)
