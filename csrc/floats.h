@@ -99,6 +99,9 @@ template <class V, class T>
 [[gnu::always_inline]] inline V load_part(const T* from, int64_t count) {
   constexpr int kWidth = sizeof(V) / sizeof(V{}[0]);
   if (count >= kWidth) return load_as<V>(from);
+#if defined(__AVX512F__)
+  if constexpr (__is_same(T, float)) return _mm512_maskz_loadu_ps((1u << count) - 1, from);
+#endif
   T part[kWidth] = {};
   for (int i = 0; i < count; ++i) part[i] = from[i];
   return load_as<V>(part);

@@ -90,40 +90,22 @@ int64_t threads_for(double work) {
   return int64_t(std::clamp(work / (1 << 18), 1.0, double(torch::stable::get_num_threads())));
 }
 
-// The codebooks of a planned search, packed for it in memory of their own.
-struct PackedBooks {
+// The codebooks of a planned search, each with its pivot.
+struct Books {
   std::vector<Codebook> books;
   Buffer<double> pivots;
-  Buffer<float> packed, biases, pairs;
 
   // `step`: the bytes from one codebook's codes to the next one's.
-  PackedBooks(const Kernel& kernel, Problem& p, const void* codes, int64_t step, int64_t threads)
-      : books(p.num_books),
-        pivots(p.num_books * p.d),
-        packed(p.num_books * p.tiles * kernel.tile * p.d),
-        biases(p.num_books * p.tiles * kernel.tile),
-        pairs(p.coarse ? p.num_books * p.tiles * kernel.tile * ((p.d + 1) / 2) : 0) {
-    const int64_t padded = p.tiles * kernel.tile;
-    for (int64_t b = 0; b < p.num_books; ++b) {
-      books[b].codes = static_cast<const char*>(codes) + b * step;
-      books[b].pivot = pivots.data() + b * p.d;
-      books[b].packed = packed.data() + b * padded * p.d;
-      books[b].bias = biases.data() + b * padded;
-      books[b].pairs = pairs.data() + (p.coarse ? b * padded * ((p.d + 1) / 2) : 0);
-    }
+  Books(const Kernel& kernel, Problem& p, const void* codes, int64_t step, int64_t threads)
+      : books(p.num_books), pivots(p.num_books * p.d) {
     p.books = books.data();
     for_parts(std::min(threads, p.num_books), p.num_books, [&](int64_t, Span span) {
-      for (int64_t b = span.begin; b < span.end; ++b) kernel.centre(p, books[b]);
-    });
-    std::vector<Packed> found(threads);
-    for (Codebook& book : books) {
-      for_parts(threads, p.tiles, [&](int64_t part, Span tiles) { found[part] = kernel.pack(p, book, tiles); });
-      for (const Packed& part : found) {
-        book.reach = std::max(book.reach, part.reach);
-        book.residual = std::max(book.residual, part.residual);
-        if (book.first_nan < 0) book.first_nan = part.first_nan;
+      for (int64_t b = span.begin; b < span.end; ++b) {
+        books[b].codes = static_cast<const char*>(codes) + b * step;
+        books[b].pivot = pivots.data() + b * p.d;
+        kernel.centre(p, books[b]);
       }
-    }
+    });
   }
 };
 
@@ -159,9 +141,9 @@ Tensor nearest(const Tensor& x, const Tensor& codebook) {
   p.num_axes = int64_t(rows.size());
 
   const int64_t threads = threads_for(double(p.num_books) * double(p.rows) * double(p.k) * double(p.d));
-  kernel.plan(p, threads);
+  kernel.plan(p, threads, true);
   const int64_t step = p.k * p.d * int64_t(p.type == Type::f64 ? sizeof(double) : sizeof(float));
-  PackedBooks books_of(kernel, p, codebook.const_data_ptr(), step, threads);
+  const Books books_of(kernel, p, codebook.const_data_ptr(), step, threads);
   for (int64_t b = 0; b < p.num_books; ++b) {
     int64_t rest = b;
     for (auto axis = books.rbegin(); axis != books.rend(); ++axis) {
@@ -170,9 +152,12 @@ Tensor nearest(const Tensor& x, const Tensor& codebook) {
       rest /= axis->size;
     }
   }
-  const int64_t bytes = kernel.scratch(p), blocks = (p.rows + p.block - 1) / p.block * p.num_books;
-  Buffer<char> scratch(threads * bytes);
-  for_parts(threads, blocks, [&](int64_t part, Span span) { kernel.search(p, span, scratch.data() + part * bytes); });
+  const int64_t bytes = kernel.scratch(p), blocks = p.blocks * p.num_books, units = blocks * p.parts;
+  const int64_t workers = std::min(threads, units);
+  Buffer<char> scratch(workers * bytes);
+  for_parts(workers, units, [&](int64_t part, Span span) { kernel.search(p, span, scratch.data() + part * bytes); });
+  if (p.parts > 1)
+    for (int64_t b = 0; b < blocks; ++b) kernel.finish(p, b, scratch.data() + b * p.parts * bytes);
   return out;
 }
 
@@ -247,9 +232,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> quantize(const Tensor& z, con
   p.d = v.d, p.d_stride = 1, p.k = v.k;
   p.rows = v.outer * v.inner, p.num_books = 1;
   const int64_t threads = threads_for(double(p.rows) * double(v.stages) * double(v.k) * double(v.d));
-  kernel.plan(p, threads);
+  kernel.plan(p, threads, false);
   p.num_books = v.book ? v.stages : 1;
-  const PackedBooks books(kernel, p, v.codes, v.book * number, threads);
+  const Books books(kernel, p, v.codes, v.book * number, threads);
 
   const int64_t parts = statistics ? std::min(threads, adders(v)) : threads, codes = statistics ? v.k : 0;
   Tensor quantized = torch::stable::empty_like(z);
@@ -262,9 +247,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> quantize(const Tensor& z, con
   };
 
   auto* found = static_cast<int64_t*>(indices.mutable_data_ptr());
-  const int64_t bytes = kernel.scratch(p), blocks = (p.rows + p.block - 1) / p.block;
+  const int64_t bytes = kernel.scratch(p);
   Buffer<char> scratch(threads * bytes), residuals(threads * p.block * v.d * number);
-  for_parts(threads, blocks, [&](int64_t part, Span span) {
+  for_parts(threads, p.blocks, [&](int64_t part, Span span) {
     char* rows = residuals.data() + part * p.block * v.d * number;
     std::vector<char> coarse(v.stages, p.coarse);  // whether that still pays
     for (int64_t block = span.begin; block < span.end; ++block) {
@@ -273,7 +258,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> quantize(const Tensor& z, con
       for (int64_t stage = 0; stage < v.stages; ++stage) {
         const Axis axis{here.end - here.begin, v.d, v.stages};
         Problem one = p;
-        one.x = rows, one.rows = axis.size, one.axes = &axis, one.num_axes = 1;
+        one.x = rows, one.rows = axis.size, one.blocks = 1, one.axes = &axis, one.num_axes = 1;
         one.out = found + here.begin * v.stages + stage;
         one.coarse = coarse[stage];
         const int64_t book = v.book ? stage : 0;

@@ -1,24 +1,26 @@
-// The nearest code: the tile with a running-maximum epilogue, then a certificate.
+// The nearest code: the tile with the codes as its rows and vectors as its columns, then a certificate.
 //
 // |x - e|^2 is smallest where t = a.b - |b|^2 / 2 is largest, with a = s (x - p), b = s (e - p) for any pivot p and
 // scale s. With p in the middle of the codes an offset of the data cancels before it can do harm. The tile computes
-// t in float32; every code whose score is within twice the error bound B of the best score may be the nearest, no
-// other can be, and those few are compared by their differences in float64.
+// t in float32 for a group of kRows codes, whose error is at most B; so no t is above score + B, and the largest is
+// no less than the highest score - B of all. Codes for which the former reaches the latter may be the nearest, no
+// other can be: where they are several, they are compared by their differences in float64.
 //
-// The bound. u = 2^-24, A and E the lengths of the packed (rounded) a~ and of the longest b~, s a power of two.
+// The codes come in the order in which they are stored, so that a few vectors cost little more than their product: a
+// chunk of codes is centred and rounded in cache just before a block of vectors meets it, once for each block.
+//
+// The bound. u = 2^-24, A and E the lengths of the centred (rounded) a~ and of a group's longest b~, s a power of two.
 // - One rounding in x - p and one in e - p (in float64, then to float32: u (1 + 2^-28)):
 //   |a~ - a| <= u |a|, |b~ - b| <= u' |b|. So a~.b~ is off by at most (2u + O(u^2)) A E, and |b~|^2 / 2 by
-//   (1 + O(u)) u E^2; rounding it to float32 adds u E^2 / 2.
-// - A float32 sum of the bias and D products, each product and each sum rounded once at most, in any order, is off by
-//   at most g (E^2 / 2 + A E), g = (D+1) u / (1 - (D+1) u) (Higham, Accuracy and Stability, section 3.1).
-// - The threshold best - 2B is itself rounded: u (A E + E^2 / 2), and A and E are computed in float32: a factor
-//   1 + (D+2) u at most.
-// Together B <= (D+6) u E (A + E/2) (1 + O(D u)); for D <= 2^17 the factor 1.02 covers the O(D u).
-// - Underflow: s brings E into [2^-23, 2^20] (else B is infinite), so B >= D u E^2 / 2 >= D 2^-71 plus 2^-47 A, and the
-//   underflow of components and products, D 2^-125 (1 + A) even where subnormals are flushed, is inside the 1.02.
-// - Overflow: where A > 2^60 or isn't a number, B is infinite. An infinite B sends the row to all codes in float64.
-// If k is the nearest and j has the best score, score_k >= t_k - B >= t_j - B >= score_j - 2B: k is among those compared.
-
+//   (1 + O(u)) u E^2; its float32 sum adds D u E^2 / 2.
+// - A float32 sum of that and D products, each product and each sum rounded once at most, in any order, is off by at
+//   most g (E^2 / 2 + A E), g = (D+1) u / (1 - (D+1) u) (Higham, Accuracy and Stability, section 3.1).
+// - Score + B and score - B are themselves rounded: u (A E + E^2 / 2 + B). A, E and B are computed in float32: a
+//   factor 1 + (D+8) u at most.
+// Together B <= (D+4) u E (A + E) (1 + O(D u)); for D <= 2^17 the factor 1.02 covers the O(D u).
+// - Underflow: E counts as 2^-23 at the least, so B >= D u E^2 >= D 2^-70 plus D 2^-47 A, and the underflow of
+//   components and products, D 2^-125 (1 + A) + D 2^-125 E even where subnormals are flushed, is inside the 1.02.
+// - Overflow: where A > 2^60 or isn't a number, E > 2^20 or D > 2^17, the row goes to all codes in float64.
 //
 // Where the CPU multiplies bf16, a coarse pass comes first, with the same certificate. With the roundings a^, b^ of a~,
 // b~ and the lengths r, R of a~ - a^ and of the longest b~ - b^ (both differences are exact in float32):
@@ -33,7 +35,7 @@
 namespace vqfast::VQFAST_ISA {
 namespace {
 
-constexpr int kCandidates = 12;
+constexpr int kCandidates = 24;
 
 // The arithmetic that x - p needs to round only once: float32 up to float32, else float64.
 template <class T>
@@ -56,21 +58,25 @@ bool all_finite(const C* x, int64_t count) {
   return !bad;
 }
 
-// Sizes for the caches: a chunk of codes stays in L2 while a block of rows passes by.
-void plan(Problem& p, int64_t threads) {
-  p.tiles = ceil_div(p.k, kTile);
-  // A group's lanewise maxima are kept, so a look at a lane costs group x 2 distances: balance that with the
-  // number of groups to look through.
-  p.group = clamp(int64_t(__builtin_sqrt(double(p.k) / (4 * (p.d + 36)))), 1, p.tiles);
-  p.chunk = clamp(65536 / (p.d * kTile), p.group, p.tiles) / p.group * p.group;
-  p.coarse = kHasPairs && p.rows >= 256;
-  const int64_t fair = ceil_div(p.rows * p.num_books, threads);
-  p.block = ceil_div(least(clamp(98304 / p.d, 192, 768), fair), kRows) * kRows;
+// Sizes for the caches: a block of vectors stays in L2, and beside it a chunk of codes with its scores. Few vectors
+// stay together, and threads share the codes.
+void plan(Problem& p, int64_t threads, bool share_codes) {
+  constexpr int64_t kFew = 192;
+  const int64_t limit = clamp(98304 / p.d, 192, 2048), fair = ceil_div(p.rows * p.num_books, threads);
+  const bool few = share_codes && fair < kFew;
+  p.groups = ceil_div(p.k, kRows);
+  p.chunk = clamp(24576 / (p.d * kRows), 1, least(128, p.groups));
+  p.block = ceil_div(least(least(limit, p.rows), few ? limit : fair), kTile) * kTile;
+  p.blocks = ceil_div(p.rows, p.block);
+  p.parts = few ? clamp(threads / (p.blocks * p.num_books), 1, least(kMostParts, p.groups)) : 1;
+  p.keep = p.k < 128 * (p.d + 8);  // of many codes few groups matter, and short ones are soon scored again
+  p.coarse = kHasPairs && p.d >= 8;
 }
 
 // to[i * width + n] = scale * (vector n [i] - pivot[i]) for `count` vectors; vector(n) points to the n-th.
 template <class T, class C, class Vector>
-void centre_into(float* to, int width, int64_t count, Vector vector, int64_t stride, int64_t d, const C* pivot, C scale) {
+void centre_into(
+    float* to, int width, int64_t count, Vector vector, int64_t stride, int64_t d, const C* pivot, C scale) {
   constexpr int kPart = 64;
   typedef float Four __attribute__((vector_size(16)));
   for (int64_t n = 0; n < count; n += 4)
@@ -121,13 +127,13 @@ void pair_up(const float* from, int width, int64_t d, float* to, float* residual
 
 // ---------------------------------------------------------------------------------------------------- codes
 
-// pivot: the mean of up to 128 finite codes; scale: 2^-exponent of the largest component about it.
+// pivot: the mean of up to 16 finite codes; scale: 2^-exponent of the largest component about it.
 // Any pivot and scale are right, these make the bound small.
 template <class C>
 void centre(const Problem& p, Codebook& book) {
   const C* codes = static_cast<const C*>(book.codes);
   C* pivot = static_cast<C*>(book.pivot);
-  const int64_t step = ceil_div(p.k, 128);
+  const int64_t step = ceil_div(p.k, 16);
   C count = 0, largest = 0;
   for (int64_t i = 0; i < p.d; ++i) pivot[i] = 0;
   for (int64_t k = 0; k < p.k; k += step) {
@@ -146,62 +152,36 @@ void centre(const Problem& p, Codebook& book) {
   book.scale = __builtin_ldexp(1, int(clamp(-exponent, -limit, limit)));
 }
 
-// Codes of the tiles into tile order. Infinitely far codes get the score -inf, as do the missing ones of the last tile.
-template <class C>
-Packed pack(const Problem& p, const Codebook& book, Span tiles) {
-  Packed found;
-  for (int64_t first = tiles.begin * kTile; first < tiles.end * kTile; first += kTile) {
-    float* packed = book.packed + first * p.d;
-    const C *codes = static_cast<const C*>(book.codes) + first * p.d, *pivot = static_cast<const C*>(book.pivot);
-    const int64_t count = least(kTile, p.k - first);
-    double norms[kTile] = {};
-    if (count < kTile) memset(packed, 0, sizeof(float) * kTile * p.d);
-    centre_into<C>(packed, kTile, count, [&](int64_t k) { return codes + k * p.d; }, 1, p.d, pivot, C(book.scale));
-    for (int64_t i = 0; i < p.d; ++i)
-      for (int k = 0; k < kTile; ++k) norms[k] += double(packed[i * kTile + k]) * packed[i * kTile + k];
-    for (int64_t k = 0; k < kTile; ++k) {
-      bool out = k >= count;
-      if (!finite(norms[k]) && !all_finite(codes + k * p.d, p.d)) {
-        for (int64_t i = 0; i < p.d; ++i) {
-          if (found.first_nan < 0 && codes[k * p.d + i] != codes[k * p.d + i]) found.first_nan = first + k;
-          packed[i * kTile + k] = 0;
-        }
-        out = true;
-      }
-      book.bias[first + k] = out ? -__builtin_inff() : float(-norms[k] / 2);
-      const float reach = float(__builtin_sqrt(norms[k]));
-      if (!out && reach > found.reach) found.reach = reach;
-    }
-    if (!p.coarse) continue;
-    float residuals[kTile] = {};
-    pair_up(packed, kTile, p.d, book.pairs + first * pair_steps(p), residuals);
-    for (const float residual : residuals)
-      if (residual > found.residual * found.residual) found.residual = __builtin_sqrtf(residual);
-  }
-  return found;
-}
-
-// ----------------------------------------------------------------------------------------------------- rows
+// What is added to a row's score for the bound of a group of codes: length * of_length + residual * of_residual + own.
+struct Bound {
+  float of_length, of_residual, own;
+};
 
 struct Candidate {
-  float score;
-  int32_t lane;  // group * kLanes + lane: the codes of that lane in the group's tiles
+  float high;  // no less than its t
+  int32_t code;
 };
 
 struct Row {
-  int64_t x, out;          // where it is, where its index goes
-  float best, tolerance;   // best score so far; 2B
-  int32_t count;           // of candidates; kAll: every code
+  int64_t x, out;   // where it is, where its index goes
+  float low;        // no more than the largest t
+  int32_t count;    // of candidates, in rising order; kAll: every code
   Candidate candidates[kCandidates];
 };
 constexpr int32_t kAll = -1;
 
+// A thread's memory.
 struct Scratch {
-  Row* rows;       // (block)
-  float* packed;   // (block / kRows, steps, kRows)
-  float* single;   // (D, kRows) rows in float32 that are to be paired
-  Vec* maxima;     // (groups in a chunk, kRows)
-  double* exact;   // (D) one row as it is given
+  int64_t* first_nan;                // the first code with a NaN, or -1: every finite row's answer
+  Row* rows;                         // (block)
+  Row** list;                        // (block) those that a pass is for
+  float *columns;                    // (block / kTile, steps, kTile) rows
+  float *low, *length, *residual;    // (block) of the columns: low as above, lengths of a~ and of a~ - a^
+  float* single;                     // (D, kTile) rows in float32 that are to be paired
+  float *codes, *bias;               // (chunk, steps / kLanes, kRows, kLanes) and (chunk, kRows)
+  Bound* bounds;                     // (chunk)
+  float *scores, *high;              // (chunk, kRows, kTile) and their maxima (chunk, kTile)
+  double* exact;                     // (D) one row as it is given
 };
 
 template <class T>
@@ -211,21 +191,98 @@ T* take(char*& at, int64_t count) {
   return taken;
 }
 
-Scratch carve(const Problem& p, char*& at) {
+Scratch carve(const Problem& p, char* begin, char*& at) {
+  at = begin;
   Scratch s;
+  s.first_nan = take<int64_t>(at, 1);
   s.rows = take<Row>(at, p.block);
-  s.packed = take<float>(at, p.block * p.d);
-  s.single = take<float>(at, p.coarse ? kRows * p.d : 0);
-  s.maxima = take<Vec>(at, ceil_div(p.chunk, p.group) * kRows);
+  s.list = take<Row*>(at, p.block);
+  s.columns = take<float>(at, p.block * p.d);
+  s.low = take<float>(at, p.block);
+  s.length = take<float>(at, p.block);
+  s.residual = take<float>(at, p.block);
+  s.single = take<float>(at, p.coarse ? kTile * p.d : 0);
+  s.codes = take<float>(at, p.chunk * kRows * ceil_div(p.d, kLanes) * kLanes);
+  s.bias = take<float>(at, p.chunk * kRows);
+  s.bounds = take<Bound>(at, p.chunk);
+  s.scores = take<float>(at, (p.keep ? p.chunk : 1) * kRows * kTile);
+  s.high = take<float>(at, p.chunk * kTile);
   s.exact = take<double>(at, p.d);
   return s;
 }
 
 int64_t scratch(const Problem& p) {
-  char* end = nullptr;
-  carve(p, end);
+  char* end;
+  carve(p, nullptr, end);
   return end - static_cast<char*>(nullptr);
 }
+
+// The next numbers of a code about the pivot, 0 past its end.
+template <class C>
+[[gnu::always_inline]] inline Vec centred(const C* code, const C* pivot, C scale, int64_t count) {
+  if constexpr (sizeof(C) == sizeof(float)) return (load_part<Vec>(code, count) - load_part<Vec>(pivot, count)) * scale;
+  float part[kLanes] = {};
+  const auto fill = [&](int64_t width) {
+    for (int64_t i = 0; i < width; ++i) part[i] = float((code[i] - pivot[i]) * scale);
+  };
+  count >= kLanes ? fill(kLanes) : fill(count);
+  return load(part);
+}
+
+// Groups of codes as the tile's rows. Infinitely far codes get the score -inf, as do those that the last group lacks.
+// Returns whether there is a bound.
+template <class Product, class C>
+bool prepare(const Problem& p, const Codebook& book, Span groups, const Scratch& s) {
+  using Stored = typename Product::Stored;
+  constexpr bool kPairs = Product::kPairs;
+  constexpr int kPer = sizeof(Vec) / sizeof(Stored);
+  const int64_t size = ceil_div(p.d, kPer) * kRows * kPer;
+  const C *codes = static_cast<const C*>(book.codes), *pivot = static_cast<const C*>(book.pivot);
+  const C scale = C(book.scale);
+  const double slope = 1.02 * 0x1p-24 * double(p.d + 6);
+  bool bounded = p.d <= 1 << 17;
+  for (int64_t g = 0; g < groups.end - groups.begin; ++g) {
+    float reach = 0, left_out = 0;
+    for (int64_t r = 0; r < kRows; ++r) {
+      const int64_t k = (groups.begin + g) * kRows + r, d = k < p.k ? p.d : 0;
+      const C* code = codes + k * p.d;
+      Stored* to = reinterpret_cast<Stored*>(s.codes) + g * size + r * kPer;
+      Vec squares = {}, residuals = {};
+      const auto put = [&](uint64_t i, Vec value) {
+        Stored* at = to + i / kPer * kPer * kRows + i % kPer;
+        Product::write(value, at);
+        squares += value * value;
+        if constexpr (kPairs) {
+          const Vec left = value - load(at);
+          residuals += left * left;
+        }
+      };
+      for (int64_t i = 0; i < d; i += kLanes) put(i, centred(code + i, pivot + i, scale, d - i));
+      float norm = total(squares), residual = kPairs ? total(residuals) : 0;
+      bool out = d == 0;
+      if (!(norm <= 0x1p120f) && !all_finite(code, d)) {
+        for (int64_t i = 0; i < d; ++i)
+          if (*s.first_nan < 0 && code[i] != code[i]) *s.first_nan = k;
+        out = true;
+      }
+      if (out) {
+        for (int64_t i = 0; i < p.d; i += kPer) memset(to + i * kRows, 0, sizeof(Vec));
+        norm = residual = 0;
+      }
+      s.bias[g * kRows + r] = out ? -__builtin_inff() : -norm / 2;
+      reach = norm > reach ? norm : reach;
+      left_out = residual > left_out ? residual : left_out;
+    }
+    bounded &= reach <= 0x1p40f;
+    const double length = __builtin_sqrt(reach > 0x1p-46 ? double(reach) : 0x1p-46);
+    const double rest = __builtin_sqrt(double(left_out));
+    s.bounds[g] = {
+        float(1.02 * (slope * length + rest)), float(1.02 * (length + rest)), float(1.02 * slope * length * length)};
+  }
+  return bounded;
+}
+
+// ----------------------------------------------------------------------------------------------------- rows
 
 // Where rows begin .. begin + count of a codebook are.
 void locate(const Problem& p, const Codebook& book, int64_t begin, int64_t count, Row* rows) {
@@ -251,100 +308,107 @@ void locate(const Problem& p, const Codebook& book, int64_t begin, int64_t count
   }
 }
 
-// Asks for rows that are needed soon.
+// Up to kTile rows as `width` columns, and their lengths. With `pairs` they are rounded to bf16 pairs there.
 template <class T>
-void prefetch(const Problem& p, const Row* rows, int64_t count) {
-  const int64_t line = 64 / int64_t(sizeof(T));
-  const T* x = static_cast<const T*>(p.x);
-  for (int64_t r = 0; r < count; r += p.d_stride == 1 || count == 1 ? 1 : count - 1)
-    for (int64_t i = 0; i < p.d; i += p.d_stride == 1 ? line : 1) __builtin_prefetch(x + rows[r].x + i * p.d_stride);
-}
-
-// Up to kRows rows into tile order, and their tolerances. With `pairs` they are rounded to bf16 pairs there.
-template <class T>
-void pack_rows(const Problem& p, const Codebook& book, Row* rows, int64_t count, float* packed, float* pairs) {
+void pack_rows(
+    const Problem& p, const Codebook& book, Row** rows, int64_t count, int width, float* packed, float* pairs,
+    float* length, float* residual) {
   using C = typename Compute<T>::type;
   const T* x = static_cast<const T*>(p.x);
   const C* pivot = static_cast<const C*>(book.pivot);
   const C scale = C(book.scale);
-  bool adjacent = count == kRows;
-  for (int64_t r = 1; r < count; ++r) adjacent &= rows[r].x == rows[0].x + r;
-  if (count < kRows) memset(packed, 0, sizeof(float) * kRows * p.d);
+  bool adjacent = count == width;
+  for (int64_t r = 1; r < count; ++r) adjacent &= rows[r]->x == rows[0]->x + r;
+  if (count < width) memset(packed, 0, sizeof(float) * width * p.d);
   if (adjacent)
     for (int64_t i = 0; i < p.d; ++i)
-      for (int r = 0; r < kRows; ++r)
-        packed[i * kRows + r] = float((C(x[rows[0].x + i * p.d_stride + r]) - pivot[i]) * scale);
+      for (int r = 0; r < width; ++r)
+        packed[i * width + r] = float((C(x[rows[0]->x + i * p.d_stride + r]) - pivot[i]) * scale);
   else
-    centre_into<T>(packed, kRows, count, [&](int64_t r) { return x + rows[r].x; }, p.d_stride, p.d, pivot, scale);
-  float norms[kRows] = {};
+    centre_into<T>(packed, width, count, [&](int64_t r) { return x + rows[r]->x; }, p.d_stride, p.d, pivot, scale);
+  for (int r = 0; r < width; ++r) length[r] = residual[r] = 0;
   for (int64_t i = 0; i < p.d; ++i)
-    for (int r = 0; r < kRows; ++r) norms[r] += packed[i * kRows + r] * packed[i * kRows + r];
-
-  float residuals[kRows] = {};
-  if (pairs) pair_up(packed, kRows, p.d, pairs, residuals);
-
-  const double reach = book.reach, slope = 1.02 * 0x1p-24 * double(p.d + 6) * reach;
-  const bool bounded = p.d <= 1 << 17 && (reach == 0 || (reach >= 0x1p-23 && reach <= 0x1p20));
-  for (int64_t r = 0; r < count; ++r) {
-    rows[r].best = -__builtin_inff();
-    const double length = __builtin_sqrt(double(norms[r])), residual = __builtin_sqrt(double(residuals[r]));
-    double tolerance = slope * (2 * length + reach);
-    if (pairs) tolerance = 1.02 * (tolerance + 2 * (residual * (reach + book.residual) + length * book.residual));
-    rows[r].tolerance = float(tolerance);
-    rows[r].count = bounded && norms[r] <= 0x1p120f ? 0 : kAll;
-  }
+    for (int r = 0; r < width; ++r) length[r] += packed[i * width + r] * packed[i * width + r];
+  if (pairs) pair_up(packed, width, p.d, pairs, residual);
+  for (int64_t r = 0; r < count; ++r) rows[r]->count = length[r] <= 0x1p120f ? 0 : kAll;
+  for (int r = 0; r < width; ++r) length[r] = __builtin_sqrtf(length[r]), residual[r] = __builtin_sqrtf(residual[r]);
 }
 
-// Drops the candidates that a better score has ruled out since.
-void prune(Row& row) {
+// Drops the candidates that another has ruled out since.
+void prune(Row& row, float low) {
   int32_t kept = 0;
   for (int32_t c = 0; c < row.count; ++c)
-    if (row.candidates[c].score >= row.best - row.tolerance) row.candidates[kept++] = row.candidates[c];
+    if (row.candidates[c].high >= low) row.candidates[kept++] = row.candidates[c];
   if (row.count != kAll) row.count = kept;
 }
 
-void add(Row& row, Candidate candidate) {
-  if (row.count == kCandidates) prune(row);
+void add(Row& row, Candidate candidate, float low) {
+  if (row.count == kCandidates) prune(row, low);
   if (row.count == kCandidates) row.count = kAll;
   if (row.count != kAll) row.candidates[row.count++] = candidate;
 }
 
-// The highest scores of each lane over a group's tiles.
-template <class Product>
-void score(int64_t steps, const float* codes, const float* bias, int64_t tiles, const float* rows, Vec* maxima) {
-  for (int r = 0; r < kRows; ++r) maxima[r] = Vec{} - __builtin_inff();
-  for (int64_t t = 0; t < tiles; ++t) {
-    tile<Product>(steps, rows, codes + t * kTile * steps, bias + t * kTile,
-                  [&](int r, const Vec* scores) { maxima[r] = max(maxima[r], max(scores[0], scores[1])); });
-    asm volatile("" ::: "memory");  // else the compiler keeps the maxima in registers that it doesn't have
-  }
+// Scores of a group of codes (kRows, kV vectors of columns), and the highest of each column.
+template <class Product, int kV>
+[[gnu::noinline]] void score(
+    int64_t steps, const float* codes, const float* bias, const float* columns, float* scores, float* high) {
+  Sums<Product, kRows, kV> sums;
+  Vec most[kV];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 2
+    for (int v = 0; v < kV; ++v) sums.of[r][v] = bias[r] - Vec{};
+  for (int64_t step = 0; step < steps; step += kLanes)
+    sums.add(least(kLanes, steps - step), codes + step * kRows, kLanes, 1, columns + step * kV * kLanes);
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 2
+    for (int v = 0; v < kV; ++v) {
+      if (scores) store(sums.of[r][v], scores + (r * kV + v) * kLanes);
+      most[v] = r ? max(most[v], sums.of[r][v]) : sums.of[r][v];
+    }
+#pragma GCC unroll 2
+  for (int v = 0; v < kV; ++v) store(most[v], high + v * kLanes);
 }
 
-// The lanes of a chunk that reach a row's threshold.
-void scan(Row& row, const Vec* maxima, int64_t groups, int64_t first_group) {
-  Vec most = maxima[0];
-  for (int64_t g = 1; g < groups; ++g) most = max(most, maxima[g * kRows]);
-  const float best = highest(most);
-  if (best > row.best) row.best = best;
-  const float threshold = row.best - row.tolerance;
-  for (int64_t base = 0; base < groups; base += 64) {
-    uint64_t hits = 0;  // groups with such a lane, found without a branch: none could be foreseen
-    for (int64_t g = base; g < least(groups, base + 64); ++g)
-      hits |= uint64_t{at_least(maxima[g * kRows], threshold) != 0} << (g - base);
-    for (; hits; hits &= hits - 1) {
-      const int64_t g = base + __builtin_ctzll(hits);
-      for (uint32_t lanes = at_least(maxima[g * kRows], threshold); lanes; lanes &= lanes - 1) {
-        const int lane = __builtin_ctz(lanes);
-        add(row, {maxima[g * kRows][lane], int32_t((first_group + g) * kLanes + lane)});
+// Candidates among a chunk's codes, of which `first` is the first, for kV vectors of columns from n on.
+template <class Product, int kV>
+void match(const Problem& p, int64_t first, int64_t groups, int64_t n, int64_t steps, const Scratch& s) {
+  const int64_t size = ceil_div(steps, kLanes) * kRows * kLanes;
+  const auto score_group = [&](int64_t g, float* scores) {
+    score<Product, kV>(
+        steps, s.codes + g * size, s.bias + g * kRows, s.columns + n * steps, scores, s.high + g * kV * kLanes);
+  };
+  const auto scores_of = [&](int64_t g) { return p.keep ? s.scores + g * kRows * kV * kLanes : nullptr; };
+  for (int64_t g = 0; g < groups; ++g) score_group(g, scores_of(g));
+  for (int v = 0; v < kV; ++v) {
+    const int64_t lane = n + v * kLanes;
+    const Vec length = load(s.length + lane), residual = load(s.residual + lane);
+    const auto bound = [&](int64_t g) {
+      return length * s.bounds[g].of_length + (residual * s.bounds[g].of_residual + s.bounds[g].own);
+    };
+    Vec low = load(s.low + lane);
+    for (int64_t g = 0; g < groups; ++g) {
+      float* high = s.high + (g * kV + v) * kLanes;
+      const Vec most = load(high), error = bound(g);
+      low = max(most - error, low);
+      store(most + error, high);
+    }
+    store(low, s.low + lane);
+    for (int64_t g = 0; g < groups; ++g) {
+      if (!at_least(load(s.high + (g * kV + v) * kLanes), low)) continue;
+      if (!p.keep) score_group(g, s.scores);
+      const float* scores = p.keep ? scores_of(g) : s.scores;
+      for (int r = 0; r < kRows; ++r) {
+        const Vec high = load(scores + (r * kV + v) * kLanes) + bound(g);
+        for (uint32_t lanes = at_least(high, low); lanes; lanes &= lanes - 1) {
+          const int at = __builtin_ctz(lanes);
+          add(*s.list[lane + at], {high[at], int32_t(first + g * kRows + r)}, low[at]);
+        }
       }
     }
   }
 }
-
-struct Found {
-  double distance;
-  int64_t index;
-};
 
 template <class C>
 double distance(const double* x, const C* e, int64_t d) {
@@ -365,96 +429,123 @@ double distance(const double* x, const C* e, int64_t d) {
   return sum;
 }
 
-// A row's index: the nearest of its candidates by differences in float64.
+// A row's index, of what each part of the codes has found for it: the only candidate, or the nearest by differences in
+// float64.
 template <class T>
-int64_t decide(const Problem& p, const Codebook& book, Row& row, double* exact) {
+int64_t decide(const Problem& p, const Codebook& book, const Scratch* parts, int64_t n) {
   using C = typename Compute<T>::type;
-  const T* x = static_cast<const T*>(p.x) + row.x;
+  const T* x = static_cast<const T*>(p.x) + parts[0].rows[n].x;
   const C* codes = static_cast<const C*>(book.codes);
+  float low = -__FLT_MAX__;
+  int64_t count = 0, first_nan = -1, last = 0;
+  bool all = false;
+  for (int64_t part = 0; part < p.parts; ++part) {
+    const Row& row = parts[part].rows[n];
+    all |= row.count == kAll;
+    low = row.low > low ? row.low : low;
+    if (first_nan < 0) first_nan = *parts[part].first_nan;
+  }
+  const auto candidates = [&](auto f) {
+    for (int64_t part = 0; part < p.parts; ++part) {
+      const Row& row = parts[part].rows[n];
+      for (int32_t c = 0; c < row.count; ++c)
+        if (row.candidates[c].high >= low) f(row.candidates[c].code);
+    }
+  };
+  if (!all) {
+    candidates([&](int64_t k) { ++count, last = k; });
+    if (count == 1 && first_nan < 0) return last;
+  }
+  double* exact = parts[0].exact;
   if (p.d_stride == 1)
     for (int64_t i = 0; i < p.d; ++i) exact[i] = C(x[i]);
   else
     for (int64_t i = 0; i < p.d; ++i) exact[i] = C(x[i * p.d_stride]);
-  if (row.count == kAll && !all_finite(exact, p.d)) return 0;
-  if (row.count == kAll && book.first_nan >= 0) return book.first_nan;
-  const auto nearest = [&](int64_t first, int64_t end, int64_t step) {
-    Found found{__builtin_inf(), 0};
-    for (int64_t k = first; k < end; k += step) {
-      const double here = distance(exact, codes + k * p.d, p.d);
-      found.index = here < found.distance ? k : found.index;
-      found.distance = here < found.distance ? here : found.distance;
-    }
-    return found;
+  if ((all || first_nan >= 0) && !all_finite(exact, p.d)) return 0;
+  if (first_nan >= 0) return first_nan;
+  double nearest = __builtin_inf();
+  int64_t index = 0;
+  const auto compare = [&](int64_t k) {
+    const double here = distance(exact, codes + k * p.d, p.d);
+    index = here < nearest ? k : index;
+    nearest = here < nearest ? here : nearest;
   };
-  if (row.count == kAll) return nearest(0, p.k, 1).index;
-  prune(row);
-  Found best{__builtin_inf(), 0};
-  for (int32_t c = 0; c < row.count; ++c) {
-    const int64_t lane = row.candidates[c].lane, first = lane / kLanes * p.group * kTile + lane % kLanes;
-    const Found found = nearest(first, least(p.k, first + p.group * kTile), kLanes);
-    if (found.distance < best.distance || (found.distance == best.distance && found.index < best.index)) best = found;
-  }
-  return best.index;
+  if (all)
+    for (int64_t k = 0; k < p.k; ++k) compare(k);
+  else
+    candidates(compare);
+  return index;
 }
 
-// Finds the candidates of `count` rows.
+// Finds the candidates of the listed rows among groups of codes.
 template <class T, class Product>
-void pass(const Problem& p, const Codebook& book, Row* rows, int64_t count, const Scratch& s) {
+void pass(const Problem& p, const Codebook& book, Span groups, int64_t count, const Scratch& s) {
   constexpr bool kPairs = Product::kPairs;
+  using C = typename Compute<T>::type;
   const int64_t steps = kPairs ? pair_steps(p) : p.d;
-  const float* codes = kPairs ? book.pairs : book.packed;
-  for (int64_t first = 0; first < p.tiles; first += p.chunk) {
-    const int64_t tiles = least(p.chunk, p.tiles - first), groups = ceil_div(tiles, p.group);
-    for (int64_t n = 0; n < count; n += kRows) {
-      float* packed = s.packed + n * steps;
-      const int64_t width = least(kRows, count - n);
-      if (first == 0) {
-        pack_rows<T>(p, book, rows + n, width, kPairs ? s.single : packed, kPairs ? packed : nullptr);
-        if (n + kRows < count) prefetch<T>(p, rows + n + kRows, least(kRows, count - n - kRows));
-      }
-      for (int64_t g = 0; g < groups; ++g) {
-        const int64_t t = first + g * p.group;
-        score<Product>(steps, codes + t * kTile * steps, book.bias + t * kTile, least(p.group, first + tiles - t), packed,
-                       s.maxima + g * kRows);
-      }
-      for (int64_t r = 0; r < width; ++r)
-        if (rows[n + r].count != kAll) scan(rows[n + r], s.maxima + r, groups, first / p.group);
-    }
+  for (int64_t n = 0; n < count; n += kTile) {
+    const int width = count - n > kLanes ? kTile : kLanes;
+    float* columns = s.columns + n * steps;
+    pack_rows<T>(
+        p, book, s.list + n, least(kTile, count - n), width, kPairs ? s.single : columns, kPairs ? columns : nullptr,
+        s.length + n, s.residual + n);
+    for (int r = 0; r < width; ++r) s.low[n + r] = n + r < count ? -__FLT_MAX__ : __FLT_MAX__;  // none for no row
+  }
+  bool bounded = true;
+  for (int64_t first = groups.begin; first < groups.end; first += p.chunk) {
+    const int64_t here = least(p.chunk, groups.end - first);
+    bounded &= prepare<Product, C>(p, book, {first, first + here}, s);
+    for (int64_t n = 0; n < count; n += kTile)
+      (count - n > kLanes ? match<Product, kVectors> : match<Product, 1>)(p, first * kRows, here, n, steps, s);
+  }
+  for (int64_t n = 0; n < count; ++n) {
+    s.list[n]->low = s.low[n];
+    if (!bounded) s.list[n]->count = kAll;
   }
 }
 
-// The indices of a block of rows; returns whether the coarse pass paid.
+// The candidates of a block of rows in a part of the codes; returns whether the coarse pass paid.
 template <class T>
-bool search_block(const Problem& p, const Codebook& book, int64_t begin, bool coarse, const Scratch& s) {
-  const int64_t count = least(p.block, p.rows - begin);
-  int64_t certified = 0;  // rows that come first and need no float32 pass
+bool search_part(const Problem& p, const Codebook& book, int64_t block, int64_t part, bool coarse, const Scratch& s) {
+  const int64_t begin = block * p.block, count = least(p.block, p.rows - begin);
+  const Span groups{p.groups * part / p.parts, p.groups * (part + 1) / p.parts};
+  int64_t left = 0;  // rows that need a float32 pass
   locate(p, book, begin, count, s.rows);
-  if (book.first_nan >= 0) {
-    for (int64_t n = 0; n < count; ++n) s.rows[n].count = kAll;
+  *s.first_nan = -1;
+  for (int64_t n = 0; n < count; ++n) s.list[n] = s.rows + n;
+  if (coarse) {
+    pass<T, Pair>(p, book, groups, count, s);
+    for (int64_t n = 0; n < count; ++n)
+      if (s.rows[n].count == kAll) s.list[left++] = s.rows + n;
   } else {
-    if (coarse) {
-      pass<T, Pair>(p, book, s.rows, count, s);
-      for (int64_t n = 0; n < count; ++n)
-        if (s.rows[n].count != kAll) {
-          const Row row = s.rows[n];
-          s.rows[n] = s.rows[certified];
-          s.rows[certified++] = row;
-        }
-    }
-    if (certified < count) pass<T, Single>(p, book, s.rows + certified, count - certified, s);
+    left = count;
   }
-  for (int64_t n = 0; n < count; ++n) p.out[s.rows[n].out] = decide<T>(p, book, s.rows[n], s.exact);
-  return certified >= count / 2;
+  if (left) pass<T, Single>(p, book, groups, left, s);
+  return 2 * left <= count;
 }
 
-bool search(const Problem& p, Span blocks, void* memory) {
-  char* at = static_cast<char*>(memory);
-  const Scratch s = carve(p, at);
-  const int64_t per_book = ceil_div(p.rows, p.block);
+// Indices of a block's rows; the memory is that of its parts.
+template <class T>
+void finish(const Problem& p, int64_t block, char* memory) {
+  Scratch parts[kMostParts];
+  char* at = memory;
+  for (int64_t part = 0; part < p.parts; ++part) parts[part] = carve(p, at, at);
+  const int64_t begin = block % p.blocks * p.block, count = least(p.block, p.rows - begin);
+  for (int64_t n = 0; n < count; ++n)
+    p.out[parts[0].rows[n].out] = decide<T>(p, p.books[block / p.blocks], parts, n);
+}
+
+// Units count parts of the codes, then blocks, then codebooks. Where parts are several, each has its thread's memory.
+bool search(const Problem& p, Span units, void* scratch) {
+  char *memory = static_cast<char*>(scratch), *end;
+  const Scratch s = carve(p, memory, end);
   bool coarse = p.coarse;
   with_type(p.type, [&](auto element) {
-    for (int64_t b = blocks.begin; b < blocks.end; ++b)
-      coarse &= search_block<decltype(element)>(p, p.books[b / per_book], b % per_book * p.block, coarse, s);
+    for (int64_t unit = units.begin; unit < units.end; ++unit) {
+      const int64_t part = unit % p.parts, block = unit / p.parts % p.blocks, book = unit / p.parts / p.blocks;
+      coarse &= search_part<decltype(element)>(p, p.books[book], block, part, coarse, s);
+      if (p.parts == 1) finish<decltype(element)>(p, unit, memory);
+    }
   });
   return coarse;
 }
@@ -463,14 +554,13 @@ bool search(const Problem& p, Span blocks, void* memory) {
 
 extern const Kernel kernel;
 const Kernel kernel{
-    kTile,
     plan,
     [](const Problem& p, Codebook& book) { p.type == Type::f64 ? centre<double>(p, book) : centre<float>(p, book); },
-    [](const Problem& p, const Codebook& book, Span tiles) {
-      return p.type == Type::f64 ? pack<double>(p, book, tiles) : pack<float>(p, book, tiles);
-    },
     scratch,
     search,
+    [](const Problem& p, int64_t block, void* memory) {
+      with_type(p.type, [&](auto element) { finish<decltype(element)>(p, block, static_cast<char*>(memory)); });
+    },
 };
 
 }  // namespace vqfast::VQFAST_ISA

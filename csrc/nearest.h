@@ -12,17 +12,12 @@ struct Axis {
   int64_t size, x_stride, out_stride;
 };
 
-// One codebook. `prepare` fills what stands below `scale`; the arrays are the caller's.
+// One codebook. `centre` fills what stands below `out`.
 struct Codebook {
-  const void* codes;          // (K, D) contiguous: float64 where x is, else float32
-  int64_t x, out;             // where its rows begin
-  void* pivot;                // (D), like codes
-  float *packed, *bias;       // (tiles, D, kTile) and (tiles, kTile)
-  float* pairs;               // (tiles, (D+1)/2, kTile) pairs of bf16, where the problem is coarse
-  double scale = 1;           // a power of two that brings the codes near 1
-  float reach = 0;            // the longest packed code
-  float residual = 0;         // the longest difference between a packed code and its bf16 rounding
-  int64_t first_nan = -1;     // the first code with a NaN: every finite row's answer
+  const void* codes;  // (K, D) contiguous: float64 where x is, else float32
+  int64_t x, out;     // where its rows begin
+  void* pivot;        // (D), like codes; the caller's memory
+  double scale;       // a power of two that brings the codes near 1
 };
 
 struct Problem {
@@ -34,28 +29,28 @@ struct Problem {
   const Axis* axes;
   int64_t num_books;
   Codebook* books;
-  bool coarse;  // set by `plan`: whether a pass in bf16 comes first
-  int64_t tiles, group, chunk, block;  // tiles of codes, tiles in a group and a chunk, rows in a block
+  // set by `plan`
+  bool coarse;                // whether a pass in bf16 comes first
+  bool keep;                  // whether all scores are kept, else those of few groups are taken again
+  int64_t groups, chunk;      // of codes, in all and in a chunk
+  int64_t block, blocks;      // rows in a block, and blocks
+  int64_t parts;              // of the codes, for a thread each
 };
+constexpr int64_t kMostParts = 64;
 
 struct Span {
   int64_t begin, end;
 };
 
-// What a thread found while packing its tiles.
-struct Packed {
-  float reach = 0, residual = 0;
-  int64_t first_nan = -1;
-};
-
 struct Kernel {
-  int tile;                                                  // codes side by side
-  void (*plan)(Problem&, int64_t threads);
+  void (*plan)(Problem&, int64_t threads, bool share_codes);
   void (*centre)(const Problem&, Codebook&);                 // pivot and scale
-  Packed (*pack)(const Problem&, const Codebook&, Span tiles);
   int64_t (*scratch)(const Problem&);                        // bytes that a `search` needs
-  // Blocks count through all codebooks. Returns whether the coarse pass, if there was one, has paid to the end.
-  bool (*search)(const Problem&, Span blocks, void* scratch);
+  // Units count the parts of the codes for a block of rows, then blocks, then codebooks. Where there is one part,
+  // the indices are written. Returns whether the coarse pass, if there was one, has paid to the end.
+  bool (*search)(const Problem&, Span units, void* scratch);
+  // The indices of a block, counted through all codebooks, from the scratches of its parts side by side.
+  void (*finish)(const Problem&, int64_t block, void* scratches);
 };
 
 }  // namespace vqfast

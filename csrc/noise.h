@@ -105,7 +105,7 @@ Drawn draw(const L* logits, int64_t k, double temperature, const Counter& at, fl
   for (int l = 0; l < kLanes; ++l) found.nan |= finite[l] != finite[l];
   double most = -__builtin_inf();
   for (int64_t first = 0, drawn = -1; first < padded; first += kLanes)
-    for (uint32_t lanes = bounded ? at_least(load(scores + first), least) : (1u << kLanes) - 1; lanes; lanes &= lanes - 1) {
+    for (uint32_t lanes = bounded ? at_least(load(scores + first), Vec{} + least) : (1u << kLanes) - 1; lanes; lanes &= lanes - 1) {
       const int64_t i = first + __builtin_ctz(lanes);
       if (i / kWords != drawn) philox(at, uint32_t((drawn = i / kWords) * kWords), words);
       const double score = i < k ? double(logits[i]) + temperature * gumbel(words[i % kWords]) : most;

@@ -20,24 +20,23 @@ using Vec = __m512;
 using Wide = __m512d;
 constexpr int kRows = 12;
 inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
-inline uint32_t at_least(Vec a, float b) { return _mm512_cmp_ps_mask(a, _mm512_set1_ps(b), _CMP_GE_OQ); }
+inline uint32_t at_least(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
 inline float highest(Vec a) { return _mm512_reduce_max_ps(a); }
+inline float total(Vec a) { return _mm512_reduce_add_ps(a); }
 inline double total(Wide a) { return _mm512_reduce_add_pd(a); }
 #elif defined(__AVX2__)
 using Vec = __m256;
 using Wide = __m256d;
 constexpr int kRows = 6;
 inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
-inline uint32_t at_least(Vec a, float b) {
-  return _mm256_movemask_ps(_mm256_cmp_ps(a, _mm256_set1_ps(b), _CMP_GE_OQ));
-}
+inline uint32_t at_least(Vec a, Vec b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ)); }
 #else
 typedef float Vec __attribute__((vector_size(16)));
 typedef double Wide __attribute__((vector_size(16)));
 constexpr int kRows = 6;
 inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
-inline uint32_t at_least(Vec a, float b) {
-  return (a[0] >= b) | (a[1] >= b) << 1 | (a[2] >= b) << 2 | (a[3] >= b) << 3;
+inline uint32_t at_least(Vec a, Vec b) {
+  return (a[0] >= b[0]) | (a[1] >= b[1]) << 1 | (a[2] >= b[2]) << 2 | (a[3] >= b[3]) << 3;
 }
 #endif
 #if !defined(__AVX512F__)
@@ -46,8 +45,9 @@ inline float highest(Vec a) {
   for (unsigned i = 1; i < sizeof a / sizeof most; ++i) most = a[i] > most ? a[i] : most;
   return most;
 }
-inline double total(Wide a) {
-  double sum = a[0];
+template <class V>
+inline auto total(V a) {
+  auto sum = a[0];
   for (unsigned i = 1; i < sizeof a / sizeof sum; ++i) sum += a[i];
   return sum;
 }
@@ -59,7 +59,7 @@ constexpr int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 constexpr int kLanes = sizeof(Vec) / sizeof(float);
 constexpr int kVectors = 2;
-constexpr int kTile = kVectors * kLanes;  // codes side by side
+constexpr int kTile = kVectors * kLanes;  // columns side by side
 
 inline Vec load(const float* p) {
   Vec v;
@@ -97,9 +97,11 @@ inline void store(V v, T* p) {
 // sum + row * column, lane by lane. A step multiplies one number, or a pair of bf16 that fills a float32's place.
 struct Single {
   using Element = float;
+  using Stored = float;
   using Vector = Vec;
   static constexpr bool kPairs = false;
   static Vec add(Vec sum, float row, Vec column) { return sum + row * column; }
+  static void write(Vec rows, Stored* to) { memcpy(to, &rows, sizeof rows); }
 };
 struct Double {
   using Element = double;
@@ -110,10 +112,15 @@ struct Double {
 #if defined(__AVX512BF16__)
 struct Pair {
   using Element = float;
+  using Stored = Bf16;
   using Vector = Vec;
   static constexpr bool kPairs = true;
   static Vec add(Vec sum, float row, Vec column) {
     return _mm512_dpbf16_ps(sum, __m512bh(_mm512_set1_ps(row)), __m512bh(column));
+  }
+  static void write(Vec rows, Stored* to) {
+    const __m256bh rounded = _mm512_cvtneps_pbh(rows);
+    memcpy(to, &rounded, sizeof rounded);
   }
 };
 constexpr bool kHasPairs = true;
@@ -169,17 +176,6 @@ struct Sums {
       for (int v = 0; v < kV; ++v) sums[r][v] = Product::add(sums[r][v], rows[r * row_stride], column[v]);
   }
 };
-
-// epilogue(r, sums) for each row r: sums = bias + sum over steps of rows[step][r] * codes[step][0 .. kTile).
-template <class Product, class Epilogue>
-[[gnu::always_inline]] inline void tile(
-    int64_t steps, const float* rows, const float* codes, const float* bias, Epilogue epilogue) {
-  Sums<Product> sums;
-  sums.start(bias);
-  sums.add(steps, rows, 1, kRows, codes);
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r) epilogue(r, sums.of[r]);
-}
 
 }  // namespace
 }  // namespace vqfast::VQFAST_ISA

@@ -110,14 +110,17 @@ def nearest_code(
         raise ValueError(f"x has {x.shape[-1]} channels and codebook {codebook.shape[-1]}; want the same D")
     if codebook.shape[-2] < 1 or codebook.shape[-1] < 1:
         raise ValueError(f"codebook has shape {tuple(codebook.shape)}; want K >= 1 and D >= 1")
-    try:
-        lead = torch.broadcast_shapes(x.shape[:-2], codebook.shape[:-2])
-    except RuntimeError:
-        raise ValueError(
-            f"x {tuple(x.shape)} and codebook {tuple(codebook.shape)} don't broadcast over their leading dims"
-        ) from None
     dtype = torch.promote_types(torch.promote_types(x.dtype, codebook.dtype), torch.float32)
-    x = x.expand(*lead, *x.shape[-2:])
+    lead = x.shape[:-2]
+    if codebook.ndim > 2:
+        try:
+            lead = torch.broadcast_shapes(lead, codebook.shape[:-2])
+        except RuntimeError:
+            raise ValueError(
+                f"x {tuple(x.shape)} and codebook {tuple(codebook.shape)} don't broadcast over their "
+                "leading dims"
+            ) from None
+        x = x.expand(*lead, *x.shape[-2:])
     if metric == "l2":
         indices = _nearest(x, codebook)
     else:  # between unit vectors the nearest code is that of the smallest angle

@@ -136,7 +136,8 @@ def test_instruction_set_that_the_compiler_does_not_know_is_left_out(tmp_path: P
 
 HARD = """
 wrong = 0
-for offset, n, k, d, lead in [(0, 500, 129, 65, ()), (1000, 999, 200, 7, ()), (-100, 9, 33, 130, (2, 3))]:
+sizes = [(0, 500, 129, 65, ()), (1000, 999, 200, 7, ()), (-100, 9, 33, 130, (2, 3)), (9, 20, 4000, 16, ())]
+for offset, n, k, d, lead in sizes:
     x, codebook = torch.randn(*lead, n, d) + offset, torch.randn(*lead[1:], k, d) + offset
     distances = torch.cdist(x.double(), codebook.double(), compute_mode="donot_use_mm_for_euclid_dist") ** 2
     chosen = distances.gather(-1, nearest_code(x, codebook)[..., None])[..., 0]

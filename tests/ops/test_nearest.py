@@ -91,6 +91,61 @@ def test_row_that_is_not_finite_gives_index_0_and_leaves_the_others(backend, dty
     assert nearest_code(x, codebook).tolist() == want
 
 
+@pytest.mark.parametrize(
+    "offset, spread, scale", [(0, 1, 1), (100, 1, 1), (1000, 1, 1), (0, 1e-3, 1), (0, 1, 1e18)]
+)
+@pytest.mark.parametrize(
+    "n, k, d", [(1, 600, 256), (13, 1025, 40), (125, 2048, 8), (125, 600, 129), (40, 30, 4096)]
+)
+def test_few_vectors_and_many_codes(backend, assert_nearest, n, k, d, offset, spread, scale) -> None:
+    x, codebook = (scale * (torch.randn(d) + spread * torch.randn(count, d) + offset) for count in (n, k))
+    assert_nearest(nearest_code(x, codebook), x, codebook)
+
+
+@pytest.mark.parametrize("far", [1e2, 1e4, 1e8, 1e25])
+def test_code_far_from_the_others(backend, assert_nearest, far) -> None:
+    x, codebook = torch.randn(50, 24), torch.randn(300, 24)
+    codebook[100] *= far
+    assert_nearest(nearest_code(x, codebook), x, codebook)
+
+
+def test_more_codes_at_one_distance_than_are_kept(backend) -> None:
+    """Dead codes are often all alike."""
+    codebook = torch.randint(-3, 4, (500, 12)).float()
+    codebook[70:] = 5
+    assert nearest_code(torch.full((40, 12), 4.9), codebook).tolist() == [70] * 40
+
+
+@pytest.mark.parametrize("n", [7, 300])
+def test_infinite_code_is_nobodys_and_nan_everybodys(backend, n) -> None:
+    x, codebook = torch.randn(n, 10), torch.randn(400, 10)
+    x[3, 5] = torch.nan
+    codebook[::50] = torch.inf
+    finite = torch.cdist(x.double(), codebook.nan_to_num(posinf=1e9).double()).argmin(-1)
+    finite[3] = 0
+    assert torch.equal(nearest_code(x, codebook), finite)
+    assert not nearest_code(x, codebook[:1]).any()
+    codebook[[390, 123], 7] = torch.nan
+    assert nearest_code(x, codebook).tolist() == [0 if row == 3 else 123 for row in range(n)]
+
+
+@pytest.mark.parametrize("n, k, lead", [(5, 30000, ()), (100, 2000, ()), (500, 2000, ()), (20, 3000, (3,))])
+def test_threads_change_nothing(backend, n, k, lead) -> None:
+    """Of few vectors they share the codes."""
+    x, codebook = torch.randn(*lead, n, 16), torch.randn(*lead, k, 16)
+    codebook[..., k // 2 :, :] = codebook[..., : k // 2, :]  # the first of two alike, whoever finds the other
+    x[..., 0, 3] = torch.inf
+    one = nearest_code(x, codebook)
+    spoilt = codebook.clone()
+    spoilt[..., [k // 3, k - 1], 2] = torch.nan
+    torch.set_num_threads(3)
+    assert torch.equal(nearest_code(x, codebook), one)
+    assert one.max() < k // 2
+    assert not nearest_code(x, spoilt)[..., 0].any()
+    assert (nearest_code(x, spoilt)[..., 1:] == k // 3).all()
+    torch.set_num_threads(1)
+
+
 LAYOUTS = {
     "transposed": lambda n, d: torch.randn(d, n).T,
     "every other row": lambda n, d: torch.randn(2 * n, d)[::2],

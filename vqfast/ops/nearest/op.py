@@ -7,13 +7,19 @@ from torch import Tensor
 
 from vqfast.ops import registry
 
+# Not a ``custom_op``: its layer for gradients takes as long as the search of a few vectors.
+torch.library.define("vqfast::nearest", "(Tensor x, Tensor codebook) -> Tensor")
 
-@torch.library.custom_op("vqfast::nearest", mutates_args=())
-def nearest(x: Tensor, codebook: Tensor) -> Tensor:
+
+@torch.library.impl("vqfast::nearest", "CompositeExplicitAutograd")
+def _(x: Tensor, codebook: Tensor) -> Tensor:
     """``x (..., N, D)``, ``codebook (..., K, D)`` -> int64 ``(..., N)``."""
     return registry.backend("nearest", x, x.shape[-1]).nearest(x, codebook)
 
 
-@nearest.register_fake
+@torch.library.register_fake("vqfast::nearest")
 def _(x: Tensor, codebook: Tensor) -> Tensor:
     return x.new_empty(x.shape[:-1], dtype=torch.int64)
+
+
+nearest = torch.ops.vqfast.nearest.default
