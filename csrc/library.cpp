@@ -339,7 +339,8 @@ double multiplications(const MaskedConv& p) {
 }
 
 // result = activation(conv(x) + bias + extra) + residual, and the sums into kept. Tap t of the weight's kernels sees
-// the position (dy, dx) away. All tensors are contiguous or all channels last; int64 x (B, 1, H, W) names one-hot vectors.
+// the position (dy, dx) away. All tensors are contiguous or all channels last; int64 x (B, 1, H, W) names one-hot
+// vectors.
 void masked_conv(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> extra,
                  std::optional<Tensor> residual, Tensor result, std::optional<Tensor> kept, std::vector<int64_t> taps,
                  std::vector<int64_t> dy, std::vector<int64_t> dx, int64_t activation) {
@@ -418,11 +419,14 @@ void restrict_to(const Sampling& s, double* logits, void* scratch) {
 
 // steps, terms, taps: rows of the structs in sampler.h; sizes: num_embeddings, batch, height, width, block,
 // condition_channels, the codes' rows, left and right, threads, groups, seed, top_k; all int64.
-Sampling sampling(const Tensor& steps, const Tensor& terms, const Tensor& taps, const Tensor& sizes, const Tensor& weights) {
+Sampling sampling(
+    const Tensor& steps, const Tensor& terms, const Tensor& taps, const Tensor& sizes, const Tensor& weights) {
   Sampling s{};
   const auto* size = static_cast<const int64_t*>(sizes.const_data_ptr());
   const ScalarType type = weights.scalar_type();
-  s.precision = type == ScalarType::Double ? Precision::f64 : type == ScalarType::BFloat16 ? Precision::bf16 : Precision::f32;
+  s.precision = type == ScalarType::Double     ? Precision::f64
+                : type == ScalarType::BFloat16 ? Precision::bf16
+                                               : Precision::f32;
   s.steps = static_cast<const Step*>(steps.const_data_ptr());
   s.terms = static_cast<const Term*>(terms.const_data_ptr());
   s.taps = static_cast<const Tap*>(taps.const_data_ptr());
@@ -502,11 +506,12 @@ STABLE_TORCH_LIBRARY(vqfast_native, library) {
       " int[] dy, int[] dx) -> ()");
   library.def("gate(Tensor x, Tensor? extra, Tensor? grad, Tensor(a!) result) -> ()");
   library.def(
-      "prepare_sampler(Tensor steps, Tensor terms, Tensor taps, Tensor sizes, Tensor weights, Tensor labels) -> Tensor");
+      "prepare_sampler(Tensor steps, Tensor terms, Tensor taps, Tensor sizes, Tensor weights, Tensor labels)"
+      " -> Tensor");
   library.def(
-      "run_sampler(Tensor steps, Tensor terms, Tensor taps, Tensor sizes, Tensor weights, Tensor condition, Tensor known,"
-      " Tensor numbers, Tensor(a!) codes, Tensor(b!) memory, float temperature, float top_p, int first, int count)"
-      " -> bool");
+      "run_sampler(Tensor steps, Tensor terms, Tensor taps, Tensor sizes, Tensor weights, Tensor condition,"
+      " Tensor known, Tensor numbers, Tensor(a!) codes, Tensor(b!) memory, float temperature, float top_p,"
+      " int first, int count) -> bool");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(vqfast_native, CPU, library) {

@@ -24,7 +24,8 @@ struct Product {
   float factors[3];
 };
 
-// sums = bias + sum over taps of x shifted by (dy, dx) times the tap's matrix, + extra; out = activation(sums) + residual.
+// sums = bias + sum over taps of x shifted by (dy, dx) times the tap's matrix, + extra;
+// out = activation(sums) + residual.
 struct MaskedConv {
   Type type;
   Epilogue epilogue;

@@ -91,7 +91,8 @@ Drawn draw(const L* logits, int64_t k, double temperature, const Counter& at, fl
     for (int i = 0; i < kWords; i += kLanes) {
       Ints word;
       memcpy(&word, words + i, sizeof word);
-      const Vec logit = load(scores + first + i), size = logit < 0 ? -logit : logit, score = logit + t * fast_gumbel(word);
+      const Vec logit = load(scores + first + i), size = logit < 0 ? -logit : logit;
+      const Vec score = logit + t * fast_gumbel(word);
       finite = logit != logit ? logit : finite;
       largest = max(largest, size < infinity ? size : Vec{});
       best = max(best, score);
@@ -104,13 +105,15 @@ Drawn draw(const L* logits, int64_t k, double temperature, const Counter& at, fl
   Drawn found{0, false};
   for (int l = 0; l < kLanes; ++l) found.nan |= finite[l] != finite[l];
   double most = -__builtin_inf();
-  for (int64_t first = 0, drawn = -1; first < padded; first += kLanes)
-    for (uint32_t lanes = bounded ? at_least(load(scores + first), Vec{} + least) : (1u << kLanes) - 1; lanes; lanes &= lanes - 1) {
+  for (int64_t first = 0, drawn = -1; first < padded; first += kLanes) {
+    const uint32_t within = bounded ? at_least(load(scores + first), Vec{} + least) : (1u << kLanes) - 1;
+    for (uint32_t lanes = within; lanes; lanes &= lanes - 1) {
       const int64_t i = first + __builtin_ctz(lanes);
       if (i / kWords != drawn) philox(at, uint32_t((drawn = i / kWords) * kWords), words);
       const double score = i < k ? double(logits[i]) + temperature * gumbel(words[i % kWords]) : most;
       if (score > most) most = score, found.code = i;
     }
+  }
   return found;
 }
 

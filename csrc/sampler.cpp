@@ -97,7 +97,8 @@ struct Sampler {
   // Places everything; `store` only where memory is.
   Layout lay_out(bool store) const {
     Layout l{};
-    int64_t shared = padded(sizeof(Layout)) + s.groups * sizeof(Barrier) + padded(s.num_steps * sizeof(Placed)), own = 0;
+    int64_t shared = padded(sizeof(Layout)) + s.groups * sizeof(Barrier) + padded(s.num_steps * sizeof(Placed));
+    int64_t own = 0;
     const auto take = [](int64_t& at, int64_t bytes) { return (at += bytes) - bytes; };
     l.codes = take(own, padded(s.cache.rows * (s.cache.left + s.block + s.cache.right) * images() * 4));
     l.condition_stride = ceil_div(s.condition_channels, kColumns) * kColumns;
@@ -254,7 +255,8 @@ struct Sampler {
     Segment read(const Term& term, const Tap& tap) const {
       const Layout& l = *group.all.layout;
       if (term.source == kCondition)
-        return {group.template at<T>(l.condition) + x % group.all.s.block * group.batch * l.condition_stride, l.condition_stride, term.channels};
+        return {group.template at<T>(l.condition) + x % group.all.s.block * group.batch * l.condition_stride,
+                l.condition_stride, term.channels};
       const int64_t stride = group.all.placed[term.source].stride;
       return {group.value(term.source, y + tap.dy, x) + tap.dx * group.batch * stride, stride, term.channels};
     }
@@ -304,7 +306,8 @@ struct Sampler {
   template <int kR>
   [[gnu::noinline]] static void multiply(const Job& job, int64_t j, int64_t m, Tile& tile) {
     const Placed& p = job.where();
-    const Stored* matrix = job.group.all.template shared<Stored>(p.matrix[job.early]) + j * p.depth[job.early] * kColumns;
+    const Stored* matrix = job.group.all.template shared<Stored>(p.matrix[job.early]);
+    matrix += j * p.depth[job.early] * kColumns;
     Sums<Product, kR> sums;
 #pragma GCC unroll 16
     for (int r = 0; r < kR; ++r)
@@ -335,7 +338,8 @@ struct Sampler {
       return;
     }
     const bool gate = step.activation == kGate;
-    const int64_t channel = j * (gate ? kLanes : kColumns), passed = step.residual < 0 ? 0 : group.all.placed[step.residual].stride;
+    const int64_t channel = j * (gate ? kLanes : kColumns);
+    const int64_t passed = step.residual < 0 ? 0 : group.all.placed[step.residual].stride;
     T* to = group.value(job.i, job.y, job.x) + m * p.stride + channel;
     const T* residual = step.residual < 0 ? nullptr : group.value(step.residual, job.y, job.x) + m * passed + channel;
     for (int64_t r = 0; r < count; ++r)
@@ -384,7 +388,8 @@ struct Sampler {
       const Sampling& s = all.s;
       const int64_t columns = least(s.block, s.width - x);
       if (x > 0) {  // of a single long row: keep what taps reach back to
-        for (int64_t i = me; i < s.num_steps; i += threads) pass_on(group.value(i, 0, 0), s.steps[i], all.placed[i].stride);
+        for (int64_t i = me; i < s.num_steps; i += threads)
+          pass_on(group.value(i, 0, 0), s.steps[i], all.placed[i].stride);
         if (me == 0) pass_on(group.codes(0, 0), s.cache, 1);
       }
       T* map = group.template at<T>(all.layout->condition);
@@ -429,7 +434,8 @@ struct Sampler {
         const int64_t image = group.first + b, at = (image * s.height + y) * s.width + x;
         const T* logits = group.value(last, y, x) + b * all.placed[last].stride;
         const uint64_t number = uint64_t(s.numbers[image]);
-        const Counter counter{uint32_t(position), uint32_t(number), uint32_t(number >> 32), uint32_t(s.seed), uint32_t(s.seed >> 32)};
+        const Counter counter{uint32_t(position), uint32_t(number), uint32_t(number >> 32), uint32_t(s.seed),
+                              uint32_t(s.seed >> 32)};
         Drawn drawn;
         if (s.restrict_to) {
           for (int64_t i = 0; i < k; ++i) restricted[i] = logits[i];
@@ -454,7 +460,8 @@ struct Sampler {
     const Group group{*this, g};
     const int64_t me = thread - threads.begin;
     char* scratch = group.template at<char>(layout->scratch) + me * layout->scratch_bytes;
-    const Worker worker{group, me, threads.count(), barriers[g], scratch + layout->segment_bytes, reinterpret_cast<Segment*>(scratch)};
+    auto* segments = reinterpret_cast<Segment*>(scratch);
+    const Worker worker{group, me, threads.count(), barriers[g], scratch + layout->segment_bytes, segments};
     bool nan = false;
     for (int64_t position = first; position < first + count; ++position) {
       const int64_t y = position / s.width, x = position % s.width;
