@@ -371,12 +371,21 @@ void masked_conv_weight_gradient(Tensor grad, Tensor x, Tensor grad_weight, Tens
   const int64_t threads = threads_for(multiplications(p));
   std::vector<Product> products(4 * taps.size());
   p.products = products.data();
-  kernel.plan(p, 1);
-  const int64_t bytes = kernel.scratch(p);
-  Buffer<char> packed(kernel.packed(p)), scratch(threads * bytes);
-  for_parts(threads, kernel.weight_parts(p), [&](int64_t part, Span parts) {
-    kernel.weight_gradient(p, parts, packed.data(), scratch.data() + part * bytes);
+  kernel.plan(p, threads);
+  const int64_t bytes = kernel.scratch(p), sums = kernel.packed(p), parts = kernel.weight_parts(p);
+  // Threads share the positions, as far as room for sums allows, then the weight.
+  const int64_t most = std::max<int64_t>(1, std::min(kernel.blocks(p), (int64_t{1} << 26) / std::max<int64_t>(1, sums)));
+  const int64_t shares = std::min(threads, most), groups = (threads + shares - 1) / shares;
+  Buffer<char> packed(shares * sums), scratch(threads * bytes);
+  for_parts(threads, shares * groups, [&](int64_t thread, Span units) {
+    for (int64_t unit = units.begin; unit < units.end; ++unit) {
+      const int64_t share = unit / groups, group = unit % groups;
+      const Span blocks{kernel.blocks(p) * share / shares, kernel.blocks(p) * (share + 1) / shares};
+      kernel.weight_gradient(p, blocks, {parts * group / groups, parts * (group + 1) / groups},
+                             packed.data() + share * sums, scratch.data() + thread * bytes);
+    }
   });
+  for_parts(threads, parts, [&](int64_t, Span span) { kernel.put_gradient(p, span, shares, packed.data()); });
 }
 
 // result = tanh(a) * sigmoid(b) of the channels' halves of x + extra; with the gradient of that, x's gradient.

@@ -279,8 +279,16 @@ void put(const A* from, int64_t count, T* to, int64_t stride) {
 
 int64_t row_blocks(const MaskedConv& p) { return ceil_div(p.in, kMost); }
 
+// f(tile's number, channels of x) for each of some parts of the weight.
+template <class F>
+void for_weights(const MaskedConv& p, Span parts, F f) {
+  for (int64_t n = parts.begin; n < parts.end; ++n)
+    f(n / row_blocks(p), part_of(p.in, row_blocks(p), n % row_blocks(p)));
+}
+
+// Sums of some blocks of positions, in the places of a packed weight.
 template <class T>
-void weight_gradient(const MaskedConv& p, Span parts, void* packed, void* scratch) {
+void weight_gradient(const MaskedConv& p, Span span, Span parts, void* packed, void* scratch) {
   using A = typename Types<T>::A;
   constexpr int kLanes = Types<T>::kLanes, kColumns = Types<T>::kColumns;
   auto* offsets = static_cast<int64_t*>(scratch);
@@ -290,16 +298,12 @@ void weight_gradient(const MaskedConv& p, Span parts, void* packed, void* scratc
   const int64_t together = 1 + p.paired, products = p.first[kSums];
   const auto tile_of = [&](int64_t j) { return static_cast<A*>(packed) + j * tile_size<T>(p); };
   const auto sums_of = [&](A* tile, int64_t n, int64_t channel) { return tile + (n * p.in + channel) * kColumns; };
-  const auto each = [&](auto f) {  // f(tile's number, channels of x)
-    for (int64_t n = parts.begin; n < parts.end; ++n)
-      f(n / row_blocks(p), part_of(p.in, row_blocks(p), n % row_blocks(p)));
-  };
-  each([&](int64_t j, Span in) {
+  for_weights(p, parts, [&](int64_t j, Span in) {
     for (int64_t n = 0; n < products; ++n)
       memset(sums_of(tile_of(j), n, in.begin), 0, sizeof(A) * (in.end - in.begin) * kColumns);
     if (in.begin == 0) memset(sums_of(tile_of(j), products, 0), 0, sizeof(A) * kColumns);
   });
-  for (int64_t n = 0; n < blocks(p); ++n) {
+  for (int64_t n = span.begin; n < span.end; ++n) {
     const Block block = locate(p, n);
     const Patch<A> patch = make_patch<T>(p, block, room);
     find_offsets(p, patch, offsets);
@@ -307,7 +311,7 @@ void weight_gradient(const MaskedConv& p, Span parts, void* packed, void* scratc
     const int64_t steps = ceil_div(width, together), size = rows * width * kColumns, part = rows * steps * kColumns;
     for (int64_t y = 0; y < rows; ++y) lines[y] = y * patch.row;
     int64_t ready = -1;
-    each([&](int64_t j, Span in) {
+    for_weights(p, parts, [&](int64_t j, Span in) {
       A* tile = tile_of(j);
       A* of_sums = p.paired ? columns + size : columns;  // the gradient of each of the four sums
       if (j != ready) {
@@ -339,19 +343,32 @@ void weight_gradient(const MaskedConv& p, Span parts, void* packed, void* scratc
       }
     });
   }
-  each([&](int64_t j, Span in) {
+}
+
+// The gradients, from the sums of all shares of the blocks: packed weights, side by side.
+template <class T>
+void put_gradient(const MaskedConv& p, Span parts, int64_t shares, const void* packed) {
+  using A = typename Types<T>::A;
+  constexpr int kColumns = Types<T>::kColumns;
+  const auto total = [&](int64_t j, int64_t row, A factor, A* to) {
+    const A* from = static_cast<const A*>(packed) + j * tile_size<T>(p) + row * kColumns;
+    for (int64_t share = 0; share < shares; ++share, from += tiles<T>(p) * tile_size<T>(p))
+      for (int l = 0; l < kColumns; ++l) to[l] += factor * from[l];
+  };
+  for_weights(p, parts, [&](int64_t j, Span in) {
     const int64_t first = j * kColumns, count = least(kColumns, p.out - first);
     T* tile = static_cast<T*>(p.weight) + first * p.weight_out;
     for (int64_t i = in.begin; i < in.end; ++i)
       for (int64_t t = 0; t < p.taps; ++t) {
-        A total[kColumns] = {};
-        for (int64_t n = 0; n < products; ++n)
+        A sums[kColumns] = {};
+        for (int64_t n = 0; n < p.first[kSums]; ++n)
           for (int k = 0; k < 3; ++k)
             if (const A factor = p.products[n].factors[k]; factor != 0 && p.products[n].taps[k] == p.tap[t])
-              for (int l = 0; l < kColumns; ++l) total[l] += factor * sums_of(tile_of(j), n, i)[l];
-        put(total, count, tile + i * p.weight_in + p.tap[t], p.weight_out);
+              total(j, n * p.in + i, factor, sums);
+        put(sums, count, tile + i * p.weight_in + p.tap[t], p.weight_out);
       }
-    if (in.begin == 0) put(sums_of(tile_of(j), products, 0), count, static_cast<T*>(p.bias) + first, 1);
+    A sums[kColumns] = {};
+    if (in.begin == 0) total(j, p.first[kSums] * p.in, 1, sums), put(sums, count, static_cast<T*>(p.bias) + first, 1);
   });
 }
 
@@ -394,31 +411,30 @@ void embed(const MaskedConv& p, Span span, const void* packed) {
   }
 }
 
-// A part is a tile's sums of one tap, or, behind the taps, those of the bias.
+// As `weight_gradient`, for the tiles that begin in `parts`.
 template <class T>
-void embed_gradient(const MaskedConv& p, Span parts, void* packed) {
+void embed_gradient(const MaskedConv& p, Span span, Span parts, void* packed) {
   using A = typename Types<T>::A;
   constexpr int kLanes = Types<T>::kLanes, kColumns = Types<T>::kColumns;
-  for (int64_t n = parts.begin; n < parts.end; ++n) {
-    const int64_t j = n / (p.taps + 1), t = n % (p.taps + 1), rows = t < p.taps ? p.in : 1;
-    A* sums = static_cast<A*>(packed) + j * tile_size<T>(p) + t * p.in * kColumns;
-    memset(sums, 0, sizeof(A) * rows * kColumns);
-    for_positions(p, {0, blocks(p)}, [&](int64_t sample, int64_t y, int64_t x) {
-      const int64_t row = t < p.taps ? picked(p, sample, y, x, t) - t * p.in : 0;
-      if (row >= rows) return;
+  for_weights(p, parts, [&](int64_t j, Span in) {
+    if (in.begin > 0) return;
+    A* tile = static_cast<A*>(packed) + j * tile_size<T>(p);
+    memset(tile, 0, sizeof(A) * tile_size<T>(p));
+    for_positions(p, span, [&](int64_t sample, int64_t y, int64_t x) {
       const T* from = static_cast<const T*>(p.result.at) + place(p.result, sample, y, x);
-      for (int v = 0; v < kVectors; ++v)
-        if (const Lane of = lane<T>(p, j, v); of.count) {
-          A* sum = sums + row * kColumns + v * kLanes;
-          store(load(sum) + load_part<typename Types<T>::V>(from + of.channel, of.count), sum);
-        }
+      for (int v = 0; v < kVectors; ++v) {
+        const Lane of = lane<T>(p, j, v);
+        if (!of.count) continue;
+        const auto grad = load_part<typename Types<T>::V>(from + of.channel, of.count);
+        const auto add = [&](int64_t row) {
+          A* sum = tile + row * kColumns + v * kLanes;
+          store(load(sum) + grad, sum);
+        };
+        for (int64_t t = 0; t < p.taps; ++t) add(picked(p, sample, y, x, t));  // unseen: to where nobody looks
+        add(p.taps * p.in);
+      }
     });
-    const int64_t first = j * kColumns, count = least(kColumns, p.out - first);
-    T* weight = static_cast<T*>(p.weight) + first * p.weight_out;
-    for (int64_t i = 0; i < p.in && t < p.taps; ++i)
-      put(sums + i * kColumns, count, weight + i * p.weight_in + p.tap[t], p.weight_out);
-    if (t == p.taps) put(sums, count, static_cast<T*>(p.bias) + first, 1);
-  }
+  });
 }
 
 // --------------------------------------------------------------------------------------------------- gate
@@ -461,9 +477,13 @@ const MaskedConvKernel masked_conv_kernel{
     [](const MaskedConv& p, Span blocks, const void* packed, void* scratch) {
       VQFAST_BY_TYPE(p.codes ? embed<T>(p, blocks, packed) : forward<T>(p, blocks, packed, scratch));
     },
-    [](const MaskedConv& p) { return VQFAST_BY_TYPE(tiles<T>(p) * (p.codes ? p.taps + 1 : row_blocks(p))); },
-    [](const MaskedConv& p, Span parts, void* packed, void* scratch) {
-      VQFAST_BY_TYPE(p.codes ? embed_gradient<T>(p, parts, packed) : weight_gradient<T>(p, parts, packed, scratch));
+    [](const MaskedConv& p) { return VQFAST_BY_TYPE(tiles<T>(p) * row_blocks(p)); },
+    [](const MaskedConv& p, Span blocks, Span parts, void* packed, void* scratch) {
+      VQFAST_BY_TYPE(p.codes ? embed_gradient<T>(p, blocks, parts, packed)
+                             : weight_gradient<T>(p, blocks, parts, packed, scratch));
+    },
+    [](const MaskedConv& p, Span parts, int64_t shares, const void* packed) {
+      VQFAST_BY_TYPE(put_gradient<T>(p, parts, shares, packed));
     },
     [](const MaskedConv& p, Span blocks) { VQFAST_BY_TYPE(gate<T>(p, blocks)); },
 };

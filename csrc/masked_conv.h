@@ -53,9 +53,11 @@ struct MaskedConvKernel {
   void (*pack)(const MaskedConv&, Span tiles, void* packed);
   void (*forward)(const MaskedConv&, Span blocks, const void* packed, void* scratch);
   // With codes: the result is channels last, nothing follows the sums.
-  // With the sums' gradient as `result`: those of the weight and of the bias. `packed` as above is room for sums.
+  // With the sums' gradient as `result`: what blocks of positions add to the weight and the bias, for some parts of
+  // them, in room like `packed` above; then the gradients, from several such rooms side by side.
   int64_t (*weight_parts)(const MaskedConv&);
-  void (*weight_gradient)(const MaskedConv&, Span parts, void* packed, void* scratch);
+  void (*weight_gradient)(const MaskedConv&, Span blocks, Span parts, void* packed, void* scratch);
+  void (*put_gradient)(const MaskedConv&, Span parts, int64_t shares, const void* packed);
   // result = gate(x + extra); or, of the gradient of that in `residual`, the gradient of x. `out` counts x's channels.
   void (*gate)(const MaskedConv&, Span blocks);
 };
