@@ -151,7 +151,8 @@ def _cook(recipe: Recipe, module: nn.Module, z: Tensor):
     average, dim, turn = recipe.average, recipe.channel_dim, recipe.place.turn
     held = recipe.place.tensor(module)
     codes = turn(held if recipe.learns else held.detach())
-    codes = codes.clone() if average else codes  # they move before backward
+    if average or recipe.place.turned:  # they move before backward; or else are copied by each step
+        codes = codes.clone(memory_format=torch.contiguous_format)
     z = z.to(torch.promote_types(z.dtype, codes.dtype)).contiguous()
     out = quantize(z, codes, dim, recipe.statistics)
     if average:
