@@ -18,6 +18,7 @@ from vqfast.accelerate.transformers import SWAPS
 pytest.importorskip("transformers", reason="transformers is not installed")
 SIZES = {"codebook_size": 64, "codebook_dim": 16, "hidden_size": 24}
 STAGES = {**SIZES, "num_quantizers": 4, "frame_rate": 10, "n_codebooks": 4, "quantizer_dropout": 0.5}
+STAGES["vector_quantization_hidden_dimension"] = 16
 IMAGE_SIZES = {"num_embeddings": 64, "embed_dim": 16, "num_patches": 4, "codebook_size": 64}
 
 # class, sizes, method, shape of its input
@@ -60,6 +61,7 @@ def quantiser(name: str) -> nn.Module:
 # all stages of one; shape of the input; what makes it take fewer stages
 RESIDUAL = {
     "encodec": ("EncodecResidualVectorQuantizer", (2, 16, 30), 0.12),
+    "mimi": ("MimiResidualVectorQuantizer", (2, 24, 30), 2),
     "xcodec": ("XcodecResidualVectorQuantization", (2, 16, 30), 0.12),
     "higgs_audio_v2_tokenizer": ("HiggsAudioV2TokenizerResidualVectorQuantization", (2, 24, 30), 0.12),
 }

@@ -33,6 +33,16 @@ def _stages(original: Fast, self: nn.Module, embeddings: Tensor, *args, **kwargs
     return original(self, embeddings.transpose(1, 2).contiguous().transpose(1, 2), *args, **kwargs)
 
 
+def _mimi_stages(original: Fast, self: nn.Module, embeddings: Tensor, num_quantizers: int | None = None):
+    """The same of Mimi, where a projection stands before them: int64 ``(Q, B, T)``."""
+    x = embeddings if self.input_proj is None else self.input_proj(embeddings)
+    residual, indices = x.transpose(1, 2).contiguous().transpose(1, 2), []
+    for stage in list(self.layers)[:num_quantizers]:
+        indices.append(stage.encode(residual))
+        residual = residual - stage.decode(indices[-1])
+    return torch.stack(indices)
+
+
 def _decode_latents(original: Fast, self: nn.Module, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
     """DAC, by unit vectors: ``(B, D, T)`` -> codes ``(B, D, T)``, int64 ``(B, T)``."""
     offloaded = hasattr(self.codebook, "_hf_hook")  # then the original fetches the weights
@@ -127,6 +137,7 @@ EUCLIDEAN = Swap({"quantize": _quantize}, _size("embed"))
 ENCODEC_STAGES = Swap({"encode": _stages}, _size("layers.0.codebook.embed"), reported=False)
 STAGES = Swap({"encode": _stages}, _size("quantizers.0.codebook.embed"), reported=False)
 MIMI = Swap({"quantize": _quantize}, _size("embed_sum"))  # its embed is a cache that isn't to be filled here
+MIMI_STAGES = Swap({"encode": _mimi_stages}, _size("layers.0.codebook.embed_sum"), reported=False)
 DAC = Swap({"decode_latents": _decode_latents}, _size("codebook.weight"))
 DAC_STAGES = Swap({"forward": _dac}, _size("quantizers.0.codebook.weight"), reported=False)
 EMU3 = Swap({"forward": _emu3}, _size("embedding.weight"))
@@ -141,6 +152,7 @@ SWAPS = {
         ("higgs_audio_v2_tokenizer", "HiggsAudioV2TokenizerEuclideanCodebook", EUCLIDEAN),
         ("mimi", "MimiEuclideanCodebook", MIMI),
         ("encodec", "EncodecResidualVectorQuantizer", ENCODEC_STAGES),
+        ("mimi", "MimiResidualVectorQuantizer", MIMI_STAGES),
         ("xcodec", "XcodecResidualVectorQuantization", STAGES),
         ("higgs_audio_v2_tokenizer", "HiggsAudioV2TokenizerResidualVectorQuantization", STAGES),
         ("dac", "DacVectorQuantize", DAC),
