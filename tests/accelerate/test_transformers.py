@@ -85,12 +85,13 @@ def test_residual_stages(name):
     assert len(vqfast.accelerate(fast).replaced) == 4
 
 
-@pytest.mark.parametrize("codes, searched", [(511, 0), (512, 1)])
-def test_one_vector_is_enough_unless_the_codes_are_few(monkeypatch, codes, searched):
+@pytest.mark.parametrize("codes, channels, searched", [(511, 256, 0), (512, 256, 1), (511, 255, 1)])
+def test_one_vector_is_enough_unless_the_codes_are_few_and_wide(monkeypatch, codes, channels, searched):
     monkeypatch.setattr(search, "LITTLE", 2**20)
-    fast = built("encodec", "EncodecEuclideanCodebook", {**SIZES, "codebook_size": codes})
+    sizes = {"codebook_size": codes, "codebook_dim": channels}
+    fast = built("encodec", "EncodecEuclideanCodebook", sizes)
     vqfast.accelerate(fast)
-    assert searches(fast.encode, torch.randn(1, 16))[1] == searched
+    assert searches(fast.encode, torch.randn(1, channels))[1] == searched
 
 
 def dac_stages() -> nn.Module:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vqfast.functional import nearest_code, quantize
 
-FEW = 512  # codes
+FEW, WIDE = 512, 256  # codes, channels
 LITTLE = 2**20  # multiplications
 
 
@@ -22,8 +22,10 @@ def little(x: Tensor, codes: Tensor) -> bool:
 
 
 def little_to_search(x: Tensor, codes: Tensor) -> bool:
-    """The same of a search alone: on a CPU, one vector is enough unless the codes are few."""
-    return (x.device.type != "cpu" or codes.shape[-2] < FEW) and little(x, codes)
+    """The same of a search alone: on a CPU, one vector is enough unless the codes are few and wide."""
+    num_embeddings, channels = codes.shape[-2:]
+    few = num_embeddings < FEW and channels >= WIDE
+    return (few or x.device.type != "cpu") and little(x, codes)
 
 
 def straight_through(
