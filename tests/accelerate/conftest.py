@@ -7,4 +7,3 @@ from vqfast.accelerate import search
 def little_is_enough(monkeypatch):
     """So that small tensors are searched by ours."""
     monkeypatch.setattr(search, "LITTLE", 0)
-    monkeypatch.setattr(search, "FEW_TO_TURN", search.FEW)

@@ -101,8 +101,12 @@ def test_images_and_maps_of_three_dimensions():
 
 
 def test_one_token_each():
-    same(layer(), batches(7, 16), modes=())
+    same(layer(), batches(1, 16))
     same(layer(), batches(20, 16))
+
+
+def test_no_tokens():
+    same(layer(commitment_weight=0.0), [torch.randn(2, 0, 16)], modes=(True, False))
 
 
 def test_options_of_a_call():

@@ -51,7 +51,7 @@ def accelerate(model: nn.Module, restore: bool = False) -> Report:
     Codes are exact, outputs, losses and gradients the same up to rounding; state_dict, signatures and hooks
     stay. Works on a model that is compiled, wrapped by DistributedDataParallel or copied, before or after.
     Modules on a device without a compiled search are left alone; so accelerate a model where it is to run.
-    A call with fewer than 16 vectors, or with little to search, keeps its own code, which is faster then.
+    A call with too little to search keeps its own code, which is faster then.
 
     Args:
         model: with modules of transformers, diffusers, vector-quantize-pytorch, or plain PyTorch ones.

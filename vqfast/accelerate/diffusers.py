@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from vqfast.accelerate.search import few, straight_through
+from vqfast.accelerate.search import little, straight_through
 from vqfast.accelerate.swap import Fast, Swap
 
 
 def _forward(original: Fast, self: nn.Module, z: Tensor) -> tuple[Tensor, Tensor, tuple]:
     """``(B, D, H, W)`` -> the same, loss, (None, None, int64 ``(B * H * W,)`` or as remapped or reshaped)."""
     codes = self.embedding.weight
-    if few(z, codes):
+    if little(z, codes):
         return original(self, z)
     commitment, codebook = (1, self.beta) if self.legacy else (self.beta, 1)
     z_q, loss, indices = straight_through(z, codes, commitment, codebook)

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqfast.accelerate.search import few
+from vqfast.accelerate.search import little
 from vqfast.accelerate.swap import Fast, Swap
 from vqfast.functional import Quantized, quantize
 from vqfast.nn import ranks
@@ -137,7 +137,7 @@ def _run(method: str, original: Fast, self: nn.Module, *args, **kwargs):
     recipe = None
     if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
         recipe = self.vqfast_plan.recipes.get((method, self.training, args[0].ndim))
-    if recipe is None or few(args[0], recipe.place.turn(recipe.place.tensor(self))):
+    if recipe is None or little(args[0], recipe.place.turn(recipe.place.tensor(self))):
         return original(self, *args, **kwargs)
     if any(operator.attrgetter(name)(self) != was for name, was in recipe.settings.items()):
         return original(self, *args, **kwargs)
@@ -151,7 +151,8 @@ def _cook(recipe: Recipe, module: nn.Module, z: Tensor):
     average, dim, turn = recipe.average, recipe.channel_dim, recipe.place.turn
     held = recipe.place.tensor(module)
     codes = turn(held if recipe.learns else held.detach())
-    codes = codes.clone() if average else codes  # they move before backward
+    if average or recipe.place.turned:  # they move before backward; or else are copied by each step
+        codes = codes.clone(memory_format=torch.contiguous_format)
     z = z.to(torch.promote_types(z.dtype, codes.dtype)).contiguous()
     out = quantize(z, codes, dim, recipe.statistics)
     if average:

@@ -8,20 +8,24 @@ from torch import Tensor
 
 from vqfast.functional import nearest_code, quantize
 
-FEW, FEW_TO_TURN = 16, 128  # vectors
+FEW, WIDE = 512, 256  # codes, channels
 LITTLE = 2**20  # multiplications
 
 
-def few(x: Tensor, codes: Tensor, little: int | None = None) -> bool:
-    """Whether ``x`` has so few vectors, or there is so little to search, that ours doesn't pay.
+def little(x: Tensor, codes: Tensor) -> bool:
+    """Whether ``x`` and ``codes (..., K, D)`` are so little that a step takes longer by ours.
 
-    Less than ``LITTLE`` (or ``little``) takes no longer than to call ours. ``codes (..., K, D)`` that aren't
-    contiguous are copied at each call, for which ``FEW_TO_TURN`` vectors make up.
+    Gradients take another op, and codes that aren't contiguous a copy: so much more has to make up for them.
     """
-    rows = x.numel() // codes.shape[-1]
-    if rows < (FEW if codes.is_contiguous() else FEW_TO_TURN):
-        return True
-    return x.numel() * codes.shape[-2] < (LITTLE if little is None else little)
+    least = LITTLE * (8 if torch.is_grad_enabled() else 1) * (1 if codes.is_contiguous() else 4)
+    return x.numel() * codes.shape[-2] < least
+
+
+def little_to_search(x: Tensor, codes: Tensor) -> bool:
+    """The same of a search alone: on a CPU, one vector is enough unless the codes are few and wide."""
+    num_embeddings, channels = codes.shape[-2:]
+    few = num_embeddings < FEW and channels >= WIDE
+    return (few or x.device.type != "cpu") and little(x, codes)
 
 
 def straight_through(

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqfast.accelerate.search import few, straight_through
+from vqfast.accelerate.search import little, little_to_search, straight_through
 from vqfast.accelerate.swap import Fast, Swap
 from vqfast.functional import nearest_code
 
@@ -23,7 +23,9 @@ from vqfast.functional import nearest_code
 def _quantize(original: Fast, self: nn.Module, hidden_states: Tensor) -> Tensor:
     """Encodec, Mimi, X-Codec, Higgs Audio: ``(N, D)`` -> int64 ``(N,)``."""
     codes = self.embed
-    return original(self, hidden_states) if few(hidden_states, codes) else nearest_code(hidden_states, codes)
+    if little_to_search(hidden_states, codes):
+        return original(self, hidden_states)
+    return nearest_code(hidden_states, codes)
 
 
 def _stages(original: Fast, self: nn.Module, embeddings: Tensor, *args, **kwargs) -> Tensor:
@@ -31,10 +33,20 @@ def _stages(original: Fast, self: nn.Module, embeddings: Tensor, *args, **kwargs
     return original(self, embeddings.transpose(1, 2).contiguous().transpose(1, 2), *args, **kwargs)
 
 
+def _mimi_stages(original: Fast, self: nn.Module, embeddings: Tensor, num_quantizers: int | None = None):
+    """The same of Mimi, where a projection stands before them: int64 ``(Q, B, T)``."""
+    x = embeddings if self.input_proj is None else self.input_proj(embeddings)
+    residual, indices = x.transpose(1, 2).contiguous().transpose(1, 2), []
+    for stage in list(self.layers)[:num_quantizers]:
+        indices.append(stage.encode(residual))
+        residual = residual - stage.decode(indices[-1])
+    return torch.stack(indices)
+
+
 def _decode_latents(original: Fast, self: nn.Module, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
     """DAC, by unit vectors: ``(B, D, T)`` -> codes ``(B, D, T)``, int64 ``(B, T)``."""
     offloaded = hasattr(self.codebook, "_hf_hook")  # then the original fetches the weights
-    if offloaded or few(hidden_states, self.codebook.weight):
+    if offloaded or little_to_search(hidden_states, self.codebook.weight):
         return original(self, hidden_states)
     x, codes = F.normalize(hidden_states.transpose(1, 2), dim=-1), F.normalize(self.codebook.weight)
     indices = nearest_code(x, codes)
@@ -63,7 +75,7 @@ def _dac(original: Fast, self: nn.Module, hidden_state: Tensor, n_quantizers: in
     x, stages = hidden_state.transpose(1, 2), list(self.quantizers)[:n_quantizers]
     wide = hidden_state.dtype in (torch.float32, torch.float64)  # others lose by the differences
     wide = wide and not torch.is_autocast_enabled(hidden_state.device.type)
-    if self.training or not wide or not stages or few(x, stages[0].in_proj.weight[..., 0]):
+    if self.training or not wide or not stages:
         return original(self, hidden_state, n_quantizers)
     if not all(_as_built(stage, type(self).__module__) for stage in stages):
         return original(self, hidden_state, n_quantizers)
@@ -95,7 +107,7 @@ def _dac(original: Fast, self: nn.Module, hidden_state: Tensor, n_quantizers: in
 def _emu3(original: Fast, self: nn.Module, hidden_state: Tensor) -> Tensor:
     """``(B, T, D, H, W)`` -> int64 ``(B, T, H, W)``."""
     codes = self.embedding.weight
-    if few(hidden_state, codes):
+    if little_to_search(hidden_state, codes):
         return original(self, hidden_state)
     x = hidden_state.movedim(2, -1)
     return nearest_code(x.reshape(-1, x.shape[-1]), codes).view(x.shape[:-1])
@@ -104,14 +116,14 @@ def _emu3(original: Fast, self: nn.Module, hidden_state: Tensor) -> Tensor:
 def _chameleon(original: Fast, self: nn.Module, hidden_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Chameleon, Janus: ``(B, D, H, W)`` -> the same, loss, int64 ``(B * H * W,)``."""
     codes = self.embedding.weight
-    if few(hidden_state, codes):
+    if little(hidden_state, codes):
         return original(self, hidden_state)
     return straight_through(hidden_state, codes, commitment=1, codebook=self.beta)
 
 
 def _glm_image(original: Fast, self: nn.Module, hidden_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The same between unit vectors."""
-    if few(hidden_state, self.embedding.weight):
+    if little(hidden_state, self.embedding.weight):
         return original(self, hidden_state)
     z, codes = F.normalize(hidden_state, dim=1), F.normalize(self.embedding.weight)
     return straight_through(z, codes, commitment=1, codebook=self.beta)
@@ -125,6 +137,7 @@ EUCLIDEAN = Swap({"quantize": _quantize}, _size("embed"))
 ENCODEC_STAGES = Swap({"encode": _stages}, _size("layers.0.codebook.embed"), reported=False)
 STAGES = Swap({"encode": _stages}, _size("quantizers.0.codebook.embed"), reported=False)
 MIMI = Swap({"quantize": _quantize}, _size("embed_sum"))  # its embed is a cache that isn't to be filled here
+MIMI_STAGES = Swap({"encode": _mimi_stages}, _size("layers.0.codebook.embed_sum"), reported=False)
 DAC = Swap({"decode_latents": _decode_latents}, _size("codebook.weight"))
 DAC_STAGES = Swap({"forward": _dac}, _size("quantizers.0.codebook.weight"), reported=False)
 EMU3 = Swap({"forward": _emu3}, _size("embedding.weight"))
@@ -139,6 +152,7 @@ SWAPS = {
         ("higgs_audio_v2_tokenizer", "HiggsAudioV2TokenizerEuclideanCodebook", EUCLIDEAN),
         ("mimi", "MimiEuclideanCodebook", MIMI),
         ("encodec", "EncodecResidualVectorQuantizer", ENCODEC_STAGES),
+        ("mimi", "MimiResidualVectorQuantizer", MIMI_STAGES),
         ("xcodec", "XcodecResidualVectorQuantization", STAGES),
         ("higgs_audio_v2_tokenizer", "HiggsAudioV2TokenizerResidualVectorQuantization", STAGES),
         ("dac", "DacVectorQuantize", DAC),

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqfast.accelerate.search import few, largest_product
+from vqfast.accelerate.search import largest_product
 from vqfast.accelerate.swap import Fast, Swap
 from vqfast.functional import nearest_code, quantize
 from vqfast.nn.codebook import masked_statistics
@@ -44,7 +44,7 @@ def _vector_quantize(original: Fast, self: nn.Module, x: Tensor, indices=None, *
 @torch.autocast("cuda", enabled=False)
 def _codebook(original: Fast, self: nn.Module, x: Tensor, *args, **options):
     """``(C, B, N, D)`` or ``(B, N, D)`` -> codes of that shape, int64 indices, no distances."""
-    searched = getattr(self, "vqfast_search", False) and not few(x, self.embed, little=0)
+    searched = getattr(self, "vqfast_search", False)
     if not searched or options["topk"] not in (None, 1) or options["codebook_transform_fn"] is not None:
         return original(self, x, *args, **options)
     x = x.float()
@@ -69,7 +69,7 @@ def _codebook(original: Fast, self: nn.Module, x: Tensor, *args, **options):
         learning = {name: options[name] for name in ("ema_update_weight", "accum_ema_update", "ema_update")}
         self.update_codebook(flat, indices, mask, **learning)
     shape = (*x.shape[:-1], 1) if best_of_one else x.shape[:-1]
-    return quantized.view(*shape, -1), indices.view(shape), None
+    return quantized.view(*shape, x.shape[-1]), indices.view(shape), None
 
 
 @torch.no_grad()
@@ -122,8 +122,6 @@ def _rotate(x: Tensor, codes: Tensor) -> Tensor:
 
 def _sim_vq(original: Fast, self: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """``(B, ..., D)``, or channels first -> the same, int64 ``(B, ...)``, loss."""
-    if few(x, self.frozen_codebook, little=0):
-        return original(self, x)
     z = x.movedim(1, -1) if self.channel_first else x
     out = quantize(z, self.codebook, channel_dim=-1)
     quantized = _rotate(z, out.quantized.detach()) if self.rotation_trick else out.quantized
