@@ -130,9 +130,10 @@ void plan(MaskedConv& p, int64_t threads) {
   flatten(p);
   plan_products(p);
   const int64_t fair = ceil_div(p.batch * p.height * p.width, threads);
-  const int64_t positions = most(1, least(fair, most(kSegment, least(256, 32768 / p.in) / (p.paired ? 2 : 1))));
-  p.columns = most(1, least(p.width, positions));  // no samples may have become no columns
-  p.rows = least(p.height, most(1, positions / p.columns));
+  const int64_t wanted = least(256, 32768 / most(1, p.in)) / (p.paired ? 2 : 1);
+  const int64_t positions = most(1, least(fair, most(kSegment, wanted)));
+  p.columns = most(1, least(p.width, positions));  // one, where there are none
+  p.rows = most(1, least(p.height, positions / p.columns));
 }
 
 }  // namespace

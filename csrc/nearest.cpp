@@ -489,7 +489,8 @@ void pass(const Problem& p, const Codebook& book, Span groups, int64_t count, co
     pack_rows<T>(
         p, book, s.list + n, least(kTile, count - n), width, kPairs ? s.single : columns, kPairs ? columns : nullptr,
         s.length + n, s.residual + n);
-    for (int r = 0; r < width; ++r) s.low[n + r] = n + r < count ? -__FLT_MAX__ : __FLT_MAX__;  // none for no row
+    for (int r = 0; r < width; ++r)  // where there's no row, nothing reaches NaN, whatever the bound
+      s.low[n + r] = n + r < count ? -__FLT_MAX__ : __builtin_nanf("");
   }
   bool bounded = true;
   for (int64_t first = groups.begin; first < groups.end; first += p.chunk) {

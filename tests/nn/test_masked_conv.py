@@ -155,3 +155,16 @@ def test_runs_on_meta() -> None:
 def test_bad_options_are_named(conv, options, message) -> None:
     with pytest.raises(ValueError, match=message):
         conv(**{"in_channels": 2, "out_channels": 3, "kernel_size": 3, **options})
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.float32])
+def test_embed_refuses_codes_that_are_not_int64(dtype) -> None:
+    with pytest.raises(TypeError, match="want torch"):
+        MaskedConv2d(6, 4, 3).embed(torch.zeros(1, 3, 3, dtype=dtype))
+
+
+def test_a_bias_of_another_dtype_is_refused() -> None:
+    conv = MaskedConv2d(6, 4, 3, "B").bfloat16()
+    conv.bias.data = conv.bias.data.float()
+    with pytest.raises(TypeError, match="bias has dtype torch.float32"):
+        conv.embed(torch.randint(6, (2, 5, 7)))

@@ -263,6 +263,16 @@ def test_gate_of_extremes_saturates(backend) -> None:
     torch.testing.assert_close(gate(x), plain_gate(x), equal_nan=True)
 
 
+@pytest.mark.parametrize("shape", [(2, 4, 0, 5), (2, 4, 5, 0), (2, 0, 5, 5), (0, 4, 5, 5)])
+@pytest.mark.parametrize("extra", [False, True])
+def test_gate_of_nothing(backend, extra, shape) -> None:
+    x = torch.randn(shape, requires_grad=True)
+    out = gate(x, torch.randn(*shape[:2], 1, 1) if extra else None)
+    assert out.shape == (shape[0], shape[1] // 2, *shape[2:])
+    out.sum().backward()
+    assert x.grad.shape == shape
+
+
 @pytest.mark.parametrize("stack, mask", [("full", "B"), ("vertical", "A"), ("horizontal", "B")])
 def test_gradcheck_and_gradgradcheck(backend, stack, mask) -> None:
     tensors = [t.double().requires_grad_() for t in arguments((2, 2), (1, 3, 2), 3, stack, mask)]

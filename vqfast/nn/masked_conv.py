@@ -106,7 +106,14 @@ class MaskedConv2d(nn.Module):
 
         Returns:
             ``(B, out_channels, H, W)``, channels last.
+
+        Raises:
+            TypeError: the codes aren't int64, or the bias hasn't the weight's dtype.
         """
+        if codes.dtype != torch.int64:
+            raise TypeError(f"codes have dtype {codes.dtype}; want torch.int64")
+        if self.bias is not None and self.bias.dtype != self.weight.dtype:
+            raise TypeError(f"bias has dtype {self.bias.dtype}; want the weight's, {self.weight.dtype}")
         taps, anchor = functional.visible_taps(self._kernel, self.mask_type, self.stack)
         weight = self.weight.view(*self.weight.shape[:2], *self._kernel)
         return embed(codes, weight, self.bias, taps, anchor, (self.dilation, self.dilation))
