@@ -166,5 +166,5 @@ def test_embed_refuses_codes_that_are_not_int64(dtype) -> None:
 def test_a_bias_of_another_dtype_is_refused() -> None:
     conv = MaskedConv2d(6, 4, 3, "B").bfloat16()
     conv.bias.data = conv.bias.data.float()
-    with pytest.raises(TypeError, match="bias has dtype torch.float32"):
+    with pytest.raises(TypeError, match="bias has dtype"):
         conv.embed(torch.randint(6, (2, 5, 7)))
