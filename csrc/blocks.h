@@ -11,8 +11,6 @@ constexpr int kMost = kRows - (kRows > 6);  // with one row fewer the loop needs
 constexpr int64_t kSegment = 5 * kMost;  // positions whose sums wait to be activated
 
 constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-// The i-th of `parts` even parts of `count`.
-Span part_of(int64_t count, int64_t parts, int64_t i) { return {count * i / parts, count * (i + 1) / parts}; }
 
 // What the sums of a type are made of.
 template <class T>

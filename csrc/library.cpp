@@ -81,7 +81,7 @@ struct Buffer {
 template <class F>
 void for_parts(int64_t parts, int64_t count, const F& f) {
   torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t part = begin; part < end; ++part) f(part, Span{count * part / parts, count * (part + 1) / parts});
+    for (int64_t part = begin; part < end; ++part) f(part, part_of(count, parts, part));
   });
 }
 
@@ -374,14 +374,14 @@ void masked_conv_weight_gradient(Tensor grad, Tensor x, Tensor grad_weight, Tens
   kernel.plan(p, threads);
   const int64_t bytes = kernel.scratch(p), sums = kernel.packed(p), parts = kernel.weight_parts(p);
   // Threads share the positions, as far as room for sums allows, then the weight.
-  const int64_t most = std::max<int64_t>(1, std::min(kernel.blocks(p), (int64_t{1} << 26) / std::max<int64_t>(1, sums)));
-  const int64_t shares = std::min(threads, most), groups = (threads + shares - 1) / shares;
+  const int64_t room = (int64_t{1} << 26) / std::max<int64_t>(1, sums);
+  const int64_t shares = std::clamp<int64_t>(std::min(room, kernel.blocks(p)), 1, threads);
+  const int64_t groups = (threads + shares - 1) / shares;
   Buffer<char> packed(shares * sums), scratch(threads * bytes);
   for_parts(threads, shares * groups, [&](int64_t thread, Span units) {
     for (int64_t unit = units.begin; unit < units.end; ++unit) {
       const int64_t share = unit / groups, group = unit % groups;
-      const Span blocks{kernel.blocks(p) * share / shares, kernel.blocks(p) * (share + 1) / shares};
-      kernel.weight_gradient(p, blocks, {parts * group / groups, parts * (group + 1) / groups},
+      kernel.weight_gradient(p, part_of(kernel.blocks(p), shares, share), part_of(parts, groups, group),
                              packed.data() + share * sums, scratch.data() + thread * bytes);
     }
   });

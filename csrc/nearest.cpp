@@ -509,7 +509,7 @@ void pass(const Problem& p, const Codebook& book, Span groups, int64_t count, co
 template <class T>
 bool search_part(const Problem& p, const Codebook& book, int64_t block, int64_t part, bool coarse, const Scratch& s) {
   const int64_t begin = block * p.block, count = least(p.block, p.rows - begin);
-  const Span groups{p.groups * part / p.parts, p.groups * (part + 1) / p.parts};
+  const Span groups = part_of(p.groups, p.parts, part);
   int64_t left = 0;  // rows that need a float32 pass
   locate(p, book, begin, count, s.rows);
   *s.first_nan = -1;

@@ -1,36 +1,10 @@
 // What a block of positions sees, copied channels last.
 #pragma once
 
-#include <utility>
-
 #include "blocks.h"
 
 namespace vqfast::VQFAST_ISA {
 namespace {
-
-template <class V, int... kI>
-[[gnu::always_inline]] inline void interleave(V& a, V& b, std::integer_sequence<int, kI...>) {
-  constexpr int kN = sizeof...(kI);
-  const V low = __builtin_shufflevector(a, b, (kI / 2 + kI % 2 * kN)...);
-  b = __builtin_shufflevector(a, b, (kN / 2 + kI / 2 + kI % 2 * kN)...);
-  a = low;
-}
-
-// As many vectors as they have lanes: a perfect shuffle of them, log2 times.
-template <class V, int kN>
-[[gnu::always_inline]] inline void transpose(V (&m)[kN]) {
-#pragma GCC unroll 4
-  for (int stage = 1; stage < kN; stage *= 2) {
-    V next[kN];
-#pragma GCC unroll 8
-    for (int i = 0; i < kN / 2; ++i) {
-      next[2 * i] = m[i], next[2 * i + 1] = m[i + kN / 2];
-      interleave(next[2 * i], next[2 * i + 1], std::make_integer_sequence<int, kN>{});
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < kN; ++i) m[i] = next[i];
-  }
-}
 
 // `count` channels of a block of positions, channels last, `pitch` apart; 0 outside the grid, and behind the channels
 // up to a whole vector.

@@ -8,8 +8,6 @@
 
 #include "quantize.h"
 
-#include <utility>
-
 #include "floats.h"
 
 namespace vqfast::VQFAST_ISA {
@@ -38,25 +36,6 @@ Block locate(const Assigned& v, int64_t n, int64_t end) {
   return {a * v.d * v.inner + p, least(kPositions, least(v.inner - p, end - n)), n, 1, v.inner};
 }
 
-// Lanes with the bit kHalf of a change places with those without it of b.
-template <int kHalf, class V, int... kLane>
-[[gnu::always_inline]] inline void exchange(V& a, V& b, std::integer_sequence<int, kLane...>) {
-  constexpr int kLanes = sizeof...(kLane);
-  const V first = __builtin_shufflevector(a, b, (kLane & kHalf ? kLanes + (kLane ^ kHalf) : kLane)...);
-  b = __builtin_shufflevector(a, b, (kLane & kHalf ? kLanes + kLane : kLane | kHalf)...);
-  a = first;
-}
-
-// Rows of as many vectors as they have lanes become columns.
-template <int kHalf, class V>
-[[gnu::always_inline]] inline void transpose(V* rows) {
-  constexpr int kLanes = sizeof(V) / sizeof(V{}[0]);
-#pragma GCC unroll 16
-  for (int r = 0; r < kLanes; ++r)
-    if (!(r & kHalf)) exchange<kHalf>(rows[r], rows[r | kHalf], std::make_integer_sequence<int, kLanes>{});
-  if constexpr (kHalf > 1) transpose<kHalf / 2>(rows);
-}
-
 // `count` channels of a block's vectors; up to the next whole register those beyond are 0.
 template <class T>
 void read(const T* from, const Block& b, int64_t first, int64_t count, Tile<T>& to) {
@@ -74,7 +53,7 @@ void read(const T* from, const Block& b, int64_t first, int64_t count, Tile<T>& 
 #pragma GCC unroll 16
       for (int64_t l = 0; l < kWidth<T>; ++l)
         rows[l] = i + l < count ? load_part<V>(from + (i + l) * b.channel + p, b.count - p) : V{};
-      transpose<kWidth<T> / 2>(rows);
+      transpose(rows);
 #pragma GCC unroll 16
       for (int64_t l = 0; l < kWidth<T>; ++l) store(rows[l], to[p + l] + i);
     }
@@ -95,7 +74,7 @@ void write(const Tile<T>& from, const Block& b, int64_t first, int64_t count, T*
       V rows[kWidth<T>];
 #pragma GCC unroll 16
       for (int64_t l = 0; l < kWidth<T>; ++l) rows[l] = p + l < b.count ? load(from[p + l] + i) : V{};
-      transpose<kWidth<T> / 2>(rows);
+      transpose(rows);
 #pragma GCC unroll 16
       for (int64_t l = 0; l < kWidth<T>; ++l)
         if (i + l < count) store_part(rows[l], to + (i + l) * b.channel + p, b.count - p);

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -92,6 +93,29 @@ inline Vec load(const Bf16* p) {
 template <class T, class V>
 inline void store(V v, T* p) {
   memcpy(p, &v, sizeof v);
+}
+
+// Lanes with the bit kHalf of a change places with those without it of b.
+template <int kHalf, class V, int... kLane>
+[[gnu::always_inline]] inline void exchange(V& a, V& b, std::integer_sequence<int, kLane...>) {
+  constexpr int kLanes = sizeof...(kLane);
+  const V first = __builtin_shufflevector(a, b, (kLane & kHalf ? kLanes + (kLane ^ kHalf) : kLane)...);
+  b = __builtin_shufflevector(a, b, (kLane & kHalf ? kLanes + kLane : kLane | kHalf)...);
+  a = first;
+}
+
+// Rows of as many vectors as they have lanes become columns.
+template <int kHalf, class V>
+[[gnu::always_inline]] inline void transpose(V* rows) {
+  constexpr int kLanes = sizeof(V) / sizeof(V{}[0]);
+#pragma GCC unroll 16
+  for (int r = 0; r < kLanes; ++r)
+    if (!(r & kHalf)) exchange<kHalf>(rows[r], rows[r | kHalf], std::make_integer_sequence<int, kLanes>{});
+  if constexpr (kHalf > 1) transpose<kHalf / 2>(rows);
+}
+template <class V, int kLanes>
+[[gnu::always_inline]] inline void transpose(V (&rows)[kLanes]) {
+  transpose<kLanes / 2>(&rows[0]);
 }
 
 // sum + row * column, lane by lane. A step multiplies one number, or a pair of bf16 that fills a float32's place.
