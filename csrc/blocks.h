@@ -64,28 +64,60 @@ void flatten(MaskedConv& p) {
 
 // ----------------------------------------------------------------------------------------------- products
 
-// Two neighbours y0, y1 that share their inputs cost fewer products than twice the taps, one more than taps that are
-// side by side (Toom 1963; Winograd 1980, "Arithmetic Complexity of Computations"). With inputs d and taps g,
-//   of two:   y0 = (d0 - d1) g0 + d1 (g0 + g1),   y1 = -(d1 - d2) g1 + d1 (g0 + g1),
-//   of three: y0 = (d0 - d2) g0 + S + D,          y1 = -(d1 - d3) g2 + S - D,
-//     S = (d1 + d2) (g0 + g1 + g2) / 2,           D = -(d1 - d2) (g0 - g1 + g2) / 2.
-// So four sums run over all taps and channels: y0's own, y1's own, S and D. Their numbers are neighbours' differences
-// and sums, at most twice as large as the inputs, so float32 loses a bit; float64 is computed tap by tap. No output
-// reads what none of its own taps see. The weight's gradient takes the same products, turned round.
-enum View : int64_t { kItself, kNext, kAfterNext, kBoth, kViews };  // d[i], d[i] - d[i+1], d[i] - d[i+2], d[i] + d[i+1]
-enum Sum : int64_t { kFirst, kSecond, kShared, kOpposed, kSums };
+// Neighbours y0 .. y3 that share their inputs cost fewer products than four times the taps (Toom 1963; Winograd 1980,
+// "Arithmetic Complexity of Computations"). With inputs d and taps g,
+//   of two:   y0 = (d0 - d1) g0 + S,      y1 = -(d1 - d2) g1 + S,      S = d1 (g0 + g1), and so y2, y3: 6 for 8;
+//   of three: y0 = (d0 - d2) g0 + S + D,  y1 = -(d1 - d3) g2 + S - D,  and so y2, y3: 8 for 12,
+//     S = (d1 + d2) (g0 + g1 + g2) / 2,   D = -(d1 - d2) (g0 - g1 + g2) / 2;
+//   wide, of three: what the polynomials are at 0, 1, -1, 2, -1/2 and infinity: 6 for 12.
+// So some sums run over all taps and channels, and outputs are made of them. The numbers that take the place of x are
+// small multiples of it, so float32 loses a bit or two, about what an order of summation does; float64 is computed tap
+// by tap. A wide product reads, to rounding, up to three columns beyond its taps: it is for rows of which all is seen,
+// those with taps on both sides. No output reads what comes later. The weight's gradient takes the same products,
+// turned round.
+enum Sum : int64_t { kOwn, kShared = 4, kOpposed, kShared2, kOpposed2, kAt, kSums = 12 };
+constexpr int64_t kTogether = 4;
 
-struct Rule {
-  int64_t sum, view, shift;
-  float factors[3];
+// y_i += kOutputs[sum][i] * sum
+constexpr float kOutputs[kSums][kTogether] = {
+    {1}, {0, 1}, {0, 0, 1}, {0, 0, 0, 1}, {1, 1}, {1, -1}, {0, 0, 1, 1}, {0, 0, 1, -1},
+    {1, 1, 1, 1}, {1, -1, 1, -1}, {1, 2, 4, 8}, {1, -.5f, .25f, -.125f}};
+
+// What a kind of product makes of `inputs` numbers from a group's first column on: view by view, a combination of them,
+// the sum that it counts to, and the number of its matrix. A matrix is a combination of the taps'.
+struct View {
+  int64_t sum, matrix;
+  float inputs[6];
 };
-constexpr Rule kRules[3][kSums] = {
-    {{kFirst, kItself, 0, {1}}, {kSecond, kItself, 1, {1}}, {-1}, {-1}},
-    {{kFirst, kNext, 0, {1}}, {kSecond, kNext, 1, {0, -1}}, {kShared, kItself, 1, {1, 1}}, {-1}},
-    {{kFirst, kAfterNext, 0, {1}}, {kSecond, kAfterNext, 1, {0, 0, -1}}, {kShared, kBoth, 1, {.5f, .5f, .5f}},
-     {kOpposed, kNext, 1, {-.5f, .5f, -.5f}}}};
+struct Kind {
+  int64_t taps, inputs, views, matrices;
+  View view[8];
+  float factors[6][3];
+};
+enum { kLone, kTwo, kThree, kWide };
+constexpr Kind kKinds[] = {
+    {1, 4, 4, 1, {{0, 0, {1}}, {1, 0, {0, 1}}, {2, 0, {0, 0, 1}}, {3, 0, {0, 0, 0, 1}}}, {{1}}},
+    {2, 5, 6, 3,
+     {{0, 0, {1, -1}}, {1, 2, {0, 1, -1}}, {kShared, 1, {0, 1}},
+      {2, 0, {0, 0, 1, -1}}, {3, 2, {0, 0, 0, 1, -1}}, {kShared2, 1, {0, 0, 0, 1}}},
+     {{1}, {1, 1}, {0, -1}}},
+    {3, 6, 8, 4,
+     {{0, 0, {1, 0, -1}}, {1, 3, {0, 1, 0, -1}}, {kShared, 1, {0, 1, 1}}, {kOpposed, 2, {0, 1, -1}},
+      {2, 0, {0, 0, 1, 0, -1}}, {3, 3, {0, 0, 0, 1, 0, -1}}, {kShared2, 1, {0, 0, 0, 1, 1}},
+      {kOpposed2, 2, {0, 0, 0, 1, -1}}},
+     {{1}, {.5f, .5f, .5f}, {-.5f, .5f, -.5f}, {0, 0, -1}}},
+    {3, 6, 6, 6,
+     {{0, 0, {1, 1.5f, -2, -1.5f, 1}}, {kAt, 1, {0, -1, -2.5f, -.5f, 1}}, {kAt + 1, 2, {0, 1, .5f, -2.5f, 1}},
+      {kAt + 2, 3, {0, -.5f, -1, .5f, 1}}, {kAt + 3, 4, {0, 2, -1, -2, 1}}, {3, 5, {0, 1, 1.5f, -2, -1.5f, 1}}},
+     {{1}, {-1 / 3.f, -1 / 3.f, -1 / 3.f}, {1 / 3.f, -1 / 3.f, 1 / 3.f}, {1 / 15.f, 2 / 15.f, 4 / 15.f},
+      {-16 / 15.f, 8 / 15.f, -4 / 15.f}, {0, 0, 1}}}};
 
-// f(product of the taps as they are, their number) for each run of up to three taps side by side.
+// A run of up to three taps side by side, from the left.
+struct Run {
+  int64_t kind, dy, dx, taps[3];
+};
+
+// f(run) for each.
 template <class F>
 void for_runs(const MaskedConv& p, F f) {
   for (int64_t t = 0, count; t < p.taps; t += count) {
@@ -94,30 +126,50 @@ void for_runs(const MaskedConv& p, F f) {
     };
     const int64_t step = follows(1, 1) - follows(1, -1);
     for (count = 1; step && count < 3 && follows(count, step);) ++count;
-    Product run{kItself, p.dy[t], least(p.dx[t], p.dx[t + count - 1]), {}, {}};
+    bool left = false, right = false;
+    for (int64_t n = 0; n < p.taps; ++n) left |= p.dy[n] == p.dy[t] && p.dx[n] < 0, right |= p.dy[n] == p.dy[t] && p.dx[n] > 0;
+    Run run{count == 3 && left && right ? kWide : kLone + count - 1, p.dy[t], least(p.dx[t], p.dx[t + count - 1]), {}};
     for (int64_t n = 0; n < count; ++n) run.taps[step < 0 ? count - 1 - n : n] = p.tap[t + n];
-    f(run, count);
+    f(run);
   }
 }
 
+// The number of a look, which then has the run's row.
+int64_t find_look(MaskedConv& p, const Run& run) {
+  int64_t i = 0;
+  while (i < p.num_looks && (p.looks[i].kind != run.kind || p.looks[i].dx != run.dx)) ++i;
+  if (i == p.num_looks) p.looks[p.num_looks++] = {run.kind, run.dx, run.dy, run.dy};
+  p.looks[i].top = least(p.looks[i].top, run.dy), p.looks[i].bottom = most(p.looks[i].bottom, run.dy);
+  return i;
+}
+
 void plan_products(MaskedConv& p) {
-  int64_t pair = 0, filled = 0;
-  for_runs(p, [&](const Product&, int64_t count) { pair += count + 1; });
-  p.paired = p.products && !p.codes && p.type != Type::f64 && p.width >= 4 && pair < 2 * p.taps;
-  for (int64_t sum = 0; sum < kSums; ++sum) {
-    p.first[sum] = filled;
-    if (!p.paired) {
-      for (int64_t t = 0; t < p.taps && p.products && sum == 0; ++t)
-        p.products[t] = {kItself, p.dy[t], p.dx[t], {p.tap[t]}, {1}};
-      filled = p.taps;
-      continue;
+  int64_t views = 0;
+  for_runs(p, [&](const Run& run) { views += kKinds[run.kind].views; });
+  const bool fewer = ceil_div(p.width, kTogether) * views < p.width * p.taps;
+  p.together = p.products && !p.codes && p.type != Type::f64 && fewer ? kTogether : 1;
+  p.num_looks = 0, p.num_matrices = p.taps;
+  if (!p.products) return;
+  if (p.together == 1) {
+    for (int64_t t = 0; t < p.taps; ++t) {
+      p.products[t] = {-1, 0, p.dy[t], p.dx[t], t};
+      p.matrices[t] = {{p.tap[t]}, {1}};
     }
-    for_runs(p, [&](Product run, int64_t count) {
-      const Rule& rule = kRules[count - 1][sum];
-      if (rule.sum < 0) return;
-      run.view = rule.view, run.dx += rule.shift;
-      for (int64_t n = 0; n < count; ++n) run.factors[n] = rule.factors[n];
-      p.products[filled++] = run;
+    for (int64_t sum = 0; sum < kSums; ++sum) p.first[sum + 1] = p.taps;
+    return;
+  }
+  int64_t filled = 0;
+  for (int64_t sum = 0; sum < kSums; ++sum) {
+    p.first[sum] = filled, p.num_matrices = 0;
+    for_runs(p, [&](const Run& run) {
+      const Kind& kind = kKinds[run.kind];
+      for (int64_t v = 0; v < kind.views; ++v)
+        if (kind.view[v].sum == sum)
+          p.products[filled++] = {find_look(p, run), v, run.dy, run.dx, p.num_matrices + kind.view[v].matrix};
+      for (int64_t m = 0; m < kind.matrices; ++m) {
+        Matrix& matrix = p.matrices[p.num_matrices++] = {};
+        for (int64_t k = 0; k < kind.taps; ++k) matrix.taps[k] = run.taps[k], matrix.factors[k] = kind.factors[m][k];
+      }
     });
   }
   p.first[kSums] = filled;
@@ -128,7 +180,7 @@ void plan(MaskedConv& p, int64_t threads) {
   flatten(p);
   plan_products(p);
   const int64_t fair = ceil_div(p.batch * p.height * p.width, threads);
-  const int64_t wanted = least(256, 32768 / most(1, p.in)) / (p.paired ? 2 : 1);
+  const int64_t wanted = least(256, 32768 / most(1, p.in));
   const int64_t positions = most(1, least(fair, most(kSegment, wanted)));
   p.columns = most(1, least(p.width, positions));  // one, where there are none
   p.rows = most(1, least(p.height, positions / p.columns));

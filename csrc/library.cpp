@@ -334,6 +334,18 @@ void set_weight(MaskedConv& p, const Tensor& weight, const std::vector<int64_t>&
   p.taps = int64_t(taps.size()), p.tap = taps.data(), p.dy = dy.data(), p.dx = dx.data();
 }
 
+// Room for what `plan` fills.
+struct Plan {
+  std::vector<Product> products;
+  std::vector<Matrix> matrices;
+  std::vector<Look> looks;
+  Plan(MaskedConv& p, const MaskedConvKernel& kernel, int64_t threads)
+      : products(4 * p.taps), matrices(2 * p.taps), looks(p.taps) {
+    p.products = products.data(), p.matrices = matrices.data(), p.looks = looks.data();
+    kernel.plan(p, threads);
+  }
+};
+
 double multiplications(const MaskedConv& p) {
   return double(p.batch * p.height * p.width) * double(p.taps + 1) * double(p.in) * double(p.out);
 }
@@ -350,9 +362,7 @@ void masked_conv(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optio
   p.bias = bias ? bias->mutable_data_ptr() : nullptr;
   p.epilogue = Epilogue(activation);
   const int64_t threads = threads_for(multiplications(p));
-  std::vector<Product> products(4 * taps.size());
-  p.products = products.data();
-  kernel.plan(p, threads);
+  const Plan plan(p, kernel, threads);
   const int64_t bytes = kernel.scratch(p);
   Buffer<char> packed(kernel.packed(p)), scratch(threads * bytes);
   for_parts(threads, kernel.tiles(p), [&](int64_t, Span tiles) { kernel.pack(p, tiles, packed.data()); });
@@ -369,9 +379,7 @@ void masked_conv_weight_gradient(Tensor grad, Tensor x, Tensor grad_weight, Tens
   set_weight(p, grad_weight, taps, dy, dx);
   p.bias = grad_bias.mutable_data_ptr();
   const int64_t threads = threads_for(multiplications(p));
-  std::vector<Product> products(4 * taps.size());
-  p.products = products.data();
-  kernel.plan(p, threads);
+  const Plan plan(p, kernel, threads);
   const int64_t bytes = kernel.scratch(p), sums = kernel.packed(p), parts = kernel.weight_parts(p);
   // Threads share the positions, as far as room for sums allows, then the weight.
   const int64_t room = (int64_t{1} << 26) / std::max<int64_t>(1, sums);

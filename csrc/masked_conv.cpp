@@ -15,15 +15,14 @@ namespace {
 
 // ------------------------------------------------------------------------------------------------ product
 
-// Sums of a few rows by one tile of columns over several products, whose rows begin at the offsets.
+// Sums of a few rows by one tile of columns over several products, whose rows and columns begin at offsets.
 template <class A>
 struct Work {
   const A* from;  // the sums begin with these
   int64_t from_stride;
-  const A* rows;
-  const int64_t* offsets;
+  const A *rows, *columns;
+  const Offset* offsets;
   int64_t products, steps, row_stride, step_stride;
-  const A* columns;
   A* to;  // (rows, columns)
   int64_t to_stride;
 };
@@ -34,7 +33,7 @@ void multiply(const Work<typename Product::Element>& w) {
   using S = Sums<Product, kR>;
   sums.start(w.from, w.from_stride);
   for (int64_t i = 0; i < w.products; ++i)
-    sums.add(w.steps, w.rows + w.offsets[i], w.row_stride, w.step_stride, w.columns + i * w.steps * S::kColumns);
+    sums.add(w.steps, w.rows + w.offsets[i].row, w.row_stride, w.step_stride, w.columns + w.offsets[i].column);
 #pragma GCC unroll 16
   for (int r = 0; r < kR; ++r)
     for (int v = 0; v < kVectors; ++v) store(sums.of[r][v], w.to + r * w.to_stride + v * S::kLanes);
@@ -145,18 +144,37 @@ Lane lane(const MaskedConv& p, int64_t tile, int vector) {
   return {channel, most(0, least(kLanes, p.out - channel))};
 }
 
-// Asks for a part of a block's numbers at some channels: products hide how long memory takes. Channels last only, as
-// planes of channels crowd each other out of L1.
+// Asks memory for numbers of a block before they are needed, line by line, while products hide how long it takes.
 template <class T>
-void ask_for(const Grid& g, const Block& b, const Lane& of, int64_t parts, int64_t part) {
-  if (!g.at || g.channel != 1) return;
-  const T* at = static_cast<const T*>(g.at) + place(g, b) + of.channel;
-  const int64_t columns = b.columns.end - b.columns.begin;
-  const Span span = part_of((b.rows.end - b.rows.begin) * columns, parts, part);
-  for (int64_t n = span.begin; n < span.end; ++n)
-    for (int64_t i = 0; i < of.count; i += 64 / int64_t(sizeof(T)))
-      __builtin_prefetch(at + n / columns * g.row + n % columns * g.column + i, 1);
-}
+class Ask {
+ public:
+  void add(const Grid& g, const Block& b, const Lane& of) {
+    if (!g.at || !g.column || !of.count) return;
+    const int64_t columns = b.columns.end - b.columns.begin;
+    const bool last = g.channel == 1;
+    across_ = last ? columns : most(across_, of.count), lines_ = across_ * (b.rows.end - b.rows.begin);
+    grids_[count_++] = {static_cast<const char*>(g.at) + (place(g, b) + of.channel * g.channel) * int64_t(sizeof(T)),
+                        g.row * int64_t(sizeof(T)), (last ? g.column : g.channel) * int64_t(sizeof(T)),
+                        (last ? of.count : columns) * int64_t(sizeof(T))};
+  }
+  // For the first of so many parts, then the next.
+  void next(int64_t parts) {
+    if (!count_) return;
+    for (const int64_t until = lines_ * ++part_ / parts; line_ < until; ++line_) {
+      for (const Line* line = grids_; line < grids_ + count_; ++line)
+        for (int64_t i = 0; i < line->bytes; i += 64)
+          __builtin_prefetch(line->at + y_ * line->row + x_ * line->column + i, 1);
+      if (++x_ == across_) x_ = 0, ++y_;
+    }
+  }
+
+ private:
+  struct Line {
+    const char* at;
+    int64_t row, column, bytes;
+  } grids_[4 * kVectors];
+  int64_t count_ = 0, across_ = 0, lines_ = 0, line_ = 0, part_ = 0, y_ = 0, x_ = 0;
+};
 
 template <class T>
 int64_t tiles(const MaskedConv& p) {
@@ -164,10 +182,18 @@ int64_t tiles(const MaskedConv& p) {
   return ceil_div(gate ? p.out / 2 : p.out, gate ? Types<T>::kLanes : Types<T>::kColumns);
 }
 
-// Numbers of a packed tile: (products, in, columns), the bias, and zeros for sums that begin without it.
+// Numbers of a packed tile: (matrices, in, columns), the bias, and zeros for sums that begin without it.
 template <class T>
 int64_t tile_size(const MaskedConv& p) {
-  return (p.first[kSums] * p.in + 2) * Types<T>::kColumns;
+  return (p.num_matrices * p.in + 2) * Types<T>::kColumns;
+}
+
+// Numbers `stride` apart, 0 behind them.
+template <class T>
+[[gnu::always_inline]] inline typename Types<T>::V gather(const T* from, int64_t stride, int64_t count) {
+  typename Types<T>::A numbers[Types<T>::kLanes] = {};
+  for (int64_t l = 0; l < count; ++l) numbers[l] = typename Types<T>::A(from[l * stride]);
+  return load(numbers);
 }
 
 template <class T>
@@ -179,17 +205,43 @@ void pack(const MaskedConv& p, Span span, void* packed) {
     memset(tile, 0, sizeof(A) * tile_size<T>(p));
     for (int v = 0; v < kVectors; ++v) {
       const Lane to = lane<T>(p, j, v);
-      for (int64_t l = 0; l < to.count; ++l) {
-        A* column = tile + v * kLanes + l;
-        const T* from = static_cast<const T*>(p.weight) + (to.channel + l) * p.weight_out;
-        for (int64_t i = 0; i < p.in; ++i)
-          for (int64_t n = 0; n < p.first[kSums]; ++n)
-            for (int k = 0; k < 3; ++k)
-              if (const float factor = p.products[n].factors[k])
-                column[(n * p.in + i) * kColumns] += factor * A(from[i * p.weight_in + p.products[n].taps[k]]);
-        if (p.bias) column[p.first[kSums] * p.in * kColumns] = A(static_cast<const T*>(p.bias)[to.channel + l]);
-      }
+      A* column = tile + v * kLanes;
+      const T* from = static_cast<const T*>(p.weight) + to.channel * p.weight_out;
+      for (int64_t i = 0; i < p.in && to.count; ++i, from += p.weight_in)
+        for (int64_t n = 0; n < p.num_matrices; ++n) {
+          const Matrix& matrix = p.matrices[n];
+          typename Types<T>::V sum{};
+          for (int k = 0; k < 3; ++k)
+            if (matrix.factors[k]) sum += matrix.factors[k] * gather<T>(from + matrix.taps[k], p.weight_out, to.count);
+          store(sum, column + (n * p.in + i) * kColumns);
+        }
+      const T* bias = static_cast<const T*>(p.bias) + to.channel;
+      if (p.bias && to.count) store(gather<T>(bias, 1, to.count), column + p.num_matrices * p.in * kColumns);
     }
+  }
+}
+
+// Part of a block whose sums are made at a time: some of its rows, and groups of positions in each.
+struct Band {
+  Block block;
+  int64_t rows, groups, first_row, first_group;
+};
+
+// f(band) for each. Views have nothing between a row's groups and the next row's, so these can be taken together.
+template <class F>
+void for_bands(const MaskedConv& p, const Block& block, F f) {
+  const int64_t rows = block.rows.end - block.rows.begin, width = block.columns.end - block.columns.begin;
+  const int64_t across = groups(p, width), room = p.together > 1 ? kMost : kSegment;
+  const int64_t tall = p.together > 1 ? most(1, room / across) : 1;
+  const int64_t down = ceil_div(rows, tall), beside = ceil_div(across, room);
+  for (int64_t n = 0; n < down * beside; ++n) {
+    const Span y = part_of(rows, down, n / beside), g = part_of(across, beside, n % beside);
+    const int64_t left = block.columns.begin + g.begin * p.together;
+    f(Band{{block.sample,
+            {block.rows.begin + y.begin, block.rows.begin + y.end},
+            {left, least(block.columns.end, left + (g.end - g.begin) * p.together)}},
+           y.end - y.begin, g.end - g.begin, y.begin, g.begin},
+      down * beside);
   }
 }
 
@@ -198,73 +250,95 @@ void forward(const MaskedConv& p, Span span, const void* packed, void* scratch) 
   using A = typename Types<T>::A;
   constexpr int kLanes = Types<T>::kLanes, kColumns = Types<T>::kColumns;
   constexpr int64_t kTurned = round_up(kSegment, kLanes);
-  A sums[kTurned][kColumns] = {}, turned[kColumns][kTurned], parts[kSums][kSegment / 2 + 1][kColumns];
-  auto* offsets = static_cast<int64_t*>(scratch);
-  A* room = reinterpret_cast<A*>(offsets + round_up(4 * p.taps, 8));
+  A sums[kTurned][kColumns] = {}, turned[kColumns][kTurned], parts[kSums][kMost][kColumns];
+  auto* offsets = static_cast<Offset*>(scratch);
+  A* room = reinterpret_cast<A*>(offsets + round_up(4 * p.taps, 4));
   const bool last = p.result.channel == 1;
-  const int64_t sums_of_position = p.paired ? kSums : 1;
+  const int64_t sums_of_group = p.together > 1 ? kSums : 1;
   for (int64_t n = span.begin; n < span.end; ++n) {
     const Block block = locate(p, n);
-    const Patch<A> patch = make_patch<T>(p, block, room);
-    find_offsets(p, patch, offsets);
-    const Block next = locate(p, least(n + 1, span.end - 1));
-    const int64_t rows = block.rows.end - block.rows.begin, columns = block.columns.end - block.columns.begin;
-    const int64_t segments = ceil_div(columns, kSegment);
+    const Patch<A> patch = make_patch<T>(p, block, room, offsets);
+    Ask<T> next;
+    if (n + 1 < span.end) next.add(p.x, locate(p, n + 1), {0, p.in});
     for (int64_t j = 0; j < tiles<T>(p); ++j) {
       const A* tile = static_cast<const A*>(packed) + j * tile_size<T>(p);
-      const A* bias = tile + p.first[kSums] * p.in * kColumns;
-      const bool done = __is_same(T, A) && last && p.epilogue == Epilogue::none && (j + 1) * kColumns <= p.out &&
-                        !p.extra.at && !p.residual.at && !p.kept.at;
-      for (int64_t y = block.rows.begin; y < block.rows.end; ++y)
-        for (int64_t s = 0; s < segments; ++s) {
-          const Span segment = part_of(columns, segments, s);
-          const int64_t positions = segment.end - segment.begin, together = 1 + p.paired;
-          const int64_t groups = ceil_div(positions, together), runs = ceil_div(groups, kMost);
-          const int64_t left = block.columns.begin;
-          const Block here{block.sample, {y, y + 1}, {left + segment.begin, left + segment.end}};
-          ask_for<T>(p.x, next, {0, p.in}, tiles<T>(p) * rows * segments,
-                     (j * rows + y - block.rows.begin) * segments + s);
-          // Whole sums land in the result where nothing else is to be done.
-          A* const to = done ? static_cast<A*>(p.result.at) + place(p.result, here) + j * kColumns : sums[0];
-          const int64_t to_stride = done ? p.result.column : kColumns;
-          const A* origin = patch.at + (y - block.rows.begin) * patch.row + segment.begin * patch.column;
-          for (int64_t sum = 0; sum < sums_of_position; ++sum)
-            for (int64_t r = 0; r < runs; ++r) {
-              const Span run = part_of(groups, runs, r);
-              const int64_t first = p.first[sum];
-              for (const Grid* g : {&p.extra, &p.residual, &p.kept, &p.result})
-                for (int v = 0; v < kVectors; ++v)
-                  ask_for<T>(*g, here, lane<T>(p, j, v), sums_of_position * runs, sum * runs + r);
-              multiply<typename Types<T>::Product>(
-                  run.end - run.begin,
-                  {sum < kShared ? bias : bias + kColumns, 0, origin + run.begin * together * patch.column,
-                   offsets + first, p.first[sum + 1] - first, p.in, together * patch.column, 1,
-                   tile + first * p.in * kColumns, p.paired ? parts[sum][run.begin] : to + run.begin * to_stride,
-                   p.paired ? kColumns : to_stride});
+      const A* bias = tile + p.num_matrices * p.in * kColumns;
+      const bool plain = __is_same(T, A) && p.epilogue == Epilogue::none && (j + 1) * kColumns <= p.out &&
+                         !p.extra.at && !p.residual.at && !p.kept.at;
+      const bool done = plain && last;
+      for_bands(p, block, [&](const Band& band, int64_t bands) {
+        const Block& here = band.block;
+        const int64_t positions = here.columns.end - here.columns.begin, count = band.rows * band.groups;
+        if (j + 1 == tiles<T>(p)) next.next(bands);
+        Ask<T> ask;
+        for (const Grid* g : {&p.extra, &p.residual, &p.kept, &p.result})
+          for (int v = 0; v < kVectors; ++v) ask.add(*g, here, lane<T>(p, j, v));
+        // Whole sums land in the result where nothing else is to be done.
+        const auto to_row = [&](int64_t r) {
+          return done ? static_cast<A*>(p.result.at) + place(p.result, here) + r * p.result.row + j * kColumns
+                      : sums[r * band.groups * p.together];
+        };
+        const int64_t to_stride = done ? p.result.column : kColumns, runs = ceil_div(count, kMost);
+        int64_t asks = runs;
+        for (int64_t sum = 1; sum < sums_of_group; ++sum) asks += sum < kShared || p.first[sum] < p.first[sum + 1];
+        const A* rows = patch.at + band.first_row * patch.row + band.first_group * patch.step;
+        for (int64_t sum = 0; sum < sums_of_group; ++sum) {
+          if (sum >= kShared && p.first[sum] == p.first[sum + 1]) continue;
+          for (int64_t r = 0; r < runs; ++r) {
+            const Span run = part_of(count, runs, r);
+            ask.next(asks);
+            multiply<typename Types<T>::Product>(
+                run.end - run.begin,
+                {sum < kShared ? bias : bias + kColumns, 0, rows + run.begin * patch.step, tile,
+                 offsets + p.first[sum], p.first[sum + 1] - p.first[sum], p.in, patch.step, 1,
+                 p.together > 1 ? parts[sum][0] : to_row(0) + run.begin * to_stride,
+                 p.together > 1 ? kColumns : to_stride});
+          }
+        }
+        for (int64_t g = 0; g < count && p.together > 1; ++g) {
+          const int64_t column = g % band.groups * kTogether;
+          A* to = to_row(g / band.groups) + column * to_stride;
+          for (int v = 0; v < kColumns; v += kLanes) {
+            typename Types<T>::V y[kTogether] = {};
+#pragma GCC unroll 12
+            for (int sum = 0; sum < kSums; ++sum) {
+              if (sum >= kShared && p.first[sum] == p.first[sum + 1]) continue;
+              const auto x = load(&parts[sum][g][v]);
+#pragma GCC unroll 4
+              for (int i = 0; i < kTogether; ++i)
+                if (kOutputs[sum][i]) y[i] += A(kOutputs[sum][i]) * x;
             }
-          for (int64_t g = 0; g < groups && p.paired; ++g)
-            for (int v = 0; v < kColumns; v += kLanes) {
-              const auto shared = load(&parts[kShared][g][v]), opposed = load(&parts[kOpposed][g][v]);
-              store(load(&parts[kFirst][g][v]) + (shared + opposed), to + 2 * g * to_stride + v);
-              if (2 * g + 1 < positions)
-                store(load(&parts[kSecond][g][v]) + (shared - opposed), to + (2 * g + 1) * to_stride + v);
-            }
-          if (done) continue;
+#pragma GCC unroll 4
+            for (int i = 0; i < kTogether; ++i)
+              if (column + i < positions) store(y[i], to + i * to_stride + v);
+          }
+        }
+        if (done) return;
+        for (int64_t r = 0; r < band.rows; ++r) {
+          const Block row{here.sample, {here.rows.begin + r, here.rows.begin + r + 1}, here.columns};
+          const A* from = to_row(r);
           if (!last)
             for (int64_t x = 0; x < positions; x += kLanes)
               for (int v = 0; v < kVectors; ++v) {
                 typename Types<T>::V m[kLanes];
-                for (int l = 0; l < kLanes; ++l) m[l] = load(&sums[x + l][v * kLanes]);
+                for (int l = 0; l < kLanes; ++l) m[l] = load(from + (x + l) * kColumns + v * kLanes);
                 transpose(m);
-                for (int l = 0; l < kLanes; ++l) store(m[l], &turned[v * kLanes + l][x]);
+                for (int l = 0; l < kLanes; ++l)
+                  if (plain)
+                    store_part(m[l], static_cast<A*>(p.result.at) + place(p.result, row) + x +
+                                         (j * kColumns + v * kLanes + l) * p.result.channel, positions - x);
+                  else
+                    store(m[l], &turned[v * kLanes + l][x]);
               }
-          const A* at = last ? sums[0] : turned[0];
+          if (plain) continue;
+          const A* at = last ? from : turned[0];
           const int64_t pitch = last ? kColumns : kTurned, second = last ? kLanes : kLanes * kTurned;
           for (int v = 0; v < (p.epilogue == Epilogue::gate ? 1 : kVectors); ++v) {
             const Lane to = lane<T>(p, j, v);
-            if (to.count) activate<T>(p, here, to.channel, to.count, at + v * second, pitch, second);
+            if (to.count) activate<T>(p, row, to.channel, to.count, at + v * second, pitch, second);
           }
         }
+      });
     }
   }
 }
@@ -291,51 +365,57 @@ template <class T>
 void weight_gradient(const MaskedConv& p, Span span, Span parts, void* packed, void* scratch) {
   using A = typename Types<T>::A;
   constexpr int kLanes = Types<T>::kLanes, kColumns = Types<T>::kColumns;
-  auto* offsets = static_cast<int64_t*>(scratch);
-  auto* lines = offsets + round_up(4 * p.taps, 8);
-  A* room = reinterpret_cast<A*>(lines + round_up(p.rows, 8));
+  auto* offsets = static_cast<Offset*>(scratch);
+  auto* lines = offsets + round_up(4 * p.taps, 4);
+  A* room = reinterpret_cast<A*>(lines + round_up(p.rows, 4));
   A* columns = room + patch_size<T>(p);
-  const int64_t together = 1 + p.paired, products = p.first[kSums];
   const auto tile_of = [&](int64_t j) { return static_cast<A*>(packed) + j * tile_size<T>(p); };
   const auto sums_of = [&](A* tile, int64_t n, int64_t channel) { return tile + (n * p.in + channel) * kColumns; };
   for_weights(p, parts, [&](int64_t j, Span in) {
-    for (int64_t n = 0; n < products; ++n)
+    for (int64_t n = 0; n < p.num_matrices; ++n)
       memset(sums_of(tile_of(j), n, in.begin), 0, sizeof(A) * (in.end - in.begin) * kColumns);
-    if (in.begin == 0) memset(sums_of(tile_of(j), products, 0), 0, sizeof(A) * kColumns);
+    if (in.begin == 0) memset(sums_of(tile_of(j), p.num_matrices, 0), 0, sizeof(A) * kColumns);
   });
   for (int64_t n = span.begin; n < span.end; ++n) {
     const Block block = locate(p, n);
-    const Patch<A> patch = make_patch<T>(p, block, room);
-    find_offsets(p, patch, offsets);
+    const Patch<A> patch = make_patch<T>(p, block, room, offsets);
     const int64_t rows = block.rows.end - block.rows.begin, width = block.columns.end - block.columns.begin;
-    const int64_t steps = ceil_div(width, together), size = rows * width * kColumns, part = rows * steps * kColumns;
-    for (int64_t y = 0; y < rows; ++y) lines[y] = y * patch.row;
+    const int64_t steps = groups(p, width), part = rows * steps * kColumns;
+    for (int64_t y = 0; y < rows; ++y) lines[y] = {y * patch.row, y * steps * kColumns};
     int64_t ready = -1;
     for_weights(p, parts, [&](int64_t j, Span in) {
       A* tile = tile_of(j);
-      A* of_sums = p.paired ? columns + size : columns;  // the gradient of each of the four sums
+      A* of_sums = p.together > 1 ? columns + rows * width * kColumns : columns;  // the gradient of each sum
       if (j != ready) {
         copy_patch<T>(p, p.result, block, j * kColumns, least(kColumns, p.out - j * kColumns), columns, kColumns);
-        for (int64_t i = 0; i < rows * steps && p.paired; ++i) {
-          const A* first = columns + (i / steps * width + i % steps * 2) * kColumns;
-          const bool alone = i % steps * 2 + 1 == width;
+        for (int64_t g = 0; g < rows * steps && p.together > 1; ++g) {
+          const int64_t column = g % steps * kTogether;
+          const A* first = columns + (g / steps * width + column) * kColumns;
           for (int64_t v = 0; v < kColumns; v += kLanes) {
-            const auto a = load(first + v), b = alone ? a - a : load(first + kColumns + v);
-            A* to = of_sums + i * kColumns + v;
-            store(a, to), store(b, to + part), store(a + b, to + 2 * part), store(a - b, to + 3 * part);
+            typename Types<T>::V y[kTogether] = {};
+            for (int i = 0; i < least(kTogether, width - column); ++i) y[i] = load(first + i * kColumns + v);
+#pragma GCC unroll 12
+            for (int sum = 0; sum < kSums; ++sum) {
+              if (p.first[sum] == p.first[sum + 1]) continue;
+              typename Types<T>::V total{};
+#pragma GCC unroll 4
+              for (int i = 0; i < kTogether; ++i)
+                if (kOutputs[sum][i]) total += A(kOutputs[sum][i]) * y[i];
+              store(total, of_sums + sum * part + g * kColumns + v);
+            }
           }
         }
       }
       ready = j;
       for (int64_t sum = 0; sum < kSums; ++sum)
         for (int64_t n = p.first[sum]; n < p.first[sum + 1]; ++n) {
-          A* sums = sums_of(tile, n, in.begin);
+          A* sums = sums_of(tile, p.products[n].matrix, in.begin);
           multiply<typename Types<T>::Product>(
-              in.end - in.begin, {sums, kColumns, patch.at + offsets[n] + in.begin, lines, rows, steps, 1,
-                                  together * patch.column, of_sums + sum * part, sums, kColumns});
+              in.end - in.begin, {sums, kColumns, patch.at + offsets[n].row + in.begin, of_sums + sum * part, lines, rows,
+                                  steps, 1, patch.step, sums, kColumns});
         }
       if (in.begin > 0) return;
-      A* bias = sums_of(tile, products, 0);
+      A* bias = sums_of(tile, p.num_matrices, 0);
       for (int v = 0; v < kVectors; ++v) {
         auto sum = load(bias + v * kLanes);
         for (int64_t i = 0; i < rows * width; ++i) sum += load(columns + i * kColumns + v * kLanes);
@@ -361,14 +441,14 @@ void put_gradient(const MaskedConv& p, Span parts, int64_t shares, const void* p
     for (int64_t i = in.begin; i < in.end; ++i)
       for (int64_t t = 0; t < p.taps; ++t) {
         A sums[kColumns] = {};
-        for (int64_t n = 0; n < p.first[kSums]; ++n)
+        for (int64_t n = 0; n < p.num_matrices; ++n)
           for (int k = 0; k < 3; ++k)
-            if (const A factor = p.products[n].factors[k]; factor != 0 && p.products[n].taps[k] == p.tap[t])
+            if (const A factor = p.matrices[n].factors[k]; factor != 0 && p.matrices[n].taps[k] == p.tap[t])
               total(j, n * p.in + i, factor, sums);
         put(sums, count, tile + i * p.weight_in + p.tap[t], p.weight_out);
       }
     A sums[kColumns] = {};
-    if (in.begin == 0) total(j, p.first[kSums] * p.in, 1, sums), put(sums, count, static_cast<T*>(p.bias) + first, 1);
+    if (in.begin == 0) total(j, p.num_matrices * p.in, 1, sums), put(sums, count, static_cast<T*>(p.bias) + first, 1);
   });
 }
 
@@ -454,10 +534,10 @@ void gate(const MaskedConv& p, Span span) {
 
 template <class T>
 int64_t scratch(const MaskedConv& p) {
-  const int64_t pairs = p.paired ? kSums * p.rows * ceil_div(p.columns, 2) : 0;
-  const int64_t numbers = patch_size<T>(p) + (p.rows * p.columns + pairs) * Types<T>::kColumns;
-  const int64_t offsets = round_up(4 * p.taps, 8) + round_up(p.rows, 8);
-  return int64_t(sizeof(int64_t)) * offsets + int64_t(sizeof(typename Types<T>::A)) * numbers;
+  const int64_t of_sums = p.together > 1 ? kSums * p.rows * groups(p, p.columns) : 0;
+  const int64_t numbers = patch_size<T>(p) + (p.rows * p.columns + of_sums) * Types<T>::kColumns;
+  const int64_t offsets = round_up(4 * p.taps, 4) + round_up(p.rows, 4);
+  return int64_t(sizeof(Offset)) * offsets + int64_t(sizeof(typename Types<T>::A)) * numbers;
 }
 
 }  // namespace

@@ -16,12 +16,18 @@ struct Grid {
   int64_t sample, channel, row, column;
 };
 
-// What stands for some taps in a product: numbers of the patch (itself, or differences and sums of neighbours) from an
-// offset on, times the same sum of the taps' matrices for all positions.
+// What stands for some taps side by side: from the numbers that it reads in place of x, times a matrix made of theirs, to
+// one of the sums that outputs are made of. See blocks.h.
 struct Product {
-  int64_t view, dy, dx;
+  int64_t look, view;  // -1: x itself
+  int64_t dy, dx, matrix;
+};
+struct Matrix {
   int64_t taps[3];
   float factors[3];
+};
+struct Look {
+  int64_t kind, dx, top, bottom;  // what it makes of x from column dx on, and the rows that products need it of
 };
 
 // sums = bias + sum over taps of x shifted by (dy, dx) times the tap's matrix, + extra;
@@ -37,11 +43,13 @@ struct MaskedConv {
   void* weight;
   int64_t weight_out, weight_in;          // distances in the weight
   void* bias;                             // (out), or none
-  Product* products;                      // room for 4 a tap, for `plan` to fill; or none
-  // Set by `plan`: positions of a block; whether two neighbours are computed together; where each sum's products begin.
-  int64_t rows, columns;
-  bool paired;
-  int64_t first[5];
+  // Room for `plan` to fill, or none: 4, 2 and 1 a tap.
+  Product* products;
+  Matrix* matrices;
+  Look* looks;
+  // Set by `plan`: positions of a block; positions computed together; where each sum's products begin.
+  int64_t rows, columns, together;
+  int64_t first[13], num_matrices, num_looks;
 };
 
 struct MaskedConvKernel {

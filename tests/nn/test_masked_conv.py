@@ -46,23 +46,31 @@ def test_offsets_and_matrix_of_one_dimension_agree_with_the_forward() -> None:
     torch.testing.assert_close(conv(x), want.mT)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("dilation", [1, 2])
 @pytest.mark.parametrize("stack, mask", KINDS)
-def test_gradient_of_one_output_reaches_its_visible_positions_and_no_other(stack, mask, dilation) -> None:
-    conv = MaskedConv2d(2, 3, 5, mask, stack, dilation)
-    x = torch.randn(1, 2, 9, 9, requires_grad=True)
-    conv(x)[0, :, 4, 4].sum().backward()
-    rows, columns = x.grad.abs().sum((0, 1)).nonzero(as_tuple=True)
-    reached = {
-        ((y - 4) / dilation, (x - 4) / dilation) for y, x in zip(rows.tolist(), columns.tolist(), strict=True)
-    }
+def test_gradient_of_one_output_reaches_its_visible_positions_and_no_other(
+    stack, mask, dilation, dtype
+) -> None:
+    """In float32 rounding may reach further along rows that are seen whole, but never to what comes later."""
+    conv = MaskedConv2d(2, 3, 5, mask, stack, dilation).to(dtype)
+    x = torch.randn(1, 2, 9, 13, dtype=dtype, requires_grad=True)
+    conv(x)[0, :, 4, 6].sum().backward()
+    grad = x.grad.abs().sum((0, 1))
+
+    def reached(least: float) -> set[tuple[float, float]]:
+        found = zip(*(axis.tolist() for axis in (grad > least).nonzero(as_tuple=True)), strict=True)
+        return {((y - 4) / dilation, (x - 6) / dilation) for y, x in found}
+
     window = [(y, x) for y in range(-2, 3) for x in range(-2, 3)]
     visible = {
         "full": {(y, x) for y, x in window if (y, x) < (0, mask == "B")},
         "vertical": {(y, x) for y, x in window if y < (mask == "B")},
         "horizontal": {(y, x) for y, x in window if y == 0 and x < (mask == "B")},
-    }
-    assert reached == visible[stack]
+    }[stack]
+    assert reached(1e-6 * grad.max().item()) == visible
+    whole = {y for y, x in visible if x > 0}
+    assert {(y, x) for y, x in reached(0) if dtype == torch.float64 or y not in whole} <= visible
 
 
 @pytest.mark.parametrize("dilation", [1, 2])
