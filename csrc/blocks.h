@@ -127,7 +127,10 @@ void for_runs(const MaskedConv& p, F f) {
     const int64_t step = follows(1, 1) - follows(1, -1);
     for (count = 1; step && count < 3 && follows(count, step);) ++count;
     bool left = false, right = false;
-    for (int64_t n = 0; n < p.taps; ++n) left |= p.dy[n] == p.dy[t] && p.dx[n] < 0, right |= p.dy[n] == p.dy[t] && p.dx[n] > 0;
+    for (int64_t n = 0; n < p.taps; ++n) {
+      left |= p.dy[n] == p.dy[t] && p.dx[n] < 0;
+      right |= p.dy[n] == p.dy[t] && p.dx[n] > 0;
+    }
     Run run{count == 3 && left && right ? kWide : kLone + count - 1, p.dy[t], least(p.dx[t], p.dx[t + count - 1]), {}};
     for (int64_t n = 0; n < count; ++n) run.taps[step < 0 ? count - 1 - n : n] = p.tap[t + n];
     f(run);

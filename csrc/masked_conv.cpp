@@ -1,11 +1,12 @@
 // Masked convolution: the tile with positions as rows and output channels as columns, held over the visible taps.
 //
 // A block of positions has its part of x copied once, channels last and zero outside the grid, so that a tap is an
-// offset into that patch and no product is with a mask's zero. The packed weight of one tile of channels streams from
-// L2 past the whole block, 2 loads and a broadcast a row for two multiply-adds a row: at the peak of them on Zen 5.
-// The gradient of x is the same with the taps turned round. That of the weight has channels of x as rows, and runs
-// over positions. Sums are left in L1 and activated from there, a pass of its own, so that the order in memory, the
-// type and the activation are nobody else's concern; sums that need none of that land in the result.
+// offset into that patch and no product is with a mask's zero; or, where neighbours are computed together, views of it
+// (blocks.h). The packed weight of one tile of channels streams from L2 past the whole block, 2 loads and a broadcast a
+// row for two multiply-adds a row: at the peak of them on Zen 5. The gradient of x is the same with the taps turned
+// round. That of the weight has channels of x as rows, and runs over positions. Sums are left in L1 and activated from
+// there, a pass of its own, so that the order in memory, the type and the activation are nobody else's concern; sums
+// that need none of that land in the result.
 
 #include "activate.h"
 #include "patch.h"
@@ -245,12 +246,61 @@ void for_bands(const MaskedConv& p, const Block& block, F f) {
   }
 }
 
+// The outputs of a band's groups, from their sums. to_row(r) has room for those of row r.
+template <class T, class ToRow>
+void put_outputs(const MaskedConv& p, const Band& band,
+                 const typename Types<T>::A (&sums)[kSums][kMost][Types<T>::kColumns], ToRow to_row, int64_t stride) {
+  using A = typename Types<T>::A;
+  const int64_t positions = band.block.columns.end - band.block.columns.begin;
+  for (int64_t g = 0; g < band.rows * band.groups; ++g) {
+    const int64_t column = g % band.groups * kTogether;
+    A* to = to_row(g / band.groups) + column * stride;
+    for (int v = 0; v < Types<T>::kColumns; v += Types<T>::kLanes) {
+      typename Types<T>::V y[kTogether] = {};
+#pragma GCC unroll 12
+      for (int sum = 0; sum < kSums; ++sum) {
+        if (sum >= kShared && p.first[sum] == p.first[sum + 1]) continue;
+        const auto x = load(&sums[sum][g][v]);
+#pragma GCC unroll 4
+        for (int i = 0; i < kTogether; ++i)
+          if (kOutputs[sum][i]) y[i] += A(kOutputs[sum][i]) * x;
+      }
+#pragma GCC unroll 4
+      for (int i = 0; i < kTogether; ++i)
+        if (column + i < positions) store(y[i], to + i * stride + v);
+    }
+  }
+}
+
+// Room for a row's sums, in whole vectors.
+template <class T>
+constexpr int64_t kTurned = round_up(kSegment, Types<T>::kLanes);
+
+// A row's sums, positions side by side: into `turned`, or the result's channels from `channel` on, unless it is -1.
+template <class T, class A>
+void turn(const MaskedConv& p, const Block& row, int64_t channel, const A* sums,
+          A (&turned)[Types<T>::kColumns][kTurned<T>]) {
+  constexpr int kLanes = Types<T>::kLanes;
+  const int64_t positions = row.columns.end - row.columns.begin;
+  for (int64_t x = 0; x < positions; x += kLanes)
+    for (int v = 0; v < Types<T>::kColumns; v += kLanes) {
+      typename Types<T>::V m[kLanes];
+      for (int l = 0; l < kLanes; ++l) m[l] = load(sums + (x + l) * Types<T>::kColumns + v);
+      transpose(m);
+      A* const result = static_cast<A*>(p.result.at) + place(p.result, row) + x + (channel + v) * p.result.channel;
+      for (int l = 0; l < kLanes; ++l)
+        if (channel < 0)
+          store(m[l], &turned[v + l][x]);
+        else
+          store_part(m[l], result + l * p.result.channel, positions - x);
+    }
+}
+
 template <class T>
 void forward(const MaskedConv& p, Span span, const void* packed, void* scratch) {
   using A = typename Types<T>::A;
   constexpr int kLanes = Types<T>::kLanes, kColumns = Types<T>::kColumns;
-  constexpr int64_t kTurned = round_up(kSegment, kLanes);
-  A sums[kTurned][kColumns] = {}, turned[kColumns][kTurned], parts[kSums][kMost][kColumns];
+  A sums[kTurned<T>][kColumns] = {}, turned[kColumns][kTurned<T>], parts[kSums][kMost][kColumns];
   auto* offsets = static_cast<Offset*>(scratch);
   A* room = reinterpret_cast<A*>(offsets + round_up(4 * p.taps, 4));
   const bool last = p.result.channel == 1;
@@ -268,7 +318,7 @@ void forward(const MaskedConv& p, Span span, const void* packed, void* scratch) 
       const bool done = plain && last;
       for_bands(p, block, [&](const Band& band, int64_t bands) {
         const Block& here = band.block;
-        const int64_t positions = here.columns.end - here.columns.begin, count = band.rows * band.groups;
+        const int64_t count = band.rows * band.groups;
         if (j + 1 == tiles<T>(p)) next.next(bands);
         Ask<T> ask;
         for (const Grid* g : {&p.extra, &p.residual, &p.kept, &p.result})
@@ -295,44 +345,15 @@ void forward(const MaskedConv& p, Span span, const void* packed, void* scratch) 
                  p.together > 1 ? kColumns : to_stride});
           }
         }
-        for (int64_t g = 0; g < count && p.together > 1; ++g) {
-          const int64_t column = g % band.groups * kTogether;
-          A* to = to_row(g / band.groups) + column * to_stride;
-          for (int v = 0; v < kColumns; v += kLanes) {
-            typename Types<T>::V y[kTogether] = {};
-#pragma GCC unroll 12
-            for (int sum = 0; sum < kSums; ++sum) {
-              if (sum >= kShared && p.first[sum] == p.first[sum + 1]) continue;
-              const auto x = load(&parts[sum][g][v]);
-#pragma GCC unroll 4
-              for (int i = 0; i < kTogether; ++i)
-                if (kOutputs[sum][i]) y[i] += A(kOutputs[sum][i]) * x;
-            }
-#pragma GCC unroll 4
-            for (int i = 0; i < kTogether; ++i)
-              if (column + i < positions) store(y[i], to + i * to_stride + v);
-          }
-        }
+        if (p.together > 1) put_outputs<T>(p, band, parts, to_row, to_stride);
         if (done) return;
         for (int64_t r = 0; r < band.rows; ++r) {
           const Block row{here.sample, {here.rows.begin + r, here.rows.begin + r + 1}, here.columns};
           const A* from = to_row(r);
-          if (!last)
-            for (int64_t x = 0; x < positions; x += kLanes)
-              for (int v = 0; v < kVectors; ++v) {
-                typename Types<T>::V m[kLanes];
-                for (int l = 0; l < kLanes; ++l) m[l] = load(from + (x + l) * kColumns + v * kLanes);
-                transpose(m);
-                for (int l = 0; l < kLanes; ++l)
-                  if (plain)
-                    store_part(m[l], static_cast<A*>(p.result.at) + place(p.result, row) + x +
-                                         (j * kColumns + v * kLanes + l) * p.result.channel, positions - x);
-                  else
-                    store(m[l], &turned[v * kLanes + l][x]);
-              }
+          if (!last) turn<T>(p, row, plain ? j * kColumns : -1, from, turned);
           if (plain) continue;
           const A* at = last ? from : turned[0];
-          const int64_t pitch = last ? kColumns : kTurned, second = last ? kLanes : kLanes * kTurned;
+          const int64_t pitch = last ? kColumns : kTurned<T>, second = last ? kLanes : kLanes * kTurned<T>;
           for (int v = 0; v < (p.epilogue == Epilogue::gate ? 1 : kVectors); ++v) {
             const Lane to = lane<T>(p, j, v);
             if (to.count) activate<T>(p, row, to.channel, to.count, at + v * second, pitch, second);
@@ -358,6 +379,32 @@ template <class F>
 void for_weights(const MaskedConv& p, Span parts, F f) {
   for (int64_t n = parts.begin; n < parts.end; ++n)
     f(n / row_blocks(p), part_of(p.in, row_blocks(p), n % row_blocks(p)));
+}
+
+// The gradients of all sums, one sum's after another's, of those of the outputs; both (rows, columns, tile's columns).
+template <class T>
+void put_sum_gradients(const MaskedConv& p, int64_t rows, int64_t width, const typename Types<T>::A* outputs,
+                       typename Types<T>::A* sums) {
+  using A = typename Types<T>::A;
+  constexpr int kLanes = Types<T>::kLanes, kColumns = Types<T>::kColumns;
+  const int64_t across = groups(p, width);
+  for (int64_t g = 0; g < rows * across; ++g) {
+    const int64_t column = g % across * kTogether;
+    const A* first = outputs + (g / across * width + column) * kColumns;
+    for (int v = 0; v < kColumns; v += kLanes) {
+      typename Types<T>::V y[kTogether] = {};
+      for (int i = 0; i < least(kTogether, width - column); ++i) y[i] = load(first + i * kColumns + v);
+#pragma GCC unroll 12
+      for (int sum = 0; sum < kSums; ++sum) {
+        if (p.first[sum] == p.first[sum + 1]) continue;
+        typename Types<T>::V total{};
+#pragma GCC unroll 4
+        for (int i = 0; i < kTogether; ++i)
+          if (kOutputs[sum][i]) total += A(kOutputs[sum][i]) * y[i];
+        store(total, sums + (sum * rows * across + g) * kColumns + v);
+      }
+    }
+  }
 }
 
 // Sums of some blocks of positions, in the places of a packed weight.
@@ -388,31 +435,15 @@ void weight_gradient(const MaskedConv& p, Span span, Span parts, void* packed, v
       A* of_sums = p.together > 1 ? columns + rows * width * kColumns : columns;  // the gradient of each sum
       if (j != ready) {
         copy_patch<T>(p, p.result, block, j * kColumns, least(kColumns, p.out - j * kColumns), columns, kColumns);
-        for (int64_t g = 0; g < rows * steps && p.together > 1; ++g) {
-          const int64_t column = g % steps * kTogether;
-          const A* first = columns + (g / steps * width + column) * kColumns;
-          for (int64_t v = 0; v < kColumns; v += kLanes) {
-            typename Types<T>::V y[kTogether] = {};
-            for (int i = 0; i < least(kTogether, width - column); ++i) y[i] = load(first + i * kColumns + v);
-#pragma GCC unroll 12
-            for (int sum = 0; sum < kSums; ++sum) {
-              if (p.first[sum] == p.first[sum + 1]) continue;
-              typename Types<T>::V total{};
-#pragma GCC unroll 4
-              for (int i = 0; i < kTogether; ++i)
-                if (kOutputs[sum][i]) total += A(kOutputs[sum][i]) * y[i];
-              store(total, of_sums + sum * part + g * kColumns + v);
-            }
-          }
-        }
+        if (p.together > 1) put_sum_gradients<T>(p, rows, width, columns, of_sums);
       }
       ready = j;
       for (int64_t sum = 0; sum < kSums; ++sum)
         for (int64_t n = p.first[sum]; n < p.first[sum + 1]; ++n) {
           A* sums = sums_of(tile, p.products[n].matrix, in.begin);
           multiply<typename Types<T>::Product>(
-              in.end - in.begin, {sums, kColumns, patch.at + offsets[n].row + in.begin, of_sums + sum * part, lines, rows,
-                                  steps, 1, patch.step, sums, kColumns});
+              in.end - in.begin, {sums, kColumns, patch.at + offsets[n].row + in.begin, of_sums + sum * part, lines,
+                                  rows, steps, 1, patch.step, sums, kColumns});
         }
       if (in.begin > 0) return;
       A* bias = sums_of(tile, p.num_matrices, 0);

@@ -16,8 +16,8 @@ struct Grid {
   int64_t sample, channel, row, column;
 };
 
-// What stands for some taps side by side: from the numbers that it reads in place of x, times a matrix made of theirs, to
-// one of the sums that outputs are made of. See blocks.h.
+// What stands for some taps side by side: numbers read in place of x, times a matrix made of the taps', are part of one
+// of the sums that outputs are made of. See blocks.h.
 struct Product {
   int64_t look, view;  // -1: x itself
   int64_t dy, dx, matrix;

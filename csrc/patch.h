@@ -155,10 +155,10 @@ void make_looks(const MaskedConv& p, const Block& block, float* room) {
     for (const Look* look = p.looks; look < p.looks + p.num_looks; ++look) {
       const int64_t first = block.rows.begin + look->top, count = look_rows(*look, rows);
       const Span mine{most(first, part.rows.begin), least(first + count, part.rows.end)};
-      const Raw x{room + ((mine.begin - part.rows.begin) * width + block.columns.begin + look->dx - all.columns.begin) * column,
-                  width * column, column, mine.end - mine.begin, across};
-      for (int64_t c = channels.begin; c < channels.end; c += kLanes) {
-        const Raw here{x.at + c - channels.begin, x.row, x.column, x.rows, x.groups};
+      const int64_t left = block.columns.begin + look->dx - all.columns.begin;
+      const float* corner = room + ((mine.begin - part.rows.begin) * width + left) * column;
+      for (int64_t c = channels.begin; c < channels.end; c += kLanes, corner += kLanes) {
+        const Raw here{corner, width * column, column, mine.end - mine.begin, across};
         float* const at = to + (mine.begin - first) * across * pitch + c;
         const int64_t view = count * across * pitch;
         switch (look->kind) {
