@@ -1,4 +1,5 @@
-// What the host sides share: torch's tensors and threads, and the kernels of this CPU.
+// What the host sides of the ops share. Each registers its ops through torch's stable ABI: one library for every
+// Python and every torch from 2.10 on.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -45,7 +46,7 @@ struct Buffer {
   T* data() { return static_cast<T*>(tensor.mutable_data_ptr()); }
 };
 
-// f(part, begin, end) for `parts` even parts of `count`, in parallel.
+// f(part, its span) for `parts` even parts of `count`, in parallel.
 template <class F>
 void for_parts(int64_t parts, int64_t count, const F& f) {
   torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {

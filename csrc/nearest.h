@@ -1,4 +1,4 @@
-// What library.cpp hands to the kernel of nearest.cpp.
+// What library_quantize.cpp hands to the kernel of nearest.cpp.
 #pragma once
 
 #include <cstdint>
