@@ -174,7 +174,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> quantize(const Tensor& z, con
       const Span here{block * p.block, std::min(p.rows, (block + 1) * p.block)};
       kernels.quantize.gather(v, here, rows);
       for (int64_t stage = 0; stage < v.stages; ++stage) {
-        const Axis axis{here.end - here.begin, v.d, v.stages};
+        const Axis axis{count_of(here), v.d, v.stages};
         Problem one = p;
         one.x = rows, one.rows = axis.size, one.blocks = 1, one.axes = &axis, one.num_axes = 1;
         one.out = found + here.begin * v.stages + stage;

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "span.h"
+
 namespace vqfast {
 
 enum class Type { f32, f64, bf16, f16 };
@@ -37,14 +39,6 @@ struct Problem {
   int64_t parts;              // of the codes, for a thread each
 };
 constexpr int64_t kMostParts = 64;
-
-struct Span {
-  int64_t begin, end;
-};
-// The i-th of `parts` even parts of `count`. Static, as each instruction set has its own.
-static constexpr Span part_of(int64_t count, int64_t parts, int64_t i) {
-  return {count * i / parts, count * (i + 1) / parts};
-}
 
 struct Kernel {
   void (*plan)(Problem&, int64_t threads, bool share_codes);
