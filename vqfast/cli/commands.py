@@ -212,7 +212,6 @@ def likelihood(
     from vqfast.pipeline import steps as step
     from vqfast.pipeline.checkpoint import Run, load_model, write_file
     from vqfast.pipeline.codes import open_codes
-    from vqfast.pipeline.data import load_images
     from vqfast.pipeline.ranks import joined
 
     _check_new(out, overwrite)
@@ -226,11 +225,7 @@ def likelihood(
             found = open_codes(codes)
         else:
             vqvae = load_model(source.folder, "vqvae", ranks.device)
-            images = (
-                step.reopen_images(source)[step.HELD_OUT]
-                if data is None
-                else load_images(data, labels, size, channels)
-            )
+            images = _images(source, data, labels, size, channels)
             found = step.encoded(vqvae, images, ranks)
         bits = step.bits_per_code(prior, found, ranks, label)
         if ranks.first:
@@ -238,6 +233,16 @@ def likelihood(
             np.save(buffer, bits.numpy())
             write_file(Path(out), buffer.getvalue())
             print(f"{len(bits)} grids of codes: {bits.mean():.3f} bits a code; each one's in {out}")
+
+
+def _images(run: Any, data: str | None, labels: str | None, size: int | None, channels: int | None) -> Any:
+    """Those that are named, else what the run held out."""
+    from vqfast.pipeline import steps as step
+    from vqfast.pipeline.data import load_images
+
+    if data is None:
+        return step.reopen_images(run)[step.HELD_OUT]
+    return load_images(data, labels, size, channels)
 
 
 def _check_new(out: str, overwrite: bool) -> None:
@@ -261,7 +266,6 @@ def reconstruct(
     from vqfast.pipeline import images as pictures
     from vqfast.pipeline import steps as step
     from vqfast.pipeline.checkpoint import Run, load_model, write_file
-    from vqfast.pipeline.data import load_images
     from vqfast.pipeline.ranks import joined
 
     if num < 1:
@@ -270,11 +274,7 @@ def reconstruct(
     with joined(device) as ranks:
         source = Run.shared(run, ranks, lock=False)
         vqvae = load_model(source.folder, "vqvae", ranks.device)
-        images = (
-            step.reopen_images(source)[step.HELD_OUT]
-            if data is None
-            else load_images(data, labels, size, channels)
-        )
+        images = _images(source, data, labels, size, channels)
         figures = step.reconstruct(vqvae, images, ranks)
         if ranks.first:
             shown = range(min(num, len(images)))
