@@ -1,4 +1,4 @@
-// What library.cpp hands to the kernel of masked_conv.cpp.
+// What library_masked_conv.cpp hands to the kernel of masked_conv.cpp.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,9 @@
-// What library.cpp hands to the kernel of nearest.cpp.
+// What library_quantize.cpp hands to the kernel of nearest.cpp.
 #pragma once
 
 #include <cstdint>
+
+#include "span.h"
 
 namespace vqfast {
 
@@ -37,14 +39,6 @@ struct Problem {
   int64_t parts;              // of the codes, for a thread each
 };
 constexpr int64_t kMostParts = 64;
-
-struct Span {
-  int64_t begin, end;
-};
-// The i-th of `parts` even parts of `count`. Static, as each instruction set has its own.
-static constexpr Span part_of(int64_t count, int64_t parts, int64_t i) {
-  return {count * i / parts, count * (i + 1) / parts};
-}
 
 struct Kernel {
   void (*plan)(Problem&, int64_t threads, bool share_codes);

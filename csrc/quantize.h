@@ -1,4 +1,4 @@
-// What library.cpp hands to the kernel of quantize.cpp.
+// What library_quantize.cpp hands to the kernel of quantize.cpp.
 #pragma once
 
 #include <cstdint>

@@ -17,15 +17,10 @@
 
 #include "activate.h"
 #include "noise.h"
+#include "span.h"
 
 namespace vqfast::VQFAST_ISA {
 namespace {
-
-struct Span {
-  int64_t begin, end;
-  int64_t count() const { return end - begin; }
-};
-Span share(int64_t part, int64_t parts, int64_t count) { return {count * part / parts, count * (part + 1) / parts}; }
 
 // A group of threads meets here: each waits awake at first, and asleep when a busy machine keeps another from coming.
 struct alignas(64) Barrier {
@@ -215,8 +210,8 @@ struct Sampler {
     int64_t first, batch;  // its images
 
     Group(const Sampler& sampler, int64_t g) : all(sampler) {
-      const Span own = share(g, all.s.groups, all.s.batch);
-      first = own.begin, batch = own.count();
+      const Span own = part_of(all.s.batch, all.s.groups, g);
+      first = own.begin, batch = count_of(own);
       memory = all.s.memory + all.layout->groups + g * all.layout->group_bytes;
     }
     template <class U>
@@ -369,16 +364,16 @@ struct Sampler {
       job.find_segments();
       alignas(64) Tile sums;
       Span tiles{0, job.where().tiles}, rows{0, columns * group.batch};
-      if (tiles.end >= threads) tiles = share(me, threads, tiles.end);
-      else rows = share(me, threads, rows.end);
-      const int64_t blocks = ceil_div(rows.count(), kRows);
+      if (tiles.end >= threads) tiles = part_of(tiles.end, threads, me);
+      else rows = part_of(rows.end, threads, me);
+      const int64_t blocks = ceil_div(count_of(rows), kRows);
       for (int64_t j = tiles.begin; j < tiles.end; ++j)
         for (int64_t n = 0; n < blocks; ++n) {
-          const Span part = share(n, blocks, rows.count());
+          const Span part = part_of(count_of(rows), blocks, n);
           const int64_t m = rows.begin + part.begin;
-          start(job, j, m, part.count(), sums);
-          multiply(part.count(), job, j, m, sums);
-          finish(job, j, m, part.count(), sums);
+          start(job, j, m, count_of(part), sums);
+          multiply(count_of(part), job, j, m, sums);
+          finish(job, j, m, count_of(part), sums);
         }
     }
 
@@ -393,7 +388,7 @@ struct Sampler {
         if (me == 0) pass_on(group.codes(0, 0), s.cache, 1);
       }
       T* map = group.template at<T>(all.layout->condition);
-      const Span images = share(me, threads, group.batch);
+      const Span images = part_of(group.batch, threads, me);
       for (int64_t b = images.begin; b < images.end; ++b)
         for (int64_t c = 0; c < s.condition_channels; ++c) {
           const T* from = static_cast<const T*>(s.condition) +
@@ -428,7 +423,7 @@ struct Sampler {
       const int64_t last = s.num_steps - 1, position = y * s.width + x, k = s.num_embeddings;
       float* scores = reinterpret_cast<float*>(scratch);
       double* restricted = reinterpret_cast<double*>(scratch + padded((k + kWords) * 4));
-      const Span images = share(me, threads, group.batch);
+      const Span images = part_of(group.batch, threads, me);
       bool nan = false;
       for (int64_t b = images.begin; b < images.end; ++b) {
         const int64_t image = group.first + b, at = (image * s.height + y) * s.width + x;
@@ -455,13 +450,13 @@ struct Sampler {
 
   bool run(int64_t thread, int64_t first, int64_t count) const {
     int64_t g = 0;
-    while (share(g, s.groups, s.threads).end <= thread) ++g;
-    const Span threads = share(g, s.groups, s.threads);
+    while (part_of(s.threads, s.groups, g).end <= thread) ++g;
+    const Span threads = part_of(s.threads, s.groups, g);
     const Group group{*this, g};
     const int64_t me = thread - threads.begin;
     char* scratch = group.template at<char>(layout->scratch) + me * layout->scratch_bytes;
     auto* segments = reinterpret_cast<Segment*>(scratch);
-    const Worker worker{group, me, threads.count(), barriers[g], scratch + layout->segment_bytes, segments};
+    const Worker worker{group, me, count_of(threads), barriers[g], scratch + layout->segment_bytes, segments};
     bool nan = false;
     for (int64_t position = first; position < first + count; ++position) {
       const int64_t y = position / s.width, x = position % s.width;

@@ -1,4 +1,4 @@
-// What library.cpp hands to the kernel of sampler.cpp: a sampling program as plain data.
+// What library_sampler.cpp hands to the kernel of sampler.cpp: a sampling program as plain data.
 #pragma once
 
 #include <cstdint>

@@ -22,9 +22,9 @@ def test_ci_runs_the_readmes_test_command_word_for_word():
 
 
 def test_the_commands_of_the_readme_exist():
-    from vqfast.cli import _parser
+    from vqfast.cli.parser import make_parser
 
     lines = [line.split("#")[0].split()[1:] for line in README.splitlines() if re.match(r"vqfast \w", line)]
     assert len(lines) >= 6
     for line in lines:
-        _parser().parse_args(line)  # exits on an unknown command or option
+        make_parser().parse_args(line)  # exits on an unknown command or option

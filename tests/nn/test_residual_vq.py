@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.nn.layers import randn
 from vqfast.nn import ResidualVQLayer
 
 OPTIONS = {
@@ -28,10 +29,6 @@ def layer(num_quantizers: int = 4, num_embeddings: int = 9, embedding_dim: int =
     for q, stage in enumerate(rvq.stages):
         stage.set_codebook(torch.randn(stage.codebook.shape) / 2**q)
     return rvq
-
-
-def randn(*shape: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, requires_grad=True)
 
 
 def by_hand(z: Tensor, codebooks: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:

@@ -11,20 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.nn.layers import RULES, layer, randn
 from vqfast.nn import VQLayer
-
-RULES = pytest.mark.parametrize("decay", [None, 0.9])
-
-
-def layer(num_embeddings: int = 9, embedding_dim: int = 4, **options) -> VQLayer:
-    """In float64, with codes as far apart as the vectors that ``torch.randn`` draws."""
-    vq = VQLayer(num_embeddings, embedding_dim, **options).double()
-    vq.set_codebook(torch.randn(num_embeddings, embedding_dim))
-    return vq
-
-
-def randn(*shape: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, requires_grad=True)
 
 
 def keras(z_e: Tensor, codebook: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:

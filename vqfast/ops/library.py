@@ -30,7 +30,7 @@ FLAGS = [
     "-w",
     "-DTORCH_TARGET_VERSION=0x020a000000000000",
 ]
-# The kernels are compiled once for each of these; the library picks one at run time.
+# The kernels are compiled once for each of these; library*.cpp once, which picks one at run time.
 VARIANTS = {"portable": []}
 if platform.machine() in ("x86_64", "AMD64"):
     VARIANTS["avx2"] = ["-mavx2", "-mfma"]
@@ -72,11 +72,14 @@ def build(target: Path, compiler: Path) -> None:
     Raises:
         RuntimeError: the compiler refuses; an instruction set that it doesn't know is left out.
     """
-    kernels = [source for source in SOURCES.glob("*.cpp") if source.stem != "library"]
-    jobs = {"library": ("library.cpp", [f"-I{Path(torch.__file__).parent / 'include'}"])}
-    for name, flags in VARIANTS.items():
-        for kernel in kernels:
-            jobs[f"{kernel.stem}-{name}"] = (kernel.name, [*flags, f"-DVQFAST_ISA={name}"])
+    include = f"-I{Path(torch.__file__).parent / 'include'}"
+    jobs = {}
+    for source in sorted(SOURCES.glob("*.cpp")):
+        if source.stem.startswith("library"):
+            jobs[source.stem] = (source.name, [include])
+            continue
+        for name, flags in VARIANTS.items():
+            jobs[f"{source.stem}-{name}"] = (source.name, [*flags, f"-DVQFAST_ISA={name}"])
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         started = {
             name: subprocess.Popen(
@@ -91,7 +94,7 @@ def build(target: Path, compiler: Path) -> None:
         for name, process in started.items():
             if process.returncode == 0:
                 objects.append(f"{folder}/{name}.o")
-            elif name == "library" or name.endswith("portable"):
+            elif name.startswith("library") or name.endswith("portable"):
                 raise RuntimeError(f"{compiler} failed: {errors[name][:500]}")
         torch_libraries = Path(torch.__file__).parent / "lib"
         linked = subprocess.run(

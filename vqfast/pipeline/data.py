@@ -24,9 +24,9 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow turns RGB into grey
 
 
 class Images:
-    """A set of equally sized images, read lazily; `load_images` makes one.
+    """A set of equally sized images, read lazily; ``load_images`` makes one.
 
-    `labels` is int64 (N,) or None, `shape` is (C, H, W), and `num_classes` is the largest label of the
+    ``labels`` is int64 (N,) or None, ``shape`` is (C, H, W), and ``num_classes`` is the largest label of the
     loaded set plus 1 (the parts of a split keep it) or None.
     """
 
@@ -45,9 +45,9 @@ class Images:
         return len(self._rows)
 
     def batch(self, rows: Sequence[int] | np.ndarray | Tensor) -> Tensor:
-        """The images at `rows` (integers in 0..N-1, any order, repeats allowed).
+        """The images at ``rows`` (integers in 0..N-1, any order, repeats allowed).
 
-        Returns float32 (len(rows), C, H, W) in [0, 1]. Raises TypeError when `rows` is not a list of
+        Returns float32 (len(rows), C, H, W) in [0, 1]. Raises TypeError when ``rows`` is not a list of
         integers, ValueError when one is out of range or an image proves unreadable or outside [0, 1].
         """
         rows = np.asarray(rows)
@@ -65,10 +65,10 @@ class Images:
         return images.expand(-1, self.shape[0], -1, -1).contiguous()
 
     def split(self, fraction: float, seed: int) -> tuple[Images, Images]:
-        """Splits at random into (train, held-out), the latter `fraction` of the images, rounded.
+        """Splits at random into (train, held-out), the latter ``fraction`` of the images, rounded.
 
         The same seed gives the same split; each part keeps its images in the order of the whole. Raises
-        ValueError when `fraction` is outside (0, 1), when either part would be empty, or on a negative seed.
+        ValueError when ``fraction`` is outside (0, 1), when a part would be empty, or on a negative seed.
         """
         _check_integer("seed", seed, least=0)
         if not isinstance(fraction, Real):
@@ -80,7 +80,7 @@ class Images:
             raise ValueError(
                 f"fraction is {fraction}, which leaves one part of {len(self)} images empty; want both"
             )
-        # NumPy keeps the raw stream of a bit generator across versions, but not that of `permutation`.
+        # NumPy keeps the raw stream of a bit generator across versions, but not that of ``permutation``.
         order = np.argsort(np.random.PCG64(seed).random_raw(len(self)), kind="stable")
         return self._subset(np.sort(order[held:])), self._subset(np.sort(order[:held]))
 
@@ -106,7 +106,7 @@ def load_images(
 ) -> Images:
     """Opens a set of images.
 
-    `source` is one of
+    ``source`` is one of
     - "digits": scikit-learn's 1797 handwritten digits, bright on dark, enlarged from 8x8 to 32x32;
     - a folder, searched recursively, in the order of the relative names, hidden files left out. If all its
       images stand in sub-folders, the first-level ones are the classes, numbered in sorted order. Grey only
@@ -118,11 +118,11 @@ def load_images(
       it is read as C, whatever the second is;
     - an IDX file (gzipped or not) as MNIST comes, its labels beside it under the MNIST name.
 
-    `labels`: a .npy or IDX file of N integers >= 0, in place of the labels above. `size`: resizes the
-    shorter side to `size` and cuts out the central square. `channels`: 1 (grey) or 3 (RGB) converts.
+    ``labels``: a .npy or IDX file of N integers >= 0, in place of the labels above. ``size``: resizes the
+    shorter side to ``size`` and cuts out the central square. ``channels``: 1 (grey) or 3 (RGB) converts.
 
     Raises FileNotFoundError for a missing path, TypeError or ValueError for all else that is wrong. Files
-    of a folder and memory-mapped floats are fully checked only when `batch` reads them.
+    of a folder and memory-mapped floats are fully checked only when ``batch`` reads them.
     """
     if size is not None:
         _check_integer("size", size, least=1)
@@ -151,7 +151,7 @@ def load_images(
 
 
 class _Stack:
-    """Images in one array, maybe memory-mapped. `read`: rows -> (n, C, H, W), uint8 or float32 in [0, 1]."""
+    """Images in an array, maybe memory-mapped. ``read``: rows -> (n, C, H, W), uint8 or float32 in [0, 1]."""
 
     def __init__(self, array: np.ndarray, name: str, size: int | None) -> None:
         if array.dtype != np.uint8 and array.dtype.kind != "f":
@@ -199,7 +199,7 @@ class _Stack:
 
 
 class _Folder:
-    """Image files under a folder, or a single one. `read`: rows -> uint8 (n, C, H, W)."""
+    """Image files under a folder, or a single one. ``read``: rows -> uint8 (n, C, H, W)."""
 
     def __init__(self, root: Path, size: int | None) -> None:
         from PIL import Image
@@ -292,7 +292,7 @@ def _read_idx_pair(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def _read_idx(path: Path, rank: int) -> np.ndarray:
-    """An IDX file: the magic 00 00 08 (uint8) `rank`, the big-endian uint32 dimensions, the bytes."""
+    """An IDX file: the magic 00 00 08 (uint8) ``rank``, the big-endian uint32 dimensions, the bytes."""
     with _naming(path, "IDX file"):
         content = path.read_bytes()
         if content[:2] == b"\x1f\x8b":
@@ -326,7 +326,7 @@ def _checked_labels(labels: np.ndarray, count: int, name: str) -> np.ndarray:
 
 
 def _fit(images: np.ndarray, size: int) -> np.ndarray:
-    """(n, H, W), uint8 or float32 in [0, 1] -> (n, size, size): shorter side to `size`, centre cropped."""
+    """(n, H, W), uint8 or float32 in [0, 1] -> (n, size, size): shorter side to ``size``, centre cropped."""
     from PIL import Image, ImageOps
 
     pictures = (Image.fromarray(image) for image in images)

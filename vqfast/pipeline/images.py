@@ -22,8 +22,8 @@ LINE = "#2f6db3"
 def grid(images: Tensor, columns: int, labels: list[str] | None = None, scale: int | None = None) -> bytes:
     """A sheet of images, row by row, as a PNG.
 
-    `images`: floats (N, C, H, W) in [0, 1], C 1 or 3; values outside are clamped, non-finite pixels come
-    out magenta. `labels`: one a row, at the left. `scale`: enlargement of every pixel; None makes a tile
+    ``images``: floats (N, C, H, W) in [0, 1], C 1 or 3; values outside are clamped, non-finite pixels come
+    out magenta. ``labels``: one a row, at the left. ``scale``: enlargement of every pixel; None makes a tile
     64 pixels or more. Raises TypeError or ValueError naming what is wrong.
     """
     tiles = _tiles("images", images)
@@ -52,7 +52,7 @@ def single(image: np.ndarray) -> bytes:
 def pairs(originals: Tensor, reconstructions: Tensor, columns: int) -> bytes:
     """Rows of originals, each above the row of their reconstructions, as a PNG.
 
-    Both are floats (N, C, H, W) of one shape, shown as by `grid`. Raises TypeError or ValueError.
+    Both are floats (N, C, H, W) of one shape, shown as by ``grid``. Raises TypeError or ValueError.
     """
     above, below = _tiles("originals", originals), _tiles("reconstructions", reconstructions)
     if above.shape[:3] != below.shape[:3]:
@@ -66,8 +66,8 @@ def pairs(originals: Tensor, reconstructions: Tensor, columns: int) -> bytes:
 def code_maps(codes: Tensor, num_embeddings: int, originals: Tensor | None, columns: int) -> bytes:
     """Maps of code indices, a colour a code, below their originals if given, as a PNG.
 
-    `codes`: integers (N, H, W) in 0..num_embeddings-1; `originals`: floats (N, C, H', W') in [0, 1] or
-    None. A code has the same colour in every picture of one `num_embeddings`. Raises TypeError or ValueError.
+    ``codes``: integers (N, H, W) in 0..num_embeddings-1; ``originals``: floats (N, C, H', W') in [0, 1] or
+    None. A code has one colour in all pictures of one ``num_embeddings``. Raises TypeError or ValueError.
     """
     _check_count("num_embeddings", num_embeddings)
     if not isinstance(codes, Tensor) or codes.dtype.is_floating_point or codes.dtype == torch.bool:
@@ -89,7 +89,7 @@ def code_maps(codes: Tensor, num_embeddings: int, originals: Tensor | None, colu
 def curves(history: dict[str, list[float]], steps: list[int], title: str) -> bytes:
     """A panel for every metric over the steps, as a PNG; the same input gives the same bytes.
 
-    `history`: name -> as many values as there are `steps`; those not finite are left out. Series over 60
+    ``history``: name -> as many values as there are ``steps``; those not finite are left out. Series over 60
     points are drawn faint under a smoothed line; losses that fall tenfold get a log scale. Raises ValueError
     on an empty history and on unequal lengths.
     """
@@ -171,7 +171,7 @@ def _sheet_of_pairs(
 def _sheet(
     rows: list[np.ndarray], tile: tuple[int, int], labels: Sequence[str] | None = None, paired: bool = False
 ) -> bytes:
-    """Tiles uint8 (n, h, w, 3) row below row; if `paired`, each two rows stand close together."""
+    """Tiles uint8 (n, h, w, 3) row below row; if ``paired``, each two rows stand close together."""
     from PIL import Image, ImageDraw, ImageFont
 
     width, height = tile

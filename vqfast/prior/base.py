@@ -85,9 +85,10 @@ class CausalPrior(nn.Module):
         """The sampling program and the weights that it names, in the prior's dtype and on its device."""
 
     @property
-    @abstractmethod
     def config(self) -> dict[str, object]:
-        """The constructor's arguments."""
+        """The constructor's arguments; a kind of prior adds its own."""
+        names = ("num_embeddings", "num_classes", "condition_channels")
+        return {name: getattr(self, name) for name in names}
 
     def check_conditioning(
         self, batch: int, spatial: tuple[int, ...], labels: Tensor | None, condition: Tensor | None

@@ -110,10 +110,7 @@ class PixelCNN(CausalPrior):
     @property
     def config(self) -> dict[str, object]:
         """The constructor's arguments."""
-        shared = {
-            name: getattr(self, name) for name in ("num_embeddings", "num_classes", "condition_channels")
-        }
-        return shared | self._config
+        return super().config | self._config
 
     def grid_logits(self, codes: Tensor, labels: Tensor | None, condition: Tensor | None) -> Tensor:
         """See ``CausalPrior``."""
@@ -189,10 +186,7 @@ class ResidualPixelCNN(CausalPrior):
     @property
     def config(self) -> dict[str, object]:
         """The constructor's arguments."""
-        shared = {
-            name: getattr(self, name) for name in ("num_embeddings", "num_classes", "condition_channels")
-        }
-        return shared | {
+        return super().config | {
             "channels": self.first.weight.shape[0],
             "num_residual_blocks": len(self.blocks),
             "num_layers": len(self.layers),

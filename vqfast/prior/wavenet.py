@@ -77,10 +77,7 @@ class WaveNet(CausalPrior):
     @property
     def config(self) -> dict[str, object]:
         """The constructor's arguments."""
-        shared = {
-            name: getattr(self, name) for name in ("num_embeddings", "num_classes", "condition_channels")
-        }
-        return shared | {
+        return super().config | {
             "channels": self.embedding.embedding_dim,
             "num_layers": len(self.layers),
             "dilation_cycle": self.dilation_cycle,

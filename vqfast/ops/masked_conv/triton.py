@@ -21,10 +21,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vqfast.ops.launch import TRITON_DTYPES, architecture, on
 from vqfast.ops.masked_conv import layout
 from vqfast.ops.masked_conv.reference import embed, embed_backward  # noqa: F401  PyTorch's rows of a table do
 from vqfast.ops.masked_conv.tunings import CONVOLVE, DOUBLE, HALF, IEEE, TF32, WEIGHT, Tuning, pick
-from vqfast.ops.nearest.triton import TRITON_DTYPES, architecture, on
 
 MOST_POSITIONS = 1 << 30  # the kernels number them in int32
 PIECES = 264  # about so many programs share the weight's gradient: two for each multiprocessor of an H100

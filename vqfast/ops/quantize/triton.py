@@ -18,7 +18,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vqfast.ops.nearest.triton import channel_block, on, row_offsets, search, wide
+from vqfast.ops.launch import on
+from vqfast.ops.nearest.triton import channel_block, search, wide
+from vqfast.ops.nearest.triton_kernels import row_offsets
 from vqfast.ops.rows import row_strides
 
 ROWS, CHANNELS = 64, 64  # block sizes of the kernels below: bound by memory, anything of this size does

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vqfast.ops import library
+from vqfast.ops.masked_conv.layout import ACTIVATIONS
 from vqfast.prior.base import CausalPrior
 from vqfast.prior.program import CODES, CONDITION, Phase, Program, available
 from vqfast.prior.sampler import Request
@@ -18,7 +19,6 @@ from vqfast.prior.sampler import Request
 _SECONDS = 0.1  # between looks at the keyboard
 _IMAGES = 16  # a thread works alone when it has as many
 _PRODUCTS = 1 << 14  # of a step for each thread: fewer take less time than threads to meet
-_ACTIVATIONS = ("none", "relu", "gate")
 
 
 def _plan(
@@ -39,7 +39,7 @@ def _plan(
             taps += [[*tap, known] for tap, known in zip(term.taps, early, strict=True)]
         residual = -1 if step.residual is None else step.residual
         biases = offsets.get(step.bias, -1), offsets.get(step.label_bias, -1)
-        activation = _ACTIVATIONS.index(step.activation)
+        activation = ACTIVATIONS.index(step.activation)
         row = [step.width, activation, phases[number], residual, *biases, *program.reach(number)]
         steps.append([*row, first, len(terms) - first])
     return torch.tensor(steps), torch.tensor(terms), torch.tensor(taps)

@@ -65,7 +65,7 @@ def verdict(device: torch.device, dtype: torch.dtype) -> str | None:
 
 def tunings_of(weight: Tensor) -> dict[int, Tuning]:
     """The lines of the table for priors with such weights."""
-    from vqfast.ops.nearest.triton import architecture
+    from vqfast.ops.launch import architecture
 
     table, arch = SAMPLING[weight.element_size()], architecture(weight.device)
     return table.get(arch) or table[fallback(arch)]
@@ -140,7 +140,7 @@ class Sampling:
         self, tables: Tables, begin: int, end: int, y: int, x: int, iterations: int, columns: int
     ) -> None:
         """``iterations`` times some of the jobs of ``tables``, for ``columns`` positions."""
-        from vqfast.ops.nearest.triton import on
+        from vqfast.ops.launch import on
         from vqfast.prior.executors.triton_kernel import sample
 
         if begin == end:

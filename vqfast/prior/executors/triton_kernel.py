@@ -25,7 +25,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vqfast.prior.executors.triton_plan import ACTIVATIONS, JOB, PLACE, UNIT
+from vqfast.ops.masked_conv.layout import ACTIVATIONS
+from vqfast.prior.executors.triton_plan import JOB, PLACE, UNIT
 
 _UNIT, _PLACE, _JOB = tl.constexpr(UNIT), tl.constexpr(len(PLACE)), tl.constexpr(len(JOB))
 _GATE, _RELU = tl.constexpr(ACTIVATIONS.index("gate")), tl.constexpr(ACTIVATIONS.index("relu"))

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vqfast.ops.masked_conv.layout import ACTIVATIONS
 from vqfast.prior.executors.triton_tunings import Launch, Tuning
 from vqfast.prior.program import CODES, CONDITION, Offset, Phase, Program, Step, Term, available
 
 UNIT = 16  # elements that bases and strides count in, so that the compiler sees them aligned
-ACTIVATIONS = ("none", "relu", "gate")
 # Where a value is read or written: its cache, and the offset from the position that is computed.
 PLACE = ("base", "stride", "rows", "columns", "dy", "dx")
 # The places of a product are those of its result, its residual and its partial sums, then those that it

@@ -1,215 +1,13 @@
-"""The command line: ``vqfast demo | train | encode | train-prior | sample | decode | likelihood | ...``."""
+"""What each command does. Each imports its part of the pipeline, which needs packages that are optional."""
 
 from __future__ import annotations
 
-import argparse
 import io
-import os
-import signal
-import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
-
-EXTRAS = {"safetensors", "PIL", "tqdm", "matplotlib", "sklearn"}
+from typing import Any
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Runs a command; returns the exit status: 0, 2 for bad input, 130 when interrupted."""
-    arguments = vars(_parser().parse_args(argv))
-    command = arguments.pop("command")
-    with _interrupts() as interrupts:
-        try:
-            command(**arguments)
-            sys.stdout.flush()  # a pipe that nobody reads any more shows here
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
-            return 1
-        except BaseException as error:
-            if interrupts or isinstance(error, KeyboardInterrupt):
-                sys.unraisablehook = lambda unraisable: None  # what is half made complains as it goes
-                line, status = "interrupted; the same command goes on from here", 130
-            else:
-                line, status = f"error: {_explained(error)}", 2
-            sys.stderr.write(f"vqfast: {line}\n")  # at once: print's two writes mix with another process's
-            return status
-    return 0
-
-
-@contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """Notes every Ctrl-C: an import or native code that is interrupted may raise an error of its own."""
-    seen: list[int] = []
-
-    def note(number: int, frame: Any) -> NoReturn:
-        seen.append(number)
-        raise KeyboardInterrupt
-
-    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # and not ignored, as by nohup
-    ours = ours and threading.current_thread() is threading.main_thread()
-    if ours:
-        signal.signal(signal.SIGINT, note)
-    try:
-        yield seen
-    finally:
-        if ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def _explained(error: BaseException) -> str:
-    """One line about an error that the user can mend; any other goes on its way."""
-    if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
-        return f"{error.name} is missing: pip install 'vqfast[demo]'"
-    from vqfast.ops.registry import NoBackendError
-    from vqfast.prior.memory import out_of_memory
-
-    if out_of_memory(error):
-        return "out of memory: ask for smaller sizes or batches"
-
-    if isinstance(error, (ValueError, TypeError, OverflowError, OSError, NoBackendError)):
-        return " ".join(str(error).split())
-    raise error
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="vqfast", description="VQ-VAEs and their PixelCNN priors, from images to new images."
-    )
-    commands = parser.add_subparsers(required=True, metavar="command", parser_class=_Parser)
-
-    def add(name: str, function, help: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=help, description=help)
-        sub.set_defaults(command=function)
-        return sub
-
-    def device(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--device", default="auto", help="auto, cpu or cuda")
-
-    def data(sub: argparse.ArgumentParser, default: str | None, help: str) -> None:
-        formats = "digits, a folder of images, .npy, .npz or an IDX file"
-        sub.add_argument("--data", default=default, help=f"{formats} ({help})")
-        sub.add_argument("--labels", help="a .npy or IDX file of labels")
-        sub.add_argument("--size", type=int, help="resize and crop to SIZE x SIZE")
-        sub.add_argument("--channels", type=int, help="1 (grey) or 3 (RGB)")
-
-    def formats(sub: argparse.ArgumentParser, others: str) -> None:
-        kinds = "grid (sheets, default), png (a folder of pictures) or npy (uint8 N, C, H, W)"
-        sub.add_argument("--format", default="grid", help=f"of the images: {kinds}{others}")
-
-    codes = "a folder that encode or sample wrote, such as OUT/samples, or a .npy of codes (N, H, W)"
-
-    def fit(sub: argparse.ArgumentParser, steps: int, batch_size: int, lr: float) -> None:
-        sub.add_argument("--steps", type=int, default=steps, help=f"default {steps}")
-        sub.add_argument("--batch-size", type=int, default=batch_size, help=f"default {batch_size}")
-        sub.add_argument("--lr", type=float, default=lr, help=f"Adam's, decaying to 0; default {lr}")
-        sub.add_argument("--seed", type=int, default=0)
-
-    sub = add("demo", _demo, "learn real handwritten digits and make new ones, in minutes on a CPU")
-    sub.add_argument("--out", required=True, metavar="RUN", help="the run's folder")
-    sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--steps-scale", type=float, default=1.0, help="below 1 for a quick look")
-    device(sub)
-
-    sub = add("train", _train, "train a VQ-VAE on images")
-    sub.add_argument("--out", required=True, metavar="RUN", help="the run's folder")
-    data(sub, "digits", "default digits")
-    sub.add_argument("--holdout", type=float, default=0.1, help="share of the images kept out of training")
-    sub.add_argument("--model", default="paper", help="paper (default), keras or ruseckas")
-    for name, kind in (
-        ("hidden-channels", int),
-        ("num-downsamplings", int),
-        ("num-residual-blocks", int),
-        ("num-embeddings", int),
-        ("embedding-dim", int),
-        ("beta", float),
-        ("decay", float),
-    ):
-        sub.add_argument(f"--{name}", type=kind, help="overrides the model's")
-    sub.add_argument("--codebook", default="kmeans", help="how it starts: kmeans (default) or uniform")
-    fit(sub, 10_000, 128, 2e-4)
-    device(sub)
-
-    sub = add("encode", _encode, "turn images into grids of codes")
-    sub.add_argument("--run", required=True, help="a trained run's folder")
-    data(sub, None, "default: what the run was trained on")
-    sub.add_argument("--out", help="a folder for the codes of --data")
-    device(sub)
-
-    sub = add("train-prior", _train_prior, "train a PixelCNN prior on a run's codes")
-    sub.add_argument("--run", required=True, help="the folder of a run whose codes are encoded")
-    sub.add_argument("--prior", default="gated", help="gated (default) or residual")
-    for name in ("channels", "num-layers", "num-residual-blocks", "head-channels"):
-        sub.add_argument(f"--{name}", type=int, help="overrides the prior's")
-    sub.add_argument("--no-labels", action="store_true", help="ignore the labels")
-    fit(sub, 10_000, 64, 3e-4)
-    device(sub)
-
-    sub = add("sample", _sample, "draw new codes from the prior, or complete images, and decode them")
-    sub.add_argument("--run", required=True, help="the folder of a run with a prior")
-    sub.add_argument("--out", required=True, help="a folder for the samples")
-    sub.add_argument("--num", type=int, help="default 100; with --complete, all that there are to draw")
-    sub.add_argument("--label", type=int, help="of all samples; by default the classes take turns")
-    sub.add_argument(
-        "--shape", type=int, nargs=2, metavar=("H", "W"), help="of the codes; default as trained"
-    )
-    sub.add_argument(
-        "--complete",
-        metavar="IMAGES",
-        help="an image, or others as for train --data; or held-out, the run's: part of their codes is kept, "
-        "the rest drawn; completions.png shows them",
-    )
-    sub.add_argument(
-        "--keep",
-        help="top-half (default), left-half, bottom-0.3 and so on, or an image, bright where codes are "
-        "kept. Codes are drawn row by row, each from those in the rows above and those left of it: kept "
-        "ones further on stay, but what is drawn before them doesn't know them",
-    )
-    sub.add_argument("--draws", type=int, help="completions of each image, default 8")
-    sub.add_argument("--temperature", type=float, default=1.0)
-    sub.add_argument("--top-k", type=int)
-    sub.add_argument("--top-p", type=float)
-    sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--method", default="auto", help="auto, naive, cached or an executor")
-    sub.add_argument("--batch-size", type=int, default=256, help="at most, as memory allows; default 256")
-    formats(sub, "; or codes, for no images")
-    device(sub)
-
-    sub = add("decode", _decode, "turn codes into images")
-    sub.add_argument("--run", required=True, help="a trained run's folder")
-    sub.add_argument("--codes", required=True, help=codes)
-    sub.add_argument("--out", required=True, help="a folder for the images")
-    formats(sub, "")
-    device(sub)
-
-    sub = add("likelihood", _likelihood, "how likely codes or images are under the prior, in bits a code")
-    sub.add_argument("--run", required=True, help="the folder of a run with a prior")
-    sub.add_argument("--codes", help=codes)
-    data(sub, None, "default, without --codes: what the run held out")
-    sub.add_argument("--label", type=int, help="of all, in place of their own")
-    sub.add_argument("--out", required=True, help="the bits a code of each, a .npy")
-    sub.add_argument("--overwrite", action="store_true")
-    device(sub)
-
-    sub = add("reconstruct", _reconstruct, "encode and decode images; a picture and the error")
-    sub.add_argument("--run", required=True, help="a trained run's folder")
-    data(sub, None, "default: what the run held out")
-    sub.add_argument("--out", required=True, help="the picture, a .png")
-    sub.add_argument("--num", type=int, default=24, help="images in the picture")
-    sub.add_argument("--overwrite", action="store_true")
-    device(sub)
-
-    add("info", _info, "what runs here, and what doesn't, and why")
-    return parser
-
-
-def _demo(out: str, seed: int, steps_scale: float, device: str) -> None:
+def demo(out: str, seed: int, steps_scale: float, device: str) -> None:
     from vqfast.pipeline.demo import demo, summary
     from vqfast.pipeline.ranks import joined
 
@@ -221,7 +19,7 @@ def _demo(out: str, seed: int, steps_scale: float, device: str) -> None:
             print(summary(out))
 
 
-def _train(
+def train(
     out: str,
     data: str,
     labels: str | None,
@@ -264,7 +62,7 @@ def _say(ranks: Any, line: str) -> None:
         print(line)
 
 
-def _encode(
+def encode(
     run: str,
     data: str | None,
     labels: str | None,
@@ -295,7 +93,7 @@ def _encode(
             _say(ranks, f"{len(images)} images encoded in {target.folder / 'codes' / part}")
 
 
-def _train_prior(
+def train_prior(
     run: str,
     prior: str,
     no_labels: bool,
@@ -328,7 +126,7 @@ def _train_prior(
         )
 
 
-def _sample(
+def sample(
     run: str,
     out: str,
     num: int | None,
@@ -380,7 +178,7 @@ def _sample(
         _say(ranks, "; ".join(said))
 
 
-def _decode(run: str, codes: str, out: str, format: str, device: str) -> None:
+def decode(run: str, codes: str, out: str, format: str, device: str) -> None:
     from vqfast.pipeline import steps as step
     from vqfast.pipeline.checkpoint import Run, load_model
     from vqfast.pipeline.codes import open_codes
@@ -397,7 +195,7 @@ def _decode(run: str, codes: str, out: str, format: str, device: str) -> None:
         _say(ranks, f"{found.num} images in {target.folder / format}")
 
 
-def _likelihood(
+def likelihood(
     run: str,
     codes: str | None,
     data: str | None,
@@ -414,7 +212,6 @@ def _likelihood(
     from vqfast.pipeline import steps as step
     from vqfast.pipeline.checkpoint import Run, load_model, write_file
     from vqfast.pipeline.codes import open_codes
-    from vqfast.pipeline.data import load_images
     from vqfast.pipeline.ranks import joined
 
     _check_new(out, overwrite)
@@ -428,11 +225,7 @@ def _likelihood(
             found = open_codes(codes)
         else:
             vqvae = load_model(source.folder, "vqvae", ranks.device)
-            images = (
-                step.reopen_images(source)[step.HELD_OUT]
-                if data is None
-                else load_images(data, labels, size, channels)
-            )
+            images = _images(source, data, labels, size, channels)
             found = step.encoded(vqvae, images, ranks)
         bits = step.bits_per_code(prior, found, ranks, label)
         if ranks.first:
@@ -442,12 +235,22 @@ def _likelihood(
             print(f"{len(bits)} grids of codes: {bits.mean():.3f} bits a code; each one's in {out}")
 
 
+def _images(run: Any, data: str | None, labels: str | None, size: int | None, channels: int | None) -> Any:
+    """Those that are named, else what the run held out."""
+    from vqfast.pipeline import steps as step
+    from vqfast.pipeline.data import load_images
+
+    if data is None:
+        return step.reopen_images(run)[step.HELD_OUT]
+    return load_images(data, labels, size, channels)
+
+
 def _check_new(out: str, overwrite: bool) -> None:
     if Path(out).exists() and not overwrite:
         raise ValueError(f"{out} exists; say --overwrite or choose another name")
 
 
-def _reconstruct(
+def reconstruct(
     run: str,
     data: str | None,
     labels: str | None,
@@ -463,7 +266,6 @@ def _reconstruct(
     from vqfast.pipeline import images as pictures
     from vqfast.pipeline import steps as step
     from vqfast.pipeline.checkpoint import Run, load_model, write_file
-    from vqfast.pipeline.data import load_images
     from vqfast.pipeline.ranks import joined
 
     if num < 1:
@@ -472,11 +274,7 @@ def _reconstruct(
     with joined(device) as ranks:
         source = Run.shared(run, ranks, lock=False)
         vqvae = load_model(source.folder, "vqvae", ranks.device)
-        images = (
-            step.reopen_images(source)[step.HELD_OUT]
-            if data is None
-            else load_images(data, labels, size, channels)
-        )
+        images = _images(source, data, labels, size, channels)
         figures = step.reconstruct(vqvae, images, ranks)
         if ranks.first:
             shown = range(min(num, len(images)))
@@ -486,7 +284,7 @@ def _reconstruct(
             print(f"{len(images)} images: {found}; {len(shown)} of them in {out}")
 
 
-def _info() -> None:
+def info() -> None:
     import platform
 
     import torch
@@ -509,7 +307,3 @@ def _info() -> None:
                 standing = "" if refused else registry.standing(op, backend, probe.device)
                 print(f"{device:5} {op:12} {backend:10} {refused or 'runs'}{standing and f' ({standing})'}")
     print(f"samplers: {', '.join(EXECUTORS)}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,141 @@
+// The host side of masked convolution.
+#include <algorithm>
+#include <optional>
+#include <vector>
+
+#include "library.h"
+
+namespace vqfast {
+namespace {
+
+// A dense (B, C, H, W) tensor, or what repeats over the grid, (B, C, 1, 1).
+Grid grid(const std::optional<Tensor>& t, const Tensor& like, bool last) {
+  if (!t) return {};
+  const int64_t c = t->size(1), h = t->size(2), w = t->size(3);
+  Grid g{t->mutable_data_ptr(), c * h * w, last ? 1 : h * w, last ? w * c : w, last ? c : 1};
+  if (h == 1 && like.size(2) > 1) g.row = 0;
+  if (w == 1 && like.size(3) > 1) g.column = 0;
+  return g;
+}
+
+// The problem's sizes and tensors; all are channels last where x is.
+MaskedConv masked_conv_of(const Tensor& x, const std::optional<Tensor>& extra, const std::optional<Tensor>& residual,
+                          const Tensor& result, const std::optional<Tensor>& kept) {
+  const bool codes = x.scalar_type() == ScalarType::Long;
+  const bool last = codes || x.size(2) * x.size(3) == 1 || (x.stride(1) == 1 && x.size(1) > 1);
+  MaskedConv p{};
+  p.type = type_of(result);
+  p.batch = x.size(0), p.in = x.size(1), p.height = x.size(2), p.width = x.size(3);
+  if (codes)
+    p.codes = static_cast<const int64_t*>(x.const_data_ptr());
+  else
+    p.x = grid(x, x, last);
+  p.extra = grid(extra, x, last), p.residual = grid(residual, x, last);
+  p.result = grid(result, x, last), p.kept = grid(kept, x, last);
+  return p;
+}
+
+// (C_out, C_in, kh, kw) of any strides but contiguous kernels, of which the taps are used.
+void set_weight(MaskedConv& p, const Tensor& weight, const std::vector<int64_t>& taps, const std::vector<int64_t>& dy,
+                const std::vector<int64_t>& dx) {
+  p.out = weight.size(0);
+  for (int64_t n = 0; p.codes && n < p.batch * p.height * p.width; ++n)
+    STD_TORCH_CHECK(p.codes[n] >= 0 && p.codes[n] < weight.size(1), "codes hold ", p.codes[n], "; want 0 to ",
+                    weight.size(1) - 1);
+  if (p.codes) p.in = weight.size(1);
+  p.weight = weight.mutable_data_ptr();
+  p.weight_out = weight.stride(0), p.weight_in = weight.stride(1);
+  p.taps = int64_t(taps.size()), p.tap = taps.data(), p.dy = dy.data(), p.dx = dx.data();
+}
+
+// Room for what `plan` fills.
+struct Plan {
+  std::vector<Product> products;
+  std::vector<Matrix> matrices;
+  std::vector<Look> looks;
+  Plan(MaskedConv& p, const MaskedConvKernel& kernel, int64_t threads)
+      : products(4 * p.taps), matrices(2 * p.taps), looks(p.taps) {
+    p.products = products.data(), p.matrices = matrices.data(), p.looks = looks.data();
+    kernel.plan(p, threads);
+  }
+};
+
+double multiplications(const MaskedConv& p) {
+  return double(p.batch * p.height * p.width) * double(p.taps + 1) * double(p.in) * double(p.out);
+}
+
+// result = activation(conv(x) + bias + extra) + residual, and the sums into kept. Tap t of the weight's kernels sees
+// the position (dy, dx) away. All tensors are contiguous or all channels last; int64 x (B, 1, H, W) names one-hot
+// vectors.
+void masked_conv(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> extra,
+                 std::optional<Tensor> residual, Tensor result, std::optional<Tensor> kept, std::vector<int64_t> taps,
+                 std::vector<int64_t> dy, std::vector<int64_t> dx, int64_t activation) {
+  const MaskedConvKernel& kernel = best_kernels().masked_conv;
+  MaskedConv p = masked_conv_of(x, extra, residual, result, kept);
+  set_weight(p, weight, taps, dy, dx);
+  p.bias = bias ? bias->mutable_data_ptr() : nullptr;
+  p.epilogue = Epilogue(activation);
+  const int64_t threads = threads_for(multiplications(p));
+  const Plan plan(p, kernel, threads);
+  const int64_t bytes = kernel.scratch(p);
+  Buffer<char> packed(kernel.packed(p)), scratch(threads * bytes);
+  for_parts(threads, kernel.tiles(p), [&](int64_t, Span tiles) { kernel.pack(p, tiles, packed.data()); });
+  for_parts(threads, kernel.blocks(p), [&](int64_t part, Span blocks) {
+    kernel.forward(p, blocks, packed.data(), scratch.data() + part * bytes);
+  });
+}
+
+// Gradients of the weight (its taps only) and of the bias, of that of the sums.
+void masked_conv_weight_gradient(Tensor grad, Tensor x, Tensor grad_weight, Tensor grad_bias, std::vector<int64_t> taps,
+                                 std::vector<int64_t> dy, std::vector<int64_t> dx) {
+  const MaskedConvKernel& kernel = best_kernels().masked_conv;
+  MaskedConv p = masked_conv_of(x, std::nullopt, std::nullopt, grad, std::nullopt);
+  set_weight(p, grad_weight, taps, dy, dx);
+  p.bias = grad_bias.mutable_data_ptr();
+  const int64_t threads = threads_for(multiplications(p));
+  const Plan plan(p, kernel, threads);
+  const int64_t bytes = kernel.scratch(p), sums = kernel.packed(p), parts = kernel.weight_parts(p);
+  // Threads share the positions, as far as room for sums allows, then the weight.
+  const int64_t room = (int64_t{1} << 26) / std::max<int64_t>(1, sums);
+  const int64_t shares = std::clamp<int64_t>(std::min(room, kernel.blocks(p)), 1, threads);
+  const int64_t groups = (threads + shares - 1) / shares;
+  Buffer<char> packed(shares * sums), scratch(threads * bytes);
+  for_parts(threads, shares * groups, [&](int64_t thread, Span units) {
+    for (int64_t unit = units.begin; unit < units.end; ++unit) {
+      const int64_t share = unit / groups, group = unit % groups;
+      kernel.weight_gradient(p, part_of(kernel.blocks(p), shares, share), part_of(parts, groups, group),
+                             packed.data() + share * sums, scratch.data() + thread * bytes);
+    }
+  });
+  for_parts(threads, parts, [&](int64_t, Span span) { kernel.put_gradient(p, span, shares, packed.data()); });
+}
+
+// result = tanh(a) * sigmoid(b) of the channels' halves of x + extra; with the gradient of that, x's gradient.
+void gate(Tensor x, std::optional<Tensor> extra, std::optional<Tensor> grad, Tensor result) {
+  const MaskedConvKernel& kernel = best_kernels().masked_conv;
+  MaskedConv p = masked_conv_of(x, extra, grad, result, std::nullopt);
+  p.out = p.in;
+  p.epilogue = grad ? Epilogue::gate_gradient : Epilogue::gate;
+  const int64_t threads = threads_for(double(x.numel()) * 16);
+  kernel.plan(p, threads);
+  for_parts(threads, kernel.blocks(p), [&](int64_t, Span blocks) { kernel.gate(p, blocks); });
+}
+
+}  // namespace
+}  // namespace vqfast
+
+STABLE_TORCH_LIBRARY_FRAGMENT(vqfast_native, library) {
+  library.def(
+      "masked_conv(Tensor x, Tensor weight, Tensor? bias, Tensor? extra, Tensor? residual, Tensor(a!) result,"
+      " Tensor(b!)? kept, int[] taps, int[] dy, int[] dx, int activation) -> ()");
+  library.def(
+      "masked_conv_weight_gradient(Tensor grad, Tensor x, Tensor(a!) grad_weight, Tensor(b!) grad_bias, int[] taps,"
+      " int[] dy, int[] dx) -> ()");
+  library.def("gate(Tensor x, Tensor? extra, Tensor? grad, Tensor(a!) result) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(vqfast_native, CPU, library) {
+  library.impl("masked_conv", TORCH_BOX(&vqfast::masked_conv));
+  library.impl("masked_conv_weight_gradient", TORCH_BOX(&vqfast::masked_conv_weight_gradient));
+  library.impl("gate", TORCH_BOX(&vqfast::gate));
+}

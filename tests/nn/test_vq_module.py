@@ -1,0 +1,119 @@
+"""``VQLayer`` with any options as a module: states, copies, meta, autocast; and bad options."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import re
+
+import pytest
+import torch
+
+from tests.nn.layers import ALL, RULES
+from vqfast.nn import VQLayer
+from vqfast.nn.codebook import Codebook
+
+
+def test_state_dict_keys_are_the_options_own() -> None:
+    assert list(VQLayer(9, 4).state_dict()) == ["codebook"]
+    assert list(VQLayer(9, 4, decay=0.9).state_dict()) == ["codebook", "ema_counts", "ema_sums"]
+    assert list(VQLayer(9, 4, revive_below=1.0).state_dict()) == ["codebook", "ema_counts"]
+    assert isinstance(VQLayer(9, 4), Codebook)
+
+
+@ALL
+@pytest.mark.parametrize("kmeans_init", [False, True])
+def test_copies_continue_as_the_original(options, kmeans_init) -> None:
+    vq = VQLayer(9, 6, kmeans_init=kmeans_init, **options)
+    vq(torch.randn(20, 6))
+    twins = [
+        copy.deepcopy(vq),
+        pickle.loads(pickle.dumps(vq)),
+        VQLayer(9, 6, kmeans_init=kmeans_init, **options),
+    ]
+    twins[2].load_state_dict(vq.state_dict())
+    batch = torch.randn(20, 6)
+    for one in (vq, *twins):
+        torch.manual_seed(5)
+        one(batch)
+        assert all(torch.equal(value, one.state_dict()[name]) for name, value in vq.state_dict().items())
+
+
+@ALL
+def test_builds_and_runs_on_meta(options) -> None:
+    with torch.device("meta"):
+        vq = VQLayer(9, 6, kmeans_init=True, **options)
+        out = vq(torch.zeros(2, 6, 5), torch.ones(2, 5, dtype=torch.bool))
+    assert (out.quantized.shape, out.indices.shape[:2], out.loss.shape) == ((2, 6, 5), (2, 5), ())
+    vq.to_empty(device="cpu").reset_parameters()
+    assert vq.codebook.isfinite().all()
+    assert not vq.initialised
+
+
+@ALL
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_leaves_the_state_in_float32_and_the_codes_exact(options, dtype) -> None:
+    encoder, vq = torch.nn.Linear(5, 6), VQLayer(9, 6, channel_dim=-1, **options)
+    vq.set_codebook(torch.randn(vq.codebook.shape))
+    codes = copy.deepcopy(vq).eval()
+    x = torch.randn(30, 5)
+    with torch.autocast("cpu", dtype):
+        z_e = encoder(x)
+        out = vq(z_e)
+        want = codes(z_e)
+    assert z_e.dtype == out.quantized.dtype == dtype
+    assert out.loss.dtype == torch.float32
+    assert torch.equal(out.indices, want.indices)
+    if vq.projection.project_in is None and vq.heads == 1 and vq.metric == "l2":
+        distances = torch.cdist(z_e.detach().double(), codes.codebook.detach().double())
+        assert torch.equal(out.indices, distances.argmin(-1))
+    (out.quantized.float().sum() + out.loss).backward()
+    assert {value.dtype for value in vq.state_dict().values()} == {torch.float32}
+    assert all(p.grad.isfinite().all() for p in (*encoder.parameters(), *vq.parameters()))
+
+
+@RULES
+def test_grad_scaler_skips_a_bad_step_and_the_codebook_survives(decay) -> None:
+    encoder, vq = torch.nn.Linear(5, 4), VQLayer(9, 4, decay=decay, revive_below=0.5)
+    parameters = [*encoder.parameters(), *vq.parameters()]
+    optimizer, scaler = torch.optim.SGD(parameters, lr=0.1), torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    for step in range(4):
+        before = [p.detach().clone() for p in parameters]
+        x = torch.randn(30, 5)
+        x[0] *= 1e30 if step == 1 else 1
+        with torch.autocast("cpu", torch.float16):
+            out = vq(encoder(x))
+        optimizer.zero_grad()
+        scaler.scale(out.quantized.float().square().mean() + out.loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        moved = any(not torch.equal(p, old) for p, old in zip(parameters, before, strict=True))
+        assert moved == (step != 1)
+    assert all(value.isfinite().all() for value in vq.state_dict().values())
+    assert scaler.get_scale() == 2.0**15
+
+
+@pytest.mark.parametrize(
+    "options, error",
+    [
+        ({"metric": "dot"}, ValueError),
+        ({"heads": 0}, ValueError),
+        ({"heads": 2.0}, TypeError),
+        ({"codebook_dim": 0}, ValueError),
+        ({"codebook_dim": "3"}, TypeError),
+        ({"revive_below": -1.0}, ValueError),
+        ({"revive_below": float("nan")}, ValueError),
+        ({"gradient": "reinforce"}, ValueError),
+    ],
+)
+def test_bad_options_are_named(options, error) -> None:
+    [(name, value)] = options.items()
+    with pytest.raises(error, match=f"{name} is {re.escape(repr(value))}"):
+        VQLayer(**{"num_embeddings": 8, "embedding_dim": 4, **options})
+
+
+def test_heads_that_do_not_divide_the_channels_are_named() -> None:
+    with pytest.raises(ValueError, match="embedding_dim is 4; want a multiple of heads = 3"):
+        VQLayer(8, 4, heads=3)
+    with pytest.raises(ValueError, match="2 heads"):
+        VQLayer(8, 4, heads=2).decode(torch.zeros(3, 5, dtype=torch.int64))

@@ -1,0 +1,44 @@
+"""Images in files of every kind."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vqfast.pipeline.data import Images
+
+RNG = np.random.default_rng(0)
+
+
+def pixels(*shape: int) -> np.ndarray:
+    return RNG.integers(0, 256, shape, dtype=np.uint8)
+
+
+def saved(path: Path, array: np.ndarray) -> str:
+    np.save(path, array)
+    return str(path)
+
+
+def idx(array: np.ndarray) -> bytes:
+    header = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+    return header + array.astype(np.uint8).tobytes()
+
+
+def same(images: Images, expected: np.ndarray) -> bool:
+    """Whether all images equal uint8 (N, C, H, W)."""
+    found = images.batch(range(len(images)))
+    assert found.dtype == torch.float32 and found.shape == expected.shape == (len(images), *images.shape)
+    return torch.equal(found, torch.from_numpy(expected.copy()).float() / 255)
+
+
+def folder(root: Path, **files: np.ndarray) -> str:
+    """Writes images losslessly; `__` in a name stands for `/` and its last `_` for `.`."""
+    for name, array in files.items():
+        path = root / ".".join(name.replace("__", "/").rsplit("_", 1))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(path)
+    return str(root)

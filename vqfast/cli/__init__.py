@@ -1,0 +1,72 @@
+"""The command line: ``vqfast demo | train | encode | train-prior | sample | decode | likelihood | ...``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+from vqfast.cli.parser import make_parser
+
+EXTRAS = {"safetensors", "PIL", "tqdm", "matplotlib", "sklearn"}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command; returns the exit status: 0, 2 for bad input, 130 when interrupted."""
+    arguments = vars(make_parser().parse_args(argv))
+    command = arguments.pop("command")
+    with _interrupts() as interrupts:
+        try:
+            command(**arguments)
+            sys.stdout.flush()  # a pipe that nobody reads any more shows here
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
+            return 1
+        except BaseException as error:
+            if interrupts or isinstance(error, KeyboardInterrupt):
+                sys.unraisablehook = lambda unraisable: None  # what is half made complains as it goes
+                line, status = "interrupted; the same command goes on from here", 130
+            else:
+                line, status = f"error: {_explained(error)}", 2
+            sys.stderr.write(f"vqfast: {line}\n")  # at once: print's two writes mix with another process's
+            return status
+    return 0
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Notes every Ctrl-C: an import or native code that is interrupted may raise an error of its own."""
+    seen: list[int] = []
+
+    def note(number: int, frame: Any) -> NoReturn:
+        seen.append(number)
+        raise KeyboardInterrupt
+
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # and not ignored, as by nohup
+    ours = ours and threading.current_thread() is threading.main_thread()
+    if ours:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield seen
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _explained(error: BaseException) -> str:
+    """One line about an error that the user can mend; any other goes on its way."""
+    if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
+        return f"{error.name} is missing: pip install 'vqfast[demo]'"
+    from vqfast.ops.registry import NoBackendError
+    from vqfast.prior.memory import out_of_memory
+
+    if out_of_memory(error):
+        return "out of memory: ask for smaller sizes or batches"
+
+    if isinstance(error, (ValueError, TypeError, OverflowError, OSError, NoBackendError)):
+        return " ".join(str(error).split())
+    raise error
