@@ -59,7 +59,7 @@ from vqfast.ops.nearest.tunings import RECHECK, SEARCH, Tuning, pick
 from vqfast.ops.rows import ROW_DIMS, row_strides
 
 SAMPLE = 256  # codes whose mean is the pivot
-PACK_CODES = 64
+PACK_CODES = 64  # the codebook is small beside the rows: any size does here, and in ``_centre``
 MEASURE = tl.constexpr(64)  # channels that a wider row is measured by at a time, to spare registers
 FAR = tl.constexpr(2.0**100)  # a score half no code can have: padding and infinite codes; minus it: NaN ones
 LARGEST = tl.constexpr(60000.0)  # fp16 ends at 65504
