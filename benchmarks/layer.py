@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import vqfast
+from benchmarks import core
 from benchmarks.core import Call, Case, Floor, Outputs
 from benchmarks.machine import DEVICE
 
@@ -61,7 +62,7 @@ def ours(k: int, d: int, decay: float | None) -> Call:
 def eager(k: int, d: int, compiled: bool = False) -> Call:
     """The common layer, plain or through torch.compile."""
     layer = EagerVQ(codes(k, d))
-    return partial(train, torch.compile(layer) if compiled else layer)
+    return partial(train, core.compiled(layer) if compiled else layer)
 
 
 def peer(k: int, d: int, decay: float) -> Call:
