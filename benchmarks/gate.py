@@ -173,7 +173,7 @@ def sweep(table: Table, arch: str, key: Hashable, call: Callable[[], object]) ->
     """Seconds of ``call`` with each neighbour of a line of ``table`` in its place, the line itself first."""
     found = []
     for tuning in neighbours(table[arch][key]):
-        with _instead(table[arch], key, tuning):
+        with instead(table[arch], key, tuning):
             try:
                 call()
                 outcome: dict[str, object] = {"seconds": machine.best(call)}
@@ -188,7 +188,8 @@ def sweep(table: Table, arch: str, key: Hashable, call: Callable[[], object]) ->
 
 
 @contextmanager
-def _instead(lines: dict[Hashable, NamedTuple], key: Hashable, tuning: NamedTuple) -> Iterator[None]:
+def instead(lines: dict[Hashable, NamedTuple], key: Hashable, tuning: NamedTuple) -> Iterator[None]:
+    """``tuning`` in the place of a line."""
     line = lines[key]
     lines[key] = tuning
     try:
