@@ -104,7 +104,6 @@ def step(
         data=lambda: torch.randn(shape, device=DEVICE),
         check=partial(check, k),
         floor=Floor(2.0 * n * k * d, 4 * 4.0 * n * d),
-        slow=["compiled"],
     )
 
 

@@ -97,7 +97,6 @@ def conv(
         data=data,
         check=partial(check, *settings),
         floor=Floor(products * (3 if backward else 1)),
-        slow=["compiled"],
     )
 
 
