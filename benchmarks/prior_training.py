@@ -56,9 +56,11 @@ def check(make: Make, data: Tensor, outputs: Outputs) -> None:
     want.backward()
     for name, output in outputs.items():
         for got, true in zip(output, (want.detach(), *gradients(model)), strict=True):
-            if got.shape == true.shape:
-                size = true.abs().max().item()
-                torch.testing.assert_close(got.double(), true, rtol=0, atol=1e-2 * size, msg=name)
+            if got.shape == true.shape:  # by norm: rounding decides whether a ReLU near zero passes
+                off = ((got - true).norm() / true.norm()).item()
+                assert off < 1e-2, (
+                    f"{name}: a loss or gradient of shape {tuple(got.shape)} is off by {off:.1%}"
+                )
 
 
 def training(
