@@ -1,7 +1,8 @@
 """Models that people have, as they are and after ``vqfast.accelerate``: tokenising, and the quantiser alone.
 
 Random weights at the published sizes, ten seconds of audio or one image; then
-layers by themselves. The quantiser alone gets what the model's encoder makes of a new input.
+layers by themselves. The quantiser alone gets what the model's encoder makes of a new input. Floor: the
+products, convolutions and distances of the model as it was.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import vqfast
-from benchmarks.core import Call, Case, Outputs
+from benchmarks.core import Call, Case, Outputs, counted
 from benchmarks.machine import DEVICE
 
 SECONDS = 10
@@ -158,6 +159,7 @@ def cases(name: str, make: Callable[[], Model]) -> list[Case]:
             contenders={"vqfast": partial(build, make, True), "as it was": partial(build, make, False)},
             data=partial(data, make),
             check=partial(check, partial(build, make, False)),
+            floor=partial(counted, partial(build, make, False)),
             slow=() if name in QUICK else ["vqfast"],
         )
         for part, build, data in parts

@@ -10,6 +10,7 @@ from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import machine
 
@@ -29,6 +30,19 @@ class Floor(NamedTuple):
     bytes: float = 0.0
 
 
+def _distances(rows: torch.Size, codes: torch.Size, *_: Any, out_shape: torch.Size, **__: Any) -> int:
+    return 2 * out_shape.numel() * rows[-1]
+
+
+def counted(build: Callable[[], Call], data: Any) -> Floor:
+    """The operations of the products, convolutions and distances that a contender in plain PyTorch does."""
+    call = build()
+    distances = dict.fromkeys((torch.ops.aten._cdist_forward, torch.ops.aten._euclidean_dist), _distances)
+    with FlopCounterMode(display=False, custom_mapping=distances) as counter:
+        call(data)
+    return Floor(counter.get_total_flops())
+
+
 @dataclass(frozen=True)
 class Case:
     """One computation at one shape, by several contenders, ours first.
@@ -39,7 +53,7 @@ class Case:
         contenders: what builds the call of each, or raises ``AbsentError`` or ``ImportError``.
         data: makes a new random input of the calls.
         check: of an input and what each contender made of it; ``AssertionError`` where that is wrong.
-        floor: what the case can't do without.
+        floor: what the case can't do without, or what counts it on an input.
         parts: contenders that do this part of the work only, as all of it would take hours.
         sweep: the axis of the growth curve that the case is a point of.
         slow: contenders that are left to the full form; where ours is, the whole case is.
@@ -52,7 +66,7 @@ class Case:
     contenders: Mapping[str, Callable[[], Call]]
     data: Callable[[], Any]
     check: Callable[[Any, Outputs], None]
-    floor: Floor | None = None
+    floor: Floor | Callable[[Any], Floor] | None = None
     parts: Mapping[str, float] = field(default_factory=dict)
     sweep: str | None = None
     slow: Collection[str] = ()
@@ -84,6 +98,13 @@ def seconds(call: Call, data: Any, times: int = 1) -> tuple[float, Any]:
     return (time.perf_counter() - began) / times, output
 
 
+def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """``torch.compile``, from a clean slate: the graphs of the cases before would count against its limit
+    of recompilations, after which it runs plain PyTorch, and would make it compile for any size."""
+    torch.compiler.reset()
+    return torch.compile(function, **options)
+
+
 @cache
 def peak() -> machine.Peak:
     """This machine's, found once a process."""
@@ -106,6 +127,7 @@ def measure(case: Case, rounds: int, full: bool = True) -> dict[str, object]:
     calls = {name: call for name, call in calls.items() if name not in wrong}
     samples = {name: [first[name][0]] for name in calls}
     del first
+    floor = case.floor(data) if callable(case.floor) else case.floor
     memory: dict[str, int | None] = {}
     if case.memory:
         memory = {name: machine.added_memory(partial(call, data)) for name, call in calls.items()}
@@ -125,7 +147,7 @@ def measure(case: Case, rounds: int, full: bool = True) -> dict[str, object]:
         "memory": memory,
         "absent": absent,
         "wrong": wrong,
-        "floor": None if case.floor is None else _floor(case.floor),
+        "floor": None if floor is None else _floor(floor),
     }
 
 

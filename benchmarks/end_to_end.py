@@ -1,6 +1,7 @@
 """The way from images to new ones: an epoch of training, tokens, samples.
 
-The eager contender has the same model around the common quantiser, and draws by the naive loop.
+The eager contender has the same model around the common quantiser, and draws by the naive loop. Floor: the
+products and convolutions of the eager model; of samples, the visible taps' and the decoder's.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import vqfast
-from benchmarks.core import Call, Case, Outputs
+from benchmarks.core import Call, Case, Floor, Outputs, counted
 from benchmarks.layer import EagerVQ
 from benchmarks.machine import DEVICE
-from benchmarks.sampling import NAIVE_POSITIONS, naive
+from benchmarks.sampling import NAIVE_POSITIONS, flop, naive
 
 BATCH = 32
 
@@ -29,9 +30,9 @@ def model(kind: str, hidden: int) -> nn.Module:
     return vqvae.to(DEVICE)
 
 
-def epoch(kind: str, hidden: int) -> Call:
+def epoch(kind: str, hidden: int, dtype: torch.dtype = torch.float32) -> Call:
     """Adam over all batches; the last loss."""
-    vqvae = model(kind, hidden)
+    vqvae = model(kind, hidden).to(dtype)
     optimizer = torch.optim.Adam(vqvae.parameters(), 2e-4)
 
     def run(images: Tensor) -> Tensor:
@@ -60,20 +61,32 @@ def tokenise(kind: str, hidden: int) -> Call:
     return run
 
 
+def prior() -> vqfast.PixelCNN:
+    """A gated one."""
+    return vqfast.PixelCNN(512, 64, 15)
+
+
 def generate(kind: str, hidden: int, num: int, side: int) -> Call:
     """Codes from a gated prior and their images; the naive loop is cut short and decodes nothing."""
-    make = partial(vqfast.PixelCNN, 512, 64, 15)
     if kind == "eager":
-        return naive(make, num, (side, side))
-    prior, vqvae = make().to(DEVICE).eval(), model(kind, hidden).eval()
-    return torch.no_grad()(lambda seed: vqvae.decode_codes(prior.sample(num, (side, side), seed=seed)))
+        return naive(prior, num, (side, side))
+    draw, vqvae = prior().to(DEVICE).eval().sample, model(kind, hidden).eval()
+    return torch.no_grad()(lambda seed: vqvae.decode_codes(draw(num, (side, side), seed=seed)))
 
 
-def same_loss(_: Tensor, outputs: Outputs) -> None:
-    """All train alike."""
-    first = next(iter(outputs.values()))
+def drawing(hidden: int, num: int, side: int, _: int) -> Floor:
+    """Of ``generate``."""
+    decode = torch.no_grad()(model("vqfast", hidden).eval().decode_codes)
+    codes = torch.zeros(num, side, side, dtype=torch.int64, device=DEVICE)
+    return Floor(num * flop(prior(), (side, side)) + counted(lambda: decode, codes).flop)
+
+
+def right_loss(hidden: int, images: Tensor, outputs: Outputs) -> None:
+    """All train as the common model does in float64."""
+    torch.manual_seed(0)  # as the contenders' weights
+    want = epoch("eager", hidden, torch.float64)(images.double())
     for name, loss in outputs.items():
-        torch.testing.assert_close(loss, first, rtol=1e-2, atol=0, msg=name)
+        torch.testing.assert_close(loss.double(), want, rtol=1e-2, atol=0, msg=name)
 
 
 def right_codes(hidden: int, images: Tensor, outputs: Outputs) -> None:
@@ -103,7 +116,8 @@ def cases(num: int, side: int, hidden: int) -> list[Case]:
     def case(name: str, build: Callable[..., Call], check: Callable, data: Callable, *more: int) -> Case:
         contenders = {kind: partial(build, kind, hidden, *more) for kind in ("vqfast", "eager")}
         parts = {"eager": NAIVE_POSITIONS / more[1] ** 2} if more else {}
-        return Case(f"{name}, {num} images, {side}x{side}", shape, contenders, data, check, parts=parts)
+        floor = partial(drawing, hidden, *more) if more else partial(counted, contenders["eager"])
+        return Case(f"{name}, {num} images, {side}x{side}", shape, contenders, data, check, floor, parts)
 
     def images() -> Tensor:
         return torch.rand(num, 3, side, side, device=DEVICE)
@@ -112,7 +126,7 @@ def cases(num: int, side: int, hidden: int) -> list[Case]:
         return int(torch.randint(2**31, ()))
 
     return [
-        case("train one epoch", epoch, same_loss, images),
+        case("train one epoch", epoch, partial(right_loss, hidden), images),
         case("tokenise", tokenise, partial(right_codes, hidden), images),
         case("sample and decode", generate, partial(finite_images, num), seed, num, side // 4),
     ]

@@ -19,13 +19,15 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks import machine, plots, record, tables
+from vqfast import PixelCNN
 from vqfast.functional import masked_conv2d, nearest_code
 from vqfast.ops import records, registry
 
 TESTS = machine.ROOT / "tests"
 SAMPLER = TESTS / "prior" / "test_triton.py"
 GPU_BACKENDS = ("triton", "cuda")
-Table = dict[str, dict[Hashable, NamedTuple]]
+Table = dict[str, dict[Hashable, NamedTuple]]  # by architecture, then by what a line serves
+Sweep = tuple[Table, str, Hashable, Callable[[], object]]  # a line, and a call that it decides
 
 
 def main(measure: Callable[[], Path]) -> int:
@@ -87,56 +89,107 @@ def ship(matrices: dict[str, dict[str, dict[str, Any]]]) -> Path:
     return target
 
 
-def sweeps() -> dict[str, tuple[Table, str, Hashable, Callable[[], object]]]:
-    """Each line of this device's tunings: its table, architecture, key, and a call that it decides."""
-    from vqfast.ops.masked_conv.triton import arithmetic
-    from vqfast.ops.masked_conv.tunings import CONVOLVE
-    from vqfast.ops.nearest import tunings
+def sweeps() -> dict[str, Sweep]:
+    """Each line of this device's tunings, but those of float64: it is there to be right."""
     from vqfast.ops.nearest.triton import architecture
+    from vqfast.ops.nearest.tunings import SEARCH, fallback
 
     arch = architecture(machine.DEVICE)
-    arch = arch if arch in tunings.SEARCH else tunings.fallback(arch)
-    found: dict[str, tuple[Table, str, Hashable, Callable[[], object]]] = {}
-    for widest in tunings.SEARCH[arch]:
-        channels = min(widest, 1024)
-        x, codes = (torch.randn(n, channels, device=machine.DEVICE) for n in (65536, 4096))
-        found[f"nearest {channels}"] = (tunings.SEARCH, arch, widest, partial(nearest_code, x, codes))
+    arch = arch if arch in SEARCH else fallback(arch)
+    return dict(line for lines in (_of_search, _of_convolution, _of_sampler) for line in lines(arch))
+
+
+def _of_search(arch: str) -> Iterator[tuple[str, Sweep]]:
+    from vqfast.ops.nearest.tunings import ANY, RECHECK, SEARCH
+
+    for name, table, wide in (("search", SEARCH, 1024), ("recheck", RECHECK, 256)):
+        for widest in table[arch]:
+            channels = wide if widest == ANY else widest
+            x, codes = (torch.randn(n, channels, device=machine.DEVICE) for n in (65536, 4096))
+            if table is RECHECK:  # every row's best code has a twin, so that none is certain
+                codes = codes.repeat(2, 1)
+            yield f"{name} {channels}", (table, arch, widest, partial(nearest_code, x, codes))
+
+
+def _of_convolution(arch: str) -> Iterator[tuple[str, Sweep]]:
+    from vqfast.ops.masked_conv import triton as kernels
+    from vqfast.ops.masked_conv.tunings import CONVOLVE, WEIGHT
+
+    for dtype, precision in ((torch.bfloat16, "ieee"), (torch.float32, "tf32"), (torch.float32, "ieee")):
+        shapes = (16, 128, 32, 32), (256, 128, 3, 3), (16, 256, 32, 32)
+        x, weight, grad = (torch.randn(shape, device=machine.DEVICE, dtype=dtype) for shape in shapes)
+        calls = {
+            "convolve": (CONVOLVE, partial(masked_conv2d, x, weight, mask_type="B")),
+            "weight": (WEIGHT, partial(kernels.masked_conv2d_backward, grad, x, weight, 5, [1, 1], [1, 1])),
+        }
+        key = _computing(precision, partial(kernels.arithmetic, x))
+        for name, (table, call) in calls.items():
+            yield f"{name} {key}", (table, arch, key, partial(_computing, precision, call))
+
+
+def _computing(precision: str, call: Callable[[], object]) -> object:
+    """``call()``, where that is what float32 convolutions compute in."""
+    conv = torch.backends.cudnn.conv
+    before, conv.fp32_precision = conv.fp32_precision, precision
+    try:
+        return call()
+    finally:
+        conv.fp32_precision = before
+
+
+def _of_sampler(arch: str) -> Iterator[tuple[str, Sweep]]:
+    from vqfast.ops.nearest.tunings import ANY
+    from vqfast.prior.executors.triton_tunings import SAMPLING
+
     for dtype in (torch.bfloat16, torch.float32):
-        x = torch.randn(16, 128, 32, 32, device=machine.DEVICE, dtype=dtype)
-        weight = torch.randn(256, 128, 3, 3, device=machine.DEVICE, dtype=dtype)
-        found[f"masked_conv {dtype}"] = (CONVOLVE, arch, arithmetic(x), partial(masked_conv2d, x, weight))
-    return found
+        prior = PixelCNN(512, 128, 15).to(machine.DEVICE, dtype).eval()
+        table = SAMPLING[dtype.itemsize]
+        for widest in table[arch]:
+            batch = 4096 if widest == ANY else widest
+            call = partial(prior.sample, batch, (2, 32), method="triton", batch_size=batch)
+            yield f"sampler {dtype}, batch {batch}", (table, arch, widest, call)
 
 
 def neighbours(tuning: NamedTuple) -> Iterator[NamedTuple]:
     """The tuning, and those with one of its sizes halved or doubled, or one stage more or less."""
     yield tuning
-    for name in ("rows", "codes", "columns", "depth", "warps"):
-        size = getattr(tuning, name, None)
-        for other in () if size is None else (size // 2, size * 2):
-            if other >= (1 if name == "warps" else 16):
-                yield tuning._replace(**{name: other})
-    for stages in (tuning.stages - 1, tuning.stages + 1):
-        if stages:
-            yield tuning._replace(stages=stages)
+    for name, value in tuning._asdict().items():
+        for other in _others(name, value):
+            yield tuning._replace(**{name: other})
+
+
+def _others(name: str, value: Any) -> list[Any]:
+    if isinstance(value, tuple):  # a tuning of several launches
+        return list(neighbours(value))[1:]
+    if name == "stages":
+        return [other for other in (value - 1, value + 1) if other]
+    if name == "splits" or (name == "members" and value == 1):  # not sizes: they choose another algorithm
+        return []
+    least = 1 if name in ("warps", "images", "members") else min(16, value)  # of a tensor core's tile
+    return [other for other in (value // 2, value * 2) if other >= least]
 
 
 def sweep(table: Table, arch: str, key: Hashable, call: Callable[[], object]) -> list[dict[str, object]]:
     """Seconds of ``call`` with each neighbour of a line of ``table`` in its place, the line itself first."""
     found = []
     for tuning in neighbours(table[arch][key]):
-        with _instead(table[arch], key, tuning):
+        with instead(table[arch], key, tuning):
             try:
                 call()
                 outcome: dict[str, object] = {"seconds": machine.best(call)}
             except Exception as error:  # whatever a compiler may raise
                 outcome = {"failed": f"{type(error).__name__}: {error}"[:200]}
-        found.append({**tuning._asdict(), **outcome})
+        shown = {
+            name: value._asdict() if isinstance(value, tuple) else value
+            for name, value in tuning._asdict().items()
+        }
+        found.append({**shown, **outcome})
     return found
 
 
 @contextmanager
-def _instead(lines: dict[Hashable, NamedTuple], key: Hashable, tuning: NamedTuple) -> Iterator[None]:
+def instead(lines: dict[Hashable, NamedTuple], key: Hashable, tuning: NamedTuple) -> Iterator[None]:
+    """``tuning`` in the place of a line."""
     line = lines[key]
     lines[key] = tuning
     try:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from benchmarks import core
 from benchmarks.core import AbsentError, Call, Case, Floor, Outputs
 from benchmarks.machine import DEVICE
 from vqfast.functional import nearest_code
@@ -32,7 +33,7 @@ def of_pair(search: Callable[[Tensor, Tensor], Tensor]) -> Call:
 
 def compiled() -> Call:
     """The eager search, through torch.compile."""
-    return of_pair(torch.compile(eager, dynamic=True))
+    return of_pair(core.compiled(eager, dynamic=True))
 
 
 def cdist() -> Call:

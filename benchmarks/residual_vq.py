@@ -45,7 +45,10 @@ def peer(sizes: tuple[int, int, int], training: bool) -> Call:
 
 
 def check(sizes: tuple[int, int, int], data: Tensor, outputs: Outputs) -> None:
-    """All but near ties are float64's codes, stage after stage."""
+    """All but near ties are float64's codes, stage after stage; vectors and gradient are those codes' own.
+
+    The gradient is ours alone: vector-quantize-pytorch's goes straight through once a stage.
+    """
     residual, want = data[:1].transpose(1, 2)[0].double(), []
     for codebook in codes(*sizes).double():
         distances = torch.cdist(residual, codebook, compute_mode="donot_use_mm_for_euclid_dist")
@@ -55,6 +58,24 @@ def check(sizes: tuple[int, int, int], data: Tensor, outputs: Outputs) -> None:
         indices = output[1] if isinstance(output, tuple) else output
         agree = (indices[0] == torch.stack(want, -1)).all(-1).double().mean()
         assert agree > 0.99, f"{name} agrees with float64 on {agree:.1%} of the vectors"
+        if isinstance(output, tuple):
+            _check_step(sizes, data, name, *output)
+
+
+def _check_step(
+    sizes: tuple[int, int, int], data: Tensor, name: str, quantized: Tensor, indices: Tensor, grad: Tensor
+) -> None:
+    residual = data[:1].double()
+    slope = torch.zeros_like(residual)
+    for codebook, chosen in zip(codes(*sizes).double(), indices[:1].unbind(-1), strict=True):
+        residual = residual - codebook[chosen].transpose(1, 2)
+        slope = slope + 2 * BETA * residual / data.numel()
+    want = data[:1].double() - residual
+    torch.testing.assert_close(quantized[:1].double(), want, rtol=1e-4, atol=1e-4, msg=f"{name}'s vectors")
+    if name == "vqfast":
+        want = slope + 2 * want / data.numel()
+        close = {"rtol": 1e-3, "atol": 1e-3 / data.numel()}
+        torch.testing.assert_close(grad[:1].double(), want, **close, msg=f"{name}'s gradient")
 
 
 def residual(name: str, batch: int, frames: int, sizes: tuple[int, int, int], training: bool) -> Case:

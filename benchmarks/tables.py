@@ -77,6 +77,15 @@ def _spread(lower: float, upper: float, middle: float) -> str:
     return f"±{(upper - lower) / 2 / middle:.0%}"
 
 
+def missing(record: Record, name: str) -> str:
+    """Peers and cases that aren't in the table, and why."""
+    about = record["suites"][name]
+    found = {**about.get("absent", {}), **about.get("failed", {})}
+    for row in about["rows"]:
+        found |= row["absent"] | row["wrong"]
+    return "".join(f"- {which}: {why}\n" for which, why in found.items())
+
+
 def findings(record: Record, name: str) -> str:
     """What a suite counted rather than timed."""
     tables = []
@@ -178,5 +187,5 @@ def printed(record: Record) -> str:
     parts = [conditions(record, "all")]
     for name in record["suites"]:
         parts.append(suite(record, name))
-        parts += [made for kind in (findings, growth) if (made := kind(record, name))]
+        parts += [made for kind in (missing, findings, growth) if (made := kind(record, name))]
     return "\n".join(parts)

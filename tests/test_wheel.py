@@ -110,9 +110,8 @@ def test_wheel_works_without_a_compiler(source: Path, tmp_path: Path) -> None:
     said = run([python.with_name("vqfast"), "info"], tmp_path, PATH="")
     assert "native     runs" in said
     # the wheel, not this checkout: the working directory isn't the root
-    said = run(
-        [python, "-m", "pytest", "-p", "no:cacheprovider", ROOT / "tests" / "test_functional.py"], tmp_path
-    )
+    tests = [python, "-m", "pytest", "-p", "no:cacheprovider", ROOT / "tests" / "test_functional.py"]
+    said = run(tests, tmp_path, PATH="", XDG_CACHE_HOME=str(tmp_path / "cache"))
     assert " passed" in said
 
 

@@ -75,13 +75,48 @@ def test_matrix_files_exist() -> None:
     assert gate.SAMPLER.is_file()
 
 
-def test_sweeps_are_of_lines_that_exist(monkeypatch) -> None:
+def test_every_line_of_the_tunings_is_swept_but_float64s(monkeypatch) -> None:
     pytest.importorskip("triton")
+    from vqfast.ops.masked_conv.tunings import CONVOLVE, DOUBLE, WEIGHT
+    from vqfast.ops.nearest.tunings import RECHECK, SEARCH
+    from vqfast.prior.executors.triton_tunings import SAMPLING
+
     monkeypatch.setattr(machine, "DEVICE", torch.device("cpu"))
-    found = gate.sweeps()
-    assert {name.split()[0] for name in found} == {"nearest", "masked_conv"}
-    for table, arch, key, _ in found.values():
-        assert len(list(gate.neighbours(table[arch][key]))) > 5
+    monkeypatch.setattr(torch, "randn", torch.empty)
+    found = gate.sweeps().values()
+    tables = [SEARCH, RECHECK, CONVOLVE, WEIGHT, SAMPLING[2], SAMPLING[4]]
+    lines = {(id(table), key) for table in tables for key in table["sm_90"] if key != DOUBLE}
+    assert {(id(table), key) for table, _, key, _ in found} == lines
+    assert all(len(list(gate.neighbours(table[arch][key]))) > 5 for table, arch, key, _ in found)
+    assert {arch for _, arch, _, _ in found} == {"sm_90"}
+
+
+@pytest.mark.parametrize("precision", ["tf32", "ieee"])
+def test_a_convolution_is_swept_in_its_arithmetic_and_pytorchs_comes_back(precision) -> None:
+    pytest.importorskip("triton")
+    from vqfast.ops.masked_conv.triton import arithmetic
+
+    before = torch.backends.cudnn.conv.fp32_precision
+    assert gate._computing(precision, lambda: arithmetic(torch.zeros(1))) == precision
+    assert torch.backends.cudnn.conv.fp32_precision == before
+    with pytest.raises(ZeroDivisionError):
+        gate._computing(precision, lambda: 1 / 0)
+    assert torch.backends.cudnn.conv.fp32_precision == before
+
+
+def test_neighbours_of_a_line_of_launches_change_one_size_of_one_of_them() -> None:
+    from vqfast.prior.executors.triton_tunings import Launch, Tuning
+
+    alone, shared = Launch(1, 1, 1, 16, 32, 4, 1), Launch(16, 8, 64, 64, 64, 4, 3)
+    line, *others = gate.neighbours(Tuning(alone, shared))
+    assert line == Tuning(alone, shared)
+    assert Tuning(alone._replace(depth=16), shared) in others
+    assert Tuning(alone, shared._replace(members=16)) in others
+    for other in others:
+        (one,) = [(old, new) for old, new in zip(line, other, strict=True) if old != new]
+        assert sum(old != new for old, new in zip(*one, strict=True)) == 1
+        assert other.row.members == 1  # its blocks don't meet
+        assert other.row.columns >= 16
 
 
 def test_sweep_times_each_neighbour_in_its_place_and_puts_the_line_back() -> None:
@@ -102,6 +137,8 @@ def test_sweep_times_each_neighbour_in_its_place_and_puts_the_line_back() -> Non
         {"rows": 256},
         {"codes": 32},
         {"codes": 128},
+        {"channels": 32},
+        {"channels": 128},
         {"warps": 2},
         {"warps": 8},
     ]

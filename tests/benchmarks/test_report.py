@@ -87,6 +87,16 @@ def test_absent_peer_of_one_case_is_named_in_its_row() -> None:
     assert "| wrong |" in lines[4]
 
 
+def test_what_is_not_in_the_table_is_printed_with_the_reason() -> None:
+    wrong = ROW | {"wrong": {"bad": "finds wrong codes"}}
+    found = record_of(ROW, wrong, failed={"N 9": "RuntimeError: no memory"})
+    assert tables.missing(found, "nearest").splitlines() == [
+        "- N 9: RuntimeError: no memory",
+        "- gone: not installed",
+        "- bad: finds wrong codes",
+    ]
+
+
 def test_suites_that_share_conditions_share_a_line() -> None:
     about = {"commit": "abc", "threads": 2, "form": "quick", "rounds": 3, "versions": {"torch": "2.13"}}
     suites = {"nearest": about, "residual_vq": about, "layer": about | {"threads": 1}}

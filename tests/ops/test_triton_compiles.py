@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 
@@ -12,11 +13,12 @@ import torch
 
 triton = pytest.importorskip("triton")
 
+from benchmarks import gate  # noqa: E402
 from vqfast.ops import registry  # noqa: E402
 from vqfast.ops.masked_conv import tunings as conv_tunings  # noqa: E402
 from vqfast.ops.nearest import tunings  # noqa: E402
 from vqfast.ops.nearest.tunings import ANY, RECHECK, SEARCH, Tuning, pick  # noqa: E402
-from vqfast.prior.executors.triton_tunings import SAMPLING  # noqa: E402
+from vqfast.prior.executors.triton_tunings import SAMPLING, Launch  # noqa: E402
 
 pytestmark = pytest.mark.skipif(registry.interpreted(), reason="an interpreted kernel can't be compiled")
 
@@ -99,25 +101,26 @@ def quiet():
         yield
 
 
-@pytest.mark.parametrize("kernel, arch, widest", CASES)
-def test_search_fits_the_chip_without_spills_on_tensor_cores(kernel, arch, widest, tmp_path) -> None:
+def search_kernel(kernel: str, arch: str, tuning: Tuning, channels: int):
+    """``_search`` or ``_recheck``, compiled for contiguous float32 rows."""
     import triton.language as tl
 
     from vqfast.ops.nearest import triton as kernels
 
-    tuning = (SEARCH if kernel == "_search" else RECHECK)[arch][widest]
-    channels = 1024 if widest == ANY else widest
-    constants = {
-        "_search": kernels.search_constants,
-        "_recheck": kernels.recheck_constants,
-    }[kernel](tuning, channels)
-    compiled = build(
+    constants = {"_search": kernels.search_constants, "_recheck": kernels.recheck_constants}[kernel]
+    return build(
         getattr(kernels, kernel),
         arch,
-        {"WIDE": tl.float32, "DIMS": 1, "WRITE": kernel == "_search", **constants},
+        {"WIDE": tl.float32, "DIMS": 1, "WRITE": kernel == "_search", **constants(tuning, channels)},
         tuning.warps,
         tuning.stages,
     )
+
+
+@pytest.mark.parametrize("kernel, arch, widest", CASES)
+def test_search_fits_the_chip_without_spills_on_tensor_cores(kernel, arch, widest, tmp_path) -> None:
+    tuning = (SEARCH if kernel == "_search" else RECHECK)[arch][widest]
+    compiled = search_kernel(kernel, arch, tuning, 1024 if widest == ANY else widest)
     assert compiled.metadata.shared <= SHARED[arch]
     assert spilled(compiled, tmp_path) == 0
     product = PRODUCT[arch] if kernel == "_search" or arch == "gfx942" else "mma.sync"  # few rows: no wgmma
@@ -188,7 +191,8 @@ class Absent:
 
 @pytest.fixture
 def conv_kernels(monkeypatch: pytest.MonkeyPatch):
-    """Compiles for ``arch`` what the masked convolution would launch: (kernel's name, compiled) of each."""
+    """Compiles for ``arch`` what the masked convolution would launch, or only its backward: (kernel's name,
+    compiled) of each."""
     from triton.runtime import driver
 
     from vqfast.ops.masked_conv import triton as conv
@@ -207,7 +211,14 @@ def conv_kernels(monkeypatch: pytest.MonkeyPatch):
     for name in ("_convolve", "_weight_gradient", "_sum_pieces", "_gate"):
         monkeypatch.setattr(conv, name, Launcher(getattr(conv, name)))
 
-    def compiled(arch: str, dtype: torch.dtype, layout: torch.memory_format, channels: int, grid: tuple):
+    def compiled(
+        arch: str,
+        dtype: torch.dtype,
+        layout: torch.memory_format,
+        channels: int,
+        grid: tuple,
+        backward_only: bool = False,
+    ):
         monkeypatch.setattr(conv, "architecture", lambda device: arch)
         driver.set_active(Absent(arch))
         x, wide = (torch.zeros(2, c, *grid, dtype=dtype) for c in (channels, 2 * channels))
@@ -215,9 +226,11 @@ def conv_kernels(monkeypatch: pytest.MonkeyPatch):
         weight, bias = x.new_zeros(2 * channels, channels, 3, 3), x.new_zeros(2 * channels)
         sample = x.new_zeros(2, 2 * channels, 1, 1)
         geometry = (5, [1, 1], [1, 1])
+        conv.masked_conv2d_backward(wide, x, weight, *geometry)
+        if backward_only:
+            return found
         conv.masked_conv2d(x, weight, bias, wide, x, *geometry, "gate")
         conv.masked_conv2d(x, weight, bias, sample, wide, *geometry, "relu")
-        conv.masked_conv2d_backward(wide, x, weight, *geometry)
         conv.gate(wide, wide)
         conv.gate_backward(x, wide, None)
         return found
@@ -285,14 +298,11 @@ SAMPLERS = [
 ]
 
 
-@pytest.mark.parametrize("size, arch, widest, which", SAMPLERS)
-def test_sampler_fits_the_chip_without_spills(size, arch, widest, which, tmp_path) -> None:
-    import torch
-
+def sampler_kernel(size: int, arch: str, launch: Launch, which: str):
+    """Its constants, and the kernel compiled for values of ``size`` bytes."""
     from vqfast.prior.executors import triton as executor
     from vqfast.prior.executors import triton_kernel
 
-    launch = getattr(SAMPLING[size][arch][widest], which)
     dtype, name = {2: (torch.bfloat16, "bf16"), 4: (torch.float32, "fp32"), 8: (torch.float64, "fp64")}[size]
     pointers = {
         **dict.fromkeys(["jobs", "places", "labels", "known", "numbers", "seed", "out", "failed"], "*i64"),
@@ -301,7 +311,13 @@ def test_sampler_fits_the_chip_without_spills(size, arch, widest, which, tmp_pat
         **{"sums": "*fp64" if size == 8 else "*fp32", "temperature": "*fp64"},
     }
     constants = executor.constants(launch, dtype, which == "position")
-    compiled = build(triton_kernel.sample, arch, constants, launch.warps, launch.stages, pointers)
+    return constants, build(triton_kernel.sample, arch, constants, launch.warps, launch.stages, pointers)
+
+
+@pytest.mark.parametrize("size, arch, widest, which", SAMPLERS)
+def test_sampler_fits_the_chip_without_spills(size, arch, widest, which, tmp_path) -> None:
+    launch = getattr(SAMPLING[size][arch][widest], which)
+    constants, compiled = sampler_kernel(size, arch, launch, which)
     assert compiled.metadata.shared <= SHARED[arch]
     text = assembly(compiled)
     meets = launch.members > 1
@@ -313,3 +329,28 @@ def test_sampler_fits_the_chip_without_spills(size, arch, widest, which, tmp_pat
     few = launch.rows < 64 and arch != "gfx942"  # no wgmma
     on_tensor_cores = constants["DOT"] and (size == 2 or arch == "gfx942")
     assert (("mma.sync" if few else PRODUCT[arch]) in text) == on_tensor_cores
+
+
+# What the sweep of the GPU gate tries around a line has to compile; whether it fits the chip it finds out.
+
+
+@pytest.mark.parametrize("kernel, table, channels", [("_search", SEARCH, 64), ("_recheck", RECHECK, 256)])
+def test_what_the_sweep_tries_of_the_search_compiles(kernel, table, channels) -> None:
+    for tuning in gate.neighbours(pick(table, "sm_90", channels)):
+        assert search_kernel(kernel, "sm_90", tuning, channels).asm["cubin"]
+
+
+def test_what_the_sweep_tries_of_the_convolution_compiles(conv_kernels) -> None:
+    half, lines = conv_tunings.HALF, (conv_tunings.CONVOLVE["sm_90"], conv_tunings.WEIGHT["sm_90"])
+    for tunings_of_both in zip(*(gate.neighbours(each[half]) for each in lines), strict=True):
+        with ExitStack() as stack:
+            for each, tuning in zip(lines, tunings_of_both, strict=True):
+                stack.enter_context(gate.instead(each, half, tuning))
+            compiled = conv_kernels("sm_90", torch.bfloat16, torch.channels_last, 128, (32, 32), True)
+        assert {name for name, _ in compiled} == {"_convolve", "_weight_gradient", "_sum_pieces"}
+        compiled.clear()
+
+
+def test_what_the_sweep_tries_of_the_sampler_compiles() -> None:
+    for launch in gate.neighbours(SAMPLING[2]["sm_90"][256].position):
+        assert sampler_kernel(2, "sm_90", launch, "position")[1].asm["cubin"]

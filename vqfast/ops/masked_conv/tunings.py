@@ -22,43 +22,27 @@ HALF, TF32, IEEE, DOUBLE = "half", "tf32", "ieee", "double"
 
 # Rows are positions, columns output channels, depth input channels. With 128 x 128 each multiprocessor of an
 # H100 has one block at 16 images of 32 x 32 and 128 channels; without tensor cores registers are short.
+# An architecture's lines are those of the one before, but for:
 CONVOLVE: dict[str, dict[str, Tuning]] = {
     "sm_80": {
         HALF: Tuning(128, 128, 32, 8, 4),
         TF32: Tuning(128, 128, 32, 8, 3),
         IEEE: Tuning(64, 128, 16, 4, 3),
         DOUBLE: Tuning(32, 32, 16, 4, 2),
-    },
-    "sm_90": {
-        HALF: Tuning(128, 128, 64, 8, 3),
-        TF32: Tuning(128, 128, 32, 8, 3),
-        IEEE: Tuning(64, 128, 16, 4, 3),
-        DOUBLE: Tuning(32, 32, 16, 4, 2),
-    },
-    "sm_100": {
-        HALF: Tuning(128, 128, 64, 8, 3),
-        TF32: Tuning(128, 128, 16, 8, 4),
-        IEEE: Tuning(64, 128, 16, 4, 3),
-        DOUBLE: Tuning(32, 32, 16, 4, 2),
-    },
-    "gfx942": {
-        HALF: Tuning(128, 128, 32, 8, 2),
-        TF32: Tuning(128, 64, 32, 8, 2),  # for the NVIDIA chips that have no line of their own
-        IEEE: Tuning(64, 128, 16, 4, 2),
-        DOUBLE: Tuning(32, 32, 16, 4, 2),
-    },
+    }
+}
+CONVOLVE["sm_90"] = CONVOLVE["sm_80"] | {HALF: Tuning(128, 128, 64, 8, 3)}
+CONVOLVE["sm_100"] = CONVOLVE["sm_90"] | {TF32: Tuning(128, 128, 16, 8, 4)}
+CONVOLVE["gfx942"] = CONVOLVE["sm_100"] | {
+    HALF: Tuning(128, 128, 32, 8, 2),
+    TF32: Tuning(128, 64, 32, 8, 2),  # for the NVIDIA chips that have no line of their own
+    IEEE: Tuning(64, 128, 16, 4, 2),
 }
 # Rows are input channels, columns output channels, depth positions.
 WEIGHT: dict[str, dict[str, Tuning]] = {
-    "sm_80": {**CONVOLVE["sm_80"], IEEE: Tuning(128, 128, 16, 8, 3)},
-    "sm_90": {**CONVOLVE["sm_90"], IEEE: Tuning(128, 128, 16, 8, 3)},
-    "sm_100": {
-        **CONVOLVE["sm_100"],
-        HALF: Tuning(128, 128, 32, 8, 4),
-        IEEE: Tuning(128, 128, 16, 8, 3),
-    },
-    "gfx942": {**CONVOLVE["gfx942"], IEEE: Tuning(128, 128, 16, 8, 2)},
+    arch: lines | {IEEE: lines[IEEE]._replace(rows=128, warps=8)} for arch, lines in CONVOLVE.items()
 }
+WEIGHT["sm_100"][HALF] = Tuning(128, 128, 32, 8, 4)
 
 
 def pick(table: dict[str, dict[str, Tuning]], arch: str, arithmetic: str) -> Tuning:

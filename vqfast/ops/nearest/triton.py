@@ -12,7 +12,7 @@ from vqfast.ops.nearest.tunings import RECHECK, SEARCH, Tuning, pick
 from vqfast.ops.rows import ROW_DIMS, row_strides
 
 SAMPLE = 256  # codes whose mean is the pivot
-PACK_CODES = 64
+PACK_CODES = 64  # the codebook is small beside the rows: any size does here, and in ``_centre``
 
 
 def wide(x: Tensor, codebook: Tensor) -> torch.dtype:

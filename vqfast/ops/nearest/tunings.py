@@ -22,6 +22,7 @@ ANY = 1 << 30
 # Up to 64 channels two blocks of four warps share a multiprocessor of sm_90: one multiplies while the other
 # takes its minima. Wide rows need large blocks: each block of rows streams the codebook from L2
 # (N, K, D = 131072, 8192, 256: 4.3 GB in all with 128 rows).
+# An architecture's lines are those of the one before, but for:
 SEARCH: dict[str, dict[int, Tuning]] = {
     "sm_80": {
         16: Tuning(128, 64, 16, 4, 3, 3),
@@ -29,28 +30,25 @@ SEARCH: dict[str, dict[int, Tuning]] = {
         128: Tuning(128, 64, 128, 8, 3),
         256: Tuning(128, 64, 256, 16, 2),
         ANY: Tuning(128, 64, 64, 8, 3),
-    },
-    "sm_90": {
-        16: Tuning(128, 64, 16, 4, 3, 3),
-        64: Tuning(128, 64, 64, 4, 3),
-        128: Tuning(128, 128, 128, 8, 2),
-        256: Tuning(128, 128, 256, 8, 2),
-        ANY: Tuning(128, 128, 64, 8, 2),
-    },
-    "sm_100": {
-        16: Tuning(128, 64, 16, 4, 3, 3),
-        64: Tuning(128, 128, 64, 8, 3),
-        128: Tuning(128, 128, 128, 8, 2),
-        256: Tuning(128, 64, 256, 8, 3),
-        ANY: Tuning(128, 128, 32, 8, 3),
-    },
-    "gfx942": {
-        16: Tuning(128, 64, 16, 4, 2, 3),
-        64: Tuning(128, 64, 64, 4, 2),
-        128: Tuning(128, 64, 128, 4, 2),
-        256: Tuning(64, 32, 256, 4, 2),
-        ANY: Tuning(128, 64, 64, 4, 2),
-    },
+    }
+}
+SEARCH["sm_90"] = SEARCH["sm_80"] | {
+    64: Tuning(128, 64, 64, 4, 3),
+    128: Tuning(128, 128, 128, 8, 2),
+    256: Tuning(128, 128, 256, 8, 2),
+    ANY: Tuning(128, 128, 64, 8, 2),
+}
+SEARCH["sm_100"] = SEARCH["sm_90"] | {
+    64: Tuning(128, 128, 64, 8, 3),
+    256: Tuning(128, 64, 256, 8, 3),
+    ANY: Tuning(128, 128, 32, 8, 3),
+}
+SEARCH["gfx942"] = {
+    16: Tuning(128, 64, 16, 4, 2, 3),
+    64: Tuning(128, 64, 64, 4, 2),
+    128: Tuning(128, 64, 128, 4, 2),
+    256: Tuning(64, 32, 256, 4, 2),
+    ANY: Tuning(128, 64, 64, 4, 2),
 }
 # Only the rows that the search can't certify come here: few, so that small blocks spread them over the chip.
 RECHECK: dict[str, dict[int, Tuning]] = {
