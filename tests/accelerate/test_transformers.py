@@ -85,7 +85,7 @@ def test_residual_stages(name):
     assert len(vqfast.accelerate(fast).replaced) == 4
 
 
-@pytest.mark.parametrize("codes, channels, searched", [(511, 256, 0), (512, 256, 1), (511, 255, 1)])
+@pytest.mark.parametrize("codes, channels, searched", [(511, 512, 0), (512, 512, 1), (511, 511, 1)])
 def test_one_vector_is_enough_unless_the_codes_are_few_and_wide(monkeypatch, codes, channels, searched):
     monkeypatch.setattr(search, "LITTLE", 2**20)
     sizes = {"codebook_size": codes, "codebook_dim": channels}

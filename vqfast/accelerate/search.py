@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vqfast.functional import nearest_code, quantize
 
-FEW, WIDE = 512, 256  # codes, channels
+FEW, WIDE = 512, 512  # codes, channels
 LITTLE = 2**20  # multiplications
 LARGE = 2**25  # bytes
 
@@ -21,15 +21,17 @@ def little(x: Tensor, codes: Tensor) -> bool:
 
     Gradients take another op, and codes that aren't contiguous a copy: so much more has to make up for them.
     """
-    least = LITTLE * (8 if torch.is_grad_enabled() else 1) * (1 if codes.is_contiguous() else 4)
-    return x.numel() * codes.shape[-2] < least
+    work = x.numel() * codes.size(-2)
+    if work < LITTLE or work >= 32 * LITTLE:  # at once, where a call takes no longer than the questions
+        return work < LITTLE
+    return work < LITTLE * (8 if torch.is_grad_enabled() else 1) * (1 if codes.is_contiguous() else 4)
 
 
 def little_to_search(x: Tensor, codes: Tensor) -> bool:
     """The same of a search alone: on a CPU, one vector is enough unless the codes are few and wide."""
-    num_embeddings, channels = codes.shape[-2:]
-    few = num_embeddings < FEW and channels >= WIDE
-    return (few or x.device.type != "cpu") and little(x, codes)
+    if x.is_cpu and (codes.size(-1) < WIDE or codes.size(-2) >= FEW):
+        return False
+    return little(x, codes)
 
 
 def unit_vectors(codes: Tensor) -> Tensor:
