@@ -171,7 +171,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> quantize(const Tensor& z, con
     char* rows = residuals.data() + part * p.block * v.d * number;
     std::vector<char> coarse(v.stages, p.coarse);  // whether that still pays
     for (int64_t block = span.begin; block < span.end; ++block) {
-      const Span here{block * p.block, std::min(p.rows, (block + 1) * p.block)};
+      const Span here = rows_of(p, block);
       kernels.quantize.gather(v, here, rows);
       for (int64_t stage = 0; stage < v.stages; ++stage) {
         const Axis axis{count_of(here), v.d, v.stages};

@@ -35,7 +35,7 @@
 namespace vqfast::VQFAST_ISA {
 namespace {
 
-constexpr int kCandidates = 24;
+constexpr int64_t kFewest = 24, kCandidates = 56;
 
 // The arithmetic that x - p needs to round only once: float32 up to float32, else float64.
 template <class T>
@@ -58,55 +58,59 @@ bool all_finite(const C* x, int64_t count) {
   return !bad;
 }
 
-// Sizes for the caches: a block of vectors stays in L2, and beside it a chunk of codes with its scores. Few vectors
-// stay together, and threads share the codes.
+// Sizes for the caches: a block of vectors stays in L2, and beside it a chunk of codes with its scores. Every thread
+// has as many blocks. Few vectors stay together, and threads share the codes.
 void plan(Problem& p, int64_t threads, bool share_codes) {
   constexpr int64_t kFew = 192;
-  const int64_t limit = clamp(98304 / p.d, 192, 2048), fair = ceil_div(p.rows * p.num_books, threads);
+  const int64_t limit = clamp(98304 / p.d, 256, 2048), fair = ceil_div(p.rows * p.num_books, threads);
+  const int64_t tiles = ceil_div(p.rows, kTile);
   const bool few = share_codes && fair < kFew;
   p.groups = ceil_div(p.k, kRows);
   p.chunk = clamp(24576 / (p.d * kRows), 1, least(128, p.groups));
-  p.block = ceil_div(least(least(limit, p.rows), few ? limit : fair), kTile) * kTile;
-  p.blocks = ceil_div(p.rows, p.block);
+  p.tile = kTile;
+  p.blocks = ceil_div(p.rows, few ? limit : least(limit, ceil_div(fair, kTile) * kTile));
+  if (!few) p.blocks = least(ceil_div(ceil_div(p.blocks * p.num_books, threads) * threads, p.num_books), tiles);
+  p.block = ceil_div(tiles, p.blocks) * kTile;
   p.parts = few ? clamp(threads / (p.blocks * p.num_books), 1, least(kMostParts, p.groups)) : 1;
   p.keep = p.k < 128 * (p.d + 8);  // of many codes few groups matter, and short ones are soon scored again
   p.coarse = kHasPairs && p.d >= 8;
+  p.candidates = clamp(p.k / 64, kFewest, kCandidates);  // comparing them takes less than another pass
 }
 
-// to[i * width + n] = scale * (vector n [i] - pivot[i]) for `count` vectors; vector(n) points to the n-th.
+constexpr int kPart = 64;  // channels that are packed at a time, in L1
+
+// to[i * width + n] = scale * (vector n [i] - pivot[i]) for `count` vectors of d <= kPart channels; vector(n) points to
+// the n-th.
 template <class T, class C, class Vector>
 void centre_into(
-    float* to, int width, int64_t count, Vector vector, int64_t stride, int64_t d, const C* pivot, C scale) {
-  constexpr int kPart = 64;
+    float* to, int width, int64_t count, Vector vector, int64_t stride, int d, const C* pivot, C scale) {
   typedef float Four __attribute__((vector_size(16)));
-  for (int64_t n = 0; n < count; n += 4)
-    for (int64_t first = 0; first < d; first += kPart) {
-      float part[4][kPart];
-      const int lines = int(least(4, count - n)), length = int(least(kPart, d - first));
-      for (int l = 0; l < lines; ++l) {
-        const T* x = vector(n + l) + first * stride;
-        const C* p = pivot + first;
-        if (stride == 1)
-          for (int i = 0; i < length; ++i) part[l][i] = float((C(x[i]) - p[i]) * scale);
-        else
-          for (int i = 0; i < length; ++i) part[l][i] = float((C(x[i * stride]) - p[i]) * scale);
-      }
-      float* out = to + first * width + n;
-      int i = 0;
-      for (; lines == 4 && i + 4 <= length; i += 4) {  // transpose 4 x 4
-        Four a, b, c, e;
-        memcpy(&a, &part[0][i], 16), memcpy(&b, &part[1][i], 16);
-        memcpy(&c, &part[2][i], 16), memcpy(&e, &part[3][i], 16);
-        const Four ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab2 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-        const Four ce = __builtin_shufflevector(c, e, 0, 4, 1, 5), ce2 = __builtin_shufflevector(c, e, 2, 6, 3, 7);
-        const Four rows[4] = {
-            __builtin_shufflevector(ab, ce, 0, 1, 4, 5), __builtin_shufflevector(ab, ce, 2, 3, 6, 7),
-            __builtin_shufflevector(ab2, ce2, 0, 1, 4, 5), __builtin_shufflevector(ab2, ce2, 2, 3, 6, 7)};
-        for (int j = 0; j < 4; ++j) memcpy(out + (i + j) * width, &rows[j], 16);
-      }
-      for (; i < length; ++i)
-        for (int l = 0; l < lines; ++l) out[i * width + l] = part[l][i];
+  for (int64_t n = 0; n < count; n += 4) {
+    float part[4][kPart];
+    const int lines = int(least(4, count - n));
+    for (int l = 0; l < lines; ++l) {
+      const T* x = vector(n + l);
+      if (stride == 1)
+        for (int i = 0; i < d; ++i) part[l][i] = float((C(x[i]) - pivot[i]) * scale);
+      else
+        for (int i = 0; i < d; ++i) part[l][i] = float((C(x[i * stride]) - pivot[i]) * scale);
     }
+    float* out = to + n;
+    int i = 0;
+    for (; lines == 4 && i + 4 <= d; i += 4) {  // transpose 4 x 4
+      Four a, b, c, e;
+      memcpy(&a, &part[0][i], 16), memcpy(&b, &part[1][i], 16);
+      memcpy(&c, &part[2][i], 16), memcpy(&e, &part[3][i], 16);
+      const Four ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab2 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+      const Four ce = __builtin_shufflevector(c, e, 0, 4, 1, 5), ce2 = __builtin_shufflevector(c, e, 2, 6, 3, 7);
+      const Four rows[4] = {
+          __builtin_shufflevector(ab, ce, 0, 1, 4, 5), __builtin_shufflevector(ab, ce, 2, 3, 6, 7),
+          __builtin_shufflevector(ab2, ce2, 0, 1, 4, 5), __builtin_shufflevector(ab2, ce2, 2, 3, 6, 7)};
+      for (int j = 0; j < 4; ++j) memcpy(out + (i + j) * width, &rows[j], 16);
+    }
+    for (; i < d; ++i)
+      for (int l = 0; l < lines; ++l) out[i * width + l] = part[l][i];
+  }
 }
 
 // Pairs of bf16 of each column's consecutive numbers, and the squared lengths of what the rounding left out.
@@ -177,7 +181,6 @@ struct Scratch {
   Row** list;                        // (block) those that a pass is for
   float *columns;                    // (block / kTile, steps, kTile) rows
   float *low, *length, *residual;    // (block) of the columns: low as above, lengths of a~ and of a~ - a^
-  float* single;                     // (D, kTile) rows in float32 that are to be paired
   float *codes, *bias;               // (chunk, steps / kLanes, kRows, kLanes) and (chunk, kRows)
   Bound* bounds;                     // (chunk)
   float *scores, *high;              // (chunk, kRows, kTile) and their maxima (chunk, kTile)
@@ -201,7 +204,6 @@ Scratch carve(const Problem& p, char* begin, char*& at) {
   s.low = take<float>(at, p.block);
   s.length = take<float>(at, p.block);
   s.residual = take<float>(at, p.block);
-  s.single = take<float>(at, p.coarse ? kTile * p.d : 0);
   s.codes = take<float>(at, p.chunk * kRows * ceil_div(p.d, kLanes) * kLanes);
   s.bias = take<float>(at, p.chunk * kRows);
   s.bounds = take<Bound>(at, p.chunk);
@@ -308,28 +310,35 @@ void locate(const Problem& p, const Codebook& book, int64_t begin, int64_t count
   }
 }
 
-// Up to kTile rows as `width` columns, and their lengths. With `pairs` they are rounded to bf16 pairs there.
-template <class T>
+// Up to kTile rows as `width` columns, rounded to pairs where a step takes those, and their lengths.
+template <class T, class Product>
 void pack_rows(
-    const Problem& p, const Codebook& book, Row** rows, int64_t count, int width, float* packed, float* pairs,
-    float* length, float* residual) {
+    const Problem& p, const Codebook& book, Row** rows, int64_t count, int width, float* packed, float* length,
+    float* residual) {
   using C = typename Compute<T>::type;
   const T* x = static_cast<const T*>(p.x);
   const C* pivot = static_cast<const C*>(book.pivot);
   const C scale = C(book.scale);
   bool adjacent = count == width;
   for (int64_t r = 1; r < count; ++r) adjacent &= rows[r]->x == rows[0]->x + r;
-  if (count < width) memset(packed, 0, sizeof(float) * width * p.d);
-  if (adjacent)
-    for (int64_t i = 0; i < p.d; ++i)
-      for (int r = 0; r < width; ++r)
-        packed[i * width + r] = float((C(x[rows[0]->x + i * p.d_stride + r]) - pivot[i]) * scale);
-  else
-    centre_into<T>(packed, width, count, [&](int64_t r) { return x + rows[r]->x; }, p.d_stride, p.d, pivot, scale);
   for (int r = 0; r < width; ++r) length[r] = residual[r] = 0;
-  for (int64_t i = 0; i < p.d; ++i)
-    for (int r = 0; r < width; ++r) length[r] += packed[i * width + r] * packed[i * width + r];
-  if (pairs) pair_up(packed, width, p.d, pairs, residual);
+  float single[kPart * kTile] = {};
+  for (int64_t first = 0; first < p.d; first += kPart, x += kPart * p.d_stride) {
+    const int d = int(least(kPart, p.d - first));
+    if (adjacent)
+      for (int64_t i = 0; i < d; ++i)
+        for (int r = 0; r < width; ++r)
+          single[i * width + r] = float((C(x[rows[0]->x + i * p.d_stride + r]) - pivot[first + i]) * scale);
+    else
+      centre_into<T>(
+          single, width, count, [&](int64_t r) { return x + rows[r]->x; }, p.d_stride, d, pivot + first, scale);
+    for (int i = 0; i < d; ++i)
+      for (int r = 0; r < width; ++r) length[r] += single[i * width + r] * single[i * width + r];
+    if constexpr (Product::kPairs)
+      pair_up(single, width, d, packed + first / 2 * width, residual);
+    else
+      memcpy(packed + first * width, single, sizeof(float) * d * width);
+  }
   for (int64_t r = 0; r < count; ++r) rows[r]->count = length[r] <= 0x1p120f ? 0 : kAll;
   for (int r = 0; r < width; ++r) length[r] = __builtin_sqrtf(length[r]), residual[r] = __builtin_sqrtf(residual[r]);
 }
@@ -342,9 +351,9 @@ void prune(Row& row, float low) {
   if (row.count != kAll) row.count = kept;
 }
 
-void add(Row& row, Candidate candidate, float low) {
-  if (row.count == kCandidates) prune(row, low);
-  if (row.count == kCandidates) row.count = kAll;
+void add(const Problem& p, Row& row, Candidate candidate, float low) {
+  if (row.count == p.candidates) prune(row, low);
+  if (row.count == p.candidates) row.count = kAll;
   if (row.count != kAll) row.candidates[row.count++] = candidate;
 }
 
@@ -371,16 +380,28 @@ template <class Product, int kV>
   for (int v = 0; v < kV; ++v) store(most[v], high + v * kLanes);
 }
 
+// Memory that is wanted soon, fetched in equal steps between which there is work to do.
+struct Ahead {
+  const char *at, *end;
+  int64_t step;
+  void advance() {
+    for (const char* to = at + least(step, end - at); at < to; at += 64) __builtin_prefetch(at, 0, 2);
+  }
+};
+
 // Candidates among a chunk's codes, of which `first` is the first, for kV vectors of columns from n on.
 template <class Product, int kV>
-void match(const Problem& p, int64_t first, int64_t groups, int64_t n, int64_t steps, const Scratch& s) {
+void match(const Problem& p, int64_t first, int64_t groups, int64_t n, int64_t steps, const Scratch& s, Ahead& next) {
   const int64_t size = ceil_div(steps, kLanes) * kRows * kLanes;
   const auto score_group = [&](int64_t g, float* scores) {
     score<Product, kV>(
         steps, s.codes + g * size, s.bias + g * kRows, s.columns + n * steps, scores, s.high + g * kV * kLanes);
   };
   const auto scores_of = [&](int64_t g) { return p.keep ? s.scores + g * kRows * kV * kLanes : nullptr; };
-  for (int64_t g = 0; g < groups; ++g) score_group(g, scores_of(g));
+  for (int64_t g = 0; g < groups; ++g) {
+    next.advance();
+    score_group(g, scores_of(g));
+  }
   for (int v = 0; v < kV; ++v) {
     const int64_t lane = n + v * kLanes;
     const Vec length = load(s.length + lane), residual = load(s.residual + lane);
@@ -403,7 +424,7 @@ void match(const Problem& p, int64_t first, int64_t groups, int64_t n, int64_t s
         const Vec high = load(scores + (r * kV + v) * kLanes) + bound(g);
         for (uint32_t lanes = at_least(high, low); lanes; lanes &= lanes - 1) {
           const int at = __builtin_ctz(lanes);
-          add(*s.list[lane + at], {high[at], int32_t(first + g * kRows + r)}, low[at]);
+          add(p, *s.list[lane + at], {high[at], int32_t(first + g * kRows + r)}, low[at]);
         }
       }
     }
@@ -477,6 +498,16 @@ int64_t decide(const Problem& p, const Codebook& book, const Scratch* parts, int
   return index;
 }
 
+// Groups of codes, in so many steps.
+template <class C>
+Ahead ahead(const Problem& p, const Codebook& book, Span groups, int64_t steps) {
+  const auto at = [&](int64_t group) {
+    return static_cast<const char*>(book.codes) + least(group * kRows, p.k) * p.d * int64_t(sizeof(C));
+  };
+  const char *begin = at(groups.begin), *end = at(groups.end);
+  return {begin, end, ceil_div(end - begin, steps * 64) * 64};
+}
+
 // Finds the candidates of the listed rows among groups of codes.
 template <class T, class Product>
 void pass(const Problem& p, const Codebook& book, Span groups, int64_t count, const Scratch& s) {
@@ -486,9 +517,8 @@ void pass(const Problem& p, const Codebook& book, Span groups, int64_t count, co
   for (int64_t n = 0; n < count; n += kTile) {
     const int width = count - n > kLanes ? kTile : kLanes;
     float* columns = s.columns + n * steps;
-    pack_rows<T>(
-        p, book, s.list + n, least(kTile, count - n), width, kPairs ? s.single : columns, kPairs ? columns : nullptr,
-        s.length + n, s.residual + n);
+    pack_rows<T, Product>(
+        p, book, s.list + n, least(kTile, count - n), width, columns, s.length + n, s.residual + n);
     for (int r = 0; r < width; ++r)  // where there's no row, nothing reaches NaN, whatever the bound
       s.low[n + r] = n + r < count ? -__FLT_MAX__ : __builtin_nanf("");
   }
@@ -496,8 +526,11 @@ void pass(const Problem& p, const Codebook& book, Span groups, int64_t count, co
   for (int64_t first = groups.begin; first < groups.end; first += p.chunk) {
     const int64_t here = least(p.chunk, groups.end - first);
     bounded &= prepare<Product, C>(p, book, {first, first + here}, s);
+    const Span later{first + here, least(first + here + p.chunk, groups.end)};
+    const bool far = p.blocks == 1 && count > kTile;  // more blocks find them in the last cache
+    Ahead next = ahead<C>(p, book, far ? later : Span{}, here * ceil_div(count, kTile));
     for (int64_t n = 0; n < count; n += kTile)
-      (count - n > kLanes ? match<Product, kVectors> : match<Product, 1>)(p, first * kRows, here, n, steps, s);
+      (count - n > kLanes ? match<Product, kVectors> : match<Product, 1>)(p, first * kRows, here, n, steps, s, next);
   }
   for (int64_t n = 0; n < count; ++n) {
     s.list[n]->low = s.low[n];
@@ -508,10 +541,11 @@ void pass(const Problem& p, const Codebook& book, Span groups, int64_t count, co
 // The candidates of a block of rows in a part of the codes; returns whether the coarse pass paid.
 template <class T>
 bool search_part(const Problem& p, const Codebook& book, int64_t block, int64_t part, bool coarse, const Scratch& s) {
-  const int64_t begin = block * p.block, count = least(p.block, p.rows - begin);
+  const Span rows = rows_of(p, block);
+  const int64_t count = rows.end - rows.begin;
   const Span groups = part_of(p.groups, p.parts, part);
   int64_t left = 0;  // rows that need a float32 pass
-  locate(p, book, begin, count, s.rows);
+  locate(p, book, rows.begin, count, s.rows);
   *s.first_nan = -1;
   for (int64_t n = 0; n < count; ++n) s.list[n] = s.rows + n;
   if (coarse) {
@@ -531,8 +565,8 @@ void finish(const Problem& p, int64_t block, char* memory) {
   Scratch parts[kMostParts];
   char* at = memory;
   for (int64_t part = 0; part < p.parts; ++part) parts[part] = carve(p, at, at);
-  const int64_t begin = block % p.blocks * p.block, count = least(p.block, p.rows - begin);
-  for (int64_t n = 0; n < count; ++n)
+  const Span rows = rows_of(p, block % p.blocks);
+  for (int64_t n = 0; n < rows.end - rows.begin; ++n)
     p.out[parts[0].rows[n].out] = decide<T>(p, p.books[block / p.blocks], parts, n);
 }
 

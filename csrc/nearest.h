@@ -35,10 +35,19 @@ struct Problem {
   bool coarse;                // whether a pass in bf16 comes first
   bool keep;                  // whether all scores are kept, else those of few groups are taken again
   int64_t groups, chunk;      // of codes, in all and in a chunk
-  int64_t block, blocks;      // rows in a block, and blocks
+  int64_t candidates;         // of a row, at the most
+  int64_t tile;               // rows side by side
+  int64_t block, blocks;      // rows in a block at the most, and blocks
   int64_t parts;              // of the codes, for a thread each
 };
 constexpr int64_t kMostParts = 64;
+
+// The rows of a block: whole tiles, as many in one as in another.
+static constexpr Span rows_of(const Problem& p, int64_t block) {
+  const Span tiles = part_of((p.rows + p.tile - 1) / p.tile, p.blocks, block);
+  const int64_t end = tiles.end * p.tile;
+  return {tiles.begin * p.tile, end < p.rows ? end : p.rows};
+}
 
 struct Kernel {
   void (*plan)(Problem&, int64_t threads, bool share_codes);

@@ -85,7 +85,7 @@ def test_residual_stages(name):
     assert len(vqfast.accelerate(fast).replaced) == 4
 
 
-@pytest.mark.parametrize("codes, channels, searched", [(511, 256, 0), (512, 256, 1), (511, 255, 1)])
+@pytest.mark.parametrize("codes, channels, searched", [(511, 512, 0), (512, 512, 1), (511, 511, 1)])
 def test_one_vector_is_enough_unless_the_codes_are_few_and_wide(monkeypatch, codes, channels, searched):
     monkeypatch.setattr(search, "LITTLE", 2**20)
     sizes = {"codebook_size": codes, "codebook_dim": channels}
@@ -185,6 +185,19 @@ def test_codes_are_those_of_float64_where_float32_products_cancel():
     truth = nearest(x, slow.embed)
     assert torch.equal(fast.quantize(x), truth)
     assert (slow.quantize(x) != truth).sum() > 10  # theirs is the side that errs
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_unit_vectors_in_large_pages(monkeypatch, dtype):
+    codes = torch.randn(50, 30, dtype=dtype)
+    codes[3] = 0
+    wanted = torch.nn.functional.normalize(codes)
+    monkeypatch.setattr(search, "LARGE", 0)
+    assert torch.equal(search.unit_vectors(codes), wanted)
+    assert torch.equal(search.unit_vectors(codes[:, ::2]), torch.nn.functional.normalize(codes[:, ::2]))
+    assert search.unit_vectors(codes.requires_grad_()).requires_grad
+    compiled = torch.compile(search.unit_vectors, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(codes.detach()), wanted)
 
 
 def test_ten_steps_give_the_same_curve():

@@ -146,6 +146,16 @@ def test_threads_change_nothing(backend, n, k, lead) -> None:
     torch.set_num_threads(1)
 
 
+@pytest.mark.parametrize("n, lead", [(577, ()), (1025, ()), (700, (5,))])
+def test_every_vector_is_in_one_block_of_some_thread(backend, n, lead) -> None:
+    x, codebook = torch.randn(*lead, n, 256), torch.randn(*lead, 60, 256)
+    wanted = nearest_code(x.double(), codebook.double())
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        assert torch.equal(nearest_code(x, codebook), wanted)
+    torch.set_num_threads(1)
+
+
 LAYOUTS = {
     "transposed": lambda n, d: torch.randn(d, n).T,
     "every other row": lambda n, d: torch.randn(2 * n, d)[::2],

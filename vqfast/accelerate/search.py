@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import mmap
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vqfast.functional import nearest_code, quantize
 
-FEW, WIDE = 512, 256  # codes, channels
+FEW, WIDE = 512, 512  # codes, channels
 LITTLE = 2**20  # multiplications
+LARGE = 2**25  # bytes
 
 
 def little(x: Tensor, codes: Tensor) -> bool:
@@ -17,15 +21,34 @@ def little(x: Tensor, codes: Tensor) -> bool:
 
     Gradients take another op, and codes that aren't contiguous a copy: so much more has to make up for them.
     """
-    least = LITTLE * (8 if torch.is_grad_enabled() else 1) * (1 if codes.is_contiguous() else 4)
-    return x.numel() * codes.shape[-2] < least
+    work = x.numel() * codes.size(-2)
+    if work < LITTLE or work >= 32 * LITTLE:  # at once, where a call takes no longer than the questions
+        return work < LITTLE
+    return work < LITTLE * (8 if torch.is_grad_enabled() else 1) * (1 if codes.is_contiguous() else 4)
 
 
 def little_to_search(x: Tensor, codes: Tensor) -> bool:
     """The same of a search alone: on a CPU, one vector is enough unless the codes are few and wide."""
-    num_embeddings, channels = codes.shape[-2:]
-    few = num_embeddings < FEW and channels >= WIDE
-    return (few or x.device.type != "cpu") and little(x, codes)
+    if x.is_cpu and (codes.size(-1) < WIDE or codes.size(-2) >= FEW):
+        return False
+    return little(x, codes)
+
+
+def unit_vectors(codes: Tensor) -> Tensor:
+    """``codes (K, D)`` as ``F.normalize`` makes them.
+
+    Nothing is kept from call to call, as nobody says when codes change. New memory comes in large pages where
+    the system has them: in small ones it takes longer than the arithmetic.
+    """
+    wanted = codes.requires_grad and torch.is_grad_enabled()
+    large = codes.device.type == "cpu" and codes.numel() * codes.element_size() >= LARGE
+    if wanted or torch.compiler.is_compiling() or not large or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return F.normalize(codes)
+    memory = mmap.mmap(-1, codes.numel() * codes.element_size(), flags=mmap.MAP_PRIVATE)
+    with contextlib.suppress(OSError):  # a kernel without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    lengths = torch.linalg.vector_norm(codes, dim=1, keepdim=True).clamp_min_(1e-12)
+    return torch.div(codes, lengths, out=torch.frombuffer(memory, dtype=codes.dtype).view(codes.shape))
 
 
 def straight_through(

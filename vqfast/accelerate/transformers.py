@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqfast.accelerate.search import little, little_to_search, straight_through
+from vqfast.accelerate.search import little, little_to_search, straight_through, unit_vectors
 from vqfast.accelerate.swap import Fast, Swap
 from vqfast.functional import nearest_code
 
@@ -125,7 +125,7 @@ def _glm_image(original: Fast, self: nn.Module, hidden_state: Tensor) -> tuple[T
     """The same between unit vectors."""
     if little(hidden_state, self.embedding.weight):
         return original(self, hidden_state)
-    z, codes = F.normalize(hidden_state, dim=1), F.normalize(self.embedding.weight)
+    z, codes = F.normalize(hidden_state, dim=1), unit_vectors(self.embedding.weight)
     return straight_through(z, codes, commitment=1, codebook=self.beta)
 
 
