@@ -151,6 +151,21 @@ def test_absent_peers_say_why_and_slow_ones_are_for_the_full_form() -> None:
     assert "compiled" in core.measure(case, 1)["seconds"]
 
 
+def test_a_peer_that_fails_is_absent_and_ours_fails_the_case() -> None:
+    def fails():
+        def call(data):
+            raise RuntimeError("no compiler\nand much more")
+
+        return call
+
+    works = fake().contenders["vqfast"]
+    row = core.measure(fake(contenders={"vqfast": works, "peer": fails}), 1)
+    assert row["absent"] == {"peer": "RuntimeError: no compiler"}
+    assert row["seconds"].keys() == {"vqfast"}
+    with pytest.raises(RuntimeError, match="no compiler"):
+        core.measure(fake(contenders={"vqfast": fails, "peer": works}), 1)
+
+
 def test_part_of_the_work_is_scaled_and_short_calls_are_means(monkeypatch) -> None:
     row = core.measure(fake(contenders={"vqfast": lambda: time_of(0.01)}, parts={"vqfast": 0.1}), 1)
     assert row["seconds"]["vqfast"][0] > 0.1
