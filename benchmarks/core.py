@@ -120,7 +120,7 @@ def measure(case: Case, rounds: int, full: bool = True) -> dict[str, object]:
         AbsentError: ours can't run here.
     """
     # Once it has freed so much, glibc keeps up to twice that for the next call, as in any process that has
-    # worked for a while. Else the cases before decide whether memory is fresh, which costs more than many a kernel.
+    # worked for a while. Else the cases before decide whether memory is fresh: slower than many a kernel.
     torch.empty(SETTLED, dtype=torch.uint8)
     calls, absent = built(case, full)
     if "vqfast" in absent:
