@@ -7,6 +7,8 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <atomic>
+#include <thread>
 
 #include "masked_conv.h"
 #include "nearest.h"
@@ -53,6 +55,20 @@ void for_parts(int64_t parts, int64_t count, const F& f) {
     for (int64_t part = begin; part < end; ++part) f(part, part_of(count, parts, part));
   });
 }
+
+// Work that some threads share on their way. To start them again for what follows takes longer than many a kernel.
+class Shared {
+ public:
+  // f(n) for the next n below `count` until none is left; returns when all are done, whoever did them.
+  template <class F>
+  void run(int64_t count, const F& f) {
+    for (int64_t n; (n = next_++) < count; ++done_) f(n);
+    while (done_ < count) std::this_thread::yield();
+  }
+
+ private:
+  std::atomic<int64_t> next_{0}, done_{0};
+};
 
 // A thread for every 2^18 steps: fewer aren't worth its start.
 inline int64_t threads_for(double work) {

@@ -18,11 +18,13 @@ Grid grid(const std::optional<Tensor>& t, const Tensor& like, bool last) {
   return g;
 }
 
-// The problem's sizes and tensors; all are channels last where x is.
+// The problem's sizes and tensors; all but x are channels last where the result is.
 MaskedConv masked_conv_of(const Tensor& x, const std::optional<Tensor>& extra, const std::optional<Tensor>& residual,
                           const Tensor& result, const std::optional<Tensor>& kept) {
   const bool codes = x.scalar_type() == ScalarType::Long;
-  const bool last = codes || x.size(2) * x.size(3) == 1 || (x.stride(1) == 1 && x.size(1) > 1);
+  const bool point = x.size(2) * x.size(3) == 1;
+  const bool last = codes || point || (x.stride(1) == 1 && x.size(1) > 1);
+  const bool result_last = point || result.size(1) == 1 ? last : result.stride(1) == 1;
   MaskedConv p{};
   p.type = type_of(result);
   p.batch = x.size(0), p.in = x.size(1), p.height = x.size(2), p.width = x.size(3);
@@ -30,8 +32,8 @@ MaskedConv masked_conv_of(const Tensor& x, const std::optional<Tensor>& extra, c
     p.codes = static_cast<const int64_t*>(x.const_data_ptr());
   else
     p.x = grid(x, x, last);
-  p.extra = grid(extra, x, last), p.residual = grid(residual, x, last);
-  p.result = grid(result, x, last), p.kept = grid(kept, x, last);
+  p.extra = grid(extra, x, result_last), p.residual = grid(residual, x, result_last);
+  p.result = grid(result, x, result_last), p.kept = grid(kept, x, result_last);
   return p;
 }
 
@@ -65,8 +67,8 @@ double multiplications(const MaskedConv& p) {
 }
 
 // result = activation(conv(x) + bias + extra) + residual, and the sums into kept. Tap t of the weight's kernels sees
-// the position (dy, dx) away. All tensors are contiguous or all channels last; int64 x (B, 1, H, W) names one-hot
-// vectors.
+// the position (dy, dx) away. x is contiguous or channels last, and so are all others together; int64 x (B, 1, H, W)
+// names one-hot vectors.
 void masked_conv(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> extra,
                  std::optional<Tensor> residual, Tensor result, std::optional<Tensor> kept, std::vector<int64_t> taps,
                  std::vector<int64_t> dy, std::vector<int64_t> dx, int64_t activation) {
@@ -79,8 +81,9 @@ void masked_conv(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optio
   const Plan plan(p, kernel, threads);
   const int64_t bytes = kernel.scratch(p);
   Buffer<char> packed(kernel.packed(p)), scratch(threads * bytes);
-  for_parts(threads, kernel.tiles(p), [&](int64_t, Span tiles) { kernel.pack(p, tiles, packed.data()); });
+  Shared packing;
   for_parts(threads, kernel.blocks(p), [&](int64_t part, Span blocks) {
+    packing.run(kernel.tiles(p), [&](int64_t tile) { kernel.pack(p, {tile, tile + 1}, packed.data()); });
     kernel.forward(p, blocks, packed.data(), scratch.data() + part * bytes);
   });
 }
@@ -100,14 +103,15 @@ void masked_conv_weight_gradient(Tensor grad, Tensor x, Tensor grad_weight, Tens
   const int64_t shares = std::clamp<int64_t>(std::min(room, kernel.blocks(p)), 1, threads);
   const int64_t groups = (threads + shares - 1) / shares;
   Buffer<char> packed(shares * sums), scratch(threads * bytes);
-  for_parts(threads, shares * groups, [&](int64_t thread, Span units) {
-    for (int64_t unit = units.begin; unit < units.end; ++unit) {
+  Shared adding, putting;
+  for_parts(threads, threads, [&](int64_t thread, Span) {
+    adding.run(shares * groups, [&](int64_t unit) {
       const int64_t share = unit / groups, group = unit % groups;
       kernel.weight_gradient(p, part_of(kernel.blocks(p), shares, share), part_of(parts, groups, group),
                              packed.data() + share * sums, scratch.data() + thread * bytes);
-    }
+    });
+    putting.run(threads, [&](int64_t n) { kernel.put_gradient(p, part_of(parts, threads, n), shares, packed.data()); });
   });
-  for_parts(threads, parts, [&](int64_t, Span span) { kernel.put_gradient(p, span, shares, packed.data()); });
 }
 
 // result = tanh(a) * sigmoid(b) of the channels' halves of x + extra; with the gradient of that, x's gradient.

@@ -21,6 +21,11 @@ def _alike(x: Tensor, *others: Tensor | None) -> list[Tensor | None]:
     return [None if t is None else t.contiguous(memory_format=layout) for t in (x, *others)]
 
 
+def _dense(t: Tensor) -> Tensor:
+    """As it is if contiguous or channels last."""
+    return t if t.is_contiguous(memory_format=torch.channels_last) else t.contiguous()
+
+
 def _offsets(
     x: Tensor, weight: Tensor, taps: int, anchor: list[int], dilation: list[int]
 ) -> tuple[list[int], list[int], list[int]]:
@@ -68,7 +73,7 @@ def masked_conv2d_backward(
     grad: Tensor, x: Tensor, weight: Tensor, taps: int, anchor: list[int], dilation: list[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As ``reference.masked_conv2d_backward``: ``x``'s gradient is a convolution that looks the other way."""
-    x, grad = _alike(x, grad)
+    x, grad = _dense(x), _dense(grad)  # each as it is: a loss wants logits' channels apart, layers side by side
     tap, dy, dx = _offsets(x, weight, taps, anchor, dilation)
     grad_x, grad_weight = empty(x, x.shape[1]), weight.new_zeros(weight.shape)
     grad_bias = weight.new_empty(len(weight))
