@@ -332,9 +332,9 @@ def masked_conv2d(
 
     Returns:
         ``(B, C_out, H, W)``, after the gate ``(B, C_out / 2, H, W)``; channels last where ``x`` is. ``x``
-        counts as zero outside. No output reads what comes later. On a CPU and below float64, rows of which the
-        kernel sees both sides are computed four neighbours at a time: there rounding (about 1e-7 of the row's
-        numbers) lets outputs and gradients see up to three columns beyond the kernel.
+        counts as zero outside. No output reads what comes later. On a CPU and below float64, rows of which
+        the kernel sees both sides are computed four neighbours at a time: there rounding (about 1e-7 of the
+        row's numbers) lets outputs and gradients see up to three columns beyond the kernel.
 
     Raises:
         TypeError: an argument isn't a floating-point tensor.

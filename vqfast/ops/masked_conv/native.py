@@ -73,7 +73,7 @@ def masked_conv2d_backward(
     grad: Tensor, x: Tensor, weight: Tensor, taps: int, anchor: list[int], dilation: list[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As ``reference.masked_conv2d_backward``: ``x``'s gradient is a convolution that looks the other way."""
-    x, grad = _dense(x), _dense(grad)  # each as it is: a loss wants logits' channels apart, layers side by side
+    x, grad = _dense(x), _dense(grad)  # each as it is: a loss wants channels apart, layers side by side
     tap, dy, dx = _offsets(x, weight, taps, anchor, dilation)
     grad_x, grad_weight = empty(x, x.shape[1]), weight.new_zeros(weight.shape)
     grad_bias = weight.new_empty(len(weight))
