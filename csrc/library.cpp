@@ -24,7 +24,7 @@ Kernels best_kernels() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (avx512 && __builtin_cpu_supports("avx512bf16")) VQFAST_RETURN(avx512bf16)
+  if (avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni")) VQFAST_RETURN(avx512bf16)
   if (avx512) VQFAST_RETURN(avx512)
   if (avx2) VQFAST_RETURN(avx2)
 #endif

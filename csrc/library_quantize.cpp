@@ -169,7 +169,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> quantize(const Tensor& z, con
   Buffer<char> scratch(threads * bytes), residuals(threads * p.block * v.d * number);
   for_parts(threads, p.blocks, [&](int64_t part, Span span) {
     char* rows = residuals.data() + part * p.block * v.d * number;
-    std::vector<char> coarse(v.stages, p.coarse);  // whether that still pays
+    std::vector<int64_t> per(v.stages, p.per);  // what has paid so far
     for (int64_t block = span.begin; block < span.end; ++block) {
       const Span here = rows_of(p, block);
       kernels.quantize.gather(v, here, rows);
@@ -178,9 +178,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> quantize(const Tensor& z, con
         Problem one = p;
         one.x = rows, one.rows = axis.size, one.blocks = 1, one.axes = &axis, one.num_axes = 1;
         one.out = found + here.begin * v.stages + stage;
-        one.coarse = coarse[stage];
+        one.per = per[stage];
         const int64_t book = v.book ? stage : 0;
-        coarse[stage] = kernel.search(one, {book, book + 1}, scratch.data() + part * bytes);
+        per[stage] = kernel.search(one, {book, book + 1}, scratch.data() + part * bytes);
         if (stage + 1 < v.stages) kernels.quantize.subtract(v, here, stage, rows);
       }
       if (parts == threads) follow(part, here);

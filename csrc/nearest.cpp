@@ -22,11 +22,13 @@
 //   components and products, D 2^-125 (1 + A) + D 2^-125 E even where subnormals are flushed, is inside the 1.02.
 // - Overflow: where A > 2^60 or isn't a number, E > 2^20 or D > 2^17, the row goes to all codes in float64.
 //
-// Where the CPU multiplies bf16, a coarse pass comes first, with the same certificate. With the roundings a^, b^ of a~,
-// b~ and the lengths r, R of a~ - a^ and of the longest b~ - b^ (both differences are exact in float32):
+// Where the CPU multiplies int8 and bf16, coarse passes come first, with the same certificate. With the roundings a^,
+// b^ of a~, b~ and the lengths r, R of a~ - a^ and of the longest b~ - b^ (both differences are exact in float32):
 //   |a~.b~ - a^.b^| <= |(a~ - a^).b^| + |a~.(b~ - b^)| <= r (E + R) + A R,
-// which is added to B. Rows with too many candidates then take the float32 pass, and so does every row of the next
-// block when those were many.
+// which is added to B. Rows with too many candidates then take the next pass, and so does every row of the next block
+// when those were many. int8 counts in units of a vector's largest component / 127, rounded up to bf16's eight bits, so
+// that up to 127 units are exact in float32. Sums of products are exact too and rounded three times after, not D + 1
+// times, which makes up for a^ and b^ being longer, by a factor 1 + D^(1/2) / 254 at the most.
 
 #include "nearest.h"
 
@@ -47,7 +49,6 @@ struct Compute<double> {
   using type = double;
 };
 
-int64_t pair_steps(const Problem& p) { return (p.d + 1) / 2; }
 int64_t clamp(int64_t x, int64_t low, int64_t high) { return x < low ? low : least(x, high); }
 bool finite(double x) { return __builtin_isfinite(x); }
 
@@ -62,7 +63,11 @@ bool all_finite(const C* x, int64_t count) {
 // has as many blocks. Few vectors stay together, and threads share the codes.
 void plan(Problem& p, int64_t threads, bool share_codes) {
   constexpr int64_t kFew = 192;
-  const int64_t limit = clamp(98304 / p.d, 256, 2048), fair = ceil_div(p.rows * p.num_books, threads);
+  // Few rows aren't worth the rounding of codes to int8; long ones leave too many candidates.
+  const bool integers = p.d >= 32 && p.d <= 768 && p.k >= 256 && p.rows >= 96;
+  p.per = least(kMostPer, integers ? 4 : p.d >= 8 ? 2 : 1);
+  const int64_t limit = clamp((p.per == 4 ? 4 : 1) * 98304 / p.d, 256, 2048);
+  const int64_t fair = ceil_div(p.rows * p.num_books, threads);
   const int64_t tiles = ceil_div(p.rows, kTile);
   const bool few = share_codes && fair < kFew;
   p.groups = ceil_div(p.k, kRows);
@@ -73,20 +78,19 @@ void plan(Problem& p, int64_t threads, bool share_codes) {
   p.block = ceil_div(tiles, p.blocks) * kTile;
   p.parts = few ? clamp(threads / (p.blocks * p.num_books), 1, least(kMostParts, p.groups)) : 1;
   p.keep = p.k < 128 * (p.d + 8);  // of many codes few groups matter, and short ones are soon scored again
-  p.coarse = kHasPairs && p.d >= 8;
-  p.candidates = clamp(p.k / 64, kFewest, kCandidates);  // comparing them takes less than another pass
+  p.candidates = clamp(p.k / 16, kFewest, kCandidates);  // comparing them takes less than another pass
 }
 
-constexpr int kPart = 64;  // channels that are packed at a time, in L1
+constexpr int kMostPart = 256;
 
-// to[i * width + n] = scale * (vector n [i] - pivot[i]) for `count` vectors of d <= kPart channels; vector(n) points to
-// the n-th.
+// to[i * width + n] = scale * (vector n [i] - pivot[i]) for `count` vectors of d <= kMostPart channels; vector(n) points
+// to the n-th.
 template <class T, class C, class Vector>
 void centre_into(
     float* to, int width, int64_t count, Vector vector, int64_t stride, int d, const C* pivot, C scale) {
   typedef float Four __attribute__((vector_size(16)));
   for (int64_t n = 0; n < count; n += 4) {
-    float part[4][kPart];
+    float part[4][kMostPart];
     const int lines = int(least(4, count - n));
     for (int l = 0; l < lines; ++l) {
       const T* x = vector(n + l);
@@ -129,6 +133,32 @@ void pair_up(const float* from, int width, int64_t d, float* to, float* residual
     }
 }
 
+// What one integer stands for, where the largest component is so long.
+float unit_of(float most) {
+  const uint32_t bits = (__builtin_bit_cast(uint32_t, most / 127) + 0xffff) & 0xffff0000;
+  return most > 0x1p-100f ? __builtin_bit_cast(float, bits) : 1;
+}
+
+// As `pair_up`, four integers of each column in its own units.
+void quantize(const float* from, int width, int64_t d, const float* unit, float* to, float* residuals) {
+  const Vec whole = Vec{} + 0x1.8p23f;  // added to a number, leaves its nearest integer in the last bits
+  for (int n = 0; n < width; n += kLanes) {
+    const Vec units = load(unit + n), inverse = 1 / units;
+    Vec squares = load(residuals + n);
+    for (int64_t i = 0; i < d; i += 4) {
+      WideBits bits = WideBits{} + 0x80808080;
+      for (int j = 0; j < 4 && i + j < d; ++j) {
+        const Vec value = load(from + (i + j) * width + n), integer = value * inverse + whole;
+        const Vec left = value - (integer - whole) * units;
+        squares += left * left;
+        bits ^= ((WideBits)integer & 0xff) << 8 * j;
+      }
+      store(bits, to + i / 4 * width + n);
+    }
+    store(squares, residuals + n);
+  }
+}
+
 // ---------------------------------------------------------------------------------------------------- codes
 
 // pivot: the mean of up to 16 finite codes; scale: 2^-exponent of the largest component about it.
@@ -161,6 +191,14 @@ struct Bound {
   float of_length, of_residual, own;
 };
 
+// A group of codes beside their numbers.
+struct Group {
+  Bound bound;
+  float bias[kRows];    // -|b|^2 / 2
+  float unit[kRows];    // of a code's integers
+  int32_t start[kRows];  // what sums of integers begin with
+};
+
 struct Candidate {
   float high;  // no less than its t
   int32_t code;
@@ -181,10 +219,11 @@ struct Scratch {
   Row** list;                        // (block) those that a pass is for
   float *columns;                    // (block / kTile, steps, kTile) rows
   float *low, *length, *residual;    // (block) of the columns: low as above, lengths of a~ and of a~ - a^
-  float *codes, *bias;               // (chunk, steps / kLanes, kRows, kLanes) and (chunk, kRows)
-  Bound* bounds;                     // (chunk)
+  float* unit;                       // (block) of the columns: of integers
+  float* codes;                      // (chunk, steps / kLanes, kRows, kLanes)
+  Group* groups;                     // (chunk)
   float *scores, *high;              // (chunk, kRows, kTile) and their maxima (chunk, kTile)
-  double* exact;                     // (D) one row as it is given
+  void* row;                         // (D) one row as it is given, float64 or float32
 };
 
 template <class T>
@@ -204,12 +243,12 @@ Scratch carve(const Problem& p, char* begin, char*& at) {
   s.low = take<float>(at, p.block);
   s.length = take<float>(at, p.block);
   s.residual = take<float>(at, p.block);
+  s.unit = take<float>(at, p.block);
   s.codes = take<float>(at, p.chunk * kRows * ceil_div(p.d, kLanes) * kLanes);
-  s.bias = take<float>(at, p.chunk * kRows);
-  s.bounds = take<Bound>(at, p.chunk);
+  s.groups = take<Group>(at, p.chunk);
   s.scores = take<float>(at, (p.keep ? p.chunk : 1) * kRows * kTile);
   s.high = take<float>(at, p.chunk * kTile);
-  s.exact = take<double>(at, p.d);
+  s.row = take<double>(at, p.d);
   return s;
 }
 
@@ -236,7 +275,6 @@ template <class C>
 template <class Product, class C>
 bool prepare(const Problem& p, const Codebook& book, Span groups, const Scratch& s) {
   using Stored = typename Product::Stored;
-  constexpr bool kPairs = Product::kPairs;
   constexpr int kPer = sizeof(Vec) / sizeof(Stored);
   const int64_t size = ceil_div(p.d, kPer) * kRows * kPer;
   const C *codes = static_cast<const C*>(book.codes), *pivot = static_cast<const C*>(book.pivot);
@@ -244,23 +282,35 @@ bool prepare(const Problem& p, const Codebook& book, Span groups, const Scratch&
   const double slope = 1.02 * 0x1p-24 * double(p.d + 6);
   bool bounded = p.d <= 1 << 17;
   for (int64_t g = 0; g < groups.end - groups.begin; ++g) {
+    Group& group = s.groups[g];
     float reach = 0, left_out = 0;
     for (int64_t r = 0; r < kRows; ++r) {
       const int64_t k = (groups.begin + g) * kRows + r, d = k < p.k ? p.d : 0;
       const C* code = codes + k * p.d;
       Stored* to = reinterpret_cast<Stored*>(s.codes) + g * size + r * kPer;
-      Vec squares = {}, residuals = {};
-      const auto put = [&](uint64_t i, Vec value) {
+      Vec squares = {}, residuals = {}, most = {}, integers = {};
+      const auto each = [&](auto f) {
+        for (int64_t i = 0; i < d; i += kLanes) f(uint64_t(i), centred(code + i, pivot + i, scale, d - i));
+      };
+      float unit = 1;
+      if constexpr (Product::kPer == 4) {
+        each([&](uint64_t, Vec value) { most = max(most, max(value, -value)); });
+        unit = unit_of(highest(most));
+      }
+      [[maybe_unused]] const float inverse = 1 / unit;
+      each([&](uint64_t i, Vec value) {
         Stored* at = to + i / kPer * kPer * kRows + i % kPer;
-        Product::write(value, at);
         squares += value * value;
-        if constexpr (kPairs) {
-          const Vec left = value - load(at);
+        if constexpr (Product::kPer == 4) {
+          const Vec integer = Product::write(value * inverse, at), left = value - integer * unit;
+          residuals += left * left;
+          integers += integer;
+        } else {
+          const Vec left = value - Product::write(value, at);
           residuals += left * left;
         }
-      };
-      for (int64_t i = 0; i < d; i += kLanes) put(i, centred(code + i, pivot + i, scale, d - i));
-      float norm = total(squares), residual = kPairs ? total(residuals) : 0;
+      });
+      float norm = total(squares), residual = total(residuals);
       bool out = d == 0;
       if (!(norm <= 0x1p120f) && !all_finite(code, d)) {
         for (int64_t i = 0; i < d; ++i)
@@ -269,16 +319,18 @@ bool prepare(const Problem& p, const Codebook& book, Span groups, const Scratch&
       }
       if (out) {
         for (int64_t i = 0; i < p.d; i += kPer) memset(to + i * kRows, 0, sizeof(Vec));
-        norm = residual = 0;
+        norm = residual = 0, integers = Vec{}, unit = 1;
       }
-      s.bias[g * kRows + r] = out ? -__builtin_inff() : -norm / 2;
+      group.unit[r] = unit;
+      group.start[r] = -128 * int32_t(total(integers));
+      group.bias[r] = out ? -__builtin_inff() : -norm / 2;
       reach = norm > reach ? norm : reach;
       left_out = residual > left_out ? residual : left_out;
     }
     bounded &= reach <= 0x1p40f;
     const double length = __builtin_sqrt(reach > 0x1p-46 ? double(reach) : 0x1p-46);
     const double rest = __builtin_sqrt(double(left_out));
-    s.bounds[g] = {
+    group.bound = {
         float(1.02 * (slope * length + rest)), float(1.02 * (length + rest)), float(1.02 * slope * length * length)};
   }
   return bounded;
@@ -314,30 +366,46 @@ void locate(const Problem& p, const Codebook& book, int64_t begin, int64_t count
 template <class T, class Product>
 void pack_rows(
     const Problem& p, const Codebook& book, Row** rows, int64_t count, int width, float* packed, float* length,
-    float* residual) {
+    float* residual, float* unit) {
   using C = typename Compute<T>::type;
   const T* x = static_cast<const T*>(p.x);
   const C* pivot = static_cast<const C*>(book.pivot);
   const C scale = C(book.scale);
+  constexpr int kPart = Product::kPer == 4 ? kMostPart : 64;  // channels that are packed at a time, in L1
   bool adjacent = count == width;
   for (int64_t r = 1; r < count; ++r) adjacent &= rows[r]->x == rows[0]->x + r;
-  for (int r = 0; r < width; ++r) length[r] = residual[r] = 0;
-  float single[kPart * kTile] = {};
-  for (int64_t first = 0; first < p.d; first += kPart, x += kPart * p.d_stride) {
-    const int d = int(least(kPart, p.d - first));
+  for (int r = 0; r < width; ++r) length[r] = residual[r] = unit[r] = 0;
+  float single[kPart * kTile];
+  if (count < width) memset(single, 0, sizeof single);
+  const auto read = [&](int64_t first, int d) {
+    const T* from = x + first * p.d_stride;
     if (adjacent)
       for (int64_t i = 0; i < d; ++i)
         for (int r = 0; r < width; ++r)
-          single[i * width + r] = float((C(x[rows[0]->x + i * p.d_stride + r]) - pivot[first + i]) * scale);
+          single[i * width + r] = float((C(from[rows[0]->x + i * p.d_stride + r]) - pivot[first + i]) * scale);
     else
       centre_into<T>(
-          single, width, count, [&](int64_t r) { return x + rows[r]->x; }, p.d_stride, d, pivot + first, scale);
+          single, width, count, [&](int64_t r) { return from + rows[r]->x; }, p.d_stride, d, pivot + first, scale);
+  };
+  for (int64_t first = 0; first < p.d; first += kPart) {
+    const int d = int(least(kPart, p.d - first));
+    read(first, d);
     for (int i = 0; i < d; ++i)
-      for (int r = 0; r < width; ++r) length[r] += single[i * width + r] * single[i * width + r];
-    if constexpr (Product::kPairs)
-      pair_up(single, width, d, packed + first / 2 * width, residual);
-    else
-      memcpy(packed + first * width, single, sizeof(float) * d * width);
+      for (int r = 0; r < width; ++r) {
+        const float value = single[i * width + r], size = __builtin_fabsf(value);
+        length[r] += value * value;
+        if constexpr (Product::kPer == 4) unit[r] = size > unit[r] ? size : unit[r];
+      }
+    if constexpr (Product::kPer == 2) pair_up(single, width, d, packed + first / 2 * width, residual);
+    if constexpr (Product::kPer == 1) memcpy(packed + first * width, single, sizeof(float) * d * width);
+  }
+  if constexpr (Product::kPer == 4) {
+    for (int r = 0; r < width; ++r) unit[r] = unit_of(unit[r]);
+    for (int64_t first = 0; first < p.d; first += kPart) {
+      const int d = int(least(kPart, p.d - first));
+      if (p.d > kPart) read(first, d);
+      quantize(single, width, d, unit, packed + first / 4 * width, residual);
+    }
   }
   for (int64_t r = 0; r < count; ++r) rows[r]->count = length[r] <= 0x1p120f ? 0 : kAll;
   for (int r = 0; r < width; ++r) length[r] = __builtin_sqrtf(length[r]), residual[r] = __builtin_sqrtf(residual[r]);
@@ -360,19 +428,27 @@ void add(const Problem& p, Row& row, Candidate candidate, float low) {
 // Scores of a group of codes (kRows, kV vectors of columns), and the highest of each column.
 template <class Product, int kV>
 [[gnu::noinline]] void score(
-    int64_t steps, const float* codes, const float* bias, const float* columns, float* scores, float* high) {
+    int64_t steps, const float* codes, const Group& group, const float* columns, const float* unit, float* scores,
+    float* high) {
+  constexpr bool kIntegers = Product::kPer == 4;
   Sums<Product, kRows, kV> sums;
   Vec most[kV];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 2
-    for (int v = 0; v < kV; ++v) sums.of[r][v] = bias[r] - Vec{};
+    for (int v = 0; v < kV; ++v)
+      if constexpr (kIntegers)
+        sums.of[r][v] = Product::begin(group.start[r]);
+      else
+        sums.of[r][v] = group.bias[r] - Vec{};
   for (int64_t step = 0; step < steps; step += kLanes)
     sums.add(least(kLanes, steps - step), codes + step * kRows, kLanes, 1, columns + step * kV * kLanes);
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 2
     for (int v = 0; v < kV; ++v) {
+      if constexpr (kIntegers)
+        sums.of[r][v] = Product::value(sums.of[r][v]) * load(unit + v * kLanes) * group.unit[r] + group.bias[r];
       if (scores) store(sums.of[r][v], scores + (r * kV + v) * kLanes);
       most[v] = r ? max(most[v], sums.of[r][v]) : sums.of[r][v];
     }
@@ -395,7 +471,7 @@ void match(const Problem& p, int64_t first, int64_t groups, int64_t n, int64_t s
   const int64_t size = ceil_div(steps, kLanes) * kRows * kLanes;
   const auto score_group = [&](int64_t g, float* scores) {
     score<Product, kV>(
-        steps, s.codes + g * size, s.bias + g * kRows, s.columns + n * steps, scores, s.high + g * kV * kLanes);
+        steps, s.codes + g * size, s.groups[g], s.columns + n * steps, s.unit + n, scores, s.high + g * kV * kLanes);
   };
   const auto scores_of = [&](int64_t g) { return p.keep ? s.scores + g * kRows * kV * kLanes : nullptr; };
   for (int64_t g = 0; g < groups; ++g) {
@@ -406,7 +482,8 @@ void match(const Problem& p, int64_t first, int64_t groups, int64_t n, int64_t s
     const int64_t lane = n + v * kLanes;
     const Vec length = load(s.length + lane), residual = load(s.residual + lane);
     const auto bound = [&](int64_t g) {
-      return length * s.bounds[g].of_length + (residual * s.bounds[g].of_residual + s.bounds[g].own);
+      const Bound& of = s.groups[g].bound;
+      return length * of.of_length + (residual * of.of_residual + of.own);
     };
     Vec low = load(s.low + lane);
     for (int64_t g = 0; g < groups; ++g) {
@@ -420,33 +497,45 @@ void match(const Problem& p, int64_t first, int64_t groups, int64_t n, int64_t s
       if (!at_least(load(s.high + (g * kV + v) * kLanes), low)) continue;
       if (!p.keep) score_group(g, s.scores);
       const float* scores = p.keep ? scores_of(g) : s.scores;
-      for (int r = 0; r < kRows; ++r) {
-        const Vec high = load(scores + (r * kV + v) * kLanes) + bound(g);
-        for (uint32_t lanes = at_least(high, low); lanes; lanes &= lanes - 1) {
-          const int at = __builtin_ctz(lanes);
-          add(p, *s.list[lane + at], {high[at], int32_t(first + g * kRows + r)}, low[at]);
+      const Vec error = bound(g);
+      float errors[kLanes];
+      store(error, errors);
+      constexpr int kAtOnce = least(64 / kLanes, kRows);
+      for (int r = 0; r < kRows; r += kAtOnce) {
+        const float* of_row = scores + (r * kV + v) * kLanes;
+        uint64_t found = 0;  // a bit for each lane of a few rows
+#pragma GCC unroll 16
+        for (int i = 0; i < kAtOnce && r + i < kRows; ++i)
+          found |= uint64_t(at_least(load(of_row + i * kV * kLanes) + error, low)) << i * kLanes;
+        for (; found; found &= found - 1) {
+          const int i = __builtin_ctzll(found) / kLanes, at = __builtin_ctzll(found) % kLanes;
+          const float high = of_row[i * kV * kLanes + at] + errors[at];
+          add(p, *s.list[lane + at], {high, int32_t(first + g * kRows + r + i)}, low[at]);
         }
       }
     }
   }
 }
 
-template <class C>
-double distance(const double* x, const C* e, int64_t d) {
-  constexpr int kWide = sizeof(Wide) / sizeof(double);
-  typedef C Codes __attribute__((vector_size(kWide * sizeof(C))));
-  Wide sums = {};
-  int64_t i = 0;
-  for (; i + kWide <= d; i += kWide) {
-    Wide row;
-    Codes code;
+// The squared distance of two vectors, summed in V's lanes.
+template <class V, class C>
+auto distance(const C* x, const C* e, int64_t d) {
+  constexpr int kLanes = sizeof(V) / sizeof(V{}[0]), kWays = 4;  // sums that don't wait for each other
+  typedef C Numbers __attribute__((vector_size(kLanes * sizeof(C))));
+  V sums[kWays] = {};
+  const auto add = [&](int64_t i, V& sum) {
+    Numbers row, code;
     memcpy(&row, x + i, sizeof row);
     memcpy(&code, e + i, sizeof code);
-    row -= __builtin_convertvector(code, Wide);
-    sums += row * row;
-  }
-  double sum = total(sums);
-  for (; i < d; ++i) sum += (x[i] - e[i]) * (x[i] - e[i]);
+    const V away = __builtin_convertvector(row, V) - __builtin_convertvector(code, V);
+    sum += away * away;
+  };
+  int64_t i = 0;
+  for (; i + kWays * kLanes <= d; i += kWays * kLanes)
+    for (int way = 0; way < kWays; ++way) add(i + way * kLanes, sums[way]);
+  for (; i + kLanes <= d; i += kLanes) add(i, sums[0]);
+  auto sum = total((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  for (; i < d; ++i) sum += (decltype(sum)(x[i]) - e[i]) * (decltype(sum)(x[i]) - e[i]);
   return sum;
 }
 
@@ -477,17 +566,27 @@ int64_t decide(const Problem& p, const Codebook& book, const Scratch* parts, int
     candidates([&](int64_t k) { ++count, last = k; });
     if (count == 1 && first_nan < 0) return last;
   }
-  double* exact = parts[0].exact;
+  C* row = static_cast<C*>(parts[0].row);
   if (p.d_stride == 1)
-    for (int64_t i = 0; i < p.d; ++i) exact[i] = C(x[i]);
+    for (int64_t i = 0; i < p.d; ++i) row[i] = C(x[i]);
   else
-    for (int64_t i = 0; i < p.d; ++i) exact[i] = C(x[i * p.d_stride]);
-  if ((all || first_nan >= 0) && !all_finite(exact, p.d)) return 0;
+    for (int64_t i = 0; i < p.d; ++i) row[i] = C(x[i * p.d_stride]);
+  if ((all || first_nan >= 0) && !all_finite(row, p.d)) return 0;
   if (first_nan >= 0) return first_nan;
+  // A distance in float32 is off by (D + 2) u of it (Higham, section 3.1), or by D 2^-126 where squares underflow.
+  const float slack = 1 + 0x1.1p-23f * float(p.d + 4);
+  const bool many = (all || count > 4) && p.d <= 1 << 17;
+  float rough = __builtin_inff();
   double nearest = __builtin_inf();
   int64_t index = 0;
   const auto compare = [&](int64_t k) {
-    const double here = distance(exact, codes + k * p.d, p.d);
+    if constexpr (sizeof(C) == sizeof(float))
+      if (many) {
+        const float here = distance<Vec>(row, codes + k * p.d, p.d);
+        if (here > rough * slack + 0x1p-100f) return;
+        rough = here < rough ? here : rough;
+      }
+    const double here = distance<Wide>(row, codes + k * p.d, p.d);
     index = here < nearest ? k : index;
     nearest = here < nearest ? here : nearest;
   };
@@ -511,14 +610,13 @@ Ahead ahead(const Problem& p, const Codebook& book, Span groups, int64_t steps) 
 // Finds the candidates of the listed rows among groups of codes.
 template <class T, class Product>
 void pass(const Problem& p, const Codebook& book, Span groups, int64_t count, const Scratch& s) {
-  constexpr bool kPairs = Product::kPairs;
   using C = typename Compute<T>::type;
-  const int64_t steps = kPairs ? pair_steps(p) : p.d;
+  const int64_t steps = ceil_div(p.d, Product::kPer);
   for (int64_t n = 0; n < count; n += kTile) {
     const int width = count - n > kLanes ? kTile : kLanes;
     float* columns = s.columns + n * steps;
     pack_rows<T, Product>(
-        p, book, s.list + n, least(kTile, count - n), width, columns, s.length + n, s.residual + n);
+        p, book, s.list + n, least(kTile, count - n), width, columns, s.length + n, s.residual + n, s.unit + n);
     for (int r = 0; r < width; ++r)  // where there's no row, nothing reaches NaN, whatever the bound
       s.low[n + r] = n + r < count ? -__FLT_MAX__ : __builtin_nanf("");
   }
@@ -538,25 +636,34 @@ void pass(const Problem& p, const Codebook& book, Span groups, int64_t count, co
   }
 }
 
-// The candidates of a block of rows in a part of the codes; returns whether the coarse pass paid.
 template <class T>
-bool search_part(const Problem& p, const Codebook& book, int64_t block, int64_t part, bool coarse, const Scratch& s) {
-  const Span rows = rows_of(p, block);
-  const int64_t count = rows.end - rows.begin;
-  const Span groups = part_of(p.groups, p.parts, part);
-  int64_t left = 0;  // rows that need a float32 pass
+void pass(const Problem& p, const Codebook& book, Span groups, int64_t count, const Scratch& s, int64_t per) {
+#if defined(__AVX512BF16__)
+  if (per == 4) return pass<T, Quad>(p, book, groups, count, s);
+  if (per == 2) return pass<T, Pair>(p, book, groups, count, s);
+#endif
+  pass<T, Single>(p, book, groups, count, s);
+}
+
+// The candidates of a block of rows in a part of the codes; returns `per` of a first pass that pays.
+template <class T>
+int64_t search_part(
+    const Problem& p, const Codebook& book, int64_t block, int64_t part, int64_t per, const Scratch& s) {
+  const Span rows = rows_of(p, block), groups = part_of(p.groups, p.parts, part);
+  const int64_t count = count_of(rows);
+  int64_t left = count, pays = per;
   locate(p, book, rows.begin, count, s.rows);
   *s.first_nan = -1;
   for (int64_t n = 0; n < count; ++n) s.list[n] = s.rows + n;
-  if (coarse) {
-    pass<T, Pair>(p, book, groups, count, s);
-    for (int64_t n = 0; n < count; ++n)
-      if (s.rows[n].count == kAll) s.list[left++] = s.rows + n;
-  } else {
-    left = count;
+  for (int64_t at = per; left && at; at /= 2) {
+    pass<T>(p, book, groups, left, s, at);
+    const int64_t listed = left;
+    left = 0;
+    for (int64_t n = 0; n < listed; ++n)
+      if (s.list[n]->count == kAll) s.list[left++] = s.list[n];
+    if (at == per && 2 * left > count) pays = most(1, per / 2);
   }
-  if (left) pass<T, Single>(p, book, groups, left, s);
-  return 2 * left <= count;
+  return pays;
 }
 
 // Indices of a block's rows; the memory is that of its parts.
@@ -571,18 +678,18 @@ void finish(const Problem& p, int64_t block, char* memory) {
 }
 
 // Units count parts of the codes, then blocks, then codebooks. Where parts are several, each has its thread's memory.
-bool search(const Problem& p, Span units, void* scratch) {
+int64_t search(const Problem& p, Span units, void* scratch) {
   char *memory = static_cast<char*>(scratch), *end;
   const Scratch s = carve(p, memory, end);
-  bool coarse = p.coarse;
+  int64_t per = p.per;
   with_type(p.type, [&](auto element) {
     for (int64_t unit = units.begin; unit < units.end; ++unit) {
       const int64_t part = unit % p.parts, block = unit / p.parts % p.blocks, book = unit / p.parts / p.blocks;
-      coarse &= search_part<decltype(element)>(p, p.books[book], block, part, coarse, s);
+      per = search_part<decltype(element)>(p, p.books[book], block, part, per, s);
       if (p.parts == 1) finish<decltype(element)>(p, unit, memory);
     }
   });
-  return coarse;
+  return per;
 }
 
 }  // namespace

@@ -32,7 +32,7 @@ struct Problem {
   int64_t num_books;
   Codebook* books;
   // set by `plan`
-  bool coarse;                // whether a pass in bf16 comes first
+  int64_t per;                // numbers that a step of the first pass multiplies: 4 (int8), 2 (bf16) or 1 (float32)
   bool keep;                  // whether all scores are kept, else those of few groups are taken again
   int64_t groups, chunk;      // of codes, in all and in a chunk
   int64_t candidates;         // of a row, at the most
@@ -54,8 +54,8 @@ struct Kernel {
   void (*centre)(const Problem&, Codebook&);                 // pivot and scale
   int64_t (*scratch)(const Problem&);                        // bytes that a `search` needs
   // Units count the parts of the codes for a block of rows, then blocks, then codebooks. Where there is one part,
-  // the indices are written. Returns whether the coarse pass, if there was one, has paid to the end.
-  bool (*search)(const Problem&, Span units, void* scratch);
+  // the indices are written. Returns `per` as it would have been better.
+  int64_t (*search)(const Problem&, Span units, void* scratch);
   // The indices of a block, counted through all codebooks, from the scratches of its parts side by side.
   void (*finish)(const Problem&, int64_t block, void* scratches);
 };

@@ -118,19 +118,19 @@ template <class V, int kLanes>
   transpose<kLanes / 2>(&rows[0]);
 }
 
-// sum + row * column, lane by lane. A step multiplies one number, or a pair of bf16 that fills a float32's place.
+// sum + row * column, lane by lane. A step multiplies one number, or a pair of bf16 or four integers in a float32's
+// place. `write` rounds and returns what it wrote.
 struct Single {
   using Element = float;
   using Stored = float;
   using Vector = Vec;
-  static constexpr bool kPairs = false;
+  static constexpr int kPer = 1;
   static Vec add(Vec sum, float row, Vec column) { return sum + row * column; }
-  static void write(Vec rows, Stored* to) { memcpy(to, &rows, sizeof rows); }
+  static Vec write(Vec rows, Stored* to) { return memcpy(to, &rows, sizeof rows), rows; }
 };
 struct Double {
   using Element = double;
   using Vector = Wide;
-  static constexpr bool kPairs = false;
   static Wide add(Wide sum, double row, Wide column) { return sum + row * column; }
 };
 #if defined(__AVX512BF16__)
@@ -138,19 +138,37 @@ struct Pair {
   using Element = float;
   using Stored = Bf16;
   using Vector = Vec;
-  static constexpr bool kPairs = true;
+  static constexpr int kPer = 2;
   static Vec add(Vec sum, float row, Vec column) {
     return _mm512_dpbf16_ps(sum, __m512bh(_mm512_set1_ps(row)), __m512bh(column));
   }
-  static void write(Vec rows, Stored* to) {
+  static Vec write(Vec rows, Stored* to) {
     const __m256bh rounded = _mm512_cvtneps_pbh(rows);
     memcpy(to, &rounded, sizeof rounded);
+    return load(to);
   }
 };
-constexpr bool kHasPairs = true;
+// Signed in rows, more by 128 in columns. Sums are int32 in a float32's place.
+struct Quad {
+  using Element = float;
+  using Stored = int8_t;
+  using Vector = Vec;
+  static constexpr int kPer = 4;
+  static Vec add(Vec sum, float row, Vec column) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(column), "v"(_mm512_set1_ps(row)));  // the compiler's own spills
+    return sum;
+  }
+  static Vec write(Vec rows, Stored* to) {
+    const __m512i rounded = _mm512_cvtps_epi32(rows);
+    _mm_storeu_si128((__m128i*)to, _mm512_cvtsepi32_epi8(rounded));
+    return _mm512_cvtepi32_ps(rounded);
+  }
+  static Vec begin(int32_t sum) { return (Vec)_mm512_set1_epi32(sum); }
+  static Vec value(Vec sum) { return _mm512_cvtepi32_ps((__m512i)sum); }
+};
+constexpr int kMostPer = Quad::kPer;
 #else
-using Pair = Single;
-constexpr bool kHasPairs = false;
+constexpr int kMostPer = Single::kPer;
 #endif
 
 // Sums of kR rows by kV vectors of columns, in registers.

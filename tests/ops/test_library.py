@@ -135,14 +135,15 @@ def test_instruction_set_that_the_compiler_does_not_know_is_left_out(tmp_path: P
 
 
 HARD = """
+torch.manual_seed(0)
 wrong = 0
-sizes = [(0, 500, 129, 65, ()), (1000, 999, 200, 7, ()), (-100, 9, 33, 130, (2, 3)), (9, 20, 4000, 16, ())]
+sizes = [(0, 500, 129, 65, ()), (1000, 999, 200, 7, ()), (-100, 9, 33, 130, (2, 3)), (9, 20, 4000, 16, ()), (5, 200, 400, 70, ())]
 for offset, n, k, d, lead in sizes:
     x, codebook = torch.randn(*lead, n, d) + offset, torch.randn(*lead[1:], k, d) + offset
     distances = torch.cdist(x.double(), codebook.double(), compute_mode="donot_use_mm_for_euclid_dist") ** 2
     chosen = distances.gather(-1, nearest_code(x, codebook)[..., None])[..., 0]
     wrong += int((chosen > distances.amin(-1) * (1 + 1e-6)).sum())
-tolerances = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+tolerances = {torch.float32: 3e-5, torch.float64: 1e-12, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 for dtype, tolerance in tolerances.items():
     x, weight = torch.randn(2, 9, 5, 70).to(dtype), torch.randn(70, 9, 3, 3).to(dtype)
     x, weight = x.requires_grad_(), weight.requires_grad_()

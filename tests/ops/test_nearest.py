@@ -102,6 +102,23 @@ def test_few_vectors_and_many_codes(backend, assert_nearest, n, k, d, offset, sp
     assert_nearest(nearest_code(x, codebook), x, codebook)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("data", ["one component", "few components", "heavy tails", "near codes"])
+def test_components_of_all_magnitudes(backend, assert_nearest, data, dtype) -> None:
+    """A vector's small components may decide, whatever its large ones' units are."""
+    x, codebook = torch.randn(200, 70), torch.randn(300, 70)
+    if data == "one component":
+        x[:, 3], codebook[:, 3] = x[:, 3].sign() * 1e4, codebook[:, 3].sign() * 1e4
+    elif data == "few components":
+        x, codebook = (torch.where(torch.rand_like(t) < 0.02, 300 * t, t) for t in (x, codebook))
+    elif data == "heavy tails":
+        x, codebook = (torch.distributions.StudentT(torch.tensor(1.5)).sample(t.shape) for t in (x, codebook))
+    else:
+        x = codebook[torch.randint(300, (200,))] + 1e-3 * x
+    x, codebook = x.to(dtype), codebook.to(dtype)
+    assert_nearest(nearest_code(x, codebook), x, codebook)
+
+
 @pytest.mark.parametrize("far", [1e2, 1e4, 1e8, 1e25])
 def test_code_far_from_the_others(backend, assert_nearest, far) -> None:
     x, codebook = torch.randn(50, 24), torch.randn(300, 24)

@@ -36,7 +36,7 @@ if platform.machine() in ("x86_64", "AMD64"):
     VARIANTS["avx2"] = ["-mavx2", "-mfma"]
     VARIANTS["avx512"] = [f"-m{name}" for name in ("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma")]
     VARIANTS["avx512"].append("-mprefer-vector-width=512")
-    VARIANTS["avx512bf16"] = [*VARIANTS["avx512"], "-mavx512bf16"]
+    VARIANTS["avx512bf16"] = [*VARIANTS["avx512"], "-mavx512bf16", "-mavx512vnni"]
 DIGEST = hashlib.sha256
 
 
