@@ -270,9 +270,7 @@ def _autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     return tensors
 
 
-def _check_added(name: str, tensor: Tensor | None, shapes: list[tuple[int, ...]]) -> None:
-    if tensor is None:
-        return
+def _check_added(name: str, tensor: Tensor, shapes: list[tuple[int, ...]]) -> None:
     _check_floating(name, tensor)
     if tuple(tensor.shape) not in shapes:
         raise ValueError(
@@ -298,7 +296,8 @@ def gate(x: Tensor, extra: Tensor | None = None) -> Tensor:
     if x.ndim != 4:
         raise ValueError(f"x has shape {tuple(x.shape)}; want (B, 2 C, H, W)")
     check_activation("gate", x.shape[1])
-    _check_added("extra", extra, [(*x.shape[:2], 1, 1), tuple(x.shape)])
+    if extra is not None:
+        _check_added("extra", extra, [(*x.shape[:2], 1, 1), tuple(x.shape)])
     return _gate(*_autocast(x, extra))
 
 
@@ -348,26 +347,24 @@ def masked_conv2d(
         raise ValueError(f"stack is {stack!r}; want 'full', 'vertical' or 'horizontal'")
     if dilation < 1:
         raise ValueError(f"dilation is {dilation}; want 1 or more")
-    if (
-        x.ndim != 4
-        or weight.ndim != 4
-        or x.shape[1] != weight.shape[1]
-        or 0 in x.shape[1:]
-        or len(weight) == 0
-    ):
+    shape, kernel = x.shape, weight.shape
+    if len(shape) != 4 or len(kernel) != 4 or shape[1] != kernel[1] or 0 in shape[1:] or kernel[0] == 0:
         raise ValueError(
             f"x has shape {tuple(x.shape)} and weight {tuple(weight.shape)}; "
             "want (B, C_in, H, W) and (C_out, C_in, kh, kw)"
         )
-    kh, kw = weight.shape[2:]
-    odd = {"full": kh % 2 == 1 and kw % 2 == 1, "vertical": kw % 2 == 1, "horizontal": kh == 1}
-    if not odd[stack] or kh < 1 or kw < 1:
+    channels, _, kh, kw = kernel
+    odd = kh == 1 if stack == "horizontal" else kw % 2 == 1 and (stack == "vertical" or kh % 2 == 1)
+    if not odd or kh < 1 or kw < 1:
         raise ValueError(f"weight has a {kh}x{kw} kernel, which is no {stack} kernel of odd size")
-    check_activation(activation, len(weight))
-    batch, _, *grid = x.shape
-    _check_added("bias", bias, [(len(weight),)])
-    _check_added("extra", extra, [(batch, len(weight), 1, 1), (batch, len(weight), *grid)])
-    _check_added("residual", residual, [(batch, layout.out_channels(weight, activation), *grid)])
+    check_activation(activation, channels)
+    batch, _, *grid = shape
+    if bias is not None:
+        _check_added("bias", bias, [(channels,)])
+    if extra is not None:
+        _check_added("extra", extra, [(batch, channels, 1, 1), (batch, channels, *grid)])
+    if residual is not None:
+        _check_added("residual", residual, [(batch, layout.out_channels(weight, activation), *grid)])
     taps, anchor = visible_taps((kh, kw), mask_type, stack)
     tensors = _autocast(x, weight, bias, extra, residual)
     return _masked_conv2d(*tensors, taps, anchor, (dilation, dilation), activation)[0]

@@ -6,9 +6,12 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
+
+from vqfast.ops.define import register_autograd
 
 
-def differentiate_through(op: torch.library.CustomOpDef, reference: Callable) -> None:
+def differentiate_through(op: OpOverload, reference: Callable) -> None:
     """Gives ``op`` the gradient of its plain PyTorch definition, computed anew in the backward pass."""
 
     def setup_context(ctx, inputs, output):
@@ -19,6 +22,7 @@ def differentiate_through(op: torch.library.CustomOpDef, reference: Callable) ->
     def backward(ctx, *grad_outputs):
         tensors, constants = iter(ctx.saved_tensors), iter(ctx.constants)
         inputs = [next(tensors) if is_tensor else next(constants) for is_tensor in ctx.is_tensor]
+        needs_grad = ctx.needs_input_grad[: len(inputs)]
         again = torch.is_grad_enabled()  # a third derivative was asked for
         with torch.enable_grad():
             # aliases, so that the gradient stops at each input even where one was computed from another
@@ -26,18 +30,18 @@ def differentiate_through(op: torch.library.CustomOpDef, reference: Callable) ->
                 (value.view_as(value) if again and needed else value.detach().requires_grad_(needed))
                 if isinstance(value, Tensor)
                 else value
-                for value, needed in zip(inputs, ctx.needs_input_grad, strict=True)
+                for value, needed in zip(inputs, needs_grad, strict=True)
             ]
             outputs = reference(*inputs)
             outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
             pairs = [(o, g) for o, g in zip(outputs, grad_outputs, strict=True) if o.requires_grad]
-        wanted = [value for value, needed in zip(inputs, ctx.needs_input_grad, strict=True) if needed]
+        wanted = [value for value, needed in zip(inputs, needs_grad, strict=True) if needed]
         outs, grads = zip(*pairs, strict=True) if pairs else ((), ())
         found = iter(
             torch.autograd.grad(outs, wanted, grads, allow_unused=True, create_graph=again)
             if outs
             else [None] * len(wanted)
         )
-        return tuple(next(found) if needed else None for needed in ctx.needs_input_grad)
+        return tuple(next(found) if needed else None for needed in needs_grad)
 
-    op.register_autograd(backward, setup_context=setup_context)
+    register_autograd(op, backward, setup_context)

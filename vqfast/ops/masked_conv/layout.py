@@ -10,13 +10,13 @@ ACTIVATIONS = ("none", "relu", "gate")
 
 def memory_format(x: Tensor) -> torch.memory_format:
     """Channels last where ``x`` is and can't be read as contiguous, else contiguous."""
-    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if last else torch.contiguous_format
 
 
 def empty(x: Tensor, channels: int) -> Tensor:
     """Room for ``channels`` channels on the grid of ``x``, laid out as ``x``."""
-    shape = len(x), channels, *x.shape[2:]
+    shape = x.shape[0], channels, *x.shape[2:]
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
 
 
@@ -29,7 +29,7 @@ def embedded(codes: Tensor, weight: Tensor) -> Tensor:
 
 def out_channels(weight: Tensor, activation: str) -> int:
     """Of the activation's output."""
-    return len(weight) // 2 if activation == "gate" else len(weight)
+    return weight.shape[0] // 2 if activation == "gate" else weight.shape[0]
 
 
 def keeps_sums(activation: str, residual: Tensor | None) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -28,16 +30,18 @@ def _dense(t: Tensor) -> Tensor:
 
 def _offsets(
     x: Tensor, weight: Tensor, taps: int, anchor: list[int], dilation: list[int]
-) -> tuple[list[int], list[int], list[int]]:
+) -> tuple[tuple[int, ...], ...]:
     """Numbers of the taps that see anything of the grid, and how far they look, down and to the right."""
-    width = weight.shape[3]
-    found = [
-        (t, (t // width - anchor[0]) * dilation[0], (t % width - anchor[1]) * dilation[1])
-        for t in range(taps)
-    ]
-    seen = [(t, dy, dx) for t, dy, dx in found if abs(dy) < x.shape[2] and abs(dx) < x.shape[3]]
-    tap, dy, dx = ([each[i] for each in seen] for i in range(3))
-    return tap, dy, dx
+    return _seen(*x.shape[2:], weight.shape[3], taps, *anchor, *dilation)
+
+
+@functools.lru_cache
+def _seen(
+    height: int, width: int, kw: int, taps: int, ay: int, ax: int, step_y: int, step_x: int
+) -> tuple[tuple[int, ...], ...]:
+    found = [(t, (t // kw - ay) * step_y, (t % kw - ax) * step_x) for t in range(taps)]
+    seen = [(t, dy, dx) for t, dy, dx in found if abs(dy) < height and abs(dx) < width]
+    return tuple(tuple(each[i] for each in seen) for i in range(3))
 
 
 def masked_conv2d(
@@ -54,7 +58,7 @@ def masked_conv2d(
     """As ``reference.masked_conv2d``; float32 sums for what is narrower."""
     x, extra, residual = _alike(x, extra, residual)
     out = empty(x, out_channels(weight, activation))
-    kept = empty(x, len(weight)) if keeps_sums(activation, residual) else None
+    kept = empty(x, weight.shape[0]) if keeps_sums(activation, residual) else None
     torch.ops.vqfast_native.masked_conv(
         x,
         weight.contiguous(),

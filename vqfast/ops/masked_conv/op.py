@@ -19,27 +19,28 @@ from torch import Tensor
 
 from vqfast.ops import registry
 from vqfast.ops.autograd import differentiate_through
+from vqfast.ops.define import define, register_autograd
 from vqfast.ops.masked_conv import layout, reference
 
 
-@torch.library.custom_op("vqfast::gate", mutates_args=())
+@define
 def gate(x: Tensor, extra: Tensor | None) -> Tensor:
     """``x (B, 2 C, H, W)``, ``extra`` as above -> ``(B, C, H, W)``."""
     return registry.backend("masked_conv", x, x.shape[1]).gate(x, extra)
 
 
-@gate.register_fake
+@torch.library.register_fake(gate)
 def _(x, extra):
     return layout.empty(x, x.shape[1] // 2)
 
 
-@torch.library.custom_op("vqfast::gate_backward", mutates_args=())
+@define
 def gate_backward(grad: Tensor, x: Tensor, extra: Tensor | None) -> Tensor:
     """Gradient to ``x``."""
     return registry.backend("masked_conv", x, x.shape[1]).gate_backward(grad, x, extra)
 
 
-@gate_backward.register_fake
+@torch.library.register_fake(gate_backward)
 def _(grad, x, extra):
     return layout.empty(x, x.shape[1])
 
@@ -54,11 +55,11 @@ def _gate_backward(ctx, grad):
     return grad_x, None if extra is None else grad_x.sum_to_size(extra.shape)
 
 
-gate.register_autograd(_gate_backward, setup_context=_setup_gate)
+register_autograd(gate, _gate_backward, _setup_gate)
 differentiate_through(gate_backward, reference.gate_backward)
 
 
-@torch.library.custom_op("vqfast::masked_conv2d", mutates_args=())
+@define
 def masked_conv2d(
     x: Tensor,
     weight: Tensor,
@@ -75,14 +76,14 @@ def masked_conv2d(
     return run(x, weight, bias, extra, residual, taps, anchor, dilation, activation)
 
 
-@masked_conv2d.register_fake
+@torch.library.register_fake(masked_conv2d)
 def _(x, weight, bias, extra, residual, taps, anchor, dilation, activation):
     out = layout.empty(x, layout.out_channels(weight, activation))
     kept = layout.empty(x, len(weight)) if layout.keeps_sums(activation, residual) else x.new_empty(0)
     return out, kept
 
 
-@torch.library.custom_op("vqfast::masked_conv2d_backward", mutates_args=())
+@define
 def masked_conv2d_backward(
     grad: Tensor, x: Tensor, weight: Tensor, taps: int, anchor: list[int], dilation: list[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -91,7 +92,7 @@ def masked_conv2d_backward(
     return run(grad, x, weight, taps, anchor, dilation)
 
 
-@masked_conv2d_backward.register_fake
+@torch.library.register_fake(masked_conv2d_backward)
 def _(grad, x, weight, taps, anchor, dilation):
     return layout.empty(x, x.shape[1]), weight.new_empty(weight.shape), weight.new_empty(len(weight))
 
@@ -125,11 +126,11 @@ def _backward(ctx, grad, grad_kept):
     return *grads, None, None, None, None
 
 
-masked_conv2d.register_autograd(_backward, setup_context=_setup_context)
+register_autograd(masked_conv2d, _backward, _setup_context)
 differentiate_through(masked_conv2d_backward, reference.masked_conv2d_backward)
 
 
-@torch.library.custom_op("vqfast::embed", mutates_args=())
+@define
 def embed(
     codes: Tensor, weight: Tensor, bias: Tensor | None, taps: int, anchor: list[int], dilation: list[int]
 ) -> Tensor:
@@ -138,12 +139,12 @@ def embed(
     return run(codes, weight, bias, taps, anchor, dilation)
 
 
-@embed.register_fake
+@torch.library.register_fake(embed)
 def _(codes, weight, bias, taps, anchor, dilation):
     return layout.embedded(codes, weight)
 
 
-@torch.library.custom_op("vqfast::embed_backward", mutates_args=())
+@define
 def embed_backward(
     grad: Tensor, codes: Tensor, weight: Tensor, taps: int, anchor: list[int], dilation: list[int]
 ) -> tuple[Tensor, Tensor]:
@@ -152,7 +153,7 @@ def embed_backward(
     return run(grad, codes, weight, taps, anchor, dilation)
 
 
-@embed_backward.register_fake
+@torch.library.register_fake(embed_backward)
 def _(grad, codes, weight, taps, anchor, dilation):
     return weight.new_empty(weight.shape), weight.new_empty(len(weight))
 
@@ -168,5 +169,5 @@ def _embed_backward(ctx, grad):
     return None, grad_weight, grad_bias if ctx.has_bias else None, None, None, None
 
 
-embed.register_autograd(_embed_backward, setup_context=_setup_embed)
+register_autograd(embed, _embed_backward, _setup_embed)
 differentiate_through(embed_backward, reference.embed_backward)

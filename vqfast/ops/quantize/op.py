@@ -13,10 +13,11 @@ from torch import Tensor
 
 from vqfast.ops import registry
 from vqfast.ops.autograd import differentiate_through
+from vqfast.ops.define import define, register_autograd
 from vqfast.ops.quantize import reference
 
 
-@torch.library.custom_op("vqfast::quantize", mutates_args=())
+@define
 def quantize(
     z_e: Tensor, codebook: Tensor, channel_dim: int, statistics: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -26,7 +27,7 @@ def quantize(
     )
 
 
-@quantize.register_fake
+@torch.library.register_fake(quantize)
 def _(z_e, codebook, channel_dim, statistics):
     dtype = reference.accumulator(z_e, codebook)
     dims = list(z_e.shape)
@@ -39,7 +40,7 @@ def _(z_e, codebook, channel_dim, statistics):
     return torch.empty_like(z_e), indices, loss, loss.clone(), counts, sums
 
 
-@torch.library.custom_op("vqfast::quantize_backward", mutates_args=())
+@define
 def quantize_backward(
     grad_quantized: Tensor,
     grad_codebook_loss: Tensor,
@@ -54,7 +55,7 @@ def quantize_backward(
     return run(grad_quantized, grad_codebook_loss, grad_commitment_loss, z_e, codebook, indices, channel_dim)
 
 
-@quantize_backward.register_fake
+@torch.library.register_fake(quantize_backward)
 def _(grad_quantized, grad_codebook_loss, grad_commitment_loss, z_e, codebook, indices, channel_dim):
     return torch.empty_like(z_e), torch.empty_like(codebook)
 
@@ -73,5 +74,5 @@ def _backward(ctx, grad_quantized, _indices, grad_codebook_loss, grad_commitment
     return *grads, None, None
 
 
-quantize.register_autograd(_backward, setup_context=_setup_context)
+register_autograd(quantize, _backward, _setup_context)
 differentiate_through(quantize_backward, reference.quantize_backward)

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from vqfast.ops import registry
 from vqfast.ops.autograd import differentiate_through
+from vqfast.ops.define import define, register_autograd
 from vqfast.ops.quantize.reference import accumulator
 from vqfast.ops.residual import reference
 
 
-@torch.library.custom_op("vqfast::residual_quantize", mutates_args=())
+@define
 def residual_quantize(
     z: Tensor, codebooks: Tensor, channel_dim: int, statistics: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -27,7 +28,7 @@ def residual_quantize(
     return run(z, codebooks, channel_dim, statistics)
 
 
-@residual_quantize.register_fake
+@torch.library.register_fake(residual_quantize)
 def _(z, codebooks, channel_dim, statistics):
     dims = list(z.shape)
     dims.pop(channel_dim)
@@ -39,7 +40,7 @@ def _(z, codebooks, channel_dim, statistics):
     return torch.empty_like(z), indices, losses, losses.clone(), counts, sums
 
 
-@torch.library.custom_op("vqfast::residual_backward", mutates_args=())
+@define
 def residual_backward(
     grad_quantized: Tensor,
     grad_codebook_losses: Tensor,
@@ -55,7 +56,7 @@ def residual_backward(
     return run(grad_quantized, *losses, z, codebooks, indices, channel_dim)
 
 
-@residual_backward.register_fake
+@torch.library.register_fake(residual_backward)
 def _(grad_quantized, grad_codebook_losses, grad_commitment_losses, z, codebooks, indices, channel_dim):
     return torch.empty_like(z), codebooks.new_empty(codebooks.shape)
 
@@ -73,5 +74,5 @@ def _backward(ctx, grad_quantized, _indices, grad_codebook_losses, grad_commitme
     return *grads, None, None
 
 
-residual_quantize.register_autograd(_backward, setup_context=_setup_context)
+register_autograd(residual_quantize, _backward, _setup_context)
 differentiate_through(residual_backward, reference.residual_backward)
