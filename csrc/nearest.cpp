@@ -37,7 +37,7 @@
 namespace vqfast::VQFAST_ISA {
 namespace {
 
-constexpr int64_t kFewest = 24, kCandidates = 56;
+constexpr int64_t kFewest = 24, kCandidates = 120;
 
 // The arithmetic that x - p needs to round only once: float32 up to float32, else float64.
 template <class T>
@@ -64,9 +64,9 @@ bool all_finite(const C* x, int64_t count) {
 void plan(Problem& p, int64_t threads, bool share_codes) {
   constexpr int64_t kFew = 192;
   // Few rows aren't worth the rounding of codes to int8; long ones leave too many candidates.
-  const bool integers = p.d >= 32 && p.d <= 768 && p.k >= 256 && p.rows >= 96;
+  const bool integers = p.d >= 32 && p.d <= 1024 && p.k >= 256 && p.rows >= 96;
   p.per = least(kMostPer, integers ? 4 : p.d >= 8 ? 2 : 1);
-  const int64_t limit = clamp((p.per == 4 ? 4 : 1) * 98304 / p.d, 256, 2048);
+  const int64_t limit = clamp((p.per == 4 ? 524288 : 98304) / p.d, 256, 2048);
   const int64_t fair = ceil_div(p.rows * p.num_books, threads);
   const int64_t tiles = ceil_div(p.rows, kTile);
   const bool few = share_codes && fair < kFew;
@@ -78,7 +78,7 @@ void plan(Problem& p, int64_t threads, bool share_codes) {
   p.block = ceil_div(tiles, p.blocks) * kTile;
   p.parts = few ? clamp(threads / (p.blocks * p.num_books), 1, least(kMostParts, p.groups)) : 1;
   p.keep = p.k < 128 * (p.d + 8);  // of many codes few groups matter, and short ones are soon scored again
-  p.candidates = clamp(p.k / 16, kFewest, kCandidates);  // comparing them takes less than another pass
+  p.candidates = clamp(p.k / 8, kFewest, kCandidates);  // comparing them takes less than another pass
 }
 
 constexpr int kMostPart = 256;
@@ -248,7 +248,7 @@ Scratch carve(const Problem& p, char* begin, char*& at) {
   s.groups = take<Group>(at, p.chunk);
   s.scores = take<float>(at, (p.keep ? p.chunk : 1) * kRows * kTile);
   s.high = take<float>(at, p.chunk * kTile);
-  s.row = take<double>(at, p.d);
+  s.row = take<double>(at, p.d + kLanes);
   return s;
 }
 
@@ -293,23 +293,29 @@ bool prepare(const Problem& p, const Codebook& book, Span groups, const Scratch&
         for (int64_t i = 0; i < d; i += kLanes) f(uint64_t(i), centred(code + i, pivot + i, scale, d - i));
       };
       float unit = 1;
+      const auto place = [&](uint64_t i) { return to + i / kPer * kPer * kRows + i % kPer; };
       if constexpr (Product::kPer == 4) {
-        each([&](uint64_t, Vec value) { most = max(most, max(value, -value)); });
+        float* row = static_cast<float*>(s.row);
+        each([&](uint64_t i, Vec value) {
+          store(value, row + i);
+          squares += value * value;
+          most = max(most, max(value, -value));
+        });
         unit = unit_of(highest(most));
-      }
-      [[maybe_unused]] const float inverse = 1 / unit;
-      each([&](uint64_t i, Vec value) {
-        Stored* at = to + i / kPer * kPer * kRows + i % kPer;
-        squares += value * value;
-        if constexpr (Product::kPer == 4) {
-          const Vec integer = Product::write(value * inverse, at), left = value - integer * unit;
+        const float inverse = 1 / unit;
+        for (int64_t i = 0; i < d; i += kLanes) {
+          const Vec value = load(row + i), integer = Product::write(value * inverse, place(i));
+          const Vec left = value - integer * unit;
           residuals += left * left;
           integers += integer;
-        } else {
-          const Vec left = value - Product::write(value, at);
-          residuals += left * left;
         }
-      });
+      } else {
+        each([&](uint64_t i, Vec value) {
+          const Vec left = value - Product::write(value, place(i));
+          squares += value * value;
+          residuals += left * left;
+        });
+      }
       float norm = total(squares), residual = total(residuals);
       bool out = d == 0;
       if (!(norm <= 0x1p120f) && !all_finite(code, d)) {
@@ -547,7 +553,7 @@ int64_t decide(const Problem& p, const Codebook& book, const Scratch* parts, int
   const T* x = static_cast<const T*>(p.x) + parts[0].rows[n].x;
   const C* codes = static_cast<const C*>(book.codes);
   float low = -__FLT_MAX__;
-  int64_t count = 0, first_nan = -1, last = 0;
+  int64_t count = 0, first_nan = -1, likely = 0;
   bool all = false;
   for (int64_t part = 0; part < p.parts; ++part) {
     const Row& row = parts[part].rows[n];
@@ -559,12 +565,17 @@ int64_t decide(const Problem& p, const Codebook& book, const Scratch* parts, int
     for (int64_t part = 0; part < p.parts; ++part) {
       const Row& row = parts[part].rows[n];
       for (int32_t c = 0; c < row.count; ++c)
-        if (row.candidates[c].high >= low) f(row.candidates[c].code);
+        if (row.candidates[c].high >= low) f(row.candidates[c].code, row.candidates[c].high);
     }
   };
   if (!all) {
-    candidates([&](int64_t k) { ++count, last = k; });
-    if (count == 1 && first_nan < 0) return last;
+    float highest = -__builtin_inff();
+    candidates([&](int64_t k, float high) {
+      likely = high > highest ? k : likely;
+      highest = high > highest ? high : highest;
+      ++count;
+    });
+    if (count == 1 && first_nan < 0) return likely;
   }
   C* row = static_cast<C*>(parts[0].row);
   if (p.d_stride == 1)
@@ -576,7 +587,7 @@ int64_t decide(const Problem& p, const Codebook& book, const Scratch* parts, int
   // A distance in float32 is off by (D + 2) u of it (Higham, section 3.1), or by D 2^-126 where squares underflow.
   const float slack = 1 + 0x1.1p-23f * float(p.d + 4);
   const bool many = (all || count > 4) && p.d <= 1 << 17;
-  float rough = __builtin_inff();
+  float rough = many ? float(distance<Vec>(row, codes + likely * p.d, p.d)) : 0;
   double nearest = __builtin_inf();
   int64_t index = 0;
   const auto compare = [&](int64_t k) {
@@ -593,7 +604,7 @@ int64_t decide(const Problem& p, const Codebook& book, const Scratch* parts, int
   if (all)
     for (int64_t k = 0; k < p.k; ++k) compare(k);
   else
-    candidates(compare);
+    candidates([&](int64_t k, float) { compare(k); });
   return index;
 }
 
