@@ -37,8 +37,6 @@
 namespace vqfast::VQFAST_ISA {
 namespace {
 
-constexpr int64_t kFewest = 24, kCandidates = 120;
-
 // The arithmetic that x - p needs to round only once: float32 up to float32, else float64.
 template <class T>
 struct Compute {
@@ -78,13 +76,14 @@ void plan(Problem& p, int64_t threads, bool share_codes) {
   p.block = ceil_div(tiles, p.blocks) * kTile;
   p.parts = few ? clamp(threads / (p.blocks * p.num_books), 1, least(kMostParts, p.groups)) : 1;
   p.keep = p.k < 128 * (p.d + 8);  // of many codes few groups matter, and short ones are soon scored again
-  p.candidates = clamp(p.k / 8, kFewest, kCandidates);  // comparing them takes less than another pass
+  // Comparing them takes less than another pass.
+  p.candidates = p.per == 4 ? clamp(p.d / 4, 24, 120) : clamp(p.k / 64, 24, 56);
 }
 
 constexpr int kMostPart = 256;
 
-// to[i * width + n] = scale * (vector n [i] - pivot[i]) for `count` vectors of d <= kMostPart channels; vector(n) points
-// to the n-th.
+// to[i * width + n] = scale * (vector n [i] - pivot[i]) for `count` vectors of d <= kMostPart channels; vector(n)
+// points to the n-th.
 template <class T, class C, class Vector>
 void centre_into(
     float* to, int width, int64_t count, Vector vector, int64_t stride, int d, const C* pivot, C scale) {
@@ -208,7 +207,7 @@ struct Row {
   int64_t x, out;   // where it is, where its index goes
   float low;        // no more than the largest t
   int32_t count;    // of candidates, in rising order; kAll: every code
-  Candidate candidates[kCandidates];
+  Candidate* candidates;
 };
 constexpr int32_t kAll = -1;
 
@@ -217,6 +216,7 @@ struct Scratch {
   int64_t* first_nan;                // the first code with a NaN, or -1: every finite row's answer
   Row* rows;                         // (block)
   Row** list;                        // (block) those that a pass is for
+  Candidate* candidates;             // (block, candidates)
   float *columns;                    // (block / kTile, steps, kTile) rows
   float *low, *length, *residual;    // (block) of the columns: low as above, lengths of a~ and of a~ - a^
   float* unit;                       // (block) of the columns: of integers
@@ -239,6 +239,7 @@ Scratch carve(const Problem& p, char* begin, char*& at) {
   s.first_nan = take<int64_t>(at, 1);
   s.rows = take<Row>(at, p.block);
   s.list = take<Row*>(at, p.block);
+  s.candidates = take<Candidate>(at, p.block * p.candidates);
   s.columns = take<float>(at, p.block * p.d);
   s.low = take<float>(at, p.block);
   s.length = take<float>(at, p.block);
@@ -506,18 +507,23 @@ void match(const Problem& p, int64_t first, int64_t groups, int64_t n, int64_t s
       const Vec error = bound(g);
       float errors[kLanes];
       store(error, errors);
-      constexpr int kAtOnce = least(64 / kLanes, kRows);
-      for (int r = 0; r < kRows; r += kAtOnce) {
-        const float* of_row = scores + (r * kV + v) * kLanes;
-        uint64_t found = 0;  // a bit for each lane of a few rows
+      // A bit for each lane of each row. How many there are can't be foretold: one loop errs once.
+      constexpr int kWords = ceil_div(kRows * kLanes, 64);
+      uint64_t found[kWords] = {};
+      int left = 0;
 #pragma GCC unroll 16
-        for (int i = 0; i < kAtOnce && r + i < kRows; ++i)
-          found |= uint64_t(at_least(load(of_row + i * kV * kLanes) + error, low)) << i * kLanes;
-        for (; found; found &= found - 1) {
-          const int i = __builtin_ctzll(found) / kLanes, at = __builtin_ctzll(found) % kLanes;
-          const float high = of_row[i * kV * kLanes + at] + errors[at];
-          add(p, *s.list[lane + at], {high, int32_t(first + g * kRows + r + i)}, low[at]);
-        }
+      for (int r = 0; r < kRows; ++r) {
+        const uint64_t lanes = at_least(load(scores + (r * kV + v) * kLanes) + error, low);
+        found[r * kLanes / 64] |= lanes << r * kLanes % 64;
+        left += __builtin_popcountll(lanes);
+      }
+      for (; left; --left) {
+        int word = kWords - 1;
+        for (int w = kWords - 1; w >= 0; --w) word = found[w] ? w : word;
+        const int bit = word * 64 + __builtin_ctzll(found[word]), r = bit / kLanes, at = bit % kLanes;
+        found[word] &= found[word] - 1;
+        const float high = scores[(r * kV + v) * kLanes + at] + errors[at];
+        add(p, *s.list[lane + at], {high, int32_t(first + g * kRows + r)}, low[at]);
       }
     }
   }
@@ -665,7 +671,10 @@ int64_t search_part(
   int64_t left = count, pays = per;
   locate(p, book, rows.begin, count, s.rows);
   *s.first_nan = -1;
-  for (int64_t n = 0; n < count; ++n) s.list[n] = s.rows + n;
+  for (int64_t n = 0; n < count; ++n) {
+    s.list[n] = s.rows + n;
+    s.rows[n].candidates = s.candidates + n * p.candidates;
+  }
   for (int64_t at = per; left && at; at /= 2) {
     pass<T>(p, book, groups, left, s, at);
     const int64_t listed = left;
