@@ -77,7 +77,7 @@ void plan(Problem& p, int64_t threads, bool share_codes) {
   p.parts = few ? clamp(threads / (p.blocks * p.num_books), 1, least(kMostParts, p.groups)) : 1;
   p.keep = p.k < 128 * (p.d + 8);  // of many codes few groups matter, and short ones are soon scored again
   // Comparing them takes less than another pass.
-  p.candidates = p.per == 4 ? clamp(p.d / 4, 24, 120) : clamp(p.k / 64, 24, 56);
+  p.candidates = most(p.per == 4 ? clamp(p.d / 4, 24, 120) : 24, clamp(p.k / 64, 24, 56));
 }
 
 constexpr int kMostPart = 256;
@@ -329,7 +329,7 @@ bool prepare(const Problem& p, const Codebook& book, Span groups, const Scratch&
         norm = residual = 0, integers = Vec{}, unit = 1;
       }
       group.unit[r] = unit;
-      group.start[r] = -128 * int32_t(total(integers));
+      group.start[r] = norm <= 0x1p120f ? -128 * int32_t(total(integers)) : 0;
       group.bias[r] = out ? -__builtin_inff() : -norm / 2;
       reach = norm > reach ? norm : reach;
       left_out = residual > left_out ? residual : left_out;
@@ -681,7 +681,7 @@ int64_t search_part(
     left = 0;
     for (int64_t n = 0; n < listed; ++n)
       if (s.list[n]->count == kAll) s.list[left++] = s.list[n];
-    if (at == per && 2 * left > count) pays = most(1, per / 2);
+    if (2 * left > count) pays = most(1, at / 2);
   }
   return pays;
 }
