@@ -193,8 +193,8 @@ struct Bound {
 // A group of codes beside their numbers.
 struct Group {
   Bound bound;
-  float bias[kRows];    // -|b|^2 / 2
-  float unit[kRows];    // of a code's integers
+  float bias[kRows];     // -|b|^2 / 2
+  float unit[kRows];     // of a code's integers
   int32_t start[kRows];  // what sums of integers begin with
 };
 
