@@ -8,23 +8,45 @@
 namespace vqfast {
 namespace {
 
-// The codebooks of a planned search, each with its pivot.
-struct Books {
-  std::vector<Codebook> books;
-  Buffer<double> pivots;
-
+// The codebooks of a planned search, each with its pivot; prepared once where blocks of rows share them.
+class Books {
+ public:
   // `step`: the bytes from one codebook's codes to the next one's.
   Books(const Kernel& kernel, Problem& p, const void* codes, int64_t step, int64_t threads)
-      : books(p.num_books), pivots(p.num_books * p.d) {
-    p.books = books.data();
+      : kernel_(kernel),
+        books_(p.num_books),
+        pivots_(p.num_books * p.d),
+        bytes_(p.blocks > 1 && p.parts == 1 ? kernel.prepared(p) : 0),
+        prepared_(bytes_ * p.num_books <= kMost ? bytes_ * p.num_books : bytes_ = 0) {
+    p.books = books_.data();
     for_parts(std::min(threads, p.num_books), p.num_books, [&](int64_t, Span span) {
       for (int64_t b = span.begin; b < span.end; ++b) {
-        books[b].codes = static_cast<const char*>(codes) + b * step;
-        books[b].pivot = pivots.data() + b * p.d;
-        kernel.centre(p, books[b]);
+        books_[b].codes = static_cast<const char*>(codes) + b * step;
+        books_[b].pivot = pivots_.data() + b * p.d;
+        books_[b].prepared = bytes_ ? prepared_.data() + b * bytes_ : nullptr;
+        books_[b].per = p.per;
+        kernel.centre(p, books_[b]);
       }
     });
   }
+
+  // Each thread calls this before its first search.
+  void prepare(const Problem& p) {
+    if (bytes_ == 0) return;
+    const int64_t parts = (p.groups + p.chunk - 1) / p.chunk;
+    shared_.run(p.num_books * parts, [&](int64_t n) {
+      kernel_.prepare(p, books_[n / parts], part_of(p.groups, parts, n % parts));
+    });
+  }
+
+ private:
+  static constexpr int64_t kMost = 1 << 26;  // bytes
+  const Kernel& kernel_;
+  std::vector<Codebook> books_;
+  Buffer<double> pivots_;
+  int64_t bytes_;  // of one
+  Buffer<char> prepared_;
+  Shared shared_;
 };
 
 // x (..., N, D), codebook (..., K, D) contiguous, float64 where x is, else float32 -> int64 (..., N).
@@ -61,7 +83,7 @@ Tensor nearest(const Tensor& x, const Tensor& codebook) {
   const int64_t threads = threads_for(double(p.num_books) * double(p.rows) * double(p.k) * double(p.d));
   kernel.plan(p, threads, true);
   const int64_t step = p.k * p.d * int64_t(p.type == Type::f64 ? sizeof(double) : sizeof(float));
-  const Books books_of(kernel, p, codebook.const_data_ptr(), step, threads);
+  Books books_of(kernel, p, codebook.const_data_ptr(), step, threads);
   for (int64_t b = 0; b < p.num_books; ++b) {
     int64_t rest = b;
     for (auto axis = books.rbegin(); axis != books.rend(); ++axis) {
@@ -73,7 +95,10 @@ Tensor nearest(const Tensor& x, const Tensor& codebook) {
   const int64_t bytes = kernel.scratch(p), blocks = p.blocks * p.num_books, units = blocks * p.parts;
   const int64_t workers = std::min(threads, units);
   Buffer<char> scratch(workers * bytes);
-  for_parts(workers, units, [&](int64_t part, Span span) { kernel.search(p, span, scratch.data() + part * bytes); });
+  for_parts(workers, units, [&](int64_t part, Span span) {
+    books_of.prepare(p);
+    kernel.search(p, span, scratch.data() + part * bytes);
+  });
   if (p.parts > 1)
     for (int64_t b = 0; b < blocks; ++b) kernel.finish(p, b, scratch.data() + b * p.parts * bytes);
   return out;
@@ -152,7 +177,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> quantize(const Tensor& z, con
   const int64_t threads = threads_for(double(p.rows) * double(v.stages) * double(v.k) * double(v.d));
   kernel.plan(p, threads, false);
   p.num_books = v.book ? v.stages : 1;
-  const Books books(kernel, p, v.codes, v.book * number, threads);
+  Books books(kernel, p, v.codes, v.book * number, threads);
 
   const int64_t parts = statistics ? std::min(threads, adders(v)) : threads, codes = statistics ? v.k : 0;
   Tensor quantized = torch::stable::empty_like(z);
@@ -168,6 +193,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> quantize(const Tensor& z, con
   const int64_t bytes = kernel.scratch(p);
   Buffer<char> scratch(threads * bytes), residuals(threads * p.block * v.d * number);
   for_parts(threads, p.blocks, [&](int64_t part, Span span) {
+    books.prepare(p);
     char* rows = residuals.data() + part * p.block * v.d * number;
     std::vector<int64_t> per(v.stages, p.per);  // what has paid so far
     for (int64_t block = span.begin; block < span.end; ++block) {

@@ -7,7 +7,8 @@
 // other can be: where they are several, they are compared by their differences in float64.
 //
 // The codes come in the order in which they are stored, so that a few vectors cost little more than their product: a
-// chunk of codes is centred and rounded in cache just before a block of vectors meets it, once for each block.
+// chunk of codes is centred and rounded in cache just before a block of vectors meets it. Where blocks are several,
+// that is done once, for all of them.
 //
 // The bound. u = 2^-24, A and E the lengths of the centred (rounded) a~ and of a group's longest b~, s a power of two.
 // - One rounding in x - p and one in e - p (in float64, then to float32: u (1 + 2^-28)):
@@ -57,12 +58,14 @@ bool all_finite(const C* x, int64_t count) {
   return !bad;
 }
 
+constexpr int64_t kMostIntegers = 1024;
+
 // Sizes for the caches: a block of vectors stays in L2, and beside it a chunk of codes with its scores. Every thread
 // has as many blocks. Few vectors stay together, and threads share the codes.
 void plan(Problem& p, int64_t threads, bool share_codes) {
   constexpr int64_t kFew = 192;
   // Few rows aren't worth the rounding of codes to int8; long ones leave too many candidates.
-  const bool integers = p.d >= 32 && p.d <= 1024 && p.k >= 256 && p.rows >= 96;
+  const bool integers = p.d >= 32 && p.d <= kMostIntegers && p.k >= 256 && p.rows >= 96;
   p.per = least(kMostPer, integers ? 4 : p.d >= 8 ? 2 : 1);
   const int64_t limit = clamp((p.per == 4 ? 524288 : 98304) / p.d, 256, 2048);
   const int64_t fair = ceil_div(p.rows * p.num_books, threads);
@@ -196,7 +199,21 @@ struct Group {
   float bias[kRows];     // -|b|^2 / 2
   float unit[kRows];     // of a code's integers
   int32_t start[kRows];  // what sums of integers begin with
+  int32_t first_nan;     // the first code with a NaN, or -1
+  bool bounded;          // whether there is a bound
 };
+
+// Floats that a group's numbers take.
+constexpr int64_t group_size(int64_t d, int64_t per) { return ceil_div(d, per * kLanes) * kRows * kLanes; }
+
+// Where the groups of a prepared codebook begin, and their numbers.
+Group* groups_of(const Codebook& book) { return static_cast<Group*>(book.prepared); }
+float* codes_of(const Problem& p, const Codebook& book) {
+  return reinterpret_cast<float*>(groups_of(book) + ceil_div(p.groups, 16) * 16);
+}
+int64_t prepared(const Problem& p) {
+  return ceil_div(p.groups, 16) * 16 * int64_t(sizeof(Group)) + p.groups * group_size(p.d, p.per) * int64_t(sizeof(float));
+}
 
 struct Candidate {
   float high;  // no less than its t
@@ -220,7 +237,7 @@ struct Scratch {
   float *columns;                    // (block / kTile, steps, kTile) rows
   float *low, *length, *residual;    // (block) of the columns: low as above, lengths of a~ and of a~ - a^
   float* unit;                       // (block) of the columns: of integers
-  float* codes;                      // (chunk, steps / kLanes, kRows, kLanes)
+  float* codes;                      // (chunk, group_size)
   Group* groups;                     // (chunk)
   float *scores, *high;              // (chunk, kRows, kTile) and their maxima (chunk, kTile)
   void* row;                         // (D) one row as it is given, float64 or float32
@@ -245,7 +262,7 @@ Scratch carve(const Problem& p, char* begin, char*& at) {
   s.length = take<float>(at, p.block);
   s.residual = take<float>(at, p.block);
   s.unit = take<float>(at, p.block);
-  s.codes = take<float>(at, p.chunk * kRows * ceil_div(p.d, kLanes) * kLanes);
+  s.codes = take<float>(at, p.chunk * group_size(p.d, 1));
   s.groups = take<Group>(at, p.chunk);
   s.scores = take<float>(at, (p.keep ? p.chunk : 1) * kRows * kTile);
   s.high = take<float>(at, p.chunk * kTile);
@@ -272,23 +289,20 @@ template <class C>
 }
 
 // Groups of codes as the tile's rows. Infinitely far codes get the score -inf, as do those that the last group lacks.
-// Returns whether there is a bound.
 template <class Product, class C>
-bool prepare(const Problem& p, const Codebook& book, Span groups, const Scratch& s) {
+void prepare(const Problem& p, const Codebook& book, Span groups, float* numbers, Group* group) {
   using Stored = typename Product::Stored;
   constexpr int kPer = sizeof(Vec) / sizeof(Stored);
-  const int64_t size = ceil_div(p.d, kPer) * kRows * kPer;
   const C *codes = static_cast<const C*>(book.codes), *pivot = static_cast<const C*>(book.pivot);
   const C scale = C(book.scale);
   const double slope = 1.02 * 0x1p-24 * double(p.d + 6);
-  bool bounded = p.d <= 1 << 17;
-  for (int64_t g = 0; g < groups.end - groups.begin; ++g) {
-    Group& group = s.groups[g];
+  for (int64_t g = groups.begin; g < groups.end; ++g, ++group, numbers += group_size(p.d, Product::kPer)) {
     float reach = 0, left_out = 0;
+    group->first_nan = -1;
     for (int64_t r = 0; r < kRows; ++r) {
-      const int64_t k = (groups.begin + g) * kRows + r, d = k < p.k ? p.d : 0;
+      const int64_t k = g * kRows + r, d = k < p.k ? p.d : 0;
       const C* code = codes + k * p.d;
-      Stored* to = reinterpret_cast<Stored*>(s.codes) + g * size + r * kPer;
+      Stored* to = reinterpret_cast<Stored*>(numbers) + r * kPer;
       Vec squares = {}, residuals = {}, most = {}, integers = {};
       const auto each = [&](auto f) {
         for (int64_t i = 0; i < d; i += kLanes) f(uint64_t(i), centred(code + i, pivot + i, scale, d - i));
@@ -296,7 +310,7 @@ bool prepare(const Problem& p, const Codebook& book, Span groups, const Scratch&
       float unit = 1;
       const auto place = [&](uint64_t i) { return to + i / kPer * kPer * kRows + i % kPer; };
       if constexpr (Product::kPer == 4) {
-        float* row = static_cast<float*>(s.row);
+        float row[kMostIntegers];
         each([&](uint64_t i, Vec value) {
           store(value, row + i);
           squares += value * value;
@@ -321,26 +335,25 @@ bool prepare(const Problem& p, const Codebook& book, Span groups, const Scratch&
       bool out = d == 0;
       if (!(norm <= 0x1p120f) && !all_finite(code, d)) {
         for (int64_t i = 0; i < d; ++i)
-          if (*s.first_nan < 0 && code[i] != code[i]) *s.first_nan = k;
+          if (group->first_nan < 0 && code[i] != code[i]) group->first_nan = int32_t(k);
         out = true;
       }
       if (out) {
         for (int64_t i = 0; i < p.d; i += kPer) memset(to + i * kRows, 0, sizeof(Vec));
         norm = residual = 0, integers = Vec{}, unit = 1;
       }
-      group.unit[r] = unit;
-      group.start[r] = norm <= 0x1p120f ? -128 * int32_t(total(integers)) : 0;
-      group.bias[r] = out ? -__builtin_inff() : -norm / 2;
+      group->unit[r] = unit;
+      group->start[r] = norm <= 0x1p120f ? -128 * int32_t(total(integers)) : 0;
+      group->bias[r] = out ? -__builtin_inff() : -norm / 2;
       reach = norm > reach ? norm : reach;
       left_out = residual > left_out ? residual : left_out;
     }
-    bounded &= reach <= 0x1p40f;
+    group->bounded = reach <= 0x1p40f && p.d <= 1 << 17;
     const double length = __builtin_sqrt(reach > 0x1p-46 ? double(reach) : 0x1p-46);
     const double rest = __builtin_sqrt(double(left_out));
-    group.bound = {
+    group->bound = {
         float(1.02 * (slope * length + rest)), float(1.02 * (length + rest)), float(1.02 * slope * length * length)};
   }
-  return bounded;
 }
 
 // ----------------------------------------------------------------------------------------------------- rows
@@ -472,13 +485,21 @@ struct Ahead {
   }
 };
 
-// Candidates among a chunk's codes, of which `first` is the first, for kV vectors of columns from n on.
+// A chunk of codes, of which `first` is the first.
+struct Chunk {
+  int64_t first, count;  // in groups
+  const Group* groups;
+  const float* codes;
+};
+
+// Candidates among a chunk's codes for kV vectors of columns from n on.
 template <class Product, int kV>
-void match(const Problem& p, int64_t first, int64_t groups, int64_t n, int64_t steps, const Scratch& s, Ahead& next) {
-  const int64_t size = ceil_div(steps, kLanes) * kRows * kLanes;
+void match(const Problem& p, const Chunk& chunk, int64_t n, const Scratch& s, Ahead& next) {
+  const int64_t steps = ceil_div(p.d, Product::kPer), size = group_size(p.d, Product::kPer), groups = chunk.count;
   const auto score_group = [&](int64_t g, float* scores) {
     score<Product, kV>(
-        steps, s.codes + g * size, s.groups[g], s.columns + n * steps, s.unit + n, scores, s.high + g * kV * kLanes);
+        steps, chunk.codes + g * size, chunk.groups[g], s.columns + n * steps, s.unit + n, scores,
+        s.high + g * kV * kLanes);
   };
   const auto scores_of = [&](int64_t g) { return p.keep ? s.scores + g * kRows * kV * kLanes : nullptr; };
   for (int64_t g = 0; g < groups; ++g) {
@@ -489,7 +510,7 @@ void match(const Problem& p, int64_t first, int64_t groups, int64_t n, int64_t s
     const int64_t lane = n + v * kLanes;
     const Vec length = load(s.length + lane), residual = load(s.residual + lane);
     const auto bound = [&](int64_t g) {
-      const Bound& of = s.groups[g].bound;
+      const Bound& of = chunk.groups[g].bound;
       return length * of.of_length + (residual * of.of_residual + of.own);
     };
     Vec low = load(s.low + lane);
@@ -523,7 +544,7 @@ void match(const Problem& p, int64_t first, int64_t groups, int64_t n, int64_t s
         const int bit = word * 64 + __builtin_ctzll(found[word]), r = bit / kLanes, at = bit % kLanes;
         found[word] &= found[word] - 1;
         const float high = scores[(r * kV + v) * kLanes + at] + errors[at];
-        add(p, *s.list[lane + at], {high, int32_t(first + g * kRows + r)}, low[at]);
+        add(p, *s.list[lane + at], {high, int32_t((chunk.first + g) * kRows + r)}, low[at]);
       }
     }
   }
@@ -637,15 +658,26 @@ void pass(const Problem& p, const Codebook& book, Span groups, int64_t count, co
     for (int r = 0; r < width; ++r)  // where there's no row, nothing reaches NaN, whatever the bound
       s.low[n + r] = n + r < count ? -__FLT_MAX__ : __builtin_nanf("");
   }
+  const bool ready = book.prepared && book.per == Product::kPer;
   bool bounded = true;
   for (int64_t first = groups.begin; first < groups.end; first += p.chunk) {
     const int64_t here = least(p.chunk, groups.end - first);
-    bounded &= prepare<Product, C>(p, book, {first, first + here}, s);
+    Chunk chunk{first, here, s.groups, s.codes};
+    if (ready) {
+      chunk.groups = groups_of(book) + first;
+      chunk.codes = codes_of(p, book) + first * group_size(p.d, Product::kPer);
+    } else {
+      prepare<Product, C>(p, book, {first, first + here}, s.codes, s.groups);
+    }
+    for (int64_t g = 0; g < here; ++g) {
+      bounded &= chunk.groups[g].bounded;
+      if (*s.first_nan < 0) *s.first_nan = chunk.groups[g].first_nan;
+    }
     const Span later{first + here, least(first + here + p.chunk, groups.end)};
     const bool far = p.blocks == 1 && count > kTile;  // more blocks find them in the last cache
     Ahead next = ahead<C>(p, book, far ? later : Span{}, here * ceil_div(count, kTile));
     for (int64_t n = 0; n < count; n += kTile)
-      (count - n > kLanes ? match<Product, kVectors> : match<Product, 1>)(p, first * kRows, here, n, steps, s, next);
+      (count - n > kLanes ? match<Product, kVectors> : match<Product, 1>)(p, chunk, n, s, next);
   }
   for (int64_t n = 0; n < count; ++n) {
     s.list[n]->low = s.low[n];
@@ -653,13 +685,14 @@ void pass(const Problem& p, const Codebook& book, Span groups, int64_t count, co
   }
 }
 
-template <class T>
-void pass(const Problem& p, const Codebook& book, Span groups, int64_t count, const Scratch& s, int64_t per) {
+// f(Product{}) of the one that multiplies so many numbers a step.
+template <class F>
+void with_product(int64_t per, F f) {
 #if defined(__AVX512BF16__)
-  if (per == 4) return pass<T, Quad>(p, book, groups, count, s);
-  if (per == 2) return pass<T, Pair>(p, book, groups, count, s);
+  if (per == 4) return f(Quad{});
+  if (per == 2) return f(Pair{});
 #endif
-  pass<T, Single>(p, book, groups, count, s);
+  f(Single{});
 }
 
 // The candidates of a block of rows in a part of the codes; returns `per` of a first pass that pays.
@@ -676,7 +709,7 @@ int64_t search_part(
     s.rows[n].candidates = s.candidates + n * p.candidates;
   }
   for (int64_t at = per; left && at; at /= 2) {
-    pass<T>(p, book, groups, left, s, at);
+    with_product(at, [&](auto product) { pass<T, decltype(product)>(p, book, groups, left, s); });
     const int64_t listed = left;
     left = 0;
     for (int64_t n = 0; n < listed; ++n)
@@ -718,6 +751,16 @@ extern const Kernel kernel;
 const Kernel kernel{
     plan,
     [](const Problem& p, Codebook& book) { p.type == Type::f64 ? centre<double>(p, book) : centre<float>(p, book); },
+    prepared,
+    [](const Problem& p, const Codebook& book, Span groups) {
+      with_product(book.per, [&](auto product) {
+        using Product = decltype(product);
+        float* codes = codes_of(p, book) + groups.begin * group_size(p.d, Product::kPer);
+        Group* to = groups_of(book) + groups.begin;
+        p.type == Type::f64 ? prepare<Product, double>(p, book, groups, codes, to)
+                            : prepare<Product, float>(p, book, groups, codes, to);
+      });
+    },
     scratch,
     search,
     [](const Problem& p, int64_t block, void* memory) {
