@@ -12,6 +12,7 @@
 
 #include "masked_conv.h"
 #include "nearest.h"
+#include "projected.h"
 #include "quantize.h"
 #include "sampler.h"
 
@@ -25,6 +26,7 @@ struct Kernels {
   const QuantizeKernel& quantize;
   const MaskedConvKernel& masked_conv;
   const SamplerKernel& sampler;
+  const ProjectedKernel& projected;
 };
 
 // The best kernels that this CPU runs.

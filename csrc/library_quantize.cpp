@@ -1,120 +1,127 @@
-// The host side of nearest codes and of quantisation, which is nearest codes and sums over them.
+// The host side of quantisation, which is nearest codes, stage by stage, and sums over them.
 #include <algorithm>
 #include <tuple>
 #include <vector>
 
-#include "library.h"
+#include "books.h"
 
 namespace vqfast {
 namespace {
 
-// The codebooks of a planned search, each with its pivot; prepared once where blocks of rows share them.
-class Books {
- public:
-  // `step`: the bytes from one codebook's codes to the next one's.
-  Books(const Kernel& kernel, Problem& p, const void* codes, int64_t step, int64_t threads)
-      : kernel_(kernel),
-        books_(p.num_books),
-        pivots_(p.num_books * p.d),
-        bytes_(p.blocks > 1 && p.parts == 1 ? kernel.prepared(p) : 0),
-        prepared_(bytes_ * p.num_books <= kMost ? bytes_ * p.num_books : bytes_ = 0) {
-    p.books = books_.data();
-    for_parts(std::min(threads, p.num_books), p.num_books, [&](int64_t, Span span) {
-      for (int64_t b = span.begin; b < span.end; ++b) {
-        books_[b].codes = static_cast<const char*>(codes) + b * step;
-        books_[b].pivot = pivots_.data() + b * p.d;
-        books_[b].prepared = bytes_ ? prepared_.data() + b * bytes_ : nullptr;
-        books_[b].per = p.per;
-        kernel.centre(p, books_[b]);
-      }
-    });
-  }
+using Pointers = std::vector<const void*>;
 
-  // Each thread calls this before its first search.
-  void prepare(const Problem& p) {
-    if (bytes_ == 0) return;
-    const int64_t parts = (p.groups + p.chunk - 1) / p.chunk;
-    shared_.run(p.num_books * parts, [&](int64_t n) {
-      kernel_.prepare(p, books_[n / parts], part_of(p.groups, parts, n % parts));
-    });
-  }
-
- private:
-  static constexpr int64_t kMost = 1 << 26;  // bytes
-  const Kernel& kernel_;
-  std::vector<Codebook> books_;
-  Buffer<double> pivots_;
-  int64_t bytes_;  // of one
-  Buffer<char> prepared_;
-  Shared shared_;
-};
-
-// x (..., N, D), codebook (..., K, D) contiguous, float64 where x is, else float32 -> int64 (..., N).
-// The leading dimensions of the codebook broadcast to those of x.
-Tensor nearest(const Tensor& x, const Tensor& codebook) {
-  const Kernel& kernel = best_kernels().nearest;
-  const auto sizes = x.sizes(), strides = x.strides(), book_sizes = codebook.sizes();
-  const int64_t dims = x.dim(), missing = dims - codebook.dim();
-  Tensor out = torch::stable::empty({sizes.data(), size_t(dims - 1)}, ScalarType::Long);
-  if (out.numel() == 0) return out;
-
-  // Dimensions along which the codebook stays the same are rows; each step along the others is another codebook.
-  std::vector<Axis> rows, books;
-  int64_t out_stride = 1;
-  for (int64_t i = dims - 2; i >= 0; --i) {
-    const bool own = i < dims - 2 && i >= missing && book_sizes[i - missing] > 1;
-    if (sizes[i] > 1) (own ? books : rows).insert((own ? books : rows).begin(), {sizes[i], strides[i], out_stride});
-    out_stride *= sizes[i];
-  }
-
-  Problem p{};
-  p.type = type_of(x);
-  p.x = x.const_data_ptr();
-  p.out = static_cast<int64_t*>(out.mutable_data_ptr());
-  p.d = sizes[dims - 1];
-  p.d_stride = strides[dims - 1];
-  p.k = book_sizes[codebook.dim() - 2];
-  p.rows = p.num_books = 1;
-  for (const Axis& axis : rows) p.rows *= axis.size;
-  for (const Axis& axis : books) p.num_books *= axis.size;
-  p.axes = rows.data();
-  p.num_axes = int64_t(rows.size());
-
-  const int64_t threads = threads_for(double(p.num_books) * double(p.rows) * double(p.k) * double(p.d));
-  kernel.plan(p, threads, true);
-  const int64_t step = p.k * p.d * int64_t(p.type == Type::f64 ? sizeof(double) : sizeof(float));
-  Books books_of(kernel, p, codebook.const_data_ptr(), step, threads);
-  for (int64_t b = 0; b < p.num_books; ++b) {
-    int64_t rest = b;
-    for (auto axis = books.rbegin(); axis != books.rend(); ++axis) {
-      p.books[b].x += rest % axis->size * axis->x_stride;
-      p.books[b].out += rest % axis->size * axis->out_stride;
-      rest /= axis->size;
-    }
-  }
-  const int64_t bytes = kernel.scratch(p), blocks = p.blocks * p.num_books, units = blocks * p.parts;
-  const int64_t workers = std::min(threads, units);
-  Buffer<char> scratch(workers * bytes);
-  for_parts(workers, units, [&](int64_t part, Span span) {
-    books_of.prepare(p);
-    kernel.search(p, span, scratch.data() + part * bytes);
-  });
-  if (p.parts > 1)
-    for (int64_t b = 0; b < blocks; ++b) kernel.finish(p, b, scratch.data() + b * p.parts * bytes);
-  return out;
+// Where the codes of each stage are, (stages, K, D), each contiguous.
+Pointers stages_of(const Tensor& codebooks) {
+  Pointers codes(codebooks.size(0));
+  const int64_t step = codebooks.stride(0) * int64_t(codebooks.element_size());
+  for (size_t stage = 0; stage < codes.size(); ++stage)
+    codes[stage] = static_cast<const char*>(codebooks.const_data_ptr()) + int64_t(stage) * step;
+  return codes;
 }
 
-// codebooks: (stages, K, D), each contiguous; indices (outer, inner, stages).
-Assigned assigned(const Tensor& z, const Tensor& codebooks, const Tensor& indices) {
+// codes: of each stage, (K, D); indices (outer, inner, stages).
+Assigned assigned(const Tensor& z, const Pointers& codes, int64_t k, const Tensor& indices) {
   Assigned v{};
   v.type = type_of(z);
   v.z = z.const_data_ptr();
-  v.codes = codebooks.const_data_ptr();
+  v.codes = codes.data();
   v.indices = static_cast<const int64_t*>(indices.const_data_ptr());
   v.outer = z.size(0), v.d = z.size(1), v.inner = z.size(2);
-  v.stages = codebooks.size(0), v.k = codebooks.size(1), v.book = codebooks.stride(0);
+  v.stages = int64_t(codes.size()), v.k = k;
   return v;
 }
+
+// The codes that each stage finds for what the ones before it left over, a block of vectors after another, each in
+// cache from the first stage to the last.
+class Search {
+ public:
+  // p: planned but for its codebooks; found: (p.rows, stages).
+  Search(const Kernel& kernel, Problem& p, const Pointers& codes, int64_t threads, int64_t* found)
+      : kernel_(kernel),
+        p_(p),
+        stages_(int64_t(codes.size())),
+        found_(found),
+        books_(make(kernel, p, codes, threads)),
+        bytes_(kernel.scratch(p)),
+        scratch_(threads * bytes_) {}
+
+  // A thread's: `way` makes each stage's vectors, and follows what is found for them.
+  template <class Way>
+  void run(int64_t part, Span blocks, Way way) {
+    books_.prepare(p_);
+    std::vector<int64_t> per(stages_, p_.per);  // what has paid so far
+    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+      const Span here = rows_of(p_, block);
+      way.begin(here);
+      for (int64_t stage = 0; stage < stages_; ++stage) {
+        Problem one = p_;
+        one.rows = count_of(here), one.blocks = 1, one.per = per[stage];
+        one.out = found_ + here.begin * stages_ + stage;
+        Axis axes[2];
+        one.axes = axes;
+        way.enter(stage, one, axes);
+        const int64_t book = p_.num_books > 1 ? stage : 0;
+        per[stage] = kernel_.search(one, {book, book + 1}, scratch_.data() + part * bytes_);
+        way.leave(stage);
+      }
+      way.end();
+    }
+  }
+
+ private:
+  // One codebook for all stages stays one.
+  static Books make(const Kernel& kernel, Problem& p, const Pointers& codes, int64_t threads) {
+    const bool one = size_t(std::count(codes.begin(), codes.end(), codes[0])) == codes.size();
+    p.num_books = one ? 1 : int64_t(codes.size());
+    return Books(kernel, p, one ? Pointers(1, codes[0]) : codes, threads);
+  }
+
+  const Kernel& kernel_;
+  const Problem& p_;
+  int64_t stages_;
+  int64_t* found_;
+  Books books_;
+  int64_t bytes_;
+  Buffer<char> scratch_;
+};
+
+// Vectors as they are, and at the end of a block `follow(here)`.
+template <class Follow>
+struct Straight {
+  const QuantizeKernel& kernel;
+  const Assigned& v;
+  char* rows;
+  Follow follow;
+  Span here{};
+
+  void begin(Span block) { kernel.gather(v, here = block, rows); }
+  void enter(int64_t, Problem& p, Axis* axes) const {
+    p.x = rows, p.num_axes = 1;
+    axes[0] = {p.rows, v.d, v.stages};
+  }
+  void leave(int64_t stage) const {
+    if (stage + 1 < v.stages) kernel.subtract(v, here, stage, rows);
+  }
+  void end() const { follow(here); }
+};
+
+// Vectors between projections.
+struct Through {
+  const ProjectedKernel& kernel;
+  const Projected& v;
+  float* memory;
+  Span here{};
+
+  void begin(Span block) { kernel.begin(v, here = block, memory); }
+  void enter(int64_t stage, Problem& p, Axis* axes) const {
+    const Latents latents = kernel.enter(v, here, stage, memory);
+    p.x = latents.x, p.d_stride = latents.width, p.num_axes = 2;
+    axes[0] = {(p.rows + latents.width - 1) / latents.width, latents.step, latents.width * v.stages};
+    axes[1] = {latents.width, 1, v.stages};
+  }
+  void leave(int64_t stage) const { kernel.leave(v, here, stage, memory); }
+  void end() const { kernel.end(v, here, memory); }
+};
 
 // Threads that each add up sums of their own, (stages, K, D): as many as make a stage's no more than the vectors.
 int64_t adders(const Assigned& v) {
@@ -169,15 +176,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> quantize(const Tensor& z, con
   const ScalarType type = codebooks.scalar_type();
   const int64_t number = int64_t(codebooks.element_size());
   Tensor indices = torch::stable::empty({z.size(0), z.size(2), codebooks.size(0)}, ScalarType::Long);
-  const Assigned v = assigned(z, codebooks, indices);
+  const Pointers books = stages_of(codebooks);
+  const Assigned v = assigned(z, books, codebooks.size(1), indices);
   Problem p{};
   p.type = type_of(codebooks);
   p.d = v.d, p.d_stride = 1, p.k = v.k;
   p.rows = v.outer * v.inner, p.num_books = 1;
   const int64_t threads = threads_for(double(p.rows) * double(v.stages) * double(v.k) * double(v.d));
   kernel.plan(p, threads, false);
-  p.num_books = v.book ? v.stages : 1;
-  Books books(kernel, p, v.codes, v.book * number, threads);
 
   const int64_t parts = statistics ? std::min(threads, adders(v)) : threads, codes = statistics ? v.k : 0;
   Tensor quantized = torch::stable::empty_like(z);
@@ -189,32 +195,84 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> quantize(const Tensor& z, con
         static_cast<int64_t*>(counts.of(part)), sums.of(part));
   };
 
-  auto* found = static_cast<int64_t*>(indices.mutable_data_ptr());
-  const int64_t bytes = kernel.scratch(p);
-  Buffer<char> scratch(threads * bytes), residuals(threads * p.block * v.d * number);
+  Search search(kernel, p, books, threads, static_cast<int64_t*>(indices.mutable_data_ptr()));
+  Buffer<char> rows(threads * p.block * v.d * number);
   for_parts(threads, p.blocks, [&](int64_t part, Span span) {
-    books.prepare(p);
-    char* rows = residuals.data() + part * p.block * v.d * number;
-    std::vector<int64_t> per(v.stages, p.per);  // what has paid so far
-    for (int64_t block = span.begin; block < span.end; ++block) {
-      const Span here = rows_of(p, block);
-      kernels.quantize.gather(v, here, rows);
-      for (int64_t stage = 0; stage < v.stages; ++stage) {
-        const Axis axis{count_of(here), v.d, v.stages};
-        Problem one = p;
-        one.x = rows, one.rows = axis.size, one.blocks = 1, one.axes = &axis, one.num_axes = 1;
-        one.out = found + here.begin * v.stages + stage;
-        one.per = per[stage];
-        const int64_t book = v.book ? stage : 0;
-        per[stage] = kernel.search(one, {book, book + 1}, scratch.data() + part * bytes);
-        if (stage + 1 < v.stages) kernels.quantize.subtract(v, here, stage, rows);
-      }
+    const auto own = [&](Span here) {
       if (parts == threads) follow(part, here);
-    }
+    };
+    search.run(part, span, Straight{kernels.quantize, v, rows.data() + part * p.block * v.d * number, own});
   });
   if (parts < threads) for_parts(parts, p.rows, follow);
   for (const Shares* shares : {&errors, &counts, &sums}) shares->join();
   return {indices, quantized, errors.tensor, counts.tensor, sums.tensor};
+}
+
+// z (outer, D, inner) contiguous, each stage's codebook (K, D) contiguous, float64 where z is, else float32 -> the
+// indices of `quantize`.
+Tensor residual_codes(const Tensor& z, const std::vector<Tensor>& codebooks) {
+  const Kernels kernels = best_kernels();
+  const int64_t number = int64_t(codebooks[0].element_size());
+  Tensor indices = torch::stable::empty({z.size(0), z.size(2), int64_t(codebooks.size())}, ScalarType::Long);
+  Pointers books;
+  for (const Tensor& book : codebooks) books.push_back(book.const_data_ptr());
+  const Assigned v = assigned(z, books, codebooks[0].size(0), indices);
+  Problem p{};
+  p.type = type_of(codebooks[0]);
+  p.d = v.d, p.d_stride = 1, p.k = v.k;
+  p.rows = v.outer * v.inner, p.num_books = 1;
+  const int64_t threads = threads_for(double(p.rows) * double(v.stages) * double(v.k) * double(v.d));
+  kernels.nearest.plan(p, threads, false);
+  Search search(kernels.nearest, p, books, threads, static_cast<int64_t*>(indices.mutable_data_ptr()));
+  Buffer<char> rows(threads * p.block * v.d * number);
+  for_parts(threads, p.blocks, [&](int64_t part, Span span) {
+    char* own = rows.data() + part * p.block * v.d * number;
+    search.run(part, span, Straight{kernels.quantize, v, own, [](Span) {}});
+  });
+  return indices;
+}
+
+// x (B, C, T), each stage's codebook (K, D), and for each the weight (D, C) and bias of the map into it and the weight
+// (C, D) and bias of the map back, all contiguous float32 -> indices (B, T, stages), and where `details`, what each
+// stage was given, (B, stages * D, T), and the sum of what came back, as x.
+std::tuple<Tensor, Tensor, Tensor> projected_codes(
+    const Tensor& x, const std::vector<Tensor>& codebooks, const std::vector<Tensor>& maps, bool unit, bool details) {
+  const Kernels kernels = best_kernels();
+  const auto numbers = [](const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); };
+  const int64_t stages = int64_t(codebooks.size()), k = codebooks[0].size(0), d = codebooks[0].size(1);
+  Tensor indices = torch::stable::empty({x.size(0), x.size(2), stages}, ScalarType::Long);
+  Tensor latents = torch::stable::empty({details ? x.size(0) : 0, stages * d, x.size(2)}, ScalarType::Float);
+  Tensor quantized = torch::stable::empty({details ? x.size(0) : 0, x.size(1), x.size(2)}, ScalarType::Float);
+  Projected v{numbers(x), x.size(0), x.size(2), x.size(1), d, stages, unit};
+  std::vector<const float*> weights, codes;
+  for (const Tensor& map : maps) weights.push_back(numbers(map));
+  for (const Tensor& book : codebooks) codes.push_back(numbers(book));
+  v.maps = weights.data(), v.codes = codes.data();
+  v.indices = static_cast<const int64_t*>(indices.const_data_ptr());
+  if (details) {
+    v.latents = static_cast<float*>(latents.mutable_data_ptr());
+    v.quantized = static_cast<float*>(quantized.mutable_data_ptr());
+  }
+  Buffer<float> lengthened(unit ? stages * k * d : 0);
+  Pointers books(codes.begin(), codes.end());
+  for (int64_t stage = 0; unit && stage < stages; ++stage) {
+    float* to = lengthened.data() + stage * k * d;
+    kernels.projected.normalize(codes[stage], k, d, to);
+    books[stage] = to;
+  }
+  Problem p{};
+  p.type = Type::f32;
+  p.d = d, p.k = k, p.beside = v.channels;
+  p.rows = v.batch * v.length, p.num_books = 1;
+  const int64_t threads = threads_for(double(p.rows) * double(stages) * double(k + v.channels) * double(d));
+  kernels.nearest.plan(p, threads, false);
+  Search search(kernels.nearest, p, books, threads, static_cast<int64_t*>(indices.mutable_data_ptr()));
+  const int64_t size = kernels.projected.scratch(v, p.block);
+  Buffer<float> memory(threads * size);
+  for_parts(threads, p.blocks, [&](int64_t part, Span span) {
+    search.run(part, span, Through{kernels.projected, v, memory.data() + part * size});
+  });
+  return {indices, latents, quantized};
 }
 
 // The arguments and indices of `quantize`, laid out as z the gradient of quantized, and slopes (stages) in the type of
@@ -224,7 +282,8 @@ std::tuple<Tensor, Tensor> quantize_backward(
     const Tensor& grad, const Tensor& z, const Tensor& codebooks, const Tensor& indices, const Tensor& slopes,
     bool residuals) {
   const QuantizeKernel& kernel = best_kernels().quantize;
-  const Assigned v = assigned(z, codebooks, indices);
+  const Pointers books = stages_of(codebooks);
+  const Assigned v = assigned(z, books, codebooks.size(1), indices);
   const int64_t parts = residuals ? adders(v) : torch::stable::get_num_threads();
   Tensor grad_z = torch::stable::empty_like(z);
   const Shares away({parts, v.stages, residuals ? v.k : 0, v.d}, codebooks.scalar_type());
@@ -240,15 +299,19 @@ std::tuple<Tensor, Tensor> quantize_backward(
 }  // namespace vqfast
 
 STABLE_TORCH_LIBRARY_FRAGMENT(vqfast_native, library) {
-  library.def("nearest(Tensor x, Tensor codebook) -> Tensor");
   library.def("quantize(Tensor z, Tensor codebooks, bool statistics) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  library.def("residual_codes(Tensor z, Tensor[] codebooks) -> Tensor");
+  library.def(
+      "projected_codes(Tensor x, Tensor[] codebooks, Tensor[] maps, bool unit, bool details)"
+      " -> (Tensor, Tensor, Tensor)");
   library.def(
       "quantize_backward(Tensor grad, Tensor z, Tensor codebooks, Tensor indices, Tensor slopes, bool residuals)"
       " -> (Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(vqfast_native, CPU, library) {
-  library.impl("nearest", TORCH_BOX(&vqfast::nearest));
   library.impl("quantize", TORCH_BOX(&vqfast::quantize));
+  library.impl("residual_codes", TORCH_BOX(&vqfast::residual_codes));
+  library.impl("projected_codes", TORCH_BOX(&vqfast::projected_codes));
   library.impl("quantize_backward", TORCH_BOX(&vqfast::quantize_backward));
 }

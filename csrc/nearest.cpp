@@ -67,7 +67,8 @@ void plan(Problem& p, int64_t threads, bool share_codes) {
   // Few rows aren't worth the rounding of codes to int8; long ones leave too many candidates.
   const bool integers = p.d >= 32 && p.d <= kMostIntegers && p.k >= 256 && p.rows >= 96;
   p.per = least(kMostPer, integers ? 4 : p.d >= 8 ? 2 : 1);
-  const int64_t limit = clamp((p.per == 4 ? 524288 : 98304) / p.d, 256, 2048);
+  const int64_t beside = p.beside ? most(131072 / (p.beside * kTile), 1) * kTile : 2048;
+  const int64_t limit = least(beside, clamp((p.per == 4 ? 524288 : 98304) / p.d, 256, 2048));
   const int64_t fair = ceil_div(p.rows * p.num_books, threads);
   const int64_t tiles = ceil_div(p.rows, kTile);
   const bool few = share_codes && fair < kFew;
@@ -635,10 +636,11 @@ int64_t decide(const Problem& p, const Codebook& book, const Scratch* parts, int
   return index;
 }
 
-// Groups of codes, in so many steps.
-template <class C>
-Ahead ahead(const Problem& p, const Codebook& book, Span groups, int64_t steps) {
+// Groups of codes, prepared or as they are, in so many steps.
+template <class C, class Product>
+Ahead ahead(const Problem& p, const Codebook& book, bool ready, Span groups, int64_t steps) {
   const auto at = [&](int64_t group) {
+    if (ready) return reinterpret_cast<const char*>(codes_of(p, book) + group * group_size(p.d, Product::kPer));
     return static_cast<const char*>(book.codes) + least(group * kRows, p.k) * p.d * int64_t(sizeof(C));
   };
   const char *begin = at(groups.begin), *end = at(groups.end);
@@ -675,7 +677,7 @@ void pass(const Problem& p, const Codebook& book, Span groups, int64_t count, co
     }
     const Span later{first + here, least(first + here + p.chunk, groups.end)};
     const bool far = p.blocks == 1 && count > kTile;  // more blocks find them in the last cache
-    Ahead next = ahead<C>(p, book, far ? later : Span{}, here * ceil_div(count, kTile));
+    Ahead next = ahead<C, Product>(p, book, ready, far ? later : Span{}, here * ceil_div(count, kTile));
     for (int64_t n = 0; n < count; n += kTile)
       (count - n > kLanes ? match<Product, kVectors> : match<Product, 1>)(p, chunk, n, s, next);
   }

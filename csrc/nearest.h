@@ -33,6 +33,7 @@ struct Problem {
   const Axis* axes;
   int64_t num_books;
   Codebook* books;
+  int64_t beside;             // numbers that go with a row and are wanted in cache beside it
   // set by `plan`
   int64_t per;                // numbers that a step of the first pass multiplies: 4 (int8), 2 (bf16) or 1 (float32)
   bool keep;                  // whether all scores are kept, else those of few groups are taken again

@@ -86,7 +86,7 @@ int64_t slot(const Assigned& v, int64_t n, int64_t stage) { return stage * v.k +
 
 template <class T>
 const Number<T>* code_of(const Assigned& v, int64_t n, int64_t stage) {
-  return static_cast<const Number<T>*>(v.codes) + stage * v.book + v.indices[n * v.stages + stage] * v.d;
+  return static_cast<const Number<T>*>(v.codes[stage]) + v.indices[n * v.stages + stage] * v.d;
 }
 
 template <class T>

@@ -13,9 +13,9 @@ namespace vqfast {
 struct Assigned {
   Type type;
   const void* z;
-  const void* codes;       // (stages, k, d), each stage's `book` after that of the one before, or 0: one for all
+  const void* const* codes;  // each stage's, (k, d)
   const int64_t* indices;  // (outer, inner, stages)
-  int64_t outer, d, inner, stages, k, book;
+  int64_t outer, d, inner, stages, k;
 };
 
 struct QuantizeKernel {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,8 @@ from vqfast.ops.masked_conv.op import gate as _gate
 from vqfast.ops.masked_conv.op import masked_conv2d as _masked_conv2d
 from vqfast.ops.nearest.op import nearest as _nearest
 from vqfast.ops.quantize.op import quantize as _quantize
+from vqfast.ops.residual.op import projected_codes as _projected_codes
+from vqfast.ops.residual.op import residual_codes as _residual_codes
 from vqfast.ops.residual.op import residual_quantize as _residual_quantize
 
 
@@ -202,6 +205,78 @@ def residual_quantize(
         raise ValueError(f"codebooks has shape {tuple(codebooks.shape)}; want (Q, K, D) with Q, K, D >= 1")
     check_channels(z_e, channel_dim, codebooks.shape[2])
     return Quantized(*_residual_quantize(z_e, codebooks, channel_dim, statistics))
+
+
+def _check_codebooks(codebooks: Sequence[Tensor]) -> list[Tensor]:
+    codebooks = list(codebooks)
+    for book in codebooks:
+        _check_floating("codebooks", book)
+    kinds = {(tuple(book.shape), book.dtype) for book in codebooks}
+    if len(kinds) != 1 or codebooks[0].ndim != 2 or 0 in codebooks[0].shape:
+        got = ", ".join(f"{shape} {dtype}" for shape, dtype in sorted(kinds, key=str)) or "nothing"
+        raise ValueError(f"codebooks are {got}; want one or more, all (K, D) of one dtype with K, D >= 1")
+    return codebooks
+
+
+def residual_codes(z_e: Tensor, codebooks: Sequence[Tensor], channel_dim: int = 1) -> Tensor:
+    """The indices of ``residual_quantize`` alone, for encoding.
+
+    Args:
+        z_e: floating point, ``D`` channels at ``channel_dim``, batch and spatial dimensions around it.
+        codebooks: each stage's, ``(K, D)``, wherever they lie in memory.
+
+    Returns:
+        int64, the shape of ``z_e`` without its channels, and Q last.
+
+    Raises:
+        TypeError: an argument isn't a floating-point tensor.
+        ValueError: the shapes don't fit.
+    """
+    codebooks = _check_codebooks(codebooks)
+    check_channels(z_e, channel_dim, codebooks[0].shape[1])
+    return _residual_codes(z_e, codebooks, channel_dim)
+
+
+def projected_codes(
+    z_e: Tensor,
+    codebooks: Sequence[Tensor],
+    maps: Sequence[Sequence[Tensor]],
+    unit: bool = False,
+    details: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Indices of residual stages that each stand between linear maps, in one pass and without gradients.
+
+    Source: Kumar et al. 2023, "High-Fidelity Audio Compression with Improved RVQGAN" (DAC), section 3.2.
+
+    Args:
+        z_e: ``(B, C, T)``, floating point.
+        codebooks: each stage's, ``(K, D)``.
+        maps: each stage's weight ``(D, C)`` and bias ``(D,)`` into the width of its codes, weight ``(C, D)``
+            and bias ``(C,)`` back.
+        unit: whether a stage finds the code of the smallest angle, by vectors divided by their lengths.
+        details: whether to return what stands after the indices.
+
+    Returns:
+        int64 ``(B, T, Q)``; ``(B, Q * D, T)``, what each stage was given; and as ``z_e``, the sum of what
+        came back of all stages. The latter two have no sample without ``details``.
+
+    Raises:
+        TypeError: an argument isn't a floating-point tensor.
+        ValueError: shapes or dtypes don't fit.
+    """
+    codebooks = _check_codebooks(codebooks)
+    _check_floating("z_e", z_e)
+    if z_e.ndim != 3:
+        raise ValueError(f"z_e has shape {tuple(z_e.shape)}; want (B, C, T)")
+    channels, width = z_e.shape[1], codebooks[0].shape[1]
+    wanted = [(width, channels), (width,), (channels, width), (channels,)]
+    got = [[tuple(tensor.shape) for tensor in stage] for stage in maps]
+    if got != [wanted] * len(codebooks):
+        raise ValueError(f"maps have shapes {got}; want {len(codebooks)} times {wanted}")
+    flat = [tensor for stage in maps for tensor in stage]
+    if len(dtypes := {tensor.dtype for tensor in (z_e, *codebooks, *flat)}) > 1:
+        raise ValueError(f"the arguments have dtypes {sorted(map(str, dtypes))}; want one")
+    return _projected_codes(z_e, codebooks, flat, unit, details)
 
 
 def perplexity(indices: Tensor, num_embeddings: int) -> Tensor:

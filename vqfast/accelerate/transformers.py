@@ -9,15 +9,17 @@ patch sizes (OWL-ViT, ESMFold, Inkling).
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqfast.accelerate.recompute import recomputed
 from vqfast.accelerate.search import little, little_to_search, straight_through, unit_vectors
 from vqfast.accelerate.swap import Fast, Swap
-from vqfast.functional import nearest_code
+from vqfast.functional import nearest_code, projected_codes, residual_codes
 
 
 def _quantize(original: Fast, self: nn.Module, hidden_states: Tensor) -> Tensor:
@@ -28,19 +30,68 @@ def _quantize(original: Fast, self: nn.Module, hidden_states: Tensor) -> Tensor:
     return nearest_code(hidden_states, codes)
 
 
-def _stages(original: Fast, self: nn.Module, embeddings: Tensor, *args, **kwargs) -> Tensor:
-    """Encodec, X-Codec, Higgs Audio, of ``(B, D, T)``: vectors in one piece need no copy at each stage."""
-    return original(self, embeddings.transpose(1, 2).contiguous().transpose(1, 2), *args, **kwargs)
+REPLACED = ("forward", "encode", "decode", "quantize", "decode_latents")
 
 
-def _mimi_stages(original: Fast, self: nn.Module, embeddings: Tensor, num_quantizers: int | None = None):
-    """The same of Mimi, where a projection stands before them: int64 ``(Q, B, T)``."""
+def _as_built(modules: Iterable[nn.Module]) -> bool:
+    """Whether nobody has attached anything to any part of these, or put something else in its place."""
+    for module in modules:
+        for part in module.modules():
+            hooks = part._forward_hooks or part._forward_pre_hooks
+            hooks = hooks or part._backward_hooks or part._backward_pre_hooks
+            theirs = type(part) in (nn.Linear, nn.Conv1d, nn.Embedding)
+            theirs = theirs or type(part).__module__.startswith("transformers.models.")
+            if hooks or not theirs or any(name in part.__dict__ for name in REPLACED):
+                return False
+    return True
+
+
+def _at_once(x: Tensor, stages: list[nn.Module], codes: list[Tensor]) -> bool:
+    """Whether to code ``x (B, C, T)`` by all stages in one pass: others round what is left differently."""
+    if not stages or x.dtype not in (torch.float32, torch.float64) or little_to_search(x, codes[0]):
+        return False
+    return all((book.dtype, book.device) == (x.dtype, x.device) for book in codes) and _as_built(stages)
+
+
+def _first(codes: Tensor) -> Tensor:
+    """``(B, T, Q)`` as these models have it: ``(Q, B, T)``."""
+    return codes.movedim(-1, 0).contiguous()
+
+
+def _encodec(original: Fast, self: nn.Module, embeddings: Tensor, bandwidth: float | None = None) -> Tensor:
+    """Encodec, X-Codec: ``(B, D, T)`` -> int64 ``(Q, B, T)``."""
+    stages = list(self.layers if hasattr(self, "layers") else self.quantizers)
+    stages = stages[: self.get_num_quantizers_for_bandwidth(bandwidth)]
+    codes = [stage.codebook.embed for stage in stages]
+    if not _at_once(embeddings, stages, codes):
+        return original(self, embeddings, bandwidth)
+    return _first(residual_codes(embeddings, codes))
+
+
+def _mimi(original: Fast, self: nn.Module, embeddings: Tensor, num_quantizers: int | None = None) -> Tensor:
+    """The same of Mimi, where a projection stands before the stages."""
+    stages = list(self.layers)[:num_quantizers]
+    codes = [stage.codebook.embed for stage in stages]
+    if not _at_once(embeddings, stages, codes):
+        return original(self, embeddings, num_quantizers)
     x = embeddings if self.input_proj is None else self.input_proj(embeddings)
-    residual, indices = x.transpose(1, 2).contiguous().transpose(1, 2), []
-    for stage in list(self.layers)[:num_quantizers]:
-        indices.append(stage.encode(residual))
-        residual = residual - stage.decode(indices[-1])
-    return torch.stack(indices)
+    return _first(residual_codes(x, codes))
+
+
+def _maps(into: nn.Module, back: nn.Module) -> list[Tensor]:
+    """Of one stage, as ``projected_codes`` takes them."""
+    return [into.weight.flatten(1), into.bias, back.weight.flatten(1), back.bias]
+
+
+def _higgs(original: Fast, self: nn.Module, embeddings: Tensor, bandwidth: float | None = None) -> Tensor:
+    """Higgs Audio, ``(B, C, T)`` -> int64 ``(Q, B, T)``."""
+    stages = list(self.quantizers)[: self.get_num_quantizers_for_bandwidth(bandwidth)]
+    codes = [stage.codebook.embed for stage in stages]
+    autocast = torch.is_autocast_enabled(embeddings.device.type)
+    if autocast or not _at_once(embeddings, stages, codes):
+        return original(self, embeddings, bandwidth)
+    maps = [_maps(stage.project_in, stage.project_out) for stage in stages]
+    return _first(projected_codes(embeddings, codes, maps)[0])
 
 
 def _decode_latents(original: Fast, self: nn.Module, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,55 +104,28 @@ def _decode_latents(original: Fast, self: nn.Module, hidden_states: Tensor) -> t
     return self.codebook(indices).transpose(1, 2), indices
 
 
-def _as_built(stage: nn.Module, library: str) -> bool:
-    """Whether a stage of DAC is two convolutions and a codebook, to which nobody has attached anything."""
-    for part in stage.modules():
-        hooks = part._forward_hooks or part._forward_pre_hooks
-        hooks = hooks or part._backward_hooks or part._backward_pre_hooks
-        if hooks or "forward" in part.__dict__ or "decode_latents" in part.__dict__:
-            return False
-    cls = type(stage)
-    is_theirs = (cls.__module__, cls.__qualname__) == (library, "DacVectorQuantize")
-    return is_theirs and type(stage.in_proj) is type(stage.out_proj) is nn.Conv1d
-
-
 def _dac(original: Fast, self: nn.Module, hidden_state: Tensor, n_quantizers: int | None = None):
-    """All stages of DAC in evaluation, ``(B, C, T)`` -> the same, codes, latents and two losses.
+    """All stages of DAC in evaluation, ``(B, C, T)`` -> the same, codes, latents and two losses."""
+    stages = list(self.quantizers)[:n_quantizers]
+    codes = [stage.codebook.weight for stage in stages]
+    autocast = torch.is_autocast_enabled(hidden_state.device.type)
+    graph = torch.is_grad_enabled() and torch.compiler.is_compiling()  # which nothing can be put off in
+    if self.training or graph or autocast or not _at_once(hidden_state, stages, codes):
+        return original(self, hidden_state, n_quantizers)
 
-    Stage i's latents ``W_i (h - sum_j (V_j s_j + v_j)) + w_i``, with the codes ``s_j`` of those before it,
-    are ``W_i h + w_i - sum_j (W_i V_j s_j + W_i v_j)``: one product with ``h`` and one of the codes for all
-    stages, instead of two a stage; the others are as narrow as the codes.
-    """
-    x, stages = hidden_state.transpose(1, 2), list(self.quantizers)[:n_quantizers]
-    wide = hidden_state.dtype in (torch.float32, torch.float64)  # others lose by the differences
-    wide = wide and not torch.is_autocast_enabled(hidden_state.device.type)
-    if self.training or not wide or not stages:
-        return original(self, hidden_state, n_quantizers)
-    if not all(_as_built(stage, type(self).__module__) for stage in stages):
-        return original(self, hidden_state, n_quantizers)
-    width = stages[0].codebook_dim
-    enter = torch.cat([stage.in_proj.weight[..., 0] for stage in stages])  # (Q * D, C)
-    leave = torch.cat([stage.out_proj.weight[..., 0] for stage in stages], 1)  # (C, Q * D)
-    added = torch.stack([stage.out_proj.bias for stage in stages])  # (Q, C)
-    left = (enter @ (added.cumsum(0) - added).T).unflatten(0, (-1, width)).diagonal(dim1=0, dim2=2)  # (D, Q)
-    bias = torch.stack([stage.in_proj.bias for stage in stages]) - left.T
-    books = F.normalize(torch.stack([stage.codebook.weight for stage in stages]), dim=-1)
-    mixed = enter @ leave
-    parts = F.linear(x, enter, bias.flatten()).split(width, -1)
-    latents, quantized, passed, indices = [], [], [], []
-    for q, (stage, latent, book) in enumerate(zip(stages, parts, books, strict=True)):
-        if q > 0:
-            at = q * width
-            latent = latent - F.linear(torch.cat(passed, -1), mixed[at : at + width, :at])
-        indices.append(nearest_code(F.normalize(latent, dim=-1), book))
-        latents.append(latent)
-        quantized.append(stage.codebook(indices[-1]))
-        passed.append(latent + (quantized[-1] - latent).detach())
-    z, z_q = torch.cat(latents, -1), torch.cat(quantized, -1)
-    out = leave @ torch.cat(passed, -1).transpose(1, 2) + added.sum(0).unsqueeze(1)
-    losses = F.mse_loss(z, z_q.detach()), F.mse_loss(z_q, z.detach())
-    commitment, codebook = ((len(stages) * loss).repeat(len(x)) for loss in losses)
-    return out, torch.stack(indices, 1), z.transpose(1, 2).contiguous(), commitment, codebook
+    def fast(x):
+        maps = [_maps(stage.in_proj, stage.out_proj) for stage in stages]
+        indices, latents, out = projected_codes(x, codes, maps, unit=True, details=True)
+        indices = indices.transpose(1, 2).contiguous()
+        nearest = [F.embedding(index, book) for index, book in zip(indices.unbind(1), codes, strict=True)]
+        loss = F.mse_loss(latents, torch.cat(nearest, -1).transpose(1, 2))
+        loss = loss.mul(len(stages)).repeat(len(indices))
+        return out, indices, latents, loss, loss.clone()
+
+    if not torch.is_grad_enabled():
+        return fast(hidden_state)
+    slow = partial(original, self, n_quantizers=n_quantizers)
+    return recomputed(fast, slow, hidden_state, list(self.parameters()))
 
 
 def _emu3(original: Fast, self: nn.Module, hidden_state: Tensor) -> Tensor:
@@ -134,10 +158,11 @@ def _size(name: str) -> Callable[[nn.Module], tuple[int, int]]:
 
 
 EUCLIDEAN = Swap({"quantize": _quantize}, _size("embed"))
-ENCODEC_STAGES = Swap({"encode": _stages}, _size("layers.0.codebook.embed"), reported=False)
-STAGES = Swap({"encode": _stages}, _size("quantizers.0.codebook.embed"), reported=False)
+ENCODEC_STAGES = Swap({"encode": _encodec}, _size("layers.0.codebook.embed"), reported=False)
+XCODEC_STAGES = Swap({"encode": _encodec}, _size("quantizers.0.codebook.embed"), reported=False)
+HIGGS_STAGES = Swap({"encode": _higgs}, _size("quantizers.0.codebook.embed"), reported=False)
 MIMI = Swap({"quantize": _quantize}, _size("embed_sum"))  # its embed is a cache that isn't to be filled here
-MIMI_STAGES = Swap({"encode": _mimi_stages}, _size("layers.0.codebook.embed_sum"), reported=False)
+MIMI_STAGES = Swap({"encode": _mimi}, _size("layers.0.codebook.embed_sum"), reported=False)
 DAC = Swap({"decode_latents": _decode_latents}, _size("codebook.weight"))
 DAC_STAGES = Swap({"forward": _dac}, _size("quantizers.0.codebook.weight"), reported=False)
 EMU3 = Swap({"forward": _emu3}, _size("embedding.weight"))
@@ -153,8 +178,8 @@ SWAPS = {
         ("mimi", "MimiEuclideanCodebook", MIMI),
         ("encodec", "EncodecResidualVectorQuantizer", ENCODEC_STAGES),
         ("mimi", "MimiResidualVectorQuantizer", MIMI_STAGES),
-        ("xcodec", "XcodecResidualVectorQuantization", STAGES),
-        ("higgs_audio_v2_tokenizer", "HiggsAudioV2TokenizerResidualVectorQuantization", STAGES),
+        ("xcodec", "XcodecResidualVectorQuantization", XCODEC_STAGES),
+        ("higgs_audio_v2_tokenizer", "HiggsAudioV2TokenizerResidualVectorQuantization", HIGGS_STAGES),
         ("dac", "DacVectorQuantize", DAC),
         ("dac", "DacResidualVectorQuantizer", DAC_STAGES),
         ("emu3", "Emu3VQVAEVectorQuantizer", EMU3),

@@ -128,7 +128,8 @@ class ResidualVQLayer(nn.Module):
         """Indices of all stages, int64 ``(B, *spatial, Q)``; arguments and errors as in ``forward``."""
         residual, indices = self._vectors(z_e, mask), []
         if self.stages[0].metric == "l2":
-            found = functional.residual_quantize(residual, self._books(), self.projection.dim).indices
+            books = [self._stage(q).codebook for q in range(self.num_quantizers)]
+            found = functional.residual_codes(residual, books, self.projection.dim)
             return found if mask is None else torch.where(mask.unsqueeze(-1), found, -1)
         for q in range(self.num_quantizers):
             stage = self._stage(q)

@@ -1,4 +1,5 @@
-"""Residual quantisation on CPUs: ``csrc/nearest.cpp`` and ``csrc/quantize.cpp``, block by block.
+"""Residual quantisation on CPUs: ``csrc/nearest.cpp``, ``csrc/quantize.cpp`` and, between maps,
+``csrc/projected.cpp``, block by block.
 
 A block of vectors goes through all stages before the next one is read: the search keeps its residuals in L2,
 and what follows, forward and backward, keeps a vector's in L1.
@@ -17,6 +18,7 @@ import math
 import torch
 from torch import Tensor
 
+from vqfast.ops.nearest.native import nearest
 from vqfast.ops.quantize.reference import accumulator
 from vqfast.ops.residual import reference
 
@@ -92,3 +94,25 @@ def residual_backward(
     else:
         grad_codebooks = torch.zeros_like(codebooks, memory_format=torch.contiguous_format)
     return _as(z, laid_out, grad_z), grad_codebooks
+
+
+def residual_codes(z: Tensor, codebooks: list[Tensor], channel_dim: int) -> Tensor:
+    """As ``reference.residual_codes``."""
+    if z.numel() == 0:
+        return reference.residual_codes(z, codebooks, channel_dim)
+    dtype = accumulator(z, codebooks[0])
+    _, vectors = _dense(z.double() if dtype == torch.float64 else z, channel_dim)
+    indices = torch.ops.vqfast_native.residual_codes(
+        vectors, [book.to(dtype).contiguous() for book in codebooks]
+    )
+    return indices.view(*z.movedim(channel_dim, -1).shape[:-1], len(codebooks))
+
+
+def projected_codes(
+    z: Tensor, codebooks: list[Tensor], maps: list[Tensor], unit: bool, details: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As ``reference.projected_codes``; in float32 in one pass."""
+    if z.numel() == 0 or z.dtype != torch.float32:
+        return reference.projected_codes(z, codebooks, maps, unit, details, nearest)
+    books, maps = ([tensor.contiguous() for tensor in each] for each in (codebooks, maps))
+    return torch.ops.vqfast_native.projected_codes(z.contiguous(), books, maps, unit, details)

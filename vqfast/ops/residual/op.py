@@ -5,6 +5,9 @@
 ``codebook_losses`` and ``commitment_losses`` ``(Q,)`` (of one value, whose gradients go to that stage's
 codebook and to ``z``); with ``statistics`` the ``counts`` int64 ``(Q, K)`` and ``sums`` ``(Q, K, D)`` of the
 residuals of each code (else ``(Q, 0)`` and ``(Q, 0, D)``). Residuals are kept in float32 or wider.
+
+``vqfast::residual_codes``: the indices alone, of a list of codebooks; ``vqfast::projected_codes``: of stages
+that stand between maps. Neither has a gradient.
 """
 
 from __future__ import annotations
@@ -76,3 +79,39 @@ def _backward(ctx, grad_quantized, _indices, grad_codebook_losses, grad_commitme
 
 register_autograd(residual_quantize, _backward, _setup_context)
 differentiate_through(residual_backward, reference.residual_backward)
+
+
+@define
+def residual_codes(z: Tensor, codebooks: list[Tensor], channel_dim: int) -> Tensor:
+    """The ``indices`` of ``residual_quantize``; each stage's codebook ``(K, D)``."""
+    run = registry.backend("residual", z, codebooks[0].shape[1]).residual_codes
+    return run(z, codebooks, channel_dim)
+
+
+@torch.library.register_fake(residual_codes)
+def _(z, codebooks, channel_dim):
+    dims = list(z.shape)
+    dims.pop(channel_dim)
+    return z.new_empty((*dims, len(codebooks)), dtype=torch.int64)
+
+
+@define
+def projected_codes(
+    z: Tensor, codebooks: list[Tensor], maps: list[Tensor], unit: bool, details: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``z (B, C, T)``, each stage's codebook ``(K, D)`` and ``maps``: weight ``(D, C)`` and bias ``(D,)``
+    into its width, weight ``(C, D)`` and bias ``(C,)`` back -> ``indices`` int64 ``(B, T, Q)`` and, with
+    ``details`` (else of no sample), ``latents (B, Q * D, T)``, what each stage was given, and ``quantized``,
+    as ``z``, the sum of what came back. ``unit``: nearest by unit vectors. All tensors have one dtype.
+    """
+    run = registry.backend("residual", z, codebooks[0].shape[1]).projected_codes
+    return run(z, codebooks, maps, unit, details)
+
+
+@torch.library.register_fake(projected_codes)
+def _(z, codebooks, maps, unit, details):
+    batch, channels, length = z.shape
+    stages, shown = len(codebooks), batch if details else 0
+    indices = z.new_empty((batch, length, stages), dtype=torch.int64)
+    latents = z.new_empty(shown, stages * codebooks[0].shape[1], length)
+    return indices, latents, z.new_empty(shown, channels, length)

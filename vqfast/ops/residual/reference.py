@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from vqfast.ops.nearest.reference import nearest
 from vqfast.ops.quantize import reference
 from vqfast.ops.quantize.reference import accumulator
 
@@ -50,3 +52,43 @@ def residual_backward(
         grad_codebooks.append(grad_codebook)
     grad_z = torch.empty_like(z, requires_grad=False).copy_(grad)  # the caller's layout
     return grad_z, torch.stack(grad_codebooks)
+
+
+def _searched(search: Callable, rows: Tensor, codebook: Tensor) -> Tensor:
+    """Of ``rows (..., D)``."""
+    return search(rows.reshape(-1, rows.shape[-1]), codebook).view(rows.shape[:-1])
+
+
+def residual_codes(
+    z: Tensor, codebooks: list[Tensor], channel_dim: int, search: Callable = nearest
+) -> Tensor:
+    """See ``op.py``; ``search`` finds a stage's codes."""
+    residual, indices = z.movedim(channel_dim, -1).to(accumulator(z, codebooks[0])), []
+    for codebook in codebooks:
+        indices.append(_searched(search, residual, codebook))
+        residual = residual - codebook[indices[-1]]
+    return torch.stack(indices, -1)
+
+
+def projected_codes(
+    z: Tensor,
+    codebooks: list[Tensor],
+    maps: list[Tensor],
+    unit: bool,
+    details: bool,
+    search: Callable = nearest,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See ``op.py``; ``search`` finds a stage's codes."""
+    residual, stages = z.transpose(1, 2), []
+    total = torch.zeros_like(residual)
+    for q, codebook in enumerate(codebooks):
+        weight_in, bias_in, weight_out, bias_out = maps[4 * q : 4 * q + 4]
+        latents = F.linear(residual, weight_in, bias_in)
+        compared = (F.normalize(latents, dim=-1), F.normalize(codebook)) if unit else (latents, codebook)
+        index = _searched(search, *compared)
+        back = F.linear(codebook[index], weight_out, bias_out)
+        residual, total = residual - back, total + back
+        stages.append((index, latents))
+    indices, latents = zip(*stages, strict=True)
+    shown = (torch.cat(latents, -1), total) if details else (torch.cat(latents, -1)[:0], total[:0])
+    return torch.stack(indices, -1), *(each.transpose(1, 2).contiguous() for each in shown)

@@ -1,0 +1,56 @@
+// The codebooks of a planned search.
+#pragma once
+
+#include <vector>
+
+#include "library.h"
+
+namespace vqfast {
+
+// Each with its pivot; prepared once where blocks of rows share them.
+class Books {
+ public:
+  Books(const Kernel& kernel, Problem& p, const std::vector<const void*>& codes, int64_t threads)
+      : kernel_(kernel),
+        books_(codes.size()),
+        pivots_(p.num_books * p.d),
+        bytes_(bytes_of(kernel, p)),
+        prepared_(bytes_ * p.num_books) {
+    p.books = books_.data();
+    for_parts(std::min(threads, p.num_books), p.num_books, [&](int64_t, Span span) {
+      for (int64_t b = span.begin; b < span.end; ++b) {
+        books_[b].codes = codes[b];
+        books_[b].pivot = pivots_.data() + b * p.d;
+        books_[b].prepared = bytes_ ? prepared_.data() + b * bytes_ : nullptr;
+        books_[b].per = p.per;
+        kernel.centre(p, books_[b]);
+      }
+    });
+  }
+
+  // Each thread calls this before its first search.
+  void prepare(const Problem& p) {
+    if (bytes_ == 0) return;
+    const int64_t parts = (p.groups + p.chunk - 1) / p.chunk;
+    shared_.run(p.num_books * parts, [&](int64_t n) {
+      kernel_.prepare(p, books_[n / parts], part_of(p.groups, parts, n % parts));
+    });
+  }
+
+ private:
+  // Of one; none where each is searched once, or all would take so much that the allocator gets it anew for each call:
+  // from 32 MiB on, glibc asks the system, which clears every page.
+  static int64_t bytes_of(const Kernel& kernel, const Problem& p) {
+    const int64_t bytes = p.blocks > 1 && p.parts == 1 ? kernel.prepared(p) : 0;
+    return bytes * p.num_books < (1 << 25) - (1 << 16) ? bytes : 0;
+  }
+
+  const Kernel& kernel_;
+  std::vector<Codebook> books_;
+  Buffer<double> pivots_;
+  int64_t bytes_;
+  Buffer<char> prepared_;
+  Shared shared_;
+};
+
+}  // namespace vqfast
