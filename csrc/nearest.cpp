@@ -327,9 +327,9 @@ void prepare(const Problem& p, const Codebook& book, Span groups, float* numbers
         }
       } else {
         each([&](uint64_t i, Vec value) {
-          const Vec left = value - Product::write(value, place(i));
+          const Vec written = Product::write(value, place(i));
           squares += value * value;
-          residuals += left * left;
+          if constexpr (Product::kPer > 1) residuals += (value - written) * (value - written);
         });
       }
       float norm = total(squares), residual = total(residuals);
@@ -432,17 +432,13 @@ void pack_rows(
   for (int r = 0; r < width; ++r) length[r] = __builtin_sqrtf(length[r]), residual[r] = __builtin_sqrtf(residual[r]);
 }
 
-// Drops the candidates that another has ruled out since.
-void prune(Row& row, float low) {
-  int32_t kept = 0;
-  for (int32_t c = 0; c < row.count; ++c)
-    if (row.candidates[c].high >= low) row.candidates[kept++] = row.candidates[c];
-  if (row.count != kAll) row.count = kept;
-}
-
 void add(const Problem& p, Row& row, Candidate candidate, float low) {
-  if (row.count == p.candidates) prune(row, low);
-  if (row.count == p.candidates) row.count = kAll;
+  if (row.count == p.candidates) {  // drop those that another has ruled out since
+    row.count = 0;
+    for (int64_t c = 0; c < p.candidates; ++c)
+      if (row.candidates[c].high >= low) row.candidates[row.count++] = row.candidates[c];
+    if (row.count == p.candidates) row.count = kAll;
+  }
   if (row.count != kAll) row.candidates[row.count++] = candidate;
 }
 
@@ -614,7 +610,7 @@ int64_t decide(const Problem& p, const Codebook& book, const Scratch* parts, int
   if (first_nan >= 0) return first_nan;
   // A distance in float32 is off by (D + 2) u of it (Higham, section 3.1), or by D 2^-126 where squares underflow.
   const float slack = 1 + 0x1.1p-23f * float(p.d + 4);
-  const bool many = (all || count > 4) && p.d <= 1 << 17;
+  const bool many = sizeof(C) == sizeof(float) && (all || count > 4) && p.d <= 1 << 17;
   float rough = many ? float(distance<Vec>(row, codes + likely * p.d, p.d)) : 0;
   double nearest = __builtin_inf();
   int64_t index = 0;
