@@ -207,13 +207,14 @@ struct Group {
 // Floats that a group's numbers take.
 constexpr int64_t group_size(int64_t d, int64_t per) { return ceil_div(d, per * kLanes) * kRows * kLanes; }
 
-// Where the groups of a prepared codebook begin, and their numbers.
+// A prepared codebook: its groups, and from a whole cache line on their numbers.
 Group* groups_of(const Codebook& book) { return static_cast<Group*>(book.prepared); }
+int64_t whole_groups(const Problem& p) { return ceil_div(p.groups, 16) * 16; }
 float* codes_of(const Problem& p, const Codebook& book) {
-  return reinterpret_cast<float*>(groups_of(book) + ceil_div(p.groups, 16) * 16);
+  return reinterpret_cast<float*>(groups_of(book) + whole_groups(p));
 }
 int64_t prepared(const Problem& p) {
-  return ceil_div(p.groups, 16) * 16 * int64_t(sizeof(Group)) + p.groups * group_size(p.d, p.per) * int64_t(sizeof(float));
+  return whole_groups(p) * int64_t(sizeof(Group)) + p.groups * group_size(p.d, p.per) * int64_t(sizeof(float));
 }
 
 struct Candidate {

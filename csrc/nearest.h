@@ -1,4 +1,4 @@
-// What library_quantize.cpp hands to the kernel of nearest.cpp.
+// What books.h and stages.h hand to the kernel of nearest.cpp.
 #pragma once
 
 #include <cstdint>

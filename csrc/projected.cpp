@@ -10,6 +10,9 @@
 namespace vqfast::VQFAST_ISA {
 namespace {
 
+// What torch's normalize divides by.
+float at_least_tiny(float length) { return length < 1e-12f ? 1e-12f : length; }
+
 // f.operator()<rows>(first) over `count` rows of a matrix, as many at once as the registers hold.
 template <class F>
 void for_rows(int64_t count, F f) {
@@ -86,10 +89,11 @@ Latents enter(const Projected& v, Span here, int64_t stage, float* memory) {
         }
     });
     if (!v.unit) return;
-    for (int lane = 0; lane < kTile; ++lane) {
-      const float length = __builtin_sqrtf(squares[lane / kLanes][lane % kLanes]), by = length < 1e-12f ? 1e-12f : length;
-      for (int64_t i = 0; i < v.d; ++i) searched[i * kTile + lane] = latents[i * kTile + lane] / by;
-    }
+    float length[kTile];
+    for (int w = 0; w < kVectors; ++w) store(squares[w], length + w * kLanes);
+    for (int lane = 0; lane < kTile; ++lane) length[lane] = at_least_tiny(__builtin_sqrtf(length[lane]));
+    for (int64_t i = 0; i < v.d; ++i)
+      for (int lane = 0; lane < kTile; ++lane) searched[i * kTile + lane] = latents[i * kTile + lane] / length[lane];
   });
   return v.unit ? Latents{m.searched, own, kTile} : Latents{m.latents + at, step, kTile};
 }
@@ -147,8 +151,8 @@ void normalize(const float* codes, int64_t k, int64_t d, float* to) {
   for (int64_t n = 0; n < k; ++n, codes += d, to += d) {
     float squares = 0;
     for (int64_t i = 0; i < d; ++i) squares += codes[i] * codes[i];
-    const float length = __builtin_sqrtf(squares), by = length < 1e-12f ? 1e-12f : length;
-    for (int64_t i = 0; i < d; ++i) to[i] = codes[i] / by;
+    const float length = at_least_tiny(__builtin_sqrtf(squares));
+    for (int64_t i = 0; i < d; ++i) to[i] = codes[i] / length;
   }
 }
 

@@ -1,4 +1,4 @@
-// What library_quantize.cpp hands to the kernel of projected.cpp.
+// What library_projected.cpp hands to the kernel of projected.cpp.
 #pragma once
 
 #include <cstdint>
