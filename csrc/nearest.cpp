@@ -224,6 +224,7 @@ struct Candidate {
 
 struct Row {
   int64_t x, out;   // where it is, where its index goes
+  float square;     // of its length about the pivot
   float low;        // no more than the largest t
   int32_t count;    // of candidates, in rising order; kAll: every code
   Candidate* candidates;
@@ -429,7 +430,7 @@ void pack_rows(
       quantize(single, width, d, unit, packed + first / 4 * width, residual);
     }
   }
-  for (int64_t r = 0; r < count; ++r) rows[r]->count = length[r] <= 0x1p120f ? 0 : kAll;
+  for (int64_t r = 0; r < count; ++r) rows[r]->square = length[r], rows[r]->count = length[r] <= 0x1p120f ? 0 : kAll;
   for (int r = 0; r < width; ++r) length[r] = __builtin_sqrtf(length[r]), residual[r] = __builtin_sqrtf(residual[r]);
 }
 
@@ -609,27 +610,42 @@ int64_t decide(const Problem& p, const Codebook& book, const Scratch* parts, int
     for (int64_t i = 0; i < p.d; ++i) row[i] = C(x[i * p.d_stride]);
   if ((all || first_nan >= 0) && !all_finite(row, p.d)) return 0;
   if (first_nan >= 0) return first_nan;
-  // A distance in float32 is off by (D + 2) u of it (Higham, section 3.1), or by D 2^-126 where squares underflow.
-  const float slack = 1 + 0x1.1p-23f * float(p.d + 4);
-  const bool many = sizeof(C) == sizeof(float) && (all || count > 4) && p.d <= 1 << 17;
-  float rough = many ? float(distance<Vec>(row, codes + likely * p.d, p.d)) : 0;
+  // A distance in float32 is off by (D + 2) u of it (Higham, section 3.1), or by D 2^-126 where squares underflow; the
+  // square of the row's length by (D + 5) u. With t = (|a|^2 - s^2 |x - e|^2) / 2 the distance of one code rules out
+  // those whose t can't come up to its own, most of them by what the first pass has found.
+  const bool brief = sizeof(C) == sizeof(float) && (all || count > 4 || p.d >= 256) && p.d <= 1 << 17;
+  const float slack = 1 + 0x1.1p-23f * float(p.d + 4), tiny = 0x1p-100f;
+  float rough = __builtin_inff(), first = 0;
+  double least_t = -__builtin_inf();
+  const auto nearer = [&](float here) {
+    const double square = parts[0].rows[n].square * (1 - 0x1p-23 * double(p.d + 6));
+    rough = here;
+    least_t = (square - book.scale * book.scale * (double(slack) * here + tiny)) / 2 - tiny;
+  };
+  if (brief && !all) {
+    nearer(first = distance<Vec>(row, codes + likely * p.d, p.d));
+    count = 0;
+    candidates([&](int64_t, float high) { count += high >= least_t; });
+    if (count == 1) return likely;
+  }
   double nearest = __builtin_inf();
   int64_t index = 0;
-  const auto compare = [&](int64_t k) {
+  const auto compare = [&](int64_t k, float high) {
     if constexpr (sizeof(C) == sizeof(float))
-      if (many) {
-        const float here = distance<Vec>(row, codes + k * p.d, p.d);
-        if (here > rough * slack + 0x1p-100f) return;
-        rough = here < rough ? here : rough;
+      if (brief) {
+        if (high < least_t) return;
+        const float here = !all && k == likely ? first : distance<Vec>(row, codes + k * p.d, p.d);
+        if (here > rough * slack + tiny) return;
+        if (here < rough) nearer(here);
       }
     const double here = distance<Wide>(row, codes + k * p.d, p.d);
     index = here < nearest ? k : index;
     nearest = here < nearest ? here : nearest;
   };
   if (all)
-    for (int64_t k = 0; k < p.k; ++k) compare(k);
+    for (int64_t k = 0; k < p.k; ++k) compare(k, __builtin_inff());
   else
-    candidates([&](int64_t k, float) { compare(k); });
+    candidates(compare);
   return index;
 }
 
@@ -673,7 +689,7 @@ void pass(const Problem& p, const Codebook& book, Span groups, int64_t count, co
       if (*s.first_nan < 0) *s.first_nan = chunk.groups[g].first_nan;
     }
     const Span later{first + here, least(first + here + p.chunk, groups.end)};
-    const bool far = p.blocks == 1 && count > kTile;  // more blocks find them in the last cache
+    const bool far = p.blocks == 1 && count > kTile;  // several blocks find them in the last cache
     Ahead next = ahead<C, Product>(p, book, ready, far ? later : Span{}, here * ceil_div(count, kTile));
     for (int64_t n = 0; n < count; n += kTile)
       (count - n > kLanes ? match<Product, kVectors> : match<Product, 1>)(p, chunk, n, s, next);

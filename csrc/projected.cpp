@@ -18,7 +18,8 @@ template <class F>
 void for_rows(int64_t count, F f) {
   int64_t r = 0;
   for (; r + kRows <= count; r += kRows) f.template operator()<kRows>(r);
-  for (; r + 8 <= count; r += 8) f.template operator()<8>(r);
+  if constexpr (kRows > 8)
+    for (; r + 8 <= count; r += 8) f.template operator()<8>(r);
   for (; r < count; ++r) f.template operator()<1>(r);
 }
 
@@ -99,6 +100,8 @@ Latents enter(const Projected& v, Span here, int64_t stage, float* memory) {
 }
 
 void leave(const Projected& v, Span here, int64_t stage, float* memory) {
+  const bool last = stage + 1 == v.stages;
+  if (last && !v.latents) return;
   const Memory m = carve(v, here, memory);
   const float *weight = v.maps[4 * stage + 2], *bias = v.maps[4 * stage + 3];
   const int64_t own = v.d * kTile;
@@ -109,7 +112,7 @@ void leave(const Projected& v, Span here, int64_t stage, float* memory) {
       const float* code = lane < count ? v.codes[stage] + v.indices[(n + lane) * v.stages + stage] * v.d : nullptr;
       for (int64_t i = 0; i < v.d; ++i) codes[i * kTile + lane] = code ? code[i] : 0;
     }
-    if (stage + 1 == v.stages) return;
+    if (last) return;
     for_rows(v.channels, [&]<int kR>(int64_t r) {
       Sums<Single, kR> sums;
       for (int i = 0; i < kR; ++i)

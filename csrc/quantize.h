@@ -14,7 +14,7 @@ struct Assigned {
   Type type;
   const void* z;
   const void* const* codes;  // each stage's, (k, d)
-  const int64_t* indices;  // (outer, inner, stages)
+  const int64_t* indices;    // (outer, inner, stages)
   int64_t outer, d, inner, stages, k;
 };
 

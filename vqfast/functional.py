@@ -211,11 +211,19 @@ def _check_codebooks(codebooks: Sequence[Tensor]) -> list[Tensor]:
     codebooks = list(codebooks)
     for book in codebooks:
         _check_floating("codebooks", book)
-    kinds = {(tuple(book.shape), book.dtype) for book in codebooks}
-    if len(kinds) != 1 or codebooks[0].ndim != 2 or 0 in codebooks[0].shape:
-        got = ", ".join(f"{shape} {dtype}" for shape, dtype in sorted(kinds, key=str)) or "nothing"
-        raise ValueError(f"codebooks are {got}; want one or more, all (K, D) of one dtype with K, D >= 1")
+    if not codebooks:
+        raise ValueError("codebooks are none; want one or more")
+    first = codebooks[0]
+    alike = all((book.shape, book.dtype) == (first.shape, first.dtype) for book in codebooks)
+    if not alike or first.ndim != 2 or 0 in first.shape:
+        got = ", ".join(f"{tuple(book.shape)} {book.dtype}" for book in codebooks)
+        raise ValueError(f"codebooks are {got}; want all (K, D) of one dtype with K, D >= 1")
     return codebooks
+
+
+def _check_device(z_e: Tensor, *others: Tensor) -> None:
+    if any(tensor.device != z_e.device for tensor in others):
+        raise ValueError(f"z_e is on {z_e.device}, others on {others[0].device}; want one device")
 
 
 def residual_codes(z_e: Tensor, codebooks: Sequence[Tensor], channel_dim: int = 1) -> Tensor:
@@ -234,6 +242,7 @@ def residual_codes(z_e: Tensor, codebooks: Sequence[Tensor], channel_dim: int = 
     """
     codebooks = _check_codebooks(codebooks)
     check_channels(z_e, channel_dim, codebooks[0].shape[1])
+    _check_device(z_e, *codebooks)
     return _residual_codes(z_e, codebooks, channel_dim)
 
 
@@ -268,15 +277,20 @@ def projected_codes(
     _check_floating("z_e", z_e)
     if z_e.ndim != 3:
         raise ValueError(f"z_e has shape {tuple(z_e.shape)}; want (B, C, T)")
+    maps = [list(stage) for stage in maps]
+    flat = [tensor for stage in maps for tensor in stage]
+    for tensor in flat:
+        _check_floating("maps", tensor)
     channels, width = z_e.shape[1], codebooks[0].shape[1]
     wanted = [(width, channels), (width,), (channels, width), (channels,)]
     got = [[tuple(tensor.shape) for tensor in stage] for stage in maps]
     if got != [wanted] * len(codebooks):
         raise ValueError(f"maps have shapes {got}; want {len(codebooks)} times {wanted}")
-    flat = [tensor for stage in maps for tensor in stage]
     if len(dtypes := {tensor.dtype for tensor in (z_e, *codebooks, *flat)}) > 1:
         raise ValueError(f"the arguments have dtypes {sorted(map(str, dtypes))}; want one")
-    return _projected_codes(z_e, codebooks, flat, unit, details)
+    _check_device(z_e, *codebooks, *flat)
+    with torch.no_grad():
+        return _projected_codes(z_e, codebooks, flat, unit, details)
 
 
 def perplexity(indices: Tensor, num_embeddings: int) -> Tensor:

@@ -103,6 +103,32 @@ def test_residual_stages_take_one_search_unless_somebody_changed_them(name):
     assert not codes[1].any()
 
 
+class Wrapped(nn.Module):
+    """A stage with something around it."""
+
+    def __init__(self, stage: nn.Module) -> None:
+        super().__init__()
+        self.encode, self.decode, self.forward = stage.encode, stage.decode, stage.forward
+
+
+@pytest.mark.parametrize("name", RESIDUAL)
+def test_residual_stages_that_are_not_as_built_run_one_by_one(name):
+    class_name, shape, _ = RESIDUAL[name]
+    x = torch.randn(shape)
+    for change in ("wrapped", "more codes", "no bias"):
+        slow = built(name, class_name, STAGES)
+        stages = slow.layers if hasattr(slow, "layers") else slow.quantizers
+        if change == "wrapped":
+            stages[1] = Wrapped(stages[1])
+        elif change == "more codes":
+            stages[1] = built(name, type(stages[1]).__name__, {**STAGES, "codebook_size": 128})
+        elif hasattr(stages[1], "project_in"):
+            stages[1].project_in.bias = None
+        codes = slow.encode(x)
+        vqfast.accelerate(slow)
+        assert torch.equal(slow.encode(x), codes)
+
+
 @pytest.mark.parametrize("codes, channels, searched", [(511, 512, 0), (512, 512, 1), (511, 511, 1)])
 def test_one_vector_is_enough_unless_the_codes_are_few_and_wide(monkeypatch, codes, channels, searched):
     monkeypatch.setattr(search, "LITTLE", 2**20)
@@ -144,10 +170,10 @@ def test_stages_of_dac_without_gradients_do_what_they_do_with_them():
 
 
 def test_second_derivatives_of_dac():
-    slow = dac_stages().eval()
+    slow = dac_stages().eval().double()
     fast = copy.deepcopy(slow)
     vqfast.accelerate(fast)
-    x, penalties = torch.randn(2, 24, 30), []
+    x, penalties = torch.randn(2, 24, 30).double(), []
     for module in (fast, slow):
         z = x.clone().requires_grad_()
         out, _, latents, commitment, _ = module(z)
@@ -155,17 +181,7 @@ def test_second_derivatives_of_dac():
         first.square().sum().backward()
         weights = module.quantizers[1]
         penalties.append([first.detach(), z.grad, weights.in_proj.weight.grad, weights.out_proj.weight.grad])
-    torch.testing.assert_close(*penalties, rtol=1e-4, atol=1e-2)
-
-
-def test_gradients_of_dac_by_weights_that_have_changed_since_are_refused():
-    module, x = dac_stages().eval(), torch.randn(2, 24, 30, requires_grad=True)
-    vqfast.accelerate(module)
-    out = module(x)[0].sum()
-    with torch.no_grad():
-        module.quantizers[0].in_proj.weight.mul_(2)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        out.backward()
+    torch.testing.assert_close(*penalties)
 
 
 def test_stages_of_dac_give_the_codes_of_float64():
@@ -179,7 +195,7 @@ def test_stages_of_dac_give_the_codes_of_float64():
     torch.testing.assert_close(fast.double()(x.double()), truth)
 
 
-@pytest.mark.parametrize("change", ["hook", "replaced", "subclass", "half"])
+@pytest.mark.parametrize("change", ["hook", "replaced", "subclass", "kernel", "no bias", "half"])
 def test_stages_of_dac_that_somebody_changed_run_one_by_one(change):
     slow, x = dac_stages().eval(), torch.randn(2, 24, 30)
     conv = slow.quantizers[1].in_proj
@@ -190,6 +206,10 @@ def test_stages_of_dac_that_somebody_changed_run_one_by_one(change):
         conv.forward = lambda x: forward(x) + 1
     elif change == "subclass":
         slow.quantizers[1].out_proj = nn.Sequential(slow.quantizers[1].out_proj)
+    elif change == "kernel":
+        slow.quantizers[1].in_proj = nn.Conv1d(24, 8, 3, padding=1)
+    elif change == "no bias":
+        conv.bias = None
     else:
         slow, x = slow.bfloat16(), x.bfloat16()
     fast = copy.deepcopy(slow)
@@ -291,7 +311,7 @@ def test_whole_models(name):
     fast = copy.deepcopy(slow.eval())
     assert len(vqfast.accelerate(fast).replaced) == codebooks
     x = torch.randn(1, 1, 16384)
-    ours, searched = searches(fast.encode, x)
+    ours, searched = searches(torch.no_grad()(fast.encode), x)
     assert searched == 1  # for all stages
     assert torch.equal(ours.audio_codes, slow.encode(x).audio_codes)
 

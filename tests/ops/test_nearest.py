@@ -49,6 +49,12 @@ def test_any_magnitude(backend, assert_nearest, scale, dtype) -> None:
     assert_nearest(nearest_code(x, codebook), x, codebook)
 
 
+@pytest.mark.parametrize("k, d", [(33, 9), (300, 300)])
+def test_squares_below_what_float32_holds(backend, assert_nearest, k, d) -> None:
+    x, codebook = torch.randn(100, d) * 1e-37, torch.randn(k, d) * 1e-37
+    assert_nearest(nearest_code(x, codebook), x, codebook)
+
+
 def test_rows_and_codes_of_all_magnitudes_together(backend, assert_nearest) -> None:
     x, codebook = (torch.randn(n, 9) * 10 ** (torch.rand(n, 1) * 36 - 18) for n in (500, 65))
     assert_nearest(nearest_code(x, codebook), x, codebook)

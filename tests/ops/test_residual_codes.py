@@ -155,11 +155,39 @@ def test_compiles_into_one_graph_for_any_length(backend) -> None:
         torch.testing.assert_close(compiled(z_e), call(z_e))
 
 
+def test_vmap(backend) -> None:
+    z_e, codebooks, maps = torch.randn(4, 2, 3, 5), torch.randn(4, 2, 6, 3), maps_of(2, 3, 3)
+
+    def call(z_e, codebooks):
+        return residual_codes(z_e, codebooks), *projected_codes(z_e, codebooks, maps, details=True)
+
+    for dims in ((0, 0), (0, None), (None, 0)):
+        given = [each if dim == 0 else each[0] for each, dim in zip((z_e, codebooks), dims, strict=True)]
+        runs = [
+            call(*(each[i] if dim == 0 else each for each, dim in zip(given, dims, strict=True)))
+            for i in range(4)
+        ]
+        want = tuple(torch.stack(each) for each in zip(*runs, strict=True))
+        torch.testing.assert_close(torch.vmap(call, dims)(*given), want)
+
+
+def test_outputs_have_no_gradient(backend) -> None:
+    z_e, codebooks = torch.randn(2, 4, 7, requires_grad=True), books(2, 5, 3).requires_grad_()
+    outputs = projected_codes(z_e, codebooks, maps_of(2, 4, 3), details=True)
+    assert not any(output.requires_grad for output in outputs)
+
+
+def test_maps_may_be_read_once(backend) -> None:
+    z_e, codebooks, maps = torch.randn(2, 4, 7), books(2, 5, 3), maps_of(2, 4, 3)
+    once = projected_codes(z_e, iter(codebooks), (iter(stage) for stage in maps))
+    assert torch.equal(once[0], projected_codes(z_e, codebooks, maps)[0])
+
+
 @pytest.mark.parametrize(
     "codebooks, error, message",
     [
-        ([], ValueError, "codebooks are nothing; want one or more"),
-        (torch.zeros(2, 0, 3), ValueError, "codebooks are .0, 3. torch.float32; want"),
+        ([], ValueError, "codebooks are none; want one or more"),
+        (torch.zeros(2, 0, 3), ValueError, "codebooks are .0, 3. torch.float32, .*; want all"),
         ([torch.zeros(4, 3), torch.zeros(5, 3)], ValueError, "codebooks are .4, 3. .*, .5, 3. .*; want"),
         ([torch.zeros(4, 3), torch.zeros(4, 3).double()], ValueError, "all .K, D. of one dtype"),
         ([torch.zeros(4, 3).long()], TypeError, "codebooks has dtype torch.int64"),
@@ -179,6 +207,8 @@ def test_bad_codebooks_are_named(codebooks, error, message) -> None:
         ({"z_e": torch.zeros(2, 5, 7)}, ValueError, "maps have shapes"),
         ({"z_e": torch.zeros(2, 4, 7).double()}, ValueError, "dtypes .*float32.*float64.*; want one"),
         ({"maps": maps_of(1, 4, 3)}, ValueError, "maps have shapes .* want 2 times"),
+        ({"maps": [[None] * 4] * 2}, TypeError, "maps is a NoneType"),
+        ({"codebooks": books(2, 5, 3).to("meta")}, ValueError, "z_e is on cpu, others on meta; want one"),
     ],
 )
 def test_bad_maps_are_named(change, error, message) -> None:

@@ -9,14 +9,12 @@ patch sizes (OWL-ViT, ESMFold, Inkling).
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqfast.accelerate.recompute import recomputed
 from vqfast.accelerate.search import little, little_to_search, straight_through, unit_vectors
 from vqfast.accelerate.swap import Fast, Swap
 from vqfast.functional import nearest_code, projected_codes, residual_codes
@@ -33,24 +31,45 @@ def _quantize(original: Fast, self: nn.Module, hidden_states: Tensor) -> Tensor:
 REPLACED = ("forward", "encode", "decode", "quantize", "decode_latents")
 
 
-def _as_built(modules: Iterable[nn.Module]) -> bool:
-    """Whether nobody has attached anything to any part of these, or put something else in its place."""
-    for module in modules:
-        for part in module.modules():
-            hooks = part._forward_hooks or part._forward_pre_hooks
-            hooks = hooks or part._backward_hooks or part._backward_pre_hooks
-            theirs = type(part) in (nn.Linear, nn.Conv1d, nn.Embedding)
-            theirs = theirs or type(part).__module__.startswith("transformers.models.")
-            if hooks or not theirs or any(name in part.__dict__ for name in REPLACED):
-                return False
-    return True
+def _untouched(part: nn.Module) -> bool:
+    """Whether nobody has attached anything to it, or put it in another's place."""
+    hooks = part._forward_hooks or part._forward_pre_hooks
+    hooks = hooks or part._backward_hooks or part._backward_pre_hooks
+    theirs = type(part) in (nn.Linear, nn.Conv1d, nn.Embedding)
+    theirs = theirs or type(part).__module__.startswith("transformers.models.")
+    return theirs and not hooks and not any(name in part.__dict__ for name in REPLACED)
 
 
-def _at_once(x: Tensor, stages: list[nn.Module], codes: list[Tensor]) -> bool:
-    """Whether to code ``x (B, C, T)`` by all stages in one pass: others round what is left differently."""
-    if not stages or x.dtype not in (torch.float32, torch.float64) or little_to_search(x, codes[0]):
-        return False
-    return all((book.dtype, book.device) == (x.dtype, x.device) for book in codes) and _as_built(stages)
+def _alike(tensor: object, x: Tensor, shape: torch.Size) -> bool:
+    plain = type(tensor) in (Tensor, nn.Parameter, nn.Buffer)
+    return plain and (tensor.shape, tensor.dtype, tensor.device) == (shape, x.dtype, x.device)
+
+
+def _codebooks(x: Tensor, stages: list[nn.Module], of: Callable[[nn.Module], Tensor]) -> list[Tensor] | None:
+    """What codes ``x (B, C, T)`` by all stages in one pass; ``None`` where they round what is left, or are
+    not what they were built as.
+    """
+    wide = x.dtype in (torch.float32, torch.float64)
+    if not stages or not wide or not all(_untouched(part) for stage in stages for part in stage.modules()):
+        return None
+    codes = [of(stage) for stage in stages]
+    alike = all(_alike(book, x, codes[0].shape) for book in codes)
+    return codes if alike and not little_to_search(x, codes[0]) else None
+
+
+def _maps(x: Tensor, width: int, pairs: list[tuple[nn.Module, nn.Module]]) -> list[list[Tensor]] | None:
+    """Of the layers into each stage and back, as ``projected_codes`` takes them; ``None`` where it can't."""
+    if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
+        return None
+    shapes = [
+        torch.Size(shape) for shape in ((width, x.shape[1]), (width,), (x.shape[1], width), (x.shape[1],))
+    ]
+    maps = [
+        [into.weight.squeeze(-1), into.bias, back.weight.squeeze(-1), back.bias]  # of kernels one wide
+        for into, back in pairs
+    ]
+    alike = (_alike(each, x, shape) for stage in maps for each, shape in zip(stage, shapes, strict=True))
+    return maps if all(alike) else None
 
 
 def _first(codes: Tensor) -> Tensor:
@@ -58,39 +77,37 @@ def _first(codes: Tensor) -> Tensor:
     return codes.movedim(-1, 0).contiguous()
 
 
+def _embed(stage: nn.Module) -> Tensor:
+    return stage.codebook.embed
+
+
 def _encodec(original: Fast, self: nn.Module, embeddings: Tensor, bandwidth: float | None = None) -> Tensor:
     """Encodec, X-Codec: ``(B, D, T)`` -> int64 ``(Q, B, T)``."""
     stages = list(self.layers if hasattr(self, "layers") else self.quantizers)
-    stages = stages[: self.get_num_quantizers_for_bandwidth(bandwidth)]
-    codes = [stage.codebook.embed for stage in stages]
-    if not _at_once(embeddings, stages, codes):
+    codes = _codebooks(embeddings, stages[: self.get_num_quantizers_for_bandwidth(bandwidth)], _embed)
+    if codes is None:
         return original(self, embeddings, bandwidth)
     return _first(residual_codes(embeddings, codes))
 
 
 def _mimi(original: Fast, self: nn.Module, embeddings: Tensor, num_quantizers: int | None = None) -> Tensor:
     """The same of Mimi, where a projection stands before the stages."""
-    stages = list(self.layers)[:num_quantizers]
-    codes = [stage.codebook.embed for stage in stages]
-    if not _at_once(embeddings, stages, codes):
+    codes = _codebooks(embeddings, list(self.layers)[:num_quantizers], _embed)
+    if codes is None:
         return original(self, embeddings, num_quantizers)
     x = embeddings if self.input_proj is None else self.input_proj(embeddings)
     return _first(residual_codes(x, codes))
 
 
-def _maps(into: nn.Module, back: nn.Module) -> list[Tensor]:
-    """Of one stage, as ``projected_codes`` takes them."""
-    return [into.weight.flatten(1), into.bias, back.weight.flatten(1), back.bias]
-
-
 def _higgs(original: Fast, self: nn.Module, embeddings: Tensor, bandwidth: float | None = None) -> Tensor:
     """Higgs Audio, ``(B, C, T)`` -> int64 ``(Q, B, T)``."""
     stages = list(self.quantizers)[: self.get_num_quantizers_for_bandwidth(bandwidth)]
-    codes = [stage.codebook.embed for stage in stages]
-    autocast = torch.is_autocast_enabled(embeddings.device.type)
-    if autocast or not _at_once(embeddings, stages, codes):
+    codes, maps = _codebooks(embeddings, stages, _embed), None
+    if codes is not None:
+        pairs = [(stage.project_in, stage.project_out) for stage in stages]
+        maps = _maps(embeddings, codes[0].shape[1], pairs)
+    if maps is None:
         return original(self, embeddings, bandwidth)
-    maps = [_maps(stage.project_in, stage.project_out) for stage in stages]
     return _first(projected_codes(embeddings, codes, maps)[0])
 
 
@@ -106,26 +123,57 @@ def _decode_latents(original: Fast, self: nn.Module, hidden_states: Tensor) -> t
 
 def _dac(original: Fast, self: nn.Module, hidden_state: Tensor, n_quantizers: int | None = None):
     """All stages of DAC in evaluation, ``(B, C, T)`` -> the same, codes, latents and two losses."""
-    stages = list(self.quantizers)[:n_quantizers]
-    codes = [stage.codebook.weight for stage in stages]
-    autocast = torch.is_autocast_enabled(hidden_state.device.type)
-    graph = torch.is_grad_enabled() and torch.compiler.is_compiling()  # which nothing can be put off in
-    if self.training or graph or autocast or not _at_once(hidden_state, stages, codes):
+    stages = [stage for q, stage in enumerate(self.quantizers) if n_quantizers is None or q < n_quantizers]
+    codes, maps = None, None
+    if not self.training:
+        codes = _codebooks(hidden_state, stages, lambda stage: stage.codebook.weight)
+    if codes is not None:
+        pairs = [(stage.in_proj, stage.out_proj) for stage in stages]
+        maps = _maps(hidden_state, codes[0].shape[1], pairs)
+    if maps is None:
         return original(self, hidden_state, n_quantizers)
+    if torch.is_grad_enabled():
+        return _dac_with_gradients(hidden_state, codes, maps)
+    indices, latents, out = projected_codes(hidden_state, codes, maps, unit=True, details=True)
+    nearest = [F.embedding(index, book) for index, book in zip(indices.unbind(2), codes, strict=True)]
+    loss = F.mse_loss(latents, torch.cat(nearest, -1).transpose(1, 2))
+    loss = loss.mul(len(stages)).repeat(len(indices))
+    return out, indices.transpose(1, 2).contiguous(), latents, loss, loss.clone()
 
-    def fast(x):
-        maps = [_maps(stage.in_proj, stage.out_proj) for stage in stages]
-        indices, latents, out = projected_codes(x, codes, maps, unit=True, details=True)
-        indices = indices.transpose(1, 2).contiguous()
-        nearest = [F.embedding(index, book) for index, book in zip(indices.unbind(1), codes, strict=True)]
-        loss = F.mse_loss(latents, torch.cat(nearest, -1).transpose(1, 2))
-        loss = loss.mul(len(stages)).repeat(len(indices))
-        return out, indices, latents, loss, loss.clone()
 
-    if not torch.is_grad_enabled():
-        return fast(hidden_state)
-    slow = partial(original, self, n_quantizers=n_quantizers)
-    return recomputed(fast, slow, hidden_state, list(self.parameters()))
+def _dac_with_gradients(x: Tensor, codes: list[Tensor], maps: list[list[Tensor]]) -> tuple[Tensor, ...]:
+    """The same, differentiable.
+
+    Stage i's latents ``W_i (h - sum_j (V_j s_j + v_j)) + w_i``, with the codes ``s_j`` of those before it,
+    are ``W_i h + w_i - sum_j (W_i V_j s_j + W_i v_j)``: one product with ``h`` and one of the codes for all
+    stages, instead of two a stage; the others are as narrow as the codes.
+    """
+    width = codes[0].shape[1]
+    enter, offsets, leave, added = (list(each) for each in zip(*maps, strict=True))
+    enter, leave, added = (
+        torch.cat(enter),
+        torch.cat(leave, 1),
+        torch.stack(added),
+    )  # (Q * D, C), its T, (Q, C)
+    left = (enter @ (added.cumsum(0) - added).T).unflatten(0, (-1, width)).diagonal(dim1=0, dim2=2)  # (D, Q)
+    bias = torch.stack(offsets) - left.T
+    books = F.normalize(torch.stack(codes), dim=-1)
+    mixed = enter @ leave
+    parts = F.linear(x.transpose(1, 2), enter, bias.flatten()).split(width, -1)
+    latents, quantized, passed, indices = [], [], [], []
+    for q, (latent, code, book) in enumerate(zip(parts, codes, books, strict=True)):
+        if q > 0:
+            at = q * width
+            latent = latent - F.linear(torch.cat(passed, -1), mixed[at : at + width, :at])
+        indices.append(nearest_code(F.normalize(latent, dim=-1), book))
+        latents.append(latent)
+        quantized.append(F.embedding(indices[-1], code))
+        passed.append(latent + (quantized[-1] - latent).detach())
+    z, z_q = torch.cat(latents, -1), torch.cat(quantized, -1)
+    out = leave @ torch.cat(passed, -1).transpose(1, 2) + added.sum(0).unsqueeze(1)
+    losses = F.mse_loss(z, z_q.detach()), F.mse_loss(z_q, z.detach())
+    commitment, codebook = ((len(codes) * loss).repeat(len(x)) for loss in losses)
+    return out, torch.stack(indices, 1), z.transpose(1, 2).contiguous(), commitment, codebook
 
 
 def _emu3(original: Fast, self: nn.Module, hidden_state: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch._C import DispatchKey, DispatchKeySet
 from torch._ops import OpOverload
+from torch.utils import _pytree as pytree
 
 _LIBRARY = torch.library.Library("vqfast", "FRAGMENT")
 _FUNCTIONS: dict[OpOverload, Callable] = {}
@@ -58,3 +59,18 @@ def register_autograd(op: OpOverload, backward: Callable, setup_context: Callabl
         return below(keyset, *inputs)
 
     _LIBRARY.impl(op._opname, kernel, "Autograd", with_keyset=True)
+
+
+def register_loop(op: OpOverload) -> None:
+    """Under ``vmap`` the op runs sample by sample: torch has no way of its own for lists of tensors."""
+
+    def loop(info, in_dims, *args):
+        def pick(i):
+            return lambda value, dim: value if dim is None else value.select(dim, i)
+
+        outputs = [op(*pytree.tree_map(pick(i), args, in_dims)) for i in range(info.batch_size)]
+        if isinstance(outputs[0], torch.Tensor):
+            return torch.stack(outputs), 0
+        return tuple(map(torch.stack, zip(*outputs, strict=True))), (0,) * len(outputs[0])
+
+    torch.library.register_vmap(op, loop)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vqfast.ops import registry
 from vqfast.ops.autograd import differentiate_through
-from vqfast.ops.define import define, register_autograd
+from vqfast.ops.define import define, register_autograd, register_loop
 from vqfast.ops.quantize.reference import accumulator
 from vqfast.ops.residual import reference
 
@@ -115,3 +115,7 @@ def _(z, codebooks, maps, unit, details):
     indices = z.new_empty((batch, length, stages), dtype=torch.int64)
     latents = z.new_empty(shown, stages * codebooks[0].shape[1], length)
     return indices, latents, z.new_empty(shown, channels, length)
+
+
+register_loop(residual_codes)
+register_loop(projected_codes)

@@ -79,16 +79,15 @@ def projected_codes(
     search: Callable = nearest,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ``op.py``; ``search`` finds a stage's codes."""
-    residual, stages = z.transpose(1, 2), []
-    total = torch.zeros_like(residual)
+    residual, indices, latents, total = z.transpose(1, 2), [], [], 0
     for q, codebook in enumerate(codebooks):
         weight_in, bias_in, weight_out, bias_out = maps[4 * q : 4 * q + 4]
-        latents = F.linear(residual, weight_in, bias_in)
-        compared = (F.normalize(latents, dim=-1), F.normalize(codebook)) if unit else (latents, codebook)
-        index = _searched(search, *compared)
-        back = F.linear(codebook[index], weight_out, bias_out)
+        given = F.linear(residual, weight_in, bias_in)
+        compared = (F.normalize(given, dim=-1), F.normalize(codebook)) if unit else (given, codebook)
+        indices.append(_searched(search, *compared))
+        back = F.linear(codebook[indices[-1]], weight_out, bias_out)
         residual, total = residual - back, total + back
-        stages.append((index, latents))
-    indices, latents = zip(*stages, strict=True)
-    shown = (torch.cat(latents, -1), total) if details else (torch.cat(latents, -1)[:0], total[:0])
-    return torch.stack(indices, -1), *(each.transpose(1, 2).contiguous() for each in shown)
+        latents.append(given)
+    shown = slice(None) if details else slice(0)
+    others = (torch.cat(latents, -1)[shown], total[shown])
+    return torch.stack(indices, -1), *(each.transpose(1, 2).contiguous() for each in others)
