@@ -10,20 +10,26 @@ namespace vqfast {
 // Each with its pivot; prepared once where blocks of rows share them.
 class Books {
  public:
-  Books(const Kernel& kernel, Problem& p, const std::vector<const void*>& codes, int64_t threads)
+  // codes: each book's; lengths: null, or (p.num_books, p.k) what they are divided by.
+  Books(
+      const Kernel& kernel, Problem& p, const std::vector<const void*>& codes, int64_t threads,
+      const void* lengths = nullptr)
       : kernel_(kernel),
         books_(codes.size()),
         pivots_(p.num_books * p.d),
         bytes_(bytes_of(kernel, p)),
         prepared_(bytes_ * p.num_books) {
     p.books = books_.data();
+    const int64_t step = p.k * int64_t(p.type == Type::f64 ? sizeof(double) : sizeof(float));
     for_parts(std::min(threads, p.num_books), p.num_books, [&](int64_t, Span span) {
+      std::vector<double> room(lengths ? p.d : 0);
       for (int64_t b = span.begin; b < span.end; ++b) {
         books_[b].codes = codes[b];
+        books_[b].lengths = lengths ? static_cast<const char*>(lengths) + b * step : nullptr;
         books_[b].pivot = pivots_.data() + b * p.d;
         books_[b].prepared = bytes_ ? prepared_.data() + b * bytes_ : nullptr;
         books_[b].per = p.per;
-        kernel.centre(p, books_[b]);
+        kernel.centre(p, books_[b], room.data());
       }
     });
   }
@@ -32,8 +38,9 @@ class Books {
   void prepare(const Problem& p) {
     if (bytes_ == 0) return;
     const int64_t parts = (p.groups + p.chunk - 1) / p.chunk;
+    std::vector<double> room(books_[0].lengths ? p.d : 0);
     shared_.run(p.num_books * parts, [&](int64_t n) {
-      kernel_.prepare(p, books_[n / parts], part_of(p.groups, parts, n % parts));
+      kernel_.prepare(p, books_[n / parts], part_of(p.groups, parts, n % parts), room.data());
     });
   }
 

@@ -1,12 +1,14 @@
 // The host side of nearest codes.
+#include <optional>
+
 #include "books.h"
 
 namespace vqfast {
 namespace {
 
-// x (..., N, D), codebook (..., K, D) contiguous, float64 where x is, else float32 -> int64 (..., N).
-// The leading dimensions of the codebook broadcast to those of x.
-Tensor nearest(const Tensor& x, const Tensor& codebook) {
+// x (..., N, D), codebook (..., K, D) and the lengths (..., K) that codes are divided by, if any, both contiguous and
+// float64 where x is, else float32 -> int64 (..., N). The leading dimensions of the codebook broadcast to those of x.
+Tensor nearest(const Tensor& x, const Tensor& codebook, const std::optional<Tensor>& lengths) {
   const Kernel& kernel = best_kernels().nearest;
   const auto sizes = x.sizes(), strides = x.strides(), book_sizes = codebook.sizes();
   const int64_t dims = x.dim(), missing = dims - codebook.dim();
@@ -40,7 +42,7 @@ Tensor nearest(const Tensor& x, const Tensor& codebook) {
   const int64_t step = p.k * p.d * int64_t(p.type == Type::f64 ? sizeof(double) : sizeof(float));
   std::vector<const void*> codes(p.num_books);
   for (int64_t b = 0; b < p.num_books; ++b) codes[b] = static_cast<const char*>(codebook.const_data_ptr()) + b * step;
-  Books books_of(kernel, p, codes, threads);
+  Books books_of(kernel, p, codes, threads, lengths ? lengths->const_data_ptr() : nullptr);
   for (int64_t b = 0; b < p.num_books; ++b) {
     int64_t rest = b;
     for (auto axis = books.rbegin(); axis != books.rend(); ++axis) {
@@ -65,7 +67,7 @@ Tensor nearest(const Tensor& x, const Tensor& codebook) {
 }  // namespace vqfast
 
 STABLE_TORCH_LIBRARY_FRAGMENT(vqfast_native, library) {
-  library.def("nearest(Tensor x, Tensor codebook) -> Tensor");
+  library.def("nearest(Tensor x, Tensor codebook, Tensor? lengths=None) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(vqfast_native, CPU, library) { library.impl("nearest", TORCH_BOX(&vqfast::nearest)); }

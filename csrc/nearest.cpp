@@ -164,26 +164,38 @@ void quantize(const float* from, int width, int64_t d, const float* unit, float*
 
 // ---------------------------------------------------------------------------------------------------- codes
 
+// Code k; where there are lengths, divided by its own, in `room`.
+template <class C>
+const C* code_of(const Problem& p, const Codebook& book, int64_t k, void* room) {
+  const C* code = static_cast<const C*>(book.codes) + k * p.d;
+  if (!book.lengths) return code;
+  const C length = static_cast<const C*>(book.lengths)[k];
+  C* divided = static_cast<C*>(room);
+  for (int64_t i = 0; i < p.d; ++i) divided[i] = code[i] / length;
+  return divided;
+}
+
 // pivot: the mean of up to 16 finite codes; scale: 2^-exponent of the largest component about it.
 // Any pivot and scale are right, these make the bound small.
 template <class C>
-void centre(const Problem& p, Codebook& book) {
-  const C* codes = static_cast<const C*>(book.codes);
+void centre(const Problem& p, Codebook& book, void* room) {
   C* pivot = static_cast<C*>(book.pivot);
   const int64_t step = ceil_div(p.k, 16);
   C count = 0, largest = 0;
   for (int64_t i = 0; i < p.d; ++i) pivot[i] = 0;
   for (int64_t k = 0; k < p.k; k += step) {
-    const C* code = codes + k * p.d;
+    const C* code = code_of<C>(p, book, k, room);
     if (!all_finite(code, p.d)) continue;
     count += 1;
     for (int64_t i = 0; i < p.d; ++i) pivot[i] += (code[i] - pivot[i]) * (1 / count);
   }
-  for (int64_t k = 0; k < p.k; k += step)
+  for (int64_t k = 0; k < p.k; k += step) {
+    const C* code = code_of<C>(p, book, k, room);
     for (int64_t i = 0; i < p.d; ++i) {
-      const C away = codes[k * p.d + i] - pivot[i], distance = away < 0 ? -away : away;
+      const C away = code[i] - pivot[i], distance = away < 0 ? -away : away;
       largest = distance > largest && finite(distance) ? distance : largest;
     }
+  }
   const int limit = sizeof(C) == sizeof(float) ? 126 : 1000;
   const int exponent = largest > 0 ? __builtin_ilogb(largest) : 0;
   book.scale = __builtin_ldexp(1, int(clamp(-exponent, -limit, limit)));
@@ -243,7 +255,7 @@ struct Scratch {
   float* codes;                      // (chunk, group_size)
   Group* groups;                     // (chunk)
   float *scores, *high;              // (chunk, kRows, kTile) and their maxima (chunk, kTile)
-  void* row;                         // (D) one row as it is given, float64 or float32
+  void *row, *code;                  // (D) one row as it is given, float64 or float32; room for a code
 };
 
 template <class T>
@@ -270,6 +282,7 @@ Scratch carve(const Problem& p, char* begin, char*& at) {
   s.scores = take<float>(at, (p.keep ? p.chunk : 1) * kRows * kTile);
   s.high = take<float>(at, p.chunk * kTile);
   s.row = take<double>(at, p.d + kLanes);
+  s.code = take<double>(at, p.d);
   return s;
 }
 
@@ -293,10 +306,10 @@ template <class C>
 
 // Groups of codes as the tile's rows. Infinitely far codes get the score -inf, as do those that the last group lacks.
 template <class Product, class C>
-void prepare(const Problem& p, const Codebook& book, Span groups, float* numbers, Group* group) {
+void prepare(const Problem& p, const Codebook& book, Span groups, float* numbers, Group* group, void* room) {
   using Stored = typename Product::Stored;
   constexpr int kPer = sizeof(Vec) / sizeof(Stored);
-  const C *codes = static_cast<const C*>(book.codes), *pivot = static_cast<const C*>(book.pivot);
+  const C* pivot = static_cast<const C*>(book.pivot);
   const C scale = C(book.scale);
   const double slope = 1.02 * 0x1p-24 * double(p.d + 6);
   for (int64_t g = groups.begin; g < groups.end; ++g, ++group, numbers += group_size(p.d, Product::kPer)) {
@@ -304,7 +317,7 @@ void prepare(const Problem& p, const Codebook& book, Span groups, float* numbers
     group->first_nan = -1;
     for (int64_t r = 0; r < kRows; ++r) {
       const int64_t k = g * kRows + r, d = k < p.k ? p.d : 0;
-      const C* code = codes + k * p.d;
+      const C* code = k < p.k ? code_of<C>(p, book, k, room) : nullptr;
       Stored* to = reinterpret_cast<Stored*>(numbers) + r * kPer;
       Vec squares = {}, residuals = {}, most = {}, integers = {};
       const auto each = [&](auto f) {
@@ -577,7 +590,7 @@ template <class T>
 int64_t decide(const Problem& p, const Codebook& book, const Scratch* parts, int64_t n) {
   using C = typename Compute<T>::type;
   const T* x = static_cast<const T*>(p.x) + parts[0].rows[n].x;
-  const C* codes = static_cast<const C*>(book.codes);
+  const auto code = [&](int64_t k) { return code_of<C>(p, book, k, parts[0].code); };
   float low = -__FLT_MAX__;
   int64_t count = 0, first_nan = -1, likely = 0;
   bool all = false;
@@ -623,7 +636,7 @@ int64_t decide(const Problem& p, const Codebook& book, const Scratch* parts, int
     least_t = (square - book.scale * book.scale * (double(slack) * here + tiny)) / 2 - tiny;
   };
   if (brief && !all) {
-    nearer(first = distance<Vec>(row, codes + likely * p.d, p.d));
+    nearer(first = distance<Vec>(row, code(likely), p.d));
     count = 0;
     candidates([&](int64_t, float high) { count += high >= least_t; });
     if (count == 1) return likely;
@@ -634,11 +647,11 @@ int64_t decide(const Problem& p, const Codebook& book, const Scratch* parts, int
     if constexpr (sizeof(C) == sizeof(float))
       if (brief) {
         if (high < least_t) return;
-        const float here = !all && k == likely ? first : distance<Vec>(row, codes + k * p.d, p.d);
+        const float here = !all && k == likely ? first : distance<Vec>(row, code(k), p.d);
         if (here > rough * slack + tiny) return;
         if (here < rough) nearer(here);
       }
-    const double here = distance<Wide>(row, codes + k * p.d, p.d);
+    const double here = distance<Wide>(row, code(k), p.d);
     index = here < nearest ? k : index;
     nearest = here < nearest ? here : nearest;
   };
@@ -682,7 +695,7 @@ void pass(const Problem& p, const Codebook& book, Span groups, int64_t count, co
       chunk.groups = groups_of(book) + first;
       chunk.codes = codes_of(p, book) + first * group_size(p.d, Product::kPer);
     } else {
-      prepare<Product, C>(p, book, {first, first + here}, s.codes, s.groups);
+      prepare<Product, C>(p, book, {first, first + here}, s.codes, s.groups, s.code);
     }
     for (int64_t g = 0; g < here; ++g) {
       bounded &= chunk.groups[g].bounded;
@@ -765,15 +778,17 @@ int64_t search(const Problem& p, Span units, void* scratch) {
 extern const Kernel kernel;
 const Kernel kernel{
     plan,
-    [](const Problem& p, Codebook& book) { p.type == Type::f64 ? centre<double>(p, book) : centre<float>(p, book); },
+    [](const Problem& p, Codebook& book, void* room) {
+      p.type == Type::f64 ? centre<double>(p, book, room) : centre<float>(p, book, room);
+    },
     prepared,
-    [](const Problem& p, const Codebook& book, Span groups) {
+    [](const Problem& p, const Codebook& book, Span groups, void* room) {
       with_product(book.per, [&](auto product) {
         using Product = decltype(product);
         float* codes = codes_of(p, book) + groups.begin * group_size(p.d, Product::kPer);
         Group* to = groups_of(book) + groups.begin;
-        p.type == Type::f64 ? prepare<Product, double>(p, book, groups, codes, to)
-                            : prepare<Product, float>(p, book, groups, codes, to);
+        p.type == Type::f64 ? prepare<Product, double>(p, book, groups, codes, to, room)
+                            : prepare<Product, float>(p, book, groups, codes, to, room);
       });
     },
     scratch,

@@ -16,11 +16,12 @@ struct Axis {
 
 // One codebook. `centre` fills what stands from `pivot` on, `prepare` what `prepared` points to.
 struct Codebook {
-  const void* codes;  // (K, D) contiguous: float64 where x is, else float32
-  int64_t x, out;     // where its rows begin
-  void* pivot;        // (D), like codes; the caller's memory
-  double scale;       // a power of two that brings the codes near 1
-  void* prepared;     // the codes as a first pass of `per` takes them, or null: `search` makes them on its way
+  const void* codes;    // (K, D) contiguous: float64 where x is, else float32
+  const void* lengths;  // (K), like codes: what each code is divided by; or null
+  int64_t x, out;       // where its rows begin
+  void* pivot;          // (D), like codes; the caller's memory
+  double scale;         // a power of two that brings the codes near 1
+  void* prepared;       // the codes as a first pass of `per` takes them, or null: `search` makes them on its way
   int64_t per;
 };
 
@@ -54,9 +55,9 @@ static constexpr Span rows_of(const Problem& p, int64_t block) {
 
 struct Kernel {
   void (*plan)(Problem&, int64_t threads, bool share_codes);
-  void (*centre)(const Problem&, Codebook&);                 // pivot and scale
+  void (*centre)(const Problem&, Codebook&, void* room);     // pivot and scale; room (D), like codes
   int64_t (*prepared)(const Problem&);                       // bytes of a prepared codebook
-  void (*prepare)(const Problem&, const Codebook&, Span groups);
+  void (*prepare)(const Problem&, const Codebook&, Span groups, void* room);
   int64_t (*scratch)(const Problem&);                        // bytes that a `search` needs
   // Units count the parts of the codes for a block of rows, then blocks, then codebooks. Where there is one part,
   // the indices are written. Returns `per` as it would have been better.

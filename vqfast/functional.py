@@ -141,6 +141,32 @@ def nearest_code(
     return indices, torch.where(x.isfinite().all(-1), distance, torch.nan).to(dtype)
 
 
+def nearest_unit_code(x: Tensor, codebook: Tensor) -> Tensor:
+    """Index of the nearest of the codes divided by their lengths: ``argmin_k ||x_n - e_k / ||e_k|| ||_2``.
+
+    As ``nearest_code(x, torch.nn.functional.normalize(codebook, dim=-1))``, which a CPU need not hold.
+
+    Args:
+        x: ``(..., N, D)``, floating point; as it is.
+        codebook: ``(K, D)``. Lengths below 1e-12 count as that.
+
+    Returns:
+        int64 ``(..., N)``.
+
+    Raises:
+        TypeError: an argument isn't a floating-point tensor.
+        ValueError: the shapes don't fit.
+    """
+    _check_floating("x", x)
+    _check_floating("codebook", codebook)
+    if x.ndim < 2 or codebook.ndim != 2 or x.shape[-1] != codebook.shape[-1] or 0 in codebook.shape:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)} and codebook {tuple(codebook.shape)}; want (.., N, D), (K, D)"
+        )
+    lengths = torch.linalg.vector_norm(codebook.detach(), dim=-1).clamp_min(1e-12)
+    return _nearest(x, codebook, lengths)
+
+
 class Quantized(NamedTuple):
     """What ``quantize`` returns; see there."""
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vqfast.functional import nearest_code
+from vqfast.functional import nearest_code, nearest_unit_code
 from vqfast.ops.nearest.op import nearest
 
 OP = "nearest"
@@ -224,3 +224,37 @@ def test_compiles_into_one_graph_for_any_number_of_rows(backend) -> None:
     for n in (5, 9, 31):
         x = torch.randn(2, n, 4)
         assert torch.equal(compiled(x, codebook), nearest_code(x, codebook))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("n, k, d", [(1, 1, 1), (5, 40, 300), (500, 300, 65), (130, 1000, 7)])
+def test_codes_divided_by_their_lengths(backend, assert_nearest, n, k, d, dtype) -> None:
+    x, codebook = torch.randn(n, d).to(dtype), (torch.randn(k, d) * 10 ** (torch.rand(k, 1) * 6)).to(dtype)
+    codebook[k // 2] = 0
+    x /= x.float().norm(dim=-1, keepdim=True).to(dtype)
+    unit = torch.nn.functional.normalize(codebook, dim=-1)
+    assert_nearest(nearest_unit_code(x, codebook), x, unit)
+
+
+def test_codes_divided_by_their_lengths_of_codebooks_that_blocks_and_threads_share(backend) -> None:
+    x, codebook = torch.randn(3, 700, 40), torch.randn(3, 300, 40)
+    lengths = torch.linalg.vector_norm(codebook, dim=-1)
+    codebook[1, 290, 3] = torch.nan
+    want = torch.stack([nearest_code(x[i], codebook[i] / lengths[i, :, None]) for i in range(3)])
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        try:
+            assert torch.equal(nearest(x, codebook, lengths), want)
+        finally:
+            torch.set_num_threads(1)
+    assert (want[1] == 290).all()
+
+
+def test_opcheck_with_lengths(backend) -> None:
+    torch.library.opcheck(nearest, (torch.randn(9, 4), torch.randn(7, 4), torch.rand(7) + 1))
+
+
+@pytest.mark.parametrize("codebook", [torch.zeros(2, 4, 3), torch.zeros(0, 3), torch.zeros(4, 5)])
+def test_bad_codebooks_to_be_divided_are_named(codebook) -> None:
+    with pytest.raises(ValueError, match=r"want \(\.\., N, D\), \(K, D\)"):
+        nearest_unit_code(torch.zeros(2, 3), codebook)

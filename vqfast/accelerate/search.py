@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import mmap
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,7 +10,6 @@ from vqfast.functional import nearest_code, quantize
 
 FEW, WIDE = 512, 512  # codes, channels
 LITTLE = 2**20  # multiplications
-LARGE = 2**25  # bytes
 
 
 def little(x: Tensor, codes: Tensor) -> bool:
@@ -32,23 +28,6 @@ def little_to_search(x: Tensor, codes: Tensor) -> bool:
     if x.is_cpu and (codes.size(-1) < WIDE or codes.size(-2) >= FEW):
         return False
     return little(x, codes)
-
-
-def unit_vectors(codes: Tensor) -> Tensor:
-    """``codes (K, D)`` as ``F.normalize`` makes them.
-
-    Nothing is kept from call to call, as nobody says when codes change. New memory comes in large pages where
-    the system has them: in small ones it takes longer than the arithmetic.
-    """
-    wanted = codes.requires_grad and torch.is_grad_enabled()
-    large = codes.device.type == "cpu" and codes.numel() * codes.element_size() >= LARGE
-    if wanted or torch.compiler.is_compiling() or not large or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return F.normalize(codes)
-    memory = mmap.mmap(-1, codes.numel() * codes.element_size(), flags=mmap.MAP_PRIVATE)
-    with contextlib.suppress(OSError):  # a kernel without them
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    lengths = torch.linalg.vector_norm(codes, dim=1, keepdim=True).clamp_min_(1e-12)
-    return torch.div(codes, lengths, out=torch.frombuffer(memory, dtype=codes.dtype).view(codes.shape))
 
 
 def straight_through(

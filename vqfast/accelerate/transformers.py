@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqfast.accelerate.search import little, little_to_search, straight_through, unit_vectors
+from vqfast.accelerate.search import little, little_to_search, straight_through
 from vqfast.accelerate.swap import Fast, Swap
-from vqfast.functional import nearest_code, projected_codes, residual_codes
+from vqfast.functional import nearest_code, nearest_unit_code, projected_codes, residual_codes
 
 
 def _quantize(original: Fast, self: nn.Module, hidden_states: Tensor) -> Tensor:
@@ -194,11 +194,18 @@ def _chameleon(original: Fast, self: nn.Module, hidden_state: Tensor) -> tuple[T
 
 
 def _glm_image(original: Fast, self: nn.Module, hidden_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The same between unit vectors."""
-    if little(hidden_state, self.embedding.weight):
+    """The same between unit vectors; without gradients those of codes are made only where they are chosen."""
+    codes = self.embedding.weight
+    if little(hidden_state, codes):
         return original(self, hidden_state)
-    z, codes = F.normalize(hidden_state, dim=1), unit_vectors(self.embedding.weight)
-    return straight_through(z, codes, commitment=1, codebook=self.beta)
+    if torch.is_grad_enabled() or hidden_state.dtype != codes.dtype:
+        z = F.normalize(hidden_state, dim=1)
+        return straight_through(z, F.normalize(codes), commitment=1, codebook=self.beta)
+    z = F.normalize(hidden_state.movedim(1, -1).contiguous(), dim=-1)
+    indices = nearest_unit_code(z.flatten(0, -2), codes)
+    quantized = F.normalize(F.embedding(indices, codes)).view(z.shape)
+    loss = F.mse_loss(quantized, z) * (1 + self.beta)
+    return (z + (quantized - z)).movedim(-1, 1).contiguous(), loss, indices
 
 
 def _size(name: str) -> Callable[[nn.Module], tuple[int, int]]:

@@ -10,9 +10,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vqfast.ops.nearest.reference import divided
 
-def nearest(x: Tensor, codebook: Tensor) -> Tensor:
-    """As ``reference.nearest``: float32 scores with a proven error bound, close ones settled in float64."""
+
+def nearest(x: Tensor, codebook: Tensor, lengths: Tensor | None = None) -> Tensor:
+    """As ``reference.nearest``: float32 scores with a proven error bound, close ones settled in float64.
+
+    No divided codes are held.
+    """
+    if lengths is not None and x.dtype == codebook.dtype == lengths.dtype == torch.float32:
+        return torch.ops.vqfast_native.nearest(x, codebook.contiguous(), lengths.contiguous())
+    codebook = divided(codebook, lengths)
     if x.dtype == codebook.dtype == torch.float32:  # of few vectors the questions below take longest
         return torch.ops.vqfast_native.nearest(x, codebook.contiguous())
     dtype = torch.promote_types(torch.promote_types(x.dtype, codebook.dtype), torch.float32)

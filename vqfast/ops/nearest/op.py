@@ -10,11 +10,11 @@ from vqfast.ops.define import define
 
 
 @define
-def nearest(x: Tensor, codebook: Tensor) -> Tensor:
-    """``x (..., N, D)``, ``codebook (..., K, D)`` -> int64 ``(..., N)``."""
-    return registry.backend("nearest", x, x.shape[-1]).nearest(x, codebook)
+def nearest(x: Tensor, codebook: Tensor, lengths: Tensor | None = None) -> Tensor:
+    """``x (..., N, D)``, ``codebook (..., K, D)``, divided by ``lengths (..., K)`` -> int64 ``(..., N)``."""
+    return registry.backend("nearest", x, x.shape[-1]).nearest(x, codebook, lengths)
 
 
 @torch.library.register_fake(nearest)
-def _(x: Tensor, codebook: Tensor) -> Tensor:
+def _(x: Tensor, codebook: Tensor, lengths: Tensor | None = None) -> Tensor:
     return x.new_empty(x.shape[:-1], dtype=torch.int64)

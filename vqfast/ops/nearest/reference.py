@@ -6,12 +6,17 @@ import torch
 from torch import Tensor
 
 
-def nearest(x: Tensor, codebook: Tensor) -> Tensor:
+def divided(codebook: Tensor, lengths: Tensor | None) -> Tensor:
+    """``codebook (..., K, D)`` by ``lengths (..., K)``, if any."""
+    return codebook if lengths is None else codebook / lengths.unsqueeze(-1)
+
+
+def nearest(x: Tensor, codebook: Tensor, lengths: Tensor | None = None) -> Tensor:
     """``argmin_k ||x_n - e_k||_2`` by differences in float64, lowest ``k`` on ties; 0 for a non-finite row.
 
     Differences rather than ``x.x - 2 x.e + e.e``: nothing cancels, whatever the offset of the data.
     """
-    finite = x.isfinite().all(-1)
+    finite, codebook = x.isfinite().all(-1), divided(codebook, lengths)
     distances = max(1, x[..., :1, 0].numel() * codebook.shape[-2])  # of one row
     rows = x.double().split(max(1, 2**22 // distances), dim=-2)  # 32 MB of distances at a time
     exact = {"compute_mode": "donot_use_mm_for_euclid_dist"}

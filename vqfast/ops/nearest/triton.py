@@ -7,6 +7,7 @@ import triton
 from torch import Tensor
 
 from vqfast.ops.launch import TRITON_DTYPES, architecture, on
+from vqfast.ops.nearest.reference import divided
 from vqfast.ops.nearest.triton_kernels import _centre, _pack, _recheck, _search
 from vqfast.ops.nearest.tunings import RECHECK, SEARCH, Tuning, pick
 from vqfast.ops.rows import ROW_DIMS, row_strides
@@ -108,8 +109,9 @@ def recheck_constants(tuning: Tuning, channels: int) -> dict[str, int]:
     return {"BM": tuning.rows, "BN": tuning.codes, "BD": block, "BLOCKS": blocks}
 
 
-def nearest(x: Tensor, codebook: Tensor) -> Tensor:
+def nearest(x: Tensor, codebook: Tensor, lengths: Tensor | None = None) -> Tensor:
     """``x (..., N, D)``, ``codebook (..., K, D)`` -> int64 ``(..., N)``; see ``reference.py``."""
+    codebook = divided(codebook, lengths)
     indices = x.new_empty(x.shape[:-1], dtype=torch.int64)
     if codebook.shape[:-2].numel() == 1:
         shared = codebook.view(1, *codebook.shape[-2:])
