@@ -33,7 +33,7 @@ REFUSALS = {
 def fake_native(monkeypatch: pytest.MonkeyPatch) -> None:
     """A native backend of ``nearest`` that answers 7 for float32 on a CPU."""
     module = ModuleType("vqfast.ops.nearest.native")
-    module.nearest = lambda x, codebook: torch.full(x.shape[:-1], 7)
+    module.nearest = lambda x, codebook, lengths: torch.full(x.shape[:-1], 7)
     monkeypatch.setitem(sys.modules, module.__name__, module)
     support = registry.Support(frozenset({torch.float32}), frozenset({"cpu"}))
     monkeypatch.setitem(registry.TABLE["nearest"], "native", support)
