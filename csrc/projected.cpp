@@ -23,6 +23,14 @@ void for_rows(int64_t count, F f) {
   for (; r < count; ++r) f.template operator()<1>(r);
 }
 
+// A number a row.
+template <int kR>
+[[gnu::always_inline]] inline void add_bias(Sums<Single, kR>& sums, const float* bias) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kR; ++i)
+    for (int w = 0; w < kVectors; ++w) sums.of[i][w] += bias[i];
+}
+
 // A thread's memory, each for all tiles; `kept` stages' latents and codes.
 struct Memory {
   int64_t kept;
@@ -64,9 +72,8 @@ void begin(const Projected& v, Span here, float* memory) {
   for_tiles(here, [&](int64_t n, int64_t count, int64_t tile) {
     float* residual = m.residual + tile * v.channels * kTile;
     if (count < kTile) memset(residual, 0, sizeof(float) * v.channels * kTile);
-    for_runs(v, n, count, v.x, v.channels, v.channels, residual, [](const float* from, float* to, int64_t run) {
-      memcpy(to, from, sizeof(float) * run);
-    });
+    const auto get = [](const float* from, float* to, int64_t run) { memcpy(to, from, sizeof(float) * run); };
+    for_runs(v, n, count, v.x, v.channels, v.channels, residual, get);
   });
 }
 
@@ -79,9 +86,8 @@ Latents enter(const Projected& v, Span here, int64_t stage, float* memory) {
     float *latents = m.latents + tile * step + at, *searched = m.searched + tile * own;
     Vec squares[kVectors] = {};
     for_rows(v.d, [&]<int kR>(int64_t r) {
-      Sums<Single, kR> sums;
-      for (int i = 0; i < kR; ++i)
-        for (int w = 0; w < kVectors; ++w) sums.of[i][w] = bias[r + i] - Vec{};
+      Sums<Single, kR> sums = {};
+      add_bias(sums, bias + r);
       sums.add(v.channels, weight + r * v.channels, v.channels, 1, residual);
       for (int i = 0; i < kR; ++i)
         for (int w = 0; w < kVectors; ++w) {
@@ -114,9 +120,8 @@ void leave(const Projected& v, Span here, int64_t stage, float* memory) {
     }
     if (last) return;
     for_rows(v.channels, [&]<int kR>(int64_t r) {
-      Sums<Single, kR> sums;
-      for (int i = 0; i < kR; ++i)
-        for (int w = 0; w < kVectors; ++w) sums.of[i][w] = bias[r + i] - Vec{};
+      Sums<Single, kR> sums = {};
+      add_bias(sums, bias + r);
       sums.add(v.d, weight + r * v.d, v.d, 1, codes);
       for (int i = 0; i < kR; ++i)
         for (int w = 0; w < kVectors; ++w) {
@@ -138,8 +143,7 @@ void end(const Projected& v, Span here, float* memory) {
       Sums<Single, kR> sums = {};
       for (int64_t stage = 0; stage < v.stages; ++stage) {
         const float *weight = v.maps[4 * stage + 2], *bias = v.maps[4 * stage + 3];
-        for (int i = 0; i < kR; ++i)
-          for (int w = 0; w < kVectors; ++w) sums.of[i][w] += bias[r + i];
+        add_bias(sums, bias + r);
         sums.add(v.d, weight + r * v.d, v.d, 1, m.codes + (tile * v.stages + stage) * own);
       }
       float out[kR * kTile];

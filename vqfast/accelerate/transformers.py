@@ -28,6 +28,7 @@ def _quantize(original: Fast, self: nn.Module, hidden_states: Tensor) -> Tensor:
     return nearest_code(hidden_states, codes)
 
 
+EMBED = "codebook.embed"
 REPLACED = ("forward", "encode", "decode", "quantize", "decode_latents")
 
 
@@ -45,31 +46,36 @@ def _alike(tensor: object, x: Tensor, shape: torch.Size) -> bool:
     return plain and (tensor.shape, tensor.dtype, tensor.device) == (shape, x.dtype, x.device)
 
 
-def _codebooks(x: Tensor, stages: list[nn.Module], of: Callable[[nn.Module], Tensor]) -> list[Tensor] | None:
+def _codebooks(x: Tensor, stages: list[nn.Module], name: str) -> list[Tensor] | None:
     """What codes ``x (B, C, T)`` by all stages in one pass; ``None`` where they round what is left, or are
     not what they were built as.
     """
     wide = x.dtype in (torch.float32, torch.float64)
     if not stages or not wide or not all(_untouched(part) for stage in stages for part in stage.modules()):
         return None
-    codes = [of(stage) for stage in stages]
+    codes = list(map(operator.attrgetter(name), stages))
     alike = all(_alike(book, x, codes[0].shape) for book in codes)
     return codes if alike and not little_to_search(x, codes[0]) else None
 
 
-def _maps(x: Tensor, width: int, pairs: list[tuple[nn.Module, nn.Module]]) -> list[list[Tensor]] | None:
-    """Of the layers into each stage and back, as ``projected_codes`` takes them; ``None`` where it can't."""
-    if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
+def _between_maps(
+    x: Tensor, stages: list[nn.Module], name: str, *layers: str
+) -> tuple[list[Tensor], list[list[Tensor]]] | None:
+    """The same, and each stage's ``layers`` into it and back as ``projected_codes`` takes them."""
+    device = x.device.type
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    codes = None if autocast else _codebooks(x, stages, name)
+    if codes is None:
         return None
-    shapes = [
-        torch.Size(shape) for shape in ((width, x.shape[1]), (width,), (x.shape[1], width), (x.shape[1],))
-    ]
+    width, channels = codes[0].shape[1], x.shape[1]
+    shapes = list(map(torch.Size, ((width, channels), (width,), (channels, width), (channels,))))
+    pairs = ([getattr(stage, layer) for layer in layers] for stage in stages)
     maps = [
         [into.weight.squeeze(-1), into.bias, back.weight.squeeze(-1), back.bias]  # of kernels one wide
         for into, back in pairs
     ]
     alike = (_alike(each, x, shape) for stage in maps for each, shape in zip(stage, shapes, strict=True))
-    return maps if all(alike) else None
+    return (codes, maps) if all(alike) else None
 
 
 def _first(codes: Tensor) -> Tensor:
@@ -77,14 +83,10 @@ def _first(codes: Tensor) -> Tensor:
     return codes.movedim(-1, 0).contiguous()
 
 
-def _embed(stage: nn.Module) -> Tensor:
-    return stage.codebook.embed
-
-
 def _encodec(original: Fast, self: nn.Module, embeddings: Tensor, bandwidth: float | None = None) -> Tensor:
     """Encodec, X-Codec: ``(B, D, T)`` -> int64 ``(Q, B, T)``."""
     stages = list(self.layers if hasattr(self, "layers") else self.quantizers)
-    codes = _codebooks(embeddings, stages[: self.get_num_quantizers_for_bandwidth(bandwidth)], _embed)
+    codes = _codebooks(embeddings, stages[: self.get_num_quantizers_for_bandwidth(bandwidth)], EMBED)
     if codes is None:
         return original(self, embeddings, bandwidth)
     return _first(residual_codes(embeddings, codes))
@@ -92,7 +94,7 @@ def _encodec(original: Fast, self: nn.Module, embeddings: Tensor, bandwidth: flo
 
 def _mimi(original: Fast, self: nn.Module, embeddings: Tensor, num_quantizers: int | None = None) -> Tensor:
     """The same of Mimi, where a projection stands before the stages."""
-    codes = _codebooks(embeddings, list(self.layers)[:num_quantizers], _embed)
+    codes = _codebooks(embeddings, list(self.layers)[:num_quantizers], EMBED)
     if codes is None:
         return original(self, embeddings, num_quantizers)
     x = embeddings if self.input_proj is None else self.input_proj(embeddings)
@@ -102,13 +104,12 @@ def _mimi(original: Fast, self: nn.Module, embeddings: Tensor, num_quantizers: i
 def _higgs(original: Fast, self: nn.Module, embeddings: Tensor, bandwidth: float | None = None) -> Tensor:
     """Higgs Audio, ``(B, C, T)`` -> int64 ``(Q, B, T)``."""
     stages = list(self.quantizers)[: self.get_num_quantizers_for_bandwidth(bandwidth)]
-    codes, maps = _codebooks(embeddings, stages, _embed), None
-    if codes is not None:
-        pairs = [(stage.project_in, stage.project_out) for stage in stages]
-        maps = _maps(embeddings, codes[0].shape[1], pairs)
-    if maps is None:
-        return original(self, embeddings, bandwidth)
-    return _first(projected_codes(embeddings, codes, maps)[0])
+    found = _between_maps(embeddings, stages, EMBED, "project_in", "project_out")
+    return (
+        original(self, embeddings, bandwidth)
+        if found is None
+        else _first(projected_codes(embeddings, *found)[0])
+    )
 
 
 def _decode_latents(original: Fast, self: nn.Module, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,14 +125,12 @@ def _decode_latents(original: Fast, self: nn.Module, hidden_states: Tensor) -> t
 def _dac(original: Fast, self: nn.Module, hidden_state: Tensor, n_quantizers: int | None = None):
     """All stages of DAC in evaluation, ``(B, C, T)`` -> the same, codes, latents and two losses."""
     stages = [stage for q, stage in enumerate(self.quantizers) if n_quantizers is None or q < n_quantizers]
-    codes, maps = None, None
+    found = None
     if not self.training:
-        codes = _codebooks(hidden_state, stages, lambda stage: stage.codebook.weight)
-    if codes is not None:
-        pairs = [(stage.in_proj, stage.out_proj) for stage in stages]
-        maps = _maps(hidden_state, codes[0].shape[1], pairs)
-    if maps is None:
+        found = _between_maps(hidden_state, stages, "codebook.weight", "in_proj", "out_proj")
+    if found is None:
         return original(self, hidden_state, n_quantizers)
+    codes, maps = found
     if torch.is_grad_enabled():
         return _dac_with_gradients(hidden_state, codes, maps)
     indices, latents, out = projected_codes(hidden_state, codes, maps, unit=True, details=True)
