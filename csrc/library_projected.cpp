@@ -46,10 +46,10 @@ std::tuple<Tensor, Tensor, Tensor> projected_codes(
     v.latents = static_cast<float*>(latents.mutable_data_ptr());
     v.quantized = static_cast<float*>(quantized.mutable_data_ptr());
   }
-  Buffer<float> lengthened(unit ? stages * k * d : 0);
+  Buffer<float> unit_codes(unit ? stages * k * d : 0);
   Pointers books(codes.begin(), codes.end());
   for (int64_t stage = 0; unit && stage < stages; ++stage) {
-    float* to = lengthened.data() + stage * k * d;
+    float* to = unit_codes.data() + stage * k * d;
     kernels.projected.normalize(codes[stage], k, d, to);
     books[stage] = to;
   }

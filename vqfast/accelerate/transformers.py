@@ -148,12 +148,12 @@ def _dac_with_gradients(x: Tensor, codes: list[Tensor], maps: list[list[Tensor]]
     stages, instead of two a stage; the others are as narrow as the codes.
     """
     width = codes[0].shape[1]
-    enter, offsets, leave, added = (list(each) for each in zip(*maps, strict=True))
+    into, offsets, back, added = (list(each) for each in zip(*maps, strict=True))
     enter, leave, added = (
-        torch.cat(enter),
-        torch.cat(leave, 1),
+        torch.cat(into),
+        torch.cat(back, 1),
         torch.stack(added),
-    )  # (Q * D, C), its T, (Q, C)
+    )  # (Q D, C), (C, Q D), (Q, C)
     left = (enter @ (added.cumsum(0) - added).T).unflatten(0, (-1, width)).diagonal(dim1=0, dim2=2)  # (D, Q)
     bias = torch.stack(offsets) - left.T
     books = F.normalize(torch.stack(codes), dim=-1)
