@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.cli.command import PRIOR, TRAIN, files, refused, run
 from vqfast.pipeline import train
@@ -78,6 +79,22 @@ def test_damaged_files(here: Path, damage: str, capsys: pytest.CaptureFixture[st
     refused(command, said, capsys)
     now = files(here)
     assert now.keys() - before.keys() <= {"new/run.json"} and before.items() <= now.items()
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("name", ["vqvae", "prior"])
+def test_weights_that_are_not_finite(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = Path(f"whole/{name}.safetensors")
+    tensors = load_file(weights)
+    tensor = min(tensors)
+    tensors[tensor].flatten()[0] = torch.nan
+    save_file(tensors, weights)
+    commands = ["sample --run whole --out new", "likelihood --run whole --out new.npy"]
+    if name == "vqvae":
+        commands += ["encode --run whole", "reconstruct --run whole --out new.png"]
+        commands.append("decode --run whole --codes drawn/samples --out new")
+    for command in commands:
+        refused(command, f"{name}.safetensors has nan in {tensor}; want finite numbers", capsys)
 
 
 @pytest.mark.usefixtures("here")

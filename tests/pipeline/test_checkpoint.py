@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import resource
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from vqfast.models import VQVAE
@@ -198,6 +199,37 @@ def test_weights_of_something_else(tmp_path: Path) -> None:
     save_model(tmp_path, "m", MODELS["gradient"]())
     save_file({"a": torch.zeros(1)}, tmp_path / "m.safetensors")
     with pytest.raises(ValueError, match="doesn't fit"):
+        load_model(tmp_path, "m")
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_weights_that_are_not_finite(tmp_path: Path, kind: str, bad: float) -> None:
+    model = MODELS[kind]()
+    save_model(tmp_path, "m", model)
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and tensor.numel():
+            tensors = load_file(tmp_path / "m.safetensors")
+            tensors[name].flatten()[-1] = bad
+            (tmp_path / "bad").mkdir(exist_ok=True)
+            save_file(tensors, tmp_path / "bad" / "m.safetensors")
+            shutil.copy(tmp_path / "m.config.json", tmp_path / "bad")
+            with pytest.raises(ValueError, match=rf"m\.safetensors has {bad} in {name}; want finite numbers"):
+                load_model(tmp_path / "bad", "m")
+    next(model.parameters()).data.fill_(bad)
+    before = files(tmp_path)
+    with pytest.raises(ValueError, match=f"has {bad} in .*; want finite numbers"):
+        save_model(tmp_path, "m", model)
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.complex64])
+def test_weights_that_are_no_floats(tmp_path: Path, dtype: torch.dtype) -> None:
+    save_model(tmp_path, "m", MODELS["gradient"]())
+    tensors = load_file(tmp_path / "m.safetensors")
+    name = "decoder.0.weight" if "decoder.0.weight" in tensors else max(tensors)
+    save_file({**tensors, name: tensors[name].to(dtype)}, tmp_path / "m.safetensors")
+    with pytest.raises(ValueError, match=f"has {dtype} in {name}; want torch.float32"):
         load_model(tmp_path, "m")
 
 

@@ -79,9 +79,15 @@ def read_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Te
 
 
 def save_model(folder: Path, name: str, model: nn.Module) -> None:
-    """``name.safetensors``, and its config beside it in ``name.config.json``."""
+    """``name.safetensors``, and its config beside it in ``name.config.json``.
+
+    Raises:
+        ValueError: a weight is NaN or infinite; nothing is written.
+    """
+    weights = folder / f"{name}.safetensors"
+    _check_finite(weights, model)
     write_json(folder / f"{name}.config.json", {"class": type(model).__name__, **model.config})
-    write_tensors(folder / f"{name}.safetensors", model.state_dict())
+    write_tensors(weights, model.state_dict())
 
 
 def load_model(folder: Path, name: str, device: torch.device | str = "cpu") -> nn.Module:
@@ -89,7 +95,7 @@ def load_model(folder: Path, name: str, device: torch.device | str = "cpu") -> n
 
     Raises:
         FileNotFoundError: it isn't there.
-        ValueError: a file is damaged, or weights and config don't fit each other.
+        ValueError: a file is damaged, weights and config don't fit each other, or a weight isn't finite.
     """
     weights, beside = folder / f"{name}.safetensors", folder / f"{name}.config.json"
     for path in (weights, beside):
@@ -100,12 +106,25 @@ def load_model(folder: Path, name: str, device: torch.device | str = "cpu") -> n
         model = MODELS[config.pop("class")](**config)
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{beside} is no config of a model of ours: {error!r}") from error
+    tensors = read_tensors(weights)
+    for key, wanted in model.state_dict().items():  # torch would convert them without a word
+        if key in tensors and tensors[key].is_floating_point() != wanted.is_floating_point():
+            raise ValueError(f"{weights} has {tensors[key].dtype} in {key}; want {wanted.dtype}")
     try:
-        model.load_state_dict(read_tensors(weights))
+        model.load_state_dict(tensors)
     except RuntimeError as error:
         summary = " ".join(str(error).split())
         raise ValueError(f"{weights} doesn't fit {beside.name}: {summary[:200]}") from error
+    _check_finite(weights, model)
     return model.to(device).eval()
+
+
+def _check_finite(path: Path, model: nn.Module) -> None:
+    """Raises ValueError, with the name of the tensor, where a weight is NaN or infinite."""
+    for key, tensor in model.state_dict().items():
+        if not tensor.isfinite().all():
+            value = tensor[~tensor.isfinite()][0].item()
+            raise ValueError(f"{path} has {value} in {key}; want finite numbers")
 
 
 class Run:
