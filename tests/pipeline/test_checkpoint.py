@@ -1,14 +1,9 @@
 from __future__ import annotations
 
-import errno
 import json
-import os
-import resource
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -22,7 +17,6 @@ from vqfast.pipeline.checkpoint import (
     read_json,
     read_tensors,
     save_model,
-    write_file,
     write_json,
     write_tensors,
 )
@@ -41,63 +35,6 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 
 def files(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-# write_file
-
-
-def test_write_file_makes_folders_and_replaces(tmp_path: Path) -> None:
-    path = tmp_path / "a" / "b"
-    for data in (b"one", b"", b"three"):
-        write_file(path, data)
-        assert files(tmp_path) == {"a/b": data}
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """A full disk, nearly: Python ignores SIGXFSZ, so that a longer write fails."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_a_full_disk_leaves_what_stood_there(tmp_path: Path) -> None:
-    write_file(tmp_path / "a", b"before")
-    for name in ("a", "b"):
-        with files_of_at_most(4096), pytest.raises(OSError, match="large"):
-            write_file(tmp_path / name, bytes(100_000))
-        (tmp_path / f".{name}.tmp").symlink_to("/dev/full")
-        with pytest.raises(OSError, match="No space left"):
-            write_file(tmp_path / name, b"after")
-    assert files(tmp_path) == {"a": b"before"}
-
-
-@pytest.mark.parametrize("error", [OSError(errno.EIO, "broken"), KeyboardInterrupt()])
-@pytest.mark.parametrize(("owner", "function"), [(os, "fsync"), (Path, "replace")])
-def test_a_failed_write_leaves_what_stood_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, function: str, error: BaseException
-) -> None:
-    write_file(tmp_path / "a", b"before")
-
-    def fail(*args: Any) -> None:
-        raise error
-
-    monkeypatch.setattr(owner, function, fail)
-    with pytest.raises(type(error)):
-        write_file(tmp_path / "a", b"after")
-    assert files(tmp_path) == {"a": b"before"}
-
-
-def test_targets_that_cannot_be_written(tmp_path: Path) -> None:
-    write_file(tmp_path / "file", b"before")
-    (tmp_path / "folder").mkdir()
-    for target in ("file/below", "file/far/below", "folder"):
-        with pytest.raises(OSError, match="Errno"):
-            write_file(tmp_path / target, b"after")
-    assert files(tmp_path) == {"file": b"before"}
 
 
 # JSON and tensors
@@ -253,7 +190,7 @@ def test_run_folders(tmp_path: Path) -> None:
 
 
 def test_a_folder_with_hidden_files_only_is_free(tmp_path: Path) -> None:
-    (tmp_path / ".run.json.tmp").write_bytes(b"{")  # of a process that was killed
+    (tmp_path / ".vqfast-0.tmp").write_bytes(b"{")  # of a process that was killed
     Run(tmp_path, create=True).stage("vqvae", {})
 
 

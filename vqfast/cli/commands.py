@@ -139,8 +139,9 @@ def sample(
     device: str,
     **options: Any,
 ) -> None:
+    from vqfast.files import write_file
     from vqfast.pipeline import steps as step
-    from vqfast.pipeline.checkpoint import Run, load_model, write_file
+    from vqfast.pipeline.checkpoint import Run, load_model
     from vqfast.pipeline.codes import stored
     from vqfast.pipeline.completion import Completion
     from vqfast.pipeline.formats import check_format
@@ -209,8 +210,9 @@ def likelihood(
 ) -> None:
     import numpy as np
 
+    from vqfast.files import write_file
     from vqfast.pipeline import steps as step
-    from vqfast.pipeline.checkpoint import Run, load_model, write_file
+    from vqfast.pipeline.checkpoint import Run, load_model
     from vqfast.pipeline.codes import open_codes
     from vqfast.pipeline.ranks import joined
 
@@ -263,9 +265,10 @@ def reconstruct(
 ) -> None:
     import torch
 
+    from vqfast.files import write_file
     from vqfast.pipeline import images as pictures
     from vqfast.pipeline import steps as step
-    from vqfast.pipeline.checkpoint import Run, load_model, write_file
+    from vqfast.pipeline.checkpoint import Run, load_model
     from vqfast.pipeline.ranks import joined
 
     if num < 1:

@@ -1,42 +1,22 @@
-"""Files that survive: written beside and renamed, safetensors and JSON only, nothing pickled."""
+"""Models and run folders on disk: safetensors and JSON only, nothing pickled."""
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import weakref
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
 
+from vqfast.files import remove_leftovers, take_lock, write_file
 from vqfast.models import VQVAE
 from vqfast.pipeline.ranks import Ranks
 from vqfast.prior import PixelCNN, ResidualPixelCNN, WaveNet
 
 MODELS = {cls.__name__: cls for cls in (VQVAE, PixelCNN, ResidualPixelCNN, WaveNet)}
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Writes ``path`` whole or not at all: a killed or failed write leaves what stood there before.
-
-    Raises:
-        OSError: the disk is full or read-only; nothing is left behind.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.tmp")
-    try:
-        with beside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except BaseException:  # Ctrl-C too
-        beside.unlink(missing_ok=True)
-        raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -132,7 +112,8 @@ class Run:
 
     Raises:
         FileNotFoundError: the folder isn't there and ``create`` is false.
-        ValueError: the folder belongs to something else, or another process works in it.
+        ValueError: the folder belongs to something else, or another process works in it, or its lock is a
+            link or no regular file.
     """
 
     def __init__(self, folder: str | Path, create: bool = False, lock: bool = True) -> None:
@@ -148,13 +129,11 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
         self._stages()  # refuses what is no run's
         if lock:
-            file = (self.folder / ".lock").open("w")
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.close()
-                raise ValueError(f"{self.folder} is in use by another vqfast process") from None
+            file = take_lock(self.folder / ".lock")
+            if file is None:
+                raise ValueError(f"{self.folder} is in use by another vqfast process")
             weakref.finalize(self, _release, file, self.folder, self._marker)
+            remove_leftovers(self.folder)
 
     @classmethod
     def shared(cls, folder: str | Path, ranks: Ranks, create: bool = False, lock: bool = True) -> Run:
@@ -169,6 +148,7 @@ class Run:
         Raises:
             ValueError: there are files of the stage with other settings, or run.json is no run's.
         """
+        remove_leftovers(self.folder / name)
         stages = self._stages()
         settings = json.loads(json.dumps(settings))
         if stages.get(name) == settings:
@@ -192,13 +172,13 @@ class Run:
         return stages
 
 
-def _release(lock: IO[str], folder: Path, marker: Path) -> None:
+def _release(held: BinaryIO, folder: Path, marker: Path) -> None:
     """Gives a run's folder back; one that nothing was begun in goes."""
     if not marker.is_file():
         (folder / ".lock").unlink(missing_ok=True)
         with suppress(OSError):  # somebody put something there
             folder.rmdir()
-    lock.close()
+    held.close()
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqfast.pipeline.checkpoint import Run, write_file
+from vqfast.files import write_file
+from vqfast.pipeline.checkpoint import Run
 from vqfast.pipeline.progress import bar
 from vqfast.pipeline.ranks import Ranks
 

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from vqfast.files import write_file
 from vqfast.pipeline import images as pictures
 from vqfast.pipeline import steps
-from vqfast.pipeline.checkpoint import Run, read_json, write_file, write_json
+from vqfast.pipeline.checkpoint import Run, read_json, write_json
 from vqfast.pipeline.codes import stored
 from vqfast.pipeline.data import Images
 from vqfast.pipeline.ranks import Ranks

@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vqfast.files import write_file
 from vqfast.models import VQVAE
 from vqfast.pipeline import images as pictures
-from vqfast.pipeline.checkpoint import Run, load_model, save_model, write_file, write_json
+from vqfast.pipeline.checkpoint import Run, load_model, save_model, write_json
 from vqfast.pipeline.codes import BATCH, Codes, Tick, pack, shards, stored, write_files, write_shards
 from vqfast.pipeline.data import Images, load_images
 from vqfast.pipeline.formats import FORMATS
@@ -335,8 +336,7 @@ def _train(run: Run, name: str, settings, model, ranks: Ranks, fit, options: dic
             write_file(run.folder / f"{name}.png", pictures.curves(columns, history["step"], name))
             save_model(run.folder, name, model)  # last: its presence says that the stage is done
     if ranks.first:
-        for left in run.folder.glob(f"*{state.name}*"):  # by a killed process too, whole or half-written
-            left.unlink()
+        state.unlink(missing_ok=True)
     ranks.barrier()
     return load_model(run.folder, name, ranks.device)
 
