@@ -11,7 +11,7 @@
 namespace vqfast {
 namespace {
 
-// Hides the logits that top_k and top_p leave out, as vqfast/prior/sampler.py says. NaNs are the draw's to report.
+// Hides the logits that top_k and top_p leave out, as vqfast/prior/sampler.py says. What isn't finite is the draw's to report.
 void restrict_to(const Sampling& s, double* logits, void* scratch) {
   const int64_t k = s.num_embeddings;
   double* sorted = static_cast<double*>(scratch);
@@ -75,8 +75,8 @@ Tensor prepare_sampler(
   return memory.tensor;
 }
 
-// Draws `count` positions of every image into codes, from `first` on. Returns whether a logit was NaN.
-bool run_sampler(
+// Draws `count` positions of every image into codes, from `first` on.
+void run_sampler(
     const Tensor& steps, const Tensor& terms, const Tensor& taps, const Tensor& sizes, const Tensor& weights,
     const Tensor& condition, const Tensor& known, const Tensor& numbers, const Tensor& codes, const Tensor& memory,
     double temperature, double top_p, int64_t first, int64_t count) {
@@ -91,10 +91,10 @@ bool run_sampler(
   if (s.top_k > 0 || top_p < 1) s.restrict_to = restrict_to;
 
   // Threads of our own, which wait for each other: a pool might not run all of them at once.
-  std::atomic<int> go{0}, nan{0};
+  std::atomic<int> go{0};
   const auto work = [&](int64_t thread) {
     go.wait(0);
-    if (go > 0 && kernel.run(s, thread, first, count)) nan = 1;
+    if (go > 0) kernel.run(s, thread, first, count);
   };
   std::vector<std::thread> others;
   try {
@@ -107,7 +107,6 @@ bool run_sampler(
   work(0);
   for (std::thread& other : others) other.join();
   STD_TORCH_CHECK(go > 0, "the sampler can't start ", s.threads, " threads");
-  return nan;
 }
 
 }  // namespace
@@ -120,7 +119,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(vqfast_native, library) {
   library.def(
       "run_sampler(Tensor steps, Tensor terms, Tensor taps, Tensor sizes, Tensor weights, Tensor condition,"
       " Tensor known, Tensor numbers, Tensor(a!) codes, Tensor(b!) memory, float temperature, float top_p,"
-      " int first, int count) -> bool");
+      " int first, int count) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(vqfast_native, CPU, library) {

@@ -71,14 +71,9 @@ typedef int32_t Ints __attribute__((vector_size(sizeof(Vec))));
   return -fast_log(upper ? series : -fast_log(t));
 }
 
-struct Drawn {
-  int64_t code;
-  bool nan;
-};
-
-// `scores` has room for k floats, rounded up to kWords.
+// The code; -1 where a logit is NaN or the highest isn't finite. `scores` has room for k floats, rounded up to kWords.
 template <class L>
-Drawn draw(const L* logits, int64_t k, double temperature, const Counter& at, float* scores) {
+int64_t draw(const L* logits, int64_t k, double temperature, const Counter& at, float* scores) {
   const int64_t padded = (k + kWords - 1) / kWords * kWords;
   for (int64_t i = 0; i < k; ++i) scores[i] = float(logits[i]);
   for (int64_t i = k; i < padded; ++i) scores[i] = -__builtin_inff();
@@ -102,8 +97,9 @@ Drawn draw(const L* logits, int64_t k, double temperature, const Counter& at, fl
   const double reach = double(highest(largest)) + 23 * temperature;
   const float least = highest(best) - 2 * float(kNoise * temperature + 0x1p-21 * reach);
   const bool bounded = least - least == 0;  // else float32 doesn't hold the scores: look at all
-  Drawn found{0, false};
-  for (int l = 0; l < kLanes; ++l) found.nan |= finite[l] != finite[l];
+  int64_t code = -1;
+  bool failed = false;
+  for (int l = 0; l < kLanes; ++l) failed |= finite[l] != finite[l];
   double most = -__builtin_inf();
   for (int64_t first = 0, drawn = -1; first < padded; first += kLanes) {
     const uint32_t within = bounded ? at_least(load(scores + first), Vec{} + least) : (1u << kLanes) - 1;
@@ -111,10 +107,10 @@ Drawn draw(const L* logits, int64_t k, double temperature, const Counter& at, fl
       const int64_t i = first + __builtin_ctz(lanes);
       if (i / kWords != drawn) philox(at, uint32_t((drawn = i / kWords) * kWords), words);
       const double score = i < k ? double(logits[i]) + temperature * gumbel(words[i % kWords]) : most;
-      if (score > most) most = score, found.code = i;
+      if (score > most) most = score, code = i;
     }
   }
-  return found;
+  return failed || most > __DBL_MAX__ ? -1 : code;
 }
 
 }  // namespace

@@ -417,21 +417,20 @@ struct Sampler {
         }
     }
 
-    bool draw_codes(int64_t y, int64_t x) const {
+    void draw_codes(int64_t y, int64_t x) const {
       const Sampler& all = group.all;
       const Sampling& s = all.s;
       const int64_t last = s.num_steps - 1, position = y * s.width + x, k = s.num_embeddings;
       float* scores = reinterpret_cast<float*>(scratch);
       double* restricted = reinterpret_cast<double*>(scratch + padded((k + kWords) * 4));
       const Span images = part_of(group.batch, threads, me);
-      bool nan = false;
       for (int64_t b = images.begin; b < images.end; ++b) {
         const int64_t image = group.first + b, at = (image * s.height + y) * s.width + x;
         const T* logits = group.value(last, y, x) + b * all.placed[last].stride;
         const uint64_t number = uint64_t(s.numbers[image]);
         const Counter counter{uint32_t(position), uint32_t(number), uint32_t(number >> 32), uint32_t(s.seed),
                               uint32_t(s.seed >> 32)};
-        Drawn drawn;
+        int64_t drawn;
         if (s.restrict_to) {
           for (int64_t i = 0; i < k; ++i) restricted[i] = logits[i];
           s.restrict_to(s, restricted, reinterpret_cast<char*>(restricted) + padded(k * 8));
@@ -439,16 +438,14 @@ struct Sampler {
         } else {
           drawn = draw(logits, k, s.temperature, counter, scores);
         }
-        nan |= drawn.nan;
-        s.codes[at] = s.known[at] < 0 ? drawn.code : s.known[at];
-        group.codes(y, x)[b] = int32_t(s.codes[at]);
+        s.codes[at] = s.known[at] < 0 ? drawn : s.known[at];
+        group.codes(y, x)[b] = int32_t(most(0, s.codes[at]));
       }
       meet();
-      return nan;
     }
   };
 
-  bool run(int64_t thread, int64_t first, int64_t count) const {
+  void run(int64_t thread, int64_t first, int64_t count) const {
     int64_t g = 0;
     while (part_of(s.threads, s.groups, g).end <= thread) ++g;
     const Span threads = part_of(s.threads, s.groups, g);
@@ -457,15 +454,13 @@ struct Sampler {
     char* scratch = group.template at<char>(layout->scratch) + me * layout->scratch_bytes;
     auto* segments = reinterpret_cast<Segment*>(scratch);
     const Worker worker{group, me, count_of(threads), barriers[g], scratch + layout->segment_bytes, segments};
-    bool nan = false;
     for (int64_t position = first; position < first + count; ++position) {
       const int64_t y = position / s.width, x = position % s.width;
       if (x % s.block == 0) worker.start_row(y, x);
       worker.steps(kPosition, y, x);
-      nan |= worker.draw_codes(y, x);
+      worker.draw_codes(y, x);
       worker.steps(kCode, y, x);
     }
-    return nan;
   }
 };
 
@@ -486,7 +481,7 @@ const SamplerKernel sampler_kernel{
     [](const Sampling& s) { with_sampler(s, [](auto sampler) { sampler.begin(); }); },
     [](const Sampling& s, int64_t step) { with_sampler(s, [=](auto sampler) { sampler.pack(step); }); },
     [](const Sampling& s, int64_t thread, int64_t first, int64_t count) {
-      return with_sampler(s, [=](auto sampler) { return sampler.run(thread, first, count); });
+      with_sampler(s, [=](auto sampler) { sampler.run(thread, first, count); });
     },
 };
 

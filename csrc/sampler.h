@@ -62,8 +62,8 @@ struct SamplerKernel {
   int64_t (*bytes)(const Sampling&);               // of memory
   void (*begin)(const Sampling&);                  // lays it out
   void (*pack)(const Sampling&, int64_t step);     // packs a step's weights, clears its caches
-  // One thread's share of the positions from `first` on; returns whether a logit was NaN.
-  bool (*run)(const Sampling&, int64_t thread, int64_t first, int64_t count);
+  // One thread's share of the positions from `first` on; a code is -1 where its logits are NaN or have no finite maximum.
+  void (*run)(const Sampling&, int64_t thread, int64_t first, int64_t count);
 };
 
 }  // namespace vqfast

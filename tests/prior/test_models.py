@@ -208,7 +208,7 @@ def test_gated_pixelcnn_has_the_number_of_parameters_counted_by_hand() -> None:
             for name, value in (
                 ("num_embeddings", 0),
                 ("channels", 0),
-                ("num_layers", 1.5),
+                ("num_layers", -1),
                 ("num_classes", 0),
                 ("num_classes", -1),
                 ("condition_channels", -1),
@@ -229,6 +229,15 @@ def test_constructors_name_the_size_that_is_out_of_range(
 ) -> None:
     with pytest.raises(ValueError, match=name):
         make_prior(kind, **overrides)
+
+
+@pytest.mark.parametrize("value", [True, 1.5, "2", torch.tensor(2)], ids=str)
+def test_constructors_name_the_size_that_is_no_integer(
+    make_prior: Callable[..., CausalPrior], kind: str, value: object
+) -> None:
+    for name in make_prior(kind).config:
+        with pytest.raises(TypeError, match=rf"{name} is .*; want an integer"):
+            make_prior(kind, **{name: value})
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from itertools import product
 from typing import Any
@@ -20,6 +21,7 @@ Conditioning = Callable[..., dict[str, Tensor]]
 CONDITIONS = [{}, {"num_classes": 3}, {"condition_channels": 2}, {"num_classes": 3, "condition_channels": 2}]
 BOTH = CONDITIONS[-1]
 SHAPES = {"gated": (3, 4), "residual": (3, 4), "wavenet": (12,)}
+SMALL = {"gated": (2, 2), "residual": (2, 2), "wavenet": (4,)}
 
 
 def some_known(prior: CausalPrior, num: int, shape: tuple[int, ...], density: float, seed: int) -> Tensor:
@@ -345,6 +347,60 @@ def test_progress_adds_up_to_every_code(make_prior: MakePrior, kind: str, method
 
 
 @pytest.mark.parametrize("method", EXECUTORS)
+@pytest.mark.parametrize("options", [{}, {"top_k": 2}, {"top_p": 0.5}, {"temperature": 0}], ids=str)
+@pytest.mark.parametrize(
+    "bias",
+    [[-torch.inf] * 5, [torch.inf] * 5, [0, torch.inf, 0, 0, 0], [0, 0, 0, torch.nan, -torch.inf]],
+    ids=str,
+)
+def test_logits_that_say_nothing_are_an_error(
+    make_prior: MakePrior, kind: str, method: str, bias: list[float], options: dict[str, Any]
+) -> None:
+    prior = make_prior(kind)
+    list(prior.parameters())[-1].data[:] = torch.tensor(bias)
+    known = torch.zeros(3, *SMALL[kind], dtype=torch.int64)
+    known[2].flatten()[2:] = -1
+    place = re.escape("(1, 0)" if prior.ndim == 2 else "(2,)")
+    with pytest.raises(ValueError, match=f"the logits of sample 2 at position {place} are NaN or have no"):
+        prior.sample(3, SMALL[kind], known=known, method=method, batch_size=3, **options)
+
+
+def test_known_codes_need_no_logits(make_prior: MakePrior, executor: str) -> None:
+    prior = make_prior("residual")
+    list(prior.parameters())[-1].data[:] = torch.nan
+    known = torch.ones(2, 1, 2, dtype=torch.int64)
+    assert torch.equal(prior.sample(2, (1, 2), known=known, method=executor), known)
+
+
+@pytest.mark.parametrize("method", EXECUTORS)
+def test_logits_that_are_nan_for_one_sample_name_it(make_prior: MakePrior, kind: str, method: str) -> None:
+    prior = make_prior(kind, condition_channels=1)
+    condition = torch.zeros(4, 1, *SHAPES[kind])
+    condition[3].flatten()[7:] = torch.nan
+    condition[1].flatten()[9:] = -torch.nan
+    nan = prior(torch.zeros(4, *SHAPES[kind], dtype=torch.int64), condition=condition).isnan().any(1)
+    first, *place = nan.nonzero()[0].tolist()
+    assert first == 1 and place != [0] * prior.ndim
+    with pytest.raises(ValueError, match=re.escape(f"sample 1 at position {tuple(place)} are NaN")):
+        prior.sample(4, SHAPES[kind], condition=condition, method=method, batch_size=1)
+
+
+@pytest.mark.parametrize("method", EXECUTORS)
+@pytest.mark.parametrize("options", [{}, {"top_k": 4}, {"top_p": 0.5}, {"temperature": 0}], ids=str)
+def test_logits_that_are_minus_infinity_hide_codes(
+    make_prior: MakePrior, kind: str, method: str, options: dict[str, Any]
+) -> None:
+    """Those of the other codes draw as the same prior does whose hidden ones are merely out of reach."""
+    prior = make_prior(kind)
+    bias = list(prior.parameters())[-1].data
+    bias[[0, 3]] = -1e9
+    expected = prior.sample(9, SMALL[kind], method="naive", **options)
+    bias[[0, 3]] = -torch.inf
+    assert torch.equal(prior.sample(9, SMALL[kind], method=method, **options), expected)
+    assert set(expected.unique().tolist()) <= {1, 2, 4}
+
+
+@pytest.mark.parametrize("method", EXECUTORS)
 @pytest.mark.parametrize("training", [True, False])
 def test_nan_weights_are_an_error_and_the_mode_is_restored(
     make_prior: MakePrior, kind: str, method: str, training: bool
@@ -376,12 +432,12 @@ def test_methods_are_executors_and_auto_is_one_of_them(make_prior: MakePrior, ki
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *product(("num", "batch_size"), (0, -1, 1.5)),
-        *product(("shape",), ((0, 4), (3, -1), (3,), (1, 3, 4), (3.0, 4))),
-        *product(("temperature",), (-1, float("nan"), float("inf"))),
-        *product(("top_k",), (0, -1, 1.5)),
+        *product(("num", "batch_size"), (0, -1)),
+        *product(("shape",), ((0, 4), (3, -1), (3,), (1, 3, 4))),
+        *product(("temperature",), (-1, float("nan"), float("inf"), 1e301)),
+        *product(("top_k",), (0, -1)),
         *product(("top_p",), (0, -0.1, 1.1, float("nan"))),
-        *product(("seed",), (-1, 2**64, 1.5)),
+        *product(("seed",), (-1, 2**64)),
         ("method", "fast"),
         *product(("numbers",), ([0], [[0, 1]], [-1, 0], [0.0, 1.0])),
         *product(("labels",), ([0], [[0, 1]], [0, 3], [-1, 0], [0.0, 1.0], None)),
@@ -401,6 +457,38 @@ def test_bad_argument_is_named(
     options = {"num": 2, "shape": (3, 4), **conditioning(prior, 2, (3, 4)), name: value}
     with pytest.raises((ValueError, TypeError), match=rf"\b{name}\b"):
         prior.sample(**options)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *product(("num", "batch_size", "top_k", "seed", "labels"), (True, 1.5, "2", torch.tensor(2))),
+        *product(("shape",), (4, (3.0, 4), (True, 4))),
+        *product(("temperature", "top_p"), (True, "1", 1j, torch.tensor(0.5))),
+        *product(("progress",), ("bar", 1)),
+        *product(("numbers", "labels"), ([0.0, 1.0], [True, False])),
+        ("known", [[[True] * 4] * 3] * 2),
+    ],
+    ids=str,
+)
+def test_argument_of_another_kind_is_a_type_error(make_prior: MakePrior, name: str, value: Any) -> None:
+    if isinstance(value, list):
+        value = torch.tensor(value)
+    elif name == "labels" and isinstance(value, Tensor):
+        value = value.bool()
+    options = {"num": 2, "shape": (3, 4), "labels": 0, name: value}
+    for sample in ("sample", "sample_batches"):
+        with pytest.raises(TypeError, match=rf"\b{name}\b"):
+            getattr(make_prior("gated", num_classes=3), sample)(**options)
+
+
+@pytest.mark.parametrize("label", [True, 1.5, torch.tensor([0.0, 1.0]), torch.tensor([True, False])], ids=str)
+@pytest.mark.parametrize("method", ["forward", "bits_per_code"])
+def test_label_that_is_no_integer_is_a_type_error(make_prior: MakePrior, method: str, label: Any) -> None:
+    prior, codes = make_prior("gated", num_classes=3), torch.zeros(2, 3, 4, dtype=torch.int64)
+    with pytest.raises(TypeError, match="labels"):
+        getattr(prior, method)(codes, label)
+    assert torch.equal(getattr(prior, method)(codes, 2), getattr(prior, method)(codes, torch.tensor([2, 2])))
 
 
 @pytest.mark.parametrize("name", ["numbers", "labels", "known", "condition"])

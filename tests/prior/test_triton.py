@@ -32,7 +32,9 @@ here = pytest.mark.skipif(
 # Of the matrix, what is quick enough for an interpreter; all of it: `TRITON_INTERPRET=1 pytest tests/prior`.
 QUICK = [
     "test_executor_runs_what",
-    "test_nan and residual and False",
+    "test_logits_that_say and residual and not temperature and not top",
+    "test_logits_that_are_minus and residual and temperature",
+    "test_known_codes_need",
     "test_known_codes and residual",
     "greedy and residual and temperature",
 ]

@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from numbers import Integral
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqfast.checks import check_integer
 from vqfast.functional import check_codes
 from vqfast.nn.masked_conv import MaskedConv2d
 from vqfast.prior.program import CONDITION, Program, ProgramBuilder, Term
-from vqfast.prior.sampler import sample_batches
+from vqfast.prior.sampler import Given, sample_batches, spread
 
 
 def pointwise(in_channels: int, out_channels: int, activation: str = "none") -> MaskedConv2d:
@@ -55,6 +55,7 @@ class CausalPrior(nn.Module):
         condition_channels: channels of a conditioning map on the codes' grid; 0 for none.
 
     Raises:
+        TypeError: an argument isn't an integer.
         ValueError: an argument is out of range.
     """
 
@@ -67,14 +68,12 @@ class CausalPrior(nn.Module):
         self._require(num_embeddings=num_embeddings)
         if num_classes is not None:
             self._require(num_classes=num_classes)
-        if condition_channels < 0:
-            raise ValueError(f"condition_channels is {condition_channels}; want 0 or more")
+        check_integer("condition_channels", condition_channels, least=0)
 
     @staticmethod
     def _require(**sizes: int) -> None:
         for name, value in sizes.items():
-            if not isinstance(value, Integral) or value < 1:
-                raise ValueError(f"{name} is {value!r}; want a positive integer")
+            check_integer(name, value)
 
     @abstractmethod
     def grid_logits(self, codes: Tensor, labels: Tensor | None, condition: Tensor | None) -> Tensor:
@@ -91,7 +90,7 @@ class CausalPrior(nn.Module):
         return {name: getattr(self, name) for name in names}
 
     def check_conditioning(
-        self, batch: int, spatial: tuple[int, ...], labels: Tensor | None, condition: Tensor | None
+        self, batch: int, spatial: tuple[int, ...], labels: Given, condition: Given
     ) -> None:
         """Raises TypeError or ValueError unless labels and condition are what this prior takes.
 
@@ -116,13 +115,13 @@ class CausalPrior(nn.Module):
             raise ValueError(f"condition has shape {got}; want {wanted}")
 
     def forward(
-        self, indices: Tensor, labels: Tensor | None = None, condition: Tensor | None = None
+        self, indices: Tensor, labels: Tensor | int | None = None, condition: Tensor | None = None
     ) -> Tensor:
         """Logits of every code given those before it.
 
         Args:
             indices: integer ``(B, H, W)`` (``(B, T)`` for a prior of sequences), in ``0..K - 1``.
-            labels: integer ``(B,)``, if the prior has classes.
+            labels: integer ``(B,)``, or one for all, if the prior has classes.
             condition: ``(B, condition_channels, H, W)``, if the prior takes a map.
 
         Returns:
@@ -137,7 +136,7 @@ class CausalPrior(nn.Module):
             raise ValueError(
                 f"indices has shape {tuple(indices.shape)}; want (B, {self.ndim} sizes), not empty"
             )
-        spatial = tuple(indices.shape[1:])
+        spatial, labels = tuple(indices.shape[1:]), spread(labels, len(indices), indices.device)
         self.check_conditioning(len(indices), spatial, labels, condition)
         grid = spatial if self.ndim == 2 else (1, *spatial)
         if labels is not None:
@@ -148,7 +147,7 @@ class CausalPrior(nn.Module):
         return logits.reshape(len(indices), -1, *spatial)
 
     def bits_per_code(
-        self, indices: Tensor, labels: Tensor | None = None, condition: Tensor | None = None
+        self, indices: Tensor, labels: Tensor | int | None = None, condition: Tensor | None = None
     ) -> Tensor:
         """``-log2 p(codes)`` a code, for each sample: ``(B,)``; arguments as ``forward``."""
         nats = F.cross_entropy(self(indices, labels, condition), indices.long(), reduction="none")
@@ -180,7 +179,7 @@ class CausalPrior(nn.Module):
             shape: ``(H, W)``, or ``(T,)`` for a prior of sequences.
             labels: integer ``(num,)``, or one for all.
             condition: ``(num, condition_channels, *shape)``.
-            temperature: divides the logits; 0 takes the most likely code.
+            temperature: divides the logits, up to 1e300; 0 takes the most likely code.
             top_k: keeps the k most likely codes (and those tied with the last).
             top_p: keeps the fewest codes, most likely first, whose probabilities add up to it.
             seed: in ``0..2^64 - 1``.
@@ -196,12 +195,13 @@ class CausalPrior(nn.Module):
             int64 ``(num, *shape)``.
 
         Raises:
-            TypeError: labels, known or numbers aren't integers.
-            ValueError: an argument is out of range, or the logits are NaN.
+            TypeError: an argument isn't an integer, or not the number or tensor that it should be.
+            ValueError: an argument is out of range, or a position's logits are NaN or have no finite
+                maximum (some may be ``-inf``: those codes are never drawn).
         """
-        options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+        options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
         options |= {"method": method, "batch_size": batch_size, "progress": progress}
-        given = {"labels": labels, "condition": condition, "known": known, "numbers": numbers}
+        given: dict[str, Any] = {"labels": labels, "condition": condition, "known": known, "numbers": numbers}
         return torch.cat(list(sample_batches(self, num, shape, **given, **options)))
 
     def sample_batches(self, num: int, shape: tuple[int, ...], **options: Any) -> Iterator[Tensor]:

@@ -70,6 +70,7 @@ class PixelCNN(CausalPrior):
         head_channels: between the two 1x1 convolutions.
 
     Raises:
+        TypeError: an argument isn't an integer.
         ValueError: an argument is out of range.
     """
 
@@ -86,6 +87,7 @@ class PixelCNN(CausalPrior):
     ) -> None:
         super().__init__(num_embeddings, num_classes, condition_channels)
         self._require(channels=channels, num_layers=num_layers, head_channels=head_channels)
+        self._require(kernel_size=kernel_size, first_kernel_size=first_kernel_size)
         if kernel_size < 3:  # a 1x1 layer would be no layer of stacks
             raise ValueError(f"kernel_size is {kernel_size}; want an odd number, 3 or more")
         self.embedding = nn.Embedding(num_embeddings, channels)
@@ -162,6 +164,7 @@ class ResidualPixelCNN(CausalPrior):
         first_kernel_size: odd.
 
     Raises:
+        TypeError: an argument isn't an integer.
         ValueError: an argument is out of range.
     """
 
@@ -177,6 +180,7 @@ class ResidualPixelCNN(CausalPrior):
     ) -> None:
         super().__init__(num_embeddings, num_classes, condition_channels)
         self._require(channels=channels, num_residual_blocks=num_residual_blocks, num_layers=num_layers)
+        self._require(first_kernel_size=first_kernel_size)
         self.first = MaskedConv2d(num_embeddings, channels, first_kernel_size, "A")
         self.conditioning = Conditioning(channels, num_classes, condition_channels)
         self.blocks = nn.ModuleList(ResidualBlock(channels) for _ in range(num_residual_blocks))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from vqfast.nn.masked_conv import MaskedConv2d
 
@@ -175,7 +175,7 @@ class ProgramBuilder:
         return len(self.steps) - 1
 
     def pointwise(
-        self, source: int, conv: nn.Module, activation: str = "none", residual: int | None = None
+        self, source: int, conv: MaskedConv2d, activation: str = "none", residual: int | None = None
     ) -> int:
         """Appends a 1x1 convolution."""
         term = self.dense(source, conv.weight)

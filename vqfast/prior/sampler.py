@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from numbers import Integral
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
+from vqfast.checks import check_integer, check_real
 from vqfast.functional import check_codes
 from vqfast.ops import registry
 from vqfast.prior.memory import free_memory, in_batches
@@ -22,25 +23,28 @@ from vqfast.prior.noise import gumbel
 if TYPE_CHECKING:
     from vqfast.prior.base import CausalPrior
 
-# An executor is a module vqfast.prior.executors.<name> with run(prior, request) -> codes (B, H, W), and
-# refusal(prior) -> why it can't run, or None, where it can't always.
+# An executor is a module vqfast.prior.executors.<name> with run(prior, request) -> codes (B, H, W), -1 where
+# a draw says so, and refusal(prior) -> why it can't run, or None, where it can't always.
 EXECUTORS = ("native", "triton", "torch", "reference")  # the order of preference
 ALIASES = {"cached": "torch", "naive": "reference"}
 
 Given = Tensor | Callable[[range], Tensor] | None  # of all samples, or a function of a batch's rows
+Labels = TypeVar("Labels")
 _NOISE_COPIES = 8  # at its widest, while it is made
 
 
 @dataclass
 class Draw:
-    """How a code is drawn from logits: ``argmax(logits / temperature + gumbel)`` (the Gumbel-max trick)."""
+    """How a code is drawn from logits: ``argmax(logits / temperature + gumbel)`` (the Gumbel-max trick).
+
+    It is -1 where a logit is NaN or the highest isn't finite: ``sample_batches`` raises.
+    """
 
     seed: int
     numbers: Tensor  # int64 (B,)
     temperature: float
     top_k: int | None
     top_p: float | None
-    failed: bool | Tensor = False  # whether a logit was NaN
 
     def noise(self, first: int, count: int, num_embeddings: int) -> Tensor:
         """Gumbel noise of ``count`` positions from ``first`` on: float64 ``(B, count, K)``."""
@@ -49,8 +53,8 @@ class Draw:
 
     def __call__(self, logits: Tensor, noise: Tensor) -> Tensor:
         """``logits``, ``noise (B, K)`` -> codes int64 ``(B,)``."""
-        self.failed = self.failed | logits.isnan().any()
         logits = logits.double()
+        drawable = logits.amax(dim=1).isfinite()
         if self.top_k is not None and self.top_k < logits.shape[1]:
             least = logits.topk(self.top_k, dim=1).values[:, -1:]
             logits = logits.masked_fill(logits < least, -torch.inf)
@@ -61,7 +65,7 @@ class Draw:
             hidden[:, 0] = False
             logits = logits.masked_fill(torch.zeros_like(hidden).scatter(1, order, hidden), -torch.inf)
         # logits / temperature + noise, times temperature: so that 0 is greedy
-        return torch.add(logits, noise, alpha=self.temperature).argmax(dim=1)
+        return torch.add(logits, noise, alpha=self.temperature).argmax(dim=1).where(drawable, -1)
 
 
 @dataclass
@@ -115,26 +119,25 @@ def sample_batches(
     progress: Callable[[int], object] | bool = False,
 ) -> Iterator[Tensor]:
     """See ``CausalPrior.sample_batches``."""
+    if not isinstance(shape, Sequence):
+        raise TypeError(f"shape is {shape!r}; want {prior.ndim} sizes")
     shape = tuple(shape)
-    for name, value in (("num", num), ("batch_size", batch_size), *((f"shape {shape}", s) for s in shape)):
-        if not isinstance(value, Integral) or value < 1:
-            raise ValueError(f"{name} is {value!r}; want a positive integer")
+    for name, value in (
+        ("num", num),
+        ("batch_size", batch_size),
+        *((f"a size of shape {shape}", s) for s in shape),
+    ):
+        check_integer(name, value)
     if len(shape) != prior.ndim:
         raise ValueError(f"shape is {shape}; want {prior.ndim} sizes")
-    if not temperature >= 0 or temperature == float("inf"):
-        raise ValueError(f"temperature is {temperature}; want a finite number, 0 (greedy) or more")
-    if top_k is not None and not (isinstance(top_k, Integral) and top_k >= 1):
-        raise ValueError(f"top_k is {top_k!r}; want a positive integer")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p is {top_p}; want a number above 0, up to 1")
-    if not (isinstance(seed, Integral) and 0 <= seed < 2**64):
-        raise ValueError(f"seed is {seed!r}; want an integer in 0..2^64 - 1")
-    if isinstance(labels, int):
-        labels = torch.tensor(labels).expand(num)
+    _check_draw(temperature, top_k, top_p, seed)
+    if not (isinstance(progress, bool) or callable(progress)):
+        raise TypeError(f"progress is {progress!r}; want a bool or a function")
+    labels = spread(labels, num)
     given = {"labels": labels, "condition": condition, "known": known, "numbers": numbers}
     _check(prior, num, shape, **given)
     run = executor(method, prior).run
-    grid = shape if len(shape) == 2 else (1, *shape)
+    grid = (math.prod(shape[:-1]), shape[-1])  # a sequence is a row
     parameter = next(prior.parameters())
     device = parameter.device
 
@@ -149,7 +152,7 @@ def sample_batches(
         with torch.inference_mode(), _taken_back(tick) as ticked:  # less overhead an op
             request = Request(
                 shape=grid,
-                draw=Draw(int(seed), numbers.to(device, torch.int64), temperature, top_k, top_p),
+                draw=Draw(int(seed), numbers.to(device, torch.int64), float(temperature), top_k, top_p),
                 known=known.to(device, torch.int64).reshape(-1, *grid),
                 progress=ticked,
             )
@@ -158,9 +161,14 @@ def sample_batches(
             if condition is not None:
                 request.condition = condition.to(parameter).reshape(len(rows), -1, *grid)
             codes = run(prior, request)
-        if request.draw.failed:
-            raise ValueError("the prior's logits are NaN: its weights or its conditioning are")
-        return codes.clone().view(len(rows), *shape)  # an ordinary tensor again
+        codes = codes.clone().view(len(rows), *shape)  # an ordinary tensor again
+        if codes.amin() < 0:
+            row, *position = (codes < 0).nonzero()[0].tolist()
+            raise ValueError(
+                f"the logits of sample {rows.start + row} at position {tuple(position)} are NaN or have no "
+                "finite maximum; want finite weights and conditioning, and a code that may be drawn"
+            )
+        return codes
 
     def batches() -> Iterator[Tensor]:
         fitting = _fitting(prior, grid, min(num, batch_size))
@@ -168,6 +176,33 @@ def sample_batches(
             yield from in_batches(lambda rows: draw(rows, tick), num, fitting)
 
     return batches()
+
+
+def _check_draw(temperature: float, top_k: int | None, top_p: float | None, seed: int) -> None:
+    wanted = "a number from 0 (greedy) to 1e300"  # times the noise it is finite
+    check_real("temperature", temperature, wanted)
+    if not 0 <= temperature <= 1e300:
+        raise ValueError(f"temperature is {temperature}; want {wanted}")
+    if top_k is not None:
+        check_integer("top_k", top_k)
+    if top_p is not None:
+        wanted = "a number above 0, up to 1"
+        check_real("top_p", top_p, wanted)
+        if not 0 < top_p <= 1:
+            raise ValueError(f"top_p is {top_p}; want {wanted}")
+    check_integer("seed", seed, least=0, end=2**64)
+
+
+def spread(labels: Labels | int, num: int, device: torch.device | None = None) -> Labels | Tensor:
+    """``labels``; an integer as the labels of ``num`` samples.
+
+    Raises:
+        TypeError: labels are a bool or a float.
+    """
+    if not isinstance(labels, (int, float, Integral)):
+        return labels
+    check_integer("labels", labels, least=0)
+    return torch.tensor(int(labels), device=device).expand(num)
 
 
 def _part(value: Given, rows: range) -> Tensor | None:

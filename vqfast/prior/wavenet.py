@@ -40,6 +40,7 @@ class WaveNet(CausalPrior):
         num_classes, condition_channels: see ``CausalPrior``; the map is ``(B, condition_channels, T)``.
 
     Raises:
+        TypeError: an argument isn't an integer.
         ValueError: an argument is out of range.
     """
 

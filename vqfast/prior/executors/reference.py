@@ -11,13 +11,13 @@ from vqfast.prior.sampler import Request
 def run(prior: CausalPrior, request: Request) -> Tensor:
     """Codes ``(B, H, W)``."""
     batch, height, width = request.known.shape
-    codes = request.known.clamp(min=0)
+    drawn, codes = request.known.clone(), request.known.clamp(min=0)
     for position in range(height * width):
         y, x = divmod(position, width)
         logits = prior.grid_logits(codes, request.labels, request.condition)[:, :, y, x]
         noise = request.draw.noise(position, 1, prior.num_embeddings)[:, 0]
-        drawn = request.draw(logits, noise)
         known = request.known[:, y, x]
-        codes[:, y, x] = drawn.where(known < 0, known)
+        drawn[:, y, x] = request.draw(logits, noise).where(known < 0, known)
+        codes[:, y, x] = drawn[:, y, x].clamp(min=0)
         request.progress(batch)
-    return codes
+    return drawn

@@ -175,7 +175,7 @@ def run(prior: CausalPrior, request: Request) -> Tensor:
             drawn = request.draw(logits, noise[:, i % chunk])
             known = request.known[:, y, x]
             codes[:, y, x] = drawn.where(known < 0, known)
-            plan.caches[CODES].window(y, x, 1)[:, 0] = codes[:, y, x]
+            plan.caches[CODES].window(y, x, 1)[:, 0] = codes[:, y, x].clamp(min=0)
             for number in by_phase[Phase.CODE]:
                 plan.write(number, sums[number][:, i : i + 1], y, x, 1)
             request.progress(batch)

@@ -164,11 +164,12 @@ def _step(
 
 @triton.jit
 def _draw(
-    job, places, sums, codes, known, numbers, seed, temperature, out, failed,
+    job, places, sums, codes, known, numbers, seed, temperature, out,
     first, member, members, y, x, position, positions, batch, K,
     IMAGES: tl.constexpr, BD: tl.constexpr, BG: tl.constexpr,
 ):  # fmt: skip
-    """The codes of the group's images at a position: argmax of logits + temperature * gumbel, in float64.
+    """The codes of the group's images at a position: argmax of logits + temperature * gumbel, in float64;
+    -1 where a logit is NaN or the highest isn't finite.
 
     A counter of Philox gives the words of four categories that stand side by side."""
     place = places + tl.load(job) * _PLACE  # of the codes, the logits
@@ -182,7 +183,7 @@ def _draw(
         high = (tl.zeros([BD, BG], tl.int64) + (number >> 32)[:, None]).to(tl.int32)
         best = tl.full([BD, BG], -float("inf"), tl.float64)
         drawn = tl.zeros([BD, BG], tl.int32)
-        nan = tl.zeros([BD, BG], tl.int32)
+        bad = tl.zeros([BD, BG], tl.int32)
         for begin in range(0, tl.cdiv(K, 4), BG):
             g = tl.zeros([BD, BG], tl.int32) + (begin + tl.arange(0, BG))[None, :]
             words = tl.philox(key, g, tl.zeros([BD, BG], tl.int32) + position, low, high)
@@ -191,17 +192,16 @@ def _draw(
                 logit = tl.load(logits + code, mask=code < K, other=-float("inf")).to(tl.float64)
                 uniform = (words[i].to(tl.float64) + 0.5) * 2.0**-32
                 score = logit - scale * tl.log(-tl.log(uniform))
-                nan |= (logit != logit).to(tl.int32)
+                bad |= ((logit != logit) | (logit == float("inf"))).to(tl.int32)
                 drawn = tl.where(score > best, code, drawn)
                 best = tl.maximum(best, score)
         top = tl.max(best, axis=1)
         code = tl.min(tl.where(best == top[:, None], drawn, K), axis=1)  # the first of those that tie
+        code = tl.where((tl.max(bad, axis=1) > 0) | (top == -float("inf")), -1, code)
         given = tl.load(known + image.to(tl.int64) * positions + position)
         code = tl.where(given < 0, code, given)
         tl.store(out + image.to(tl.int64) * positions + position, code.to(tl.int64))
-        tl.store(codes + _cells(place, y, x, image, batch), code.to(tl.int32))
-        if tl.max(tl.max(nan, axis=1), axis=0) > 0:
-            tl.store(failed, 1)
+        tl.store(codes + _cells(place, y, x, image, batch), tl.maximum(code, 0).to(tl.int32))
 
 
 @triton.jit(
@@ -209,7 +209,7 @@ def _draw(
 )
 def sample(
     jobs, places, values, sums, codes, weights, tables, labels, known, numbers, seed, temperature, out,
-    failed, counters, y, x, iterations, columns, begin, end, members, batch, width, positions, K,
+    counters, y, x, iterations, columns, begin, end, members, batch, width, positions, K,
     IMAGES: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     BD: tl.constexpr, BG: tl.constexpr, DOT: tl.constexpr, SHARED: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
@@ -228,7 +228,7 @@ def sample(
             if BD > 0 and draws > 0:
                 _wait(counter, arrivals, SHARED)
                 _draw(
-                    job, places, sums, codes, known, numbers, seed, temperature, out, failed,
+                    job, places, sums, codes, known, numbers, seed, temperature, out,
                     group * IMAGES, member, members, y, x + i, y * width + x + i, positions, batch, K,
                     IMAGES, BD, BG,
                 )  # fmt: skip

@@ -1,0 +1,33 @@
+"""Arguments that are numbers: the one place that words what is wrong with them."""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral, Real
+
+
+def check_integer(name: str, value: object, least: int = 1, end: int | None = None) -> None:
+    """An integer, no bool, in ``least..end - 1``.
+
+    Raises:
+        TypeError: ``value`` isn't an integer.
+        ValueError: it is out of range.
+    """
+    wanted = f"an integer, {least} or more" if end is None else f"an integer in {least}..{end - 1}"
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} is {value!r}; want {wanted}")
+    if int(value) < least or (end is not None and int(value) >= end):
+        raise ValueError(f"{name} is {value!r}; want {wanted}")
+
+
+def check_real(name: str, value: object, wanted: str) -> None:
+    """A finite number, no bool; ``wanted`` says which in an error.
+
+    Raises:
+        TypeError: ``value`` isn't a number.
+        ValueError: it is infinite or NaN.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} is {value!r}; want {wanted}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} is {value!r}; want {wanted}")
