@@ -13,7 +13,10 @@ def check_integer(name: str, value: object, least: int = 1, end: int | None = No
         TypeError: ``value`` isn't an integer.
         ValueError: it is out of range.
     """
-    wanted = f"an integer, {least} or more" if end is None else f"an integer in {least}..{end - 1}"
+    if end is not None:
+        wanted = f"an integer in {least}..{end - 1}"
+    else:
+        wanted = "a positive integer" if least == 1 else f"an integer, {least} or more"
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} is {value!r}; want {wanted}")
     if int(value) < least or (end is not None and int(value) >= end):
