@@ -1,7 +1,7 @@
 """vqfast: exact vector quantisation and PixelCNN priors at the machine's limit."""
 
 from vqfast import functional
-from vqfast.accelerate import accelerate
+from vqfast.acceleration import accelerate
 from vqfast.models import VQVAE
 from vqfast.nn import MaskedConv1d, MaskedConv2d, ResidualVQLayer, VQLayer, VQOutput
 from vqfast.prior import PixelCNN, ResidualPixelCNN, WaveNet

@@ -1,6 +1,6 @@
 import pytest
 
-from vqfast.accelerate import search
+from vqfast.acceleration import search
 
 
 @pytest.fixture(autouse=True)

@@ -12,8 +12,8 @@ import torch.distributed as dist
 from torch import nn
 
 import vqfast
-from tests.accelerate.compare import searches, tensors
-from tests.accelerate.test_plain import D, K, VectorQuantizer
+from tests.acceleration.compare import searches, tensors
+from tests.acceleration.test_plain import D, K, VectorQuantizer
 from vqfast.ops import registry
 
 
@@ -183,7 +183,7 @@ def test_errors():
 
 def test_importing_vqfast_imports_no_other_library():
     code = (
-        "import sys, vqfast, vqfast.accelerate.transformers; assert callable(vqfast.accelerate);"
+        "import sys, vqfast, vqfast.acceleration.transformers; assert callable(vqfast.accelerate);"
         "print(*{'transformers', 'diffusers', 'vector_quantize_pytorch'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

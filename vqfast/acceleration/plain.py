@@ -14,18 +14,27 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-import operator
 import re
 import warnings
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqfast.accelerate.search import little
-from vqfast.accelerate.swap import Fast, Swap
+from vqfast.acceleration.recipe import (
+    FAST,
+    VALUES,
+    Average,
+    Loss,
+    Place,
+    Plan,
+    Recipe,
+    averaged,
+    cook,
+    leaves_of,
+    map_leaves,
+)
+from vqfast.acceleration.swap import Swap
 from vqfast.functional import Quantized, quantize
 from vqfast.nn import ranks
 
@@ -42,160 +51,6 @@ class Unfit(Exception):
     """Why a mode is left alone."""
 
 
-class Place(NamedTuple):
-    """The tensor with the codes, by its dotted name: ``(K, D)``, or ``(D, K)`` if ``turned``."""
-
-    name: str
-    turned: bool
-
-    def tensor(self, module: nn.Module) -> Tensor:
-        """As the module has it."""
-        return operator.attrgetter(self.name)(module)
-
-    def turn(self, tensor: Tensor) -> Tensor:
-        """From ``(K, D)`` to how the module has it, and back."""
-        return tensor.T if self.turned else tensor
-
-
-class Loss(NamedTuple):
-    """Weights of the two losses of ``functional.quantize``."""
-
-    codebook: float
-    commitment: float
-
-
-class Average(NamedTuple):
-    """The moving average's tensors, ``(K,)`` and as the codes stand, by name, and its rule."""
-
-    counts: str
-    sums: str
-    decay: float
-    eps: float
-    keeps_smoothed: bool  # whether the counts are kept as they were smoothed
-
-
-class Recipe(NamedTuple):
-    """What one method does in one mode with inputs of one number of dimensions.
-
-    ``returns``: what it returns, with a name of ``VALUES`` or a ``Loss`` in the place of each tensor.
-    ``learns``: whether a gradient reaches the codes. ``statistics``: whether those of ``functional.quantize``
-    are needed. ``settings``: the plain attributes when it was probed; with others it doesn't hold.
-    """
-
-    place: Place
-    channel_dim: int
-    returns: object
-    average: Average | None
-    learns: bool
-    statistics: bool
-    settings: dict[str, object]
-
-
-class Plan(NamedTuple):
-    """Recipes by method, training and number of dimensions, why modes have none, and ``(K, D)``."""
-
-    recipes: dict[tuple[str, bool, int], Recipe]
-    note: str
-    size: tuple[int, int]
-
-
-def _one_hot(out: Quantized, codes: Tensor, channel_dim: int) -> Tensor:
-    indices = out.indices.reshape(-1, 1)
-    return codes.new_zeros(len(indices), len(codes), requires_grad=False).scatter_(1, indices, 1)
-
-
-def _perplexity(out: Quantized, codes: Tensor, channel_dim: int) -> Tensor:
-    """``functional.perplexity`` of counts at hand, which compiles to one graph."""
-    return torch.special.entr(out.counts / out.indices.numel()).sum().exp().to(codes.dtype)
-
-
-VALUES: dict[str, Callable[[Quantized, Tensor, int], Tensor]] = {
-    "quantized": lambda out, codes, dim: out.quantized,
-    "codes": lambda out, codes, dim: F.embedding(out.indices, codes).movedim(-1, dim),
-    "indices": lambda out, codes, dim: out.indices,
-    "indices (N,)": lambda out, codes, dim: out.indices.flatten(),
-    "indices (N, 1)": lambda out, codes, dim: out.indices.reshape(-1, 1),
-    "indices (B, -1)": lambda out, codes, dim: out.indices.reshape(len(out.indices), -1),
-    "one-hot": _one_hot,
-    "perplexity": _perplexity,
-}
-
-
-def _forward(original: Fast, self: nn.Module, *args, **kwargs):
-    return _run("forward", original, self, *args, **kwargs)
-
-
-def _straight_through(original: Fast, self: nn.Module, *args, **kwargs):
-    return _run("straight_through", original, self, *args, **kwargs)
-
-
-FAST = {"forward": _forward, "straight_through": _straight_through}
-
-
-def _run(method: str, original: Fast, self: nn.Module, *args, **kwargs):
-    """By the recipe where there is one that holds."""
-    recipe = None
-    if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
-        recipe = self.vqfast_plan.recipes.get((method, self.training, args[0].ndim))
-    if recipe is None or little(args[0], recipe.place.turn(recipe.place.tensor(self))):
-        return original(self, *args, **kwargs)
-    if any(operator.attrgetter(name)(self) != was for name, was in recipe.settings.items()):
-        return original(self, *args, **kwargs)
-    if recipe.average and ranks.several():
-        return original(self, *args, **kwargs)
-    return _cook(recipe, self, args[0])
-
-
-def _cook(recipe: Recipe, module: nn.Module, z: Tensor):
-    """What the method returns for ``z``, by ours."""
-    average, dim, turn = recipe.average, recipe.channel_dim, recipe.place.turn
-    held = recipe.place.tensor(module)
-    codes = turn(held if recipe.learns else held.detach())
-    if average or recipe.place.turned:  # they move before backward; or else are copied by each step
-        codes = codes.clone(memory_format=torch.contiguous_format)
-    z = z.to(torch.promote_types(z.dtype, codes.dtype)).contiguous()
-    out = quantize(z, codes, dim, recipe.statistics)
-    if average:
-        counts, sums = operator.attrgetter(average.counts, average.sums)(module)
-        moved = _moved(average, counts, turn(sums), out)
-        for tensor, value in zip((turn(held), counts, turn(sums)), moved, strict=True):
-            tensor.data.copy_(value)
-
-    def value(leaf: object) -> object:
-        if isinstance(leaf, Loss):
-            losses = zip(leaf, (out.codebook_loss, out.commitment_loss), strict=True)
-            return sum(weight * loss for weight, loss in losses if weight).to(z.dtype)
-        return VALUES[leaf](out, codes, dim) if isinstance(leaf, str) else leaf
-
-    return _map(value, recipe.returns)
-
-
-@torch.no_grad()
-def _moved(average: Average, counts: Tensor, sums: Tensor, out: Quantized) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes, counts and sums after one step of the moving average (van den Oord et al. 2017, A.1)."""
-    counts = average.decay * counts + (1 - average.decay) * out.counts
-    sums = average.decay * sums + (1 - average.decay) * out.sums
-    seen = counts.sum()
-    smoothed = (counts + average.eps) / (seen + len(counts) * average.eps) * seen
-    return sums / smoothed.unsqueeze(1), smoothed if average.keeps_smoothed else counts, sums
-
-
-def _map(function: Callable[[object], object], tree: object) -> object:
-    """``tree`` with ``function`` of its leaves."""
-    if isinstance(tree, Loss) or not isinstance(tree, (tuple, list, dict)):
-        return function(tree)
-    if isinstance(tree, dict):
-        return type(tree)((key, _map(function, value)) for key, value in tree.items())
-    items = [_map(function, item) for item in tree]
-    return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
-
-
-def _leaves(tree: object) -> list[object]:
-    leaves: list[object] = []
-    _map(leaves.append, tree)
-    return leaves
-
-
 def _places(module: nn.Module) -> list[Place]:
     """Where the codes may be: in the only child with parameters; if there is none, in a tensor of its own."""
     cls = type(module)
@@ -204,8 +59,9 @@ def _places(module: nn.Module) -> list[Place]:
         return []
     if children:
         ((name, child),) = children
-        tensor, named = getattr(child, "weight", None), LOOKS_LIKE_CODES.search(type(child).__name__)
-        fits = type(child) is nn.Embedding or (named and isinstance(tensor, Tensor) and tensor.ndim == 2)
+        tensor = getattr(child, "weight", None)
+        matrix = isinstance(tensor, Tensor) and tensor.ndim == 2
+        fits = type(child) is nn.Embedding or (matrix and LOOKS_LIKE_CODES.search(type(child).__name__))
         return [Place(f"{name}.weight", False)] if fits else []
     tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
     names = [name for name, tensor in tensors if tensor.ndim == 2 and tensor.is_floating_point()]
@@ -216,11 +72,17 @@ def _places(module: nn.Module) -> list[Place]:
 def prepare(module: nn.Module) -> Swap | None:
     """What to exchange in a quantiser; ``None`` for other modules."""
     methods = {name: fast for name, fast in FAST.items() if hasattr(type(module), name)}
-    plan = getattr(module, "vqfast_plan", None) or _plan(module, list(methods))
+    plan: Plan | None = getattr(module, "vqfast_plan", None) or _plan(module, list(methods))
     if plan is None or not (plan.recipes or LOOKS_LIKE_ONE.search(type(module).__name__)):
         return None
     refusal = "" if plan.recipes else plan.note
-    return Swap(methods, lambda module: plan.size, lambda module: plan.note, refusal, plan)
+    return Swap(
+        methods,
+        lambda module: plan.size,
+        note=lambda module: plan.note,
+        refusal=lambda module: refusal,
+        plan=plan,
+    )
 
 
 def _plan(module: nn.Module, methods: list[str]) -> Plan | None:
@@ -241,8 +103,9 @@ def _probe(module: nn.Module, place: Place, methods: list[str]) -> Plan:
     recipes: dict[tuple[str, bool, int], Recipe] = {}
     reasons: dict[str, list[str]] = {}
     codes = place.turn(place.tensor(module))
+    size = (codes.shape[0], codes.shape[1])
     if codes.is_meta:
-        return Plan({}, "its weights are on the meta device", tuple(codes.shape))
+        return Plan({}, "its weights are on the meta device", size)
     methods = [method for method in methods if method not in vars(module)]
     modes = itertools.product(methods, SHAPES)
     accepted = [(method, shape) for method, shape in modes if _takes(module, place, method, shape)]
@@ -261,7 +124,7 @@ def _probe(module: nn.Module, place: Place, methods: list[str]) -> Plan:
     for method, training, _ in recipes:  # other shapes may have been refused
         reasons.pop(f"{method} in {'training' if training else 'eval'}", None)
     kept = [f"{mode} keeps its own code: {' or '.join(dict.fromkeys(why))}" for mode, why in reasons.items()]
-    return Plan(recipes, "; ".join(kept) or ("" if recipes else TAKES_NONE), tuple(codes.shape))
+    return Plan(recipes, "; ".join(kept) or ("" if recipes else TAKES_NONE), size)
 
 
 def _takes(module: nn.Module, place: Place, method: str, shape: tuple[int, ...]) -> bool:
@@ -286,7 +149,7 @@ def _vectors(codes: Tensor, shape: tuple[int, ...]) -> Tensor:
     return drawn[clearest].view(*grid, -1).movedim(-1, shape.index(-1)).contiguous()
 
 
-def _call(module: nn.Module, method: str, z: Tensor) -> object:
+def _call(module: nn.Module, method: str, z: Tensor) -> Any:
     try:
         return getattr(module, method)(z)
     except Exception as error:  # whatever a foreign module makes of it
@@ -358,9 +221,9 @@ def _recipe(module: nn.Module, place: Place, method: str, training: bool, shape:
                 return name
         raise Unfit("it returns what no quantiser by distance does")
 
-    returns = _map(identify, returned)
+    returns = map_leaves(identify, returned)
     average = _average(before, _state(probed), place, out, floats)
-    leaves = _leaves(returns)
+    leaves = leaves_of(returns)
     learns = any(leaf.codebook != 0 if isinstance(leaf, Loss) else leaf == "codes" for leaf in leaves)
     statistics = average is not None or "perplexity" in leaves
     return Recipe(place, dim, returns, average, learns, statistics, settings)
@@ -381,10 +244,10 @@ def _average(
     shape = before[codes].shape
     counts = next((name for name in moved if before[name].shape == turn(before[codes]).shape[:1]), None)
     sums = next((name for name in moved if name != codes and before[name].shape == shape), None)
-    if {codes, counts, sums} == set(moved):
+    if counts and sums and {codes, counts, sums} == set(moved):
         for rule in itertools.product(floats | {0.99}, floats | {0.0, 1e-5}, (False, True)):
             average = Average(counts, sums, *rule)
-            ours = _moved(average, before[counts], turn(before[sums]), out)
+            ours = averaged(average, before[counts], turn(before[sums]), out)
             if _same(ours, (turn(after[codes]), after[counts], turn(after[sums]))):
                 return average
     raise Unfit(f"it moves {', '.join(moved)} in a way of its own")
@@ -398,13 +261,13 @@ def _check(recipe: Recipe, module: nn.Module, method: str, training: bool, shape
     """
     place = recipe.place
     (ours, codes), (theirs, _) = _copy(module, place, training), _copy(module, place, training)
-    calls = {ours: lambda z: _cook(recipe, ours, z), theirs: lambda z: _call(theirs, method, z)}
+    calls = {ours: lambda z: cook(recipe, ours, z), theirs: lambda z: _call(theirs, method, z)}
     for batch in (3, 1, 4):
         x = _vectors(codes, (batch, *shape[1:]))
         results = []
         for model, call in calls.items():
             z, held = x.clone().requires_grad_(), place.tensor(model)
-            tensors = [leaf for leaf in _leaves(call(z)) if leaf is not None]
+            tensors = [leaf for leaf in leaves_of(call(z)) if leaf is not None]
             gradients = [_gradients(leaf, z, held) for leaf in tensors]
             results.append([tensors, gradients, list(_state(model).values())])
         if not _same(*results):
@@ -429,7 +292,7 @@ def _snap(value: float, candidates: set[float]) -> float:
     return nearest if math.isclose(nearest, value, rel_tol=TOLERANCE, abs_tol=TOLERANCE) else value
 
 
-def _same(ours: object, theirs: object) -> bool:
+def _same(ours: Any, theirs: Any) -> bool:
     """Equal but for rounding; in dtype, shape and whether there are gradients too."""
     if not isinstance(ours, Tensor):
         return len(ours) == len(theirs) and all(map(_same, ours, theirs))

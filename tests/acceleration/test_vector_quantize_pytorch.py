@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import vqfast
-from tests.accelerate.compare import curve, nearest, same, searches, step
+from tests.acceleration.compare import curve, nearest, same, searches, step
 
 library = pytest.importorskip("vector_quantize_pytorch", reason="vector-quantize-pytorch is not installed")
 EVAL = (False,)

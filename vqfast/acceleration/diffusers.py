@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from typing import Any
 
-from vqfast.accelerate.search import little, straight_through
-from vqfast.accelerate.swap import Fast, Swap
+from torch import Tensor
+
+from vqfast.acceleration.search import little, straight_through
+from vqfast.acceleration.swap import Fast, Swap
 
 
-def _forward(original: Fast, self: nn.Module, z: Tensor) -> tuple[Tensor, Tensor, tuple]:
+def _forward(original: Fast, self: Any, z: Tensor) -> tuple[Tensor, Tensor, tuple[None, None, Tensor]]:
     """``(B, D, H, W)`` -> the same, loss, (None, None, int64 ``(B * H * W,)`` or as remapped or reshaped)."""
     codes = self.embedding.weight
     if little(z, codes):
@@ -24,6 +26,8 @@ def _forward(original: Fast, self: nn.Module, z: Tensor) -> tuple[Tensor, Tensor
 
 SWAPS = {
     "diffusers.models.autoencoders.vae.VectorQuantizer": Swap(
-        {"forward": _forward}, lambda module: tuple(module.embedding.weight.shape)
+        {"forward": _forward},
+        lambda module: tuple(module.embedding.weight.shape),
+        needs=("embedding", "beta", "legacy", "remap", "remap_to_used", "sane_index_shape"),
     )
 }

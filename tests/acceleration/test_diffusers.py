@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import vqfast
-from tests.accelerate.compare import curve, same
+from tests.acceleration.compare import curve, same
 
 pytest.importorskip("diffusers", reason="diffusers is not installed")
 

@@ -6,17 +6,20 @@ No search is too little for ours: theirs take a dozen steps.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from vqfast.accelerate.search import largest_product
-from vqfast.accelerate.swap import Fast, Swap
+from vqfast.acceleration.search import largest_product
+from vqfast.acceleration.swap import Fast, Swap
 from vqfast.functional import nearest_code, quantize
 from vqfast.nn.codebook import masked_statistics
 
 
-def _training_reason(module: nn.Module) -> str:
+def _training_reason(module: Any) -> str:
     """Why training steps need the distances to all codes, if they do."""
     options = getattr(module._codebook.gumbel_sample, "keywords", {"stochastic": True})
     reasons = {
@@ -27,12 +30,14 @@ def _training_reason(module: nn.Module) -> str:
     return ", ".join(reason for reason, applies in reasons.items() if applies)
 
 
-def _note(module: nn.Module) -> str:
+def _note(module: Any) -> str:
     reason = _training_reason(module)
     return f"training keeps the full distance matrix: {reason}" if reason else ""
 
 
-def _vector_quantize(original: Fast, self: nn.Module, x: Tensor, indices=None, *args, **kwargs):
+def _vector_quantize(
+    original: Fast, self: Any, x: Tensor, indices: Tensor | None = None, *args: Any, **kwargs: Any
+) -> Any:
     """Cross-entropy against given ``indices`` needs the distances."""
     self._codebook.vqfast_search = indices is None and not (self.training and _training_reason(self))
     try:
@@ -42,7 +47,7 @@ def _vector_quantize(original: Fast, self: nn.Module, x: Tensor, indices=None, *
 
 
 @torch.autocast("cuda", enabled=False)
-def _codebook(original: Fast, self: nn.Module, x: Tensor, *args, **options):
+def _codebook(original: Fast, self: Any, x: Tensor, *args: Any, **options: Any) -> Any:
     """``(C, B, N, D)`` or ``(B, N, D)`` -> codes of that shape, int64 indices, no distances."""
     searched = getattr(self, "vqfast_search", False)
     if not searched or options["topk"] not in (None, 1) or options["codebook_transform_fn"] is not None:
@@ -75,11 +80,11 @@ def _codebook(original: Fast, self: nn.Module, x: Tensor, *args, **options):
 @torch.no_grad()
 def _track(
     original: Fast,
-    self: nn.Module,
+    self: Any,
     flatten: Tensor,
     embed_onehot: Tensor,
     mask: Tensor | None = None,
-    ema_update_weight=None,
+    ema_update_weight: Tensor | Callable[[Tensor, Tensor], Tensor] | None = None,
     accum_ema_update: bool = False,
 ) -> None:
     """Moves the averages by ``flatten (C, N, D)`` and one-hot rows ``(C, N, K)`` or indices ``(C, N)``.
@@ -105,7 +110,7 @@ def _track(
             ema_inplace(average, batch, self.decay, ema_update_weight)
 
 
-def _spread(codebook: nn.Module) -> Tensor:
+def _spread(codebook: Any) -> Tensor:
     """Standard deviation of the vectors over that of the codes."""
     return (codebook.batch_variance.clamp(min=1e-5) / codebook.codebook_variance.clamp(min=1e-5)).sqrt()
 
@@ -120,7 +125,7 @@ def _rotate(x: Tensor, codes: Tensor) -> Tensor:
     return turned * (reach / length).detach()
 
 
-def _sim_vq(original: Fast, self: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _sim_vq(original: Fast, self: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """``(B, ..., D)``, or channels first -> the same, int64 ``(B, ...)``, loss."""
     z = x.movedim(1, -1) if self.channel_first else x
     out = quantize(z, self.codebook, channel_dim=-1)
@@ -130,17 +135,53 @@ def _sim_vq(original: Fast, self: nn.Module, x: Tensor) -> tuple[Tensor, Tensor,
     return quantized, out.indices, loss * self.commitment_weight
 
 
+def _stages_left(residual: Any) -> dict[str, str]:
+    """Stages of a ``ResidualVQ`` that are asked for more than one code, or for codes made for each vector."""
+    stages = len(residual.layers)
+    if max(residual.beam_size or 1, residual.eval_beam_size or 1) > 1:
+        return {f"layers.{q}": "the residual quantiser searches by beams" for q in range(stages)}
+    networks = (f"layers.{q}" for q in range(1, stages) if residual.mlps[q - 1] is not None)
+    return dict.fromkeys(networks, "a network makes its codes for each vector")
+
+
 LIBRARY = "vector_quantize_pytorch.vector_quantize_pytorch"
+CODEBOOK = f"{LIBRARY}.Codebook"
 SWAPS = {
     f"{LIBRARY}.VectorQuantize": Swap(
-        {"forward": _vector_quantize}, lambda module: tuple(module._codebook.embed.shape[1:]), _note
+        {"forward": _vector_quantize},
+        lambda module: tuple(module._codebook.embed.shape[1:]),
+        needs=(
+            *("_codebook", "gumbel_sample", "has_codebook_diversity_loss", "has_commitment_loss"),
+            "commitment_use_cross_entropy_loss",
+        ),
+        part=("_codebook", CODEBOOK),
+        note=_note,
     ),
-    f"{LIBRARY}.Codebook": Swap(
+    CODEBOOK: Swap(
         {"forward": _codebook, "track_cluster_size_and_embed_avg": _track},
         lambda module: tuple(module.embed.shape[1:]),
+        needs=(
+            *("topk", "codebook_transform_fn", "mask", "freeze_codebook", "update_usage", "ema_update"),
+            *("ema_update_weight", "accum_ema_update", "ema_inplace", "accum_grad_", "all_reduce_fn"),
+            *("embed", "embed_avg", "cluster_size", "decay", "num_codebooks", "codebook_size", "vq_bridge"),
+            *("init_embed_", "learnable_codebook", "use_cosine_sim", "update_codebook", "update_affine"),
+            *("affine_param", "codebook_mean", "codebook_variance", "batch_mean", "batch_variance"),
+        ),
+        reported=False,
+    ),
+    "vector_quantize_pytorch.residual_vq.ResidualVQ": Swap(
+        {},
+        lambda module: tuple(module.layers[0]._codebook.embed.shape[1:]),
+        needs=("layers", "beam_size", "eval_beam_size", "mlps"),
+        leaves=_stages_left,
         reported=False,
     ),
     "vector_quantize_pytorch.sim_vq.SimVQ": Swap(
-        {"forward": _sim_vq}, lambda module: tuple(module.frozen_codebook.shape)
+        {"forward": _sim_vq},
+        lambda module: tuple(module.frozen_codebook.shape),
+        needs=(
+            *("codebook", "channel_first", "rotation_trick", "frozen_codebook", "commitment_weight"),
+            "input_to_quantize_commit_loss_weight",
+        ),
     ),
 }

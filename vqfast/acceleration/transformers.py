@@ -1,4 +1,4 @@
-"""transformers: every class there that searches a codebook. Checked with 5.23.0.
+"""transformers: every class there that searches a codebook. Checked with 4.57.6 to 5.24.0.
 
 Models that hold one of these (Moshi, CSM, Kyutai: Mimi; Dia: DAC; MusicGen, Bark: Encodec) are covered by it.
 Not here, as nothing is searched: X-Codec-2 and NeuCodec (finite scalar quantisation rounds), FLAVA's
@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqfast.accelerate.search import little, little_to_search, straight_through
-from vqfast.accelerate.swap import Fast, Swap
+from vqfast.acceleration.search import little, little_to_search, straight_through
+from vqfast.acceleration.swap import Fast, Swap
 from vqfast.functional import nearest_code, nearest_unit_code, projected_codes, residual_codes
 
 
-def _quantize(original: Fast, self: nn.Module, hidden_states: Tensor) -> Tensor:
-    """Encodec, Mimi, X-Codec, Higgs Audio: ``(N, D)`` -> int64 ``(N,)``."""
+def _quantize(original: Fast, self: Any, hidden_states: Tensor) -> Tensor:
+    """Encodec, Mimi, X-Codec, Higgs Audio, WavTokenizer: ``(N, D)`` -> int64 ``(N,)``."""
     codes = self.embed
     if little_to_search(hidden_states, codes):
         return original(self, hidden_states)
@@ -42,8 +43,9 @@ def _untouched(part: nn.Module) -> bool:
 
 
 def _alike(tensor: object, x: Tensor, shape: torch.Size) -> bool:
-    plain = type(tensor) in (Tensor, nn.Parameter, nn.Buffer)
-    return plain and (tensor.shape, tensor.dtype, tensor.device) == (shape, x.dtype, x.device)
+    if not isinstance(tensor, Tensor) or type(tensor) not in (Tensor, nn.Parameter, nn.Buffer):
+        return False
+    return (tensor.shape, tensor.dtype, tensor.device) == (shape, x.dtype, x.device)
 
 
 def _codebooks(x: Tensor, stages: list[nn.Module], name: str) -> list[Tensor] | None:
@@ -83,7 +85,7 @@ def _first(codes: Tensor) -> Tensor:
     return codes.movedim(-1, 0).contiguous()
 
 
-def _encodec(original: Fast, self: nn.Module, embeddings: Tensor, bandwidth: float | None = None) -> Tensor:
+def _encodec(original: Fast, self: Any, embeddings: Tensor, bandwidth: float | None = None) -> Tensor:
     """Encodec, X-Codec: ``(B, D, T)`` -> int64 ``(Q, B, T)``."""
     stages = list(self.layers if hasattr(self, "layers") else self.quantizers)
     codes = _codebooks(embeddings, stages[: self.get_num_quantizers_for_bandwidth(bandwidth)], EMBED)
@@ -92,7 +94,7 @@ def _encodec(original: Fast, self: nn.Module, embeddings: Tensor, bandwidth: flo
     return _first(residual_codes(embeddings, codes))
 
 
-def _mimi(original: Fast, self: nn.Module, embeddings: Tensor, num_quantizers: int | None = None) -> Tensor:
+def _mimi(original: Fast, self: Any, embeddings: Tensor, num_quantizers: int | None = None) -> Tensor:
     """The same of Mimi, where a projection stands before the stages."""
     codes = _codebooks(embeddings, list(self.layers)[:num_quantizers], EMBED)
     if codes is None:
@@ -101,7 +103,7 @@ def _mimi(original: Fast, self: nn.Module, embeddings: Tensor, num_quantizers: i
     return _first(residual_codes(x, codes))
 
 
-def _higgs(original: Fast, self: nn.Module, embeddings: Tensor, bandwidth: float | None = None) -> Tensor:
+def _higgs(original: Fast, self: Any, embeddings: Tensor, bandwidth: float | None = None) -> Tensor:
     """Higgs Audio, ``(B, C, T)`` -> int64 ``(Q, B, T)``."""
     stages = list(self.quantizers)[: self.get_num_quantizers_for_bandwidth(bandwidth)]
     found = _between_maps(embeddings, stages, EMBED, "project_in", "project_out")
@@ -112,7 +114,7 @@ def _higgs(original: Fast, self: nn.Module, embeddings: Tensor, bandwidth: float
     )
 
 
-def _decode_latents(original: Fast, self: nn.Module, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+def _decode_latents(original: Fast, self: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
     """DAC, by unit vectors: ``(B, D, T)`` -> codes ``(B, D, T)``, int64 ``(B, T)``."""
     offloaded = hasattr(self.codebook, "_hf_hook")  # then the original fetches the weights
     if offloaded or little_to_search(hidden_states, self.codebook.weight):
@@ -122,7 +124,7 @@ def _decode_latents(original: Fast, self: nn.Module, hidden_states: Tensor) -> t
     return self.codebook(indices).transpose(1, 2), indices
 
 
-def _dac(original: Fast, self: nn.Module, hidden_state: Tensor, n_quantizers: int | None = None):
+def _dac(original: Fast, self: Any, hidden_state: Tensor, n_quantizers: int | None = None):
     """All stages of DAC in evaluation, ``(B, C, T)`` -> the same, codes, latents and two losses."""
     stages = [stage for q, stage in enumerate(self.quantizers) if n_quantizers is None or q < n_quantizers]
     found = None
@@ -148,18 +150,17 @@ def _dac_with_gradients(x: Tensor, codes: list[Tensor], maps: list[list[Tensor]]
     stages, instead of two a stage; the others are as narrow as the codes.
     """
     width = codes[0].shape[1]
-    into, offsets, back, added = (list(each) for each in zip(*maps, strict=True))
-    enter, leave, added = (
-        torch.cat(into),
-        torch.cat(back, 1),
-        torch.stack(added),
-    )  # (Q D, C), (C, Q D), (Q, C)
+    into, offsets, back, biases = (list(each) for each in zip(*maps, strict=True))
+    enter, leave, added = torch.cat(into), torch.cat(back, 1), torch.stack(biases)  # (QD, C), (C, QD), (Q, C)
     left = (enter @ (added.cumsum(0) - added).T).unflatten(0, (-1, width)).diagonal(dim1=0, dim2=2)  # (D, Q)
     bias = torch.stack(offsets) - left.T
     books = F.normalize(torch.stack(codes), dim=-1)
     mixed = enter @ leave
     parts = F.linear(x.transpose(1, 2), enter, bias.flatten()).split(width, -1)
-    latents, quantized, passed, indices = [], [], [], []
+    latents: list[Tensor] = []
+    quantized: list[Tensor] = []
+    passed: list[Tensor] = []
+    indices: list[Tensor] = []
     for q, (latent, code, book) in enumerate(zip(parts, codes, books, strict=True)):
         if q > 0:
             at = q * width
@@ -175,7 +176,7 @@ def _dac_with_gradients(x: Tensor, codes: list[Tensor], maps: list[list[Tensor]]
     return out, torch.stack(indices, 1), z.transpose(1, 2).contiguous(), commitment, codebook
 
 
-def _emu3(original: Fast, self: nn.Module, hidden_state: Tensor) -> Tensor:
+def _emu3(original: Fast, self: Any, hidden_state: Tensor) -> Tensor:
     """``(B, T, D, H, W)`` -> int64 ``(B, T, H, W)``."""
     codes = self.embedding.weight
     if little_to_search(hidden_state, codes):
@@ -184,7 +185,7 @@ def _emu3(original: Fast, self: nn.Module, hidden_state: Tensor) -> Tensor:
     return nearest_code(x.reshape(-1, x.shape[-1]), codes).view(x.shape[:-1])
 
 
-def _chameleon(original: Fast, self: nn.Module, hidden_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _chameleon(original: Fast, self: Any, hidden_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Chameleon, Janus: ``(B, D, H, W)`` -> the same, loss, int64 ``(B * H * W,)``."""
     codes = self.embedding.weight
     if little(hidden_state, codes):
@@ -192,7 +193,7 @@ def _chameleon(original: Fast, self: nn.Module, hidden_state: Tensor) -> tuple[T
     return straight_through(hidden_state, codes, commitment=1, codebook=self.beta)
 
 
-def _glm_image(original: Fast, self: nn.Module, hidden_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _glm_image(original: Fast, self: Any, hidden_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The same between unit vectors; without gradients those of codes are made only where they are chosen."""
     codes = self.embedding.weight
     if little(hidden_state, codes):
@@ -207,21 +208,43 @@ def _glm_image(original: Fast, self: nn.Module, hidden_state: Tensor) -> tuple[T
     return (z + (quantized - z)).movedim(-1, 1).contiguous(), loss, indices
 
 
-def _size(name: str) -> Callable[[nn.Module], tuple[int, int]]:
+def _size(name: str) -> Callable[[Any], tuple[int, int]]:
     return lambda module: tuple(operator.attrgetter(name)(module).shape)
 
 
-EUCLIDEAN = Swap({"quantize": _quantize}, _size("embed"))
-ENCODEC_STAGES = Swap({"encode": _encodec}, _size("layers.0.codebook.embed"), reported=False)
-XCODEC_STAGES = Swap({"encode": _encodec}, _size("quantizers.0.codebook.embed"), reported=False)
-HIGGS_STAGES = Swap({"encode": _higgs}, _size("quantizers.0.codebook.embed"), reported=False)
-MIMI = Swap({"quantize": _quantize}, _size("embed_sum"))  # its embed is a cache that isn't to be filled here
-MIMI_STAGES = Swap({"encode": _mimi}, _size("layers.0.codebook.embed_sum"), reported=False)
-DAC = Swap({"decode_latents": _decode_latents}, _size("codebook.weight"))
-DAC_STAGES = Swap({"forward": _dac}, _size("quantizers.0.codebook.weight"), reported=False)
-EMU3 = Swap({"forward": _emu3}, _size("embedding.weight"))
-CHAMELEON = Swap({"forward": _chameleon}, _size("embedding.weight"))
-GLM_IMAGE = Swap({"forward": _glm_image}, _size("embedding.weight"))
+def _offloaded(module: Any) -> str:
+    return "its codebook is offloaded" if hasattr(module.codebook, "_hf_hook") else ""
+
+
+# of vectors; all stages of a residual quantiser at once; of grids
+EUCLIDEAN = Swap({"quantize": _quantize}, _size("embed"), needs=("embed",), via=("encode",))
+MIMI = EUCLIDEAN._replace(size=_size("embed_sum"))  # its embed is a cache that isn't to be filled here
+DAC = Swap(
+    {"decode_latents": _decode_latents},
+    _size("codebook.weight"),
+    needs=("codebook",),
+    via=("forward",),
+    refusal=_offloaded,
+)
+ENCODEC_STAGES = Swap(
+    {"encode": _encodec},
+    _size("layers.0.codebook.embed"),
+    needs=("layers", "get_num_quantizers_for_bandwidth"),
+    reported=False,
+)
+XCODEC_STAGES = ENCODEC_STAGES._replace(
+    size=_size("quantizers.0.codebook.embed"), needs=("quantizers", "get_num_quantizers_for_bandwidth")
+)
+HIGGS_STAGES = XCODEC_STAGES._replace(methods={"encode": _higgs})
+MIMI_STAGES = ENCODEC_STAGES._replace(
+    methods={"encode": _mimi}, size=_size("layers.0.codebook.embed_sum"), needs=("layers", "input_proj")
+)
+DAC_STAGES = Swap(
+    {"forward": _dac}, _size("quantizers.0.codebook.weight"), needs=("quantizers",), reported=False
+)
+EMU3 = Swap({"forward": _emu3}, _size("embedding.weight"), needs=("embedding",))
+CHAMELEON = Swap({"forward": _chameleon}, _size("embedding.weight"), needs=("embedding", "beta"))
+GLM_IMAGE = CHAMELEON._replace(methods={"forward": _glm_image})
 
 SWAPS = {
     f"transformers.models.{model}.modeling_{model}.{name}": swap
@@ -229,12 +252,14 @@ SWAPS = {
         ("encodec", "EncodecEuclideanCodebook", EUCLIDEAN),
         ("xcodec", "XcodecEuclideanCodebook", EUCLIDEAN),
         ("higgs_audio_v2_tokenizer", "HiggsAudioV2TokenizerEuclideanCodebook", EUCLIDEAN),
+        ("wavtokenizer", "WavTokenizerEuclideanCodebook", EUCLIDEAN),
         ("mimi", "MimiEuclideanCodebook", MIMI),
         ("encodec", "EncodecResidualVectorQuantizer", ENCODEC_STAGES),
         ("mimi", "MimiResidualVectorQuantizer", MIMI_STAGES),
         ("xcodec", "XcodecResidualVectorQuantization", XCODEC_STAGES),
         ("higgs_audio_v2_tokenizer", "HiggsAudioV2TokenizerResidualVectorQuantization", HIGGS_STAGES),
         ("dac", "DacVectorQuantize", DAC),
+        ("dac", "DacResidualVectorQuantize", DAC_STAGES),  # its name until 4.57
         ("dac", "DacResidualVectorQuantizer", DAC_STAGES),
         ("emu3", "Emu3VQVAEVectorQuantizer", EMU3),
         ("chameleon", "ChameleonVQVAEVectorQuantizer", CHAMELEON),

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import vqfast
-from tests.accelerate.compare import curve, nearest, same, searches
-from vqfast.accelerate import search
+from tests.acceleration.compare import curve, nearest, same, searches
+from vqfast.acceleration import search
 from vqfast.nn import ranks
 
 K, D = 32, 8

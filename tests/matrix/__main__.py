@@ -1,0 +1,74 @@
+"""Tries ``accelerate`` with several versions of the libraries it knows: ``python -m tests.matrix FOLDER``.
+
+Each version has a virtual environment of its own in FOLDER, which sees this interpreter's packages behind it.
+What was seen stands in ``docs/versions.md``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+TABLE = ROOT / "docs" / "versions.md"
+VERSIONS = {  # a year old or more to the newest
+    "transformers": ("4.57.6", "5.0.0", "5.23.0", "5.24.0"),
+    "diffusers": ("0.35.2", "0.42.1"),
+    "vector-quantize-pytorch": ("1.25.2", "1.27.0", "1.28.3", "1.30.1", "1.32.0"),
+}
+HEAD = """# Versions of other libraries
+
+What `vqfast.accelerate` said of each quantiser, made by `python -m tests.matrix FOLDER`. Where it says
+"accelerated", a spy on the search saw that calls in evaluation and in training reached it, each stage by
+itself, and results, gradients and state were those of the library's own code. A dash: the version has
+no such quantiser.
+"""
+
+
+def environment(folder: Path, library: str, version: str) -> Path:
+    """The interpreter of an environment with that version, made unless it is there."""
+    home = folder / f"{library}-{version}"
+    python = home / "bin" / "python"
+    if not python.exists():
+        venv.create(home, with_pip=False, symlinks=True)
+        behind = [path for path in sys.path if path.endswith("-packages")]
+        (packages,) = home.glob("lib/*/site-packages")
+        (packages / "behind.pth").write_text("\n".join(behind), encoding="utf-8")
+        install = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q"]
+        subprocess.run([*install, f"{library}=={version}"], check=True)
+    return python
+
+
+def column(folder: Path, library: str, version: str) -> dict[str, str]:
+    """What the spy sees of a version."""
+    command = [str(environment(folder, library, version)), "-m", "tests.matrix.spy", library]
+    path = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=path, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def table(library: str, columns: dict[str, dict[str, str]]) -> str:
+    """Markdown: a row for each quantiser, a column for each version."""
+    rows = [[library, *columns], ["---"] * (1 + len(columns))]
+    rows += [
+        [f"`{name}`", *(cells[name] for cells in columns.values())] for name in next(iter(columns.values()))
+    ]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def main(folder: Path) -> None:
+    tables = []
+    for library, versions in VERSIONS.items():
+        columns = {version: column(folder, library, version) for version in versions}
+        tables.append(table(library, columns))
+        print(tables[-1])
+    TABLE.parent.mkdir(exist_ok=True)
+    TABLE.write_text("\n\n".join([HEAD.strip(), *tables]) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]).resolve())
