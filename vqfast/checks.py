@@ -7,7 +7,7 @@ from numbers import Integral, Real
 
 
 def check_integer(name: str, value: object, least: int = 1, end: int | None = None) -> None:
-    """An integer, no bool, in ``least..end - 1``.
+    """An integer, no bool, in ``least..end - 1``; without an end, below 2^63 as torch's sizes are.
 
     Raises:
         TypeError: ``value`` isn't an integer.
@@ -19,6 +19,8 @@ def check_integer(name: str, value: object, least: int = 1, end: int | None = No
         wanted = "a positive integer" if least == 1 else f"an integer, {least} or more"
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} is {value!r}; want {wanted}")
+    if end is None and int(value) >= 2**63:
+        raise ValueError(f"{name} is {value!r}; want {wanted}, below 2^63")
     if int(value) < least or (end is not None and int(value) >= end):
         raise ValueError(f"{name} is {value!r}; want {wanted}")
 

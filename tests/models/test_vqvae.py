@@ -146,14 +146,18 @@ def test_training_lowers_the_loss(name: str, decay: float | None) -> None:
             {"architecture": "keras", "num_residual_blocks": 2},
             r"num_residual_blocks is 2; want None with architecture 'keras'",
         ),
-        ({"in_channels": 0}, r"in_channels is 0; want 1 or more"),
-        ({"hidden_channels": -1}, r"hidden_channels is -1; want 1 or more"),
-        ({"num_residual_blocks": -1}, r"num_residual_blocks is -1; want 0 or more"),
+        ({"in_channels": 0}, r"in_channels is 0; want a positive integer"),
+        ({"hidden_channels": -1}, r"hidden_channels is -1; want a positive integer"),
+        ({"num_residual_blocks": -1}, r"num_residual_blocks is -1; want an integer, 0 or more"),
         (
             {"architecture": "keras", "hidden_channels": 3},
             r"hidden_channels is 3; want a multiple of .* = 2$",
         ),
         ({"architecture": "ruseckas", "hidden_channels": 8}, r"hidden_channels is 8; want .* = 16$"),
+        ({"num_downsamplings": 63}, r"num_downsamplings is 63; want an integer in 1..62"),
+        ({"architecture": "keras", "num_downsamplings": 10**9}, r"want an integer in 1..62"),
+        ({"hidden_channels": 10**400}, r"hidden_channels is 10*; want a positive integer, below 2\^63"),
+        ({"num_embeddings": 10**400}, r"num_embeddings is 10*; want 1 or more, below 2\^63"),
         ({"num_embeddings": 0}, r"num_embeddings is 0"),
         ({"embedding_dim": 0}, r"embedding_dim is 0"),
     ],
@@ -165,7 +169,7 @@ def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
 
 def test_bad_argument_types() -> None:
     for name in ("in_channels", "hidden_channels", "num_downsamplings", "num_residual_blocks"):
-        with pytest.raises(TypeError, match=f"{name} is 1.5; want an integer"):
+        with pytest.raises(TypeError, match=f"{name} is 1.5; want .*integer"):
             VQVAE(**{name: 1.5})
 
 

@@ -47,10 +47,24 @@ def test_json(tmp_path: Path) -> None:
     assert len((tmp_path / "x.json").read_text().splitlines()) > 3
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b'{"a": 1', b"PK\x03\x04"])
+NO_JSON = {
+    "empty": b"",
+    "cut": b'{"a": 1',
+    "no text": b"\xff\xfe",
+    "a zip": b"PK\x03\x04",
+    "nested lists": b"[" * 100_000,
+    "nested for a recursion": b'{"a":' * 900 + b"1" + b"}" * 900,
+    "nested a bit": b'{"a":' * 20 + b"1" + b"}" * 20,
+    "a key twice": b'{"a": 1, "a": 2}',
+    "a long number": b"9" * 5000,
+    "large": b"[" + b"0," * (8 << 20) + b"0]",
+}
+
+
+@pytest.mark.parametrize("content", NO_JSON.values(), ids=NO_JSON)
 def test_broken_json(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.json").write_bytes(content)
-    with pytest.raises(ValueError, match=r"x\.json is no JSON file"):
+    with pytest.raises(ValueError, match=r"x\.json (is no JSON file|has \d+ bytes; want)"):
         read_json(tmp_path / "x.json")
 
 
@@ -106,6 +120,38 @@ DAMAGE: dict[str, tuple[str, bytes | None, str]] = {
     "an unknown argument": ("m.config.json", b'{"class": "VQVAE", "x": 1}', "no config of a model of ours"),
     "an argument of another type": ("m.config.json", b'{"class": "VQVAE", "beta": "x"}', "no config of a"),
     "K below 1": ("m.config.json", b'{"class": "VQVAE", "num_embeddings": 0}', "num_embeddings is 0"),
+    "10^7 layers": (
+        "m.config.json",
+        b'{"class": "PixelCNN", "num_layers": 10000000}',
+        "larger than the weights",
+    ),
+    "10^12 layers": (
+        "m.config.json",
+        b'{"class": "PixelCNN", "num_layers": 1000000000000}',
+        "larger than the",
+    ),
+    "10^7 blocks": (
+        "m.config.json",
+        b'{"class": "VQVAE", "num_residual_blocks": 10000000}',
+        "larger than the",
+    ),
+    "10^9 halvings": (
+        "m.config.json",
+        b'{"class": "VQVAE", "num_downsamplings": 1000000000}',
+        "want .*1..62",
+    ),
+    "2^62 channels": (
+        "m.config.json",
+        b'{"class": "VQVAE", "hidden_channels": %d}' % 2**62,
+        "no config of a",
+    ),
+    "10^400 channels": (
+        "m.config.json",
+        b'{"class": "VQVAE", "hidden_channels": 1%s}' % (b"0" * 400),
+        "is 10000",
+    ),
+    "10 GB": ("m.config.json", b'{"class": "VQVAE", "hidden_channels": 12000}', "larger than the weights"),
+    "a huge header": ("m.safetensors", (50 << 20).to_bytes(8, "little"), "header has 52428800 bytes; want"),
     "another size": ("m.config.json", b'{"class": "VQVAE", "hidden_channels": 8}', "doesn't fit m.config"),
     "another model": (
         "m.config.json",
@@ -130,6 +176,15 @@ def test_damaged_models(tmp_path: Path, damage: str) -> None:
         load_model(tmp_path, "m")
     assert len(str(caught.value)) < 500 and "\n" not in str(caught.value)
     assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize(("name", "kind"), [("vqvae", "gated"), ("prior", "average")])
+def test_models_of_another_kind(tmp_path: Path, name: str, kind: str) -> None:
+    save_model(tmp_path, name, MODELS[kind]())
+    with pytest.raises(
+        ValueError, match=rf"{name}\.config\.json is no config of a model of ours: a .* is no {name}"
+    ):
+        load_model(tmp_path, name)
 
 
 def test_weights_of_something_else(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from vqfast.pipeline import codes as shards
 from vqfast.pipeline import images as pictures
 from vqfast.pipeline import steps
 from vqfast.pipeline.checkpoint import Run, load_model, read_json
-from vqfast.pipeline.codes import Codes, Tick, open_codes, pack, read_shards, stored, unpack, write_shards
+from vqfast.pipeline.codes import Codes, open_codes, stored
 from vqfast.pipeline.data import load_images
 from vqfast.pipeline.ranks import Ranks
 from vqfast.prior.base import CausalPrior
@@ -75,63 +75,15 @@ def files(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in found if path.name != ".lock"}
 
 
-# shards
-
-
-@pytest.mark.parametrize(("num", "count"), [(1, 1), (8, 1), (9, 2), (21, 3)])
-@pytest.mark.parametrize("world", [1, 2, 5])
-def test_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num: int, count: int, world: int) -> None:
-    monkeypatch.setattr(shards, "SHARD", 8)
-    made: list[int] = []
-
-    def make(rows: range, tick: Tick) -> dict[str, np.ndarray]:
-        made.extend(rows)
-        tick(len(rows))
-        return {"codes": np.array(rows), "squares": np.array(rows) ** 2}
-
-    for rank in range(world):
-        ranks = Ranks(rank, world, torch.device("cpu"))
-        monkeypatch.setattr(Ranks, "barrier", lambda self: None)
-        write_shards(tmp_path / "codes", num, ranks, "", make)
-    assert sorted(made) == list(range(num))  # each once
-    assert sorted(path.name for path in tmp_path.rglob("*.npz")) == [f"{i:05d}.npz" for i in range(count)]
-    before = files(tmp_path)
-    write_shards(tmp_path / "codes", num, ALONE, "", make)
-    assert len(made) == num and files(tmp_path) == before
-    found = read_shards(tmp_path / "codes", range(num))
-    assert found["codes"].tolist() == list(range(num)) and found["squares"][-1] == (num - 1) ** 2
-    for rows in (range(num // 2, num), range(num // 3, num // 3 + 1), range(min(7, num - 1), min(9, num))):
-        assert read_shards(tmp_path / "codes", rows)["codes"].tolist() == list(rows)
-
-
-def test_damaged_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "SHARD", 8)
-    write_shards(tmp_path, 20, ALONE, "", lambda rows, tick: {"codes": np.array(rows)})
-    middle = tmp_path / "00001.npz"
-    whole = middle.read_bytes()
-    for damaged in (b"", whole[:100], whole[:-10], b"x" * 300, whole[:60] + b"xxxx" + whole[64:]):
-        middle.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"00001\.npz is no whole shard"):
-            read_shards(tmp_path, range(20))
-    np.savez(middle, codes=np.array([{}], dtype=object))
-    with pytest.raises(ValueError, match=r"no whole shard.*pickle"):
-        read_shards(tmp_path, range(20))
-    middle.unlink()
-    with pytest.raises(FileNotFoundError, match=r"00001\.npz is missing: the codes aren't complete"):
-        read_shards(tmp_path, range(20))
-
-
-@pytest.mark.parametrize(
-    ("num_embeddings", "dtype"),
-    [(1, "uint8"), (256, "uint8"), (257, "uint16"), (65536, "uint16"), (65537, "uint32")],
-)
-def test_codes_take_the_smallest_type(num_embeddings: int, dtype: str) -> None:
-    codes = torch.tensor([[0, num_embeddings - 1]])
-    assert pack(codes, num_embeddings).dtype == dtype
-    assert torch.equal(unpack(pack(codes, num_embeddings)), codes)
-
-
 # images
+
+
+@pytest.mark.parametrize("images", [None, [], "x", {}, {"source": "digits"}])
+def test_a_run_that_does_not_say_which_images(tmp_path: Path, images: Any) -> None:
+    run = Run(tmp_path, create=True)
+    run.stage("vqvae", {} if images is None else {"images": images})
+    with pytest.raises(ValueError, match=r"run\.json has no images with channels, .* in vqvae"):
+        steps.reopen_images(run)
 
 
 def test_images_are_those_of_the_training(run: Run, data: Path) -> None:
@@ -252,7 +204,7 @@ def test_decoded_samples(
     first = sorted(found)[0]
     assert files(tmp_path / format)[first] == found[first]
     with pytest.raises(ValueError, match=f"another {format}: codes was .*, now .*; use another folder"):
-        steps.decode(run, out, vqvae, stored(run, "codes/train"), format, ALONE)
+        steps.decode(run, out, vqvae, replace(codes, fingerprint="others"), format, ALONE)
 
 
 def test_colour_pictures() -> None:
@@ -320,7 +272,9 @@ def test_a_state_that_was_left_behind_goes(tmp_path: Path, data: Path) -> None:
     steps.train_vqvae(run, *arguments)
     before = files(run.folder)
     (tmp_path / "vqvae.state.safetensors").write_bytes(b"whole")  # of one killed right after the weights
-    (tmp_path / ".vqvae.state.safetensors.tmp").write_bytes(b"half")  # of one killed while it saved
+    (tmp_path / ".vqfast-0123.tmp").write_bytes(b"half")  # of one killed while it saved
+    del run
+    run = Run(tmp_path)
     steps.train_vqvae(run, *arguments)
     assert files(run.folder) == before
 
@@ -421,6 +375,9 @@ def test_bits_per_code(run: Run, prior: CausalPrior, monkeypatch: pytest.MonkeyP
         bits = steps.bits_per_code(prior, found, ALONE, label)
         assert bits.shape == (45,)
         np.testing.assert_allclose(bits, expected, rtol=1e-5)
+    short = Codes(45, "", lambda rows: (codes[:2], labels[:2]))
+    with pytest.raises(ValueError, match="bits a code: 14 items came for 45 rows"):
+        steps.bits_per_code(prior, short, ALONE)
     unlabelled = Codes(45, "", lambda rows: (codes[rows.start : rows.stop], None))
     with pytest.raises(ValueError, match="labels are missing; this prior has 3 classes"):
         steps.bits_per_code(prior, unlabelled, ALONE)

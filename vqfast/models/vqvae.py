@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from vqfast.checks import check_integer
 from vqfast.nn import ranks
 from vqfast.nn.vq import VQLayer
 
@@ -236,12 +237,9 @@ class VQVAE(nn.Module):
                 raise ValueError(f"{name} is {value!r}; want None with architecture {architecture!r}")
             if value is not None:
                 own[name] = value
+        ends = {"num_downsamplings": 63}  # the stride is 2 to that power
         for name, value in {"in_channels": in_channels, "ndim": ndim, **own}.items():
-            least = 0 if name == "num_residual_blocks" else 1
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"{name} is {value!r}; want an integer")
-            if value < least:
-                raise ValueError(f"{name} is {value}; want {least} or more")
+            check_integer(name, value, 0 if name == "num_residual_blocks" else 1, ends.get(name))
 
         self.config: dict[str, Any] = {
             "architecture": architecture,

@@ -54,8 +54,8 @@ class MaskedConv2d(nn.Module):
             ("out_channels", out_channels),
             ("dilation", dilation),
         ):
-            if value < 1:
-                raise ValueError(f"{name} is {value}; want 1 or more")
+            if not 1 <= value < 2**31:
+                raise ValueError(f"{name} is {value}; want 1 or more, below 2^31")
         functional.check_activation(activation, out_channels)
         kernel = functional.kernel_shape(kernel_size, mask_type, stack)[-self.ndim :]
         if mask_type == "A" and kernel_size == 1:

@@ -63,8 +63,8 @@ def check_sizes(**sizes: int) -> None:
     for name, value in sizes.items():
         if not isinstance(value, int) or isinstance(value, bool):
             raise TypeError(f"{name} is {value!r}; want an integer")
-        if value < 1:
-            raise ValueError(f"{name} is {value}; want 1 or more")
+        if not 1 <= value < 2**63:
+            raise ValueError(f"{name} is {value}; want 1 or more, below 2^63")
 
 
 def check_gradient(gradient: str) -> None:

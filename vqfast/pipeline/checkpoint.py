@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import json
 import weakref
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_buffer_registration_hook as on_buffers
+from torch.nn.modules.module import register_module_parameter_registration_hook as on_parameters
 
-from vqfast.files import remove_leftovers, take_lock, write_file
+from vqfast.files import open_file, read_file, remove_leftovers, take_lock, write_file
 from vqfast.models import VQVAE
 from vqfast.pipeline.ranks import Ranks
 from vqfast.prior import PixelCNN, ResidualPixelCNN, WaveNet
+from vqfast.prior.base import CausalPrior
+
+JSON_BYTES = 16 << 20  # as Python objects some 400 MB
+JSON_DEPTH = 16
+SLACK = (
+    4 << 20
+)  # numbers by which a config's model may be larger than its weights, to be refused as torch does
+HEADER_BYTES = 8 << 20  # of a safetensors file, with some 100,000 tensors
 
 MODELS = {cls.__name__: cls for cls in (VQVAE, PixelCNN, ResidualPixelCNN, WaveNet)}
+KINDS = {"vqvae": VQVAE, "prior": CausalPrior}  # what the models of a run are, by name
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -28,12 +40,29 @@ def read_json(path: Path) -> Any:
     """What ``write_json`` wrote.
 
     Raises:
-        ValueError: the file isn't JSON.
+        ValueError: the file isn't JSON, is larger than ``JSON_BYTES``, or has a key twice.
     """
+    data = read_file(path, JSON_BYTES)
     try:
-        return json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no JSON file: {error}") from error
+        value = json.loads(data, object_pairs_hook=_with_each_key_once)
+        _check_depth(value, JSON_DEPTH)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON file of ours: {error}") from error
+    return value
+
+
+def _with_each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise ValueError("it has a key twice")
+    return value
+
+
+def _check_depth(value: Any, most: int) -> None:
+    if most < 0:
+        raise ValueError(f"it is nested more than {JSON_DEPTH} deep")
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_depth(inner, most - 1)
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -47,14 +76,19 @@ def read_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Te
     """What ``write_tensors`` wrote.
 
     Raises:
-        ValueError: the file is no safetensors file, or truncated.
+        ValueError: the file is no safetensors file, or truncated, or its header is larger than
+            ``HEADER_BYTES``.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    with open_file(path) as file:
+        header = int.from_bytes(file.read(8), "little")
     try:
+        if header > HEADER_BYTES:
+            raise ValueError(f"its header has {header} bytes; want {HEADER_BYTES} at most")
         return load_file(path, device=str(device))
-    except SafetensorError as error:
+    except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path} is no whole safetensors file: {error}") from error
 
 
@@ -70,33 +104,68 @@ def save_model(folder: Path, name: str, model: nn.Module) -> None:
     write_tensors(weights, model.state_dict())
 
 
-def load_model(folder: Path, name: str, device: torch.device | str = "cpu") -> nn.Module:
+def load_model(folder: str | Path, name: str, device: torch.device | str = "cpu") -> nn.Module:
     """The model that ``save_model`` wrote, in eval mode.
+
+    Args:
+        folder: a run's.
+        name: ``"vqvae"`` or ``"prior"``.
 
     Raises:
         FileNotFoundError: it isn't there.
-        ValueError: a file is damaged, weights and config don't fit each other, or a weight isn't finite.
+        ValueError: a file is damaged, weights and config don't fit each other, a weight isn't finite, or the
+            model is of another kind.
     """
-    weights, beside = folder / f"{name}.safetensors", folder / f"{name}.config.json"
+    weights, beside = Path(folder, f"{name}.safetensors"), Path(folder, f"{name}.config.json")
     for path in (weights, beside):
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: train the {name} first")
+    tensors, config = read_tensors(weights), read_json(beside)
     try:
-        config = read_json(beside)
-        model = MODELS[config.pop("class")](**config)
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{beside} is no config of a model of ours: {error!r}") from error
-    tensors = read_tensors(weights)
+        kind = MODELS[config.pop("class")]
+        if not issubclass(kind, KINDS.get(name, nn.Module)):
+            raise ValueError(f"a {kind.__name__} is no {name}")
+        with _not_much_larger(tensors.values()):
+            model = kind(**config)
+    except Exception as error:  # values of any kind and size raise nearly anything
+        raise ValueError(f"{beside} is no config of a model of ours: {_line(error)}") from error
     for key, wanted in model.state_dict().items():  # torch would convert them without a word
         if key in tensors and tensors[key].is_floating_point() != wanted.is_floating_point():
             raise ValueError(f"{weights} has {tensors[key].dtype} in {key}; want {wanted.dtype}")
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        summary = " ".join(str(error).split())
-        raise ValueError(f"{weights} doesn't fit {beside.name}: {summary[:200]}") from error
+        raise ValueError(f"{weights} doesn't fit {beside.name}: {_line(error)}") from error
     _check_finite(weights, model)
     return model.to(device).eval()
+
+
+def _line(error: Exception) -> str:
+    text = str(error) if isinstance(error, (TypeError, ValueError)) else repr(error)
+    return " ".join(text.split())[:200]
+
+
+@contextmanager
+def _not_much_larger(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Stops the making of a module that has far more parameters and buffers, before their memory is used."""
+    left = SLACK + 4 * sum(map(_size, tensors))  # a file may lack statistics as large as the codebook
+
+    def count(module: nn.Module, name: str, tensor: Tensor | None) -> None:
+        nonlocal left
+        left -= 0 if tensor is None else _size(tensor)
+        if left < 0:
+            raise ValueError("its model is larger than the weights")
+
+    hooks = [hook(count) for hook in (on_parameters, on_buffers)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _size(tensor: Tensor) -> int:
+    return max(1024, tensor.numel())  # a small one takes as long as so many numbers
 
 
 def _check_finite(path: Path, model: nn.Module) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqfast.files import write_file
+from vqfast.checks import check_integer
+from vqfast.files import open_file, write_file
 from vqfast.pipeline.checkpoint import Run
 from vqfast.pipeline.progress import bar
 from vqfast.pipeline.ranks import Ranks
@@ -46,21 +48,29 @@ def stored(run: Run, stage: str) -> Codes:
     """The codes that a stage of a run wrote: ``codes/<part>`` or ``samples``.
 
     Raises:
-        FileNotFoundError: it hasn't been begun; and, when they are read: it isn't finished.
-        ValueError: when they are read: a file is damaged.
+        FileNotFoundError: it hasn't been begun, or isn't finished.
+        TypeError, ValueError: run.json has no sensible number of them; and, when they are read: a file is
+            damaged, or another's.
     """
-    settings = run.settings(stage)
+    settings, folder = run.settings(stage), run.folder / stage
     if settings is None:
         step = "sample" if stage == "samples" else "encode"
         raise FileNotFoundError(f"{run.folder} holds no {stage}: {step} first")
+    num = settings.get("num")
+    check_integer(f"num of {stage} in {run.folder / 'run.json'}", num)
+    _existing_shard(folder, (num - 1) // SHARD)
 
     def read(rows: range) -> tuple[Tensor, Tensor | None]:
-        arrays = read_shards(run.folder / stage, rows)
-        labels = arrays.get("labels")
-        return unpack(arrays["codes"]), None if labels is None else unpack(labels)
+        arrays = read_shards(folder, num, rows)
+        forms = {name: array.ndim for name, array in arrays.items()}
+        if forms not in ({"codes": 3}, {"codes": 3, "labels": 1}):
+            raise ValueError(
+                f"{folder} holds arrays of rank {forms}; want codes (N, H, W), maybe labels (N,)"
+            )
+        return unpack(arrays["codes"]), unpack(arrays["labels"]) if "labels" in arrays else None
 
     digest = hashlib.sha256(repr(sorted(settings.items())).encode()).hexdigest()[:16]
-    return Codes(settings["num"], digest, read)
+    return Codes(num, digest, read)
 
 
 def open_codes(path: str) -> Codes:
@@ -137,25 +147,50 @@ def write_shards(
     write_files(folder, num, ranks, label, lambda rows: [f"{rows.start // SHARD:05d}.npz"], whole)
 
 
-def read_shards(folder: Path, rows: range) -> dict[str, np.ndarray]:
-    """``rows`` of what ``write_shards`` wrote.
+def read_shards(folder: Path, num: int, rows: range) -> dict[str, np.ndarray]:
+    """``rows`` of the ``num`` items, arrays of integers, that ``write_shards`` wrote.
 
     Raises:
         FileNotFoundError: a shard is missing.
-        ValueError: a file is damaged.
+        ValueError: a file is damaged, or another's.
     """
     parts: list[dict[str, np.ndarray]] = []
     for shard in range(rows.start // SHARD, -(-rows.stop // SHARD)):
-        path = folder / f"{shard:05d}.npz"
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing: the codes aren't complete; encode or sample first")
-        cut = slice(max(0, rows.start - shard * SHARD), rows.stop - shard * SHARD)
+        first = shard * SHARD
+        path = _existing_shard(folder, shard)
         try:
-            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-                parts.append({name: file[name][cut] for name in file.files})
+            arrays = _whole_arrays(path, min(num - first, SHARD))
+            parts.append(
+                {
+                    name: array[max(0, rows.start - first) : rows.stop - first]
+                    for name, array in arrays.items()
+                }
+            )
+            forms = [{name: array.shape[1:] for name, array in part.items()} for part in parts]
+            if forms[-1] != forms[0]:
+                raise ValueError(f"its items have shapes {forms[-1]}; want {forms[0]} as in those before")
         except Exception as error:  # a damaged zip raises nearly anything
             raise ValueError(f"{path} is no whole shard: {error}") from error
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _existing_shard(folder: Path, shard: int) -> Path:
+    path = folder / f"{shard:05d}.npz"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: the codes aren't complete; encode or sample first")
+    return path
+
+
+def _whole_arrays(path: Path, num: int) -> dict[str, np.ndarray]:
+    """The arrays of a shard, each of ``num`` items; they are stored as they are, so the file bounds them."""
+    with open_file(path) as opened, np.lib.npyio.NpzFile(opened, allow_pickle=False) as file:
+        if sum(member.file_size for member in file.zip.infolist()) > os.fstat(opened.fileno()).st_size:
+            raise ValueError("its arrays are larger than the file")
+        arrays = {name: file[name] for name in file.files}
+    for name, array in arrays.items():
+        if array.dtype.kind not in "iu" or array.shape[:1] != (num,):
+            raise ValueError(f"{name} is {array.dtype} of shape {array.shape}; want integers, {num} items")
+    return arrays
 
 
 def pack(codes: Tensor, num_embeddings: int) -> np.ndarray:

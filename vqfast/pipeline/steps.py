@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqfast.files import write_file
+from vqfast.files import open_file, write_file
 from vqfast.models import VQVAE
 from vqfast.pipeline import images as pictures
 from vqfast.pipeline.checkpoint import Run, load_model, save_model, write_json
@@ -36,6 +36,7 @@ Rows = Callable[[range], Tensor]
 
 PRIORS: dict[str, type[CausalPrior]] = {"gated": PixelCNN, "residual": ResidualPixelCNN}
 HELD_OUT, TRAIN = "held-out", "train"  # the parts of a run's images
+NOTED = {"source", "labels", "size", "channels", "holdout", "seed"}  # of them in run.json
 
 
 def open_images(note: dict[str, Any]) -> dict[str, Images]:
@@ -55,11 +56,19 @@ def reopen_images(run: Run) -> dict[str, Images]:
 
     Raises:
         FileNotFoundError: it wasn't.
+        ValueError: run.json doesn't say which; or as ``open_images``.
     """
+    return open_images(_noted_images(run))
+
+
+def _noted_images(run: Run) -> dict[str, Any]:
     settings = run.settings("vqvae")
     if settings is None:
         raise FileNotFoundError(f"{run.folder} holds no trained VQ-VAE: train one first")
-    return open_images(settings["images"])
+    note = settings.get("images")
+    if not isinstance(note, dict) or not note.keys() >= NOTED:
+        raise ValueError(f"{run.folder / 'run.json'} has no images with {', '.join(sorted(NOTED))} in vqvae")
+    return note
 
 
 def like_the_runs(run: Run, vqvae: VQVAE, source: str) -> Images:
@@ -69,8 +78,7 @@ def like_the_runs(run: Run, vqvae: VQVAE, source: str) -> Images:
     """
     if source == HELD_OUT:
         return reopen_images(run)[HELD_OUT]
-    size = (run.settings("vqvae") or {"images": {"size": None}})["images"]["size"]
-    return load_images(source, None, size, vqvae.config["in_channels"])
+    return load_images(source, None, _noted_images(run)["size"], vqvae.config["in_channels"])
 
 
 def train_vqvae(
@@ -308,6 +316,8 @@ def _measured(label: str, work: Callable[[range], Tensor], num: int, ranks: Rank
                 figures[first : first + len(part)] = part
                 first += len(part)
                 progress.update(len(part) * ranks.world)
+            if first != rows.stop:
+                raise ValueError(f"{label}: {first - rows.start} items came for {len(rows)} rows")
     ranks.add_up([figures])
     return figures.cpu()
 
@@ -342,4 +352,8 @@ def _train(run: Run, name: str, settings, model, ranks: Ranks, fit, options: dic
 
 
 def _digest(folder: Path, name: str) -> str:
-    return hashlib.sha256((folder / f"{name}.safetensors").read_bytes()).hexdigest()[:16]
+    with open_file(folder / f"{name}.safetensors") as file:
+        digest = hashlib.sha256()
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()[:16]

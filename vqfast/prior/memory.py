@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 
 # the last is all that torch's stable ABI says of an allocation in C++
-_FAILED = re.compile(r'DefaultCPUAllocator|out of memory|bad_alloc|ALLOC_FAILED|"aten::empty".*call failed')
+_FAILED = re.compile(
+    "DefaultCPUAllocator|out of memory|bad_alloc|ALLOC_FAILED|Storage size calculation overflowed"
+    '|"aten::empty".*call failed'
+)
 
 
 def out_of_memory(error: BaseException) -> bool:

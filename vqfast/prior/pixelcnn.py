@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain, repeat
+
 from torch import Tensor, nn
 
 from vqfast.functional import gate
@@ -91,10 +93,9 @@ class PixelCNN(CausalPrior):
         if kernel_size < 3:  # a 1x1 layer would be no layer of stacks
             raise ValueError(f"kernel_size is {kernel_size}; want an odd number, 3 or more")
         self.embedding = nn.Embedding(num_embeddings, channels)
-        kinds = [(first_kernel_size, "A")] + [(kernel_size, "B")] * (num_layers - 1)
         self.layers = nn.ModuleList(
             GatedLayer(channels, k, mask, Conditioning(2 * channels, num_classes, condition_channels))
-            for k, mask in kinds
+            for k, mask in chain([(first_kernel_size, "A")], repeat((kernel_size, "B"), num_layers - 1))
         )
         self.head = nn.Sequential(
             pointwise(channels, head_channels, "relu"),
