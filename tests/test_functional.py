@@ -7,7 +7,19 @@ import sys
 import pytest
 import torch
 
-from vqfast.functional import gate, masked_conv1d, masked_conv2d, nearest_code, perplexity, quantize
+import vqfast
+from vqfast.functional import (
+    gate,
+    masked_conv1d,
+    masked_conv2d,
+    nearest_code,
+    nearest_unit_code,
+    perplexity,
+    projected_codes,
+    quantize,
+    residual_codes,
+    residual_quantize,
+)
 
 
 def zeros(*shape: int) -> torch.Tensor:
@@ -177,3 +189,64 @@ def test_distance_of_a_bad_row_is_nan_and_of_the_others_differentiable(metric) -
 def test_unknown_metric_is_named() -> None:
     with pytest.raises(ValueError, match="metric is 'dot'"):
         nearest_code(zeros(2, 3), zeros(4, 3), metric="dot")
+
+
+X, CODES, GRID = torch.randn(2, 3), torch.randn(4, 3), torch.randn(1, 2, 5, 5)
+MAPS = [[torch.zeros(3, 3), torch.zeros(3), torch.zeros(3, 3), torch.zeros(3)]]
+CALLS = {
+    nearest_code: {"x": X, "codebook": CODES},
+    nearest_unit_code: {"x": X, "codebook": CODES},
+    quantize: {"z_e": X, "codebook": CODES},
+    residual_quantize: {"z_e": X, "codebooks": CODES[None]},
+    residual_codes: {"z_e": X, "codebooks": [CODES]},
+    projected_codes: {"z_e": X[..., None], "codebooks": [CODES], "maps": MAPS},
+    gate: {"x": GRID, "extra": GRID},
+    masked_conv2d: {"x": GRID, "weight": KERNEL, "bias": zeros(4), "extra": zeros(1, 4, 5, 5)}
+    | {"residual": zeros(1, 4, 5, 5)},
+    masked_conv1d: {"x": GRID[0], "weight": KERNEL[:, 0], "bias": zeros(4), "extra": zeros(2, 4, 5)},
+    vqfast.VQLayer(4, 3): {"z_e": X},
+    vqfast.ResidualVQLayer(2, 4, 3).encode: {"z_e": X},
+}
+UNFIT = {
+    "float8": lambda t: t.to(torch.float8_e4m3fn),
+    "sparse": lambda t: t.to_sparse(),
+    "nested": lambda t: torch.nested.nested_tensor([t, t]),
+    "jagged": lambda t: torch.nested.nested_tensor([t, t], layout=torch.jagged),
+    "mkldnn": lambda t: t.to_mkldnn(),
+}
+
+
+def replaced(value, change):
+    """``value`` with its last tensor changed, in lists too."""
+    return [*value[:-1], replaced(value[-1], change)] if isinstance(value, list) else change(value)
+
+
+PLACES = [(call, name) for call, arguments in CALLS.items() for name in arguments]
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("kind", UNFIT)
+@pytest.mark.parametrize("call, name", PLACES)
+def test_tensors_of_other_kinds_are_named_at_the_door(call, name, kind) -> None:
+    arguments = CALLS[call] | {name: replaced(CALLS[call][name], UNFIT[kind])}
+    with pytest.raises(TypeError, match=rf"^{name}[\[\]0-9]* (has dtype|is a tensor of layout)"):
+        call(**arguments)
+
+
+@pytest.mark.parametrize("call, name", [place for place in PLACES if len(CALLS[place[0]]) > 1])
+def test_a_tensor_on_another_device_is_named(call, name) -> None:
+    first = next(iter(CALLS[call]))
+    arguments = CALLS[call] | {name: replaced(CALLS[call][name], lambda t: t.to("meta"))}
+    odd = rf"{name}[\[\]0-9]* is on meta; want the device of {first}, cpu"
+    with pytest.raises(ValueError, match=odd if name != first else "is on cpu; want the device of .*, meta"):
+        call(**arguments)
+
+
+@pytest.mark.parametrize("kind", ["sparse", "nested"])
+def test_codes_and_masks_of_other_kinds_are_named(kind) -> None:
+    codes, layer = UNFIT[kind](torch.zeros(2, 3, dtype=torch.int64)), vqfast.VQLayer(4, 3)
+    for call in (lambda: perplexity(codes, 4), lambda: layer.decode(codes)):
+        with pytest.raises(TypeError, match="indices is a tensor of layout"):
+            call()
+    with pytest.raises(TypeError, match="mask is a tensor of layout"):
+        layer(zeros(2, 3, 3), UNFIT[kind](torch.ones(2, 3, dtype=torch.bool)))

@@ -244,8 +244,8 @@ def test_one_frozen_stage_stays_and_the_others_learn(decay) -> None:
 @pytest.mark.parametrize(
     "options, error, message",
     [
-        ({"num_quantizers": 0}, ValueError, "num_quantizers is 0; want 1 or more"),
-        ({"num_quantizers": 2.0}, TypeError, "num_quantizers is 2.0; want an integer"),
+        ({"num_quantizers": 0}, ValueError, "num_quantizers is 0; want a positive integer"),
+        ({"num_quantizers": 2.0}, TypeError, "num_quantizers is 2.0; want a positive integer"),
         ({"num_embeddings": 0}, ValueError, "num_embeddings is 0"),
         ({"embedding_dim": "6"}, TypeError, "embedding_dim is '6'"),
         ({"codebook_dim": 0}, ValueError, "codebook_dim is 0"),

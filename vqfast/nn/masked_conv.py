@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from vqfast import functional
+from vqfast.checks import check_choice, check_dense, check_integer
+from vqfast.functional.masked_conv import MASK_TYPES, STACKS, check_activation
 from vqfast.ops.masked_conv.op import embed
 
 
@@ -41,22 +43,16 @@ class MaskedConv2d(nn.Module):
         activation: str = "none",
     ) -> None:
         super().__init__()
-        if mask_type not in ("A", "B"):
-            raise ValueError(f"mask_type is {mask_type!r}; want 'A' or 'B'")
-        if stack not in ("full", "vertical", "horizontal"):
-            raise ValueError(f"stack is {stack!r}; want 'full', 'vertical' or 'horizontal'")
+        check_choice("mask_type", mask_type, MASK_TYPES)
+        check_choice("stack", stack, STACKS)
         if self.ndim == 1 and stack == "vertical":
             raise ValueError("stack is 'vertical'; one dimension has no rows above")
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size is {kernel_size}; want an odd number")
-        for name, value in (
-            ("in_channels", in_channels),
-            ("out_channels", out_channels),
-            ("dilation", dilation),
-        ):
-            if not 1 <= value < 2**31:
-                raise ValueError(f"{name} is {value}; want 1 or more, below 2^31")
-        functional.check_activation(activation, out_channels)
+        sizes = {"in_channels": in_channels, "out_channels": out_channels, "dilation": dilation}
+        for name, value in sizes.items():
+            check_integer(name, value, end=2**31)
+        check_activation(activation, out_channels)
         kernel = functional.kernel_shape(kernel_size, mask_type, stack)[-self.ndim :]
         if mask_type == "A" and kernel_size == 1:
             raise ValueError("kernel_size is 1, of which mask A leaves nothing; want 3 or more")
@@ -110,6 +106,7 @@ class MaskedConv2d(nn.Module):
         Raises:
             TypeError: the codes aren't int64, or the bias hasn't the weight's dtype.
         """
+        check_dense("codes", codes)
         if codes.dtype != torch.int64:
             raise TypeError(f"codes have dtype {codes.dtype}; want torch.int64")
         if self.bias is not None and self.bias.dtype != self.weight.dtype:

@@ -5,25 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vqfast.functional import check_channels
+from vqfast.checks import check_channels, check_floating, check_mask
 from vqfast.nn import ranks
-
-
-def check_mask(mask: Tensor | None, z_e: Tensor, channel_dim: int) -> None:
-    """Bool ``mask`` of the shape of ``z_e`` without its channels, or ``None``.
-
-    Raises:
-        TypeError: it isn't a bool tensor.
-        ValueError: it has another shape.
-    """
-    if mask is None:
-        return
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        got = f"has dtype {mask.dtype}" if isinstance(mask, Tensor) else f"is a {type(mask).__name__}"
-        raise TypeError(f"mask {got}; want a bool tensor")
-    shape = z_e.movedim(channel_dim, -1).shape[:-1]
-    if mask.shape != shape:
-        raise ValueError(f"mask has shape {tuple(mask.shape)}; want {tuple(shape)}, one for each vector")
 
 
 class Projection(nn.Module):
@@ -54,7 +37,8 @@ class Projection(nn.Module):
             TypeError: ``z_e`` isn't a floating-point tensor, or ``mask`` no bool one.
             ValueError: a shape doesn't fit, or ``z_e`` is empty and no other rank could have vectors.
         """
-        if isinstance(z_e, Tensor) and z_e.numel() == 0 and not ranks.several():
+        check_floating(z_e=z_e)
+        if z_e.numel() == 0 and not ranks.several():
             raise ValueError(f"z_e has shape {tuple(z_e.shape)}; want at least one vector")
         check_channels(z_e, self.channel_dim, self.embedding_dim)
         check_mask(mask, z_e, self.channel_dim)

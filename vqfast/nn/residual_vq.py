@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from vqfast import functional
+from vqfast.checks import check_choice, check_codes, check_mask, check_sizes
 from vqfast.nn import ranks
 from vqfast.nn.codebook import Batch
-from vqfast.nn.projection import Projection, check_mask
-from vqfast.nn.vq import LossParts, VQLayer, VQOutput, check_gradient, check_sizes, pass_gradient
+from vqfast.nn.projection import Projection
+from vqfast.nn.vq import GRADIENTS, LossParts, VQLayer, VQOutput, pass_gradient
 
 STAGE_OPTIONS = {"beta", "decay", "eps", "metric", "kmeans_init", "revive_below", "learnable"}
 
@@ -67,7 +68,7 @@ class ResidualVQLayer(nn.Module):
         if unknown:
             raise TypeError(f"{', '.join(sorted(unknown))} is no option of ResidualVQLayer")
         check_sizes(num_quantizers=num_quantizers, embedding_dim=embedding_dim)
-        check_gradient(gradient)
+        check_choice("gradient", gradient, GRADIENTS)
         width = embedding_dim if codebook_dim is None else codebook_dim
         check_sizes(codebook_dim=width)
         self.num_quantizers, self.num_embeddings = num_quantizers, num_embeddings
@@ -147,7 +148,7 @@ class ResidualVQLayer(nn.Module):
             TypeError: ``indices`` aren't integers.
             ValueError: an index is out of range, or a shape doesn't fit.
         """
-        functional.check_codes("indices", indices, self.num_embeddings, least=-1)
+        check_codes("indices", indices, self.num_embeddings, least=-1)
         if indices.ndim < 1 or not 1 <= indices.shape[-1] <= self.num_quantizers:
             shape = tuple(indices.shape)
             raise ValueError(

@@ -8,9 +8,12 @@ import torch
 from torch import Tensor
 
 from vqfast import functional
+from vqfast.checks import check_choice, check_codes, check_mask, check_sizes
 from vqfast.functional import Quantized
 from vqfast.nn.codebook import Batch, Codebook, masked_statistics
-from vqfast.nn.projection import Projection, check_mask
+from vqfast.nn.projection import Projection
+
+GRADIENTS = ("straight-through", "rotation")
 
 
 class VQOutput(NamedTuple):
@@ -51,30 +54,6 @@ def pass_gradient(z: Tensor, z_q: Tensor, gradient: str, dim: int) -> Tensor:
         scale = torch.linalg.vector_norm(target, dim=dim, keepdim=True) / torch.where(length > 0, length, 1)
         step = torch.where(length > 0, scale * turned, step)
     return target + step
-
-
-def check_sizes(**sizes: int) -> None:
-    """Integers from 1.
-
-    Raises:
-        TypeError: one isn't an integer.
-        ValueError: one is below 1.
-    """
-    for name, value in sizes.items():
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"{name} is {value!r}; want an integer")
-        if not 1 <= value < 2**63:
-            raise ValueError(f"{name} is {value}; want 1 or more, below 2^63")
-
-
-def check_gradient(gradient: str) -> None:
-    """One of the two that ``pass_gradient`` knows.
-
-    Raises:
-        ValueError: it is another.
-    """
-    if gradient not in ("straight-through", "rotation"):
-        raise ValueError(f"gradient is {gradient!r}; want 'straight-through' or 'rotation'")
 
 
 class VQLayer(Codebook):
@@ -141,7 +120,7 @@ class VQLayer(Codebook):
                 raise ValueError(f"embedding_dim is {embedding_dim}; want a multiple of heads = {heads}")
             codebook_dim = embedding_dim // heads
         check_sizes(codebook_dim=codebook_dim)
-        check_gradient(gradient)
+        check_choice("gradient", gradient, GRADIENTS)
         if not beta >= 0:
             raise ValueError(f"beta is {beta}; want 0 or more")
         separate = separate_codebooks and heads > 1
@@ -225,7 +204,7 @@ class VQLayer(Codebook):
         if mask is not None and isinstance(indices, Tensor):
             check_mask(mask, indices.unsqueeze(-1) if self.heads == 1 else indices, -1)
             indices = torch.where(self._by_head(mask), indices, 0)
-        functional.check_codes("indices", indices, self.num_embeddings)
+        check_codes("indices", indices, self.num_embeddings)
         if self.heads > 1 and (indices.ndim < 1 or indices.shape[-1] != self.heads):
             raise ValueError(
                 f"indices has shape {tuple(indices.shape)}; want (B, *spatial, {self.heads} heads)"

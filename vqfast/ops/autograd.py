@@ -44,4 +44,4 @@ def differentiate_through(op: OpOverload, reference: Callable) -> None:
         )
         return tuple(next(found) if needed else None for needed in needs_grad)
 
-    register_autograd(op, backward, setup_context)
+    register_autograd(op, backward, setup_context, reference)

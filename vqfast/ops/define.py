@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 from torch._C import DispatchKey, DispatchKeySet
 from torch._ops import OpOverload
-from torch.utils import _pytree as pytree
+from torch.autograd import forward_ad
 
 _LIBRARY = torch.library.Library("vqfast", "FRAGMENT")
 _FUNCTIONS: dict[OpOverload, Callable] = {}
@@ -30,9 +31,33 @@ def define(function: Callable) -> OpOverload:
     return op
 
 
-def register_autograd(op: OpOverload, backward: Callable, setup_context: Callable) -> None:
-    """As ``torch.library.register_autograd``; ``ctx.needs_input_grad`` has one more at its end."""
+def transformed() -> bool:
+    """Whether a transform of ``torch.func`` or forward-mode differentiation may be at work."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def behind_transforms(tensor: Tensor) -> Tensor:
+    """The tensor that ``torch.func`` has wrapped, with the dimensions that ``vmap`` hides."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
+
+
+def register_batched(op: OpOverload, definition: Callable) -> None:
+    """Under ``vmap`` the op is ``definition``, PyTorch code that gives the same results."""
+    _LIBRARY.impl(op._opname, definition, "FuncTorchBatched")
+
+
+def register_autograd(
+    op: OpOverload, backward: Callable, setup_context: Callable, definition: Callable
+) -> None:
+    """As ``torch.library.register_autograd``; ``ctx.needs_input_grad`` has one more at its end.
+
+    Where the op is transformed, ``definition`` stands in its place: PyTorch code that gives the same results,
+    whose derivatives of any order and mode are right, and so need not be written here.
+    """
     function = _FUNCTIONS[op]
+    register_batched(op, definition)
 
     def below(keyset, *inputs):
         with torch._C._AutoDispatchBelowAutograd():
@@ -54,23 +79,10 @@ def register_autograd(op: OpOverload, backward: Callable, setup_context: Callabl
     differentiable = type(name, (torch.autograd.Function,), methods).apply
 
     def kernel(keyset, *inputs):
+        if transformed():
+            return definition(*inputs)
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
             return differentiable(*inputs, keyset)
         return below(keyset, *inputs)
 
     _LIBRARY.impl(op._opname, kernel, "Autograd", with_keyset=True)
-
-
-def register_loop(op: OpOverload) -> None:
-    """Under ``vmap`` the op runs sample by sample: torch has no way of its own for lists of tensors."""
-
-    def loop(info, in_dims, *args):
-        def pick(i):
-            return lambda value, dim: value if dim is None else value.select(dim, i)
-
-        outputs = [op(*pytree.tree_map(pick(i), args, in_dims)) for i in range(info.batch_size)]
-        if isinstance(outputs[0], torch.Tensor):
-            return torch.stack(outputs), 0
-        return tuple(map(torch.stack, zip(*outputs, strict=True))), (0,) * len(outputs[0])
-
-    torch.library.register_vmap(op, loop)

@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqfast.checks import check_integer
-from vqfast.functional import check_codes
+from vqfast.checks import check_codes, check_integer
 from vqfast.nn.masked_conv import MaskedConv2d
 from vqfast.prior.program import CONDITION, Program, ProgramBuilder, Term
 from vqfast.prior.sampler import Given, sample_batches, spread

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
-from vqfast.checks import check_integer, check_real
-from vqfast.functional import check_codes
+from vqfast.checks import check_codes, check_integer, check_real
 from vqfast.ops import registry
 from vqfast.prior.memory import free_memory, in_batches
 from vqfast.prior.noise import gumbel

@@ -55,7 +55,7 @@ def _gate_backward(ctx, grad):
     return grad_x, None if extra is None else grad_x.sum_to_size(extra.shape)
 
 
-register_autograd(gate, _gate_backward, _setup_gate)
+register_autograd(gate, _gate_backward, _setup_gate, reference.gate)
 differentiate_through(gate_backward, reference.gate_backward)
 
 
@@ -126,7 +126,7 @@ def _backward(ctx, grad, grad_kept):
     return *grads, None, None, None, None
 
 
-register_autograd(masked_conv2d, _backward, _setup_context)
+register_autograd(masked_conv2d, _backward, _setup_context, reference.masked_conv2d)
 differentiate_through(masked_conv2d_backward, reference.masked_conv2d_backward)
 
 
@@ -169,5 +169,5 @@ def _embed_backward(ctx, grad):
     return None, grad_weight, grad_bias if ctx.has_bias else None, None, None, None
 
 
-register_autograd(embed, _embed_backward, _setup_embed)
+register_autograd(embed, _embed_backward, _setup_embed, reference.embed)
 differentiate_through(embed_backward, reference.embed_backward)

@@ -116,8 +116,8 @@ def embed_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients to ``weight`` (zero at hidden taps) and the bias: for each code the sum where it was seen."""
     grad, channels = grad.movedim(1, -1).flatten(0, 2), weight.shape[1]
-    grad_weight = weight.new_zeros(weight.shape)
+    grad_weight = [weight.new_zeros(weight.shape[:2])] * weight[0, 0].numel()
     for t, seen in enumerate(_seen(codes, weight, taps, anchor, dilation)):
         picked = F.one_hot(seen.flatten(), channels + 1)[:, :channels].to(grad.dtype)
-        grad_weight.flatten(2)[..., t] = grad.T @ picked
-    return grad_weight, grad.sum(0)
+        grad_weight[t] = grad.T @ picked
+    return torch.stack(grad_weight, -1).view(weight.shape), grad.sum(0)

@@ -18,3 +18,20 @@ def nearest(x: Tensor, codebook: Tensor, lengths: Tensor | None = None) -> Tenso
 @torch.library.register_fake(nearest)
 def _(x: Tensor, codebook: Tensor, lengths: Tensor | None = None) -> Tensor:
     return x.new_empty(x.shape[:-1], dtype=torch.int64)
+
+
+def _batched(info, in_dims, x, *codebook):
+    """One search for all samples: their number is the first of the dimensions that the codebooks have too."""
+    ndim = x.ndim + (in_dims[0] is None)
+
+    def in_front(tensor: Tensor | None, dim: int | None, ndim: int) -> Tensor | None:
+        if tensor is None or dim is None:
+            return tensor
+        tensor = tensor.movedim(dim, 0)
+        return tensor.reshape(len(tensor), *[1] * (ndim - tensor.ndim), *tensor.shape[1:])
+
+    x = x.expand(info.batch_size, *x.shape) if in_dims[0] is None else x.movedim(in_dims[0], 0)
+    return nearest(x, *map(in_front, codebook, in_dims[1:], (ndim, ndim - 1))), 0
+
+
+torch.library.register_vmap(nearest, _batched)

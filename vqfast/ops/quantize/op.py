@@ -8,12 +8,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from vqfast.ops import registry
 from vqfast.ops.autograd import differentiate_through
 from vqfast.ops.define import define, register_autograd
+from vqfast.ops.nearest.op import nearest
 from vqfast.ops.quantize import reference
 
 
@@ -74,5 +77,5 @@ def _backward(ctx, grad_quantized, _indices, grad_codebook_loss, grad_commitment
     return *grads, None, None
 
 
-register_autograd(quantize, _backward, _setup_context)
+register_autograd(quantize, _backward, _setup_context, partial(reference.quantize, search=nearest))
 differentiate_through(quantize_backward, reference.quantize_backward)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -13,32 +15,35 @@ def accumulator(z_e: Tensor, codebook: Tensor) -> torch.dtype:
     return torch.promote_types(torch.promote_types(z_e.dtype, codebook.dtype), torch.float32)
 
 
+def straight_through(z: Tensor, values: Tensor) -> Tensor:
+    """``values`` in the dtype and the memory layout of ``z``, with its tangent and its gradient."""
+    return (z - z.detach()) + values.detach().to(z.dtype)
+
+
 def quantize(
-    z_e: Tensor, codebook: Tensor, channel_dim: int, statistics: bool
+    z_e: Tensor, codebook: Tensor, channel_dim: int, statistics: bool, search: Callable = nearest
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """``(quantized, indices, codebook_loss, commitment_loss, counts, sums)``, see ``op.py``."""
+    """``(quantized, indices, codebook_loss, commitment_loss, counts, sums)``, see ``op.py``.
+
+    Differentiated, it has the gradients and the tangents of the op; ``search`` finds the codes.
+    """
     rows = z_e.movedim(channel_dim, -1)  # (B, *spatial, D)
-    indices = nearest(rows.reshape(-1, rows.shape[-1]), codebook).view(rows.shape[:-1])
-    return follow(z_e, codebook, indices, channel_dim, statistics)
-
-
-def follow(
-    z_e: Tensor, codebook: Tensor, indices: Tensor, channel_dim: int, statistics: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """``quantize`` once the indices are found."""
-    rows = z_e.movedim(channel_dim, -1)
+    indices = search(rows.detach().reshape(-1, rows.shape[-1]), codebook.detach()).view(rows.shape[:-1])
     dtype = accumulator(z_e, codebook)
     finite = rows.isfinite().all(-1, keepdim=True)
     z_q = torch.where(finite, codebook.to(dtype)[indices], torch.nan)
-    loss = (rows.to(dtype) - z_q).square().mean()
-    counts = indices.new_zeros(0)
-    sums = z_q.new_zeros(0, codebook.shape[1])
+    rows = rows.to(dtype)
+    vectors = rows.detach()
+    codebook_loss = (vectors - z_q).square().mean()
+    commitment_loss = (rows - z_q.detach()).square().mean()
+    flat, codes = indices.flatten(), len(codebook) if statistics else 0
+    counts = indices.new_zeros(codes)
+    sums = z_q.new_zeros(codes, codebook.shape[1])
     if statistics:
-        counts = torch.bincount(indices.flatten(), minlength=len(codebook))
-        sums = torch.zeros_like(codebook, dtype=dtype)
-        sums.index_add_(0, indices.flatten(), rows.reshape(-1, rows.shape[-1]).to(dtype))
-    quantized = torch.empty_like(z_e).copy_(z_q.movedim(-1, channel_dim))  # the caller's layout
-    return quantized, indices, loss, loss.clone(), counts, sums
+        counts = counts.index_add(0, flat, torch.ones_like(flat))
+        sums = sums.index_add(0, flat, vectors.reshape(-1, vectors.shape[-1]))
+    quantized = straight_through(z_e, z_q.movedim(-1, channel_dim))
+    return quantized, indices, codebook_loss, commitment_loss, counts, sums
 
 
 def quantize_backward(
@@ -58,8 +63,8 @@ def quantize_backward(
     dtype = accumulator(z_e, codebook)
     slope = (rows.to(dtype) - codebook.to(dtype)[indices]) * (2 / max(1, z_e.numel()))
     commitment = (grad_commitment_loss * slope).movedim(-1, channel_dim)
-    grad_z_e = torch.empty_like(z_e, requires_grad=False)  # the caller's layout
-    grad_z_e.copy_(grad_quantized + commitment)
+    # zeros have the caller's layout
+    grad_z_e = torch.zeros_like(z_e, requires_grad=False) + (grad_quantized + commitment).to(z_e.dtype)
     grad_codebook = torch.zeros_like(codebook, dtype=dtype).index_add(
         0, indices.flatten(), -grad_codebook_loss * slope.reshape(-1, codebook.shape[1])
     )

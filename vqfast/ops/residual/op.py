@@ -12,12 +12,16 @@ that stand between maps. Neither has a gradient.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from vqfast.ops import registry
 from vqfast.ops.autograd import differentiate_through
-from vqfast.ops.define import define, register_autograd, register_loop
+from vqfast.ops.define import define, register_autograd, register_batched
+from vqfast.ops.nearest.op import nearest
+from vqfast.ops.quantize import reference as quantize_reference
 from vqfast.ops.quantize.reference import accumulator
 from vqfast.ops.residual import reference
 
@@ -77,7 +81,9 @@ def _backward(ctx, grad_quantized, _indices, grad_codebook_losses, grad_commitme
     return *grads, None, None
 
 
-register_autograd(residual_quantize, _backward, _setup_context)
+_stage = partial(quantize_reference.quantize, search=nearest)
+_definition = partial(reference.residual_quantize, stage=_stage)
+register_autograd(residual_quantize, _backward, _setup_context, _definition)
 differentiate_through(residual_backward, reference.residual_backward)
 
 
@@ -117,5 +123,5 @@ def _(z, codebooks, maps, unit, details):
     return indices, latents, z.new_empty(shown, channels, length)
 
 
-register_loop(residual_codes)
-register_loop(projected_codes)
+register_batched(residual_codes, partial(reference.residual_codes, search=nearest))
+register_batched(projected_codes, partial(reference.projected_codes, search=nearest))

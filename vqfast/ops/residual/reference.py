@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vqfast.ops.nearest.reference import nearest
 from vqfast.ops.quantize import reference
-from vqfast.ops.quantize.reference import accumulator
+from vqfast.ops.quantize.reference import accumulator, straight_through
 
 
 def residual_quantize(
@@ -25,11 +25,11 @@ def residual_quantize(
     total = torch.zeros_like(residual, requires_grad=False)
     for codebook in codebooks:
         quantized, *output = stage(residual, codebook, channel_dim, statistics)
+        quantized = quantized.detach()  # a stage's losses have no gradient to the codes before it
         residual, total = residual - quantized, total + quantized
         outputs.append(output)
     indices, *others = zip(*outputs, strict=True)
-    quantized = torch.empty_like(z, requires_grad=False).copy_(total)  # the caller's layout
-    return quantized, torch.stack(indices, -1), *(torch.stack(values) for values in others)
+    return straight_through(z, total), torch.stack(indices, -1), *(torch.stack(values) for values in others)
 
 
 def residual_backward(
@@ -50,7 +50,7 @@ def residual_backward(
         grad, grad_codebook = stage(grad, *loss, residual, codebook, index, channel_dim)
         residual = residual - codebook[index].movedim(-1, channel_dim)
         grad_codebooks.append(grad_codebook)
-    grad_z = torch.empty_like(z, requires_grad=False).copy_(grad)  # the caller's layout
+    grad_z = torch.zeros_like(z, requires_grad=False) + grad.to(z.dtype)  # zeros have the caller's layout
     return grad_z, torch.stack(grad_codebooks)
 
 

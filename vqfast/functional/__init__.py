@@ -1,0 +1,23 @@
+"""The ops as functions: checks at the door, then the op."""
+
+from vqfast.functional.codes import projected_codes, residual_codes
+from vqfast.functional.masked_conv import gate, kernel_shape, masked_conv1d, masked_conv2d, visible_taps
+from vqfast.functional.nearest import nearest_code, nearest_unit_code, unit
+from vqfast.functional.quantize import Quantized, perplexity, quantize, residual_quantize
+
+__all__ = [
+    "Quantized",
+    "gate",
+    "kernel_shape",
+    "masked_conv1d",
+    "masked_conv2d",
+    "nearest_code",
+    "nearest_unit_code",
+    "perplexity",
+    "projected_codes",
+    "quantize",
+    "residual_codes",
+    "residual_quantize",
+    "unit",
+    "visible_taps",
+]
