@@ -106,6 +106,20 @@ def test_status_and_streams_of_a_process(here: Path) -> None:
         assert process.wait(60) == 1 and process.stderr.read() == ""
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_folders_of_any_name(here: Path, encoding: str) -> None:
+    """A name that isn't UTF-8, and one that the terminal can't show: all is done and said."""
+    name = os.fsdecode(b"r\xff") if encoding == "utf-8" else "é"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": encoding}
+    command = [*VQFAST, *TRAIN.split(), name]
+    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, timeout=60)
+    shown = name.encode(encoding, "backslashreplace")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == b"trained %s/vqvae.safetensors; curves in %s/vqvae.png\n" % (shown, shown)
+    weights = [here / folder / "vqvae.safetensors" for folder in (name, "begun")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
 def test_progress_bars_show_on_a_terminal(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,6 +85,12 @@ def test_tensors(tmp_path: Path) -> None:
     assert all(torch.equal(found[n], t) and found[n].dtype == t.dtype for n, t in tensors.items())
 
 
+def test_a_folder_whose_name_is_not_utf8(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"r\xff")
+    save_model(folder, "m", MODELS["gated"]())
+    assert load_model(folder, "m").num_embeddings == 5
+
+
 @pytest.mark.parametrize("length", [0, 1, 8, 20, -1])
 def test_truncated_tensors(tmp_path: Path, length: int) -> None:
     write_tensors(tmp_path / "x", {"a": torch.randn(10)})
@@ -106,6 +115,20 @@ def test_models(tmp_path: Path, kind: str) -> None:
     assert found.state_dict().keys() == model.state_dict().keys()
     assert all(torch.equal(t, model.state_dict()[name]) for name, t in found.state_dict().items())
     assert sorted(files(tmp_path)) == ["m.config.json", "m.safetensors"]
+
+
+def test_models_from_vqfast_itself(tmp_path: Path) -> None:
+    """``load_model`` takes a string, and nothing of the pipeline is imported before it is asked for."""
+    code = """
+import sys
+import vqfast
+assert not any(name.startswith("vqfast.pipeline") for name in sys.modules)
+assert "load_model" in vqfast.__all__ and not hasattr(vqfast, "save_model")
+print(type(vqfast.load_model(sys.argv[1], "m")).__name__)
+"""
+    save_model(tmp_path, "m", MODELS["gated"]())
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "PixelCNN\n"
 
 
 DAMAGE: dict[str, tuple[str, bytes | None, str]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -19,6 +20,8 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a command; returns the exit status: 0, 2 for bad input, 130 when interrupted."""
     arguments = vars(make_parser().parse_args(argv))
     command = arguments.pop("command")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a folder may have any name
     with _interrupts() as interrupts:
         try:
             command(**arguments)

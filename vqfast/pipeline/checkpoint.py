@@ -84,12 +84,14 @@ def read_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Te
 
     with open_file(path) as file:
         header = int.from_bytes(file.read(8), "little")
-    try:
-        if header > HEADER_BYTES:
-            raise ValueError(f"its header has {header} bytes; want {HEADER_BYTES} at most")
-        return load_file(path, device=str(device))
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{path} is no whole safetensors file: {error}") from error
+        # by its descriptor, as safetensors takes no name that isn't UTF-8
+        name = f"/dev/fd/{file.fileno()}" if Path("/dev/fd").exists() else path
+        try:
+            if header > HEADER_BYTES:
+                raise ValueError(f"its header has {header} bytes; want {HEADER_BYTES} at most")
+            return load_file(name, device=str(device))
+        except (SafetensorError, ValueError) as error:
+            raise ValueError(f"{path} is no whole safetensors file: {error}") from error
 
 
 def save_model(folder: Path, name: str, model: nn.Module) -> None:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqfast.checks import check_integer
 from vqfast.functional import perplexity
 from vqfast.models import VQVAE
 from vqfast.nn.codebook import kmeans
@@ -75,8 +76,8 @@ def fit(
         ValueError: an argument is out of range, the state is another model's, or the loss isn't finite.
     """
     for name, value in (("steps", steps), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}; want 1 or more")
+        if not 1 <= value < 2**63:
+            raise ValueError(f"{name} is {value}; want 1 or more, below 2^63")
     if not 0 < lr < math.inf:
         raise ValueError(f"lr is {lr}; want a positive number")
     if batch_size < ranks.world:
@@ -85,7 +86,7 @@ def fit(
     parameters = list(model.parameters())
     begin, history = 0, {}
     if state.is_file():
-        begin, history = _restore(state, model, optimizer)
+        begin, history = _restore(state, model, optimizer, steps)
     ranks.barrier()  # nobody writes before all have read
     saved = time.monotonic()
     model.train()
@@ -132,19 +133,29 @@ def _save(
     write_tensors(state, tensors)
 
 
-def _restore(state: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, History]:
+def _restore(
+    state: Path, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int
+) -> tuple[int, History]:
     tensors = read_tensors(state)
     try:
         progress = json.loads(bytes(tensors.pop("progress").tolist()))
+        step, history = progress["step"], progress["history"]
+        check_integer("step", step, 0, steps + 1)
+        if len({len(list(map(float, column))) for column in history.values()}) > 1:
+            raise ValueError("the history's columns differ in length")
         model.load_state_dict({n[6:]: t for n, t in tensors.items() if n.startswith("model.")})
         moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             if name.startswith("adam."):
                 _, number, moment = name.split(".")
                 moments.setdefault(int(number), {})[moment] = tensor
+        for number, found in moments.items():
+            shape = optimizer.param_groups[0]["params"][number].shape
+            if {n: t.shape for n, t in found.items()} != {"step": (), "exp_avg": shape, "exp_avg_sq": shape}:
+                raise ValueError(f"moments {number} have other shapes")
         optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-        return progress["step"], progress["history"]
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        return step, history
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{state} is no state of this training; remove it to start anew") from error
 
 
