@@ -14,7 +14,7 @@ BAD_TRAIN = {
     "--data nope": "nope'; no such file or folder",
     "--data truncated.npy": "truncated.npy: cannot read .npy file",
     "--data nan.npy": "nan.npy has nan in image 0; want floats in [0, 1]",
-    "--data thesis": "thesis has no image in it; want .png",
+    "--data thesis": "thesis has no image in it; want PNG, JPEG",
     "--data thesis/thesis.tex": "being no NumPy file by its name",
     "--data photos --labels labels.npy": "labels of shape (40,); want 10",
     "--data unequal": "images of unequal size: 0.png is 8x8, 9.png is 12x8; --size makes them equal",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -42,3 +43,18 @@ def folder(root: Path, **files: np.ndarray) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(array).save(path)
     return str(root)
+
+
+def png16(array: np.ndarray) -> bytes:
+    """uint16 (H, W, C), C 1 to 4, as a PNG of 16 bits a channel, of which Pillow writes grey ones only."""
+    height, width, channels = array.shape
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        )
+
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in array)
+    header = struct.pack(">2I5B", width, height, 16, (0, 4, 2, 6)[channels - 1], 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in chunks)

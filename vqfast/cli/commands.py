@@ -25,6 +25,8 @@ def train(
     labels: str | None,
     size: int | None,
     channels: int | None,
+    depth: int | None,
+    skip_bad: bool,
     holdout: float,
     model: str,
     codebook: str,
@@ -43,7 +45,7 @@ def train(
         run = Run.shared(out, ranks, create=True)
         where = [None if path is None else _absolute(path) for path in (data, labels)]
         note = {"source": where[0], "labels": where[1], "size": size, "channels": channels}
-        note |= {"holdout": holdout, "seed": seed}
+        note |= {"depth": depth, "skip_bad": skip_bad, "holdout": holdout, "seed": seed}
         fit = {"codebook": codebook, "steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
         step.train_vqvae(run, note, ranks, model, _given(overrides), fit)
         _say(ranks, f"trained {run.folder / 'vqvae.safetensors'}; curves in {run.folder / 'vqvae.png'}")
@@ -62,18 +64,9 @@ def _say(ranks: Any, line: str) -> None:
         print(line)
 
 
-def encode(
-    run: str,
-    data: str | None,
-    labels: str | None,
-    size: int | None,
-    channels: int | None,
-    out: str | None,
-    device: str,
-) -> None:
+def encode(run: str, data: str | None, out: str | None, device: str, **reading: Any) -> None:
     from vqfast.pipeline import steps as step
     from vqfast.pipeline.checkpoint import Run, load_model
-    from vqfast.pipeline.data import load_images
     from vqfast.pipeline.ranks import joined
 
     if (data is None) != (out is None):
@@ -86,7 +79,7 @@ def encode(
         if out is None:
             target, parts = source, step.reopen_images(source)
         else:
-            parts = {"all": load_images(data, labels, size, channels)}
+            parts = {"all": _images(source, data, ranks, reading)}
             target = Run.shared(out, ranks, create=True)
         for part, images in parts.items():
             step.encode(source, target, vqvae, part, images, ranks)
@@ -145,6 +138,7 @@ def sample(
     from vqfast.pipeline.codes import stored
     from vqfast.pipeline.completion import Completion
     from vqfast.pipeline.formats import check_format
+    from vqfast.pipeline.progress import say
     from vqfast.pipeline.ranks import joined
 
     if num is not None and not 1 <= num < 2**63:
@@ -163,6 +157,8 @@ def sample(
             wanted = step.Wanted(num or 100, tuple(shape), {"label": label}, step.labels_of(prior, label))
         else:
             images = step.like_the_runs(source, vqvae, complete)
+            if complete != step.HELD_OUT:
+                say(ranks, "data", images.told())
             completion = Completion(vqvae, images, keep or "top-half", 8 if draws is None else draws, ranks)
             wanted = completion.wanted(prior, num, label)
         target = Run.shared(out, ranks, create=True)
@@ -200,13 +196,11 @@ def likelihood(
     run: str,
     codes: str | None,
     data: str | None,
-    labels: str | None,
-    size: int | None,
-    channels: int | None,
     label: int | None,
     out: str,
     overwrite: bool,
     device: str,
+    **reading: Any,
 ) -> None:
     import numpy as np
 
@@ -227,7 +221,7 @@ def likelihood(
             found = open_codes(codes)
         else:
             vqvae = load_model(source.folder, "vqvae", ranks.device)
-            images = _images(source, data, labels, size, channels)
+            images = _images(source, data, ranks, reading)
             found = step.encoded(vqvae, images, ranks)
         bits = step.bits_per_code(prior, found, ranks, label)
         if ranks.first:
@@ -237,14 +231,17 @@ def likelihood(
             print(f"{len(bits)} grids of codes: {bits.mean():.3f} bits a code; each one's in {out}")
 
 
-def _images(run: Any, data: str | None, labels: str | None, size: int | None, channels: int | None) -> Any:
-    """Those that are named, else what the run held out."""
+def _images(run: Any, data: str | None, ranks: Any, reading: dict[str, Any]) -> Any:
+    """Those that are named, read as the run's were where nothing else is said; else what the run held out."""
     from vqfast.pipeline import steps as step
     from vqfast.pipeline.data import load_images
+    from vqfast.pipeline.progress import say
 
     if data is None:
         return step.reopen_images(run)[step.HELD_OUT]
-    return load_images(data, labels, size, channels)
+    images = load_images(data, **{**reading, "depth": reading["depth"] or step.depth_of(run)})
+    say(ranks, "data", images.told())
+    return images
 
 
 def _check_new(out: str, overwrite: bool) -> None:
@@ -255,13 +252,11 @@ def _check_new(out: str, overwrite: bool) -> None:
 def reconstruct(
     run: str,
     data: str | None,
-    labels: str | None,
-    size: int | None,
-    channels: int | None,
     out: str,
     num: int,
     overwrite: bool,
     device: str,
+    **reading: Any,
 ) -> None:
     import torch
 
@@ -277,7 +272,7 @@ def reconstruct(
     with joined(device) as ranks:
         source = Run.shared(run, ranks, lock=False)
         vqvae = load_model(source.folder, "vqvae", ranks.device)
-        images = _images(source, data, labels, size, channels)
+        images = _images(source, data, ranks, reading)
         figures = step.reconstruct(vqvae, images, ranks)
         if ranks.first:
             shown = range(min(num, len(images)))

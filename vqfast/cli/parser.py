@@ -34,6 +34,13 @@ def make_parser() -> argparse.ArgumentParser:
         sub.add_argument("--labels", help="a .npy or IDX file of labels")
         sub.add_argument("--size", type=int, help="resize and crop to SIZE x SIZE")
         sub.add_argument("--channels", type=int, help="1 (grey) or 3 (RGB)")
+        sub.add_argument(
+            "--depth",
+            type=int,
+            help="bits of a channel in files and arrays of wider integers; default: the run's, or as many "
+            "as the largest value takes",
+        )
+        sub.add_argument("--skip-bad", action="store_true", help="leave out image files that can't be read")
 
     def formats(sub: argparse.ArgumentParser, others: str) -> None:
         kinds = "grid (sheets, default), png (a folder of pictures) or npy (uint8 N, C, H, W)"

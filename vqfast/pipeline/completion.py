@@ -13,7 +13,7 @@ from torch import Tensor
 from vqfast.models import VQVAE
 from vqfast.pipeline import images as pictures
 from vqfast.pipeline.codes import Codes
-from vqfast.pipeline.data import SUFFIXES, Images, load_images
+from vqfast.pipeline.data import Images, load_images
 from vqfast.pipeline.ranks import Ranks
 from vqfast.pipeline.steps import Wanted, decoded, encoded, labels_of
 from vqfast.prior.base import CausalPrior
@@ -43,7 +43,7 @@ def kept_codes(keep: str, shape: tuple[int, int]) -> Tensor:
         if side in ("bottom", "right"):
             places = places.flip(0)
         kept = (places if along else places.unsqueeze(1)).expand(shape)
-    elif Path(keep).suffix.lower() in SUFFIXES:
+    elif Path(keep).is_file():
         kept = F.interpolate(load_images(keep, channels=1).batch([0]), shape, mode="area")[0, 0] > 0.5
     else:
         wanted = f"-half (or a share such as -0.3) of {', '.join(SIDES)}, or an image"

@@ -1,0 +1,141 @@
+"""Files on disk: which there are, whether they are what they were, and which can't be read."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+
+from vqfast.files import open_file
+
+NAMED = 5  # files of a kind that a message names; the others it counts
+CHUNK = 1 << 20
+
+LeftOut = dict[str, list[str]]  # why -> the names of files
+
+
+class Unreadable(ValueError):
+    """Image files that can't be read. ``bad``: their names, each with the reason."""
+
+    def __init__(self, bad: Mapping[str, str]) -> None:
+        self.bad = dict(bad)
+        some = [f"{shown(name)}: cannot read image: {why}" for name, why in islice(bad.items(), NAMED)]
+        more = [f"and {len(bad) - NAMED} more"] if len(bad) > NAMED else []
+        super().__init__("; ".join([*some, *more, "--skip-bad goes on without such files"]))
+
+
+def shown(name: str) -> str:
+    """A file's name fit for a line of text, whatever its bytes are."""
+    return name if name.isprintable() else ascii(name)
+
+
+def existing(argument: str, path: str) -> Path:
+    """``path``, if a folder or a regular file (maybe by links) is there.
+
+    Raises:
+        TypeError: it's no path.
+        FileNotFoundError: nothing is there.
+        ValueError: it's a pipe, a device or a socket, which may never end.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"{argument} is a {type(path).__name__}; want a path")
+    found = Path(path)
+    try:
+        mode = found.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(f"{argument} is {os.fspath(path)!r}; no such file or folder") from None
+    if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+        raise ValueError(f"{argument} is {os.fspath(path)!r}, a device or pipe; want a file or folder")
+    return found
+
+
+def found_under(root: Path) -> tuple[dict[str, os.stat_result], LeftOut, dict[str, str]]:
+    """The regular files under a folder, links followed, by their sorted relative names.
+
+    Returns:
+        The files; what was left out; and names that can't be looked at, each with the reason.
+    """
+    files: dict[str, os.stat_result] = {}
+    left_out: LeftOut = {}
+    bad: dict[str, str] = {}
+    pending: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset([_identity(root.stat())]))]
+    while pending:
+        prefix, above = pending.pop()
+        try:
+            with os.scandir(root / prefix) as opened:
+                entries = list(opened)
+        except OSError as error:
+            bad[prefix] = str(error)
+            continue
+        for entry in entries:
+            name = prefix + entry.name
+            if entry.name.startswith("."):
+                left_out.setdefault("hidden", []).append(name)
+                continue
+            try:
+                status = entry.stat()
+            except OSError as error:  # a broken link, or a circle of them
+                bad[name] = str(error)
+                continue
+            identity = _identity(status)
+            if stat.S_ISDIR(status.st_mode):
+                if identity in above:
+                    left_out.setdefault("links to a folder that they are in", []).append(name)
+                else:
+                    pending.append((f"{name}/", above | {identity}))
+            elif stat.S_ISREG(status.st_mode):
+                files[name] = status
+            else:
+                left_out.setdefault("devices or pipes", []).append(name)
+    return dict(sorted(files.items())), left_out, bad
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def stamp_of(files: Mapping[str, os.stat_result]) -> bytes:
+    """Identifies files by names, sizes and the times of their last change.
+
+    Equal stamps mean equal contents: whatever writes to a file, or puts another in its place, sets its change
+    time (ctime), which no program can set back. (A file system that keeps no such time, or a clock that was
+    turned back to the nanosecond, could deceive it.) Unequal ones mean nothing: a copy has times of its own.
+    """
+    digest = hashlib.sha256()
+    for name, status in files.items():
+        digest.update(os.fsencode(name))
+        digest.update(b"\0%d %d %d\n" % (status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+    return digest.digest()
+
+
+def contents_of(root: Path, names: Sequence[str]) -> bytes:
+    """Identifies files by names, sizes and all their bytes.
+
+    Raises:
+        OSError: one can't be read.
+    """
+    digest = hashlib.sha256()
+    for name in names:
+        with open_file(root / name) as file:
+            digest.update(os.fsencode(name) + b"\0%d\n" % os.fstat(file.fileno()).st_size)
+            while chunk := file.read(CHUNK):
+                digest.update(chunk)
+    return digest.digest()
+
+
+@contextmanager
+def naming(path: Path, kind: str) -> Iterator[None]:
+    """Turns what a decoder raises on bad bytes (nearly anything) into a one-line ValueError."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{path}: cannot read {kind}: {reason(error)}") from error
+
+
+def reason(error: Exception) -> str:
+    """What an error says, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,167 @@
+"""Image files under a folder: which are used, which are left out and why, and their classes."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from vqfast.pipeline.data import disk
+from vqfast.pipeline.data.picture import FORMATS, SUFFIXES, Probe, probe, values
+from vqfast.pipeline.data.pixels import fitted, outside, scaled
+
+SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
+
+
+class Folder:
+    """Image files under a folder, or one. ``read``: rows -> (n, C, H, W), uint8 or float32 in [0, 1].
+
+    Args:
+        root: the folder or the file.
+        size: of the squares that the images become, or None.
+        depth: bits of the files with more than 8 bits a channel; None: as many as their largest value takes.
+        skip_bad: whether to leave out files that can't be read, which takes reading them all; or the names of
+            those that were found before, each with the reason.
+        labelled: whether labels come from elsewhere: then places say nothing.
+
+    Raises:
+        Unreadable: files can't be read.
+        ValueError: there is no image, or they are of unequal size.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        size: int | None,
+        depth: int | None,
+        skip_bad: bool | Mapping[str, str],
+        labelled: bool,
+    ) -> None:
+        self.left_out: disk.LeftOut
+        if root.is_file():
+            self.root = root.parent
+            files, self.left_out, bad = {root.name: root.stat()}, {}, {}
+        else:
+            self.root = root
+            files, self.left_out, bad = disk.found_under(root)
+        split = _training_split([*files, *bad])
+        for name in [n for n in (*files, *bad) if not n.startswith(split)]:
+            files.pop(name, None)
+            bad.pop(name, None)
+            self._leave_out(f"outside {split}, the split that is read", name)
+        probes, bad = self._probed(files, bad, depth, skip_bad)
+        folders = _class_folders([n[len(split) :] for n in (*probes, *bad)], labelled)
+        for name in [n for n in (*probes, *bad) if folders and "/" not in n[len(split) :]]:
+            probes.pop(name, None)
+            bad.pop(name, None)
+            self._leave_out("beside the class folders", name)
+        if bad and not skip_bad:
+            raise disk.Unreadable({str(self.root / name): why for name, why in bad.items()})
+        if not probes:
+            raise ValueError(f"{root} has no image in it; want {', '.join(FORMATS)} files")
+        self.bad, self.names = bad, list(probes)
+        self.files = {name: files[name] for name in self.names}
+        self.kept = np.flatnonzero([name not in bad for name in sorted({*probes, *bad})])
+        first = [name[len(split) :].split("/")[0] for name in self.names]
+        self.classes = sorted(set(first)) if folders else None
+        self.labels = np.unique(first, return_inverse=True)[1] if folders else None
+        self.mode = "L" if all(p.grey for p in probes.values()) else "RGB"
+        highest = max((max(1, p.highest) for p in probes.values() if p.wide), default=0)
+        self.depth = (depth or highest.bit_length()) if highest else None
+        width, height = _common_size(self.root, probes) if size is None else (size, size)
+        self.size, self.shape = size, (1 if self.mode == "L" else 3, height, width)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def stamp(self) -> bytes:
+        return disk.stamp_of(self.files)
+
+    def contents(self, rows: np.ndarray) -> bytes:
+        head = repr((self.mode, self.depth)).encode()
+        return head + disk.contents_of(self.root, [self.names[row] for row in rows])
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        found, bad = [], {}
+        for file in (self.root / self.names[row] for row in rows):
+            try:
+                found.append(self._decoded(file))
+            except Exception as error:  # as a decoder raises on bad bytes
+                bad[str(file)] = disk.reason(error)
+        if bad:
+            raise disk.Unreadable(bad)
+        return np.stack(found)
+
+    def _decoded(self, file: Path) -> np.ndarray:
+        pixels = np.atleast_3d(values(file, self.mode)).transpose(2, 0, 1)
+        if self.depth is not None:  # of the wide ones
+            white = 255 if pixels.dtype == np.uint8 else 2**self.depth - 1
+            if (where := outside(pixels, white)) is not None:
+                raise ValueError(f"it has the value {pixels[where]}; want integers of {self.depth} bits")
+            pixels = scaled(pixels, white)
+        if self.size is not None:
+            pixels = fitted(pixels, self.size)
+        if len(pixels) == 1:
+            pixels = pixels.repeat(self.shape[0], axis=0)
+        if pixels.shape != self.shape:
+            raise ValueError(f"it has shape {pixels.shape}; want {self.shape} as when loaded")
+        return pixels
+
+    def _leave_out(self, why: str, name: str) -> None:
+        self.left_out.setdefault(why, []).append(name)
+
+    def _probed(
+        self,
+        files: Iterable[str],
+        unseen: Mapping[str, str],
+        depth: int | None,
+        skip_bad: bool | Mapping[str, str],
+    ) -> tuple[dict[str, Probe], dict[str, str]]:
+        """What the images hold, and why others can't be read. What isn't called an image may be none."""
+        probes, bad = {}, {} if isinstance(skip_bad, bool) else dict(skip_bad)
+        failed = dict(unseen)
+        for name in files:
+            if name not in bad:
+                try:
+                    probes[name] = probe(self.root / name, whole=skip_bad is True, highest=depth is None)
+                except Exception as error:  # as a decoder raises on bad bytes
+                    failed[name] = disk.reason(error)
+        for name, why in failed.items():
+            if name.endswith("/") or _is_image_name(name):
+                bad[name] = why
+            else:
+                self._leave_out("of no image format that is read", name)
+        return probes, bad
+
+
+def _is_image_name(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in SUFFIXES
+
+
+def _training_split(names: Iterable[str]) -> str:
+    """``"train/"`` where the first-level folders with images are splits, else ``""``."""
+    tops = {n.split("/")[0] for n in names if "/" in n and (_is_image_name(n) or not PurePosixPath(n).suffix)}
+    bare = {top: re.sub(r"[\W\d_]+$", "", top.lower()) for top in tops}  # train2017 is train
+    training = [top for top, name in bare.items() if name in ("train", "training")]
+    return f"{training[0]}/" if len(training) == 1 and set(bare.values()) <= SPLITS else ""
+
+
+def _class_folders(names: Iterable[str], labelled: bool) -> bool:
+    """Whether first-level folders are classes: all images are in some, or most are and in several."""
+    tops = Counter(name.split("/")[0] if "/" in name else "" for name in names)
+    beside = tops.pop("", 0)
+    return bool(tops) and not labelled and (not beside or (len(tops) > 1 and beside < tops.total()))
+
+
+def _common_size(root: Path, probes: Mapping[str, Probe]) -> tuple[int, int]:
+    first, size = next((name, p.size) for name, p in probes.items())
+    for name, p in probes.items():
+        if p.size != size:
+            raise ValueError(
+                f"{root} has images of unequal size: {disk.shown(first)} is {size[0]}x{size[1]}, "
+                f"{disk.shown(name)} is {p.size[0]}x{p.size[1]}; --size makes them equal"
+            )
+    return size
