@@ -6,7 +6,7 @@ from vqfast import functional
 from vqfast.acceleration import accelerate
 from vqfast.models import VQVAE
 from vqfast.nn import MaskedConv1d, MaskedConv2d, ResidualVQLayer, VQLayer, VQOutput
-from vqfast.prior import PixelCNN, ResidualPixelCNN, WaveNet
+from vqfast.prior import PixelCNN, ResidualPixelCNN, WaveNet, program_of
 
 if TYPE_CHECKING:
     from vqfast.pipeline.checkpoint import load_model
@@ -25,6 +25,7 @@ __all__ = [
     "accelerate",
     "functional",
     "load_model",
+    "program_of",
 ]
 
 

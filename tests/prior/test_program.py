@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from vqfast.prior import parallel
 from vqfast.prior.base import CausalPrior
 from vqfast.prior.program import CODES, CONDITION, Phase, Program, Step, Term
 
@@ -159,6 +160,14 @@ def test_program_with_a_term_that_no_executor_runs_is_refused(steps: list[Step])
         Program(tuple(steps), 2)
 
 
+def check_parallel(steps: list[Step], grid: tuple[int, int]) -> None:
+    prior = Programmed(steps)
+    codes = torch.arange(2 * grid[0] * grid[1]).view(2, *grid) * 5 % 7 % 3
+    condition = torch.linspace(-1, 1, 4 * grid[0] * grid[1], dtype=torch.float64).view(2, 2, *grid)
+    logits = parallel.logits(*prior.lower(), codes, condition=condition)
+    torch.testing.assert_close(logits, prior.grid_logits(codes, None, condition), rtol=0, atol=1e-12)
+
+
 class Programmed(CausalPrior):
     """A prior that is a program with random weights; its logits are ``interpret``'s."""
 
@@ -222,6 +231,12 @@ def check_sampling(steps: list[Step], executor: str, grid: tuple[int, int]) -> N
 @given(steps=causal_steps(), grid=st.sampled_from([(1, 6), (4, 2), (3, 4), (6, 1)]))
 def test_executor_runs_any_causal_program(executor: str, steps: list[Step], grid: tuple[int, int]) -> None:
     check_sampling(steps, executor, grid)
+
+
+@settings(derandomize=True, deadline=None, max_examples=40)
+@given(steps=causal_steps(), grid=st.sampled_from([(1, 6), (4, 2), (3, 4)]))
+def test_program_at_all_positions_at_once_is_its_definition(steps: list[Step], grid: tuple[int, int]) -> None:
+    check_parallel(steps, grid)
 
 
 @pytest.mark.parametrize(

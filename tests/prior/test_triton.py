@@ -35,6 +35,7 @@ QUICK = [
     "test_logits_that_say and residual and not temperature and not top",
     "test_logits_that_are_minus and residual and temperature",
     "test_known_codes_need",
+    "test_traced_network_draws and conditioned",
     "test_known_codes and residual",
     "greedy and residual and temperature",
 ]
@@ -208,7 +209,7 @@ def test_sampling_on_a_cpu_does_not_import_triton() -> None:
 def test_matrix_passes_in_the_interpreter() -> None:
     pytest.importorskip("triton")
     chosen = f"test_triton or (triton and ({' or '.join(f'({each})' for each in QUICK)}))"
-    files = [str(HERE / name) for name in ("test_triton.py", "test_sampler.py", "test_program.py")]
+    files = [str(HERE / f"test_{name}.py") for name in ("triton", "sampler", "program", "trace")]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *files, "-k", chosen, "--tb=short", "--maxfail=5"],
         cwd=HERE.parents[1],

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vqfast.checks import check_codes, check_integer
 from vqfast.nn.masked_conv import MaskedConv2d
 from vqfast.prior.program import CONDITION, Program, ProgramBuilder, Term
-from vqfast.prior.sampler import Given, sample_batches, spread
+from vqfast.prior.sampler import Given, Request, sample_batches, spread
 
 
 def pointwise(in_channels: int, out_channels: int, activation: str = "none") -> MaskedConv2d:
@@ -82,6 +82,17 @@ class CausalPrior(nn.Module):
     def lower(self) -> tuple[Program, dict[str, Tensor]]:
         """The sampling program and the weights that it names, in the prior's dtype and on its device."""
 
+    def on_grid(self, condition: Tensor, grid: tuple[int, int]) -> Tensor:
+        """The conditioning map in the prior's dtype, ``(B, condition_channels, H, W)``."""
+        return condition.to(next(self.parameters())).reshape(len(condition), -1, *grid)
+
+    def condition_map(self, request: Request) -> Tensor | None:
+        """What the program reads as its map."""
+        return request.condition
+
+    def check_known(self, known: Given) -> None:
+        """Raises ValueError where a code that must be known isn't."""
+
     @property
     def config(self) -> dict[str, object]:
         """The constructor's arguments; a kind of prior adds its own."""
@@ -137,11 +148,11 @@ class CausalPrior(nn.Module):
             )
         spatial, labels = tuple(indices.shape[1:]), spread(labels, len(indices), indices.device)
         self.check_conditioning(len(indices), spatial, labels, condition)
-        grid = spatial if self.ndim == 2 else (1, *spatial)
+        grid = (math.prod(spatial[:-1]), spatial[-1])  # a sequence is a row
         if labels is not None:
             labels = labels.long()
         if condition is not None:
-            condition = condition.to(next(self.parameters()).dtype).reshape(len(indices), -1, *grid)
+            condition = self.on_grid(condition, grid)
         logits = self.grid_logits(indices.long().reshape(-1, *grid), labels, condition)
         return logits.reshape(len(indices), -1, *spatial)
 

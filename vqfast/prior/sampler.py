@@ -137,8 +137,7 @@ def sample_batches(
     _check(prior, num, shape, **given)
     run = executor(method, prior).run
     grid = (math.prod(shape[:-1]), shape[-1])  # a sequence is a row
-    parameter = next(prior.parameters())
-    device = parameter.device
+    device = next(prior.parameters()).device
 
     def draw(rows: range, tick: Callable[[int], object]) -> Tensor:
         part = {name: _part(value, rows) for name, value in given.items()}
@@ -158,7 +157,7 @@ def sample_batches(
             if labels is not None:
                 request.labels = labels.to(device, torch.int64)
             if condition is not None:
-                request.condition = condition.to(parameter).reshape(len(rows), -1, *grid)
+                request.condition = prior.on_grid(condition, grid)
             codes = run(prior, request)
         codes = codes.clone().view(len(rows), *shape)  # an ordinary tensor again
         if codes.amin() < 0:
@@ -228,6 +227,7 @@ def _check(
             check_codes(name, value, end, least=least)
             if value.shape != wanted:
                 raise ValueError(f"{name} has shape {tuple(value.shape)}; want {wanted}")
+    prior.check_known(known)
     prior.check_conditioning(count, shape, labels, condition)
 
 

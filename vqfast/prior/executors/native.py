@@ -70,6 +70,9 @@ def run(prior: CausalPrior, request: Request) -> Tensor:
     if flat.dtype == torch.float16:
         flat = flat.float()
     batch, height, width = request.known.shape
+    condition = prior.condition_map(request)
+    if condition is None:
+        condition = flat.new_empty(batch, 0, height, width)
     threads = _threads(program, weights, batch)
     draw = request.draw
     sizes = torch.tensor(
@@ -79,7 +82,7 @@ def run(prior: CausalPrior, request: Request) -> Tensor:
             height,
             width,
             program.block(height, width),
-            prior.condition_channels,
+            condition.shape[1],
             *program.reach(CODES),
             threads,
             max(1, min(threads, batch // _IMAGES)),
@@ -87,10 +90,9 @@ def run(prior: CausalPrior, request: Request) -> Tensor:
             draw.top_k or 0,
         ]
     )
-    plan = (*_plan(program, offsets, prior.condition_channels), sizes, flat)
+    plan = (*_plan(program, offsets, condition.shape[1]), sizes, flat)
     none = flat.new_empty(0)
     labels = none.long() if request.labels is None else request.labels.contiguous()
-    condition = none if request.condition is None else request.condition
     condition = condition.to(torch.float64 if flat.dtype == torch.float64 else torch.float32).contiguous()
     known, codes = request.known.contiguous(), torch.empty_like(request.known)
     memory = torch.ops.vqfast_native.prepare_sampler(*plan, labels)

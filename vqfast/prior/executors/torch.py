@@ -73,12 +73,14 @@ def _runs(term: Term, weights: dict[str, Tensor], phases: list[Phase], row: bool
 class _Plan:
     """A program's steps, each with its runs, for one batch."""
 
-    def __init__(self, program: Program, weights: dict[str, Tensor], request: Request) -> None:
+    def __init__(
+        self, program: Program, weights: dict[str, Tensor], request: Request, condition: Tensor | None
+    ) -> None:
         self.program, self.request = program, request
         self.steps, self.phases = program.steps, program.phases()
         self.block = program.block(*request.shape)
-        if request.condition is not None:
-            self.condition = request.condition.movedim(1, -1).contiguous()
+        if condition is not None:
+            self.condition = condition.movedim(1, -1).contiguous()
         self.row_runs, self.runs = (
             [
                 [run for term in step.terms for run in _runs(term, weights, self.phases[:number], row)]
@@ -151,7 +153,7 @@ class _Plan:
 def run(prior: CausalPrior, request: Request) -> Tensor:
     """Codes ``(B, H, W)``."""
     program, weights = prior.lower()
-    plan = _Plan(program, weights, request)
+    plan = _Plan(program, weights, request, prior.condition_map(request))
     batch, height, width = request.known.shape
     codes = torch.empty_like(request.known)
     by_phase = [[n for n, phase in enumerate(plan.phases) if phase == wanted] for wanted in Phase]

@@ -105,11 +105,12 @@ class Sampling:
         images = len(request.known)
         batch = padded(images, max(launch.images for launch in tuning))
         index = torch.arange(batch, device=some.device).clamp(max=images - 1)  # filled up with the last image
-        classes, channels = prior.num_classes or 1, prior.condition_channels
+        condition = prior.condition_map(request)
+        classes, channels = prior.num_classes or 1, 0 if condition is None else condition.shape[1]
         plan = self.plan = Plan(program, weights, request.shape, batch, classes, channels, tuning)
         values = some.new_zeros(plan.units["values"] * UNIT)
-        if request.condition is not None:
-            plan.condition.view(values, batch)[..., :channels] = request.condition[index].permute(2, 3, 0, 1)
+        if condition is not None:
+            plan.condition.view(values, batch)[..., :channels] = condition[index].permute(2, 3, 0, 1)
         sums = values.new_zeros(
             plan.units["sums"] * UNIT, dtype=torch.promote_types(some.dtype, torch.float32)
         )

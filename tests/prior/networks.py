@@ -1,0 +1,179 @@
+"""Small causal networks in the styles of this field: how people mask, shift, gate, condition and return."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+K = 6
+
+
+class InPlaceMasked(nn.Module):
+    """Two stacks; masks written into the weights at every call; padded, cropped; labels before the gates."""
+
+    class Layer(nn.Module):
+        def __init__(self, channels: int, kernel: int, first: bool) -> None:
+            super().__init__()
+            self.first, half = first, kernel // 2
+            self.labels = nn.Embedding(3, 2 * channels)
+            self.down = nn.Conv2d(channels, 2 * channels, (half + 1, kernel), padding=(half, half))
+            self.across = nn.Conv2d(channels, 2 * channels, (1, half + 1), padding=(0, half))
+            self.link = nn.Conv2d(2 * channels, 2 * channels, 1)
+            self.out = nn.Conv2d(channels, channels, 1)
+
+        def gate(self, x: Tensor) -> Tensor:
+            a, b = x.chunk(2, dim=1)
+            return F.tanh(a) * F.sigmoid(b)
+
+        def forward(self, v: Tensor, h: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            if self.first:
+                self.down.weight.data[:, :, -1].zero_()
+                self.across.weight.data[:, :, :, -1].zero_()
+            bias = self.labels(y)[:, :, None, None]
+            below = self.down(v)[:, :, : v.size(2), :]
+            right = self.across(h)[:, :, :, : h.size(3)]
+            out = self.out(self.gate(self.link(below) + right + bias))
+            return self.gate(below + bias), out if self.first else out + h
+
+    def __init__(self, channels: int = 5) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(K, channels)
+        self.layers = nn.ModuleList(self.Layer(channels, 3, number == 0) for number in range(3))
+        self.head = nn.Sequential(nn.Conv2d(channels, 9, 1), nn.ReLU(True), nn.Conv2d(9, K, 1))
+
+    def forward(self, codes: Tensor, labels: Tensor) -> Tensor:
+        v = self.embedding(codes.view(-1)).view(*codes.shape, -1).permute(0, 3, 1, 2)
+        h = v
+        for layer in self.layers:
+            v, h = layer(v, h, labels)
+        return self.head(h)
+
+
+class Buffered(nn.Module):
+    """Masks in buffers, batch normalisation, residual blocks of ReLU before; the input a scaled number."""
+
+    class Masked(nn.Conv2d):
+        def __init__(self, kind: str, *sizes: int) -> None:
+            super().__init__(*sizes, padding=sizes[-1] // 2, bias=kind == "B")
+            self.register_buffer("mask", torch.ones_like(self.weight))
+            middle = sizes[-1] // 2
+            self.mask[:, :, middle, middle + (kind == "B") :] = 0
+            self.mask[:, :, middle + 1 :] = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.conv2d(x, self.weight * self.mask, self.bias, padding=self.padding)
+
+    def __init__(self, channels: int = 8) -> None:
+        super().__init__()
+        self.first = self.Masked("A", 1, channels, 5)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(3))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.ReLU(),
+                nn.Conv2d(channels, channels // 2, 1),
+                nn.ReLU(),
+                self.Masked("B", channels // 2, channels // 2, 3),
+                nn.ReLU(),
+                nn.Conv2d(channels // 2, channels, 1),
+            )
+            for _ in range(2)
+        )
+        self.head = nn.Conv2d(channels, K, 1)
+        for norm in self.norms:
+            nn.init.uniform_(norm.running_mean, -1, 1)
+            nn.init.uniform_(norm.running_var, 0.5, 2)
+            nn.init.uniform_(norm.weight, 0.5, 2)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        x = codes.unsqueeze(1).to(self.head.weight.dtype) / (K - 1) * 2 - 1
+        x = self.norms[0](self.first(x))
+        for norm, block in zip(self.norms[1:], self.blocks, strict=True):
+            x = norm(x + block(x))
+        return F.log_softmax(self.head(F.relu(x)), dim=1)
+
+
+class Shifted(nn.Module):
+    """Strictly causal by shifts: pads, slices and zeros before; one-hot codes; a class projection; groups."""
+
+    def __init__(self, channels: int = 6) -> None:
+        super().__init__()
+        self.rows = nn.Conv2d(K, channels, (2, 3))
+        self.columns = nn.Conv2d(K, channels, (1, 2))
+        self.mixed = nn.Conv2d(2 * channels, channels, (1, 2), groups=2)
+        self.classes = nn.Linear(3, channels, bias=False)
+        self.head = nn.Linear(2 * channels, K)
+
+    def forward(self, codes: Tensor, labels: Tensor) -> Tensor:
+        x = F.one_hot(codes, K).movedim(-1, 1).to(self.head.weight.dtype)
+        above = self.rows(F.pad(x, (1, 1, 2, 0)))[:, :, :-1]
+        before = torch.cat([torch.zeros_like(x[..., :1]), x[..., :-1]], dim=3)
+        left = self.columns(F.pad(before, (1, 0)))
+        both = torch.cat([above, left], dim=1).relu()
+        y = self.classes(F.one_hot(labels, 3).to(x.dtype))
+        y = self.mixed(F.pad(both, [1, 0])) + y.view(len(y), -1, 1, 1)
+        z = torch.cat([y, -y * math.sqrt(0.5)], dim=1).clamp(min=0) if False else torch.cat([y, -y], 1).relu()
+        return self.head(z.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous()
+
+
+class Dilated(nn.Module):
+    """A WaveNet that predicts the next code: weight norm, padded on both sides and cropped, sqrt(1/2)."""
+
+    def __init__(self, channels: int = 6, layers: int = 4) -> None:
+        super().__init__()
+        norm = nn.utils.parametrizations.weight_norm
+        self.first = nn.Conv1d(K, channels, 1)
+        self.convs = nn.ModuleList(
+            norm(nn.Conv1d(channels, 2 * channels, 2, dilation=2**n, padding=2**n)) for n in range(layers)
+        )
+        self.labels = nn.ModuleList(nn.Conv1d(4, 2 * channels, 1, bias=False) for _ in range(layers))
+        self.outs = nn.ModuleList(norm(nn.Conv1d(channels, channels, 1)) for _ in range(layers))
+        self.skips = nn.ModuleList(nn.Conv1d(channels, channels, 1) for _ in range(layers))
+        self.speakers = nn.Embedding(3, 4)
+        self.head = nn.Sequential(
+            nn.ReLU(), nn.Conv1d(channels, channels, 1), nn.ReLU(), nn.Conv1d(channels, K, 1)
+        )
+
+    def forward(self, codes: Tensor, labels: Tensor) -> Tensor:
+        x = self.first(F.one_hot(codes, K).transpose(1, 2).to(self.first.weight.dtype))
+        g = self.speakers(labels).unsqueeze(-1).expand(-1, -1, codes.shape[1])
+        skips = 0
+        for conv, label, out, skip in zip(self.convs, self.labels, self.outs, self.skips, strict=True):
+            z = conv(x)[:, :, : x.size(-1)] + label(g)
+            a, b = z.split(z.size(1) // 2, dim=1)
+            z = torch.tanh(a) * torch.sigmoid(b)
+            skips = skips + skip(z)
+            x = (out(z) + x) * math.sqrt(0.5)
+        return self.head(skips)
+
+
+class Conditioned(nn.Module):
+    """Codes under a coarser grid of other codes: upsampled, convolved, added; coordinates; a ones channel."""
+
+    def __init__(self, channels: int = 6) -> None:
+        super().__init__()
+        self.top = nn.Embedding(4, channels)
+        self.refine = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+        )
+        self.first = nn.Conv2d(K + 1, channels, (2, 3))
+        self.second = nn.Conv2d(channels, channels, (1, 2))
+        self.head = nn.Conv2d(channels + 2, K, 1)
+
+    def forward(self, codes: Tensor, top: Tensor) -> Tensor:
+        height, width = codes.shape[1:]
+        x = F.one_hot(codes, K).permute(0, 3, 1, 2).to(self.head.weight.dtype)
+        x = torch.cat([x, x.new_ones(len(x), 1, height, width)], dim=1)
+        up = self.top(top).permute(0, 3, 1, 2).repeat_interleave(2, 2).repeat_interleave(2, 3)
+        h = self.first(F.pad(x, (1, 1, 2, 0)))[:, :, :height]
+        h = F.relu(h + self.refine(up))
+        left = F.pad(F.pad(h, (1, 0))[..., :-1], (1, 0))
+        h = F.relu(self.second(left)) + h
+        rows = torch.linspace(-1, 1, height, dtype=h.dtype)[:, None].expand(height, width)
+        columns = torch.linspace(-1, 1, width, dtype=h.dtype).expand(height, width)
+        place = torch.stack([rows, columns]).expand(len(h), -1, -1, -1)
+        return self.head(torch.cat([h, place], dim=1))

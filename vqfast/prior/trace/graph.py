@@ -1,0 +1,92 @@
+"""The front end: a call of the user's network as a graph of ATen operations."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+from torch.overrides import TorchFunctionMode
+
+_OURS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
+
+
+class _PlainOneHot(TorchFunctionMode):
+    """``one_hot`` looks at its input's values, which no trace can follow."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Replaces it by a comparison with every class."""
+        if func is not F.one_hot:
+            return func(*args, **(kwargs or {}))
+        return self.one_hot(*args, **(kwargs or {}))
+
+    @staticmethod
+    def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
+        """See ``torch.nn.functional.one_hot``."""
+        if num_classes < 0:
+            raise ValueError("one_hot's num_classes is missing: how many there are would depend on the codes")
+        return (tensor.unsqueeze(-1) == torch.arange(num_classes, device=tensor.device)).long()
+
+
+@torch.inference_mode(False)  # where composite operations aren't taken apart
+@torch.no_grad()
+def trace(call: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> fx.Graph:
+    """The operations of ``call(*inputs)``, on values; a first call may have masked weights in place."""
+    from torch.fx.experimental.proxy_tensor import make_fx  # takes its time to import
+
+    with _PlainOneHot():
+        call(*inputs)
+        traced = make_fx(call, tracing_mode="real", record_stack_traces=True)(*inputs)
+    traced.graph.owning_module = traced
+    return traced.graph
+
+
+def constant(node: fx.Node) -> Tensor:
+    """The tensor of a ``get_attr`` node: the network's own, whatever becomes of it."""
+    return getattr(node.graph.owning_module, str(node.target))
+
+
+def constants(graph: fx.Graph) -> list[Tensor]:
+    """The tensors that the graph reads."""
+    return [constant(node) for node in graph.nodes if node.op == "get_attr"]
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def evaluate(nodes: list[fx.Node], inputs: tuple[Tensor | None, ...]) -> list[Tensor]:
+    """The values of nodes, which need not all of the inputs."""
+    if not nodes:
+        return []
+    needed, stack = set(), list(nodes)
+    while stack:
+        node = stack.pop()
+        if node not in needed:
+            needed.add(node)
+            stack += node.all_input_nodes
+    values: dict[fx.Node, Any] = {}
+    places = [node for node in nodes[0].graph.nodes if node.op == "placeholder"]
+    for node in nodes[0].graph.nodes:
+        if node not in needed:
+            continue
+        if node.op == "placeholder":
+            values[node] = inputs[places.index(node)]
+        elif node.op == "get_attr":
+            values[node] = constant(node)
+        else:
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+            values[node] = node.target(*args, **kwargs)
+    return [values[node] for node in nodes]
+
+
+def place(node: fx.Node) -> str:
+    """``file:line`` of the user's code that asked for a node, or for the last one before it that tells."""
+    while node.op != "root":
+        for frame in reversed(re.findall(r'File "(.+?)", line (\d+)', node.meta.get("stack_trace") or "")):
+            if not frame[0].startswith(_OURS):
+                return ":".join(frame)
+        node = node.prev
+    return "the network"
