@@ -5,11 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vqfast.ops.define import transformed
+
 ACTIVATIONS = ("none", "relu", "gate")
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
-    """Channels last where ``x`` is and can't be read as contiguous, else contiguous."""
+    """Channels last where ``x`` is and can't be read as contiguous, else contiguous.
+
+    Under ``vmap`` no other is to be had.
+    """
+    if transformed():
+        return torch.contiguous_format
     last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if last else torch.contiguous_format
 

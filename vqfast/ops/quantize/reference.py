@@ -57,15 +57,16 @@ def quantize_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients to ``z_e`` (straight-through plus commitment) and to ``codebook``.
 
-    The codebook's is ``(2 / numel) * sum over the vectors assigned to k of (e_k - z_e)``.
+    The codebook's is ``(2 / numel) * sum over the vectors assigned to k of (e_k - z_e)``. What a loss holds
+    constant stays so in its gradient.
     """
-    rows = z_e.movedim(channel_dim, -1)
-    dtype = accumulator(z_e, codebook)
-    slope = (rows.to(dtype) - codebook.to(dtype)[indices]) * (2 / max(1, z_e.numel()))
-    commitment = (grad_commitment_loss * slope).movedim(-1, channel_dim)
+    dtype, scale = accumulator(z_e, codebook), 2 / max(1, z_e.numel())
+    rows, codes = z_e.movedim(channel_dim, -1).to(dtype), codebook.to(dtype)[indices]
+    commitment = (grad_commitment_loss * scale * (rows - codes.detach())).movedim(-1, channel_dim)
+    away = grad_codebook_loss * scale * (codes - rows.detach())
     # zeros have the caller's layout
     grad_z_e = torch.zeros_like(z_e, requires_grad=False) + (grad_quantized + commitment).to(z_e.dtype)
     grad_codebook = torch.zeros_like(codebook, dtype=dtype).index_add(
-        0, indices.flatten(), -grad_codebook_loss * slope.reshape(-1, codebook.shape[1])
+        0, indices.flatten(), away.reshape(-1, codebook.shape[1])
     )
     return grad_z_e, grad_codebook.to(codebook.dtype)

@@ -48,7 +48,7 @@ def residual_backward(
     losses = zip(grad_codebook_losses, grad_commitment_losses, strict=True)
     for codebook, index, loss in zip(codebooks, indices.unbind(-1), losses, strict=True):
         grad, grad_codebook = stage(grad, *loss, residual, codebook, index, channel_dim)
-        residual = residual - codebook[index].movedim(-1, channel_dim)
+        residual = residual - codebook[index].detach().movedim(-1, channel_dim)
         grad_codebooks.append(grad_codebook)
     grad_z = torch.zeros_like(z, requires_grad=False) + grad.to(z.dtype)  # zeros have the caller's layout
     return grad_z, torch.stack(grad_codebooks)
