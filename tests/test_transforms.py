@@ -1,4 +1,4 @@
-"""Every op, layer and prior under ``torch.func`` and in forward mode, beside a plain PyTorch twin, in float64."""
+"""Every op, layer and prior under ``torch.func`` and in forward mode, beside plain PyTorch in float64."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_products_with_tangents_and_cotangents(op) -> None:
     ours, twin, given = op
     tangents = tuple(map(torch.randn_like, given))
     torch.testing.assert_close(jvp(ours, tuple(given), tangents), jvp(twin, tuple(given), tangents))
-    (got, pull), (want, twin_pull) = (vjp(each, *given) for each in (ours, twin))
+    (got, pull), (_, twin_pull) = (vjp(each, *given) for each in (ours, twin))
     cotangents = tuple(map(torch.randn_like, outputs(got)))
     cotangents = cotangents[0] if isinstance(got, Tensor) else cotangents
     torch.testing.assert_close(pull(cotangents), twin_pull(cotangents))
@@ -407,3 +407,35 @@ def test_gradients_of_each_sample(model, plainly) -> None:
     torch.testing.assert_close(
         vmap(function, (None, 0))(weights, many), tuple(map(torch.stack, zip(*values, strict=True)))
     )
+
+
+TRANSFORMS = {
+    "grad": lambda function, z: grad(function)(z),
+    "jvp": lambda function, z: jvp(function, (z,), (z,)),
+    "vmap": lambda function, z: vmap(function)(torch.stack([z, z])),
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("options", [{"decay": 0.9}, {"revive_below": 1.0}, {"kmeans_init": True}])
+@pytest.mark.parametrize("kind", [vqfast.VQLayer, partial(vqfast.ResidualVQLayer, 2)])
+def test_a_codebook_does_not_learn_under_transforms(kind, options, transform) -> None:
+    layer, z = kind(5, 4, **options), torch.randn(2, 4, 3)
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    with pytest.raises(RuntimeError, match=r"call eval\(\) or freeze\(\) first"):
+        TRANSFORMS[transform](lambda z: layer(z).loss, z)
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+    TRANSFORMS[transform](lambda z: layer.eval()(z).loss, z)
+
+
+def test_a_codebook_learns_between_dual_levels_without_a_tangent() -> None:
+    options = {"decay": 0.9, "revive_below": 0.5}
+    layer, twin, z = vqfast.VQLayer(5, 4, **options), vqfast.VQLayer(5, 4, **options), torch.randn(2, 4, 3)
+    twin.load_state_dict(layer.state_dict())
+    with torch.random.fork_rng():
+        twin(z)
+    with forward_ad.dual_level():
+        quantized = layer(forward_ad.make_dual(z, torch.ones_like(z))).quantized
+        assert torch.equal(forward_ad.unpack_dual(quantized).tangent, torch.ones_like(z))
+        assert all(forward_ad.unpack_dual(value).tangent is None for value in layer.state_dict().values())
+    torch.testing.assert_close(layer.state_dict(), twin.state_dict())

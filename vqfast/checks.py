@@ -12,7 +12,7 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 
-from vqfast.ops.define import behind_transforms
+from vqfast.ops.define import behind_transforms, in_functorch
 from vqfast.ops.registry import FLOATS
 
 
@@ -153,3 +153,12 @@ def check_codes(name: str, codes: Tensor, num_embeddings: int, *, least: int = 0
     low, high = map(int, behind_transforms(codes).long().aminmax())
     if low < least or high >= num_embeddings:
         raise ValueError(f"{name} has values {low}..{high}; want {least}..{num_embeddings - 1}")
+
+
+def check_untransformed() -> None:
+    """Raises RuntimeError under a transform of ``torch.func``, where a module can't change its state."""
+    if in_functorch():
+        raise RuntimeError(
+            "a codebook learns in place, which torch.func's transforms don't allow; call eval() or freeze() "
+            "first, or let it learn outside of them"
+        )

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vqfast.checks import check_untransformed
 from vqfast.functional import nearest_code, unit
 from vqfast.nn import ranks
 
@@ -151,6 +152,7 @@ class Codebook(nn.Module):
         Raises:
             ValueError: there is no finite vector.
         """
+        check_untransformed()
         vectors = vectors.to(self.codebook.dtype)
         codebook = kmeans_of_ranks(vectors, mask, self.num_embeddings, self.metric == "cosine")
         self.set_codebook(codebook.view_as(self.codebook))
@@ -161,6 +163,7 @@ class Codebook(nn.Module):
 
         No vectors move nothing, and a code that was given one with a NaN or an infinity sits the step out.
         """
+        check_untransformed()
         counts = ranks.total(sum(batch.counts for batch in batches)).to(self.ema_counts.dtype)
         some = counts.sum(-1, keepdim=True) > 0
         if self.decay is None:

@@ -31,9 +31,7 @@ def define(function: Callable) -> OpOverload:
     return op
 
 
-def transformed() -> bool:
-    """Whether a transform of ``torch.func`` or forward-mode differentiation may be at work."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+in_functorch = torch._C._are_functorch_transforms_active  # whether a transform of ``torch.func`` is at work
 
 
 def behind_transforms(tensor: Tensor) -> Tensor:
@@ -79,7 +77,7 @@ def register_autograd(
     differentiable = type(name, (torch.autograd.Function,), methods).apply
 
     def kernel(keyset, *inputs):
-        if transformed():
+        if in_functorch() or forward_ad._current_level >= 0:
             return definition(*inputs)
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
             return differentiable(*inputs, keyset)

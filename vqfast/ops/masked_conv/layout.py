@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vqfast.ops.define import transformed
+from vqfast.ops.define import in_functorch
 
 ACTIVATIONS = ("none", "relu", "gate")
 
@@ -15,7 +15,7 @@ def memory_format(x: Tensor) -> torch.memory_format:
 
     Under ``vmap`` no other is to be had.
     """
-    if transformed():
+    if in_functorch():
         return torch.contiguous_format
     last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if last else torch.contiguous_format
