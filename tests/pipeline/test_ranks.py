@@ -145,13 +145,13 @@ def test_measures_are_those_of_one_process(folder: Path) -> None:
             "batch_size is 1; want 2 (the number of processes) or more",
         ),
         (  # only the first process sees that
-            f"train-prior --run two/trained {PRIOR} --seed 1",
-            "two/trained holds another prior: seed was 0, now 1; use another folder",
+            "sample --run two/whole --out two/samples --num 21 --shape 4 4 --seed 6",
+            "two/samples holds another samples: seed was 5, now 6; use another folder",
         ),
     ],
 )
 def test_bad_input_ends_all_processes_with_one_clear_error(folder: Path, command: str, error: str) -> None:
-    before = (folder / "two" / "trained" / "run.json").read_bytes()
+    before = (folder / "two" / "samples" / "run.json").read_bytes()
     began = time.monotonic()
     # without the -- torchrun takes our --run and --num for ambiguous options of its own
     done = torchrun(folder, "-m", "--", "vqfast.cli", *command.split())
@@ -160,7 +160,7 @@ def test_bad_input_ends_all_processes_with_one_clear_error(folder: Path, command
     said -= {"vqfast: error: another process stopped; its own error says why"}
     assert said == {f"vqfast: error: {error}"}
     assert "vqfast/cli" not in done.stderr  # no traceback but torchrun's own
-    assert (folder / "two" / "trained" / "run.json").read_bytes() == before
+    assert (folder / "two" / "samples" / "run.json").read_bytes() == before
 
 
 def test_alone() -> None:

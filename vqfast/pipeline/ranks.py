@@ -5,25 +5,36 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from vqfast.pipeline.watch import Watch
+
+LIMIT_SECONDS = 1800.0  # of waiting for another process, until it counts as lost
+
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which process of how many this is, and its device."""
+    """Which process of how many this is, its device, and what watches over the waiting of several."""
 
     rank: int
     world: int
     device: torch.device
+    watch: Watch | None = field(default=None, compare=False, repr=False)
 
     @property
     def first(self) -> bool:
         """Whether this process writes the files."""
         return self.rank == 0
+
+    def begin(self, label: str) -> None:
+        """Notes what this process works at."""
+        if self.watch is not None:
+            self.watch.label = label
 
     def barrier(self) -> None:
         """Waits for all processes."""
@@ -53,7 +64,8 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
 
     Raises:
         ValueError: there is no such device.
-        ConnectionError: another process stopped, and said why.
+        ConnectionError: another process ended, and said why.
+        TimeoutError: another process came to no message for ``LIMIT_SECONDS``.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -67,15 +79,23 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
         torch.use_deterministic_algorithms(True, warn_only=True)
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device == "cuda" else "gloo")
-    ranks = Ranks(dist.get_rank() if world > 1 else 0, world, torch.device(device))
+        limit = timedelta(seconds=LIMIT_SECONDS)
+        dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=limit)
+    watch = Watch() if world > 1 else None
+    ranks = Ranks(dist.get_rank() if world > 1 else 0, world, torch.device(device), watch)
     try:
+        if watch:
+            watch.start()
         yield ranks
         ranks.barrier()  # one that leaves early breaks the others' last message
     except RuntimeError as error:
-        if world > 1 and "by peer" in str(error):  # gloo's "Connection closed", or "reset"
+        if watch and "by peer" in str(error):  # gloo's "Connection closed", or "reset"
             raise ConnectionError("another process stopped; its own error says why") from error
+        if watch and "Timed out" in str(error):
+            raise TimeoutError(f"waited {LIMIT_SECONDS / 60:g} minutes {watch.awaited()}") from error
         raise
     finally:
+        if watch:
+            watch.end()
         if dist.is_initialized():
             dist.destroy_process_group()
