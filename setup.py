@@ -1,19 +1,23 @@
-"""Prebuilds the native library where torch and a compiler are at hand; else it is compiled on first use."""
+"""Packages the native library where there is a compiler; else it is compiled on first use. Needs no torch."""
 
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.editable_wheel import editable_wheel
 
-ROOT = Path(__file__).parent
-sys.path.insert(0, str(ROOT / "vqfast" / "ops"))
+spec = spec_from_file_location("build_native", Path(__file__).parent / "vqfast" / "ops" / "build.py")
+build = module_from_spec(spec)
+spec.loader.exec_module(build)
 
 try:
-    import library
-except Exception as error:  # no torch here, or one that can't be loaded
-    print(f"native library left for the first use: {error}")
-    library = None
+    COMPILER = build.find_compiler()
+except RuntimeError as error:
+    print(f"native library left for the first use: {error}", file=sys.stderr)
+    COMPILER = None
 
 
 class BuildNative(build_ext):
@@ -22,22 +26,38 @@ class BuildNative(build_ext):
     def run(self) -> None:
         if self.editable_mode or self.inplace:
             return
-        target = Path(self.build_lib, "vqfast", "csrc", library.PREBUILT.name)
+        target = Path(self.build_lib, "vqfast", "csrc", build.PREBUILT.name)
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            library.build(target, library.find_compiler())
+            for variant, reason in build.build(target, COMPILER).items():
+                print(f"native library without {variant}: {reason}", file=sys.stderr)
         except (OSError, RuntimeError) as error:
-            print(f"native library left for the first use: {error}")
+            print(f"native library left for the first use: {error}", file=sys.stderr)
 
     def get_outputs(self) -> list[str]:
         return []
+
+
+class Wheel(bdist_wheel):
+    """One for every Python of a platform, free-threaded ones too: the native library needs none."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
+class Editable(editable_wheel):
+    """The packages lie under the root, so that a path is all: type checkers follow no import hooks."""
+
+    def finalize_options(self) -> None:
+        self.distribution.packages.remove("vqfast.csrc")  # the sources are found where they lie
+        self.distribution.package_dir = {"": "."}
+        super().finalize_options()
 
 
 setup(
     packages=[*find_packages(include=["vqfast*"]), "vqfast.csrc"],
     package_dir={"vqfast.csrc": "csrc"},
     package_data={"vqfast": ["py.typed"], "vqfast.ops": ["records/*.json"], "vqfast.csrc": ["*.cpp", "*.h"]},
-    ext_modules=[Extension("vqfast.native", [])] if library else [],
-    cmdclass={"build_ext": BuildNative},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}} if library else {},
+    ext_modules=[Extension("vqfast.native", [])] if COMPILER else [],
+    cmdclass={"build_ext": BuildNative, "bdist_wheel": Wheel, "editable_wheel": Editable},
 )

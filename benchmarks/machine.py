@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 
 import vqfast
-from vqfast.ops import library
+from vqfast.ops.build import find_compiler
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PEERS = (
@@ -79,7 +79,7 @@ def _on_registers() -> float:
     """Operations a second of all the threads that torch uses."""
     with tempfile.TemporaryDirectory() as folder:
         program, source = Path(folder, "peak"), Path(__file__).with_name("peak.cpp")
-        command = [library.find_compiler(), "-O2", "-march=native", "-pthread", source, "-o", program]
+        command = [*find_compiler(), "-O2", "-march=native", "-pthread", source, "-o", program]
         subprocess.run(command, check=True)
         done = subprocess.run([program, str(torch.get_num_threads())], check=True, capture_output=True)
     return float(done.stdout)

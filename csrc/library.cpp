@@ -1,5 +1,10 @@
-// Which kernels this CPU runs.
+// Which kernels this CPU runs, and what vqfast/ops/library.py calls when it loads the library.
 #include "library.h"
+
+// GCC's headers call it since GCC 11; a libstdc++ from before, which torch's own wheels get along with, has none.
+#if defined(__GLIBCXX__) && _GLIBCXX_RELEASE >= 11
+void std::__throw_bad_array_new_length() { throw std::bad_alloc(); }
+#endif
 
 namespace vqfast {
 
@@ -13,9 +18,11 @@ namespace vqfast {
   extern const ProjectedKernel projected_kernel __attribute__((weak));         \
   }
 VQFAST_VARIANT(portable)
+#if defined(__x86_64__)
 VQFAST_VARIANT(avx2)
 VQFAST_VARIANT(avx512)
 VQFAST_VARIANT(avx512bf16)
+#endif
 
 Kernels best_kernels() {
 #define VQFAST_KERNELS(name)                                                   \
@@ -36,3 +43,26 @@ Kernels best_kernels() {
 }
 
 }  // namespace vqfast
+
+#define VQFAST_EXPORT extern "C" __attribute__((visibility("default")))
+
+// The names of the functions of torch's that are wanted, and a null.
+VQFAST_EXPORT const char* const* vqfast_wanted() {
+#define VQFAST_NAME(name, arguments) #name,
+  static const char* const names[] = {VQFAST_TORCH(VQFAST_NAME) nullptr};
+  return names;
+}
+
+// Given those functions, in that order, registers torch.ops.vqfast_native. Returns whether torch took them.
+VQFAST_EXPORT bool vqfast_register(void* const* functions) {
+  std::memcpy(&vqfast::torch, functions, sizeof vqfast::torch);
+  try {
+    const vqfast::Ops ops("vqfast_native");
+    for (const auto add : {vqfast::add_masked_conv, vqfast::add_nearest, vqfast::add_projected, vqfast::add_quantize,
+                           vqfast::add_sampler})
+      add(ops);
+  } catch (const std::exception&) {
+    return false;
+  }
+  return true;
+}

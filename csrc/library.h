@@ -1,10 +1,5 @@
-// What the host sides of the ops share. Each registers its ops through torch's stable ABI: one library for every
-// Python and every torch from 2.10 on.
+// What the host sides of the ops share. One library fits every Python and every torch from 2.10 on.
 #pragma once
-
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
 #include <atomic>
@@ -15,11 +10,9 @@
 #include "projected.h"
 #include "quantize.h"
 #include "sampler.h"
+#include "torch.h"
 
 namespace vqfast {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 struct Kernels {
   const Kernel& nearest;
@@ -32,13 +25,19 @@ struct Kernels {
 // The best kernels that this CPU runs.
 Kernels best_kernels();
 
+void add_masked_conv(const Ops& ops);
+void add_nearest(const Ops& ops);
+void add_projected(const Ops& ops);
+void add_quantize(const Ops& ops);
+void add_sampler(const Ops& ops);
+
 inline Type type_of(const Tensor& x) {
   switch (x.scalar_type()) {
     case ScalarType::Float: return Type::f32;
     case ScalarType::Double: return Type::f64;
     case ScalarType::BFloat16: return Type::bf16;
     case ScalarType::Half: return Type::f16;
-    default: STD_TORCH_CHECK(false, "want floating-point numbers");
+    default: throw std::runtime_error("want floating-point numbers");
   }
 }
 
@@ -46,14 +45,14 @@ inline Type type_of(const Tensor& x) {
 template <class T>
 struct Buffer {
   Tensor tensor;
-  explicit Buffer(int64_t count) : tensor(torch::stable::empty({count * int64_t(sizeof(T))}, ScalarType::Byte)) {}
+  explicit Buffer(int64_t count) : tensor(empty({count * int64_t(sizeof(T))}, ScalarType::Byte)) {}
   T* data() { return static_cast<T*>(tensor.mutable_data_ptr()); }
 };
 
 // f(part, its span) for `parts` even parts of `count`, in parallel.
 template <class F>
 void for_parts(int64_t parts, int64_t count, const F& f) {
-  torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, parts, [&](int64_t begin, int64_t end) {
     for (int64_t part = begin; part < end; ++part) f(part, part_of(count, parts, part));
   });
 }
@@ -74,7 +73,7 @@ class Shared {
 
 // A thread for every 2^18 steps: fewer aren't worth its start.
 inline int64_t threads_for(double work) {
-  return int64_t(std::clamp(work / (1 << 18), 1.0, double(torch::stable::get_num_threads())));
+  return int64_t(std::clamp(work / (1 << 18), 1.0, double(num_threads())));
 }
 
 }  // namespace vqfast

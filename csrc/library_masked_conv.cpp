@@ -9,14 +9,14 @@ namespace vqfast {
 namespace {
 
 // A dense (B, C, H, W) tensor, or what repeats over the grid, (B, C, 1, 1).
-Grid grid(const std::optional<Tensor>& t, const Tensor& like, bool last) {
-  if (!t) return {};
-  const int64_t c = t->size(1), h = t->size(2), w = t->size(3);
-  Grid g{t->mutable_data_ptr(), c * h * w, last ? 1 : h * w, last ? w * c : w, last ? c : 1};
+Grid grid(const Tensor& t, const Tensor& like, bool last) {
+  const int64_t c = t.size(1), h = t.size(2), w = t.size(3);
+  Grid g{t.mutable_data_ptr(), c * h * w, last ? 1 : h * w, last ? w * c : w, last ? c : 1};
   if (h == 1 && like.size(2) > 1) g.row = 0;
   if (w == 1 && like.size(3) > 1) g.column = 0;
   return g;
 }
+Grid grid(const std::optional<Tensor>& t, const Tensor& like, bool last) { return t ? grid(*t, like, last) : Grid{}; }
 
 // The problem's sizes and tensors; all but x are channels last where the result is.
 MaskedConv masked_conv_of(const Tensor& x, const std::optional<Tensor>& extra, const std::optional<Tensor>& residual,
@@ -42,8 +42,9 @@ void set_weight(MaskedConv& p, const Tensor& weight, const std::vector<int64_t>&
                 const std::vector<int64_t>& dx) {
   p.out = weight.size(0);
   for (int64_t n = 0; p.codes && n < p.batch * p.height * p.width; ++n)
-    STD_TORCH_CHECK(p.codes[n] >= 0 && p.codes[n] < weight.size(1), "codes hold ", p.codes[n], "; want 0 to ",
-                    weight.size(1) - 1);
+    if (p.codes[n] < 0 || p.codes[n] >= weight.size(1))
+      throw std::runtime_error(
+          "codes hold " + std::to_string(p.codes[n]) + "; want 0 to " + std::to_string(weight.size(1) - 1));
   if (p.codes) p.in = weight.size(1);
   p.weight = weight.mutable_data_ptr();
   p.weight_out = weight.stride(0), p.weight_in = weight.stride(1);
@@ -126,20 +127,15 @@ void gate(Tensor x, std::optional<Tensor> extra, std::optional<Tensor> grad, Ten
 }
 
 }  // namespace
-}  // namespace vqfast
 
-STABLE_TORCH_LIBRARY_FRAGMENT(vqfast_native, library) {
-  library.def(
+void add_masked_conv(const Ops& ops) {
+  ops.add<masked_conv>(
       "masked_conv(Tensor x, Tensor weight, Tensor? bias, Tensor? extra, Tensor? residual, Tensor(a!) result,"
       " Tensor(b!)? kept, int[] taps, int[] dy, int[] dx, int activation) -> ()");
-  library.def(
+  ops.add<masked_conv_weight_gradient>(
       "masked_conv_weight_gradient(Tensor grad, Tensor x, Tensor(a!) grad_weight, Tensor(b!) grad_bias, int[] taps,"
       " int[] dy, int[] dx) -> ()");
-  library.def("gate(Tensor x, Tensor? extra, Tensor? grad, Tensor(a!) result) -> ()");
+  ops.add<gate>("gate(Tensor x, Tensor? extra, Tensor? grad, Tensor(a!) result) -> ()");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(vqfast_native, CPU, library) {
-  library.impl("masked_conv", TORCH_BOX(&vqfast::masked_conv));
-  library.impl("masked_conv_weight_gradient", TORCH_BOX(&vqfast::masked_conv_weight_gradient));
-  library.impl("gate", TORCH_BOX(&vqfast::gate));
-}
+}  // namespace vqfast

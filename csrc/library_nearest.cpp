@@ -12,7 +12,7 @@ Tensor nearest(const Tensor& x, const Tensor& codebook, const std::optional<Tens
   const Kernel& kernel = best_kernels().nearest;
   const auto sizes = x.sizes(), strides = x.strides(), book_sizes = codebook.sizes();
   const int64_t dims = x.dim(), missing = dims - codebook.dim();
-  Tensor out = torch::stable::empty({sizes.data(), size_t(dims - 1)}, ScalarType::Long);
+  Tensor out = empty(sizes, dims - 1, ScalarType::Long);
   if (out.numel() == 0) return out;
 
   // Dimensions along which the codebook stays the same are rows; each step along the others is another codebook.
@@ -64,10 +64,9 @@ Tensor nearest(const Tensor& x, const Tensor& codebook, const std::optional<Tens
 }
 
 }  // namespace
-}  // namespace vqfast
 
-STABLE_TORCH_LIBRARY_FRAGMENT(vqfast_native, library) {
-  library.def("nearest(Tensor x, Tensor codebook, Tensor? lengths=None) -> Tensor");
+void add_nearest(const Ops& ops) {
+  ops.add<nearest>("nearest(Tensor x, Tensor codebook, Tensor? lengths=None) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(vqfast_native, CPU, library) { library.impl("nearest", TORCH_BOX(&vqfast::nearest)); }
+}  // namespace vqfast

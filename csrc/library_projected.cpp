@@ -33,9 +33,9 @@ std::tuple<Tensor, Tensor, Tensor> projected_codes(
   const Kernels kernels = best_kernels();
   const auto numbers = [](const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); };
   const int64_t stages = int64_t(codebooks.size()), k = codebooks[0].size(0), d = codebooks[0].size(1);
-  Tensor indices = torch::stable::empty({x.size(0), x.size(2), stages}, ScalarType::Long);
-  Tensor latents = torch::stable::empty({details ? x.size(0) : 0, stages * d, x.size(2)}, ScalarType::Float);
-  Tensor quantized = torch::stable::empty({details ? x.size(0) : 0, x.size(1), x.size(2)}, ScalarType::Float);
+  Tensor indices = empty({x.size(0), x.size(2), stages}, ScalarType::Long);
+  Tensor latents = empty({details ? x.size(0) : 0, stages * d, x.size(2)}, ScalarType::Float);
+  Tensor quantized = empty({details ? x.size(0) : 0, x.size(1), x.size(2)}, ScalarType::Float);
   Projected v{numbers(x), x.size(0), x.size(2), x.size(1), d, stages, unit};
   std::vector<const float*> weights, codes;
   for (const Tensor& map : maps) weights.push_back(numbers(map));
@@ -59,18 +59,15 @@ std::tuple<Tensor, Tensor, Tensor> projected_codes(
   const int64_t size = kernels.projected.scratch(v, all.block());
   Buffer<float> memory(all.threads() * size);
   all.search([&](int64_t part) { return Through{kernels.projected, v, memory.data() + part * size}; });
-  return {indices, latents, quantized};
+  return {std::move(indices), std::move(latents), std::move(quantized)};
 }
 
 }  // namespace
-}  // namespace vqfast
 
-STABLE_TORCH_LIBRARY_FRAGMENT(vqfast_native, library) {
-  library.def(
+void add_projected(const Ops& ops) {
+  ops.add<projected_codes>(
       "projected_codes(Tensor x, Tensor[] codebooks, Tensor[] maps, bool unit, bool details)"
       " -> (Tensor, Tensor, Tensor)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(vqfast_native, CPU, library) {
-  library.impl("projected_codes", TORCH_BOX(&vqfast::projected_codes));
-}
+}  // namespace vqfast

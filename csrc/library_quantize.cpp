@@ -11,7 +11,7 @@ namespace {
 // Where the codes of each stage are, (stages, K, D), each contiguous.
 Pointers stages_of(const Tensor& codebooks) {
   Pointers codes(codebooks.size(0));
-  const int64_t step = codebooks.stride(0) * int64_t(codebooks.element_size());
+  const int64_t step = codebooks.stride(0) * size_of(codebooks.scalar_type());
   for (size_t stage = 0; stage < codes.size(); ++stage)
     codes[stage] = static_cast<const char*>(codebooks.const_data_ptr()) + int64_t(stage) * step;
   return codes;
@@ -78,12 +78,12 @@ struct Search {
 
 // Threads that each add up sums of their own, (stages, K, D): as many as make a stage's no more than the vectors.
 int64_t adders(const Assigned& v) {
-  return std::clamp<int64_t>(v.outer * v.inner / std::max<int64_t>(v.k, 1), 1, torch::stable::get_num_threads());
+  return std::clamp<int64_t>(v.outer * v.inner / std::max<int64_t>(v.k, 1), 1, num_threads());
 }
 
 Tensor zeros(std::initializer_list<int64_t> sizes, ScalarType type) {
-  Tensor made = torch::stable::empty(sizes, type);
-  torch::stable::zero_(made);
+  Tensor made = empty(sizes, type);
+  made.zero();
   return made;
 }
 
@@ -97,7 +97,7 @@ struct Shares {
   // Null where there is nothing to add up.
   void* of(int64_t part) const {
     if (count == 0) return nullptr;
-    return static_cast<char*>(tensor.mutable_data_ptr()) + part * count * int64_t(tensor.element_size());
+    return static_cast<char*>(tensor.mutable_data_ptr()) + part * count * size_of(tensor.scalar_type());
   }
   void join() const {
     switch (tensor.scalar_type()) {
@@ -110,7 +110,7 @@ struct Shares {
  private:
   template <class T>
   void join_as() const {
-    for_parts(torch::stable::get_num_threads(), count, [&](int64_t, Span span) {
+    for_parts(num_threads(), count, [&](int64_t, Span span) {
       auto* sums = static_cast<T*>(of(0));
       for (int64_t part = 1; part < parts; ++part)
         for (int64_t i = span.begin; i < span.end; ++i) sums[i] += sums[part * count + i];
@@ -125,16 +125,16 @@ struct Shares {
 // L2 from the first stage's search to its sums.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> quantize(const Tensor& z, const Tensor& codebooks, bool statistics) {
   const Kernels kernels = best_kernels();
-  Tensor indices = torch::stable::empty({z.size(0), z.size(2), codebooks.size(0)}, ScalarType::Long);
+  Tensor indices = empty({z.size(0), z.size(2), codebooks.size(0)}, ScalarType::Long);
   const Pointers books = stages_of(codebooks);
   const Assigned v = assigned(z, books, codebooks.size(1), indices);
   Search search(kernels, v, type_of(codebooks), books, indices);
 
   const int64_t threads = search.stages.threads(), parts = statistics ? std::min(threads, adders(v)) : threads;
   const int64_t codes = statistics ? v.k : 0;
-  Tensor quantized = torch::stable::empty_like(z);
-  const Shares errors({parts, v.stages}, ScalarType::Double), counts({parts, v.stages, codes}, ScalarType::Long);
-  const Shares sums({parts, v.stages, codes, v.d}, codebooks.scalar_type());
+  Tensor quantized = empty(z.sizes(), z.dim(), z.scalar_type());
+  Shares errors({parts, v.stages}, ScalarType::Double), counts({parts, v.stages, codes}, ScalarType::Long);
+  Shares sums({parts, v.stages, codes, v.d}, codebooks.scalar_type());
   const auto follow = [&](int64_t part, Span span) {
     kernels.quantize.forward(
         v, span, quantized.mutable_data_ptr(), static_cast<double*>(errors.of(part)),
@@ -146,13 +146,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> quantize(const Tensor& z, con
   });
   if (parts < threads) for_parts(parts, v.outer * v.inner, follow);
   for (const Shares* shares : {&errors, &counts, &sums}) shares->join();
-  return {indices, quantized, errors.tensor, counts.tensor, sums.tensor};
+  return {std::move(indices), std::move(quantized), std::move(errors.tensor), std::move(counts.tensor),
+          std::move(sums.tensor)};
 }
 
 // z (outer, D, inner) contiguous, each stage's codebook (K, D) contiguous, float64 where z is, else float32 -> the
 // indices of `quantize`.
 Tensor residual_codes(const Tensor& z, const std::vector<Tensor>& codebooks) {
-  Tensor indices = torch::stable::empty({z.size(0), z.size(2), int64_t(codebooks.size())}, ScalarType::Long);
+  Tensor indices = empty({z.size(0), z.size(2), int64_t(codebooks.size())}, ScalarType::Long);
   Pointers books;
   for (const Tensor& book : codebooks) books.push_back(book.const_data_ptr());
   const Assigned v = assigned(z, books, codebooks[0].size(0), indices);
@@ -169,30 +170,25 @@ std::tuple<Tensor, Tensor> quantize_backward(
   const QuantizeKernel& kernel = best_kernels().quantize;
   const Pointers books = stages_of(codebooks);
   const Assigned v = assigned(z, books, codebooks.size(1), indices);
-  const int64_t parts = residuals ? adders(v) : torch::stable::get_num_threads();
-  Tensor grad_z = torch::stable::empty_like(z);
-  const Shares away({parts, v.stages, residuals ? v.k : 0, v.d}, codebooks.scalar_type());
+  const int64_t parts = residuals ? adders(v) : num_threads();
+  Tensor grad_z = empty(z.sizes(), z.dim(), z.scalar_type());
+  Shares away({parts, v.stages, residuals ? v.k : 0, v.d}, codebooks.scalar_type());
   for_parts(parts, v.outer * v.inner, [&](int64_t part, Span span) {
     kernel.backward(
         v, span, grad.const_data_ptr(), slopes.const_data_ptr(), grad_z.mutable_data_ptr(), away.of(part));
   });
   away.join();
-  return {grad_z, away.tensor};
+  return {std::move(grad_z), std::move(away.tensor)};
 }
 
 }  // namespace
-}  // namespace vqfast
 
-STABLE_TORCH_LIBRARY_FRAGMENT(vqfast_native, library) {
-  library.def("quantize(Tensor z, Tensor codebooks, bool statistics) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
-  library.def("residual_codes(Tensor z, Tensor[] codebooks) -> Tensor");
-  library.def(
+void add_quantize(const Ops& ops) {
+  ops.add<quantize>("quantize(Tensor z, Tensor codebooks, bool statistics) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  ops.add<residual_codes>("residual_codes(Tensor z, Tensor[] codebooks) -> Tensor");
+  ops.add<quantize_backward>(
       "quantize_backward(Tensor grad, Tensor z, Tensor codebooks, Tensor indices, Tensor slopes, bool residuals)"
       " -> (Tensor, Tensor)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(vqfast_native, CPU, library) {
-  library.impl("quantize", TORCH_BOX(&vqfast::quantize));
-  library.impl("residual_codes", TORCH_BOX(&vqfast::residual_codes));
-  library.impl("quantize_backward", TORCH_BOX(&vqfast::quantize_backward));
-}
+}  // namespace vqfast

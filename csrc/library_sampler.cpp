@@ -6,6 +6,7 @@
 #include <thread>
 #include <vector>
 
+#include "glibc.h"
 #include "library.h"
 
 namespace vqfast {
@@ -72,7 +73,7 @@ Tensor prepare_sampler(
   s.memory = memory.data();
   kernel.begin(s);
   for_parts(s.num_steps, s.num_steps, [&](int64_t step, Span) { kernel.pack(s, step); });
-  return memory.tensor;
+  return std::move(memory.tensor);
 }
 
 // Draws `count` positions of every image into codes, from `first` on.
@@ -106,23 +107,19 @@ void run_sampler(
   go.notify_all();
   work(0);
   for (std::thread& other : others) other.join();
-  STD_TORCH_CHECK(go > 0, "the sampler can't start ", s.threads, " threads");
+  if (go < 0) throw std::runtime_error("the sampler can't start " + std::to_string(s.threads) + " threads");
 }
 
 }  // namespace
-}  // namespace vqfast
 
-STABLE_TORCH_LIBRARY_FRAGMENT(vqfast_native, library) {
-  library.def(
+void add_sampler(const Ops& ops) {
+  ops.add<prepare_sampler>(
       "prepare_sampler(Tensor steps, Tensor terms, Tensor taps, Tensor sizes, Tensor weights, Tensor labels)"
       " -> Tensor");
-  library.def(
+  ops.add<run_sampler>(
       "run_sampler(Tensor steps, Tensor terms, Tensor taps, Tensor sizes, Tensor weights, Tensor condition,"
       " Tensor known, Tensor numbers, Tensor(a!) codes, Tensor(b!) memory, float temperature, float top_p,"
       " int first, int count) -> ()");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(vqfast_native, CPU, library) {
-  library.impl("prepare_sampler", TORCH_BOX(&vqfast::prepare_sampler));
-  library.impl("run_sampler", TORCH_BOX(&vqfast::run_sampler));
-}
+}  // namespace vqfast

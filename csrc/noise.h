@@ -6,6 +6,7 @@
 // relative at most, so the outer logarithm is off by 2^-19 and its own 2^-20 of at most 23: kNoise is four times that.
 #pragma once
 
+#include "glibc.h"
 #include "tile.h"
 
 namespace vqfast::VQFAST_ISA {

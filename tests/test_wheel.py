@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
 
-from vqfast.ops import library
+from vqfast.ops import build
 
 ROOT = Path(__file__).parents[1]
-SHIPPED = ("vqfast", "csrc", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+FOLDERS = ("vqfast", "csrc", "tests", "benchmarks")
+FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "constraints.txt", "README.md", "LICENSE")
 
 
 def run(command: list[object], cwd: Path, **environment: str) -> str:
@@ -31,11 +35,10 @@ def run(command: list[object], cwd: Path, **environment: str) -> str:
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of what is packaged, to build in, with the record of a GPU."""
     folder = tmp_path_factory.mktemp("source")
-    for name in SHIPPED:
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
-        else:
-            shutil.copy(ROOT / name, folder)
+    for name in FOLDERS:
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    for name in FILES:
+        shutil.copy(ROOT / name, folder)
     records = folder / "vqfast" / "ops" / "records"
     records.mkdir(exist_ok=True)
     (records / "a-gpu.json").write_text('{"device": "a GPU", "passed": {"triton": ["nearest"]}}')
@@ -51,18 +54,18 @@ def environment(folder: Path) -> Path:
     return folder / "bin" / "python"
 
 
-def install(python: Path, package: Path, **variables: str) -> None:
+def install(python: Path, *package: object, **variables: str) -> None:
     """Downloads nothing."""
     options = ["--no-deps", "--no-index", "--no-build-isolation", "--no-cache-dir"]
-    pip = [sys.executable, "-m", "pip", "--python", python, "install", *options, package]
-    run(pip, package.parent, **variables)
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", *options, *package]
+    run(pip, python.parent, **variables)
 
 
 USE = """
 import warnings
 from pathlib import Path
 import torch, vqfast
-from vqfast.ops import library, records, registry
+from vqfast.ops import build, records, registry
 
 assert records.passed("nearest", "triton", "a GPU")
 with warnings.catch_warnings(record=True) as caught:
@@ -73,7 +76,7 @@ with warnings.catch_warnings(record=True) as caught:
     loss.backward()
     sample = vqfast.PixelCNN(8, 8, 2).sample(2, (3, 3), seed=0)
 print(Path(vqfast.__file__).parent)
-print(library.PREBUILT.exists())
+print(build.PREBUILT.exists())
 print(codes.tolist(), indices.shape, sample.shape)
 print(registry.refusal("nearest", "native", torch.zeros(1)))
 print([str(w.message) for w in caught if "vqfast" in str(w.message)])
@@ -92,13 +95,21 @@ def use(python: Path, folder: Path) -> list[str]:
 
 def test_wheel_works_without_a_compiler(source: Path, tmp_path: Path) -> None:
     try:
-        library.find_compiler()
+        build.find_compiler()
     except RuntimeError as error:
         pytest.skip(str(error))
     options = ["--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", tmp_path]
-    run([sys.executable, "-m", "pip", "wheel", source, *options], tmp_path)
+    no_torch = tmp_path / "no torch"
+    no_torch.mkdir()
+    (no_torch / "torch.py").write_text("raise ImportError('the build needs none')")
+    run([sys.executable, "-m", "pip", "wheel", source, *options], tmp_path, PYTHONPATH=str(no_torch))
     (wheel,) = tmp_path.glob("*.whl")
-    assert "-cp310-abi3-" in wheel.name  # one for every Python
+    assert "-py3-none-" in wheel.name  # one for every Python, free-threaded ones too
+    assert not wheel.name.endswith("-any.whl")
+    native = zipfile.ZipFile(wheel).read("vqfast/csrc/native.so")
+    for library, newest in (("GLIBC_2", 28), ("GLIBCXX_3.4", 25)):  # as torch's own wheels
+        versions = re.findall(rb"\0%s\.(\d+)" % library.encode(), native)
+        assert max(map(int, versions), default=0) <= newest
     python = environment(tmp_path / "environment")
     install(python, wheel)
     built, results, refusal, warned = use(python, tmp_path)
@@ -116,9 +127,14 @@ def test_wheel_works_without_a_compiler(source: Path, tmp_path: Path) -> None:
 
 
 def test_sdist_falls_back_without_a_compiler(source: Path, tmp_path: Path) -> None:
-    build = f"from setuptools import build_meta; build_meta.build_sdist({str(tmp_path)!r})"
-    run([sys.executable, "-c", build], source)
+    command = f"from setuptools import build_meta; build_meta.build_sdist({str(tmp_path)!r})"
+    run([sys.executable, "-c", command], source)
     (sdist,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
+    files = [path for folder in FOLDERS for path in (source / folder).rglob("*.*") if path.is_file()]
+    assert {str(path.relative_to(source)) for path in files if path.suffix != ".pyc"} <= packed
+    assert packed >= set(FILES)
     python = environment(tmp_path / "environment")
     install(python, sdist, PATH="")
     built, results, refusal, warned = use(python, tmp_path)
@@ -126,3 +142,12 @@ def test_sdist_falls_back_without_a_compiler(source: Path, tmp_path: Path) -> No
     assert results == "[0, 1, 2] torch.Size([2, 5]) torch.Size([2, 3, 3])"
     assert refusal.startswith("native nearest can't run here: no C++ compiler")
     assert warned.count("vqfast runs plain PyTorch") == 1
+
+
+def test_editable_install_is_a_path(source: Path, tmp_path: Path) -> None:
+    """Type checkers follow paths, but no import hooks."""
+    python = environment(tmp_path / "environment")
+    install(python, "-e", source)
+    (site,) = (tmp_path / "environment").glob("lib/python*/site-packages")
+    (path,) = site.glob("__editable__*vqfast*.pth")
+    assert path.read_text().strip() == str(source)

@@ -1,17 +1,20 @@
-"""The library of native ops: built by ``setup.py``, else compiled on first use into the user's cache.
+"""The library of native ops: as it was installed, else compiled on first use into the user's cache.
 
-Its ops are ``torch.ops.vqfast_native.*``. The stable ABI makes one binary fit every Python and torch >= 2.10.
+Its ops are ``torch.ops.vqfast_native.*``. It calls torch through C functions that are stable since torch 2.10
+and that it is handed here: one binary fits every Python and every torch since, and is built without either.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
-import hashlib
+import itertools
+import logging
 import os
-import platform
 import shutil
-import subprocess
+import stat
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,129 +22,130 @@ from pathlib import Path
 
 import torch
 
-INSTALLED = Path(__file__).parents[1] / "csrc"
-SOURCES = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[2] / "csrc"  # or in a checkout
-PREBUILT = SOURCES / "native.so"
-FLAGS = [
-    "-std=c++20",
-    "-O3",
-    "-fPIC",
-    "-fvisibility=hidden",
-    "-w",
-    "-DTORCH_TARGET_VERSION=0x020a000000000000",
-]
-# The kernels are compiled once for each of these; library*.cpp once, which picks one at run time.
-VARIANTS = {"portable": []}
-if platform.machine() in ("x86_64", "AMD64"):
-    VARIANTS["avx2"] = ["-mavx2", "-mfma"]
-    VARIANTS["avx512"] = [f"-m{name}" for name in ("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma")]
-    VARIANTS["avx512"].append("-mprefer-vector-width=512")
-    VARIANTS["avx512bf16"] = [*VARIANTS["avx512"], "-mavx512bf16", "-mavx512vnni"]
-DIGEST = hashlib.sha256
+from vqfast.files import take_lock
+from vqfast.ops import build
+
+_SAY_AFTER, _GIVE_UP_AFTER = 5.0, 1800.0  # seconds of waiting for another process that compiles
+_LOG = logging.getLogger("vqfast")
 
 
 @functools.cache
 def unavailable() -> str | None:
     """Why the library can't be used, ``None`` once it is loaded. The first call may compile it."""
-    try:
-        torch.ops.load_library(str(PREBUILT if PREBUILT.exists() else _compiled_once()))
-        return None
-    except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
+    reasons = []
+    for find in (_installed, _compiled) if build.PREBUILT.exists() else (_compiled,):
+        try:
+            _register(find())
+        except (OSError, RuntimeError, ValueError, AttributeError) as error:
+            reasons.append(" ".join(str(error).split()))
+        else:
+            if reasons:
+                warnings.warn(f"vqfast compiled its native library anew: {reasons[0]}", stacklevel=2)
+            return None
+    reason = "; ".join(reasons)
     if not os.environ.get("VQFAST_BACKEND"):
         warnings.warn(f"vqfast runs plain PyTorch on CPUs, which is slower: {reason}", stacklevel=2)
     return reason
 
 
-def find_compiler() -> Path:
-    """The C++ compiler: ``$CXX``, else the first one found.
+def _register(path: Path) -> None:
+    """Hands the library the functions of torch's that it wants; it registers its ops.
+
+    Raises:
+        OSError: it can't be loaded.
+        AttributeError: it is another library, or torch is older than 2.10.
+    """
+    library = ctypes.CDLL(str(path))
+    library.vqfast_wanted.restype = ctypes.POINTER(ctypes.c_char_p)
+    library.vqfast_register.restype = ctypes.c_bool
+    names = itertools.takewhile(lambda name: name is not None, library.vqfast_wanted())
+    functions = ctypes.CDLL(torch._C.__file__)  # what it depends on is searched too
+    pointers = [ctypes.cast(functions[name.decode()], ctypes.c_void_p) for name in names]
+    if not library.vqfast_register((ctypes.c_void_p * len(pointers))(*pointers)):
+        raise RuntimeError(f"torch {torch.__version__} doesn't take the ops of {path}")
+
+
+def _installed() -> Path:
+    """The library that was installed; one that isn't as it was built (stripped, cut) might kill the process.
+
+    Raises:
+        OSError: it can't be loaded.
+    """
+    if not build.whole(build.PREBUILT) and (reason := build.refusal(build.PREBUILT)):
+        raise OSError(f"the installed library can't be loaded: {reason}")
+    return build.PREBUILT
+
+
+def _compiled() -> Path:
+    """The library of these sources in the user's cache, compiled if it isn't there."""
+    compiler = build.find_compiler()
+    programs = [Path(found).stat() for word in compiler if (found := shutil.which(word))]
+    built_by = (compiler, [(p.st_size, p.st_mtime_ns) for p in programs], build.FLAGS, build.VARIANTS)
+    key = build.DIGEST(str(built_by).encode())
+    for source in sorted(build.SOURCES.glob("*.[ch]*")):
+        key.update(source.read_bytes())
+    target = _cache() / f"native-{key.hexdigest()[:16]}.so"
+    if not _usable(target):
+        with _locked(target.with_suffix(".lock")):
+            if not _usable(target):  # another process may have compiled it meanwhile
+                _LOG.warning("vqfast compiles its native library, once, which may take a minute")
+                for variant, reason in build.build(target, compiler).items():
+                    warnings.warn(f"vqfast's native library is without {variant}: {reason}", stacklevel=2)
+    return target
+
+
+def _cache() -> Path:
+    """A folder that nobody else can write to: what lies in it will run.
 
     Raises:
         RuntimeError: there is none.
     """
-    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
-    for name in names:
-        if found := shutil.which(name):
-            return Path(found).resolve()
-    raise RuntimeError(f"no C++ compiler ({', '.join(names)}) found")
+    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folders = [user / "vqfast", Path(tempfile.gettempdir(), f"vqfast-{_user()}")]
+    for folder in folders:
+        folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.mkdir(exist_ok=True, mode=0o700)
+        folder = folder.resolve()
+        if _private(folder) and all(_private(above, sticky=True) for above in folder.parents):
+            return folder
+    names = " and ".join(map(str, folders))
+    raise RuntimeError(
+        f"others can write to {names}; want XDG_CACHE_HOME to name a folder that is yours alone"
+    )
 
 
-def build(target: Path, compiler: Path) -> None:
-    """Compiles the library to ``target``, which appears whole or not at all.
-
-    Raises:
-        RuntimeError: the compiler refuses; an instruction set that it doesn't know is left out.
-    """
-    include = f"-I{Path(torch.__file__).parent / 'include'}"
-    jobs = {}
-    for source in sorted(SOURCES.glob("*.cpp")):
-        if source.stem.startswith("library"):
-            jobs[source.stem] = (source.name, [include])
-            continue
-        for name, flags in VARIANTS.items():
-            jobs[f"{source.stem}-{name}"] = (source.name, [*flags, f"-DVQFAST_ISA={name}"])
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        started = {
-            name: subprocess.Popen(
-                [compiler, *FLAGS, *flags, "-c", SOURCES / source, "-o", f"{folder}/{name}.o"],
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for name, (source, flags) in jobs.items()
-        }
-        errors = {name: process.communicate()[1] for name, process in started.items()}
-        objects = []
-        for name, process in started.items():
-            if process.returncode == 0:
-                objects.append(f"{folder}/{name}.o")
-            elif name.startswith("library") or name.endswith("portable"):
-                raise RuntimeError(f"{compiler} failed: {errors[name][:500]}")
-        torch_libraries = Path(torch.__file__).parent / "lib"
-        linked = subprocess.run(
-            [compiler, "-shared", "-o", f"{folder}/linked", *objects, f"-L{torch_libraries}", "-ltorch_cpu"],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        if linked.returncode != 0:
-            raise RuntimeError(f"{compiler} failed: {linked.stderr[:500]}")
-        with Path(folder, "linked").open("rb+") as file:
-            digest = DIGEST(file.read()).digest()
-            file.write(digest)  # the loader ignores what follows the sections
-        Path(folder, "linked").replace(target)
+def _private(path: Path, sticky: bool = False) -> bool:
+    """Whether only root and the user can write to ``path``; a ``sticky`` folder keeps what they have."""
+    info = path.lstat()
+    if os.name != "posix":
+        return True
+    shared = info.st_mode & 0o022 and not (sticky and info.st_mode & stat.S_ISVTX)
+    return info.st_uid in (0, _user()) and not shared and not stat.S_ISLNK(info.st_mode)
 
 
-def _compiled_once() -> Path:
-    """The compiled library of these sources in the user's cache."""
-    compiler = find_compiler()
-    stamp = compiler.stat()
-    built_by = (torch.__version__, compiler, stamp.st_size, stamp.st_mtime_ns, FLAGS, VARIANTS)
-    key = DIGEST(str(built_by).encode())
-    for source in sorted(SOURCES.glob("*.[ch]*")):
-        key.update(source.read_bytes())
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vqfast"
-    cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-    target = cache / f"native-{key.hexdigest()[:16]}.so"
-    if not _whole(target):
-        with _locked(target.with_suffix(".lock")):
-            if not _whole(target):  # another process may have compiled it meanwhile
-                build(target, compiler)
-    return target
+def _user() -> int:
+    return os.geteuid() if os.name == "posix" else 0
 
 
-def _whole(target: Path) -> bool:
-    if not target.exists():
-        return False
-    data = target.read_bytes()
-    return DIGEST(data[:-32]).digest() == data[-32:]
+def _usable(target: Path) -> bool:
+    return target.exists() and _private(target) and build.whole(target)
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Waits for other processes; the system frees the lock of one that dies."""
-    try:
-        import fcntl
-    except ImportError:
-        raise RuntimeError("compiling on first use needs a POSIX system") from None
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    """Waits for another process that compiles, and says so; the system frees the lock of one that dies.
+
+    Raises:
+        RuntimeError: it takes too long.
+    """
+    began, said = time.monotonic(), False
+    while (lock := take_lock(path)) is None:
+        waited = time.monotonic() - began
+        if waited > _GIVE_UP_AFTER:
+            raise RuntimeError(f"another process has held {path} for {waited:.0f} s")
+        if waited > _SAY_AFTER and not said:
+            _LOG.warning("vqfast waits for another process that compiles its native library (%s)", path)
+            said = True
+        time.sleep(0.1)
+    with lock:
         yield
