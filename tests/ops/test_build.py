@@ -1,0 +1,239 @@
+"""What compilers, caches and installed libraries may be like, each tried in this process or a short one."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.ops.test_library import FALLBACK, USE, counted, finish, links, start  # noqa: F401
+from vqfast.ops import build, library
+
+
+def script(path: Path, body: str) -> list[str]:
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return [str(path)]
+
+
+def writes(path: Path, what: Path) -> list[str]:
+    """A compiler that exits 0 and writes ``what``, whatever it is asked."""
+    return script(path, f'while [ "$1" != -o ]; do shift; done\ncp {what} "$2"')
+
+
+def c_library(target: Path, source: str, *flags: str) -> Path:
+    """A library of C code, or what is left of the test where there is no compiler."""
+    if (reason := library.unavailable()) is not None:
+        pytest.skip(reason)
+    command = [*build.find_compiler(), "-shared", "-fPIC", "-x", "c++", "-", "-o", str(target), *flags]
+    subprocess.run(command, input=source.encode(), check=True)
+    return target
+
+
+def sealed(target: Path) -> Path:
+    """As ``build`` leaves a library."""
+    target.write_bytes(target.read_bytes() + build.DIGEST(target.read_bytes()).digest())
+    return target
+
+
+@pytest.mark.parametrize(
+    "asked, arguments",
+    [("sh", []), ("sh -m64", ["-m64"]), ("env sh", ["sh"]), ("'sh' -D'A=1 2'", ["-DA=1 2"])],
+)
+def test_cxx_is_a_command_line(monkeypatch: pytest.MonkeyPatch, asked: str, arguments: list[str]) -> None:
+    monkeypatch.setenv("CXX", asked)
+    program, *rest = build.find_compiler()
+    assert Path(program).name == shlex.split(asked)[0]
+    assert rest == arguments
+
+
+def test_cxx_is_a_program_with_a_space_or_not_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = script(tmp_path / "a compiler", "exit 0")
+    monkeypatch.setenv("CXX", program[0])
+    assert build.find_compiler() == program
+    for asked in ("'unbalanced", "no such program"):
+        monkeypatch.setenv("CXX", asked)
+        with pytest.raises(RuntimeError, match=asked):
+            build.find_compiler()
+
+
+def test_a_link_to_a_compiler_is_called_by_its_own_name(tmp_path: Path, monkeypatch) -> None:
+    """``clang++`` and ccache's ``g++`` are links whose name says what to do."""
+    script(tmp_path / "ccache", "exit 0")
+    (tmp_path / "g++").symlink_to("ccache")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert build.find_compiler() == [str(tmp_path / "g++")]
+
+
+@pytest.mark.parametrize("written", ["junk", "nothing", "another library"])
+def test_what_a_compiler_wrote_is_loaded_before_it_is_kept(tmp_path: Path, written: str) -> None:
+    what = tmp_path / "what"
+    if written == "another library":
+        c_library(what, "int other;")
+    else:
+        what.write_bytes(b"junk" if written == "junk" else b"")
+    target = tmp_path / "native.so"
+    with pytest.raises(RuntimeError, match="wrote can't be loaded"):
+        build.build(target, writes(tmp_path / "compiler", what))
+    assert not target.exists()
+
+
+def test_a_compilers_message_may_be_any_bytes(tmp_path: Path) -> None:
+    compiler = script(tmp_path / "compiler", "printf 'caf\\351: \\377' >&2; exit 3")
+    with pytest.raises(RuntimeError, match="compiler failed \\(3\\): caf\ufffd: \ufffd"):
+        build.build(tmp_path / "native.so", compiler)
+
+
+def test_a_compiler_that_hangs_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "SECONDS", 0.1)
+    with pytest.raises(RuntimeError, match=r"it took more than 0\.1 s"):
+        build.build(tmp_path / "native.so", script(tmp_path / "compiler", "exec sleep 60"))
+
+
+def test_a_variant_that_crashes_the_compiler_is_left_out_and_named(tmp_path: Path, counted) -> None:  # noqa: F811
+    compiler, calls = counted
+    crash = 'case "$*" in *-Dcrash*nearest.cpp*) kill -SEGV $$;; esac'
+    crashing = script(tmp_path / "crashing", f'{crash}\nexec {compiler} "$@"')
+    code = f"""
+build.VARIANTS["crashing"] = ["-Dcrash"]
+{FALLBACK}"""
+    warning, refusal = finish(start(code, tmp_path, CXX=crashing[0])).splitlines()
+    assert warning == "1 vqfast's native library is without crashing: crashing failed (-11): "
+    assert refusal == "None"
+    linked = calls.read_text().splitlines()[-1]
+    assert "portable.o" in linked
+    assert "crashing.o" not in linked
+
+
+def test_a_held_lock_is_told_and_not_waited_for_without_end(tmp_path: Path, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(library, "_SAY_AFTER", 0.05)
+    monkeypatch.setattr(library, "_GIVE_UP_AFTER", 0.3)
+    lock = tmp_path / "native.lock"
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        waits = pytest.raises(RuntimeError, match="another process has held")
+        with waits, library._locked(lock):
+            pass
+    assert [record.message for record in caplog.records] == [
+        f"vqfast waits for another process that compiles its native library ({lock})"
+    ]
+    with library._locked(lock):
+        pass
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that is used while nobody else can write to it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(library.tempfile, "gettempdir", lambda: str(tmp_path / "temporary"))
+    return tmp_path / "home" / "vqfast"
+
+
+def test_the_cache_is_a_new_folder_of_the_users(cache: Path) -> None:
+    assert library._cache() == cache
+    assert cache.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o707, 0o1777])
+@pytest.mark.parametrize("above", [False, True])
+def test_a_cache_that_others_write_to_is_not_used(cache: Path, mode: int, above: bool) -> None:
+    library._cache()
+    (cache.parent if above else cache).chmod(mode)
+    other = cache.parents[1] / "temporary" / f"vqfast-{os.geteuid()}"
+    kept = above and mode == 0o1777  # what is in a sticky folder only its owner replaces
+    assert library._cache() == (cache if kept else other)
+    if not kept:
+        other.chmod(0o777)
+        with pytest.raises(RuntimeError, match="want XDG_CACHE_HOME to name"):
+            library._cache()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_what_another_user_owns_is_not_used(cache: Path) -> None:
+    target = library._cache() / "native.so"
+    target.write_bytes(b"")
+    sealed(target)
+    assert library._usable(target)
+    os.chown(target, 12345, -1)
+    assert not library._usable(target)
+    os.chown(cache, 12345, -1)
+    assert library._cache() != cache
+
+
+def test_a_library_that_others_write_to_or_that_is_a_link_is_not_used(cache: Path) -> None:
+    target = library._cache() / "native.so"
+    target.write_bytes(b"")
+    target.chmod(0o600)
+    sealed(target)
+    assert library._usable(target)
+    target.chmod(0o620)
+    assert not library._usable(target)
+    target.chmod(0o600)
+    link = target.with_name("link.so")
+    link.symlink_to(target)
+    assert not library._usable(link)
+
+
+def test_a_planted_library_does_not_run(tmp_path: Path, counted) -> None:  # noqa: F811
+    """It has the right name, and the digest that it would have."""
+    compiler, calls = counted
+    ran = tmp_path / "ran"
+    home, temporary = tmp_path / "home", tmp_path / "temporary"
+    places = {"CXX": compiler, "TMPDIR": str(temporary), "VQFAST_BACKEND": "native"}
+    temporary.mkdir()
+    finish(start(USE, home, **places))
+    (target,) = home.glob("vqfast/*.so")
+    code = (
+        '#include <fstream>\nstatic int ran = (std::ofstream("%s"), 0); extern "C" void vqfast_register() {}'
+    )
+    sealed(c_library(target, code % ran))
+    target.parent.chmod(0o777)
+    assert finish(start(USE, home, **places)) == "[0, 0, 0]\n"
+    assert not ran.exists()
+    assert links(calls) == 2
+    target.parent.chmod(0o700)  # the code would run
+    assert build.refusal(target) is None
+    assert ran.exists()
+
+
+INSTALLED = """
+build.PREBUILT = Path({path!r})
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    nearest_code(torch.ones(3, 2), torch.eye(2))
+print([str(warning.message) for warning in caught])
+print(registry.refusal("nearest", "native", torch.zeros(1)))
+"""
+
+
+@pytest.mark.parametrize("installed", ["stripped", "cut", "of a newer system", "another"])
+def test_an_installed_library_that_can_not_run_is_explained_and_replaced(
+    tmp_path: Path,
+    counted,  # noqa: F811
+    installed: str,
+) -> None:
+    compiler, calls = counted
+    made = build.PREBUILT if build.PREBUILT.exists() else library._compiled()
+    target = tmp_path / "installed.so"
+    if installed in ("stripped", "cut"):
+        data = made.read_bytes()
+        target.write_bytes(data[:-32] if installed == "stripped" else data[: len(data) // 2])
+    elif installed == "another":
+        sealed(c_library(target, "int other;"))
+    else:
+        sealed(c_library(target, "void none_such(); void f() { none_such(); }", "-Wl,-z,now"))
+    out = finish(start(INSTALLED.format(path=str(target)), tmp_path / "cache", CXX=compiler))
+    warned, refusal = out.splitlines()
+    assert refusal == "None"
+    if installed == "stripped":  # it loads, though it isn't as it was built
+        assert warned == "[]"
+        assert not calls.exists()
+    else:
+        assert warned.count("vqfast compiled its native library anew: ") == 1
+        assert {"cut": "can't be loaded", "another": "vqfast_wanted"}.get(installed, "none_such") in warned
+        assert links(calls) == 1
