@@ -45,16 +45,20 @@ def folder(root: Path, **files: np.ndarray) -> str:
     return str(root)
 
 
+def png(width: int, height: int, bits: int, colour_type: int, content: bytes) -> bytes:
+    """A PNG with any header. ``content``: its lines, a filter byte before each."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        length, check = (struct.pack(">I", n) for n in (len(content), zlib.crc32(name + content)))
+        return length + name + content + check
+
+    header = struct.pack(">2I5B", width, height, bits, colour_type, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(content)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in chunks)
+
+
 def png16(array: np.ndarray) -> bytes:
     """uint16 (H, W, C), C 1 to 4, as a PNG of 16 bits a channel, of which Pillow writes grey ones only."""
     height, width, channels = array.shape
-
-    def chunk(name: bytes, content: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-        )
-
     lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in array)
-    header = struct.pack(">2I5B", width, height, 16, (0, 4, 2, 6)[channels - 1], 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in chunks)
+    return png(width, height, 16, (0, 4, 2, 6)[channels - 1], lines)

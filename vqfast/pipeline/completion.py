@@ -15,7 +15,7 @@ from vqfast.pipeline import images as pictures
 from vqfast.pipeline.codes import Codes
 from vqfast.pipeline.data import Images, load_images
 from vqfast.pipeline.ranks import Ranks
-from vqfast.pipeline.steps import Wanted, decoded, encoded, labels_of
+from vqfast.pipeline.steps import Rows, Wanted, decoded, encoded, labels_of
 from vqfast.prior.base import CausalPrior
 
 SIDES = ("top", "bottom", "left", "right")
@@ -54,6 +54,10 @@ def kept_codes(keep: str, shape: tuple[int, int]) -> Tensor:
     return kept
 
 
+def _labels(of_images: np.ndarray, draws: int) -> Rows:
+    return lambda rows: torch.from_numpy(of_images[np.array(rows) // draws])
+
+
 class Completion:
     """Samples of which sample ``i`` completes image ``i // draws``.
 
@@ -72,7 +76,9 @@ class Completion:
         if draws < 1:
             raise ValueError(f"draws is {draws}; want 1 or more")
         self.vqvae, self.images, self.keep, self.draws, self.ranks = vqvae, images, keep, draws, ranks
-        self.kept = kept_codes(keep, vqvae.code_shape(images.shape[1:]))
+        height, width = vqvae.code_shape(images.shape[1:])
+        self.shape = height, width
+        self.kept = kept_codes(keep, self.shape)
 
     def wanted(self, prior: CausalPrior, num: int | None, label: int | None) -> Wanted:
         """What is to be sampled: ``num`` of all completions. ``label``: of all, in place of the images' own.
@@ -87,13 +93,10 @@ class Completion:
         if labels is not None and label is None:
             if self.images.labels is None:
                 raise ValueError("label is None; want one: the prior has classes, the images have no labels")
-            labels = self._labels
+            labels = _labels(self.images.labels, self.draws)
         note = {"images": self.images.fingerprint, "keep": self.keep, "draws": self.draws, "label": label}
         note["kept"] = hashlib.sha256(self.kept.numpy().tobytes()).hexdigest()[:16]  # an image may change
-        return Wanted(num or most, tuple(self.kept.shape), note, labels, self._known)
-
-    def _labels(self, rows: range) -> Tensor:
-        return torch.from_numpy(self.images.labels[np.array(rows) // self.draws])
+        return Wanted(num or most, self.shape, note, labels, self._known)
 
     def _known(self, rows: range) -> Tensor:
         image = torch.tensor(rows) // self.draws

@@ -103,8 +103,8 @@ def curves(history: dict[str, list[float]], steps: list[int], title: str) -> byt
             raise ValueError(f"history[{name!r}] has {len(values)} values; want {len(steps)}, one a step")
     columns = {1: 1, 2: 2, 4: 2}.get(len(history), 3)
     rows = -(-len(history) // columns)
-    figure = Figure(figsize=(4.6 * columns, 3.1 * rows + 0.5), dpi=120, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
+    figure = Figure(figsize=(4.6 * columns, 3.1 * rows + 0.5), dpi=120)
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.1)
     figure.suptitle(title, fontsize=13, fontweight="bold", color="#222222", parse_math=False)
     for place, (name, values) in enumerate(history.items(), start=1):
         panel = figure.add_subplot(rows, columns, place)

@@ -53,7 +53,9 @@ def open_images(
         Unreadable: images can't be read.
         ValueError: they have changed since; or as ``load_images``.
     """
-    how = {name: note.get(name) for name in ("labels", "size", "channels", "depth", "skip_bad")}
+    how: dict[str, Any] = {
+        name: note.get(name) for name in ("labels", "size", "channels", "depth", "skip_bad")
+    }
     if found is not None:
         how |= {"depth": found["depth"], "skip_bad": found["bad"]}
     images = load_images(note["source"], **how)

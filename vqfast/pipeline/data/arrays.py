@@ -48,7 +48,9 @@ class Stack:
         self.pixels = _channels_first(array, name)
         self.name, self.size, self.files = name, size, {} if file is None else {file.name: file.stat()}
         self.kept = np.arange(len(array))
-        self.left_out, self.bad, self.classes, self.labels = {}, {}, None, None
+        self.left_out: disk.LeftOut = {}
+        self.bad: dict[str, str] = {}
+        self.classes, self.labels = None, None
         channels, height, width = self.pixels.shape[1:]
         self.shape = (channels, size or height, size or width)
         self.depth: int | None = None
@@ -72,7 +74,7 @@ class Stack:
     def contents(self, rows: np.ndarray) -> bytes:
         digest = hashlib.sha256(f"{self.pixels.shape[1:]} {self.pixels.dtype.str} {self.depth}".encode())
         for some in np.array_split(rows, self._parts(len(rows))):
-            digest.update(np.ascontiguousarray(self.pixels[some]))
+            digest.update(self.pixels[some].tobytes())
         return digest.digest()
 
     def read(self, rows: np.ndarray) -> np.ndarray:
@@ -128,9 +130,11 @@ def read_npy(path: Path) -> np.ndarray:
 
 def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     """The images of a .npz file and the labels, if there are any."""
-    with disk.naming(path, ".npz file"), np.lib.npyio.NpzFile(path, allow_pickle=False) as arrays:
-        packed = (i for i in arrays.zip.infolist() if i.compress_type != zipfile.ZIP_STORED)
-        _check_unpacked(sum(info.file_size for info in packed))
+    with disk.naming(path, ".npz file"), open_file(path) as file:
+        with zipfile.ZipFile(file) as archive:
+            packed = (i for i in archive.infolist() if i.compress_type != zipfile.ZIP_STORED)
+            _check_unpacked(sum(info.file_size for info in packed))
+        arrays = np.lib.npyio.NpzFile(file, allow_pickle=False)
         found = [key for key in IMAGE_KEYS if key in arrays.files][:1]
         found = found or [key for key in arrays.files if np.ndim(arrays[key]) >= 3]
         if len(found) != 1:

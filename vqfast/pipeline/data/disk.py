@@ -7,8 +7,10 @@ import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
+
+import numpy as np
 
 from vqfast.files import open_file
 
@@ -105,10 +107,9 @@ def stamp_of(files: Mapping[str, os.stat_result]) -> bytes:
     time (ctime), which no program can set back. (A file system that keeps no such time, or a clock that was
     turned back to the nanosecond, could deceive it.) Unequal ones mean nothing: a copy has times of its own.
     """
-    digest = hashlib.sha256()
-    for name, status in files.items():
-        digest.update(os.fsencode(name))
-        digest.update(b"\0%d %d %d\n" % (status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+    numbers = ((s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in files.values())
+    digest = hashlib.sha256(os.fsencode("\0".join(files)))
+    digest.update(np.fromiter(chain.from_iterable(numbers), np.int64).tobytes())
     return digest.digest()
 
 

@@ -41,6 +41,7 @@ class Folder:
         labelled: bool,
     ) -> None:
         self.left_out: disk.LeftOut
+        bad: dict[str, str]
         if root.is_file():
             self.root = root.parent
             files, self.left_out, bad = {root.name: root.stat()}, {}, {}
@@ -96,19 +97,24 @@ class Folder:
         return np.stack(found)
 
     def _decoded(self, file: Path) -> np.ndarray:
-        pixels = np.atleast_3d(values(file, self.mode)).transpose(2, 0, 1)
+        pixels = np.atleast_3d(values(file, self.mode, self.size)).transpose(2, 0, 1)
         if self.depth is not None:  # of the wide ones
-            white = 255 if pixels.dtype == np.uint8 else 2**self.depth - 1
-            if (where := outside(pixels, white)) is not None:
-                raise ValueError(f"it has the value {pixels[where]}; want integers of {self.depth} bits")
-            pixels = scaled(pixels, white)
-        if self.size is not None:
-            pixels = fitted(pixels, self.size)
+            pixels = np.stack(
+                [self._as_unit(channel) for channel in pixels]
+            )  # one at a time: they may be large
         if len(pixels) == 1:
             pixels = pixels.repeat(self.shape[0], axis=0)
         if pixels.shape != self.shape:
             raise ValueError(f"it has shape {pixels.shape}; want {self.shape} as when loaded")
         return pixels
+
+    def _as_unit(self, channel: np.ndarray) -> np.ndarray:
+        """(H, W), integers or uint8, as float32 in [0, 1], and a square if they are to be."""
+        white = 255 if channel.dtype == np.uint8 else 2 ** (self.depth or 0) - 1
+        if (where := outside(channel, white)) is not None:
+            raise ValueError(f"it has the value {channel[where]}; want integers of {self.depth} bits")
+        unit = scaled(channel, white)
+        return unit if self.size is None else fitted(unit[None], self.size)[0]
 
     def _leave_out(self, why: str, name: str) -> None:
         self.left_out.setdefault(why, []).append(name)

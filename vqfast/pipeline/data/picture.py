@@ -13,6 +13,7 @@ import numpy as np
 
 if TYPE_CHECKING:  # Pillow is optional
     from PIL.Image import Image
+    from PIL.ImageFile import ImageFile
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "DIB", "PPM", "JPEG2000", "AVIF", "QOI")
 SUFFIXES = {
@@ -59,11 +60,12 @@ def probe(file: Path, whole: bool, highest: bool) -> Probe:
     return Probe(grey, wide, (width, height), peak)
 
 
-def values(file: Path, mode: str) -> np.ndarray:
+def values(file: Path, mode: str, size: int | None = None) -> np.ndarray:
     """The values of a file: ``(H, W)`` or ``(H, W, C)``.
 
-    They are uint8 in ``mode``, ``L`` or ``RGB``; or wider integers, then of as many channels as the file has
-    without alpha. An animation is its first frame. Alpha is dropped, EXIF's rotation done.
+    They are uint8 in ``mode``, ``L`` or ``RGB``, and a square of ``size``; or wider integers, then of as many
+    channels as the file has without alpha, and of its size. An animation is its first frame. Alpha is
+    dropped, EXIF's rotation done.
 
     Raises: nearly anything, if the file can't be read.
     """
@@ -72,7 +74,8 @@ def values(file: Path, mode: str) -> np.ndarray:
         if not _is_wide(picture.mode, rawmode):
             picture.info.pop("transparency", None)
             upright = _upright(picture)
-            return np.asarray(upright if upright.mode == mode else upright.convert(mode))
+            upright = upright if upright.mode == mode else upright.convert(mode)
+            return np.asarray(upright if size is None else square(upright, size))
         if picture.mode.startswith("I"):
             found = np.asarray(_upright(picture))
             if found.min() < 0:
@@ -80,14 +83,26 @@ def values(file: Path, mode: str) -> np.ndarray:
             return found
     # Pillow keeps 8 bits of such files: the high byte, or by the rawmode of the other byte order the low one.
     if rawmode.startswith("LA"):  # for which it has no other order; as RGBA all four bytes come
-        grey = _unpacked(file, "RGBA")
-        return grey[..., 0].astype(np.uint16) << 8 | grey[..., 1]
-    high, low = (_unpacked(file, raw)[..., :3] for raw in (rawmode, rawmode[:-1] + OTHER_BYTE[rawmode[-1]]))
-    return high.astype(np.uint16) << 8 | low
+        return np.ascontiguousarray(_unpacked(file, "RGBA")[..., :2]).view(">u2")[..., 0]
+    high = _unpacked(file, rawmode)[..., :3]
+    both = np.empty((*high.shape, 2), np.uint8)
+    both[..., 0] = high
+    del high  # a large picture's takes much room
+    both[..., 1] = _unpacked(file, rawmode[:-1] + OTHER_BYTE[rawmode[-1]])[..., :3]
+    return both.view(">u2")[..., 0]
+
+
+def square(picture: Image, size: int) -> Image:
+    """The shorter side resized to ``size``, the central square cut out."""
+    from PIL import Image, ImageOps
+
+    if picture.size == (size, size):
+        return picture
+    return ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
 
 
 @contextmanager
-def opened(file: Path) -> Iterator[Image]:
+def opened(file: Path) -> Iterator[ImageFile]:
     """A file of one of ``FORMATS``, told by its content.
 
     Raises: nearly anything; among it, for more pixels than Pillow's ``Image.MAX_IMAGE_PIXELS``.
@@ -104,13 +119,13 @@ def opened(file: Path) -> Iterator[Image]:
 def _unpacked(file: Path, rawmode: str) -> np.ndarray:
     with opened(file) as picture:
         picture.tile = [
-            (*place, rawmode if isinstance(args, str) else (rawmode, *args[1:]))
-            for *place, args in picture.tile
+            tile._replace(args=rawmode if isinstance(tile.args, str) else (rawmode, *(tile.args or ())[1:]))
+            for tile in picture.tile
         ]
         return np.asarray(_upright(picture))
 
 
-def _rawmode(picture: Image) -> str:
+def _rawmode(picture: ImageFile) -> str:
     """How Pillow calls the layout of a file's values, such as ``RGB;16B``."""
     args = picture.tile[0][3] if getattr(picture, "tile", None) else ""
     return str(args[0] if isinstance(args, tuple) and args else args)

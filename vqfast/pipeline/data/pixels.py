@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from vqfast.pipeline.data.picture import square
+
 
 def outside(values: np.ndarray, white: int) -> tuple[int, ...] | None:
     """Where the first value is that isn't in 0..white, if there is one."""
@@ -18,11 +20,8 @@ def scaled(values: np.ndarray, white: int) -> np.ndarray:
 
 
 def fitted(images: np.ndarray, size: int) -> np.ndarray:
-    """(n, H, W), uint8 or float32 in [0, 1] -> (n, size, size): shorter side to ``size``, centre cropped."""
-    from PIL import Image, ImageOps
+    """(n, H, W), uint8 or float32 in [0, 1] -> (n, size, size): see ``square``."""
+    from PIL import Image
 
-    if images.shape[1:] == (size, size):
-        return images
-    pictures = (Image.fromarray(image) for image in images)
-    stack = np.stack([np.asarray(ImageOps.fit(p, (size, size), Image.Resampling.BICUBIC)) for p in pictures])
+    stack = np.stack([np.asarray(square(Image.fromarray(image), size)) for image in images])
     return stack if stack.dtype == np.uint8 else stack.clip(0, 1)  # bicubic floats overshoot
