@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from vqfast.checks import check_channels, check_floating
-from vqfast.ops.residual.op import projected_codes as _projected_codes
-from vqfast.ops.residual.op import residual_codes as _residual_codes
+from vqfast.ops.onnx import projected_codes as _projected_codes
+from vqfast.ops.onnx import residual_codes as _residual_codes
 
 
 def _check(z_e: Tensor, codebooks: list[Tensor], maps: list[list[Tensor]]) -> None:

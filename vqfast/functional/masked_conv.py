@@ -7,8 +7,8 @@ from torch import Tensor
 
 from vqfast.checks import check_choice, check_floating, check_sizes
 from vqfast.ops.masked_conv import layout
-from vqfast.ops.masked_conv.op import gate as _gate
-from vqfast.ops.masked_conv.op import masked_conv2d as _masked_conv2d
+from vqfast.ops.onnx import gate as _gate
+from vqfast.ops.onnx import masked_conv2d as _masked_conv2d
 
 MASK_TYPES, STACKS = ("A", "B"), ("full", "vertical", "horizontal")
 OPTIONAL = ("bias", "extra", "residual")
@@ -139,7 +139,7 @@ def masked_conv2d(
             f"x has shape {tuple(x.shape)} and weight {tuple(weight.shape)}; "
             "want (B, C_in, H, W) and (C_out, C_in, kh, kw)"
         )
-    channels, _, kh, kw = kernel
+    channels, _, kh, kw = map(int, kernel)  # tensors while a model is traced
     odd = kh == 1 if stack == "horizontal" else kw % 2 == 1 and (stack == "vertical" or kh % 2 == 1)
     if not odd or kh < 1 or kw < 1:
         raise ValueError(f"weight has a {kh}x{kw} kernel, which is no {stack} kernel of odd size")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vqfast.checks import check_choice, check_floating
-from vqfast.ops.nearest.op import nearest as _nearest
+from vqfast.ops.onnx import nearest as _nearest
 
 METRICS = ("l2", "cosine")
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from vqfast.checks import check_channels, check_codes, check_floating
-from vqfast.ops.quantize.op import quantize as _quantize
-from vqfast.ops.residual.op import residual_quantize as _residual_quantize
+from vqfast.ops.onnx import quantize as _quantize
+from vqfast.ops.onnx import residual_quantize as _residual_quantize
 
 
 class Quantized(NamedTuple):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vqfast import functional
 from vqfast.checks import check_choice, check_dense, check_integer
 from vqfast.functional.masked_conv import MASK_TYPES, STACKS, check_activation
-from vqfast.ops.masked_conv.op import embed
+from vqfast.ops.onnx import embed
 
 
 class MaskedConv2d(nn.Module):

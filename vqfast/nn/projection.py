@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from vqfast.checks import check_channels, check_floating, check_mask
 from vqfast.nn import ranks
+from vqfast.ops import dims
 
 
 class Projection(nn.Module):
@@ -44,12 +45,12 @@ class Projection(nn.Module):
         check_mask(mask, z_e, self.channel_dim)
         if mask is not None:  # before the map: a NaN times a zero gradient is a NaN
             z_e = torch.where(mask.unsqueeze(self.channel_dim), z_e, 0)
-        z = z_e.movedim(self.channel_dim, self.dim)
+        z = dims.move(z_e, self.channel_dim, self.dim)
         return z if self.project_in is None else self.project_in(z)
 
     def leave(self, quantized: Tensor, mask: Tensor | None) -> Tensor:
         """Codes in the place of ``z_e``; zero where ``mask`` is ``False``."""
         if self.project_out is not None:
             quantized = self.project_out(quantized.to(self.project_out.weight.dtype))
-        quantized = quantized.movedim(self.dim, self.channel_dim)
+        quantized = dims.move(quantized, self.dim, self.channel_dim)
         return quantized if mask is None else torch.where(mask.unsqueeze(self.channel_dim), quantized, 0)

@@ -12,6 +12,7 @@ from vqfast.checks import check_choice, check_codes, check_mask, check_sizes
 from vqfast.functional import Quantized
 from vqfast.nn.codebook import Batch, Codebook, masked_statistics
 from vqfast.nn.projection import Projection
+from vqfast.ops import dims
 
 GRADIENTS = ("straight-through", "rotation")
 
@@ -219,7 +220,7 @@ class VQLayer(Codebook):
         else:
             quantized = codes[indices]
         dim = -1 if self.heads > 1 else self.projection.dim
-        return self._restore(quantized.movedim(-1, dim), mask)
+        return self._restore(dims.move(quantized, -1, dim), mask)
 
     def perplexity(self, indices: Tensor) -> Tensor:
         """How many codes ``indices`` use, as ``functional.perplexity``; take masked ones out before."""
@@ -233,7 +234,7 @@ class VQLayer(Codebook):
     def _vectors(self, z_e: Tensor, mask: Tensor | None) -> tuple[Tensor, int]:
         """What is compared with the codes (with heads ``(B, *spatial, heads, D)``), and its channel dim."""
         z, dim = self.projection.enter(z_e, mask), self.projection.dim
-        z = z if self.heads == 1 else z.unflatten(-1, (self.heads, self.codebook_dim))
+        z = z if self.heads == 1 else z.view(*z.shape[:-1], self.heads, self.codebook_dim)
         if self.metric == "cosine":
             z = functional.unit(z, dim)
         return z, dim
@@ -253,7 +254,7 @@ class VQLayer(Codebook):
         if mask is not None:  # a vector on a code has no loss and no gradient
             on_code = codes[..., 0, :].detach()
             shown = self._by_head(mask).unsqueeze(-1)
-            z = torch.where(shown, z.movedim(dim, -1), on_code).movedim(-1, dim)
+            z = dims.move(torch.where(shown, dims.move(z, dim, -1), on_code), -1, dim)
         if not self.separate:
             return z, functional.quantize(z, codes, dim, statistics)
         heads = zip(z.unbind(-2), codes, strict=True)

@@ -84,7 +84,7 @@ class CausalPrior(nn.Module):
 
     def on_grid(self, condition: Tensor, grid: tuple[int, int]) -> Tensor:
         """The conditioning map in the prior's dtype, ``(B, condition_channels, H, W)``."""
-        return condition.to(next(self.parameters())).reshape(len(condition), -1, *grid)
+        return condition.to(next(self.parameters())).reshape(condition.shape[0], -1, *grid)
 
     def condition_map(self, request: Request) -> Tensor | None:
         """What the program reads as its map."""
@@ -146,15 +146,15 @@ class CausalPrior(nn.Module):
             raise ValueError(
                 f"indices has shape {tuple(indices.shape)}; want (B, {self.ndim} sizes), not empty"
             )
-        spatial, labels = tuple(indices.shape[1:]), spread(labels, len(indices), indices.device)
-        self.check_conditioning(len(indices), spatial, labels, condition)
+        spatial, labels = tuple(indices.shape[1:]), spread(labels, indices.shape[0], indices.device)
+        self.check_conditioning(indices.shape[0], spatial, labels, condition)
         grid = (math.prod(spatial[:-1]), spatial[-1])  # a sequence is a row
         if labels is not None:
             labels = labels.long()
         if condition is not None:
             condition = self.on_grid(condition, grid)
         logits = self.grid_logits(indices.long().reshape(-1, *grid), labels, condition)
-        return logits.reshape(len(indices), -1, *spatial)
+        return logits.reshape(-1, self.num_embeddings, *spatial)
 
     def bits_per_code(
         self, indices: Tensor, labels: Tensor | int | None = None, condition: Tensor | None = None

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from vqfast.functional import gate
 from vqfast.nn.masked_conv import MaskedConv2d
+from vqfast.ops import dims
 from vqfast.prior.base import CausalPrior, Conditioning, pointwise
 from vqfast.prior.program import CODES, Program, ProgramBuilder, Term
 
@@ -117,7 +118,7 @@ class PixelCNN(CausalPrior):
 
     def grid_logits(self, codes: Tensor, labels: Tensor | None, condition: Tensor | None) -> Tensor:
         """See ``CausalPrior``."""
-        v = h = self.embedding(codes).movedim(-1, 1)
+        v = h = dims.move(self.embedding(codes), -1, 1)
         for layer in self.layers:
             v, h = layer(v, h, labels, condition)
         return self.head(h)

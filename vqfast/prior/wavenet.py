@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from vqfast.nn.masked_conv import MaskedConv2d
+from vqfast.ops import dims
 from vqfast.prior.base import CausalPrior, Conditioning, pointwise
 from vqfast.prior.program import CODES, Program, ProgramBuilder
 
@@ -86,7 +87,7 @@ class WaveNet(CausalPrior):
 
     def grid_logits(self, codes: Tensor, labels: Tensor | None, condition: Tensor | None) -> Tensor:
         """See ``CausalPrior``."""
-        x = self.first(self.embedding(codes).movedim(-1, 1))
+        x = self.first(dims.move(self.embedding(codes), -1, 1))
         total = None
         for layer in self.layers:
             x, total = layer(x, total, labels, condition)

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vqfast.ops import dims
 from vqfast.ops.masked_conv.layout import keeps_sums, memory_format
 
 
 def _masked(weight: Tensor, taps: int) -> Tensor:
     """``weight`` with all but its first ``taps`` kernel positions, in raster order, set to zero."""
-    visible = torch.arange(weight[0, 0].numel(), device=weight.device).view(weight.shape[2:]) < taps
+    kernel = list(map(int, weight.shape[2:]))
+    visible = torch.arange(math.prod(kernel), device=weight.device).view(kernel) < taps
     return torch.where(visible, weight, 0)  # not a product: a hidden NaN must not count
 
 
 def _padded(x: Tensor, weight: Tensor, anchor: list[int], dilation: list[int]) -> Tensor:
     """``x`` with the zeros around it that put tap ``anchor`` at the output's own position."""
-    (kh, kw), (ay, ax), (dy, dx) = weight.shape[2:], anchor, dilation
+    (kh, kw), (ay, ax), (dy, dx) = map(int, weight.shape[2:]), anchor, dilation
     # an anchor beyond the kernel leaves rows that no tap sees
     padded = F.pad(x, [ax * dx, max(0, kw - 1 - ax) * dx, ay * dy, max(0, kh - 1 - ay) * dy])
     return padded[:, :, : x.shape[2] + (kh - 1) * dy, : x.shape[3] + (kw - 1) * dx]
@@ -108,7 +112,7 @@ def embed(
         )
     ]
     sums = sum(rows, weight.new_zeros(1) if bias is None else bias).expand(*codes.shape, len(weight))
-    return sums.contiguous().movedim(-1, 1)
+    return dims.move(sums.contiguous(), -1, 1)
 
 
 def embed_backward(

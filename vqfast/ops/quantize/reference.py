@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from vqfast.ops import dims
 from vqfast.ops.nearest.reference import nearest
 
 
@@ -27,7 +28,7 @@ def quantize(
 
     Differentiated, it has the gradients and the tangents of the op; ``search`` finds the codes.
     """
-    rows = z_e.movedim(channel_dim, -1)  # (B, *spatial, D)
+    rows = dims.move(z_e, channel_dim, -1)  # (B, *spatial, D)
     indices = search(rows.detach().reshape(-1, rows.shape[-1]), codebook.detach()).view(rows.shape[:-1])
     dtype = accumulator(z_e, codebook)
     finite = rows.isfinite().all(-1, keepdim=True)
@@ -42,7 +43,7 @@ def quantize(
     if statistics:
         counts = counts.index_add(0, flat, torch.ones_like(flat))
         sums = sums.index_add(0, flat, vectors.reshape(-1, vectors.shape[-1]))
-    quantized = straight_through(z_e, z_q.movedim(-1, channel_dim))
+    quantized = straight_through(z_e, dims.move(z_q, -1, channel_dim))
     return quantized, indices, codebook_loss, commitment_loss, counts, sums
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vqfast.ops import dims
 from vqfast.ops.nearest.reference import nearest
 from vqfast.ops.quantize import reference
 from vqfast.ops.quantize.reference import accumulator, straight_through
@@ -63,7 +64,7 @@ def residual_codes(
     z: Tensor, codebooks: list[Tensor], channel_dim: int, search: Callable = nearest
 ) -> Tensor:
     """See ``op.py``; ``search`` finds a stage's codes."""
-    residual, indices = z.movedim(channel_dim, -1).to(accumulator(z, codebooks[0])), []
+    residual, indices = dims.move(z, channel_dim, -1).to(accumulator(z, codebooks[0])), []
     for codebook in codebooks:
         indices.append(_searched(search, residual, codebook))
         residual = residual - codebook[indices[-1]]

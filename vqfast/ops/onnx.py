@@ -1,0 +1,61 @@
+"""The ops as they are called: ONNX knows none, so an exported model is composed of what it knows.
+
+By ``torch.onnx.export`` with ``dynamo`` or without: both run this Python.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vqfast.ops.masked_conv import op as masked_conv_op
+from vqfast.ops.masked_conv import reference as masked_conv_reference
+from vqfast.ops.nearest import op as nearest_op
+from vqfast.ops.nearest.reference import divided
+from vqfast.ops.quantize import op as quantize_op
+from vqfast.ops.quantize import reference as quantize_reference
+from vqfast.ops.residual import op as residual_op
+from vqfast.ops.residual import reference as residual_reference
+
+CHANNELS = 16  # whose differences are held at once
+
+
+def _exportable(op: Callable[..., Any], definition: Callable[..., Any]) -> Callable[..., Any]:
+    """``op``, or in an export to ONNX its definition."""
+
+    def call(*inputs: Any) -> Any:
+        exporting = torch.compiler.is_exporting() or torch.jit.is_tracing()  # asked first: it takes no time
+        return (definition if exporting and torch.onnx.is_in_onnx_export() else op)(*inputs)
+
+    return call
+
+
+def _nearest(x: Tensor, codebook: Tensor, lengths: Tensor | None = None) -> Tensor:
+    """As the reference, by differences in float64, in blocks of channels: the number of vectors may vary."""
+    finite, codebook = x.isfinite().all(-1), divided(codebook, lengths)
+    x, codebook = x.double().unsqueeze(-2), codebook.double().unsqueeze(-3)
+    blocks = [slice(first, first + CHANNELS) for first in range(0, int(codebook.shape[-1]), CHANNELS)]
+    squares = [(x[..., block] - codebook[..., block]).square().sum(-1) for block in blocks]
+    return sum(squares[1:], squares[0]).argmin(-1) * finite
+
+
+_quantize = partial(quantize_reference.quantize, search=_nearest)
+
+nearest = _exportable(nearest_op.nearest, _nearest)
+quantize = _exportable(quantize_op.quantize, _quantize)
+residual_quantize = _exportable(
+    residual_op.residual_quantize, partial(residual_reference.residual_quantize, stage=_quantize)
+)
+residual_codes = _exportable(
+    residual_op.residual_codes, partial(residual_reference.residual_codes, search=_nearest)
+)
+projected_codes = _exportable(
+    residual_op.projected_codes, partial(residual_reference.projected_codes, search=_nearest)
+)
+gate = _exportable(masked_conv_op.gate, masked_conv_reference.gate)
+masked_conv2d = _exportable(masked_conv_op.masked_conv2d, masked_conv_reference.masked_conv2d)
+embed = _exportable(masked_conv_op.embed, masked_conv_reference.embed)
