@@ -35,17 +35,36 @@ def check_integer(name: str, value: object, least: int = 1, end: int | None = No
         raise ValueError(f"{name} is {value!r}; want {wanted}")
 
 
-def check_real(name: str, value: object, wanted: str) -> None:
-    """A finite number, no bool; ``wanted`` says which in an error.
+def check_real(
+    name: str,
+    value: object,
+    wanted: str,
+    *,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    below: float = math.inf,
+) -> None:
+    """A finite number, no bool, from ``least``, above and below others; ``wanted`` says which in an error.
 
     Raises:
         TypeError: ``value`` isn't a number.
-        ValueError: it is infinite or NaN.
+        ValueError: it is out of range, infinite or NaN.
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} is {value!r}; want {wanted}")
-    if not math.isfinite(value):
+    if not (math.isfinite(value) and least <= value and above < value < below):
         raise ValueError(f"{name} is {value!r}; want {wanted}")
+
+
+def check_flags(**flags: object) -> None:
+    """Truth values.
+
+    Raises:
+        TypeError: one is something else.
+    """
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} is {value!r}; want True or False")
 
 
 def check_sizes(**sizes: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -94,6 +95,42 @@ def test_kmeans_follows_torchs_seed() -> None:
     assert not torch.equal(codebooks[0], codebooks[2])
 
 
+def test_kmeans_finds_clear_clusters() -> None:
+    for seed in range(3):
+        torch.manual_seed(seed)
+        clusters, vq = 20 * torch.randn(64, 8), VQLayer(64, 8, kmeans_init=True)
+        z_e = clusters.repeat_interleave(30, 0) + torch.randn(1920, 8)
+        assert vq.perplexity(vq(z_e).indices) > 60
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+@pytest.mark.parametrize("num, distinct", [(40, 40), (40, 7), (400, 7), (3, 1)])
+def test_kmeans_of_fewer_distinct_vectors_than_codes_has_no_code_twice(metric, num, distinct) -> None:
+    z_e = torch.randn(distinct, 8)[torch.arange(num) % distinct]
+    vq = VQLayer(100, 8, kmeans_init=True, metric=metric)
+    assert vq(z_e).loss < 1e-10
+    assert len(vq.codebook.unique(dim=0)) == 100
+    away = torch.cdist(vq.codebook.detach(), F.normalize(z_e, dim=-1) if metric == "cosine" else z_e)
+    assert away.amin(1).max() < (5 if distinct > 1 else 20)
+
+
+@pytest.mark.parametrize("size", [1e-38, 1e30, 1e38])
+@pytest.mark.parametrize("num", [6, 500])
+def test_kmeans_of_very_large_or_small_vectors_is_that_of_others_scaled(size, num) -> None:
+    z_e, books = torch.randn(num, 4).clamp(-3, 3), []
+    for factor in (1.0, size):
+        torch.manual_seed(0)
+        vq = VQLayer(6, 4, kmeans_init=True)
+        assert not vq(z_e * factor).loss.isnan()
+        books.append(vq.codebook.detach().double() / factor)
+    torch.testing.assert_close(*books, rtol=1e-4, atol=1e-4)
+
+
+def test_kmeans_starts_many_codes_from_few_vectors_in_no_time() -> None:
+    vq, z_e = VQLayer(65536, 8, kmeans_init=True), torch.randn(4096, 8)
+    assert vq(z_e).loss == 0
+
+
 # revival
 
 
@@ -146,7 +183,7 @@ def test_neither_eval_mode_nor_a_frozen_codebook_revives(decay, change) -> None:
 
 @RULES
 def test_two_passes_before_one_backward_have_the_gradients_of_their_own_codes(decay) -> None:
-    vq, inputs = layer(decay=decay, revive_below=50.0), [randn(30, 4), randn(30, 4)]
+    vq, inputs = layer(decay=decay, revive_below=3.0), [randn(30, 4), randn(30, 4)]
     twin = copy.deepcopy(vq)
     want = torch.autograd.grad(twin(inputs[0]).loss, inputs[0])[0]
     losses = [vq(z_e).loss for z_e in inputs]
@@ -154,7 +191,7 @@ def test_two_passes_before_one_backward_have_the_gradients_of_their_own_codes(de
 
 
 def test_revival_takes_no_vector_that_is_not_finite() -> None:
-    vq = layer(decay=0.9, revive_below=50.0)
+    vq = layer(decay=0.9, revive_below=4.0)
     z_e = torch.full((40, 4), torch.nan).double()
     z_e[::2] = torch.randn(20, 4)
     for _ in range(5):
@@ -173,6 +210,21 @@ def test_sample_draws_distinct_rows_that_count_each_equally_often(num, size, mas
     assert mask[rows].all()
     assert all(len(row.unique()) == min(num, size) for row in rows)
     assert torch.isin(mask.nonzero(), rows).float().mean() > 0.2
+
+
+def test_revival_that_no_batch_can_meet_is_told_once_and_scaled() -> None:
+    torch.manual_seed(0)
+    codes, held_out, losses = torch.randn(256, 8), torch.randn(2000, 8), []
+    for below in (0.0, 2.0):
+        vq = VQLayer(256, 8, decay=0.9, revive_below=below)
+        vq.set_codebook(codes)
+        context = pytest.warns(UserWarning, match="revive_below is 2.0; 256 vectors a batch are 1 for each")
+        with context if below else nullcontext():
+            vq(torch.randn(256, 8))
+        for _ in range(150):
+            vq(torch.randn(256, 8))
+        losses.append(vq.eval()(held_out).loss)
+    assert losses[1] < 1.1 * losses[0]
 
 
 def test_sample_of_nothing_is_nan() -> None:

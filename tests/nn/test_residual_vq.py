@@ -251,6 +251,11 @@ def test_one_frozen_stage_stays_and_the_others_learn(decay) -> None:
         ({"codebook_dim": 0}, ValueError, "codebook_dim is 0"),
         ({"gradient": "none"}, ValueError, "gradient is 'none'"),
         ({"heads": 2}, TypeError, "heads is no option of ResidualVQLayer"),
+        ({"channel_dim": 0.25}, TypeError, "channel_dim is 0.25; want an integer"),
+        ({"channel_dim": 5}, ValueError, "channel_dim is 5; want an integer in -5..4"),
+        ({"quantize_dropout": 0.5}, TypeError, "quantize_dropout is 0.5; want True or False"),
+        ({"shared_codebook": 1}, TypeError, "shared_codebook is 1; want True or False"),
+        ({"decay": "0.9"}, TypeError, "decay is '0.9'; want a number"),
     ],
 )
 def test_bad_options_are_named(options, error, message) -> None:

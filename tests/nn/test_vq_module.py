@@ -104,12 +104,40 @@ def test_grad_scaler_skips_a_bad_step_and_the_codebook_survives(decay) -> None:
         ({"revive_below": -1.0}, ValueError),
         ({"revive_below": float("nan")}, ValueError),
         ({"gradient": "reinforce"}, ValueError),
+        ({"num_embeddings": True}, TypeError),
+        ({"beta": "x"}, TypeError),
+        ({"beta": True}, TypeError),
+        ({"decay": "0.9"}, TypeError),
+        ({"decay": True}, TypeError),
+        ({"decay": 1.0}, ValueError),
+        ({"eps": None}, TypeError),
+        ({"eps": float("nan")}, ValueError),
+        ({"channel_dim": 5}, ValueError),
+        ({"channel_dim": 1.0}, TypeError),
+        ({"channel_dim": True}, TypeError),
+        ({"kmeans_init": "no"}, TypeError),
+        ({"learnable": 1}, TypeError),
+        ({"separate_codebooks": None}, TypeError),
+        ({"revive_below": "2"}, TypeError),
     ],
 )
 def test_bad_options_are_named(options, error) -> None:
     [(name, value)] = options.items()
     with pytest.raises(error, match=f"{name} is {re.escape(repr(value))}"):
         VQLayer(**{"num_embeddings": 8, "embedding_dim": 4, **options})
+
+
+@pytest.mark.parametrize(
+    "codebook, error, message",
+    [
+        ([1], TypeError, "codebook is a list; want a tensor"),
+        (torch.zeros(8, 4, dtype=torch.int64), TypeError, "codebook has dtype torch.int64"),
+        (torch.zeros(8, 5), ValueError, "codebook has shape (8, 5); want (8, 4)"),
+    ],
+)
+def test_bad_codebooks_are_named(codebook, error, message) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        VQLayer(8, 4).set_codebook(codebook)
 
 
 def test_heads_that_do_not_divide_the_channels_are_named() -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+from functools import reduce
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from vqfast.checks import check_untransformed
-from vqfast.functional import nearest_code, unit
-from vqfast.nn import ranks
+from vqfast.checks import check_choice, check_flags, check_floating, check_real, check_untransformed
+from vqfast.functional import unit
+from vqfast.nn import passes, ranks
+from vqfast.nn.kmeans import draw_seed, kmeans_of_ranks
 
 USAGE_DECAY = 0.99  # of the average that tells a gradient codebook's dead codes
+REACHABLE = 0.25  # times the vectors for each code: the threshold of revival where the one asked for is more
+STATISTICS = ("ema_counts", "ema_sums")
 
 
 class Batch(NamedTuple):
@@ -28,6 +34,17 @@ class Batch(NamedTuple):
     sums: Tensor
 
 
+class Kept(NamedTuple):
+    """What a forward pass used of a codebook that it then moved, for its recomputation by a checkpoint.
+
+    ``codebook``: as it was. ``started``, ``revived``: whether torch's generators were drawn from for that.
+    """
+
+    codebook: Tensor
+    started: bool
+    revived: bool
+
+
 def masked_statistics(
     vectors: Tensor, indices: Tensor, mask: Tensor, num_embeddings: int
 ) -> tuple[Tensor, Tensor]:
@@ -38,6 +55,7 @@ def masked_statistics(
     first = torch.arange(books, device=vectors.device) * (num_embeddings + 1)
     bins = (torch.where(mask.unsqueeze(1), indices, num_embeddings) + first).flatten()
     rows = vectors.reshape(-1, dim)
+    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
     counts = bins.new_zeros(books * (num_embeddings + 1)).index_add_(0, bins, torch.ones_like(bins))
     sums = rows.new_zeros(len(counts), dim).index_add_(0, bins, rows)
     return counts.view(books, -1)[:, :-1], sums.view(books, -1, dim)[:, :-1]
@@ -48,13 +66,19 @@ class Codebook(nn.Module):
 
     Under torch.distributed every batch is that of all ranks: codebooks that were equal stay so, to the bit.
 
+    The average is kept in float32, or in float64 after ``double()``, whatever dtype the module is given. Code
+    vectors that anything else has put into ``codebook`` (a copy, a loaded state, another tensor) are what the
+    average goes on from, and no k-means start overwrites them. A state loads whatever options it was saved
+    with: what it has beyond these is left out, what it lacks starts anew from its codebook.
+
     Args:
         shape: ``(K, D)``, or ``(C, K, D)`` for codebooks side by side.
 
     Attributes:
         codebook: of that shape; a parameter, or with ``decay`` a buffer.
         ema_counts, ema_sums: the moving average, with ``decay``; ``revive_below`` alone has the counts too.
-        initialised: bool scalar, with ``kmeans_init``: whether the codes have left their random start.
+        initialised: float32 scalar, with ``kmeans_init``: 0 until the codes have left their random start. A
+            number so that averages of models can be taken.
     """
 
     def __init__(
@@ -68,28 +92,28 @@ class Codebook(nn.Module):
         learnable: bool,
     ) -> None:
         super().__init__()
-        if decay is not None and not 0 < decay < 1:
-            raise ValueError(f"decay is {decay}; want a number between 0 and 1, or None")
-        if eps <= 0:
-            raise ValueError(f"eps is {eps}; want a positive number")
-        if metric not in ("l2", "cosine"):
-            raise ValueError(f"metric is {metric!r}; want 'l2' or 'cosine'")
-        if not 0 <= revive_below < torch.inf:
-            raise ValueError(f"revive_below is {revive_below}; want 0 (never) or a positive number")
+        if decay is not None:
+            check_real("decay", decay, "a number between 0 and 1, or None", above=0, below=1)
+        check_real("eps", eps, "a positive number", above=0)
+        check_real("revive_below", revive_below, "0 (never) or a positive number", least=0)
+        check_choice("metric", metric, ("l2", "cosine"))
+        check_flags(kmeans_init=kmeans_init, learnable=learnable)
         self.num_embeddings = shape[-2]
         self.decay, self.eps, self.metric, self.learnable = decay, eps, metric, learnable
         self.kmeans_init, self.revive_below = kmeans_init, revive_below
+        self._warned = False
         codebook = torch.empty(shape)
+        wide = torch.promote_types(codebook.dtype, torch.float32)
         if decay is None:
             self.codebook = nn.Parameter(codebook, requires_grad=learnable)
         else:
             self.register_buffer("codebook", codebook)
         if decay is not None or revive_below:
-            self.register_buffer("ema_counts", codebook.new_empty(shape[:-1]))
+            self.register_buffer("ema_counts", codebook.new_empty(shape[:-1], dtype=wide))
         if decay is not None:
-            self.register_buffer("ema_sums", torch.empty_like(codebook))
+            self.register_buffer("ema_sums", torch.empty_like(codebook, dtype=wide))
         if kmeans_init:
-            self.register_buffer("initialised", torch.empty((), dtype=torch.bool))
+            self.register_buffer("initialised", codebook.new_empty((), dtype=torch.float32))
         self.reset_parameters()
 
     @torch.no_grad()
@@ -104,16 +128,16 @@ class Codebook(nn.Module):
         """Replaces the codes by ``codebook (K, D)`` and restarts the moving average from them.
 
         Raises:
+            TypeError: it isn't a floating-point tensor.
             ValueError: the shape is another.
         """
+        check_floating(codebook=codebook)
         if codebook.shape != self.codebook.shape:
             raise ValueError(f"codebook has shape {tuple(codebook.shape)}; want {tuple(self.codebook.shape)}")
         codebook = codebook.to(self.codebook)
         self.codebook.copy_(unit(codebook) if self.metric == "cosine" else codebook)
-        if self.decay is not None or self.revive_below:
-            self.ema_counts.fill_(self._fresh_count)
-        if self.decay is not None:
-            self.ema_sums.copy_(self.codebook * self._fresh_count)
+        for name, value in self._fresh(self.codebook).items():
+            getattr(self, name).copy_(value)
         self._mark(initialised=True)
 
     def freeze(self, frozen: bool = True) -> None:
@@ -122,12 +146,18 @@ class Codebook(nn.Module):
         if self.decay is None:
             self.codebook.requires_grad_(self.learnable)
 
-    def codes(self) -> Tensor:
+    def held(self, kept: Kept | None = None) -> Tensor:
+        """The codebook as it is, or as the pass that ``kept`` it had it, with the same gradient."""
+        if kept is None:
+            return self.codebook
+        return kept.codebook + (self.codebook - self.codebook.detach())
+
+    def codes(self, kept: Kept | None = None) -> Tensor:
         """The codes of this pass: unit vectors with the cosine metric, and a copy where they may move in
         place while backward still needs them.
         """
-        moves = self.decay is not None or self.revive_below
-        codes = self.codebook.clone() if moves else self.codebook
+        moves = kept is None and (self.decay is not None or self.revive_below)
+        codes = passes.first(self.codebook.clone(), self.follows) if moves else self.held(kept)
         return unit(codes) if self.metric == "cosine" else codes
 
     @property
@@ -141,21 +171,33 @@ class Codebook(nn.Module):
 
         While they wait the buffer is looked at: DistributedDataParallel may have brought another rank's.
         """
-        if self._waits and not torch.compiler.is_compiling():
-            self._read_mark()
+        if self._waits and not torch.compiler.is_compiling() and not self.initialised.is_meta:
+            self._waits = not self.initialised.item()
         return self.training and self._waits
+
+    def keep(self, started: bool) -> Kept:
+        """What a recomputation of this pass needs; to be called before ``learn``."""
+        return Kept(self.codebook.detach().clone(), started, self.follows and self.revive_below > 0)
+
+    def draw_again(self, kept: Kept) -> None:
+        """Draws what the pass that ``kept`` the codebook drew, so that what draws later gets the same."""
+        if kept.started:
+            draw_seed()
+        if kept.revived:
+            ranks.noise(self.num_embeddings, self.codebook.device)
 
     @torch.no_grad()
     def start(self, vectors: Tensor, mask: Tensor | None) -> None:
         """Fits the codes to all ranks' ``vectors (N, C, D)`` by k-means; ``mask`` as in ``Batch``.
 
+        If somebody has put codes in the place of the random ones, they stay.
+
         Raises:
             ValueError: there is no finite vector.
         """
         check_untransformed()
-        vectors = vectors.to(self.codebook.dtype)
-        codebook = kmeans_of_ranks(vectors, mask, self.num_embeddings, self.metric == "cosine")
-        self.set_codebook(codebook.view_as(self.codebook))
+        cosine = self.metric == "cosine"
+        self.set_codebook(kmeans_of_ranks(vectors, mask, self.codebook, self._start, cosine))
 
     @torch.no_grad()
     def learn(self, *batches: Batch) -> None:
@@ -164,107 +206,125 @@ class Codebook(nn.Module):
         No vectors move nothing, and a code that was given one with a NaN or an infinity sits the step out.
         """
         check_untransformed()
-        counts = ranks.total(sum(batch.counts for batch in batches)).to(self.ema_counts.dtype)
-        some = counts.sum(-1, keepdim=True) > 0
+        counts = ranks.total(reduce(torch.add, (batch.counts for batch in batches)))
+        counts = counts.to(self.ema_counts.dtype)
+        total = counts.sum(-1, keepdim=True)
         if self.decay is None:
-            self.ema_counts.lerp_(counts, (1 - USAGE_DECAY) * some.to(counts.dtype))
+            self.ema_counts.lerp_(counts, (1 - USAGE_DECAY) * (total > 0).to(counts.dtype))
         else:
-            self._follow(counts, ranks.total(sum(batch.sums for batch in batches)), some)
+            self._follow(counts, ranks.total(reduce(torch.add, (batch.sums for batch in batches))), total)
         if self.revive_below:
             masks = [batch.mask for batch in batches]
             mask = None if masks[0] is None else torch.stack(masks, 1).flatten()
             # vector by vector, not batch by batch: so ranks in a row are the joined batch
-            self._revive(torch.stack([batch.vectors for batch in batches], 1).flatten(0, 1), mask)
+            self._revive(torch.stack([batch.vectors for batch in batches], 1).flatten(0, 1), mask, total)
 
-    def _follow(self, counts: Tensor, sums: Tensor, some: Tensor) -> None:
+    def _follow(self, counts: Tensor, sums: Tensor, total: Tensor) -> None:
         """One step of the exponential moving average (van den Oord et al. 2017, appendix A.1).
 
         ``N_k <- g N_k + (1 - g) n_k``, ``m_k <- g m_k + (1 - g) sum z_e``, ``e_k = m_k / N_k`` with the
-        counts smoothed to ``(N_k + eps) / (N + K eps) * N``.
+        counts smoothed as in ``_average``.
         """
-        finite = (sums * 0).sum(-1) == 0  # in fewer passes than isfinite
-        rate = (1 - self.decay) * (finite & some).to(counts.dtype)
-        sums = torch.where(finite.unsqueeze(-1), sums, 0).to(self.ema_sums.dtype)
-        self.ema_counts.lerp_(counts, rate)
-        self.ema_sums.lerp_(sums, rate.unsqueeze(-1))
-        seen = self.ema_counts.sum(-1, keepdim=True)
-        smoothed = (self.ema_counts + self.eps) / (seen + self.num_embeddings * self.eps) * seen
-        codes = self.ema_sums / smoothed.unsqueeze(-1)
-        self.codebook.copy_(unit(codes) if self.metric == "cosine" else codes)
+        codebook, averages = self.codebook, (self.ema_counts.unsqueeze(-1), self.ema_sums)
+        self._notice(codebook, *averages)
+        bad = (sums * 0).sum(-1, keepdim=True) != 0  # a NaN or an infinity, in fewer passes than isfinite
+        rate = (total.clamp(max=1) * (1 - self.decay)).unsqueeze(-1).masked_fill(bad, 0)
+        averages[0].lerp_(counts.unsqueeze(-1), rate)
+        averages[1].lerp_(sums.masked_fill(bad, 0).to(rate.dtype), rate)
+        codebook.copy_(self._average(*averages)[0])
 
-    def _revive(self, vectors: Tensor, mask: Tensor | None) -> None:
-        """Puts random vectors in the place of codes whose average count is below the threshold."""
+    def _average(self, counts: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
+        """The codes that a moving average of ``counts (K, 1)`` and ``sums (K, D)`` says, and the counts
+        smoothed to ``(N_k + eps) / (N + K eps) * N``.
+        """
+        seen = counts.sum(-2, keepdim=True)
+        smoothed = (counts + self.eps).mul_(seen / (seen + self.num_embeddings * self.eps))
+        codes = sums / smoothed
+        return unit(codes) if self.metric == "cosine" else codes, smoothed
+
+    def _notice(self, codebook: Tensor, counts: Tensor, sums: Tensor) -> None:
+        """Lets the average go on from code vectors that aren't its own."""
+        codes, smoothed = self._average(counts, sums)
+        codes = codes.to(codebook.dtype)
+        if codes.is_cpu and not torch.compiler.is_compiling() and torch.equal(codes, codebook):
+            return  # fewer passes; elsewhere to ask would wait for the device
+        own = (codes == codebook).all(-1, keepdim=True)
+        sums.copy_(torch.where(own, sums, codebook * smoothed))
+
+    def _revive(self, vectors: Tensor, mask: Tensor | None, total: Tensor) -> None:
+        """Puts random vectors in the place of codes whose average count is below the threshold.
+
+        Where ``total``, the number of vectors, doesn't let all codes reach that, it is ``REACHABLE``.
+        """
+        self._warn(vectors)
+        mean = total / self.num_embeddings
+        below = torch.where(mean < self.revive_below, REACHABLE * mean, self.revive_below)
         fresh = ranks.sample(vectors, mask, self.num_embeddings)  # (K, C, D)
         fresh = fresh.to(self.codebook.dtype).transpose(0, 1).reshape(self.codebook.shape)
-        dead = (self.ema_counts < self.revive_below) & fresh.isfinite().all(-1)
+        dead = (self.ema_counts < below) & fresh.isfinite().all(-1)
         self.codebook.copy_(torch.where(dead.unsqueeze(-1), fresh, self.codebook))
         self.ema_counts.copy_(torch.where(dead, self._fresh_count, self.ema_counts))
         if self.decay is not None:
             self.ema_sums.copy_(torch.where(dead.unsqueeze(-1), fresh * self._fresh_count, self.ema_sums))
+
+    def _warn(self, vectors: Tensor) -> None:
+        """Says once that so many vectors of each rank are too few for the threshold of revival."""
+        if self._warned or torch.compiler.is_compiling():
+            return
+        num = len(vectors) * ranks.world()
+        if 0 < num < self.revive_below * self.num_embeddings:
+            self._warned = True
+            mean = f"{num / self.num_embeddings:.3g} for each of {self.num_embeddings} codes"
+            warnings.warn(
+                f"revive_below is {self.revive_below}; {num} vectors a batch are {mean}, so codes below "
+                f"{REACHABLE} times that revive",
+                stacklevel=2,
+            )
 
     @property
     def _fresh_count(self) -> float:
         """The average count that a new code is given: it isn't dead at once."""
         return max(1.0, self.revive_below)
 
+    def _fresh(self, codebook: Tensor) -> dict[str, Tensor]:
+        """The statistics of this module as they start from ``codebook``."""
+        wide = torch.promote_types(codebook.dtype, torch.float32)
+        counts = torch.full(codebook.shape[:-1], self._fresh_count, dtype=wide, device=codebook.device)
+        statistics = {"ema_counts": counts, "ema_sums": codebook.detach().to(wide) * self._fresh_count}
+        return {name: value for name, value in statistics.items() if name in self._buffers}
+
     def _mark(self, *, initialised: bool) -> None:
         # beside the buffer in Python, so that later steps are compiled and captured without the start
         self._waits = self.kmeans_init and not initialised
+        # what the codes are as long as nobody has put others there
+        self._start = self.codebook.detach().clone() if self._waits else None
         if self.kmeans_init:
-            self.initialised.fill_(initialised)
+            self.initialised.fill_(float(initialised))
 
-    def _read_mark(self) -> None:
-        if self.kmeans_init and not self.initialised.is_meta:
-            self._waits = not self.initialised.item()
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Codebook:
+        """Moves and converts the module; the average never to less than float32."""
+        before = {name: value for name, value in self._buffers.items() if name != "codebook"}
+        super()._apply(fn, recurse)
+        for name, value in before.items():
+            after = self._buffers[name]
+            narrow = after.dtype.itemsize < 4 or name == "initialised"
+            if narrow and after.dtype != value.dtype:
+                self._buffers[name] = value.to(after.device, torch.float32)
+        if self._start is not None:
+            self._start = fn(self._start)
+        return self
 
-    def _load_from_state_dict(self, *args) -> None:
-        super()._load_from_state_dict(*args)
-        self._read_mark()
-
-
-@torch.no_grad()
-def kmeans(
-    x: Tensor, num_embeddings: int, seed: int = 0, iterations: int = 10, cosine: bool = False
-) -> Tensor:
-    """A codebook fitted to ``x (N, D)`` by Lloyd's algorithm, from distinct random vectors: ``(K, D)``.
-
-    A code that loses all its vectors stays. With fewer than K distinct vectors some codes are doubles.
-    With ``cosine`` (``x`` of length 1) the codes are unit vectors: spherical k-means.
-
-    Raises:
-        ValueError: ``x`` isn't ``(N, D)`` with N, D >= 1, or K is below 1.
-    """
-    if x.ndim != 2 or x.numel() == 0 or num_embeddings < 1:
-        raise ValueError(
-            f"x has shape {tuple(x.shape)}, num_embeddings is {num_embeddings}; want (N, D), K >= 1"
-        )
-    distinct = x.unique(dim=0)
-    order = torch.randperm(len(distinct), generator=torch.Generator().manual_seed(seed))
-    codebook = distinct[order[torch.arange(num_embeddings) % len(distinct)].to(x.device)]
-    for _ in range(iterations):
-        indices = nearest_code(x, codebook)
-        counts = torch.bincount(indices, minlength=num_embeddings).unsqueeze(1)
-        sums = torch.zeros_like(codebook).index_add_(0, indices, x)
-        codebook = torch.where(counts > 0, sums / counts.clamp(min=1), codebook)
-        codebook = unit(codebook) if cosine else codebook
-    return codebook
-
-
-@torch.library.custom_op("vqfast::kmeans_of_ranks", mutates_args=())
-def kmeans_of_ranks(vectors: Tensor, mask: Tensor | None, num_embeddings: int, cosine: bool) -> Tensor:
-    """``kmeans`` of all ranks' finite ``vectors (N, C, D)`` that ``mask (N,)`` shows: ``(C, K, D)``.
-
-    An op, so that a compiled first step needn't look into it. Seeded by the first rank's torch generator.
-    """
-    counted = vectors.isfinite().all(-1).all(-1)
-    joined = ranks.gather(vectors[counted if mask is None else counted & mask])
-    if not len(joined):
-        raise ValueError(f"z_e has shape {tuple(vectors.shape)} and no finite vector to start k-means from")
-    seed = int(torch.randint(2**62, (), device="cpu"))
-    books = [kmeans(x, num_embeddings, seed, cosine=cosine) for x in joined.unbind(1)]
-    return ranks.from_first(torch.stack(books))
-
-
-@kmeans_of_ranks.register_fake
-def _(vectors: Tensor, mask: Tensor | None, num_embeddings: int, cosine: bool) -> Tensor:
-    return vectors.new_empty(vectors.shape[1], num_embeddings, vectors.shape[2])
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args) -> None:
+        """Takes a state that was saved with other options too."""
+        names = {prefix + name for name in (*STATISTICS, "initialised")}
+        own = {name for name in names if name.removeprefix(prefix) in self._buffers}
+        state = {name: value for name, value in state_dict.items() if name not in names - own}
+        for name in own & state.keys():  # with assign=True the tensor itself is taken
+            state[name] = state[name].to(torch.promote_types(state[name].dtype, torch.float32))
+        codebook = state.get(prefix + "codebook")
+        if isinstance(codebook, Tensor) and codebook.shape == self.codebook.shape:
+            fresh = {**self._fresh(codebook), "initialised": torch.ones((), device=codebook.device)}
+            state |= {name: fresh[name.removeprefix(prefix)] for name in own - state.keys()}
+        super()._load_from_state_dict(state, prefix, *args)
+        if codebook is not None and self.kmeans_init and not self.initialised.is_meta:
+            self._mark(initialised=bool(self.initialised))

@@ -14,6 +14,11 @@ def several() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def world() -> int:
+    """How many processes torch.distributed runs."""
+    return dist.get_world_size() if several() else 1
+
+
 def total(x: Tensor) -> Tensor:
     """The sum of all ranks' ``x``."""
     if several():
@@ -46,6 +51,11 @@ def gather(x: Tensor) -> Tensor:
     return total(joined)
 
 
+def noise(num: int, device: torch.device) -> Tensor:
+    """What ``sample`` draws for ``num`` rows."""
+    return torch.rand(num + 1, dtype=torch.float64, device=device)
+
+
 def sample(x: Tensor, mask: Tensor | None, num: int) -> Tensor:
     """``num`` random rows of all ranks' ``x (N, ...)``, the same on all; distinct where there are enough.
 
@@ -62,8 +72,8 @@ def sample(x: Tensor, mask: Tensor | None, num: int) -> Tensor:
     dims = (-1,) + (1,) * (x.ndim - 1)
     have = torch.full((), x.shape[0], device=x.device) if mask is None else mask.sum()
     start, size = place(have)
-    noise = from_first(torch.rand(num + 1, dtype=torch.float64, device=x.device))
-    wanted = ((noise[:num].argsort() + noise[num]) * (size.double() / num)).long().clamp(max=size - 1) - start
+    drawn = from_first(noise(num, x.device))
+    wanted = ((drawn[:num].argsort() + drawn[num]) * (size.double() / num)).long().clamp(max=size - 1) - start
     picked = x.new_zeros(num, *x.shape[1:])
     if x.shape[0]:
         nth = wanted.clamp(min=0)

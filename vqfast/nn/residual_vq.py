@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from vqfast import functional
-from vqfast.checks import check_choice, check_codes, check_mask, check_sizes
-from vqfast.nn import ranks
-from vqfast.nn.codebook import Batch
+from vqfast.checks import check_choice, check_codes, check_flags, check_integer, check_mask, check_sizes
+from vqfast.nn import passes, ranks
+from vqfast.nn.codebook import Batch, Kept
 from vqfast.nn.projection import Projection
-from vqfast.nn.vq import GRADIENTS, LossParts, VQLayer, VQOutput, pass_gradient
+from vqfast.nn.vq import CHANNEL_DIMS, GRADIENTS, LossParts, VQLayer, VQOutput, pass_gradient
 
 STAGE_OPTIONS = {"beta", "decay", "eps", "metric", "kmeans_init", "revive_below", "learnable"}
 
 
-def _only_quantizes(stage: VQLayer) -> bool:
-    """Whether a stage wants nothing of a batch that ``functional.residual_quantize`` doesn't give."""
-    return stage.metric == "l2" and not stage.starts and not (stage.follows and stage.revive_below)
+class _Kept(NamedTuple):
+    """What a forward pass leaves to its recomputation.
+
+    ``used``: how many stages counted, or ``None`` for all. ``plain``: whether all ran at once. ``stages``:
+    what each codebook's ``keep`` gives.
+    """
+
+    used: Tensor | None
+    plain: bool
+    stages: list[Kept]
 
 
 class ResidualVQLayer(nn.Module):
@@ -25,7 +34,8 @@ class ResidualVQLayer(nn.Module):
 
     Stage q codes the residual of the stages before it; the sum of their codes is the output, which passes
     its gradient to ``z_e`` once. ``loss`` is the sum of the stages' losses, each as ``VQLayer`` has it for
-    its residual. That is kept in float32 or wider, whatever the dtype of ``z_e``.
+    its residual. That is kept in float32 or wider, whatever the dtype of ``z_e``. Checkpointing, loading and
+    dtypes: as ``VQLayer``.
 
     Args:
         num_quantizers: Q, the number of stages.
@@ -46,7 +56,7 @@ class ResidualVQLayer(nn.Module):
         stages: the ``VQLayer`` of each stage, or the one that they share.
 
     Raises:
-        TypeError: a size isn't an integer.
+        TypeError: an argument has the wrong type.
         ValueError: an argument is out of range.
     """
 
@@ -71,6 +81,8 @@ class ResidualVQLayer(nn.Module):
         check_choice("gradient", gradient, GRADIENTS)
         width = embedding_dim if codebook_dim is None else codebook_dim
         check_sizes(codebook_dim=width)
+        check_integer("channel_dim", channel_dim, *CHANNEL_DIMS)
+        check_flags(shared_codebook=shared_codebook, quantize_dropout=quantize_dropout)
         self.num_quantizers, self.num_embeddings = num_quantizers, num_embeddings
         self.embedding_dim, self.codebook_dim, self.channel_dim = embedding_dim, width, channel_dim
         self.quantize_dropout, self.gradient = quantize_dropout, gradient
@@ -109,17 +121,31 @@ class ResidualVQLayer(nn.Module):
         Raises:
             TypeError, ValueError: as ``VQLayer.forward``.
         """
+        stages = list(self.stages)
+        starts = [stage.starts for stage in stages]
+        following = [stage for stage in stages if stage.follows]
+        drops = self.training and self.quantize_dropout and not any(starts)
+        learns = drops or any(starts) or bool(following)
+        kept = passes.recall(self, learns)
         z = self._vectors(z_e, mask)
-        drops = self.training and self.quantize_dropout and not any(stage.starts for stage in self.stages)
-        used = None
-        if drops:
-            noise = ranks.from_first(torch.rand((), device=z.device))
-            used = 1 + (noise * self.num_quantizers).long()
-        plain = mask is None and used is None and all(map(_only_quantizes, self.stages))
-        out, parts, batches = self._at_once(z) if plain else self._one_by_one(z, mask, used)
-        for q, stage in enumerate(self.stages):
-            if stage.follows:
-                stage.learn(*batches[q :: len(self.stages)])
+        if kept is None:
+            used = self._draw_used(z.device) if drops else None
+            revives = any(stage.revive_below for stage in following)
+            plain = (
+                mask is None and used is None and stages[0].metric == "l2" and not (any(starts) or revives)
+            )
+        else:
+            used, plain, _ = kept
+            self._draw_again(kept, z.device)
+        if plain:  # nothing of a batch is wanted that ``functional.residual_quantize`` doesn't give
+            out, parts, batches = self._at_once(z, kept, bool(following))
+        else:
+            out, parts, batches = self._one_by_one(z, mask, used, kept)
+        if kept is None and learns:
+            passes.note(self, lambda: _Kept(used, plain, list(map(VQLayer.keep, stages, starts))))
+            for q, stage in enumerate(stages):
+                if stage in following:
+                    stage.learn(*batches[q :: len(stages)])
         quantized = self.projection.leave(out.quantized, mask).to(z_e.dtype)
         output = VQOutput(quantized, out.indices, out.loss)
         return (output, parts) if return_parts else output
@@ -163,6 +189,18 @@ class ResidualVQLayer(nn.Module):
         shared = "one codebook" if len(self.stages) < self.num_quantizers else "separate codebooks"
         return f"{self.num_quantizers} stages, {shared}, quantize_dropout={self.quantize_dropout}"
 
+    def _draw_used(self, device: torch.device) -> Tensor:
+        """How many stages count in this pass: an int64 scalar."""
+        noise = ranks.from_first(torch.rand((), device=device))
+        return 1 + (noise * self.num_quantizers).long()
+
+    def _draw_again(self, kept: _Kept, device: torch.device) -> None:
+        """As ``Codebook.draw_again``, for all stages."""
+        if kept.used is not None:
+            torch.rand((), device=device)
+        for stage, own in zip(self.stages, kept.stages, strict=True):
+            stage.draw_again(own)
+
     def _stage(self, q: int) -> VQLayer:
         return self.stages[q % len(self.stages)]
 
@@ -171,14 +209,13 @@ class ResidualVQLayer(nn.Module):
         z = self.projection.enter(z_e, mask)
         return z.to(torch.promote_types(z.dtype, torch.float32))
 
-    def _books(self) -> Tensor:
-        """``codebooks`` in memory that no step moves; one for all stages isn't copied for each."""
-        return torch.stack([stage.codebook for stage in self.stages]).expand(self.num_quantizers, -1, -1)
-
-    def _at_once(self, z: Tensor) -> tuple[VQOutput, LossParts, list[Batch]]:
-        """All stages in one pass."""
-        statistics = any(stage.follows for stage in self.stages)
-        out = functional.residual_quantize(z, self._books(), self.projection.dim, statistics)
+    def _at_once(self, z: Tensor, kept: _Kept | None, moves: bool) -> tuple[VQOutput, LossParts, list[Batch]]:
+        """All stages in one pass, which ``moves`` their codes afterwards."""
+        moves = moves and kept is None
+        # in memory that no step moves; one codebook for all stages isn't copied for each
+        held = [stage.held(kept and kept.stages[q]) for q, stage in enumerate(self.stages)]
+        books = passes.first(torch.stack(held), moves).expand(self.num_quantizers, -1, -1)
+        out = functional.residual_quantize(z, books, self.projection.dim, moves)
         straight = self.gradient == "straight-through"
         quantized = out.quantized
         quantized = quantized if straight else pass_gradient(z, quantized, self.gradient, self.projection.dim)
@@ -190,7 +227,7 @@ class ResidualVQLayer(nn.Module):
         return VQOutput(quantized, out.indices, torch.stack(losses).sum()), parts, batches
 
     def _one_by_one(
-        self, z: Tensor, mask: Tensor | None, used: Tensor | None
+        self, z: Tensor, mask: Tensor | None, used: Tensor | None, kept: _Kept | None
     ) -> tuple[VQOutput, LossParts, list[Batch | None]]:
         """Stage by stage, of which the first ``used`` count."""
         residual, total, results = z, torch.zeros_like(z, requires_grad=False), []
@@ -199,10 +236,11 @@ class ResidualVQLayer(nn.Module):
             if used is not None:  # a dropped stage is one whose vectors are all masked
                 whole = torch.ones_like(z.movedim(self.projection.dim, -1)[..., 0], dtype=torch.bool)
                 shown = (whole if mask is None else mask) & (q < used)
-            results.append(self._stage(q).assign(residual, shown))
-            quantized = results[-1][0].quantized.detach()
+            own = kept and kept.stages[q % len(kept.stages)]
+            results.append(self._stage(q).assign(residual, shown, own))
+            quantized = results[-1].output.quantized.detach()
             residual, total = residual - quantized, total + quantized
-        outputs, parts, batches = zip(*results, strict=True)
+        outputs, parts, batches, _ = zip(*results, strict=True)
         quantized = pass_gradient(z, total, self.gradient, self.projection.dim)
         indices = torch.stack([output.indices for output in outputs], -1)
         output = VQOutput(quantized, indices, torch.stack([output.loss for output in outputs]).sum())

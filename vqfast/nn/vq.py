@@ -8,13 +8,23 @@ import torch
 from torch import Tensor
 
 from vqfast import functional
-from vqfast.checks import check_choice, check_codes, check_mask, check_sizes
+from vqfast.checks import (
+    check_choice,
+    check_codes,
+    check_flags,
+    check_integer,
+    check_mask,
+    check_real,
+    check_sizes,
+)
 from vqfast.functional import Quantized
-from vqfast.nn.codebook import Batch, Codebook, masked_statistics
+from vqfast.nn import passes
+from vqfast.nn.codebook import Batch, Codebook, Kept, masked_statistics
 from vqfast.nn.projection import Projection
 from vqfast.ops import dims
 
 GRADIENTS = ("straight-through", "rotation")
+CHANNEL_DIMS = -5, 5  # of the five that vectors can have, batch and space and time included
 
 
 class VQOutput(NamedTuple):
@@ -57,6 +67,18 @@ def pass_gradient(z: Tensor, z_q: Tensor, gradient: str, dim: int) -> Tensor:
     return target + step
 
 
+class Assigned(NamedTuple):
+    """``VQLayer.forward`` but for the learning, and what ``learn`` wants if it is to be called.
+
+    ``started``: whether k-means came before.
+    """
+
+    output: VQOutput
+    parts: LossParts
+    batch: Batch | None
+    started: bool
+
+
 class VQLayer(Codebook):
     """Vector quantisation (van den Oord et al. 2017, arXiv 1711.00937, section 3).
 
@@ -66,6 +88,14 @@ class VQLayer(Codebook):
     Under torch.distributed the moving average, k-means and revival see the batch of all ranks, whatever
     each one's share; a rank may have no vectors. The loss is this rank's mean: where shares differ, weight
     the whole loss by ``world * share`` to make DistributedDataParallel's average that of the joined batch.
+
+    The moving average is kept in float32 whatever dtype the module has. Codes that are copied or loaded into
+    ``codebook`` are respected: learning goes on from them, and no k-means start overwrites them. A state
+    loads into a layer of other options: what it lacks starts anew from its codebook.
+
+    Under ``torch.utils.checkpoint``, reentrant or not, the recomputation uses the codes of the first pass and
+    learns nothing, so that gradients and state are those without it. A layer that learns and is compiled, or
+    runs in a backward pass of another kind, raises RuntimeError there; so it does under ``torch.func``.
 
     Every step but a pending k-means start can be compiled into one graph and captured in a CUDA graph; run
     the first batch before capture or export.
@@ -82,10 +112,12 @@ class VQLayer(Codebook):
         separate_codebooks: whether each head has a codebook of its own, ``codebook (heads, K, D)``.
         codebook_dim: D of the codes, by default ``embedding_dim / heads``; where ``heads * codebook_dim``
             isn't ``embedding_dim``, linear maps stand around the codes, in ``projection``.
-        kmeans_init: whether the first batch in training starts the codes by k-means.
+        kmeans_init: whether the first batch in training starts the codes by k-means. Where it has fewer
+            distinct vectors than codes, the other codes stand near them.
         revive_below: codes used less than so many times a batch, by the moving average of their counts, are
             replaced by random vectors of the batch in training; 0 for never. SoundStream (arXiv 2107.03312,
-            section III-C) has 2.
+            section III-C) has 2. Where a batch has fewer than ``revive_below * K`` vectors, no codebook could
+            keep to that: the layer warns once, and revives codes below a quarter of the mean.
         gradient: ``"straight-through"`` or ``"rotation"``, see ``pass_gradient``.
         learnable: ``False`` freezes the codes; a pending k-means start still happens. See also ``freeze``.
 
@@ -93,7 +125,7 @@ class VQLayer(Codebook):
         codebook: ``(K, D)``; a parameter, or with ``decay`` a buffer.
 
     Raises:
-        TypeError: a size isn't an integer.
+        TypeError: an argument has the wrong type.
         ValueError: an argument is out of range.
     """
 
@@ -122,8 +154,9 @@ class VQLayer(Codebook):
             codebook_dim = embedding_dim // heads
         check_sizes(codebook_dim=codebook_dim)
         check_choice("gradient", gradient, GRADIENTS)
-        if not beta >= 0:
-            raise ValueError(f"beta is {beta}; want 0 or more")
+        check_integer("channel_dim", channel_dim, *CHANNEL_DIMS)
+        check_real("beta", beta, "0 or more", least=0)
+        check_flags(separate_codebooks=separate_codebooks)
         separate = separate_codebooks and heads > 1
         shape = (heads, num_embeddings, codebook_dim) if separate else (num_embeddings, codebook_dim)
         super().__init__(shape, decay, eps, metric, kmeans_init, revive_below, learnable)
@@ -149,27 +182,33 @@ class VQLayer(Codebook):
             ValueError: ``z_e`` is empty (and no other rank could have vectors), its channels aren't
                 ``embedding_dim``, or ``mask`` has another shape.
         """
-        output, parts, batch = self.assign(z_e, mask)
+        kept = passes.recall(self, self.follows or self.starts)
+        output, parts, batch, started = self.assign(z_e, mask, kept)
+        if kept is not None:
+            self.draw_again(kept)
+        elif batch is not None or started:
+            passes.note(self, lambda: self.keep(started))
         if batch is not None:
             self.learn(batch)
         return (output, parts) if return_parts else output
 
-    def assign(self, z_e: Tensor, mask: Tensor | None) -> tuple[VQOutput, LossParts, Batch | None]:
-        """``forward`` but for the learning, and what ``learn`` wants if it is to be called."""
+    def assign(self, z_e: Tensor, mask: Tensor | None, kept: Kept | None = None) -> Assigned:
+        """``forward`` but for the learning; as the pass that ``kept`` its codes, without any."""
         z, dim = self._vectors(z_e, mask)
+        follows, starts = (self.follows, self.starts) if kept is None else (False, False)
         rows, counted = None, None
-        if self.starts or (self.follows and (self.revive_below or mask is not None)):
+        if starts or (follows and (self.revive_below or mask is not None)):
             rows, counted = self._flat(z.detach(), dim, mask)
-        if self.starts:
+        if starts:
             self.start(rows, counted)
-        z, out = self._nearest(z, dim, mask, statistics=self.follows and mask is None)
+        z, out = self._nearest(z, dim, mask, kept, statistics=follows and mask is None)
         parts = LossParts(out.codebook_loss, out.commitment_loss)
         if mask is not None:  # masked vectors added nothing to the sum
             parts = LossParts(*(part * mask.numel() / mask.sum().clamp(min=1) for part in parts))
         if z_e.numel() == 0:  # another rank has the vectors
             parts = LossParts(*(part.nan_to_num() for part in parts))
         batch = None
-        if self.follows:
+        if follows:
             counts, sums = out.counts, out.sums
             if mask is not None:
                 books = rows.shape[1]
@@ -179,7 +218,8 @@ class VQLayer(Codebook):
         straight = self.gradient == "straight-through"
         quantized = out.quantized if straight else pass_gradient(z, out.quantized, self.gradient, dim)
         quantized = self._restore(quantized, mask).to(z_e.dtype)
-        return VQOutput(quantized, self._hide(out.indices, mask), self.weigh(parts)), parts, batch
+        output = VQOutput(quantized, self._hide(out.indices, mask), self.weigh(parts))
+        return Assigned(output, parts, batch, starts)
 
     def weigh(self, parts: LossParts) -> Tensor:
         """The loss that these parts make."""
@@ -247,10 +287,10 @@ class VQLayer(Codebook):
         return z.movedim(dim, -1).reshape(-1, books, self.codebook_dim), mask
 
     def _nearest(
-        self, z: Tensor, dim: int, mask: Tensor | None, statistics: bool = False
+        self, z: Tensor, dim: int, mask: Tensor | None, kept: Kept | None = None, statistics: bool = False
     ) -> tuple[Tensor, Quantized]:
         """``z`` as it was quantised, and ``functional.quantize`` of it, by all heads."""
-        codes = self.codes()
+        codes = self.codes(kept)
         if mask is not None:  # a vector on a code has no loss and no gradient
             on_code = codes[..., 0, :].detach()
             shown = self._by_head(mask).unsqueeze(-1)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vqfast.checks import check_integer
 from vqfast.functional import perplexity
 from vqfast.models import VQVAE
-from vqfast.nn.codebook import kmeans
+from vqfast.nn.kmeans import kmeans
 from vqfast.pipeline.checkpoint import read_tensors, write_tensors
 from vqfast.pipeline.data import Images
 from vqfast.pipeline.progress import bar
