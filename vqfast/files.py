@@ -12,7 +12,7 @@ import secrets
 import stat
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 _SAFE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
@@ -43,6 +43,12 @@ def remove_leftovers(folder: Path) -> None:
     for left in folder.glob(".vqfast-*.tmp"):
         with suppress(OSError):
             left.unlink()
+
+
+def check_folder(path: Path) -> None:
+    """Raises ValueError where a folder is a link that another user made: our files would land elsewhere."""
+    if path.is_symlink() and path.lstat().st_uid != os.geteuid():
+        raise ValueError(f"{path} is a link of another user's; want a folder")
 
 
 def open_file(path: Path) -> BinaryIO:
@@ -102,4 +108,4 @@ def _regular(path: Path, descriptor: int, mode: str) -> BinaryIO:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise ValueError(f"{path} is no regular file")
-    return os.fdopen(descriptor, mode)
+    return cast(BinaryIO, os.fdopen(descriptor, mode))

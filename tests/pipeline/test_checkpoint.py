@@ -60,7 +60,7 @@ NO_JSON = {
     "nested a bit": b'{"a":' * 20 + b"1" + b"}" * 20,
     "a key twice": b'{"a": 1, "a": 2}',
     "a long number": b"9" * 5000,
-    "large": b"[" + b"0," * (8 << 20) + b"0]",
+    "large": b"[" + b"0," * (16 << 20) + b"0]",
 }
 
 
@@ -311,6 +311,18 @@ def test_other_settings_are_refused_once_there_is_output(tmp_path: Path) -> None
     with pytest.raises(ValueError, match="codes/train: num was 3, now 4"):
         run.stage("codes/train", {"num": 4})
     assert files(tmp_path) == before
+
+
+def test_links_to_folders_of_others_are_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path / "run", create=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run" / "codes").symlink_to(tmp_path / "elsewhere")
+    run.stage("codes/train", {"num": 3})  # one's own links stay in use
+    owner = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    with pytest.raises(ValueError, match=r"codes is a link of another user's; want a folder"):
+        run.stage("codes/held-out", {"num": 3})
+    assert run.settings("codes/held-out") is None
 
 
 def test_an_unchanged_note_is_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

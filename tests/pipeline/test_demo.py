@@ -142,3 +142,10 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command[:-1], "2"]) == 2
     assert "holds another vqvae: images.seed was 1, now 2, seed was 1, now 2" in capsys.readouterr().err
     assert files(folder) == made
+
+
+def test_figures_of_something_else(tmp_path: Path) -> None:
+    for name, text in (("metrics", "{}"), ("timings", "[]")):
+        (tmp_path / f"{name}.json").write_text(text)
+    with pytest.raises(ValueError, match=r"metrics\.json or timings\.json of something else"):
+        summary(str(tmp_path))

@@ -44,7 +44,7 @@ def train(
     with joined(device) as ranks:
         run = Run.shared(out, ranks, create=True)
         where = [None if path is None else _absolute(path) for path in (data, labels)]
-        note = {"source": where[0], "labels": where[1], "size": size, "channels": channels}
+        note: dict[str, Any] = {"source": where[0], "labels": where[1], "size": size, "channels": channels}
         note |= {"depth": depth, "skip_bad": skip_bad, "holdout": holdout, "seed": seed}
         fit = {"codebook": codebook, "steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
         step.train_vqvae(run, note, ranks, model, _given(overrides), fit)
@@ -153,8 +153,9 @@ def sample(
         vqvae = load_model(source.folder, "vqvae", ranks.device)
         prior = load_model(source.folder, "prior", ranks.device)
         if complete is None:
-            shape = shape or stored(source, f"codes/{step.HELD_OUT}").read(range(1))[0].shape[1:]
-            wanted = step.Wanted(num or 100, tuple(shape), {"label": label}, step.labels_of(prior, label))
+            height, width = shape or stored(source, f"codes/{step.HELD_OUT}").read(range(1))[0].shape[1:]
+            labels = step.labels_of(prior, label)
+            wanted = step.Wanted(num or 100, (height, width), {"label": label}, labels)
         else:
             images = step.like_the_runs(source, vqvae, complete)
             if complete != step.HELD_OUT:

@@ -7,20 +7,20 @@ import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal, overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_buffer_registration_hook as on_buffers
 from torch.nn.modules.module import register_module_parameter_registration_hook as on_parameters
 
-from vqfast.files import open_file, read_file, remove_leftovers, take_lock, write_file
+from vqfast.files import check_folder, open_file, read_file, remove_leftovers, take_lock, write_file
 from vqfast.models import VQVAE
 from vqfast.pipeline.ranks import Ranks
 from vqfast.prior import PixelCNN, ResidualPixelCNN, WaveNet
 from vqfast.prior.base import CausalPrior
 
-JSON_BYTES = 16 << 20  # as Python objects some 400 MB
+JSON_BYTES = 32 << 20  # as Python objects less than 1 GB
 JSON_DEPTH = 16
 SLACK = (
     4 << 20
@@ -94,7 +94,7 @@ def read_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Te
             raise ValueError(f"{path} is no whole safetensors file: {error}") from error
 
 
-def save_model(folder: Path, name: str, model: nn.Module) -> None:
+def save_model(folder: Path, name: str, model: VQVAE | CausalPrior) -> None:
     """``name.safetensors``, and its config beside it in ``name.config.json``.
 
     Raises:
@@ -104,6 +104,20 @@ def save_model(folder: Path, name: str, model: nn.Module) -> None:
     _check_finite(weights, model)
     write_json(folder / f"{name}.config.json", {"class": type(model).__name__, **model.config})
     write_tensors(weights, model.state_dict())
+
+
+@overload
+def load_model(folder: str | Path, name: Literal["vqvae"], device: torch.device | str = "cpu") -> VQVAE: ...
+
+
+@overload
+def load_model(
+    folder: str | Path, name: Literal["prior"], device: torch.device | str = "cpu"
+) -> CausalPrior: ...
+
+
+@overload
+def load_model(folder: str | Path, name: str, device: torch.device | str = "cpu") -> nn.Module: ...
 
 
 def load_model(folder: str | Path, name: str, device: torch.device | str = "cpu") -> nn.Module:
@@ -217,8 +231,11 @@ class Run:
         """Notes a stage's settings, in place of others as long as no file ``<name>*`` came of those.
 
         Raises:
-            ValueError: there are files of the stage with other settings, or run.json is no run's.
+            ValueError: there are files of the stage with other settings, run.json is no run's, or a folder is
+                a link of another user's.
         """
+        for place in (self.folder / name, *(self.folder / parent for parent in Path(name).parents)):
+            check_folder(place)
         remove_leftovers(self.folder / name)
         stages = self._stages()
         settings = json.loads(json.dumps(settings))
@@ -254,7 +271,7 @@ def _release(held: BinaryIO, folder: Path, marker: Path) -> None:
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings without nesting: ``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in settings.items():
         inner = {f".{k}": v for k, v in _flat(value).items()} if isinstance(value, dict) else {"": value}
         flat |= {f"{name}{k}": v for k, v in inner.items()}

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -56,7 +58,7 @@ def stored(run: Run, stage: str) -> Codes:
     if settings is None:
         step = "sample" if stage == "samples" else "encode"
         raise FileNotFoundError(f"{run.folder} holds no {stage}: {step} first")
-    num = settings.get("num")
+    num: Any = settings.get("num")
     check_integer(f"num of {stage} in {run.folder / 'run.json'}", num)
     _existing_shard(folder, (num - 1) // SHARD)
 
@@ -141,7 +143,8 @@ def write_shards(
 
     def whole(rows: range, tick: Tick) -> Iterator[bytes]:
         buffer = io.BytesIO()
-        np.savez(buffer, **make(rows, tick))
+        arrays: dict[str, Any] = make(rows, tick)
+        np.savez(buffer, **arrays)
         yield buffer.getvalue()
 
     write_files(folder, num, ranks, label, lambda rows: [f"{rows.start // SHARD:05d}.npz"], whole)
@@ -184,7 +187,8 @@ def _existing_shard(folder: Path, shard: int) -> Path:
 def _whole_arrays(path: Path, num: int) -> dict[str, np.ndarray]:
     """The arrays of a shard, each of ``num`` items; they are stored as they are, so the file bounds them."""
     with open_file(path) as opened, np.lib.npyio.NpzFile(opened, allow_pickle=False) as file:
-        if sum(member.file_size for member in file.zip.infolist()) > os.fstat(opened.fileno()).st_size:
+        archive = cast(zipfile.ZipFile, file.zip)
+        if sum(member.file_size for member in archive.infolist()) > os.fstat(opened.fileno()).st_size:
             raise ValueError("its arrays are larger than the file")
         arrays = {name: file[name] for name in file.files}
     for name, array in arrays.items():

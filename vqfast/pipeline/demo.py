@@ -158,8 +158,19 @@ def race(prior: CausalPrior, shape: tuple[int, int], batch: int = 64) -> dict[st
 
 
 def summary(folder: str) -> str:
-    """What a person wants to know of a finished demo."""
+    """What a person wants to know of a finished demo.
+
+    Raises:
+        ValueError: the folder's figures are another's.
+    """
     metrics, timings = (read_json(Path(folder) / f"{name}.json") for name in ("metrics", "timings"))
+    try:
+        return _told(folder, metrics, timings)
+    except (LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder} has metrics.json or timings.json of something else: {error!r}") from error
+
+
+def _told(folder: str, metrics: dict[str, Any], timings: dict[str, Any]) -> str:
     bits, reconstruction = metrics["prior_bits_per_code"], metrics["reconstruction_held_out"]
     return "\n".join(
         [

@@ -168,8 +168,11 @@ def _parts(work: Callable[[range], Tensor], rows: range) -> Iterator[Tensor]:
     """``work(rows)``, ``BATCH`` rows at a time, on the CPU; in smaller parts where those don't fit."""
     for first in range(0, len(rows), BATCH):
         some = rows[first : first + BATCH]
-        pieces = in_batches(lambda r, some=some: work(some[r.start : r.stop]).cpu(), len(some), len(some))
-        yield torch.cat(list(pieces))
+
+        def piece(r: range, some: range = some) -> Tensor:
+            return work(some[r.start : r.stop]).cpu()
+
+        yield torch.cat(list(in_batches(piece, len(some), len(some))))
 
 
 def encoded(vqvae: VQVAE, images: Images, ranks: Ranks) -> Codes:
@@ -246,13 +249,14 @@ def labels_of(prior: CausalPrior, label: int | None) -> Rows | None:
     Raises:
         ValueError: there is no such class.
     """
-    if label is not None and not 0 <= label < (prior.num_classes or 0):
-        raise ValueError(f"label is {label}; the prior has {prior.num_classes or 'no'} classes")
-    if prior.num_classes is None:
+    classes = prior.num_classes
+    if label is not None and not 0 <= label < (classes or 0):
+        raise ValueError(f"label is {label}; the prior has {classes or 'no'} classes")
+    if classes is None:
         return None
     if label is not None:
         return lambda rows: torch.full((len(rows),), label)
-    return lambda rows: torch.arange(rows.start, rows.stop) % prior.num_classes
+    return lambda rows: torch.arange(rows.start, rows.stop) % classes
 
 
 def sample(run: Run, out: Run, prior: CausalPrior, wanted: Wanted, ranks: Ranks, **options: Any) -> Codes:
@@ -263,8 +267,8 @@ def sample(run: Run, out: Run, prior: CausalPrior, wanted: Wanted, ranks: Ranks,
     positions = math.prod(wanted.shape)
 
     def make(rows: range, tick: Tick) -> dict[str, np.ndarray]:
-        given = {"labels": wanted.labels, "known": wanted.known}
-        given = {name: of(rows) for name, of in given.items() if of is not None}
+        sources = {"labels": wanted.labels, "known": wanted.known}
+        given: dict[str, Any] = {name: of(rows) for name, of in sources.items() if of is not None}
         codes = prior.sample(
             len(rows),
             wanted.shape,
@@ -368,16 +372,25 @@ def _seed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _train(run: Run, name: str, settings, model, ranks: Ranks, fit, options: dict[str, Any]):
+def _train(
+    run: Run,
+    name: str,
+    settings: dict[str, Any],
+    model: VQVAE | CausalPrior,
+    ranks: Ranks,
+    fit: Callable[..., History],
+    options: dict[str, Any],
+) -> Any:
     _begin(run, name, settings, ranks)
     state = run.folder / f"{name}.state.safetensors"
     if not (run.folder / f"{name}.safetensors").is_file():
         model.to(ranks.device)
-        history: History = fit(state=state, ranks=ranks, **options)
+        history = fit(state=state, ranks=ranks, **options)
         if ranks.first:
             write_json(run.folder / f"{name}.history.json", history)
             columns = {key: value for key, value in history.items() if key != "step"}
-            write_file(run.folder / f"{name}.png", pictures.curves(columns, history["step"], name))
+            curves = pictures.curves(columns, list(map(int, history["step"])), name)
+            write_file(run.folder / f"{name}.png", curves)
             save_model(run.folder, name, model)  # last: its presence says that the stage is done
     if ranks.first:
         state.unlink(missing_ok=True)

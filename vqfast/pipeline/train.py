@@ -149,10 +149,10 @@ def _restore(
             if name.startswith("adam."):
                 _, number, moment = name.split(".")
                 moments.setdefault(int(number), {})[moment] = tensor
-        for number, found in moments.items():
-            shape = optimizer.param_groups[0]["params"][number].shape
+        for place, found in moments.items():
+            shape = optimizer.param_groups[0]["params"][place].shape
             if {n: t.shape for n, t in found.items()} != {"step": (), "exp_avg": shape, "exp_avg_sq": shape}:
-                raise ValueError(f"moments {number} have other shapes")
+                raise ValueError(f"moments {place} have other shapes")
         optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
         return step, history
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
