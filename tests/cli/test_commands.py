@@ -14,7 +14,7 @@ from tests.cli.command import PRIOR, TRAIN, files, run, without_data
 from vqfast.pipeline.checkpoint import Run, load_model
 from vqfast.pipeline.codes import stored
 from vqfast.pipeline.images import GAP, MARGIN
-from vqfast.pipeline.steps import reopen_images
+from vqfast.pipeline.parts import reopen_images
 
 
 def test_commands_say_what_they_did(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

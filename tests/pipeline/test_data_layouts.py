@@ -12,7 +12,8 @@ from PIL import Image
 
 from tests.cli.command import MODEL, refused, run
 from tests.pipeline.sources import folder, pixels, same, saved
-from vqfast.pipeline.checkpoint import read_json
+from vqfast.pipeline.checkpoint import Run, read_json
+from vqfast.pipeline.codes import stored
 from vqfast.pipeline.data import Unreadable, load_images
 
 
@@ -197,3 +198,27 @@ def test_commands_say_and_note_what_they_used(
     refused("encode --run run --data photos --out codes", "photos/a/00.png: cannot read image", capsys)
     assert run("encode --run run --data photos --out codes --skip-bad") == 0
     assert "12 images encoded" in capsys.readouterr().out
+
+
+def test_classes_of_other_data_are_those_of_the_run(tmp_path: Path) -> None:
+    arrays = {f"{c}__0_png": pixels(4, 4) for c in ("cat", "owl")}
+    source = folder(tmp_path / "photos", **arrays)
+    assert load_images(source).labels.tolist() == [0, 1]
+    images = load_images(source, classes=["ant", "owl", "cat"])
+    assert images.labels.tolist() == [2, 1] and images.num_classes == 3
+    images = load_images(source, classes=["ant", "cat"])
+    assert images.labels is None and images.found["classes"] is None
+    assert "no labels: owl are no classes of the run" in images.told()
+    labels = saved(tmp_path / "y.npy", np.array([5, 6]))
+    assert load_images(source, labels=labels, classes=["ant"]).labels.tolist() == [5, 6]
+
+
+def test_commands_number_classes_as_the_run_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder(tmp_path / "photos", **{f"{c}__{i}_png": pixels(8, 8) for c in "abc" for i in range(4)})
+    folder(tmp_path / "some", **{f"{c}__{i}_png": pixels(8, 8) for c in "bc" for i in range(2)})
+    assert run(f"train --data photos {MODEL} --steps 1 --batch-size 2 --out run") == 0
+    assert run("encode --run run --data some --out codes") == 0
+    assert stored(Run(tmp_path / "codes"), "codes/all").all()[1].tolist() == [1, 1, 2, 2]

@@ -20,6 +20,7 @@ from vqfast.pipeline import steps
 from vqfast.pipeline.checkpoint import Run, load_model, read_json
 from vqfast.pipeline.codes import Codes, open_codes, stored
 from vqfast.pipeline.data import load_images
+from vqfast.pipeline.parts import HELD_OUT, TRAIN, reopen_images
 from vqfast.pipeline.ranks import Ranks
 from vqfast.prior.base import CausalPrior
 
@@ -50,7 +51,7 @@ def run(data: Path) -> Run:
     """A run with all stages done."""
     run = Run(data / "run", create=True)
     vqvae = steps.train_vqvae(run, note(data), ALONE, "paper", MODEL, FIT)
-    for part, images in steps.reopen_images(run).items():
+    for part, images in reopen_images(run).items():
         steps.encode(run, run, vqvae, part, images, ALONE)
     prior = steps.train_prior(run, 8, 3, ALONE, "gated", PRIOR, PRIOR_FIT)
     with pytest.MonkeyPatch.context() as patch:
@@ -83,13 +84,13 @@ def test_a_run_that_does_not_say_which_images(tmp_path: Path, images: Any) -> No
     run = Run(tmp_path, create=True)
     run.stage("vqvae", {} if images is None else {"images": images})
     with pytest.raises(ValueError, match=r"run\.json has no images with channels, .* in vqvae"):
-        steps.reopen_images(run)
+        reopen_images(run)
 
 
 def test_images_are_those_of_the_training(run: Run, data: Path) -> None:
-    parts = steps.reopen_images(run)
+    parts = reopen_images(run)
     train, held_out = load_images(str(data / "x.npy"), str(data / "y.npy")).split(0.25, 0)
-    assert list(parts) == [steps.TRAIN, steps.HELD_OUT]
+    assert list(parts) == [TRAIN, HELD_OUT]
     assert [len(part) for part in parts.values()] == [45, 15]
     assert parts["train"].fingerprint == train.fingerprint
     assert parts["held-out"].fingerprint == held_out.fingerprint
@@ -100,19 +101,19 @@ def test_changed_images_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", x)
     run = Run(tmp_path / "run", create=True)
     with pytest.raises(FileNotFoundError, match="holds no trained VQ-VAE"):
-        steps.reopen_images(run)
+        reopen_images(run)
     images = note(tmp_path, labels=None)
     steps.train_vqvae(run, dict(images), ALONE, "paper", MODEL, {**FIT, "steps": 1})
     x[3, 3, 3] ^= 1
     np.save(tmp_path / "x.npy", x)
     before = files(run.folder)
     with pytest.raises(ValueError, match=r"x\.npy has changed since the run was trained on it"):
-        steps.reopen_images(run)
+        reopen_images(run)
     with pytest.raises(ValueError, match=r"x\.npy has changed since the run was trained on it"):
         steps.train_vqvae(run, dict(images), ALONE, "paper", MODEL, {**FIT, "steps": 1})
     (tmp_path / "x.npy").unlink()
     with pytest.raises(FileNotFoundError, match=r"x\.npy.; no such file or folder"):
-        steps.reopen_images(run)
+        reopen_images(run)
     assert files(run.folder) == before
 
 
@@ -130,7 +131,7 @@ def test_the_files_of_a_run(run: Run) -> None:
 
 
 def test_codes_are_the_models(run: Run, vqvae: VQVAE) -> None:
-    for part, images in steps.reopen_images(run).items():
+    for part, images in reopen_images(run).items():
         codes, labels = stored(run, f"codes/{part}").all()
         x = images.batch(range(len(images)))
         assert codes.shape == (len(images), 2, 3) and codes.dtype == torch.int64
@@ -244,7 +245,7 @@ def test_samples_without_labels(tmp_path: Path, data: Path) -> None:
     run = Run(tmp_path, create=True)
     fit = {**FIT, "steps": 1}
     vqvae = steps.train_vqvae(run, note(data), ALONE, "paper", MODEL, fit)
-    for part, images in steps.reopen_images(run).items():
+    for part, images in reopen_images(run).items():
         steps.encode(run, run, vqvae, part, images, ALONE)
     small = {"channels": 4, "num_residual_blocks": 1, "num_layers": 1}
     prior = steps.train_prior(run, 8, None, ALONE, "residual", small, {**PRIOR_FIT, "steps": 1})
@@ -259,7 +260,7 @@ def test_finished_stages_are_not_redone(run: Run, data: Path, vqvae: VQVAE, prio
     again = steps.train_vqvae(run, note(data), ALONE, "paper", MODEL, FIT)
     assert all(torch.equal(t, again.state_dict()[name]) for name, t in vqvae.state_dict().items())
     assert not again.training
-    for part, images in steps.reopen_images(run).items():
+    for part, images in reopen_images(run).items():
         steps.encode(run, run, vqvae, part, images, ALONE)
     steps.train_prior(run, 8, 3, ALONE, "gated", PRIOR, PRIOR_FIT)
     steps.sample(run, run, prior, WANTED, ALONE, seed=4)
@@ -281,7 +282,7 @@ def test_a_state_that_was_left_behind_goes(tmp_path: Path, data: Path) -> None:
 
 def test_other_settings_are_refused(run: Run, data: Path, vqvae: VQVAE, prior: CausalPrior) -> None:
     before = files(run.folder)
-    images = steps.reopen_images(run)
+    images = reopen_images(run)
 
     def train(images: dict[str, Any], name: str = "paper", **fit: Any) -> None:
         steps.train_vqvae(run, images, ALONE, name, MODEL, {**FIT, **fit})
@@ -347,7 +348,7 @@ def test_bad_priors(run: Run) -> None:
 
 def test_reconstruct(run: Run, vqvae: VQVAE, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps, "BATCH", 4)
-    images = steps.reopen_images(run)["held-out"]
+    images = reopen_images(run)["held-out"]
     figures = steps.reconstruct(vqvae, images, ALONE)
     x, codes = images.batch(range(15)), stored(run, "codes/held-out").all()[0]
     outputs = torch.cat(list(steps.decoded(vqvae, steps.encoded(vqvae, images, ALONE), range(15), ALONE)))
@@ -387,7 +388,7 @@ def test_what_does_not_fit_is_worked_in_parts(
     run: Run, vqvae: VQVAE, prior: CausalPrior, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Encoding, decoding and likelihood, where there is room for five at a time."""
-    images = steps.reopen_images(run)["held-out"]
+    images = reopen_images(run)["held-out"]
 
     def results() -> list[torch.Tensor]:
         codes = steps.encoded(vqvae, images, ALONE)

@@ -65,6 +65,7 @@ def _say(ranks: Any, line: str) -> None:
 
 
 def encode(run: str, data: str | None, out: str | None, device: str, **reading: Any) -> None:
+    from vqfast.pipeline import parts
     from vqfast.pipeline import steps as step
     from vqfast.pipeline.checkpoint import Run, load_model
     from vqfast.pipeline.ranks import joined
@@ -77,11 +78,11 @@ def encode(run: str, data: str | None, out: str | None, device: str, **reading: 
         source = Run.shared(run, ranks, lock=out is None)
         vqvae = load_model(source.folder, "vqvae", ranks.device)
         if out is None:
-            target, parts = source, step.reopen_images(source)
+            target, opened = source, parts.reopen_images(source)
         else:
-            parts = {"all": _images(source, data, ranks, reading)}
+            opened = {"all": _images(source, data, ranks, reading)}
             target = Run.shared(out, ranks, create=True)
-        for part, images in parts.items():
+        for part, images in opened.items():
             step.encode(source, target, vqvae, part, images, ranks)
             _say(ranks, f"{len(images)} images encoded in {target.folder / 'codes' / part}")
 
@@ -97,6 +98,7 @@ def train_prior(
     device: str,
     **overrides: Any,
 ) -> None:
+    from vqfast.pipeline import parts
     from vqfast.pipeline import steps as step
     from vqfast.pipeline.checkpoint import Run, load_model
     from vqfast.pipeline.codes import stored
@@ -105,10 +107,10 @@ def train_prior(
     with joined(device) as ranks:
         target = Run.shared(run, ranks)
         vqvae = load_model(target.folder, "vqvae")
-        codes = stored(target, f"codes/{step.HELD_OUT}")
+        codes = stored(target, f"codes/{parts.HELD_OUT}")
         classes = None
         if not no_labels and codes.read(range(1))[1] is not None:
-            classes = step.reopen_images(target)[step.TRAIN].num_classes
+            classes = parts.reopen_images(target)[parts.TRAIN].num_classes
         fit = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
         trained = step.train_prior(
             target, vqvae.vq.num_embeddings, classes, ranks, prior, _given(overrides), fit
@@ -133,6 +135,7 @@ def sample(
     **options: Any,
 ) -> None:
     from vqfast.files import write_file
+    from vqfast.pipeline import parts
     from vqfast.pipeline import steps as step
     from vqfast.pipeline.checkpoint import Run, load_model
     from vqfast.pipeline.codes import stored
@@ -153,12 +156,12 @@ def sample(
         vqvae = load_model(source.folder, "vqvae", ranks.device)
         prior = load_model(source.folder, "prior", ranks.device)
         if complete is None:
-            height, width = shape or stored(source, f"codes/{step.HELD_OUT}").read(range(1))[0].shape[1:]
+            height, width = shape or stored(source, f"codes/{parts.HELD_OUT}").read(range(1))[0].shape[1:]
             labels = step.labels_of(prior, label)
             wanted = step.Wanted(num or 100, (height, width), {"label": label}, labels)
         else:
-            images = step.like_the_runs(source, vqvae, complete)
-            if complete != step.HELD_OUT:
+            images = parts.like_the_runs(source, vqvae, complete)
+            if complete != parts.HELD_OUT:
                 say(ranks, "data", images.told())
             completion = Completion(vqvae, images, keep or "top-half", 8 if draws is None else draws, ranks)
             wanted = completion.wanted(prior, num, label)
@@ -234,13 +237,13 @@ def likelihood(
 
 def _images(run: Any, data: str | None, ranks: Any, reading: dict[str, Any]) -> Any:
     """Those that are named, read as the run's were where nothing else is said; else what the run held out."""
-    from vqfast.pipeline import steps as step
+    from vqfast.pipeline import parts
     from vqfast.pipeline.data import load_images
     from vqfast.pipeline.progress import say
 
     if data is None:
-        return step.reopen_images(run)[step.HELD_OUT]
-    images = load_images(data, **{**reading, "depth": reading["depth"] or step.depth_of(run)})
+        return parts.reopen_images(run)[parts.HELD_OUT]
+    images = load_images(data, **{**parts.meaning_of(run), **_given(reading)})
     say(ranks, "data", images.told())
     return images
 

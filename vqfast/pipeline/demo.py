@@ -17,6 +17,7 @@ from vqfast.pipeline import steps
 from vqfast.pipeline.checkpoint import Run, read_json, write_json
 from vqfast.pipeline.codes import stored
 from vqfast.pipeline.data import Images
+from vqfast.pipeline.parts import HELD_OUT, TRAIN, reopen_images
 from vqfast.pipeline.ranks import Ranks
 from vqfast.prior.base import CausalPrior
 
@@ -77,10 +78,10 @@ def demo(folder: str, ranks: Ranks, seed: int = 0, steps_scale: float = 1.0) -> 
         "seed": seed,
     }
     vqvae = steps.train_vqvae(run, note, ranks, "paper", VQVAE, scaled(VQVAE_FIT))
-    parts = steps.reopen_images(run)
-    train, held_out = parts[steps.TRAIN], parts[steps.HELD_OUT]
-    steps.encode(run, run, vqvae, steps.TRAIN, Shifted(train), ranks)
-    steps.encode(run, run, vqvae, steps.HELD_OUT, held_out, ranks)
+    parts = reopen_images(run)
+    train, held_out = parts[TRAIN], parts[HELD_OUT]
+    steps.encode(run, run, vqvae, TRAIN, Shifted(train), ranks)
+    steps.encode(run, run, vqvae, HELD_OUT, held_out, ranks)
     classes = train.num_classes
     prior = steps.train_prior(run, vqvae.vq.num_embeddings, classes, ranks, "gated", PRIOR, scaled(PRIOR_FIT))
     labels = torch.arange(classes).repeat_interleave(SAMPLES_PER_CLASS)
@@ -94,7 +95,7 @@ def demo(folder: str, ranks: Ranks, seed: int = 0, steps_scale: float = 1.0) -> 
         return read_json(run.folder / "metrics.json")
 
     alone = Ranks(0, 1, ranks.device)
-    train_codes, coded = (stored(run, f"codes/{part}") for part in (steps.TRAIN, steps.HELD_OUT))
+    train_codes, coded = (stored(run, f"codes/{part}") for part in (TRAIN, HELD_OUT))
     in_use = len(train_codes.all()[0].unique()) / vqvae.vq.num_embeddings
     generated = torch.cat(list(steps.decoded(vqvae, samples, range(samples.num), alone)))
     classifier = fit_classifier(train)

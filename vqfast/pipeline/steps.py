@@ -23,8 +23,9 @@ from vqfast.models import VQVAE
 from vqfast.pipeline import images as pictures
 from vqfast.pipeline.checkpoint import Run, load_model, save_model, write_json
 from vqfast.pipeline.codes import BATCH, Codes, Tick, pack, shards, stored, write_files, write_shards
-from vqfast.pipeline.data import Images, load_images
+from vqfast.pipeline.data import Images
 from vqfast.pipeline.formats import FORMATS
+from vqfast.pipeline.parts import TRAIN, open_images
 from vqfast.pipeline.progress import bar, say
 from vqfast.pipeline.ranks import Ranks
 from vqfast.pipeline.train import History, fit_prior, fit_vqvae
@@ -35,86 +36,6 @@ from vqfast.prior.memory import in_batches
 Rows = Callable[[range], Tensor]
 
 PRIORS: dict[str, type[CausalPrior]] = {"gated": PixelCNN, "residual": ResidualPixelCNN}
-HELD_OUT, TRAIN = "held-out", "train"  # the parts of a run's images
-NOTED = {"source", "labels", "size", "channels", "holdout", "seed"}  # of them in run.json
-FOUND = {"depth", "bad", "stamp", "fingerprints"}  # in its data
-
-
-def open_images(
-    note: dict[str, Any], found: dict[str, Any] | None, ranks: Ranks | None = None
-) -> tuple[dict[str, Images], dict[str, Any]]:
-    """A run's images by part, and what was found of them.
-
-    Args:
-        note: the arguments of ``load_images``, ``holdout`` and its ``seed``.
-        found: what was found before; ``None``: the first of the ``ranks`` looks at all images.
-
-    Raises:
-        Unreadable: images can't be read.
-        ValueError: they have changed since; or as ``load_images``.
-    """
-    how: dict[str, Any] = {
-        name: note.get(name) for name in ("labels", "size", "channels", "depth", "skip_bad")
-    }
-    if found is not None:
-        how |= {"depth": found["depth"], "skip_bad": found["bad"]}
-    images = load_images(note["source"], **how)
-    parts = dict(zip((TRAIN, HELD_OUT), images.split(note["holdout"], note["seed"]), strict=True))
-    if found is None:
-        if ranks is None or not ranks.first:
-            return parts, {}
-        with bar(ranks, "look at images", len(images), unit="img") as progress:
-            images.look(BATCH, progress.update)  # a bad one shows now, not after hours of training
-        prints = {name: part.fingerprint for name, part in parts.items()}
-        found = {**images.found, "stamp": images.stamp, "fingerprints": prints}
-    elif found["stamp"] == images.stamp:  # nobody touched them: no need to read all their bytes
-        for name, part in parts.items():
-            part.fingerprint = found["fingerprints"].get(name)
-    elif any(part.fingerprint != found["fingerprints"].get(name) for name, part in parts.items()):
-        raise ValueError(f"{note['source']} has changed since the run was trained on it")
-    return parts, found
-
-
-def reopen_images(run: Run) -> dict[str, Images]:
-    """The images that the run was trained on.
-
-    Raises:
-        FileNotFoundError: it wasn't.
-        ValueError: run.json doesn't say which; or as ``open_images``.
-    """
-    return open_images(_noted_images(run), _noted_data(run))[0]
-
-
-def _noted_images(run: Run) -> dict[str, Any]:
-    settings = run.settings("vqvae")
-    if settings is None:
-        raise FileNotFoundError(f"{run.folder} holds no trained VQ-VAE: train one first")
-    note = settings.get("images")
-    if not isinstance(note, dict) or not note.keys() >= NOTED:
-        raise ValueError(f"{run.folder / 'run.json'} has no images with {', '.join(sorted(NOTED))} in vqvae")
-    return note
-
-
-def _noted_data(run: Run) -> dict[str, Any]:
-    found = run.settings("data") or {}
-    if not found.keys() >= FOUND or not all(isinstance(found[key], dict) for key in ("bad", "fingerprints")):
-        raise ValueError(f"{run.folder / 'run.json'} has no data with {', '.join(sorted(FOUND))}")
-    return found
-
-
-def like_the_runs(run: Run, vqvae: VQVAE, source: str) -> Images:
-    """Images made as the run's were in size, channels and depth; ``held-out`` are the run's own.
-
-    Raises: see ``load_images``.
-    """
-    if source == HELD_OUT:
-        return reopen_images(run)[HELD_OUT]
-    return load_images(source, None, _noted_images(run)["size"], vqvae.config["in_channels"], depth_of(run))
-
-
-def depth_of(run: Run) -> int | None:
-    """How many bits the values of the run's images have, where they are integers of more than 8."""
-    return _noted_data(run)["depth"]
 
 
 def train_vqvae(
@@ -125,8 +46,7 @@ def train_vqvae(
     ``images``: the note for ``open_images``; ``model``: overrides of the named configuration; ``fit``: see
     ``train.fit_vqvae``.
     """
-    begun = (run.settings("vqvae") or {}).get("images") == images
-    parts, found = open_images(images, _noted_data(run) if begun and run.settings("data") else None, ranks)
+    parts, found = open_images(run, images, ranks)
     part = parts[TRAIN]
     say(ranks, "data", part.told())
     _seed(fit["seed"])

@@ -50,7 +50,8 @@ class Stack:
         self.kept = np.arange(len(array))
         self.left_out: disk.LeftOut = {}
         self.bad: dict[str, str] = {}
-        self.classes, self.labels = None, None
+        self.classes: list[str] | None = None
+        self.no_classes: list[str] = []
         channels, height, width = self.pixels.shape[1:]
         self.shape = (channels, size or height, size or width)
         self.depth: int | None = None

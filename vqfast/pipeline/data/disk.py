@@ -35,6 +35,18 @@ def shown(name: str) -> str:
     return name if name.isprintable() else ascii(name)
 
 
+def listed(names: Sequence[str]) -> str:
+    """The first of some names, fit for a line of text."""
+    return ", ".join([*map(shown, names[:NAMED]), *(["..."] if len(names) > NAMED else [])])
+
+
+def told(left_out: LeftOut) -> list[str]:
+    """What was left out, in words, a line for each reason."""
+    return [
+        f"left out {len(names)} {why}: {listed(sorted(names))}" for why, names in sorted(left_out.items())
+    ]
+
+
 def existing(argument: str, path: str) -> Path:
     """``path``, if a folder or a regular file (maybe by links) is there.
 

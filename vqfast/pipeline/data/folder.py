@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -26,6 +26,8 @@ class Folder:
         skip_bad: whether to leave out files that can't be read, which takes reading them all; or the names of
             those that were found before, each with the reason.
         labelled: whether labels come from elsewhere: then places say nothing.
+        classes: the names of the classes that there are, in the order of their labels; None: those found.
+            Where others are found, ``no_classes``, there are no labels.
 
     Raises:
         Unreadable: files can't be read.
@@ -39,6 +41,7 @@ class Folder:
         depth: int | None,
         skip_bad: bool | Mapping[str, str],
         labelled: bool,
+        classes: Sequence[str] | None = None,
     ) -> None:
         self.left_out: disk.LeftOut
         bad: dict[str, str]
@@ -62,13 +65,17 @@ class Folder:
         if bad and not skip_bad:
             raise disk.Unreadable({str(self.root / name): why for name, why in bad.items()})
         if not probes:
-            raise ValueError(f"{root} has no image in it; want {', '.join(FORMATS)} files")
+            also = "".join(f"; {line}" for line in disk.told(self.left_out))
+            raise ValueError(f"{root} has no image in it; want {', '.join(FORMATS)} files{also}")
         self.bad, self.names = bad, list(probes)
         self.files = {name: files[name] for name in self.names}
         self.kept = np.flatnonzero([name not in bad for name in sorted({*probes, *bad})])
-        first = [name[len(split) :].split("/")[0] for name in self.names]
-        self.classes = sorted(set(first)) if folders else None
-        self.labels = np.unique(first, return_inverse=True)[1] if folders else None
+        tops = [name[len(split) :].split("/")[0] for name in self.names] if folders else []
+        number = {name: i for i, name in enumerate(classes or sorted(set(tops)))}
+        self.no_classes = sorted(set(tops) - number.keys()) if folders else []
+        labelled = folders and not self.no_classes
+        self.classes = list(number) if labelled else None
+        self.labels = np.array([number[top] for top in tops]) if labelled else None
         self.mode = "L" if all(p.grey for p in probes.values()) else "RGB"
         highest = max((max(1, p.highest) for p in probes.values() if p.wide), default=0)
         self.depth = (depth or highest.bit_length()) if highest else None

@@ -138,19 +138,15 @@ class Images:
 
     def told(self) -> list[str]:
         """The same in words, a line each."""
-        found, (channels, height, width) = self.found, self.shape
+        source, (channels, height, width) = self._source, self.shape
         kind = f"{'grey' if channels == 1 else 'RGB'} {width}x{height}"
-        depth = f", {found['depth']} bits" if found["depth"] else ""
-        names = [disk.shown(name) for name in found["classes"] or ()]
-        more = ", ..." if len(names) > disk.NAMED else ""
-        classes = f", {len(names)} classes ({', '.join(names[: disk.NAMED])}{more})" if names else ""
-        lines = [f"{found['used']} images of {disk.shown(self._name)}: {kind}{depth}{classes}"]
-        for why, those in found["left_out"].items():
-            names = [disk.shown(name) for name in those["first"]]
-            more = ", ..." if those["files"] > len(names) else ""
-            lines.append(f"left out {those['files']} {why}: {', '.join(names)}{more}")
-        bad = [f"left out {disk.shown(n)}, which can't be read: {why}" for n, why in found["bad"].items()]
-        return lines + bad
+        depth = f", {source.depth} bits" if source.depth else ""
+        classes = f", {len(source.classes)} classes ({disk.listed(source.classes)})" if source.classes else ""
+        lines = [f"{len(source)} images of {disk.shown(self._name)}: {kind}{depth}{classes}"]
+        if source.no_classes:
+            lines.append(f"no labels: {disk.listed(source.no_classes)} are no classes of the run")
+        bad = [f"left out {disk.shown(n)}, which can't be read: {why}" for n, why in source.bad.items()]
+        return [*lines, *disk.told(source.left_out), *bad]
 
     def _subset(self, rows: np.ndarray) -> Images:
         subset = copy(self)
@@ -167,6 +163,7 @@ def load_images(
     channels: int | None = None,
     depth: int | None = None,
     skip_bad: bool | Mapping[str, str] = False,
+    classes: Sequence[str] | None = None,
 ) -> Images:
     """Opens a set of images.
 
@@ -194,6 +191,7 @@ def load_images(
     ``channels``: 1 (grey) or 3 (RGB) converts. ``depth``: 1..63; None: as many bits as the largest value of
     all takes, so that 12-bit data in 16-bit files becomes 0..1. ``skip_bad``: leaves image files out that
     can't be read, which takes reading all; or those that are its keys, as ``found["bad"]`` named them before.
+    ``classes``: the names of all classes, in the order of their labels; with other folders, there are none.
 
     Raises FileNotFoundError for a missing path, TypeError or ValueError for all else that is wrong,
     ``Unreadable`` (a ValueError) for image files. Files of a folder and memory-mapped arrays are fully
@@ -213,7 +211,7 @@ def load_images(
         array, found = read_npz(path) if path.suffix.lower() == ".npz" else (read_npy(path), None)
         images = Stack(array, str(path), path, size, depth)
     elif path.is_dir() or _is_image(path):
-        images = Folder(path, size, depth, skip_bad, labels is not None)
+        images = Folder(path, size, depth, skip_bad, labels is not None, classes)
         found = images.labels
     else:
         array, found = read_idx_pair(path)
