@@ -157,7 +157,7 @@ def test_training_lowers_the_loss(name: str, decay: float | None) -> None:
         ({"num_downsamplings": 63}, r"num_downsamplings is 63; want an integer in 1..62"),
         ({"architecture": "keras", "num_downsamplings": 10**9}, r"want an integer in 1..62"),
         ({"hidden_channels": 10**400}, r"hidden_channels is 10*; want a positive integer, below 2\^63"),
-        ({"num_embeddings": 10**400}, r"num_embeddings is 10*; want 1 or more, below 2\^63"),
+        ({"num_embeddings": 10**400}, r"num_embeddings is 10*; want a positive integer, below 2\^63"),
         ({"num_embeddings": 0}, r"num_embeddings is 0"),
         ({"embedding_dim": 0}, r"embedding_dim is 0"),
     ],

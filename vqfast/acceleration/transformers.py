@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from vqfast.acceleration.search import little, little_to_search, straight_through
 from vqfast.acceleration.swap import Fast, Swap
 from vqfast.functional import nearest_code, nearest_unit_code, projected_codes, residual_codes
+from vqfast.functional.autocast import autocast_dtype
+from vqfast.ops.define import transformed
 
 
 def _quantize(original: Fast, self: Any, hidden_states: Tensor) -> Tensor:
@@ -64,9 +66,7 @@ def _between_maps(
     x: Tensor, stages: list[nn.Module], name: str, *layers: str
 ) -> tuple[list[Tensor], list[list[Tensor]]] | None:
     """The same, and each stage's ``layers`` into it and back as ``projected_codes`` takes them."""
-    device = x.device.type
-    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    codes = None if autocast else _codebooks(x, stages, name)
+    codes = _codebooks(x, stages, name) if autocast_dtype(x) is None else None
     if codes is None:
         return None
     width, channels = codes[0].shape[1], x.shape[1]
@@ -133,7 +133,7 @@ def _dac(original: Fast, self: Any, hidden_state: Tensor, n_quantizers: int | No
     if found is None:
         return original(self, hidden_state, n_quantizers)
     codes, maps = found
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or transformed():
         return _dac_with_gradients(hidden_state, codes, maps)
     indices, latents, out = projected_codes(hidden_state, codes, maps, unit=True, details=True)
     nearest = [F.embedding(index, book) for index, book in zip(indices.unbind(2), codes, strict=True)]
@@ -198,7 +198,7 @@ def _glm_image(original: Fast, self: Any, hidden_state: Tensor) -> tuple[Tensor,
     codes = self.embedding.weight
     if little(hidden_state, codes):
         return original(self, hidden_state)
-    if torch.is_grad_enabled() or hidden_state.dtype != codes.dtype:
+    if torch.is_grad_enabled() or transformed() or hidden_state.dtype != codes.dtype:
         z = F.normalize(hidden_state, dim=1)
         return straight_through(z, F.normalize(codes), commitment=1, codebook=self.beta)
     z = F.normalize(hidden_state.movedim(1, -1).contiguous(), dim=-1)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from vqfast.checks import check_choice, check_floating, check_sizes
+from vqfast.functional.autocast import autocast_dtype
 from vqfast.ops.masked_conv import layout
 from vqfast.ops.onnx import gate as _gate
 from vqfast.ops.onnx import masked_conv2d as _masked_conv2d
@@ -30,7 +31,8 @@ def visible_taps(kernel: tuple[int, int], mask_type: str, stack: str) -> tuple[i
 
     The visible ones come first in raster order.
     """
-    kh, kw = kernel
+    # a trace has tensors for them
+    kh, kw = map(int, kernel) if torch.jit.is_tracing() else kernel
     b = mask_type == "B"
     if stack == "vertical":
         return kh * kw, (kh - b, kw // 2)
@@ -52,9 +54,8 @@ def _autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     Raises:
         ValueError: their dtypes differ after all.
     """
-    x, device = tensors[0], tensors[0].device.type
-    if not x.is_meta and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(device)
+    dtype = autocast_dtype(tensors[0])
+    if dtype is not None and tensors[0].dtype != torch.float64:
         return tuple(None if t is None else t.to(dtype) for t in tensors)
     if len(dtypes := {t.dtype for t in tensors if t is not None}) > 1:
         raise ValueError(f"the arguments have dtypes {sorted(map(str, dtypes))}; want one")

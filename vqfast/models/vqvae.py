@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from vqfast.checks import check_integer
+from vqfast.functional.autocast import autocast_dtype
 from vqfast.nn import ranks
 from vqfast.nn.vq import VQLayer
 
@@ -316,9 +317,8 @@ class VQVAE(nn.Module):
             raise TypeError(f"x has dtype {x.dtype}; want a floating-point one")
         if x.ndim != ndim + 2 or x.shape[1] != channels or x.shape[0] == 0:
             raise ValueError(f"x has shape {tuple(x.shape)}; want {_axes(f'B, {channels}', ndim)}, not empty")
-        dtype, device = next(self.parameters()).dtype, x.device.type
-        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-        if x.dtype != dtype and not autocast:
+        dtype = next(self.parameters()).dtype
+        if x.dtype != dtype and autocast_dtype(x) is None:
             raise TypeError(f"x has dtype {x.dtype}; want the model's, {dtype}")
         self.code_shape(x.shape[2:])
         return self.encoder(x)

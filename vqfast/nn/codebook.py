@@ -14,6 +14,7 @@ from vqfast.checks import check_choice, check_flags, check_floating, check_real,
 from vqfast.functional import unit
 from vqfast.nn import passes, ranks
 from vqfast.nn.kmeans import draw_seed, kmeans_of_ranks
+from vqfast.nn.script import refuse_script
 
 USAGE_DECAY = 0.99  # of the average that tells a gradient codebook's dead codes
 REACHABLE = 0.25  # times the vectors for each code: the threshold of revival where the one asked for is more
@@ -80,6 +81,8 @@ class Codebook(nn.Module):
         initialised: float32 scalar, with ``kmeans_init``: 0 until the codes have left their random start. A
             number so that averages of models can be taken.
     """
+
+    __prepare_scriptable__ = refuse_script
 
     def __init__(
         self,

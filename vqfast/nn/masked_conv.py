@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vqfast import functional
 from vqfast.checks import check_choice, check_dense, check_integer
 from vqfast.functional.masked_conv import MASK_TYPES, STACKS, check_activation
+from vqfast.nn.script import refuse_script
 from vqfast.ops.onnx import embed
 
 
@@ -29,6 +30,7 @@ class MaskedConv2d(nn.Module):
     """
 
     ndim = 2
+    __prepare_scriptable__ = refuse_script
     _conv = staticmethod(functional.masked_conv2d)
 
     def __init__(

@@ -34,6 +34,11 @@ def define(function: Callable) -> OpOverload:
 in_functorch = torch._C._are_functorch_transforms_active  # whether a transform of ``torch.func`` is at work
 
 
+def transformed() -> bool:
+    """Whether ``torch.func`` or forward-mode differentiation may be at work."""
+    return in_functorch() or forward_ad._current_level >= 0
+
+
 def behind_transforms(tensor: Tensor) -> Tensor:
     """The tensor that ``torch.func`` has wrapped, with the dimensions that ``vmap`` hides."""
     while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
@@ -77,7 +82,7 @@ def register_autograd(
     differentiable = type(name, (torch.autograd.Function,), methods).apply
 
     def kernel(keyset, *inputs):
-        if in_functorch() or forward_ad._current_level >= 0:
+        if transformed():
             return definition(*inputs)
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
             return differentiable(*inputs, keyset)
