@@ -39,7 +39,8 @@ Kernels best_kernels() {
   if (avx512) VQFAST_RETURN(avx512)
   if (avx2) VQFAST_RETURN(avx2)
 #endif
-  return VQFAST_KERNELS(portable);
+  VQFAST_RETURN(portable)
+  throw std::runtime_error("the library holds no kernels that this CPU runs");
 }
 
 }  // namespace vqfast
@@ -53,10 +54,11 @@ VQFAST_EXPORT const char* const* vqfast_wanted() {
   return names;
 }
 
-// Given those functions, in that order, registers torch.ops.vqfast_native. Returns whether torch took them.
+// Given those functions, in that order, registers torch.ops.vqfast_native. Returns whether that went well.
 VQFAST_EXPORT bool vqfast_register(void* const* functions) {
   std::memcpy(&vqfast::torch, functions, sizeof vqfast::torch);
   try {
+    vqfast::best_kernels();
     const vqfast::Ops ops("vqfast_native");
     for (const auto add : {vqfast::add_masked_conv, vqfast::add_nearest, vqfast::add_projected, vqfast::add_quantize,
                            vqfast::add_sampler})

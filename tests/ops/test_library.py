@@ -54,7 +54,7 @@ def counted(tmp_path: Path) -> tuple[str, Path]:
     made = build.PREBUILT if build.PREBUILT.exists() else library._compiled()
     script.write_text(f"""#!/bin/sh
 echo "$@" >> {calls}
-case "$*" in *-mno-such-instructions*) exit 1;; *-shared*) made={made};; *) made=/dev/null;; esac
+case "$*" in *-fno-such-instructions*) exit 1;; *-shared*) made={made};; *) made=/dev/null;; esac
 while [ "$1" != -o ]; do shift; done
 cp $made "$2"
 """)
@@ -133,7 +133,7 @@ def test_cache_that_cannot_be_written_is_a_reason(tmp_path: Path, counted) -> No
 
 
 def test_instruction_set_that_the_compiler_does_not_know_is_left_out(tmp_path: Path, counted) -> None:
-    strange = "build.VARIANTS['avx512'] = ['-mno-such-instructions']\n"
+    strange = "build.VARIANTS['avx512'] = ['-fno-such-instructions']\n"
     out = finish(start(strange + USE, tmp_path, CXX=counted[0], VQFAST_BACKEND="native"))
     assert out == "[0, 0, 0]\n"
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,6 +29,7 @@ if platform.machine() in ("x86_64", "AMD64"):
     VARIANTS["avx512"] = [f"-m{name}" for name in ("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma")]
     VARIANTS["avx512"].append("-mprefer-vector-width=512")
     VARIANTS["avx512bf16"] = [*VARIANTS["avx512"], "-mavx512bf16", "-mavx512vnni"]
+CPU = Path("/proc/cpuinfo")
 SECONDS = 600  # that one compilation may take
 DIGEST = hashlib.sha256
 _LOAD = "import ctypes, sys; ctypes.CDLL(sys.argv[1]).vqfast_register"
@@ -49,8 +52,24 @@ def find_compiler() -> list[str]:
     raise RuntimeError(f"no C++ compiler ({asked or 'g++, clang++, c++'}) found")
 
 
-def build(target: Path, compiler: list[str]) -> dict[str, str]:
+def own_variants() -> list[str]:
+    """The variants that this CPU runs, the best one last; empty where that can't be told."""
+    try:
+        found = re.search(r"^flags\s*:(.*)", CPU.read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    if found is None:
+        return []
+    here = {f"-m{name.replace('_', '')}" for name in found[1].split()}
+    needs = {name: {f for f in flags if re.fullmatch("-m[a-z0-9]+", f)} for name, flags in VARIANTS.items()}
+    return [name for name in VARIANTS if needs[name] <= here]
+
+
+def build(target: Path, compiler: list[str], own: list[str] | None = None) -> dict[str, str]:
     """Compiles the library to ``target``, which appears whole or not at all.
+
+    Args:
+        own: variants, of which the last one that can be compiled is enough; else all are wanted.
 
     Returns:
         The variants that the compiler refuses or crashes on, which are left out, and what it said.
@@ -58,25 +77,27 @@ def build(target: Path, compiler: list[str]) -> dict[str, str]:
     Raises:
         RuntimeError: it refuses more than that, or what it wrote can't be loaded.
     """
-    jobs = {}  # one for each object: its variant, if any, its source and its flags
-    for source in sorted(SOURCES.glob("*.cpp")):
-        if source.stem.startswith("library"):
-            jobs[f"{source.stem}.o"] = (None, source, [])
-            continue
-        for name, flags in VARIANTS.items():
-            jobs[f"{source.stem}-{name}.o"] = (name, source, [*flags, f"-DVQFAST_ISA={name}"])
+    rounds: list[list[str | None]] = (
+        [[None, own[-1]], *([name] for name in own[-2::-1])] if own else [[None, *VARIANTS]]
+    )
+    left_out: dict[str, str] = {}
+    objects: list[str] = []
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        commands = [
-            [*compiler, *FLAGS, *flags, "-c", str(source), "-o", f"{folder}/{name}"]
-            for name, (_, source, flags) in jobs.items()
-        ]
-        left_out = {}
-        for (variant, _, _), failure in zip(jobs.values(), _failures(commands), strict=True):
-            if failure and variant in (None, "portable"):
-                raise RuntimeError(failure)
-            if failure:
-                left_out.setdefault(variant, failure)
-        objects = [f"{folder}/{name}" for name, (variant, _, _) in jobs.items() if variant not in left_out]
+        for variants in rounds:
+            jobs = [(variant, source) for variant in variants for source in _sources(variant)]
+            made = [f"{folder}/{source.stem}-{variant}.o" for variant, source in jobs]
+            commands = [
+                [*compiler, *FLAGS, *_flags(variant), "-c", str(source), "-o", name]
+                for (variant, source), name in zip(jobs, made, strict=True)
+            ]
+            failures = dict(zip(jobs, _failures(commands), strict=True))
+            failed = {job[0]: f"{job[1].name}: {said}" for job, said in failures.items() if said}
+            if reason := failed.pop(None, None) or failed.get("portable"):
+                raise RuntimeError(reason)
+            left_out |= failed
+            objects += [name for (variant, _), name in zip(jobs, made, strict=True) if variant not in failed]
+            if set(variants) - {None} - set(failed):
+                break
         linked = Path(folder, "linked")
         if failure := _failure([*compiler, "-shared", "-o", str(linked), *objects]):
             raise RuntimeError(failure)
@@ -103,6 +124,15 @@ def whole(library: Path) -> bool:
     return DIGEST(data[:-32]).digest() == data[-32:]
 
 
+def _sources(variant: str | None) -> list[Path]:
+    """Of the kernels, or of the host sides."""
+    return sorted(p for p in SOURCES.glob("*.cpp") if p.stem.startswith("library") == (variant is None))
+
+
+def _flags(variant: str | None) -> list[str]:
+    return [] if variant is None else [*VARIANTS[variant], f"-DVQFAST_ISA={variant}"]
+
+
 def _failures(commands: list[list[str]]) -> list[str | None]:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         try:
@@ -113,7 +143,7 @@ def _failures(commands: list[list[str]]) -> list[str | None]:
 
 
 def _failure(command: list[str]) -> str | None:
-    """What a command says that fails, the end of it."""
+    """What a command says that fails; ``None`` where it succeeds."""
     program = Path(command[0]).name
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=SECONDS)
@@ -121,5 +151,7 @@ def _failure(command: list[str]) -> str | None:
         return f"{program} failed: it took more than {SECONDS} s"
     if done.returncode == 0:
         return None
+    if done.returncode < 0:
+        return f"{program} was ended by {signal.Signals(-done.returncode).name}"
     said = " ".join(done.stderr.decode(errors="replace").split())
     return f"{program} failed ({done.returncode}): {said[:500]}"

@@ -78,9 +78,9 @@ def _installed() -> Path:
 
 def _compiled() -> Path:
     """The library of these sources in the user's cache, compiled if it isn't there."""
-    compiler = build.find_compiler()
+    compiler, own = build.find_compiler(), build.own_variants()
     programs = [Path(found).stat() for word in compiler if (found := shutil.which(word))]
-    built_by = (compiler, [(p.st_size, p.st_mtime_ns) for p in programs], build.FLAGS, build.VARIANTS)
+    built_by = (compiler, [(p.st_size, p.st_mtime_ns) for p in programs], build.FLAGS, build.VARIANTS, own)
     key = build.DIGEST(str(built_by).encode())
     for source in sorted(build.SOURCES.glob("*.[ch]*")):
         key.update(source.read_bytes())
@@ -89,7 +89,7 @@ def _compiled() -> Path:
         with _locked(target.with_suffix(".lock")):
             if not _usable(target):  # another process may have compiled it meanwhile
                 _LOG.warning("vqfast compiles its native library, once, which may take a minute")
-                for variant, reason in build.build(target, compiler).items():
+                for variant, reason in build.build(target, compiler, own).items():
                     warnings.warn(f"vqfast's native library is without {variant}: {reason}", stacklevel=2)
     return target
 
