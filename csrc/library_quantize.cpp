@@ -76,9 +76,14 @@ struct Search {
   }
 };
 
-// Threads that each add up sums of their own, (stages, K, D): as many as make a stage's no more than the vectors.
-int64_t adders(const Assigned& v) {
-  return std::clamp<int64_t>(v.outer * v.inner / std::max<int64_t>(v.k, 1), 1, num_threads());
+// Parts of the vectors that each have sums of their own, (stages, K, D). Their number is the problem's alone, so that no
+// sum depends on the number of threads. A power of two divides among most of those; four times as many vectors as a
+// stage's sums make these cheap, and two parts are for a thread each.
+int64_t parts_of(const Assigned& v) {
+  const int64_t rows = v.outer * v.inner;
+  int64_t parts = rows < 2 * v.k ? 1 : 2;
+  while (parts < 16 && 8 * parts * v.k <= rows) parts *= 2;
+  return parts;
 }
 
 Tensor zeros(std::initializer_list<int64_t> sizes, ScalarType type) {
@@ -130,8 +135,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> quantize(const Tensor& z, con
   const Assigned v = assigned(z, books, codebooks.size(1), indices);
   Search search(kernels, v, type_of(codebooks), books, indices);
 
-  const int64_t threads = search.stages.threads(), parts = statistics ? std::min(threads, adders(v)) : threads;
-  const int64_t codes = statistics ? v.k : 0;
+  const int64_t threads = search.stages.threads(), parts = statistics ? parts_of(v) : threads;
+  const int64_t codes = statistics ? v.k : 0, each = parts / threads;
   Tensor quantized = empty(z.sizes(), z.dim(), z.scalar_type());
   Shares errors({parts, v.stages}, ScalarType::Double), counts({parts, v.stages, codes}, ScalarType::Long);
   Shares sums({parts, v.stages, codes, v.d}, codebooks.scalar_type());
@@ -141,10 +146,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> quantize(const Tensor& z, con
         static_cast<int64_t*>(counts.of(part)), sums.of(part));
   };
 
-  search.run([&](int64_t part, Span here) {
-    if (parts == threads) follow(part, here);
+  const bool whole = search.stages.whole(parts);  // else the sums wait until all codes are found
+  search.run([&](int64_t thread, Span here) {
+    if (!statistics) return follow(thread, here);
+    for (int64_t part = thread * each; whole && part < (thread + 1) * each; ++part) {
+      const Span own = search.stages.vectors_of(parts, part);
+      const Span both{std::max(here.begin, own.begin), std::min(here.end, own.end)};
+      if (both.begin < both.end) follow(part, both);
+    }
   });
-  if (parts < threads) for_parts(parts, v.outer * v.inner, follow);
+  if (statistics && !whole)
+    for_parts(parts, parts, [&](int64_t part, Span) { follow(part, search.stages.vectors_of(parts, part)); });
   for (const Shares* shares : {&errors, &counts, &sums}) shares->join();
   return {std::move(indices), std::move(quantized), std::move(errors.tensor), std::move(counts.tensor),
           std::move(sums.tensor)};
@@ -170,7 +182,7 @@ std::tuple<Tensor, Tensor> quantize_backward(
   const QuantizeKernel& kernel = best_kernels().quantize;
   const Pointers books = stages_of(codebooks);
   const Assigned v = assigned(z, books, codebooks.size(1), indices);
-  const int64_t parts = residuals ? adders(v) : num_threads();
+  const int64_t parts = residuals ? parts_of(v) : num_threads();
   Tensor grad_z = empty(z.sizes(), z.dim(), z.scalar_type());
   Shares away({parts, v.stages, residuals ? v.k : 0, v.d}, codebooks.scalar_type());
   for_parts(parts, v.outer * v.inner, [&](int64_t part, Span span) {

@@ -30,6 +30,15 @@ class Stages {
   int64_t threads() const { return threads_; }
   int64_t block() const { return problem_.block; }  // vectors, at the most
 
+  // The vectors of one of `parts` even parts.
+  Span vectors_of(int64_t parts, int64_t part) const {
+    Problem parted = problem_;
+    parted.blocks = parts;
+    return rows_of(parted, part);
+  }
+  // Whether each thread searches whole parts, as many as another.
+  bool whole(int64_t parts) const { return parts % threads_ == 0 && problem_.blocks % threads_ == 0; }
+
   // way_of(thread): makes each stage's vectors, and follows what is found for them.
   template <class Ways>
   void search(const Ways& way_of) {
