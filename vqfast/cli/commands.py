@@ -70,6 +70,7 @@ def encode(run: str, data: str | None, out: str | None, device: str, **reading: 
     from vqfast.pipeline.checkpoint import Run, load_model
     from vqfast.pipeline.ranks import joined
 
+    _check_reading(data, reading)
     if (data is None) != (out is None):
         raise ValueError(
             "--data and --out go together: other images than the run's go to a folder of their own"
@@ -215,6 +216,7 @@ def likelihood(
     from vqfast.pipeline.ranks import joined
 
     _check_new(out, overwrite)
+    _check_reading(data, reading)
     if codes is not None and data is not None:
         raise ValueError("--codes and --data exclude each other")
     with joined(device) as ranks:
@@ -248,6 +250,12 @@ def _images(run: Any, data: str | None, ranks: Any, reading: dict[str, Any]) -> 
     return images
 
 
+def _check_reading(data: str | None, reading: dict[str, Any]) -> None:
+    given = [f"--{name.replace('_', '-')}" for name, value in reading.items() if value]
+    if data is None and given:
+        raise ValueError(f"{', '.join(given)} without --data: the run's own images are read as for training")
+
+
 def _check_new(out: str, overwrite: bool) -> None:
     if Path(out).exists() and not overwrite:
         raise ValueError(f"{out} exists; say --overwrite or choose another name")
@@ -273,6 +281,7 @@ def reconstruct(
     if num < 1:
         raise ValueError(f"num is {num}; want 1 or more")
     _check_new(out, overwrite)
+    _check_reading(data, reading)
     with joined(device) as ranks:
         source = Run.shared(run, ranks, lock=False)
         vqvae = load_model(source.folder, "vqvae", ranks.device)

@@ -73,8 +73,8 @@ class Completion:
     """
 
     def __init__(self, vqvae: VQVAE, images: Images, keep: str, draws: int, ranks: Ranks) -> None:
-        if draws < 1:
-            raise ValueError(f"draws is {draws}; want 1 or more")
+        if not 1 <= draws < 2**31:
+            raise ValueError(f"draws is {draws}; want 1 or more, below 2^31")
         self.vqvae, self.images, self.keep, self.draws, self.ranks = vqvae, images, keep, draws, ranks
         height, width = vqvae.code_shape(images.shape[1:])
         self.shape = height, width

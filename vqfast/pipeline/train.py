@@ -203,7 +203,8 @@ def _refit(model: VQVAE, images: Tensor, seed: int, ranks: Ranks) -> None:
     model.eval()
     z_e = torch.cat([model.encoder(part.to(ranks.device)) for part in images.split(128)])
     model.train()
-    model.vq.set_codebook(kmeans(z_e.movedim(1, -1).flatten(0, -2), num_embeddings, seed))
+    if z_e.isfinite().all():  # or the loss, which comes next, says so
+        model.vq.set_codebook(kmeans(z_e.movedim(1, -1).flatten(0, -2), num_embeddings, seed))
 
 
 def fit_prior(

@@ -197,7 +197,7 @@ def load_images(
     ``Unreadable`` (a ValueError) for image files. Files of a folder and memory-mapped arrays are fully
     checked only when ``batch`` reads them.
     """
-    for name, value, most in (("size", size, None), ("channels", channels, None), ("depth", depth, 63)):
+    for name, value, most in (("size", size, 2**31 - 1), ("channels", channels, None), ("depth", depth, 63)):
         if value is not None:
             _check_integer(name, value, least=1, most=most)
     if channels not in (None, 1, 3):
