@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 from vqfast import functional
-from vqfast.acceleration import accelerate
-from vqfast.models import VQVAE
-from vqfast.nn import MaskedConv1d, MaskedConv2d, ResidualVQLayer, VQLayer, VQOutput
+from vqfast.acceleration import Report, accelerate
+from vqfast.models import VQVAE, VQVAEOutput
+from vqfast.nn import LossParts, MaskedConv1d, MaskedConv2d, ResidualVQLayer, VQLayer, VQOutput
 from vqfast.prior import PixelCNN, ResidualPixelCNN, WaveNet, program_of
 
 if TYPE_CHECKING:
@@ -14,13 +14,16 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "VQVAE",
+    "LossParts",
     "MaskedConv1d",
     "MaskedConv2d",
     "PixelCNN",
+    "Report",
     "ResidualPixelCNN",
     "ResidualVQLayer",
     "VQLayer",
     "VQOutput",
+    "VQVAEOutput",
     "WaveNet",
     "accelerate",
     "functional",
@@ -28,10 +31,11 @@ __all__ = [
     "program_of",
 ]
 
+if not TYPE_CHECKING:  # where it would make every name an Any
 
-def __getattr__(name: str) -> Any:
-    if name != "load_model":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from vqfast.pipeline.checkpoint import load_model  # when asked for: layers need no pipeline
+    def __getattr__(name: str) -> Any:
+        if name != "load_model":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from vqfast.pipeline.checkpoint import load_model  # when asked for: layers need no pipeline
 
-    return load_model
+        return load_model

@@ -84,8 +84,8 @@ def check_choice(name: str, value: object, choices: Collection[str]) -> None:
         raise ValueError(f"{name} is {value!r}; want {', '.join(most)} or {last}")
 
 
-def check_dense(name: str, tensor: Tensor) -> None:
-    """A tensor whose elements lie in memory, one by one.
+def check_dense(name: str, tensor: object) -> Tensor:
+    """The same, if it is a tensor whose elements lie in memory, one by one.
 
     Raises:
         TypeError: it is no tensor, or a sparse, nested or mkldnn one.
@@ -95,6 +95,7 @@ def check_dense(name: str, tensor: Tensor) -> None:
     if tensor.is_nested or tensor.layout is not torch.strided:
         kind = "nested" if tensor.is_nested else str(tensor.layout)
         raise TypeError(f"{name} is a tensor of layout {kind}; want a dense one")
+    return tensor
 
 
 def check_floating(optional: Collection[str] = (), /, **tensors: Tensor | None) -> None:
@@ -105,10 +106,10 @@ def check_floating(optional: Collection[str] = (), /, **tensors: Tensor | None) 
         ValueError: one is on another device than the first.
     """
     device = None
-    for name, tensor in tensors.items():
-        if tensor is None and name in optional:
+    for name, given in tensors.items():
+        if given is None and name in optional:
             continue
-        check_dense(name, tensor)
+        tensor = check_dense(name, given)
         if tensor.dtype not in FLOATS:
             raise TypeError(f"{name} has dtype {tensor.dtype}; want {', '.join(sorted(map(str, FLOATS)))}")
         if device is None:

@@ -12,7 +12,7 @@ from vqfast.ops.onnx import projected_codes as _projected_codes
 from vqfast.ops.onnx import residual_codes as _residual_codes
 
 
-def _check(z_e: Tensor, codebooks: list[Tensor], maps: list[list[Tensor]]) -> None:
+def _check(z_e: Tensor, codebooks: Sequence[Tensor], maps: Sequence[Sequence[Tensor]]) -> None:
     """Floating tensors, the codebooks all ``(K, D)`` of one dtype, one or more."""
     named = {f"codebooks[{q}]": book for q, book in enumerate(codebooks)}
     named |= {f"maps[{q}][{i}]": tensor for q, stage in enumerate(maps) for i, tensor in enumerate(stage)}

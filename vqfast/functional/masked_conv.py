@@ -48,14 +48,15 @@ def check_activation(activation: str, channels: int) -> None:
         raise ValueError(f"the gate halves the channels, of which there are {channels}; want an even number")
 
 
-def _autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+def _autocast(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
     """The tensors in autocast's dtype, if it is on; float64 stays, as in ``conv2d``.
 
     Raises:
         ValueError: their dtypes differ after all.
     """
-    dtype = autocast_dtype(tensors[0])
-    if dtype is not None and tensors[0].dtype != torch.float64:
+    tensors = (x, *others)
+    dtype = autocast_dtype(x)
+    if dtype is not None and x.dtype != torch.float64:
         return tuple(None if t is None else t.to(dtype) for t in tensors)
     if len(dtypes := {t.dtype for t in tensors if t is not None}) > 1:
         raise ValueError(f"the arguments have dtypes {sorted(map(str, dtypes))}; want one")

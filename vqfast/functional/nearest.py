@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, overload
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,14 @@ def unit(x: Tensor, dim: int = -1) -> Tensor:
     return x / torch.where(norm > 0, norm, 1)
 
 
+@overload
+def nearest_code(
+    x: Tensor, codebook: Tensor, metric: str = "l2", return_distance: Literal[False] = False
+) -> Tensor: ...
+@overload
+def nearest_code(
+    x: Tensor, codebook: Tensor, metric: str = "l2", *, return_distance: Literal[True]
+) -> tuple[Tensor, Tensor]: ...
 def nearest_code(
     x: Tensor, codebook: Tensor, metric: str = "l2", return_distance: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:

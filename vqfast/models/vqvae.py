@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -66,6 +66,11 @@ class BatchNorm2d(nn.BatchNorm2d):
     Raises:
         ValueError: the input has another rank or, in training and alone, one value a channel.
     """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
 
     def __init__(self, num_features: int) -> None:
         super().__init__(num_features)  # affine, with running statistics: forward counts on both
@@ -175,7 +180,11 @@ def _axes(first: str, ndim: int) -> str:
     return f"({first}, {('T', 'H, W', 'T, H, W')[ndim - 1]})"
 
 
-_BUILDERS = {"paper": _paper, "keras": _keras, "ruseckas": _ruseckas}
+_BUILDERS: dict[str, Callable[..., tuple[nn.Module, nn.Module]]] = {
+    "paper": _paper,
+    "keras": _keras,
+    "ruseckas": _ruseckas,
+}
 
 
 class VQVAE(nn.Module):
@@ -279,6 +288,9 @@ class VQVAE(nn.Module):
         """
         quantized, indices, loss = self.vq(self._z_e(x))
         return VQVAEOutput(self.decoder(quantized), indices, loss)
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:

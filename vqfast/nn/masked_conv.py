@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -95,6 +96,9 @@ class MaskedConv2d(nn.Module):
         """
         options = self.mask_type, self.stack, self.dilation, self.activation
         return self._conv(x, self.weight, self.bias, *options, extra, residual)
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def embed(self, codes: Tensor) -> Tensor:
         """The convolution of one-hot vectors, before any activation, in the weight's dtype.

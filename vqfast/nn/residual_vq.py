@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
@@ -103,6 +103,14 @@ class ResidualVQLayer(nn.Module):
         for stage in self.stages:
             stage.freeze(frozen)
 
+    @overload
+    def forward(
+        self, z_e: Tensor, mask: Tensor | None = None, return_parts: Literal[False] = False
+    ) -> VQOutput: ...
+    @overload
+    def forward(
+        self, z_e: Tensor, mask: Tensor | None = None, *, return_parts: Literal[True]
+    ) -> tuple[VQOutput, LossParts]: ...
     def forward(
         self, z_e: Tensor, mask: Tensor | None = None, return_parts: bool = False
     ) -> VQOutput | tuple[VQOutput, LossParts]:
@@ -149,6 +157,9 @@ class ResidualVQLayer(nn.Module):
         quantized = self.projection.leave(out.quantized, mask).to(z_e.dtype)
         output = VQOutput(quantized, out.indices, out.loss)
         return (output, parts) if return_parts else output
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     @torch.no_grad()
     def encode(self, z_e: Tensor, mask: Tensor | None = None) -> Tensor:

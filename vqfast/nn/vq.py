@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -165,6 +165,14 @@ class VQLayer(Codebook):
         self.beta, self.channel_dim, self.gradient = beta, channel_dim, gradient
         self.projection = Projection(embedding_dim, heads * codebook_dim, channel_dim, last=heads > 1)
 
+    @overload
+    def forward(
+        self, z_e: Tensor, mask: Tensor | None = None, return_parts: Literal[False] = False
+    ) -> VQOutput: ...
+    @overload
+    def forward(
+        self, z_e: Tensor, mask: Tensor | None = None, *, return_parts: Literal[True]
+    ) -> tuple[VQOutput, LossParts]: ...
     def forward(
         self, z_e: Tensor, mask: Tensor | None = None, return_parts: bool = False
     ) -> VQOutput | tuple[VQOutput, LossParts]:
@@ -191,6 +199,9 @@ class VQLayer(Codebook):
         if batch is not None:
             self.learn(batch)
         return (output, parts) if return_parts else output
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def assign(self, z_e: Tensor, mask: Tensor | None, kept: Kept | None = None) -> Assigned:
         """``forward`` but for the learning; as the pass that ``kept`` its codes, without any."""

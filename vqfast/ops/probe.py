@@ -6,6 +6,7 @@ import importlib
 import warnings
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,7 +78,7 @@ def _check_masked_conv(
         )
         weight = draw(wide, channels, *kernel) / (taps * channels) ** 0.5
         geometry = taps, anchor, [1, 1]
-        calls = {
+        calls: dict[str, list[tuple[Any, ...]]] = {
             "masked_conv2d": [
                 (x, weight, bias, sample, grid, *geometry, "gate"),
                 (x, weight, None, wide_grid, wide_grid, *geometry, "relu"),

@@ -28,17 +28,24 @@ def merged(sizes: list[int], strides: list[tuple[int, ...]]) -> tuple[list[int],
     return out_sizes, out_strides
 
 
-def row_strides(*tensors: Tensor) -> tuple[list[int], list[list[int]]] | None:
-    """Sizes and, for each ``(*rows, D)`` tensor, strides of ``ROW_DIMS`` row dimensions; ``None``: too many.
+def _rows(*tensors: Tensor) -> tuple[list[int], list[tuple[int, ...]]]:
+    dims = range(tensors[0].ndim - 1)
+    return merged(
+        list(tensors[0].shape[:-1]), [tuple(tensor.stride(dim) for tensor in tensors) for dim in dims]
+    )
+
+
+def walkable(*tensors: Tensor) -> bool:
+    """Whether ``ROW_DIMS`` dimensions are enough for the rows of ``(*rows, D)`` tensors."""
+    return len(_rows(*tensors)[0]) <= ROW_DIMS
+
+
+def row_strides(*tensors: Tensor) -> tuple[list[int], list[list[int]]]:
+    """Sizes and, for each walkable ``(*rows, D)`` tensor, strides of ``ROW_DIMS`` row dimensions.
 
     Leading ones are filled up with size 1 and stride 0.
     """
-    dims = range(tensors[0].ndim - 1)
-    sizes, strides = merged(
-        list(tensors[0].shape[:-1]), [tuple(tensor.stride(dim) for tensor in tensors) for dim in dims]
-    )
+    sizes, strides = _rows(*tensors)
     missing = ROW_DIMS - len(sizes)
-    if missing < 0:
-        return None
     strides = [(0,) * len(tensors)] * missing + strides
     return [1] * missing + sizes, [[stride[i] for stride in strides] for i in range(len(tensors))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -155,6 +155,9 @@ class CausalPrior(nn.Module):
             condition = self.on_grid(condition, grid)
         logits = self.grid_logits(indices.long().reshape(-1, *grid), labels, condition)
         return logits.reshape(-1, self.num_embeddings, *spatial)
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def bits_per_code(
         self, indices: Tensor, labels: Tensor | int | None = None, condition: Tensor | None = None

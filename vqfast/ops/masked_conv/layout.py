@@ -30,8 +30,7 @@ def empty(x: Tensor, channels: int) -> Tensor:
 def embedded(codes: Tensor, weight: Tensor) -> Tensor:
     """Room for what codes ``(B, H, W)`` are embedded as, channels last."""
     shape = len(codes), len(weight), *codes.shape[1:]
-    like = {"dtype": weight.dtype, "device": weight.device}
-    return torch.empty(shape, **like, memory_format=torch.channels_last)
+    return torch.empty(shape, dtype=weight.dtype, device=weight.device, memory_format=torch.channels_last)
 
 
 def out_channels(weight: Tensor, activation: str) -> int:

@@ -17,10 +17,11 @@ from vqfast.ops.masked_conv.layout import (
 )
 
 
-def _alike(x: Tensor, *others: Tensor | None) -> list[Tensor | None]:
+def _alike(x: Tensor, *others: Tensor | None) -> tuple[Tensor, list[Tensor | None]]:
     """All of them contiguous or channels last, as ``x`` is; copied where they aren't."""
     layout = memory_format(x)
-    return [None if t is None else t.contiguous(memory_format=layout) for t in (x, *others)]
+    rest = [None if t is None else t.contiguous(memory_format=layout) for t in others]
+    return x.contiguous(memory_format=layout), rest
 
 
 def _dense(t: Tensor) -> Tensor:
@@ -56,7 +57,7 @@ def masked_conv2d(
     activation: str,
 ) -> tuple[Tensor, Tensor]:
     """As ``reference.masked_conv2d``; float32 sums for what is narrower."""
-    x, extra, residual = _alike(x, extra, residual)
+    x, (extra, residual) = _alike(x, extra, residual)
     out = empty(x, out_channels(weight, activation))
     kept = empty(x, weight.shape[0]) if keeps_sums(activation, residual) else None
     torch.ops.vqfast_native.masked_conv(
@@ -114,7 +115,7 @@ def embed_backward(
 
 def gate(x: Tensor, extra: Tensor | None) -> Tensor:
     """As ``reference.gate``."""
-    x, extra = _alike(x, extra)
+    x, (extra,) = _alike(x, extra)
     out = empty(x, x.shape[1] // 2)
     torch.ops.vqfast_native.gate(x, extra, None, out)
     return out
@@ -122,7 +123,7 @@ def gate(x: Tensor, extra: Tensor | None) -> Tensor:
 
 def gate_backward(grad: Tensor, x: Tensor, extra: Tensor | None) -> Tensor:
     """As ``reference.gate_backward``."""
-    x, extra, grad = _alike(x, extra, grad)
+    x, (extra, given) = _alike(x, extra, grad)
     grad_x = empty(x, x.shape[1])
-    torch.ops.vqfast_native.gate(x, extra, grad, grad_x)
+    torch.ops.vqfast_native.gate(x, extra, given, grad_x)
     return grad_x

@@ -218,7 +218,8 @@ def accumulator(x: Tensor) -> torch.dtype:
 def arithmetic(x: Tensor) -> str:
     """Which line of the tunings ``x`` takes: float32 has the precision of PyTorch's own convolution."""
     if x.dtype == torch.float32:
-        tf32 = torch.backends.cudnn.conv.fp32_precision == "tf32" and not torch.version.hip
+        convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # torch makes it as it starts
+        tf32 = convolutions.fp32_precision == "tf32" and not torch.version.hip
         return TF32 if tf32 else IEEE
     return DOUBLE if x.dtype == torch.float64 else HALF
 
@@ -238,7 +239,10 @@ def constants(tuning: Tuning, x: Tensor, rows: int, columns: int, depth: int) ->
 
 
 def _strided(tensor: Tensor | None, grid: torch.Size) -> tuple[Tensor | None, int, int, int, int]:
-    return (None, 0, 0, 0, 0) if tensor is None else (tensor, *tensor.expand(-1, -1, *grid).stride())
+    if tensor is None:
+        return None, 0, 0, 0, 0
+    batch, channel, row, column = tensor.expand(-1, -1, *grid).stride()
+    return tensor, batch, channel, row, column
 
 
 def _extents(x: Tensor) -> tuple[int, int, int]:

@@ -19,6 +19,6 @@ def nearest(x: Tensor, codebook: Tensor, lengths: Tensor | None = None) -> Tenso
     finite, codebook = x.isfinite().all(-1), divided(codebook, lengths)
     distances = max(1, x[..., :1, 0].numel() * codebook.shape[-2])  # of one row
     rows = x.double().split(max(1, 2**22 // distances), dim=-2)  # 32 MB of distances at a time
-    exact = {"compute_mode": "donot_use_mm_for_euclid_dist"}
-    indices = [torch.cdist(part, codebook.double(), **exact).argmin(-1) for part in rows]
+    mode = "donot_use_mm_for_euclid_dist"
+    indices = [torch.cdist(part, codebook.double(), compute_mode=mode).argmin(-1) for part in rows]
     return torch.cat(indices, dim=-1) * finite

@@ -10,7 +10,7 @@ from vqfast.ops.launch import TRITON_DTYPES, architecture, on
 from vqfast.ops.nearest.reference import divided
 from vqfast.ops.nearest.triton_kernels import _centre, _pack, _recheck, _search
 from vqfast.ops.nearest.tunings import RECHECK, SEARCH, Tuning, pick
-from vqfast.ops.rows import ROW_DIMS, row_strides
+from vqfast.ops.rows import ROW_DIMS, row_strides, walkable
 
 SAMPLE = 256  # codes whose mean is the pivot
 PACK_CODES = 64  # the codebook is small beside the rows: any size does here, and in ``_centre``
@@ -42,7 +42,7 @@ def search(
     if indices.numel() == 0:
         return
     write = quantized is not None
-    sizes, (strides, to) = row_strides(x[0], quantized[0] if write else x[0])
+    sizes, (strides, to) = row_strides(x[0], x[0] if quantized is None else quantized[0])
     dims = max(1, ROW_DIMS - next((i for i, size in enumerate(sizes) if size > 1), ROW_DIMS))
     arch = architecture(x.device)
     tuning, careful = pick(SEARCH, arch, channels), pick(RECHECK, arch, channels)
@@ -66,7 +66,7 @@ def search(
     layout = {**constants, "DIMS": dims, "WRITE": write}
     found = (x, x.stride(0), *strides, x.stride(-1), rows, *sizes[1:])
     packed = (pivot, hi, lo, half, stats, indices, waiting, listed, ceiling)
-    out = (quantized, *to, quantized.stride(-1), errors) if write else (x, 0, 0, 0, 0, pivot)
+    out = (x, 0, 0, 0, 0, pivot) if quantized is None else (quantized, *to, quantized.stride(-1), errors)
     with on(x):
         _centre[padded // 16, heads](
             codebook, *codebook.stride(), pivot, stats, channels, padded, step, samples,
@@ -115,7 +115,7 @@ def nearest(x: Tensor, codebook: Tensor, lengths: Tensor | None = None) -> Tenso
     indices = x.new_empty(x.shape[:-1], dtype=torch.int64)
     if codebook.shape[:-2].numel() == 1:
         shared = codebook.view(1, *codebook.shape[-2:])
-        rows = x[None] if row_strides(x) else x.contiguous()[None]
+        rows = x[None] if walkable(x) else x.contiguous()[None]
         search(rows, shared, indices.view(1, -1))
     else:
         heads = x.shape[:-2].numel()

@@ -14,8 +14,9 @@ def quantize(
     """As ``reference.quantize``."""
     if z_e.numel() == 0:
         return reference.quantize(z_e, codebook, channel_dim, statistics)
-    quantized, indices, *others = native.residual_quantize(z_e, codebook[None], channel_dim, statistics)
-    return quantized, indices.squeeze(-1), *(value[0] for value in others)
+    out = native.residual_quantize(z_e, codebook[None], channel_dim, statistics)
+    quantized, indices, codebook_losses, commitment_losses, counts, sums = out
+    return quantized, indices.squeeze(-1), codebook_losses[0], commitment_losses[0], counts[0], sums[0]
 
 
 def quantize_backward(
@@ -29,6 +30,8 @@ def quantize_backward(
 ) -> tuple[Tensor, Tensor]:
     """As ``reference.quantize_backward``."""
     losses = grad_codebook_loss.view(1), grad_commitment_loss.view(1)
-    step = z_e, codebook[None], indices.unsqueeze(-1), channel_dim
-    grad_z_e, grad_codebooks = native.residual_backward(grad_quantized, *losses, *step)
+    indices = indices.unsqueeze(-1)
+    grad_z_e, grad_codebooks = native.residual_backward(
+        grad_quantized, *losses, z_e, codebook[None], indices, channel_dim
+    )
     return grad_z_e, grad_codebooks[0]

@@ -21,7 +21,7 @@ from torch import Tensor
 from vqfast.ops.launch import on
 from vqfast.ops.nearest.triton import channel_block, search, wide
 from vqfast.ops.nearest.triton_kernels import row_offsets
-from vqfast.ops.rows import row_strides
+from vqfast.ops.rows import row_strides, walkable
 
 ROWS, CHANNELS = 64, 64  # block sizes of the kernels below: bound by memory, anything of this size does
 
@@ -105,7 +105,7 @@ def _backward(
 
 def _readable(*tensors: Tensor) -> tuple[Tensor, ...]:
     """``(*rows, D)`` tensors that the kernels can walk: themselves, or copies if strides are many."""
-    return tensors if row_strides(*tensors) else tuple(tensor.contiguous() for tensor in tensors)
+    return tensors if walkable(*tensors) else tuple(tensor.contiguous() for tensor in tensors)
 
 
 def _blocks(channels: int) -> dict[str, int]:

@@ -30,7 +30,9 @@ def residual_quantize(
         residual, total = residual - quantized, total + quantized
         outputs.append(output)
     indices, *others = zip(*outputs, strict=True)
-    return straight_through(z, total), torch.stack(indices, -1), *(torch.stack(values) for values in others)
+    codebook_losses, commitment_losses, counts, sums = map(torch.stack, others)
+    quantized, codes = straight_through(z, total), torch.stack(indices, -1)
+    return quantized, codes, codebook_losses, commitment_losses, counts, sums
 
 
 def residual_backward(
@@ -80,7 +82,8 @@ def projected_codes(
     search: Callable = nearest,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ``op.py``; ``search`` finds a stage's codes."""
-    residual, indices, latents, total = z.transpose(1, 2), [], [], 0
+    residual, indices, latents = z.transpose(1, 2), [], []
+    total = torch.zeros_like(residual)
     for q, codebook in enumerate(codebooks):
         weight_in, bias_in, weight_out, bias_out = maps[4 * q : 4 * q + 4]
         given = F.linear(residual, weight_in, bias_in)
@@ -90,5 +93,5 @@ def projected_codes(
         residual, total = residual - back, total + back
         latents.append(given)
     shown = slice(None) if details else slice(0)
-    others = (torch.cat(latents, -1)[shown], total[shown])
-    return torch.stack(indices, -1), *(each.transpose(1, 2).contiguous() for each in others)
+    given, total = (each[shown].transpose(1, 2).contiguous() for each in (torch.cat(latents, -1), total))
+    return torch.stack(indices, -1), given, total
