@@ -52,7 +52,8 @@ def check_real(
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} is {value!r}; want {wanted}")
-    if not (math.isfinite(value) and least <= value and above < value < below):
+    number = float(value)
+    if not (math.isfinite(number) and least <= number and above < number < below):
         raise ValueError(f"{name} is {value!r}; want {wanted}")
 
 

@@ -82,6 +82,11 @@ class Codebook(nn.Module):
             number so that averages of models can be taken.
     """
 
+    codebook: Tensor
+    ema_counts: Tensor
+    ema_sums: Tensor
+    initialised: Tensor
+    _waits: bool
     __prepare_scriptable__ = refuse_script
 
     def __init__(
@@ -215,14 +220,16 @@ class Codebook(nn.Module):
         if self.decay is None:
             self.ema_counts.lerp_(counts, (1 - USAGE_DECAY) * (total > 0).to(counts.dtype))
         else:
-            self._follow(counts, ranks.total(reduce(torch.add, (batch.sums for batch in batches))), total)
+            sums = ranks.total(reduce(torch.add, (batch.sums for batch in batches)))
+            self._follow(counts, sums, total, self.decay)
         if self.revive_below:
-            masks = [batch.mask for batch in batches]
-            mask = None if masks[0] is None else torch.stack(masks, 1).flatten()
+            masks = [batch.mask for batch in batches if batch.mask is not None]
+            mask = torch.stack(masks, 1).flatten() if masks else None
             # vector by vector, not batch by batch: so ranks in a row are the joined batch
-            self._revive(torch.stack([batch.vectors for batch in batches], 1).flatten(0, 1), mask, total)
+            vectors = [batch.vectors for batch in batches if batch.vectors is not None]
+            self._revive(torch.stack(vectors, 1).flatten(0, 1), mask, total)
 
-    def _follow(self, counts: Tensor, sums: Tensor, total: Tensor) -> None:
+    def _follow(self, counts: Tensor, sums: Tensor, total: Tensor, decay: float) -> None:
         """One step of the exponential moving average (van den Oord et al. 2017, appendix A.1).
 
         ``N_k <- g N_k + (1 - g) n_k``, ``m_k <- g m_k + (1 - g) sum z_e``, ``e_k = m_k / N_k`` with the
@@ -231,7 +238,7 @@ class Codebook(nn.Module):
         codebook, averages = self.codebook, (self.ema_counts.unsqueeze(-1), self.ema_sums)
         self._notice(codebook, *averages)
         bad = (sums * 0).sum(-1, keepdim=True) != 0  # a NaN or an infinity, in fewer passes than isfinite
-        rate = (total.clamp(max=1) * (1 - self.decay)).unsqueeze(-1).masked_fill(bad, 0)
+        rate = (total.clamp(max=1) * (1 - decay)).unsqueeze(-1).masked_fill(bad, 0)
         averages[0].lerp_(counts.unsqueeze(-1), rate)
         averages[1].lerp_(sums.masked_fill(bad, 0).to(rate.dtype), rate)
         codebook.copy_(self._average(*averages)[0])
@@ -306,10 +313,10 @@ class Codebook(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Codebook:
         """Moves and converts the module; the average never to less than float32."""
-        before = {name: value for name, value in self._buffers.items() if name != "codebook"}
+        before = {name: value for name, value in self.named_buffers(recurse=False) if name != "codebook"}
         super()._apply(fn, recurse)
         for name, value in before.items():
-            after = self._buffers[name]
+            after = getattr(self, name)
             narrow = after.dtype.itemsize < 4 or name == "initialised"
             if narrow and after.dtype != value.dtype:
                 self._buffers[name] = value.to(after.device, torch.float32)

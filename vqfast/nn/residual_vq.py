@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple, overload
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +72,7 @@ class ResidualVQLayer(nn.Module):
         shared_codebook: bool = False,
         quantize_dropout: bool = False,
         gradient: str = "straight-through",
-        **options,
+        **options: Any,
     ) -> None:
         super().__init__()
         unknown = options.keys() - STAGE_OPTIONS
@@ -89,9 +90,8 @@ class ResidualVQLayer(nn.Module):
         self.projection = Projection(embedding_dim, width, channel_dim)
         dim = self.projection.dim
         stages = 1 if shared_codebook else num_quantizers
-        self.stages = nn.ModuleList(
-            VQLayer(num_embeddings, width, channel_dim=dim, **options) for _ in range(stages)
-        )
+        layers = (VQLayer(num_embeddings, width, channel_dim=dim, **options) for _ in range(stages))
+        self.stages = cast("Sequence[VQLayer]", nn.ModuleList(layers))
 
     @property
     def codebooks(self) -> Tensor:
@@ -153,7 +153,7 @@ class ResidualVQLayer(nn.Module):
             passes.note(self, lambda: _Kept(used, plain, list(map(VQLayer.keep, stages, starts))))
             for q, stage in enumerate(stages):
                 if stage in following:
-                    stage.learn(*batches[q :: len(stages)])
+                    stage.learn(*filter(None, batches[q :: len(stages)]))
         quantized = self.projection.leave(out.quantized, mask).to(z_e.dtype)
         output = VQOutput(quantized, out.indices, out.loss)
         return (output, parts) if return_parts else output
@@ -220,7 +220,9 @@ class ResidualVQLayer(nn.Module):
         z = self.projection.enter(z_e, mask)
         return z.to(torch.promote_types(z.dtype, torch.float32))
 
-    def _at_once(self, z: Tensor, kept: _Kept | None, moves: bool) -> tuple[VQOutput, LossParts, list[Batch]]:
+    def _at_once(
+        self, z: Tensor, kept: _Kept | None, moves: bool
+    ) -> tuple[VQOutput, LossParts, list[Batch | None]]:
         """All stages in one pass, which ``moves`` their codes afterwards."""
         moves = moves and kept is None
         # in memory that no step moves; one codebook for all stages isn't copied for each
@@ -234,7 +236,9 @@ class ResidualVQLayer(nn.Module):
         if z.numel() == 0:  # another rank has the vectors
             parts = LossParts(*(part.nan_to_num() for part in parts))
         losses = [self._stage(q).weigh(LossParts(*each)) for q, each in enumerate(zip(*parts, strict=True))]
-        batches = [Batch(None, None, *each) for each in zip(out.counts, out.sums, strict=True)]
+        batches: list[Batch | None] = [
+            Batch(None, None, *each) for each in zip(out.counts, out.sums, strict=True)
+        ]
         return VQOutput(quantized, out.indices, torch.stack(losses).sum()), parts, batches
 
     def _one_by_one(
@@ -255,7 +259,7 @@ class ResidualVQLayer(nn.Module):
         quantized = pass_gradient(z, total, self.gradient, self.projection.dim)
         indices = torch.stack([output.indices for output in outputs], -1)
         output = VQOutput(quantized, indices, torch.stack([output.loss for output in outputs]).sum())
-        return output, LossParts(*(torch.stack(values) for values in zip(*parts, strict=True))), batches
+        return output, LossParts(*(torch.stack(values) for values in zip(*parts, strict=True))), list(batches)
 
     def _looked_up(self, stage: VQLayer, indices: Tensor) -> Tensor:
         """The stage's codes of ``indices``, zero for -1."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -207,7 +207,8 @@ class VQLayer(Codebook):
         """``forward`` but for the learning; as the pass that ``kept`` its codes, without any."""
         z, dim = self._vectors(z_e, mask)
         follows, starts = (self.follows, self.starts) if kept is None else (False, False)
-        rows, counted = None, None
+        rows: Any = None  # vectors and their mask, where they are wanted
+        counted: Any = None
         if starts or (follows and (self.revive_below or mask is not None)):
             rows, counted = self._flat(z.detach(), dim, mask)
         if starts:
@@ -309,11 +310,11 @@ class VQLayer(Codebook):
         if not self.separate:
             return z, functional.quantize(z, codes, dim, statistics)
         heads = zip(z.unbind(-2), codes, strict=True)
-        outs = zip(*(functional.quantize(part, own, -1, statistics) for part, own in heads), strict=True)
-        quantized, indices, *losses, counts, sums = outs
-        losses = [torch.stack(loss).mean() for loss in losses]
+        outs = [functional.quantize(part, own, -1, statistics) for part, own in heads]
+        quantized, indices, *others = map(list, zip(*outs, strict=True))
+        codebook_loss, commitment_loss, counts, sums = map(torch.stack, others)
         stacked = torch.stack(quantized, -2), torch.stack(indices, -1)
-        return z, Quantized(*stacked, *losses, torch.stack(counts), torch.stack(sums))
+        return z, Quantized(*stacked, codebook_loss.mean(), commitment_loss.mean(), counts, sums)
 
     def _restore(self, quantized: Tensor, mask: Tensor | None) -> Tensor:
         """Codes, arranged as ``_vectors`` does, in the place of ``z_e``; zero where masked."""

@@ -77,9 +77,8 @@ def build(target: Path, compiler: list[str], own: list[str] | None = None) -> di
     Raises:
         RuntimeError: it refuses more than that, or what it wrote can't be loaded.
     """
-    rounds: list[list[str | None]] = (
-        [[None, own[-1]], *([name] for name in own[-2::-1])] if own else [[None, *VARIANTS]]
-    )
+    rounds: list[list[str | None]] = [[None, own[-1]] if own else [None, *VARIANTS]]
+    rounds += [[name] for name in (own or [])[-2::-1]]
     left_out: dict[str, str] = {}
     objects: list[str] = []
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:

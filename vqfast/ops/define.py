@@ -8,6 +8,7 @@ readings of the schema.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,7 +80,8 @@ def register_autograd(
     }
     # the name that torch.library gives it: profilers show it
     name = f"GeneratedBackwardFor_vqfast_{op._opname}_default"
-    differentiable = type(name, (torch.autograd.Function,), methods).apply
+    function_class: Any = type(name, (torch.autograd.Function,), methods)
+    differentiable = function_class.apply
 
     def kernel(keyset, *inputs):
         if transformed():
