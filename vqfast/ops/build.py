@@ -22,7 +22,7 @@ INSTALLED = Path(__file__).parents[1] / "csrc"
 SOURCES = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[2] / "csrc"  # or in a checkout
 PREBUILT = SOURCES / "native.so"
 FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-w"]
-# The kernels are compiled once for each of these; library*.cpp once, which picks one at run time.
+# The kernels are compiled for each of these, the host's library*.cpp once: it picks one at run time.
 VARIANTS: dict[str, list[str]] = {"portable": []}
 if platform.machine() in ("x86_64", "AMD64"):
     VARIANTS["avx2"] = ["-mavx2", "-mfma"]
@@ -77,25 +77,24 @@ def build(target: Path, compiler: list[str], own: list[str] | None = None) -> di
     Raises:
         RuntimeError: it refuses more than that, or what it wrote can't be loaded.
     """
-    rounds: list[list[str | None]] = [[None, own[-1]] if own else [None, *VARIANTS]]
-    rounds += [[name] for name in (own or [])[-2::-1]]
+    rounds = [["host", own[-1]], *([name] for name in own[-2::-1])] if own else [["host", *VARIANTS]]
     left_out: dict[str, str] = {}
     objects: list[str] = []
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        for variants in rounds:
-            jobs = [(variant, source) for variant in variants for source in _sources(variant)]
-            made = [f"{folder}/{source.stem}-{variant}.o" for variant, source in jobs]
+        for parts in rounds:
+            jobs = [(part, source) for part in parts for source in _sources(part)]
+            made = [f"{folder}/{source.stem}-{part}.o" for part, source in jobs]
             commands = [
-                [*compiler, *FLAGS, *_flags(variant), "-c", str(source), "-o", name]
-                for (variant, source), name in zip(jobs, made, strict=True)
+                [*compiler, *FLAGS, *_flags(part), "-c", str(source), "-o", name]
+                for (part, source), name in zip(jobs, made, strict=True)
             ]
             failures = dict(zip(jobs, _failures(commands), strict=True))
-            failed = {job[0]: f"{job[1].name}: {said}" for job, said in failures.items() if said}
-            if reason := failed.pop(None, None) or failed.get("portable"):
+            failed = {part: f"{source.name}: {said}" for (part, source), said in failures.items() if said}
+            if reason := failed.get("host") or failed.get("portable"):
                 raise RuntimeError(reason)
             left_out |= failed
-            objects += [name for (variant, _), name in zip(jobs, made, strict=True) if variant not in failed]
-            if set(variants) - {None} - set(failed):
+            objects += [name for (part, _), name in zip(jobs, made, strict=True) if part not in failed]
+            if len(failed) < len(set(parts) - {"host"}):  # a variant is there
                 break
         linked = Path(folder, "linked")
         if failure := _failure([*compiler, "-shared", "-o", str(linked), *objects]):
@@ -123,13 +122,13 @@ def whole(library: Path) -> bool:
     return DIGEST(data[:-32]).digest() == data[-32:]
 
 
-def _sources(variant: str | None) -> list[Path]:
-    """Of the kernels, or of the host sides."""
-    return sorted(p for p in SOURCES.glob("*.cpp") if p.stem.startswith("library") == (variant is None))
+def _sources(part: str) -> list[Path]:
+    """Those of the kernels for a variant, else those of the host."""
+    return sorted(p for p in SOURCES.glob("*.cpp") if p.stem.startswith("library") == (part == "host"))
 
 
-def _flags(variant: str | None) -> list[str]:
-    return [] if variant is None else [*VARIANTS[variant], f"-DVQFAST_ISA={variant}"]
+def _flags(part: str) -> list[str]:
+    return [] if part == "host" else [*VARIANTS[part], f"-DVQFAST_ISA={part}"]
 
 
 def _failures(commands: list[list[str]]) -> list[str | None]:
