@@ -17,7 +17,7 @@ import pytest
 from vqfast.ops import build
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("vqfast", "csrc", "tests", "benchmarks")
+FOLDERS = ("vqfast", "csrc", "tests", "benchmarks", "docs", ".ci")
 FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "constraints.txt", "README.md", "LICENSE")
 
 
@@ -132,7 +132,7 @@ def test_sdist_falls_back_without_a_compiler(source: Path, tmp_path: Path) -> No
     (sdist,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         packed = {name.partition("/")[2] for name in archive.getnames()}
-    files = [path for folder in FOLDERS for path in (source / folder).rglob("*.*") if path.is_file()]
+    files = [path for folder in FOLDERS for path in (source / folder).rglob("*") if path.is_file()]
     assert {str(path.relative_to(source)) for path in files if path.suffix != ".pyc"} <= packed
     assert packed >= set(FILES)
     python = environment(tmp_path / "environment")
