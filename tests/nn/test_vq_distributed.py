@@ -37,14 +37,20 @@ def states(tmp_path_factory) -> list[dict]:
     return [torch.load(folder / f"{rank}.pt") for rank in "01"]
 
 
-@pytest.mark.parametrize("name", vq_ranks.CASES)
+@pytest.mark.parametrize("name", [*vq_ranks.CASES, *(f"{name} sharded" for name in vq_ranks.SHARDED)])
 def test_ranks_agree_to_the_bit_and_with_one_process_to_rounding(states, name) -> None:
     first, second = (state[name] for state in states)
-    for key, value in vq_ranks.train(name, None).items():
+    for key, value in vq_ranks.train(name.removesuffix(" sharded"), None).items():
         assert torch.equal(first[key], second[key]), key
         torch.testing.assert_close(first[key], value, rtol=0, atol=1e-9, msg=key)
     if "vq.initialised" in first:
         assert first["vq.initialised"]
+
+
+def test_methods_beside_forward_see_whole_parameters(states) -> None:
+    for key, value in vq_ranks.vqvae(sharded=False).items():
+        for state in states:
+            torch.testing.assert_close(state["vqvae"][key], value, msg=key)
 
 
 def test_a_rank_without_vectors_is_refused_where_it_is_alone() -> None:

@@ -12,9 +12,13 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from vqfast.models import VQVAE
 from vqfast.nn import ResidualVQLayer, VQLayer
+from vqfast.nn.sharded import gathered
 
 SPLITS = (5, 2, 8, 0, 3)  # samples of 8 that rank 0 has: unequal, all, none
 COMMON = {"kmeans_init": True, "revive_below": 1.5}
@@ -33,6 +37,7 @@ CASES = {
     "loaded": lambda: VQLayer(9, 6, decay=0.9, **COMMON),  # by the first rank only, from a checkpoint
     "empty first": lambda: VQLayer(9, 6, **COMMON),
 }
+SHARDED = ("gradient", "ema", "cosine heads", "projected", "residual")  # by FSDP2 too
 
 
 class Model(nn.Module):
@@ -45,8 +50,8 @@ class Model(nn.Module):
         return out.quantized, out.loss
 
 
-def train(name: str, rank: int | None) -> dict[str, Tensor]:
-    """The state after some steps; ``rank=None`` is one process on the joined batch."""
+def train(name: str, rank: int | None, sharded: bool = False) -> dict[str, Tensor]:
+    """The state after some steps, and codes; ``rank=None`` is one process on the joined batch."""
     torch.manual_seed(7)
     model = run = Model(name).double()
     batches = torch.randn(len(SPLITS), 8, 4, 5, dtype=torch.float64)
@@ -56,7 +61,9 @@ def train(name: str, rank: int | None) -> dict[str, Tensor]:
         trained = CASES[name]()
         trained.set_codebook(torch.randn(9, 6))
         model.vq.load_state_dict(trained.state_dict())
-    if rank is not None:
+    if sharded:
+        fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    elif rank is not None:
         run = DistributedDataParallel(model)
         if name == "compiled":
             model.vq.compile(fullgraph=True, backend="aot_eager", dynamic=True)
@@ -72,13 +79,37 @@ def train(name: str, rank: int | None) -> dict[str, Tensor]:
         optimizer.zero_grad()
         (world * total).backward()
         optimizer.step()
-    return model.state_dict()
+    with torch.no_grad():
+        indices = model.vq.encode(batches[0, :, :2].repeat(1, 3, 1))
+        decoded = model.vq.decode(indices)
+    state = {name: gathered(value) for name, value in model.state_dict().items()}
+    return {**state, "indices": indices, "decoded": decoded}
+
+
+def vqvae(sharded: bool) -> dict[str, Tensor]:
+    """What the methods of a VQ-VAE beside ``forward`` give between two steps."""
+    torch.manual_seed(7)
+    model = VQVAE("paper", in_channels=1, hidden_channels=8, embedding_dim=4, num_embeddings=8).double()
+    x = torch.rand(2, 1, 8, 8).double()
+    if sharded:
+        fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    model(x).loss.backward()
+    indices = model.encode(x)
+    image = model.decode_codes(indices)
+    image.sum().backward()  # through the parts
+    gradient = next(model.decoder.parameters()).grad
+    codes = torch.rand(8, 4).double()
+    model.vq.set_codebook(codes)
+    result = {"indices": indices, "image": image.detach(), "gradient": gathered(gradient)}
+    return {**result, "codes": gathered(model.vq.codebook.detach())}
 
 
 if __name__ == "__main__":
     rank, folder = int(sys.argv[1]), Path(sys.argv[2])
     init = f"file://{folder}/init"
     dist.init_process_group("gloo", init_method=init, rank=rank, world_size=2)
-    torch.save({name: train(name, rank) for name in CASES}, folder / f"{rank}.pt")
+    states = {name: train(name, rank) for name in CASES}
+    states |= {f"{name} sharded": train(name, rank, sharded=True) for name in SHARDED}
+    torch.save({**states, "vqvae": vqvae(sharded=True)}, folder / f"{rank}.pt")
     dist.barrier()  # a rank that leaves early breaks the other's last message
     dist.destroy_process_group()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vqfast.checks import check_integer
 from vqfast.functional.autocast import autocast_dtype
 from vqfast.nn import ranks
+from vqfast.nn.sharded import whole
 from vqfast.nn.vq import VQLayer
 
 # what each architecture has to set beside the common arguments, and its default
@@ -292,11 +293,13 @@ class VQVAE(nn.Module):
     if TYPE_CHECKING:
         __call__ = forward
 
+    @whole
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
         """The codes of ``x``, int64 ``(B, *code_shape(spatial))``; ``x`` and errors as in ``forward``."""
         return self.vq.encode(self._z_e(x))
 
+    @whole
     def decode_codes(self, codes: Tensor) -> Tensor:
         """Integer ``codes (B, *code_shape)`` to ``(B, in_channels, *spatial)``.
 

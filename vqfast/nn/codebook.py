@@ -15,6 +15,7 @@ from vqfast.functional import unit
 from vqfast.nn import passes, ranks
 from vqfast.nn.kmeans import draw_seed, kmeans_of_ranks
 from vqfast.nn.script import refuse_script
+from vqfast.nn.sharded import gathered, write
 
 USAGE_DECAY = 0.99  # of the average that tells a gradient codebook's dead codes
 REACHABLE = 0.25  # times the vectors for each code: the threshold of revival where the one asked for is more
@@ -128,7 +129,9 @@ class Codebook(nn.Module):
     def reset_parameters(self) -> None:
         """Codes uniform within ``1 / K``; the moving average starts as if each had been seen once."""
         bound = 1 / self.num_embeddings
-        self.set_codebook(torch.empty_like(self.codebook).uniform_(-bound, bound))
+        codebook = self.codebook
+        codes = torch.empty(codebook.shape, dtype=codebook.dtype, device=codebook.device)
+        self.set_codebook(codes.uniform_(-bound, bound))
         self._mark(initialised=False)
 
     @torch.no_grad()
@@ -142,9 +145,10 @@ class Codebook(nn.Module):
         check_floating(codebook=codebook)
         if codebook.shape != self.codebook.shape:
             raise ValueError(f"codebook has shape {tuple(codebook.shape)}; want {tuple(self.codebook.shape)}")
-        codebook = codebook.to(self.codebook)
-        self.codebook.copy_(unit(codebook) if self.metric == "cosine" else codebook)
-        for name, value in self._fresh(self.codebook).items():
+        codebook = codebook.to(self.codebook.device, self.codebook.dtype)
+        codebook = unit(codebook).to(codebook.dtype) if self.metric == "cosine" else codebook
+        write(self, "codebook", codebook)
+        for name, value in self._fresh(codebook).items():
             getattr(self, name).copy_(value)
         self._mark(initialised=True)
 
@@ -272,7 +276,7 @@ class Codebook(nn.Module):
         fresh = ranks.sample(vectors, mask, self.num_embeddings)  # (K, C, D)
         fresh = fresh.to(self.codebook.dtype).transpose(0, 1).reshape(self.codebook.shape)
         dead = (self.ema_counts < below) & fresh.isfinite().all(-1)
-        self.codebook.copy_(torch.where(dead.unsqueeze(-1), fresh, self.codebook))
+        write(self, "codebook", fresh, dead.unsqueeze(-1).expand_as(fresh))
         self.ema_counts.copy_(torch.where(dead, self._fresh_count, self.ema_counts))
         if self.decay is not None:
             self.ema_sums.copy_(torch.where(dead.unsqueeze(-1), fresh * self._fresh_count, self.ema_sums))
@@ -300,14 +304,16 @@ class Codebook(nn.Module):
         """The statistics of this module as they start from ``codebook``."""
         wide = torch.promote_types(codebook.dtype, torch.float32)
         counts = torch.full(codebook.shape[:-1], self._fresh_count, dtype=wide, device=codebook.device)
-        statistics = {"ema_counts": counts, "ema_sums": codebook.detach().to(wide) * self._fresh_count}
+        statistics = {"ema_counts": counts}
+        if self.decay is not None:
+            statistics["ema_sums"] = codebook.detach().to(wide) * self._fresh_count
         return {name: value for name, value in statistics.items() if name in self._buffers}
 
     def _mark(self, *, initialised: bool) -> None:
         # beside the buffer in Python, so that later steps are compiled and captured without the start
         self._waits = self.kmeans_init and not initialised
         # what the codes are as long as nobody has put others there
-        self._start = self.codebook.detach().clone() if self._waits else None
+        self._start = gathered(self.codebook.detach()).clone() if self._waits else None
         if self.kmeans_init:
             self.initialised.fill_(float(initialised))
 

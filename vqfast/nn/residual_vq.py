@@ -13,6 +13,7 @@ from vqfast.checks import check_choice, check_codes, check_flags, check_integer,
 from vqfast.nn import passes, ranks
 from vqfast.nn.codebook import Batch, Kept
 from vqfast.nn.projection import Projection
+from vqfast.nn.sharded import whole
 from vqfast.nn.vq import CHANNEL_DIMS, GRADIENTS, LossParts, VQLayer, VQOutput, pass_gradient
 
 STAGE_OPTIONS = {"beta", "decay", "eps", "metric", "kmeans_init", "revive_below", "learnable"}
@@ -161,6 +162,7 @@ class ResidualVQLayer(nn.Module):
     if TYPE_CHECKING:
         __call__ = forward
 
+    @whole
     @torch.no_grad()
     def encode(self, z_e: Tensor, mask: Tensor | None = None) -> Tensor:
         """Indices of all stages, int64 ``(B, *spatial, Q)``; arguments and errors as in ``forward``."""
@@ -175,6 +177,7 @@ class ResidualVQLayer(nn.Module):
             residual = residual - self._looked_up(stage, indices[-1])
         return torch.stack(indices, -1)
 
+    @whole
     def decode(self, indices: Tensor, mask: Tensor | None = None) -> Tensor:
         """Sums of codes of integer ``indices (B, *spatial, q)``: ``(B, D, *spatial)``, or with ``D`` last.
 

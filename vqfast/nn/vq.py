@@ -21,6 +21,7 @@ from vqfast.functional import Quantized
 from vqfast.nn import passes
 from vqfast.nn.codebook import Batch, Codebook, Kept, masked_statistics
 from vqfast.nn.projection import Projection
+from vqfast.nn.sharded import whole
 from vqfast.ops import dims
 
 GRADIENTS = ("straight-through", "rotation")
@@ -238,12 +239,14 @@ class VQLayer(Codebook):
         loss = self.beta * parts.commitment
         return loss + parts.codebook if self.decay is None and self.learnable else loss
 
+    @whole
     @torch.no_grad()
     def encode(self, z_e: Tensor, mask: Tensor | None = None) -> Tensor:
         """Indices of ``z_e``'s vectors, int64; shapes and errors as in ``forward``."""
         z, dim = self._vectors(z_e, mask)
         return self._hide(self._nearest(z, dim, mask)[1].indices, mask)
 
+    @whole
     def decode(self, indices: Tensor, mask: Tensor | None = None) -> Tensor:
         """Codes of integer ``indices (B, *spatial)``: ``(B, D, *spatial)``, or with ``D`` last.
 
