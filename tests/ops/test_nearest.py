@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from fractions import Fraction
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from vqfast.functional import nearest_code, nearest_unit_code
 from vqfast.ops.nearest.op import nearest
@@ -47,6 +50,31 @@ def test_no_wrong_code_in_low_precision(backend, assert_nearest, dtype) -> None:
 def test_any_magnitude(backend, assert_nearest, scale, dtype) -> None:
     x, codebook = (torch.randn(100, 9) * scale).to(dtype), (torch.randn(33, 9) * scale).to(dtype)
     assert_nearest(nearest_code(x, codebook), x, codebook)
+
+
+def squares(row: Tensor, codebook: Tensor) -> list[Fraction]:
+    """Squared distances without any rounding."""
+    return [
+        sum((Fraction(a) - Fraction(b)) ** 2 for a, b in zip(row.tolist(), code, strict=True))
+        for code in codebook.tolist()
+    ]
+
+
+@pytest.mark.parametrize("exponents", [(200, 200), (-200, -200), (307, 307), (-308, -306), (-320, 307)])
+def test_squares_beyond_what_float64_holds(backend, exponents) -> None:
+    if backend != "reference" and abs(exponents[0]) > 200:
+        pytest.skip("the first pass's scale reaches so far")
+
+    def numbers(*shape: int) -> Tensor:
+        exponent = torch.randint(exponents[0], exponents[1] + 1, (shape[0], 1)).double()
+        return torch.randn(shape).double() * 10**exponent
+
+    for _ in range(10):
+        x, codebook = numbers(20, 3).clamp(-1.7e308, 1.7e308), numbers(7, 3).clamp(-1.7e308, 1.7e308)
+        x[0] = codebook[5]
+        for row, index in zip(x, nearest_code(x, codebook).tolist(), strict=True):
+            found = squares(row, codebook)
+            assert found[index] <= min(found) * (1 + Fraction(1, 10**12))
 
 
 @pytest.mark.parametrize("k, d", [(33, 9), (300, 300)])

@@ -17,8 +17,32 @@ def nearest(x: Tensor, codebook: Tensor, lengths: Tensor | None = None) -> Tenso
     Differences rather than ``x.x - 2 x.e + e.e``: nothing cancels, whatever the offset of the data.
     """
     finite, codebook = x.isfinite().all(-1), divided(codebook, lengths)
-    distances = max(1, x[..., :1, 0].numel() * codebook.shape[-2])  # of one row
-    rows = x.double().split(max(1, 2**22 // distances), dim=-2)  # 32 MB of distances at a time
-    mode = "donot_use_mm_for_euclid_dist"
-    indices = [torch.cdist(part, codebook.double(), compute_mode=mode).argmin(-1) for part in rows]
-    return torch.cat(indices, dim=-1) * finite
+    numbers = max(1, x[..., :1, 0].numel() * codebook.shape[-2])  # held for one row
+    distances = _distances
+    if torch.float64 in (x.dtype, codebook.dtype):
+        numbers, distances = numbers * x.shape[-1], _distances_of_any_size
+    rows = x.double().split(max(1, 2**22 // numbers), dim=-2)  # 32 MB at a time
+    return torch.cat([distances(part, codebook.double()).argmin(-1) for part in rows], dim=-1) * finite
+
+
+def _distances(x: Tensor, codebook: Tensor) -> Tensor:
+    """``(..., N, K)``; squares of numbers that were float32 neither over- nor underflow."""
+    return torch.cdist(x, codebook, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _distances_of_any_size(x: Tensor, codebook: Tensor) -> Tensor:
+    """Squared distances ``(..., N, K)`` of each vector, in a unit of its own: a power of two, near the least.
+
+    Each sum of squares has a power of two, too, as its unit, which overflows only where it is far from least.
+    """
+    x, codebook = x.unsqueeze(-2), codebook.unsqueeze(-3)
+    differences = x - codebook
+    too_far = differences.isinf().any(-1, keepdim=True)  # of two numbers near the largest
+    differences = torch.where(too_far, x / 4 - codebook / 4, differences)
+    largest = differences.abs().amax(-1, keepdim=True)
+    regular = (largest > 0) & largest.isfinite()
+    unit = torch.where(regular, largest / (2 * largest.frexp().mantissa), 1)
+    squares = (differences / unit).square().sum(-1, keepdim=True)
+    unit = unit / torch.where(regular, unit, torch.inf).amin(-2, keepdim=True)
+    unit = torch.where(too_far, 4 * unit, unit)
+    return torch.where(regular, squares * unit.square(), squares).squeeze(-1)
