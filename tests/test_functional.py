@@ -19,6 +19,7 @@ from vqfast.functional import (
     quantize,
     residual_codes,
     residual_quantize,
+    unit,
 )
 
 
@@ -250,3 +251,18 @@ def test_codes_and_masks_of_other_kinds_are_named(kind) -> None:
             call()
     with pytest.raises(TypeError, match="mask is a tensor of layout"):
         layer(zeros(2, 3, 3), UNFIT[kind](torch.ones(2, 3, dtype=torch.bool)))
+
+
+@pytest.mark.parametrize("dtype, scale", [(torch.float32, 1e30), (torch.float64, 1e200)])
+@pytest.mark.parametrize("power", [1, -1])
+def test_lengths_whose_squares_no_dtype_holds(dtype, scale, power) -> None:
+    x, codebook = torch.randn(20, 3).to(dtype), torch.randn(5, 3).to(dtype)
+    torch.testing.assert_close(unit(x * scale**power), unit(x))
+    layers = [vqfast.VQLayer(5, 3, metric="cosine").to(dtype) for _ in range(2)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    assert torch.equal(layers[0](x * scale**power).indices, layers[1](x).indices)
+    for metric in ("l2", "cosine"):
+        want, distance = nearest_code(x, codebook, metric, return_distance=True)
+        scaled = nearest_code(x * scale**power, codebook * scale**power, metric, return_distance=True)
+        assert torch.equal(scaled[0], want)
+        torch.testing.assert_close(scaled[1] / (scale**power if metric == "l2" else 1), distance)

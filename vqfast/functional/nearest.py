@@ -13,12 +13,20 @@ from vqfast.ops.onnx import nearest as _nearest
 METRICS = ("l2", "cosine")
 
 
+def _of_size_one(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """``x`` by constants so that no square along ``dim`` over- or underflows; these constants, mostly 1."""
+    largest = x.detach().abs().amax(dim, keepdim=True)
+    extreme = (largest > 2.0**40) | ((largest < 2.0**-40) & (largest > 0))
+    size = torch.where(extreme, largest, 1)
+    return x / size, size
+
+
 def unit(x: Tensor, dim: int = -1) -> Tensor:
     """``x`` with vectors of length 1 along ``dim``, in float32 or wider.
 
     A zero vector stays, and passes its gradient on.
     """
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    x, _ = _of_size_one(x.to(torch.promote_types(x.dtype, torch.float32)), dim)
     norm = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
     return x / torch.where(norm > 0, norm, 1)
 
@@ -91,7 +99,8 @@ def nearest_code(
     dtype = torch.promote_types(torch.promote_types(*dtypes), torch.float32)
     codes = codebook.expand(*lead, *codebook.shape[-2:]).take_along_dim(indices.unsqueeze(-1), -2)
     if metric == "l2":
-        distance = torch.linalg.vector_norm(x.double() - codes.double(), dim=-1)
+        difference, size = _of_size_one(x.double() - codes.double(), -1)
+        distance = torch.linalg.vector_norm(difference, dim=-1) * size.squeeze(-1)
     else:
         distance = (1 - (x * codes).sum(-1)).clamp(min=0)
     return indices, torch.where(x.isfinite().all(-1), distance, torch.nan).to(dtype)
