@@ -31,8 +31,7 @@ def visible_taps(kernel: tuple[int, int], mask_type: str, stack: str) -> tuple[i
 
     The visible ones come first in raster order.
     """
-    # a trace has tensors for them
-    kh, kw = map(int, kernel) if torch.jit.is_tracing() else kernel
+    kh, kw = map(int, kernel) if isinstance(kernel[0], Tensor) else kernel  # as a trace has them
     b = mask_type == "B"
     if stack == "vertical":
         return kh * kw, (kh - b, kw // 2)

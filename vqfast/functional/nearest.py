@@ -26,8 +26,11 @@ def unit(x: Tensor, dim: int = -1) -> Tensor:
 
     A zero vector stays, and passes its gradient on.
     """
-    x, _ = _of_size_one(x.to(torch.promote_types(x.dtype, torch.float32)), dim)
-    norm = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    if x.dtype == torch.float64:
+        x, _ = _of_size_one(x, dim)
+    # in float64 no square of float32 over- or underflows
+    norm = torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=torch.float64).to(x.dtype)
     return x / torch.where(norm > 0, norm, 1)
 
 
