@@ -119,6 +119,14 @@ def test_without_a_working_compiler_pytorch_runs_and_one_warning_says_why(
     assert not list(tmp_path.glob("vqfast/*.so"))
 
 
+def test_a_system_without_locks_of_files_runs_pytorch(tmp_path: Path, counted) -> None:
+    warning, refusal = finish(
+        start("sys.modules['fcntl'] = None\n" + FALLBACK, tmp_path, CXX=counted[0])
+    ).splitlines()
+    assert warning.startswith("1 vqfast runs plain PyTorch")
+    assert "locks of files need a POSIX system" in refusal
+
+
 def test_forced_native_without_a_compiler_is_an_error(tmp_path: Path) -> None:
     process = start(USE, tmp_path, CXX="no-such-compiler", VQFAST_BACKEND="native")
     errors = process.communicate()[1]

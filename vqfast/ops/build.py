@@ -110,7 +110,7 @@ def build(target: Path, compiler: list[str], own: list[str] | None = None) -> di
 
 def refusal(library: Path) -> str | None:
     """Why another process can't load the library; ``None`` when it can. A damaged one kills its process."""
-    return _failure([sys.executable, "-I", "-S", "-c", _LOAD, str(library)])
+    return _failure([sys.executable or "python3", "-I", "-S", "-c", _LOAD, str(library)])
 
 
 def whole(library: Path) -> bool:
