@@ -65,6 +65,29 @@ def test_an_interruption_that_becomes_another_error(
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_an_interruption_waits_for_an_import(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """C++ that imports Python modules ends the process with SIGABRT where they raise."""
+    (tmp_path / "imported_late.py").write_text(
+        "import signal\nsignal.raise_signal(signal.SIGINT)\nwhole = 1\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # main changes it
+
+    def command() -> None:
+        import imported_late
+
+        assert imported_late.whole == 1
+        time.sleep(5)
+        raise AssertionError("the interruption got lost")
+
+    monkeypatch.setattr("vqfast.cli.commands.info", command)
+    began = time.monotonic()
+    assert run("info") == 130 and time.monotonic() - began < 4
+    assert capsys.readouterr().err == INTERRUPTED
+
+
 @pytest.mark.parametrize("error", [RuntimeError("a bug"), KeyError("a bug"), SystemExit(3)])
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def command() -> None:

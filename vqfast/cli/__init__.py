@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from types import FrameType
 
 from vqfast.cli.parser import make_parser
 
@@ -45,9 +45,13 @@ def _interrupts() -> Iterator[list[int]]:
     """Notes every Ctrl-C: an import or native code that is interrupted may raise an error of its own."""
     seen: list[int] = []
 
-    def note(number: int, frame: Any) -> NoReturn:
+    def note(number: int, frame: FrameType | None) -> None:
         seen.append(number)
-        raise KeyboardInterrupt
+        if _imports(frame) and hasattr(signal, "setitimer"):  # C++ that is interrupted there ends the process
+            signal.signal(signal.SIGALRM, note)
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+        else:
+            raise KeyboardInterrupt
 
     ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # and not ignored, as by nohup
     ours = ours and threading.current_thread() is threading.main_thread()
@@ -58,6 +62,17 @@ def _interrupts() -> Iterator[list[int]]:
     finally:
         if ours:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+        if seen and hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Whether ``main`` has got to an import."""
+    while frame is not None and frame.f_code is not main.__code__:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _explained(error: BaseException) -> str:
