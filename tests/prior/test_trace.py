@@ -124,7 +124,7 @@ def test_traced_network_does_what_every_prior_does(
         assert torch.equal(one, prior.sample(4, shape, known=known, labels=torch.ones(4, dtype=torch.int64)))
 
 
-@pytest.mark.parametrize("change", ["step", "load", "assign", "mode"])
+@pytest.mark.parametrize("change", ["step", "data", "load", "assign", "mode"])
 def test_traced_network_follows_its_weights(make_network: Callable[[str], nn.Module], change: str) -> None:
     network, other = make_network("buffers"), networks.Buffered().double().eval()
     prior = program_of(network, K, (4, 5))
@@ -133,6 +133,8 @@ def test_traced_network_follows_its_weights(make_network: Callable[[str], nn.Mod
         optimiser = torch.optim.SGD(network.parameters(), 0.5)
         prior.bits_per_code(torch.zeros(5, 4, 5, dtype=torch.int64)).sum().backward()
         optimiser.step()
+    elif change == "data":
+        network.head.weight.data[0].add_(1)
     elif change == "mode":
         network.train()
         with pytest.raises(ValueError, match=r"batch normalisation in training mode; call \.eval\(\) first"):

@@ -35,11 +35,10 @@ class _PlainOneHot(TorchFunctionMode):
 @torch.inference_mode(False)  # where composite operations aren't taken apart
 @torch.no_grad()
 def trace(call: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> fx.Graph:
-    """The operations of ``call(*inputs)``, on values; a first call may have masked weights in place."""
+    """The operations of ``call(*inputs)``, on values."""
     from torch.fx.experimental.proxy_tensor import make_fx  # takes its time to import
 
     with _PlainOneHot():
-        call(*inputs)
         traced = make_fx(call, tracing_mode="real", record_stack_traces=True)(*inputs)
     traced.graph.owning_module = traced
     return traced.graph

@@ -61,7 +61,6 @@ class Lowering:
         inputs: those that it was traced with, by name, in order: codes ``(B, H, W)`` or ``(B, T)``, labels,
             condition.
         num_embeddings, num_classes: how many codes and labels there are.
-        dtype: of the network.
         behind: by how many columns the logits stand before the code that they are for.
     """
 
@@ -71,12 +70,12 @@ class Lowering:
         inputs: dict[str, Tensor],
         num_embeddings: int,
         num_classes: int | None,
-        dtype: torch.dtype,
         behind: int,
     ) -> None:
         self.graph, self.inputs = graph, inputs
         self.num_embeddings, self.num_classes = num_embeddings, num_classes or 0
-        self.dtype, self.device, self.behind = dtype, inputs["codes"].device, behind
+        self.device, self.behind = inputs["codes"].device, behind
+        self.dtype: torch.dtype = next(reversed(graph.nodes)).args[0].meta["val"].dtype
         self.batch, *self.spatial = inputs["codes"].shape
         self.grid = tuple([1, *self.spatial][-2:])
         self.builder = ProgramBuilder()
