@@ -1,4 +1,4 @@
-// The gate of a gated convolution, tanh(a) * sigmoid(b), and its gradient, a register at a time.
+// Activations, and the gradient of the gate of a gated convolution, a register at a time.
 #pragma once
 
 #include "tile.h"
@@ -48,17 +48,39 @@ template <class V>
   return x < 0 ? -x : x;
 }
 
+template <class V>
+[[gnu::always_inline]] inline V tanh(V a) {
+  using T = typename Exponential<V>::T;
+  const V x = exp_less<1>(absolute(a) * T(-2)), t = -x / (x + T(2));
+  return a < 0 ? -t : t;
+}
+
+template <class V>
+[[gnu::always_inline]] inline V sigmoid(V b) {
+  using T = typename Exponential<V>::T;
+  const V e = exp_less<0>(-absolute(b)), one = V{} + T(1);
+  return (b < 0 ? e : one) / (e + T(1));
+}
+
+template <class V>
+[[gnu::always_inline]] inline V elu(V x) {
+  return x < 0 ? exp_less<1>(x < 0 ? x : V{}) : x;
+}
+
+// x times the normal distribution's probability of less than x.
+template <class V>
+[[gnu::always_inline]] inline V gelu(V x) {
+  using T = typename Exponential<V>::T;
+  for (unsigned i = 0; i < sizeof(V) / sizeof(T); ++i) x[i] *= T(0.5 * (1 + __builtin_erf(x[i] * 0.7071067811865476)));
+  return x;
+}
+
 // tanh(a) * sigmoid(b) (van den Oord et al. 2016, equation 2).
 template <class V>
 struct Gate {
   V tanh, sigmoid;
-  [[gnu::always_inline]] Gate(V a, V b) {
-    using T = typename Exponential<V>::T;
-    const V x = exp_less<1>(absolute(a) * T(-2)), e = exp_less<0>(-absolute(b));
-    const V t = -x / (x + T(2)), one = V{} + T(1);
-    tanh = a < 0 ? -t : t;
-    sigmoid = (b < 0 ? e : one) / (e + T(1));
-  }
+  [[gnu::always_inline]] Gate(V a, V b)
+      : tanh(VQFAST_ISA::tanh(a)), sigmoid(VQFAST_ISA::sigmoid(b)) {}
   [[gnu::always_inline]] V value() const { return tanh * sigmoid; }
   // To a and to b, for a gradient of 1.
   [[gnu::always_inline]] V to_a() const { return (1 - tanh * tanh) * sigmoid; }

@@ -54,7 +54,7 @@ struct alignas(64) Barrier {
 
 // Where things are in memory, in bytes: what all groups share counts from its beginning, the rest from a group's.
 struct Placed {
-  int64_t tiles, columns;      // of the sums, padded; a tile of gated ones has its halves side by side
+  int64_t tiles, columns;      // of the sums, padded; a tile of paired ones has its halves side by side
   int64_t channels, stride;    // of the value, and padded
   int64_t matrix[2], depth[2];  // of the taps that can't [0], and can [1], be read when a row starts
   int64_t tables;              // (num_embeddings + 1, columns) for each tap on codes
@@ -101,11 +101,11 @@ struct Sampler {
     for (int64_t i = 0; i < s.num_steps; ++i) {
       const Step& step = s.steps[i];
       Placed p{};
-      const bool gate = step.activation == kGate;
-      p.channels = gate ? step.width / 2 : step.width;
-      p.tiles = gate ? ceil_div(p.channels, kLanes) : ceil_div(step.width, kColumns);
+      const bool paired = is_paired(step);
+      p.channels = paired ? step.width / 2 : step.width;
+      p.tiles = paired ? ceil_div(p.channels, kLanes) : ceil_div(step.width, kColumns);
       p.columns = p.tiles * kColumns;
-      p.stride = gate ? p.tiles * kLanes : p.columns;
+      p.stride = paired ? p.tiles * kLanes : p.columns;
       int64_t tables = 0, early = 0, count = 0;
       for_taps(step, [&](const Term& term, const Tap& tap, int64_t) {
         ++count;
@@ -136,10 +136,12 @@ struct Sampler {
       for (int64_t n = 0; n < s.terms[t].num_taps; ++n) f(s.terms[t], s.taps[s.terms[t].first_tap + n], n);
   }
 
+  static bool is_paired(const Step& step) { return step.activation >= kGate; }
+
   // The sum that stands in lane l of vector v of tile j; -1 for padding.
   static int64_t sum_at(const Step& step, const Placed& p, int64_t j, int64_t v, int64_t l) {
-    const int64_t channel = step.activation == kGate ? j * kLanes + l : j * kColumns + v * kLanes + l;
-    return channel >= p.channels ? -1 : channel + (step.activation == kGate ? v * p.channels : 0);
+    const int64_t channel = is_paired(step) ? j * kLanes + l : j * kColumns + v * kLanes + l;
+    return channel >= p.channels ? -1 : channel + (is_paired(step) ? v * p.channels : 0);
   }
 
   // from[width] into the order of the tiles: tile j goes to to + j * distance.
@@ -281,7 +283,7 @@ struct Sampler {
       store(load(sums[r] + v * kLanes) + load(more), sums[r] + v * kLanes);
     };
     const T* table = all.template shared<T>(p.tables) + j * kColumns;
-    const bool gate = step.activation == kGate;
+    const bool paired = is_paired(step);
     all.for_taps(step, [&](const Term& term, const Tap& tap, int64_t) {
       if (term.source == kCodes && tap.early == job.early) {
         const int32_t* codes = group.codes(job.y + tap.dy, job.x) + tap.dx * group.batch + m;
@@ -289,9 +291,9 @@ struct Sampler {
           for (int64_t v = 0; v < kVectors; ++v) add(table + codes[r] * p.columns + v * kLanes, r, v);
       } else if (term.weight < 0 && tap.early == job.early) {
         const Segment value = job.read(term, tap);
-        const T* own = value.rows + m * value.stride + j * (gate ? kLanes : kColumns);
+        const T* own = value.rows + m * value.stride + j * (paired ? kLanes : kColumns);
         for (int64_t r = 0; r < count; ++r)
-          for (int64_t v = 0; v < kVectors; ++v) add(own + r * value.stride + v * (gate ? p.channels : kLanes), r, v);
+          for (int64_t v = 0; v < kVectors; ++v) add(own + r * value.stride + v * (paired ? p.channels : kLanes), r, v);
       }
       if (term.source == kCodes) table += (all.s.num_embeddings + 1) * p.columns;
     });
@@ -322,6 +324,25 @@ struct Sampler {
     if constexpr (kR > 1) multiply<kR - 1>(rows, job, j, m, tile);
   }
 
+  static V activated(int64_t activation, V x) {
+    switch (activation) {
+      case kRelu: return x < 0 ? V{} : x;
+      case kElu: return elu(x);
+      case kSilu: return x * sigmoid(x);
+      case kGelu: return gelu(x);
+      case kSigmoid: return sigmoid(x);
+      case kTanh: return tanh(x);
+      default: return x;
+    }
+  }
+  static V multiplied(int64_t activation, V a, V b) {
+    switch (activation) {
+      case kGate: return Gate<V>(a, b).value();
+      case kGlu: return a * sigmoid(b);
+      default: return a * b;
+    }
+  }
+
   // Activates the sums and keeps them; what the row's positions add to is kept as it is.
   [[gnu::noinline]] static void finish(const Job& job, int64_t j, int64_t m, int64_t count, const Tile& sums) {
     const Group& group = job.group;
@@ -332,16 +353,15 @@ struct Sampler {
       for (int64_t r = 0; r < count; ++r) memcpy(to + r * p.columns, sums[r], sizeof sums[r]);
       return;
     }
-    const bool gate = step.activation == kGate;
-    const int64_t channel = j * (gate ? kLanes : kColumns);
+    const bool paired = is_paired(step);
+    const int64_t channel = j * (paired ? kLanes : kColumns);
     const int64_t passed = step.residual < 0 ? 0 : group.all.placed[step.residual].stride;
     T* to = group.value(job.i, job.y, job.x) + m * p.stride + channel;
     const T* residual = step.residual < 0 ? nullptr : group.value(step.residual, job.y, job.x) + m * passed + channel;
     for (int64_t r = 0; r < count; ++r)
-      for (int64_t v = 0; v < (gate ? 1 : kVectors); ++v) {
+      for (int64_t v = 0; v < (paired ? 1 : kVectors); ++v) {
         V out = load(sums[r] + v * kLanes);
-        if (gate) out = Gate<V>(out, load(sums[r] + kLanes)).value();
-        if (step.activation == kRelu) out = out < 0 ? V{} : out;
+        out = paired ? multiplied(step.activation, out, load(sums[r] + kLanes)) : activated(step.activation, out);
         if (residual) out += load(residual + r * passed + v * kLanes);
         store(out, to + r * p.stride + v * kLanes);
       }

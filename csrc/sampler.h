@@ -24,7 +24,8 @@ struct Step {
   int64_t rows, left, right;   // of the grid that its cache keeps: rows, columns beside a block
   int64_t first_term, num_terms;
 };
-enum Activation : int64_t { kNone, kRelu, kGate };
+// In the order of vqfast/prior/activations.py; from kGate on they multiply two halves of the sums.
+enum Activation : int64_t { kNone, kRelu, kElu, kSilu, kGelu, kSigmoid, kTanh, kGate, kGlu, kProduct };
 enum Phase : int64_t { kRow, kPosition, kCode };
 
 // The codes' own cache.

@@ -305,7 +305,7 @@ def sampler_kernel(size: int, arch: str, launch: Launch, which: str):
 
     dtype, name = {2: (torch.bfloat16, "bf16"), 4: (torch.float32, "fp32"), 8: (torch.float64, "fp64")}[size]
     pointers = {
-        **dict.fromkeys(["jobs", "places", "labels", "known", "numbers", "seed", "out", "failed"], "*i64"),
+        **dict.fromkeys(["jobs", "places", "labels", "known", "numbers", "seed", "out"], "*i64"),
         **dict.fromkeys(["values", "weights", "tables"], f"*{name}"),
         **dict.fromkeys(["codes", "counters"], "*i32"),
         **{"sums": "*fp64" if size == 8 else "*fp32", "temperature": "*fp64"},

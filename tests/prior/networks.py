@@ -177,3 +177,27 @@ class Conditioned(nn.Module):
         columns = torch.linspace(-1, 1, width, dtype=h.dtype).expand(height, width)
         place = torch.stack([rows, columns]).expand(len(h), -1, -1, -1)
         return self.head(torch.cat([h, place], dim=1))
+
+
+class Activated(nn.Module):
+    """Residual blocks of every activation that people use, concat-ELU and GLU among them, on shifted rows."""
+
+    def __init__(self, channels: int = 4) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(K, channels)
+        self.rows = nn.ModuleList(nn.Conv2d(channels, channels, (1, 3), padding=(0, 1)) for _ in range(5))
+        self.mix = nn.ModuleList(nn.Conv2d(2 * channels, 2 * channels, 1) for _ in range(5))
+        self.left = nn.ModuleList(nn.Conv2d(channels, channels, (2, 2)) for _ in range(5))
+        self.head = nn.Conv2d(channels, K, 1)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        x = self.embedding(codes).movedim(3, 1) / 2
+        x = F.pad(x, (1, 0))[..., :-1]
+        activations = [F.elu, F.silu, F.gelu, lambda y: F.leaky_relu(y, 0.2), lambda y: torch.tanh(y) ** 2]
+        for rows, mix, left, activation in zip(self.rows, self.mix, self.left, activations, strict=True):
+            above = F.pad(rows(activation(x)), (0, 0, 1, 0))[:, :, :-1]
+            before = left(F.pad(F.elu(x, 0.5), (1, 0, 1, 0)))
+            both = torch.cat([above, before], dim=1)
+            y = mix(F.elu(torch.cat([both, -both], dim=1))[:, ::2])
+            x = x + F.glu(y, dim=1) * F.hardtanh(x) + torch.sigmoid(before).clamp(max=0.75)
+        return self.head(F.relu6(x + 1)) / 4

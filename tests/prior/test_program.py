@@ -4,17 +4,33 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import scipy.special
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from vqfast.prior import parallel
+from vqfast.prior.activations import ACTIVATIONS, PAIRED, channels
 from vqfast.prior.base import CausalPrior
 from vqfast.prior.program import CODES, CONDITION, Phase, Program, Step, Term
 
 ROW, POSITION, CODE = Phase
 CONDITIONS = [{}, {"num_classes": 3}, {"condition_channels": 2}, {"num_classes": 3, "condition_channels": 2}]
+
+
+ACTIVATE = {
+    "none": lambda x: x,
+    "relu": lambda x: np.maximum(x, 0),
+    "elu": lambda x: np.where(x < 0, np.expm1(np.minimum(x, 0)), x),
+    "silu": lambda x: x * scipy.special.expit(x),
+    "gelu": lambda x: x * scipy.special.ndtr(x),
+    "sigmoid": scipy.special.expit,
+    "tanh": np.tanh,
+    "gate": lambda a, b: np.tanh(a) * scipy.special.expit(b),
+    "glu": lambda a, b: a * scipy.special.expit(b),
+    "product": lambda a, b: a * b,
+}
 
 
 def interpret(program: Program, weights: dict[str, np.ndarray], codes, labels, condition) -> np.ndarray:
@@ -34,11 +50,8 @@ def interpret(program: Program, weights: dict[str, np.ndarray], codes, labels, c
                 total += weights[step.bias]
             if step.label_bias is not None:
                 total += weights[step.label_bias][labels]
-            if step.activation == "relu":
-                total = np.maximum(total, 0)
-            if step.activation == "gate":
-                a, b = np.split(total, 2, axis=1)
-                total = np.tanh(a) / (1 + np.exp(-b))
+            halves = np.split(total, 2, axis=1) if step.activation in PAIRED else [total]
+            total = ACTIVATE[step.activation](*halves)
             if step.residual is not None:
                 total = total + values[step.residual][:, y, x]
             result[:, y, x] = total
@@ -171,12 +184,14 @@ def check_parallel(steps: list[Step], grid: tuple[int, int]) -> None:
 class Programmed(CausalPrior):
     """A prior that is a program with random weights; its logits are ``interpret``'s."""
 
-    def __init__(self, steps: list[Step], condition_channels: int = 2) -> None:
-        super().__init__(3, None, condition_channels)
-        self.program = Program(tuple(steps), 3)
+    def __init__(self, steps: list[Step], condition_channels: int = 2, num_embeddings: int = 3) -> None:
+        super().__init__(num_embeddings, None, condition_channels)
+        self.program = Program(tuple(steps), num_embeddings)
         self.device_of = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
         generator = torch.Generator().manual_seed(0)
-        channels = {CODES: 3, CONDITION: condition_channels} | {n: s.channels for n, s in enumerate(steps)}
+        channels = {CODES: num_embeddings, CONDITION: condition_channels} | {
+            n: s.channels for n, s in enumerate(steps)
+        }
         self.weights = {}
         for step in steps:
             for term in step.terms:
@@ -210,10 +225,10 @@ def causal_steps(draw: st.DrawFn) -> list[Step]:
             terms.append(Term(source, taps, f"weight{number}.{len(terms)}"))
         if draw(st.booleans()):
             terms.append(Term(CONDITION, weight=f"condition{number}"))
-        activation = "none" if number == last else draw(st.sampled_from(["none", "relu", "gate"]))
+        activation = "none" if number == last else draw(st.sampled_from(ACTIVATIONS))
         width = 3 if number == last else 4
-        channels = width // 2 if activation == "gate" else width
-        alike = [n for n, step in enumerate(steps) if step.channels == channels and number < last]
+        fitting = channels(width, activation)
+        alike = [n for n, step in enumerate(steps) if step.channels == fitting and number < last]
         residual = draw(st.sampled_from([None, *alike]))
         bias = draw(st.sampled_from([None, f"bias{number}"]))
         steps.append(Step(tuple(terms), width, bias, None, activation, residual))
@@ -245,8 +260,39 @@ def test_program_at_all_positions_at_once_is_its_definition(steps: list[Step], g
         [Step((Term(CODES, ((-1, 0),), "a"),), 4), Step((Term(0, ((0, 0), (0, 1), (0, 3)), "b"),), 3)],
         [Step((Term(CODES, ((0, -1),), "a"), Term(CONDITION, weight="b")), 3, activation="relu")],
         [Step((Term(CODES, ((0, -1), (-1, 2)), "a"), Term(CONDITION, weight="b")), 6, activation="gate")],
+        [
+            *(
+                Step((Term(CODES, ((0, -1), (-1, 1)), f"a{n}"),), 3 + 3 * (name in PAIRED), None, None, name)
+                for n, name in enumerate(ACTIVATIONS)
+            ),
+            Step(tuple(Term(n, weight=f"b{n}") for n in range(len(ACTIVATIONS))), 3),
+        ],
     ],
-    ids=["row to the right", "relu", "gate"],
+    ids=["row to the right", "relu", "gate", "every activation"],
 )
 def test_executor_runs_what_terms_and_steps_allow(executor: str, steps: list[Step]) -> None:
     check_sampling(steps, executor, (3, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_executor_activates_to_rounding(executor: str, activation: str, dtype: torch.dtype) -> None:
+    """Greedy draws between the activated value and a bound just below and just above of what scipy says."""
+    x = torch.cat([torch.linspace(-12, 12, 40), torch.logspace(-7, 3, 12), -torch.logspace(-7, 3, 12)]).to(
+        dtype
+    )
+    sums = torch.stack([x, x.flip(0).roll(3)], dim=1)[:, : 1 + (activation in PAIRED)]
+    value = Step((Term(CODES, ((0, -1),), "x"),), sums.shape[1], activation=activation)
+    logits = Step((Term(0, weight="first"), Term(CODES, ((0, -1),), "bound")), 64)
+    prior = Programmed([value, logits], 0, 64).to(dtype)
+    want = torch.from_numpy(ACTIVATE[activation](*sums.double().numpy().T))
+    error = 8 * torch.finfo(dtype).eps * want.abs().clamp(min=1)
+    known = torch.stack([torch.arange(64), torch.full((64,), -1)], dim=1).view(64, 1, 2)
+    for sign, code in ((-1, 0), (1, 1)):
+        bound = torch.full((1, 64, 64), -1e30, dtype=dtype)
+        bound[0, :, 0], bound[0, :, 1] = 0, (want + sign * error).to(dtype)
+        first = torch.zeros(1, 1, 64, dtype=dtype)
+        first[..., 0] = 1
+        prior.weights = {"x": sums[None], "first": first, "bound": bound}
+        drawn = prior.sample(64, (1, 2), known=known, temperature=0, method=executor)
+        assert (drawn[:, 0, 1] == code).all(), (sums[drawn[:, 0, 1] != code], sign)

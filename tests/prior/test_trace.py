@@ -24,6 +24,7 @@ CASES: dict[str, tuple[type[nn.Module], tuple[int, ...], dict[str, Any]]] = {
     "buffers": (networks.Buffered, (4, 5), {}),
     "shifts": (networks.Shifted, (4, 5), {"labels": 3}),
     "next": (networks.Dilated, (19,), {"labels": 3, "predicts": "next"}),
+    "activations": (networks.Activated, (4, 5), {}),
     "conditioned": (networks.Conditioned, (4, 6), {"condition": torch.arange(6).view(1, 2, 3) % 4}),
 }
 

@@ -112,7 +112,7 @@ class CausalPrior(nn.Module):
                 + (f"{self.num_classes} classes" if self.num_classes else "no classes")
             )
         if labels is not None and not callable(labels):
-            check_codes("labels", labels, self.num_classes)
+            check_codes("labels", labels, self.num_classes or 0)
             if labels.shape != (batch,):
                 raise ValueError(f"labels has shape {tuple(labels.shape)}; want ({batch},)")
         wanted = (batch, self.condition_channels, *spatial) if self.condition_channels else None

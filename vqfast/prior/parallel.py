@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from vqfast.prior.activations import activate
 from vqfast.prior.program import CODES, CONDITION, Offset, Program
 
 
@@ -13,16 +14,6 @@ def shifted(value: Tensor, tap: Offset) -> Tensor:
     (dy, dx), (height, width) = tap, value.shape[1:3]
     padded = F.pad(value, (0, 0, max(-dx, 0), max(dx, 0), max(-dy, 0), max(dy, 0)))
     return padded[:, max(dy, 0) :, max(dx, 0) :][:, :height, :width]
-
-
-def activate(sums: Tensor, activation: str) -> Tensor:
-    """``(..., width)`` -> ``(..., channels)``."""
-    if activation == "relu":
-        return sums.relu()
-    if activation == "gate":
-        a, b = sums.chunk(2, dim=-1)
-        return a.tanh() * b.sigmoid()
-    return sums
 
 
 def logits(

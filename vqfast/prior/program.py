@@ -11,7 +11,9 @@ from enum import IntEnum
 
 from torch import Tensor
 
+from vqfast.checks import check_choice
 from vqfast.nn.masked_conv import MaskedConv2d
+from vqfast.prior.activations import ACTIVATIONS, channels
 
 CODES = -1  # the codes as one-hot vectors: a product with them is a row of the matrix
 CONDITION = -2  # the conditioning map, known everywhere from the start
@@ -46,21 +48,22 @@ class Term:
 class Step:
     """``activation(sum of terms + bias + label_bias[label]) + value of residual``.
 
-    ``width`` counts the sum's channels; ``gate`` halves them: ``tanh(a) * sigmoid(b)``. ``bias`` names a
-    ``(width,)`` tensor, ``label_bias`` a ``(num_classes, width)`` one.
+    ``width`` counts the sum's channels; ``gate`` (``tanh(a) * sigmoid(b)``), ``glu`` (``a * sigmoid(b)``) and
+    ``product`` (``a * b``) halve them. ``bias`` names a ``(width,)`` tensor, ``label_bias`` a
+    ``(num_classes, width)`` one.
     """
 
     terms: tuple[Term, ...]
     width: int
     bias: str | None = None
     label_bias: str | None = None
-    activation: str = "none"  # none, relu, gate
+    activation: str = "none"  # of ACTIVATIONS
     residual: int | None = None
 
     @property
     def channels(self) -> int:
         """Channels of the step's value."""
-        return self.width // 2 if self.activation == "gate" else self.width
+        return channels(self.width, self.activation)
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ class Program:
                     raise ValueError(f"step {number} reads step {term.source}, which isn't before it")
                 if not term.taps or bare or (term.source == CONDITION and not own):
                     raise ValueError(f"step {number} has no term like {term}")
+            check_choice(f"activation of step {number}", step.activation, ACTIVATIONS)
             if not step.terms:
                 raise ValueError(f"step {number} has no terms")
         if self.phases()[-1] == Phase.CODE:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vqfast.ops import library
-from vqfast.ops.masked_conv.layout import ACTIVATIONS
+from vqfast.prior.activations import ACTIVATIONS
 from vqfast.prior.base import CausalPrior
 from vqfast.prior.program import CODES, CONDITION, Phase, Program, available
 from vqfast.prior.sampler import Request

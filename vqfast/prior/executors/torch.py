@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vqfast.prior.activations import activate
 from vqfast.prior.base import CausalPrior
 from vqfast.prior.program import CODES, CONDITION, Phase, Program, Step, Term, available
 from vqfast.prior.sampler import Request
@@ -140,11 +141,7 @@ class _Plan:
         step = self.steps[number]
         for run in self.runs[number]:
             sums = self._add(sums, run, y, x, count)
-        if step.activation == "relu":
-            sums = sums.relu()
-        elif step.activation == "gate":
-            a, b = sums.chunk(2, dim=-1)
-            sums = a.tanh() * b.sigmoid()
+        sums = activate(sums, step.activation)
         if step.residual is not None:
             sums = sums + self.caches[step.residual].window(y, x, count)
         self.caches[number].window(y, x, count).copy_(sums)

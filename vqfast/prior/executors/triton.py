@@ -9,6 +9,7 @@ there is none. Values have the prior's dtype; sums and logits are float32, of a 
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,9 +24,9 @@ from vqfast.prior.sampler import Draw, Request
 
 def refusal(prior: CausalPrior) -> str | None:
     """Why this executor can't run ``prior``; ``None`` when it can."""
-    device = next(prior.parameters()).device
-    if device.type not in registry.TRITON.devices:
-        return f"the triton executor runs on {sorted(registry.TRITON.devices)}, not on {device.type}"
+    device, devices = next(prior.parameters()).device, registry.TRITON.devices or frozenset()
+    if device.type not in devices:
+        return f"the triton executor runs on {sorted(devices)}, not on {device.type}"
     if (reason := registry.TRITON.unavailable()) is not None:
         return reason
     if device.type != "cuda" or records.passed("sampler", "triton", torch.cuda.get_device_name(device)):
@@ -119,7 +120,7 @@ class Sampling:
         known = request.known[index]
         seed = request.draw.seed
         self.request, self.images = request, images
-        self.arguments = {
+        self.arguments: dict[str, Any] = {
             "values": values,
             "sums": sums,
             "codes": codes.int(),

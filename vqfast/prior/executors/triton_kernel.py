@@ -25,11 +25,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vqfast.ops.masked_conv.layout import ACTIVATIONS
+from vqfast.prior.activations import ACTIVATIONS
 from vqfast.prior.executors.triton_plan import JOB, PLACE, UNIT
 
 _UNIT, _PLACE, _JOB = tl.constexpr(UNIT), tl.constexpr(len(PLACE)), tl.constexpr(len(JOB))
-_GATE, _RELU = tl.constexpr(ACTIVATIONS.index("gate")), tl.constexpr(ACTIVATIONS.index("relu"))
+_RELU, _ELU, _SILU = (tl.constexpr(ACTIVATIONS.index(name)) for name in ("relu", "elu", "silu"))
+_GELU, _TANH = (tl.constexpr(ACTIVATIONS.index(name)) for name in ("gelu", "tanh"))  # and sigmoid
+_GATE, _GLU = (tl.constexpr(ACTIVATIONS.index(name)) for name in ("gate", "glu"))  # and product
 
 
 @triton.jit
@@ -61,11 +63,43 @@ def _arrive(counter, SHARED: tl.constexpr):
 
 
 @triton.jit
-def _gate(a, b):
-    """``tanh(a) * sigmoid(b)``, from exponentials that can't overflow; NaN stays NaN."""
-    t = tl.exp(-2 * tl.abs(a))
-    s = tl.exp(-tl.abs(b))
-    return tl.where(a < 0, t - 1, 1 - t) * tl.where(b < 0, s, 1) / ((1 + t) * (1 + s))
+def _tanh(x):
+    """From an exponential that can't overflow; NaN stays NaN."""
+    t = tl.exp(-2 * tl.abs(x))
+    return tl.where(x < 0, t - 1, 1 - t) / (1 + t)
+
+
+@triton.jit
+def _sigmoid(x):
+    """As ``_tanh``."""
+    s = tl.exp(-tl.abs(x))
+    return tl.where(x < 0, s, 1) / (1 + s)
+
+
+@triton.jit
+def _activated(x, activation):
+    """What the activation makes of the sums; in few branches, since more of them take registers from all."""
+    if activation > _RELU:
+        if activation == _GELU:
+            x *= 0.5 + 0.5 * tl.erf(x * 0.7071067811865476)
+        elif activation == _SILU:
+            x *= _sigmoid(x)
+        elif activation == _ELU:
+            x = tl.where(x < 0, tl.exp(tl.where(x < 0, x, 0)) - 1, x)
+        else:  # tanh is a sigmoid too
+            scale = tl.where(activation == _TANH, 2, 1)
+            x = scale * _sigmoid(scale * x) + (1 - scale)
+    return tl.where((activation == _RELU) & (x < 0), 0, x)
+
+
+@triton.jit
+def _multiplied(a, b, activation):
+    """What the activation makes of the sums' halves."""
+    if activation == _GATE:
+        a = _tanh(a)
+    if activation <= _GLU:
+        b = _sigmoid(b)
+    return a * b
 
 
 @triton.jit
@@ -134,7 +168,7 @@ def _step(
                 w = tl.load(matrix + (p + 1) * (BK * BN) + tile)
                 at = _cells(source + (p + 1) * _PLACE, y, column, image, batch) * _UNIT
         source += products * _PLACE
-        channel = tl.where(activation == _GATE, n // 2 + n % 2 * (width // 2), n)
+        channel = tl.where(activation >= _GATE, n // 2 + n % 2 * (width // 2), n)
         for t in range(adds):
             at = _cells(source + t * _PLACE, y, column, image, batch) * _UNIT
             acc += tl.load(values + at[:, None] + channel[None, :], mask=(n < width)[None, :], other=0).to(
@@ -146,13 +180,14 @@ def _step(
             at = (table + (t * (K + 1) + code) * padded) * _UNIT
             acc += tl.load(tables + at[:, None] + n[None, :]).to(ACC)
         inside = (m < columns * IMAGES)[:, None]
-        if activation == _GATE:
+        if activation >= _GATE:
             left, right = tl.split(tl.reshape(acc, (BM, BN // 2, 2)))
             half = j * (BN // 2) + tl.arange(0, BN // 2)
             gated = inside & (half < width // 2)[None, :]
-            _store(_gate(left, right), gated, half, place, values, values, y, column, image, batch, residual)
+            out = _multiplied(left, right, activation)
+            _store(out, gated, half, place, values, values, y, column, image, batch, residual)
         else:
-            v = tl.where((activation == _RELU) & (acc < 0), 0, acc)
+            v = _activated(acc, activation)
             mask = inside & (n < width)[None, :]
             if to_sums > 0:
                 _store(v, mask, n, place, values, sums, y, column, image, batch, residual)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqfast.ops.masked_conv.layout import ACTIVATIONS
+from vqfast.prior.activations import ACTIVATIONS, PAIRED
 from vqfast.prior.executors.triton_tunings import Launch, Tuning
 from vqfast.prior.program import CODES, CONDITION, Offset, Phase, Program, Step, Term, available
 
@@ -128,7 +128,7 @@ class Plan:
         condition_channels: int,
         tuning: Tuning,
     ) -> None:
-        if program.steps[-1].activation == "gate":  # logits are sums, which no gate writes
+        if program.steps[-1].activation in PAIRED:  # logits are sums, which no product of halves writes
             copy = Step((Term(len(program.steps) - 1),), program.num_embeddings)
             program = Program((*program.steps, copy), program.num_embeddings)
         self.program, self.weights, self.batch, self.classes = program, weights, batch, classes
@@ -185,8 +185,8 @@ class Plan:
         ]
 
     def _ordered(self, step: Step, weight: Tensor) -> Tensor:
-        """``(..., width)`` as the sums stand: padded, the two that a gate multiplies side by side."""
-        if step.activation == "gate":
+        """``(..., width)`` as the sums stand: padded, two that are multiplied side by side."""
+        if step.activation in PAIRED:
             weight = weight.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
         return F.pad(weight, (0, -step.width % self._columns))
 

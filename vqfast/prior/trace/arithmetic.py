@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from vqfast.prior.trace.rules import RULES, rule
+from vqfast.prior.trace.shapes import split
 from vqfast.prior.trace.values import (
     Grid,
     Known,
+    Layout,
     Unsupported,
     beside,
     channels,
     is_one,
+    shape_of,
     total,
 )
 
@@ -55,24 +60,47 @@ def scaled(x: Grid, by: float | Tensor) -> Grid:
 
 @rule("mul")
 def mul(low: Lowering, a: Any, b: Any) -> Grid:
-    """A product with what is the same everywhere, or a gate."""
-    grids = [value for value in (a, b) if isinstance(value, Grid)]
-    if len(grids) == 2:
-        return gate(low, *sorted(grids, key=lambda grid: grid.activation, reverse=True))
+    """A product with what is the same everywhere, or of two values."""
     layout = low.layout(a, b)
+    if isinstance(a, Grid) and isinstance(b, Grid):
+        return multiplied(low, *((b, a) if a.activation == "sigmoid" else (a, b)), layout)
     by = low.lift(b if isinstance(a, Grid) else a, layout)
     if by.bias is None:
         raise Unsupported("a product with what isn't the same at every position and for every label")
-    return scaled(low.lift(grids[0], layout), by.bias)
+    return scaled(low.lift(a if isinstance(a, Grid) else b, layout), by.bias)
 
 
-def gate(low: Lowering, a: Grid, b: Grid) -> Grid:
-    """``tanh(a) * sigmoid(b)``."""
-    if (a.activation, b.activation) != ("tanh", "sigmoid") or a.layout != b.layout:
-        raise Unsupported("a product of two values that depend on the codes")
-    joined = beside([Grid(x.layout, x.taps, x.bias, x.labels) for x in (a, b)], a.layout)
-    joined.activation = "gate"
+def multiplied(low: Lowering, a: Grid, b: Grid, layout: Layout) -> Grid:
+    """The product of two values; that of a tanh, or of anything, and a sigmoid is one step's."""
+    name = "product"
+    if b.activation == "sigmoid" and a.layout == b.layout:
+        name, b = "glu", sums(b)
+        if a.activation == "tanh":
+            name, a = "gate", sums(a)
+    joined = beside([low.lift(a, layout), low.lift(b, layout)], layout)
+    joined.activation = name
     return joined
+
+
+def sums(x: Grid) -> Grid:
+    """A grid before its activation."""
+    return Grid(x.layout, x.taps, x.bias, x.labels)
+
+
+@rule("glu")
+def glu(low: Lowering, x: Grid, dim: int = -1) -> Grid:
+    """The first half times the sigmoid of the second."""
+    a, b = split(low, x, shape_of(x.layout)[dim] // 2, dim)
+    return multiplied(low, a, activated(low, b, "sigmoid"), low.layout(a, b))
+
+
+@rule("pow")
+def power(low: Lowering, x: Grid, exponent: Any) -> Grid:
+    """A square."""
+    if exponent != 2:
+        raise Unsupported(f"the power {exponent} of what depends on the codes")
+    x = low.source(x, [])
+    return mul(low, x, x)
 
 
 @rule("div")
@@ -84,20 +112,73 @@ def div(low: Lowering, a: Grid, b: Any, **_: Any) -> Grid:
     return mul(low, a, inverse)
 
 
-def activation(name: str, *defaults: Any) -> None:
-    """The rule of an activation, of sums that are a step's."""
-
-    def activated(low: Lowering, x: Grid, *args: Any, **kwargs: Any) -> Grid:
-        if kwargs or args != defaults[: len(args)]:
-            raise Unsupported(f"{name} with {', '.join(map(str, (*args, *kwargs.values())))}")
-        x = low.plain(x)
-        return Grid(x.layout, x.taps, x.bias, x.labels, name)
-
-    RULES[name] = activated
+# Activations
 
 
-for _name in ("relu", "tanh", "sigmoid"):
-    activation(_name)
+def activated(low: Lowering, x: Grid, name: str) -> Grid:
+    """An activation of sums, which are a step's."""
+    return replace(sums(low.plain(x)), activation=name)
+
+
+for _name in ("relu", "silu", "sigmoid", "tanh"):
+    RULES[_name] = partial(activated, name=_name)
+
+
+def mixed(low: Lowering, *parts: tuple[float, Grid]) -> Grid:
+    """A sum of activated values, each times a number."""
+    return total([scaled(low.plain(part), by) for by, part in parts])
+
+
+@rule("elu")
+def elu(low: Lowering, x: Grid, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Grid:
+    """``alpha (exp(x) - 1)`` below zero: a sum of ELU and ReLU."""
+    if input_scale != 1:
+        raise Unsupported(f"elu of input_scale {input_scale}")
+    if alpha == scale == 1:
+        return activated(low, x, "elu")
+    x = low.source(x, [])
+    below, above = activated(low, x, "elu"), activated(low, x, "relu")
+    return mixed(low, (alpha * scale, below), ((1 - alpha) * scale, above))
+
+
+@rule("leaky_relu")
+def leaky_relu(low: Lowering, x: Grid, slope: float = 0.01) -> Grid:
+    """``slope x`` below zero: a sum of ReLU and the value."""
+    x = low.source(x, [])
+    return mixed(low, (1 - slope, activated(low, x, "relu")), (slope, x))
+
+
+@rule("gelu")
+def gelu(low: Lowering, x: Grid, approximate: str = "none") -> Grid:
+    """``x`` times the normal distribution's probability of less."""
+    if approximate != "none":
+        raise Unsupported(f"gelu that is approximate by {approximate}")
+    return activated(low, x, "gelu")
+
+
+@rule("clamp", "clamp_min")
+def clamp(low: Lowering, x: Grid, least: float | None = None, most: float | None = None) -> Grid:
+    """Bounds: a ReLU, or the difference of two."""
+    if least is None:
+        return scaled(clamp(low, scaled(low.plain(x), -1), -(most or 0)), -1)
+    bounds = [least] if most is None else [least, most]
+    x = low.plain(x) if most is None else low.source(x, [])
+    above = [activated(low, shifted(low, x, -bound), "relu") for bound in bounds]
+    return shifted(low, mixed(low, *zip((1, -1), above, strict=False)), least)
+
+
+@rule("hardtanh")
+def hardtanh(low: Lowering, x: Grid, least: float = -1, most: float = 1) -> Grid:
+    """See ``clamp``."""
+    return clamp(low, x, least, most)
+
+
+def shifted(low: Lowering, x: Grid, by: float) -> Grid:
+    """A grid plus a number."""
+    return total([x, Grid(x.layout, {}, torch.full_like(low.one(1)[0], by).expand(x.size("c")))])
+
+
+# Linear maps
 
 
 @rule("native_batch_norm", "cudnn_batch_norm", "_native_batch_norm_legit")
@@ -136,18 +217,20 @@ def convolution(
     kernel = dense(weight.value, groups)
     if len(axes) == 3:
         kernel, padding, dilation = kernel.unsqueeze(2), [0, *padding], [1, *dilation]
-    sizes, taps = low.shape(), product(*map(range, kernel.shape[2:]))
+    sizes = low.shape()
     places = [(("yx"[-n], sizes[-n]),) for n in range(len(sizes) - 2, 0, -1)]
     layout = (x.layout[0], (("c", sizes[1]),), *places)
-    alone = kernel.shape[2:] == (1, 1) and not any(padding)
-    x = low.factor(x, len(kernel)) if alone else low.source(x)
-    parts = [Grid(layout, {}, None if bias is None else bias.value)]
-    for i, j in taps:
-        by = kernel[:, :, i, j].T
-        if (by != 0).any():
-            at = i * dilation[0] - padding[0], j * dilation[1] - padding[1]
-            parts.append(x.mapped(partial(times, by=by), layout).moved(*at))
-    return total(parts)
+    taps = [
+        ((i * dilation[0] - padding[0], j * dilation[1] - padding[1]), kernel[:, :, i, j].T)
+        for i, j in product(*map(range, kernel.shape[2:]))
+        if (kernel[:, :, i, j] != 0).any()
+    ]
+    if kernel.shape[2:] == (1, 1) and not any(padding):
+        x = low.factor(x, len(kernel))
+    else:
+        x = low.source(x, [at for at, _ in taps] if any(padding) else [])
+    parts = [x.mapped(partial(times, by=by), layout).moved(*at) for at, by in taps]
+    return total([Grid(layout, {}, None if bias is None else bias.value), *parts])
 
 
 def dense(weight: Tensor, groups: int) -> Tensor:

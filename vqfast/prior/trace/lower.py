@@ -10,20 +10,31 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
-from vqfast.ops.masked_conv.layout import ACTIVATIONS
-from vqfast.prior.program import CODES, CONDITION, Program, ProgramBuilder, Step, Term
+from vqfast.prior.program import (
+    CODES,
+    CONDITION,
+    Phase,
+    Program,
+    ProgramBuilder,
+    Step,
+    Term,
+    available,
+)
 from vqfast.prior.trace import arithmetic, shapes  # noqa: F401, whose rules are in the table
 from vqfast.prior.trace.fuse import check_causal, fused
 from vqfast.prior.trace.graph import constant, evaluate, place
 from vqfast.prior.trace.rules import OF_SHAPE, RULES
 from vqfast.prior.trace.tables import in_tables
 from vqfast.prior.trace.values import (
+    FIRST_MAP,
+    ONES,
     Grid,
     Known,
     Layout,
     Unsupported,
     by_position,
     common,
+    composes,
     is_choice,
     is_one,
     shape_of,
@@ -37,7 +48,8 @@ class Map:
 
     index: int  # of the node in its graph
     layout: Layout
-    channels: int
+    channels: int = 1
+    tap: tuple[int, int] | None = None  # in place of a node: one where that tap is inside of the grid
 
 
 @dataclass
@@ -80,6 +92,7 @@ class Lowering:
         self.grid = tuple([1, *self.spatial][-2:])
         self.builder = ProgramBuilder()
         self.places: list[fx.Node] = []  # of the steps
+        self.phases: list[Phase] = []
         self.maps: list[Map] = []
         self.of_maps: dict[str, list[tuple[int, Tensor]]] = {}  # weights that multiply maps
         self.problems: dict[str, None] = {}
@@ -188,12 +201,30 @@ class Lowering:
         """A grid without an activation to come."""
         return grid if grid.activation == "none" else self.step(grid)
 
-    def source(self, grid: Grid) -> Grid:
-        """A value that is zero outside of the grid and costs nothing: channels of steps, or tables."""
+    def source(self, grid: Grid, offsets: list[tuple[int, int]]) -> Grid:
+        """A value that is zero outside of the grid, for the offsets at which it is read.
+
+        Channels of steps and tables of codes are that. Anything else becomes a step; but where its own
+        position would see a later one, it stays a sum that is read elsewhere.
+        """
         grid, own = self.plain(grid), grid.own()
         if own is not None and grid.bias is None and (len(own) <= own.shape[1] or not self.is_whole(grid)):
             return grid
-        return grid if is_choice(grid) else self.step(grid)
+        if is_choice(grid) or not grid.taps:
+            return grid
+        if self.is_whole(grid) and (self.phase(grid) is not None or not composes(grid, offsets)):
+            return self.step(grid)
+        if grid.bias is None or not self.is_whole(grid):
+            return grid if grid.bias is None and composes(grid, offsets) else self.step(grid)
+        return Grid(grid.layout, {**grid.taps, (ONES, 0, 0): grid.bias[None]})
+
+    def phase(self, grid: Grid) -> Phase | None:
+        """When a step of a grid could run; ``None``: never, since it looks ahead."""
+        try:
+            taps = [available(key[0], key[1:], self.phases) for key in grid.taps if key[0] >= CODES]
+            return max(taps, default=Phase.ROW)
+        except ValueError:
+            return None
 
     def factor(self, grid: Grid, width: int) -> Grid:
         """A grid that is multiplied at its own position: a step first, where that saves products."""
@@ -201,7 +232,7 @@ class Lowering:
         matrices = [matrix for (source, _, _), matrix in grid.taps.items() if source != CODES]
         at_once = sum(len(matrix) * width for matrix in matrices)
         first = sum(matrix.numel() for matrix in matrices if not is_one(matrix))
-        return grid if at_once <= first + grid.size("c") * width else self.source(grid)
+        return grid if at_once <= first + grid.size("c") * width else self.source(grid, [])
 
     def one(self, count: int) -> Tensor:
         """The matrix that changes nothing."""
@@ -220,9 +251,13 @@ class Lowering:
         if even and value.needs == {"labels"}:
             return Grid(layout, {}, labels=self.by_label(value, layout))
         made = Map(list(self.graph.nodes).index(value.node), layout, places.shape[3])
+        return Grid(layout, {(FIRST_MAP - self.number(made), 0, 0): self.one(made.channels)})
+
+    def number(self, made: Map) -> int:
+        """Of a map, among all."""
         if made not in self.maps:
             self.maps.append(made)
-        return Grid(layout, {(CONDITION - self.maps.index(made), 0, 0): self.one(made.channels)})
+        return self.maps.index(made)
 
     def by_label(self, value: Known, layout: Layout) -> Tensor:
         """A known value for each label, ``(num_classes, columns)``."""
@@ -241,11 +276,11 @@ class Lowering:
         if not self.is_whole(grid):
             size = f"{grid.size('y')} x {grid.size('x')}"
             raise Unsupported(f"{size} values of {' x '.join(map(str, self.grid))} positions")
-        if grid.activation not in ACTIVATIONS:
-            raise Unsupported(grid.activation)
         if not grid.taps:
             raise Unsupported("a value that doesn't depend on the codes after all")
         if grid.number is None:
+            phase = self.phase(grid)
+            self.phases.append(Phase.CODE if phase is None else phase)
             grid.number = self.builder.add(
                 *self.terms(grid),
                 width=next(iter(grid.taps.values())).shape[1],
@@ -261,10 +296,12 @@ class Lowering:
         taps: dict[int, dict[tuple[int, int], Tensor]] = {}
         maps: list[tuple[int, Tensor]] = []
         for (source, dy, dx), matrix in sorted(grid.taps.items(), key=lambda item: item[0]):
-            if source > CONDITION:
+            if source >= CODES:
                 taps.setdefault(source, {})[dy, dx] = matrix.to(self.dtype)
+            elif source == ONES:
+                maps.append((self.number(Map(0, (), tap=(dy, dx))), matrix.to(self.dtype)))
             elif (dy, dx) == (0, 0):
-                maps.append((CONDITION - source, matrix.to(self.dtype)))
+                maps.append((FIRST_MAP - source, matrix.to(self.dtype)))
             else:
                 raise Unsupported("a map that is known from the start, at another position than its own")
         terms = []

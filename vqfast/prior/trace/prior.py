@@ -192,6 +192,10 @@ class TracedPrior(CausalPrior):
         values = front.evaluate([nodes[made.index] for made in self.lowered.maps], tuple(inputs.values()))
         parts = []
         for made, value in zip(self.lowered.maps, values, strict=True):
+            if made.tap is not None:
+                ones = torch.ones(*sizes.values(), 1, device=inputs["codes"].device)
+                parts.append(parallel.shifted(ones, made.tap))
+                continue
             layout = tuple(tuple((name, sizes.get(name, n)) for name, n in dim) for dim in made.layout)
             parts.append(by_position(value.expand(shape_of(layout)), layout))
         weight = next(iter(self.lowered.weights.values()))

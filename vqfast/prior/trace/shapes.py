@@ -163,8 +163,10 @@ def cat_zeros(low: Lowering, values: list[Grid | Known], dim: int) -> Grid:
 @rule("constant_pad_nd")
 def pad(low: Lowering, x: Grid, pads: list[int], value: float = 0) -> Grid:
     """Zeros around a grid, or some of it."""
+    ways = [(0, -1), (0, 1), (-1, 0), (1, 0)]  # left, right, above, below
+    sides = [way for way, count in zip(ways, pads, strict=False) if count > 0]
     if x.own() is None or value != 0:
-        x = low.source(x) if max(pads) > 0 else low.plain(x)
+        x = low.source(x, sides) if sides else low.plain(x)
     moves = {"y": 0, "x": 0}
     layout = list(x.layout)
     for i in range(len(pads) // 2):

@@ -22,6 +22,8 @@ from vqfast.prior.program import CODES
 Atom = tuple[str, int]  # "b" (samples), "y", "x" (positions) or "c" (channels), and how many
 Layout = tuple[tuple[Atom, ...], ...]  # the axes that each dimension of a tensor runs through
 Key = tuple[int, int, int]  # a source, dy, dx
+ONES = CODES - 1  # the source that is one everywhere in the grid
+FIRST_MAP = ONES - 1  # the sources below are maps that are known from the start
 
 
 class Unsupported(Exception):
@@ -122,6 +124,16 @@ def is_one(matrix: Tensor) -> bool:
     if matrix.shape[0] != matrix.shape[1]:
         return False
     return torch.equal(matrix, torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device))
+
+
+def composes(grid: Grid, offsets: list[tuple[int, int]]) -> bool:
+    """Whether a grid that is read at these offsets is zero outside of the grid, with a bias only inside."""
+    return grid.labels is None and all(
+        outer * inner >= 0
+        for offset in offsets
+        for _, *tap in grid.taps
+        for outer, inner in zip(offset, tap, strict=True)
+    )
 
 
 def is_choice(grid: Grid) -> bool:
