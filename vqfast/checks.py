@@ -125,8 +125,11 @@ def check_channels(z_e: Tensor, channel_dim: int, embedding_dim: int) -> None:
     """``embedding_dim`` channels at ``channel_dim`` of two dimensions or more.
 
     Raises:
+        TypeError: ``channel_dim`` isn't an integer.
         ValueError: the shape doesn't fit.
     """
+    if type(channel_dim) is not int:
+        check_integer("channel_dim", channel_dim, -z_e.ndim, z_e.ndim)
     if z_e.ndim < 2 or not -z_e.ndim <= channel_dim < z_e.ndim:
         raise ValueError(
             f"z_e has shape {tuple(z_e.shape)}; want two dimensions or more, channels at {channel_dim}"

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 import vqfast
 from tests.acceleration.compare import curve, nearest, same, searches
 from vqfast.acceleration import search
+from vqfast.acceleration.recipe import Average, averaged
+from vqfast.functional import quantize
 from vqfast.nn import ranks
 
 K, D = 32, 8
@@ -246,6 +248,15 @@ def test_averages_beside_the_codes():
     assert vqfast.accelerate(fast).replaced == [("", "EMAVectorQuantizer", K, D, "")]
     fast.train().embedding.update = False
     assert searches(fast, images()[0])[1] == 0
+
+
+def test_averages_in_float16_count_more_vectors_than_it_can():
+    counts = torch.full((4,), 30_000.0)
+    out = quantize(torch.ones(1, 2), torch.ones(4, 2), statistics=True)
+    out = out._replace(counts=counts.long(), sums=counts.unsqueeze(1).expand(4, 2))
+    average = Average("counts", "sums", 0.9, 1e-5, keeps_smoothed=False)
+    codes, *_ = averaged(average, counts.half(), counts.half().unsqueeze(1).expand(4, 2), out)
+    torch.testing.assert_close(codes, torch.ones(4, 2))
 
 
 def test_averages_compile():

@@ -165,6 +165,13 @@ def test_bad_options_are_named(conv, options, message) -> None:
         conv(**{"in_channels": 2, "out_channels": 3, "kernel_size": 3, **options})
 
 
+@pytest.mark.parametrize("name", ["in_channels", "out_channels", "kernel_size", "dilation"])
+@pytest.mark.parametrize("value", [True, 3.0, "3"])
+def test_sizes_are_integers(name, value) -> None:
+    with pytest.raises(TypeError, match=f"{name} is {value!r}; want"):
+        MaskedConv2d(**{"in_channels": 2, "out_channels": 3, "kernel_size": 3, name: value})
+
+
 @pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.float32])
 def test_embed_refuses_codes_that_are_not_int64(dtype) -> None:
     with pytest.raises(TypeError, match="want torch"):

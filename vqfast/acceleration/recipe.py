@@ -147,7 +147,12 @@ def cook(recipe: Recipe, module: nn.Module, z: Tensor) -> Any:
 
 @torch.no_grad()
 def averaged(average: Average, counts: Tensor, sums: Tensor, out: Quantized) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes, counts and sums after one step of the moving average (van den Oord et al. 2017, A.1)."""
+    """Codes, counts and sums after one step of the moving average (van den Oord et al. 2017, A.1).
+
+    In float32 at the least: float16 can't hold the number of all vectors.
+    """
+    wide = torch.promote_types(counts.dtype, torch.float32)
+    counts, sums = counts.to(wide), sums.to(wide)
     counts = average.decay * counts + (1 - average.decay) * out.counts
     sums = average.decay * sums + (1 - average.decay) * out.sums
     seen = counts.sum()

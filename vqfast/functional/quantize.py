@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vqfast.checks import check_channels, check_codes, check_floating
+from vqfast.checks import check_channels, check_codes, check_floating, check_sizes
 from vqfast.ops.onnx import quantize as _quantize
 from vqfast.ops.onnx import residual_quantize as _residual_quantize
 
@@ -90,6 +90,7 @@ def perplexity(indices: Tensor, num_embeddings: int) -> Tensor:
     Raises:
         TypeError, ValueError: as ``checks.check_codes``.
     """
+    check_sizes(num_embeddings=num_embeddings)
     check_codes("indices", indices, num_embeddings)
     p = torch.bincount(indices.long().flatten(), minlength=num_embeddings).double() / indices.numel()
     return torch.special.entr(p).sum().exp().float()

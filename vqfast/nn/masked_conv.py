@@ -50,7 +50,8 @@ class MaskedConv2d(nn.Module):
         check_choice("stack", stack, STACKS)
         if self.ndim == 1 and stack == "vertical":
             raise ValueError("stack is 'vertical'; one dimension has no rows above")
-        if kernel_size < 1 or kernel_size % 2 == 0:
+        check_integer("kernel_size", kernel_size)
+        if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size is {kernel_size}; want an odd number")
         sizes = {"in_channels": in_channels, "out_channels": out_channels, "dilation": dilation}
         for name, value in sizes.items():

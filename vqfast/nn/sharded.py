@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -46,7 +46,7 @@ def whole(method: Method) -> Method:
                 return torch.func.functional_call(_Call(self, method), gathered, args, kwargs)
         return method(self, *args, **kwargs)
 
-    return run
+    return cast(Method, run)
 
 
 def _parts(module: nn.Module, name: str) -> Iterator[Tensor]:
