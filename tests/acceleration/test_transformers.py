@@ -153,6 +153,18 @@ def test_second_derivatives_of_dac():
     torch.testing.assert_close(*penalties)
 
 
+def test_forward_mode_of_dac_without_gradients():
+    slow = dac_stages().eval().double()
+    fast = copy.deepcopy(slow)
+    vqfast.accelerate(fast)
+    x = torch.randn(2, 2, 24, 30).double()
+    with torch.no_grad():
+        ours, theirs = (
+            torch.func.jvp(lambda z, module=module: module(z)[0], (x[0],), (x[1],)) for module in (fast, slow)
+        )
+    torch.testing.assert_close(ours, theirs)
+
+
 def test_stages_of_dac_give_the_codes_of_float64():
     slow = dac_stages().eval()
     fast = copy.deepcopy(slow)

@@ -140,3 +140,17 @@ def test_a_codebook_learns_between_dual_levels_without_a_tangent() -> None:
         assert torch.equal(forward_ad.unpack_dual(quantized).tangent, torch.ones_like(z))
         assert all(forward_ad.unpack_dual(value).tangent is None for value in layer.state_dict().values())
     torch.testing.assert_close(layer.state_dict(), twin.state_dict())
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [vqfast.VQLayer(5, 4), vqfast.VQLayer(5, 4, decay=0.9, heads=2), vqfast.ResidualVQLayer(2, 5, 4)],
+)
+def test_vmap_of_codes_and_masks(layer) -> None:
+    layer, z, shown = layer.eval(), torch.randn(SAMPLES, 2, 4, 3), torch.rand(SAMPLES, 2, 3) > 0.3
+
+    def everything(z: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        return layer.decode(layer.encode(z)), layer.decode(layer.encode(z, mask), mask), *layer(z, mask)
+
+    each = [everything(*sample) for sample in zip(z, shown, strict=True)]
+    torch.testing.assert_close(vmap(everything)(z, shown), tuple(map(torch.stack, zip(*each, strict=True))))

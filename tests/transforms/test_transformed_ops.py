@@ -13,6 +13,7 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 from tests.transforms.plain import (
     SAMPLES,
+    codes,
     convolved,
     distance,
     draw,
@@ -222,3 +223,30 @@ def test_double_backward(op) -> None:
         return torch.autograd.grad(sum(each.square().sum() for each in first), leaves)
 
     torch.testing.assert_close(twice(ours), twice(twin))
+
+
+INDICES = {
+    "nearest_code": (functional.nearest_code, (6, 3), (5, 3)),
+    "nearest_code_heads": (functional.nearest_code, (2, 6, 3), (2, 5, 3)),
+    "nearest_code_cosine": (lambda x, book: functional.nearest_code(x, book, "cosine"), (6, 3), (5, 3)),
+    "nearest_unit_code": (functional.nearest_unit_code, (2, 6, 3), (5, 3)),
+    "statistics": (lambda z, book: functional.quantize(z, book, statistics=True)[4:], (2, 3, 4), (5, 3)),
+}
+
+
+@pytest.mark.parametrize("dims", [(0, 0), (1, None), (None, 2)])
+@pytest.mark.parametrize("name", INDICES)
+def test_vmap_of_what_has_no_gradient(name, dims) -> None:
+    function, *shapes = INDICES[name]
+    many, each = stacked([draw(*shape) for shape in shapes], dims)
+    samples = [outputs(function(*sample)) for sample in each]
+    got = outputs(vmap(function, dims)(*many))
+    torch.testing.assert_close(got, tuple(map(torch.stack, zip(*samples, strict=True))))
+
+
+def test_vmap_of_perplexity_reads_all_samples() -> None:
+    indices = codes(SAMPLES, 2, 4)
+    got = vmap(lambda sample: functional.perplexity(sample, 5))(indices)
+    torch.testing.assert_close(got, torch.stack([functional.perplexity(each, 5) for each in indices]))
+    with pytest.raises(ValueError, match=r"indices has values 1\.\.5; want 0\.\.4"):
+        vmap(lambda sample: functional.perplexity(sample, 5))(torch.arange(1, 6).view(5, 1))

@@ -92,5 +92,9 @@ def perplexity(indices: Tensor, num_embeddings: int) -> Tensor:
     """
     check_sizes(num_embeddings=num_embeddings)
     check_codes("indices", indices, num_embeddings)
-    p = torch.bincount(indices.long().flatten(), minlength=num_embeddings).double() / indices.numel()
+    flat = indices.long().flatten()
+    counts = flat.new_zeros(num_embeddings).index_add(
+        0, flat, torch.ones_like(flat)
+    )  # vmap knows no bincount
+    p = counts.double() / indices.numel()
     return torch.special.entr(p).sum().exp().float()
