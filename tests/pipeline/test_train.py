@@ -227,9 +227,23 @@ def test_states_of_something_else(images: Images, tmp_path: Path) -> None:
     for length in (0, 100, len(right) - 1):
         state.write_bytes(right[:length])
         refused("no whole safetensors file", vqvae())
-    for progress in (b"{", b"{}", b"[]", b"1", b"\xff"):
+    history = bytes(tensors["progress"].tolist()).partition(b'"history":')[2][:-1]
+    for progress in (
+        *(b"{", b"{}", b"[]", b"1", b"\xff", b"[" * 100_000, b'{"step": 2, "history": 3}'),
+        *(
+            b'{"step": %s, "history": %s}' % (step, history)
+            for step in (b'"2"', b"-1", b"2.5", b"10000000", b"null")
+        ),
+        *(
+            b'{"step": 2, "history": {"loss": %s}}' % column
+            for column in (b"3", b'["x"]', b'[1], "mse": [1, 2]')
+        ),
+    ):
         text = torch.frombuffer(bytearray(progress), dtype=torch.uint8)
         write_tensors(state, {**tensors, "progress": text})
+        refused("no state of this training", vqvae())
+    for name in ("adam.0.exp_avg", "adam.0.step", "adam.99.step", "adam.0.other"):
+        write_tensors(state, {**tensors, name: torch.zeros(7)})
         refused("no state of this training", vqvae())
     del tensors["progress"]
     write_tensors(state, tensors)

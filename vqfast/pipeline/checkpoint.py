@@ -22,9 +22,7 @@ from vqfast.prior.base import CausalPrior
 
 JSON_BYTES = 32 << 20  # as Python objects less than 1 GB
 JSON_DEPTH = 16
-SLACK = (
-    4 << 20
-)  # numbers by which a config's model may be larger than its weights, to be refused as torch does
+SLACK = 4 << 20  # numbers that a config's model may have beyond its weights until its making is stopped
 HEADER_BYTES = 8 << 20  # of a safetensors file, with some 100,000 tensors
 
 MODELS = {cls.__name__: cls for cls in (VQVAE, PixelCNN, ResidualPixelCNN, WaveNet)}
@@ -45,7 +43,7 @@ def read_json(path: Path) -> Any:
     data = read_file(path, JSON_BYTES)
     try:
         value = json.loads(data, object_pairs_hook=_with_each_key_once)
-        _check_depth(value, JSON_DEPTH)
+        _check_depth([value], JSON_DEPTH)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON file of ours: {error}") from error
     return value
@@ -61,8 +59,9 @@ def _with_each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _check_depth(value: Any, most: int) -> None:
     if most < 0:
         raise ValueError(f"it is nested more than {JSON_DEPTH} deep")
-    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _check_depth(inner, most - 1)
+    for inner in value.values() if isinstance(value, dict) else value:
+        if isinstance(inner, (dict, list)):
+            _check_depth(inner, most - 1)
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
