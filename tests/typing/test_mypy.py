@@ -9,7 +9,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("arguments", [["--strict", "--follow-imports=silent", "tests/typing/user.py"]])
+@pytest.mark.parametrize(
+    "arguments", [["--strict", "--follow-imports=silent", "tests/typing/user.py"], ["vqfast"]], ids=str
+)
 def test_types(arguments):
     pytest.importorskip("mypy", reason="mypy is not installed")
     done = subprocess.run(

@@ -33,7 +33,7 @@ HOLDOUT = 0.2
 class Shifted:
     """Images moved by up to ``SHIFT`` pixels: the prior's training set, nine times as large."""
 
-    def __init__(self, images: Images) -> None:
+    def __init__(self, images: Any) -> None:
         self.images, self.shape, self.num_classes = images, images.shape, images.num_classes
         self.corners = list(product(range(2 * SHIFT + 1), repeat=2))
         self.labels = np.tile(images.labels, len(self.corners))
@@ -78,14 +78,16 @@ def demo(folder: str, ranks: Ranks, seed: int = 0, steps_scale: float = 1.0) -> 
         "seed": seed,
     }
     vqvae = steps.train_vqvae(run, note, ranks, "paper", VQVAE, scaled(VQVAE_FIT))
-    parts = reopen_images(run)
+    parts: Any = reopen_images(run)
     train, held_out = parts[TRAIN], parts[HELD_OUT]
-    steps.encode(run, run, vqvae, TRAIN, Shifted(train), ranks)
+    shifted: Any = Shifted(train)
+    steps.encode(run, run, vqvae, TRAIN, shifted, ranks)
     steps.encode(run, run, vqvae, HELD_OUT, held_out, ranks)
     classes = train.num_classes
     prior = steps.train_prior(run, vqvae.vq.num_embeddings, classes, ranks, "gated", PRIOR, scaled(PRIOR_FIT))
     labels = torch.arange(classes).repeat_interleave(SAMPLES_PER_CLASS)
-    shape = vqvae.code_shape(train.shape[1:])
+    height, width = vqvae.code_shape(train.shape[1:])
+    shape = height, width
     each = {"labels": f"{SAMPLES_PER_CLASS} of each class"}
     wanted = steps.Wanted(len(labels), shape, each, lambda rows: labels[rows.start : rows.stop])
     samples = steps.sample(run, run, prior, wanted, ranks, seed=seed)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,7 +85,8 @@ def fit(
         raise ValueError(f"batch_size is {batch_size}; want {ranks.world} (the number of processes) or more")
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     parameters = list(model.parameters())
-    begin, history = 0, {}
+    begin = 0
+    history: dict[str, Any] = {}
     if state.is_file():
         begin, history = _restore(state, model, optimizer, steps)
     ranks.barrier()  # nobody writes before all have read
@@ -97,7 +99,7 @@ def fit(
             share = len(rows) / batch_size
             optimizer.zero_grad()
             (metrics["loss"] * share).backward()
-            ranks.add_up(p.grad for p in parameters)
+            ranks.add_up(p.grad for p in parameters if p.grad is not None)
             for group in optimizer.param_groups:
                 group["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
             optimizer.step()
@@ -191,7 +193,7 @@ def fit_vqvae(
             "perplexity": perplexity(out.indices, num_embeddings),
         }
 
-    options = {"ranks": ranks, "label": "VQ-VAE", "steps": steps, "seed": seed}
+    options: dict[str, Any] = {"ranks": ranks, "label": "VQ-VAE", "steps": steps, "seed": seed}
     return fit(model, loss_of, len(images), **options, **settings)
 
 

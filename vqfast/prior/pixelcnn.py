@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import chain, repeat
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -43,13 +44,14 @@ class GatedLayer(nn.Module):
         """The same as steps; the vertical one comes last."""
         width = len(self.vertical.weight)
         terms, table = self.conditioning.lower(builder)
+        horizontal: Any = self.horizontal.bias
         above = builder.add(builder.conv(v, self.vertical), width=width, bias=self.vertical.bias)
         across = builder.add(
             builder.conv(h, self.horizontal),
             builder.dense(above, self.vertical_to_horizontal.weight),
             *terms,
             width=width,
-            bias=self.horizontal.bias + self.vertical_to_horizontal.bias,
+            bias=horizontal + self.vertical_to_horizontal.bias,
             label_bias=table,
             activation="gate",
         )
@@ -128,10 +130,12 @@ class PixelCNN(CausalPrior):
         builder = ProgramBuilder()
         width = self.embedding.embedding_dim
         v = h = builder.add(builder.dense(CODES, self.embedding.weight.T), width=width)
-        for layer in self.layers:
+        layers: Any = self.layers
+        for layer in layers:
             v, h = layer.lower(builder, v, h)
         builder.steps.pop()  # nothing reads the last vertical value
-        for conv, activation in ((self.head[0], "relu"), (self.head[2], "none")):
+        head: Any = self.head
+        for conv, activation in ((head[0], "relu"), (head[2], "none")):
             h = builder.pointwise(h, conv, activation)
         return builder.program(self.num_embeddings)
 
@@ -221,7 +225,9 @@ class ResidualPixelCNN(CausalPrior):
             label_bias=table,
             activation="relu",
         )
-        for block in self.blocks:
+        blocks: Any = self.blocks
+        layers: Any = self.layers
+        for block in blocks:
             inner = builder.pointwise(x, block.shrink, "relu")
             inner = builder.add(
                 builder.conv(inner, block.conv),
@@ -230,7 +236,7 @@ class ResidualPixelCNN(CausalPrior):
                 activation="relu",
             )
             x = builder.pointwise(inner, block.grow, "relu", residual=x)
-        for layer in self.layers:
+        for layer in layers:
             x = builder.pointwise(x, layer, "relu")
         builder.pointwise(x, self.head)
         return builder.program(self.num_embeddings)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from vqfast.nn.masked_conv import MaskedConv2d
@@ -100,7 +102,8 @@ class WaveNet(CausalPrior):
         x = builder.add(builder.dense(CODES, self.embedding.weight.T), width=channels)
         x = builder.add(builder.conv(x, self.first), width=channels, bias=self.first.bias)
         skips = []
-        for layer in self.layers:
+        layers: Any = self.layers
+        for layer in layers:
             terms, table = layer.conditioning.lower(builder)
             z = builder.add(
                 builder.conv(x, layer.conv),
@@ -113,8 +116,9 @@ class WaveNet(CausalPrior):
             skips.append(builder.dense(z, layer.skip.weight))
             x = builder.pointwise(z, layer.output, residual=x)
         builder.steps.pop()  # nothing reads the last residual value
-        bias = sum(layer.skip.bias for layer in self.layers)
+        bias: Any = sum(layer.skip.bias for layer in layers)
         total = builder.add(*skips, width=channels, bias=bias, activation="relu")
-        total = builder.pointwise(total, self.head[1], "relu")
-        builder.pointwise(total, self.head[3])
+        head: Any = self.head
+        total = builder.pointwise(total, head[1], "relu")
+        builder.pointwise(total, head[3])
         return builder.program(self.num_embeddings)

@@ -34,11 +34,13 @@ def _plan(
         for term in step.terms:
             inputs = condition_channels if term.source == CONDITION else 0  # of codes they are the embeddings
             channels = program.steps[term.source].channels if term.source >= 0 else inputs
-            terms.append([term.source, channels, offsets.get(term.weight, -1), len(taps), len(term.taps)])
+            terms.append(
+                [term.source, channels, offsets.get(term.weight or "", -1), len(taps), len(term.taps)]
+            )
             early = [available(term.source, tap, phases[:number]) == Phase.ROW for tap in term.taps]
             taps += [[*tap, known] for tap, known in zip(term.taps, early, strict=True)]
         residual = -1 if step.residual is None else step.residual
-        biases = offsets.get(step.bias, -1), offsets.get(step.label_bias, -1)
+        biases = offsets.get(step.bias or "", -1), offsets.get(step.label_bias or "", -1)
         activation = ACTIVATIONS.index(step.activation)
         row = [step.width, activation, phases[number], residual, *biases, *program.reach(number)]
         steps.append([*row, first, len(terms) - first])

@@ -66,7 +66,7 @@ def _runs(term: Term, weights: dict[str, Tensor], phases: list[Phase], row: bool
             count += 1
         taken, chosen = chosen[:count], chosen[count:]
         weight = None if term.weight is None else weights[term.weight][taken]
-        if term.source == CODES:  # a row of zeros for the code outside the grid
+        if weight is not None and term.source == CODES:  # a row of zeros for the code outside the grid
             weight = F.pad(weight, (0, 0, 0, 1))
         yield Run(term.source, dy, dx, count, None if weight is None else weight.flatten(0, 1).contiguous())
 

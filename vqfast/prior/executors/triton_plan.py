@@ -205,11 +205,11 @@ class Plan:
         for term, i in self._taps(number, early):
             tap = term.taps[i]
             cache = self.condition if term.source == CONDITION else self.values[term.source]
-            if term.source == CODES:
+            if term.weight is None:
+                adds.append(cache.place(tap))
+            elif term.source == CODES:
                 tables.append(ordered[term.weight][i])
                 lookups.append(self.codes.place(tap))
-            elif term.weight is None:
-                adds.append(cache.place(tap))
             else:
                 matrices.append(ordered[term.weight][i])
                 depths = range(0, len(matrices[-1]), to.launch.depth)
