@@ -35,7 +35,10 @@ def _exportable(op: Callable[..., Any], definition: Callable[..., Any]) -> Calla
 
 
 def _nearest(x: Tensor, codebook: Tensor, lengths: Tensor | None = None) -> Tensor:
-    """As the reference, by differences in float64, in blocks of channels: the number of vectors may vary."""
+    """As the reference, by differences in float64, in blocks of channels: the number of vectors may vary.
+
+    But squares of float64 numbers may over- or underflow.
+    """
     finite, codebook = x.isfinite().all(-1), divided(codebook, lengths)
     x, codebook = x.double().unsqueeze(-2), codebook.double().unsqueeze(-3)
     blocks = [slice(first, first + CHANNELS) for first in range(0, int(codebook.shape[-1]), CHANNELS)]
