@@ -12,6 +12,7 @@ from benchmarks import core, machine, plots, record, tables
 
 SUITES = (
     "nearest",
+    "degenerate",
     "layer",
     "residual_vq",
     "masked_conv",

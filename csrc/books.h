@@ -1,9 +1,11 @@
 // The codebooks of a planned search.
 #pragma once
 
+#include <mutex>
 #include <vector>
 
 #include "library.h"
+#include "repeats.h"
 
 namespace vqfast {
 
@@ -15,20 +17,24 @@ class Books {
       const Kernel& kernel, Problem& p, const std::vector<const void*>& codes, int64_t threads,
       const void* lengths = nullptr)
       : kernel_(kernel),
+        problem_(p),
         books_(codes.size()),
+        repeats_(codes.size()),
         pivots_(p.num_books * p.d),
         bytes_(bytes_of(kernel, p)),
         prepared_(bytes_ * p.num_books) {
     p.books = books_.data();
     const int64_t step = p.k * int64_t(p.type == Type::f64 ? sizeof(double) : sizeof(float));
     for_parts(std::min(threads, p.num_books), p.num_books, [&](int64_t, Span span) {
-      std::vector<double> room(lengths ? p.d : 0);
+      std::vector<double> room(lengths ? kSample * p.d : 0);
       for (int64_t b = span.begin; b < span.end; ++b) {
         books_[b].codes = codes[b];
         books_[b].lengths = lengths ? static_cast<const char*>(lengths) + b * step : nullptr;
         books_[b].pivot = pivots_.data() + b * p.d;
         books_[b].prepared = bytes_ ? prepared_.data() + b * bytes_ : nullptr;
         books_[b].per = p.per;
+        books_[b].owner = this;
+        books_[b].find_repeats = [](const Codebook& book) { return static_cast<Books*>(book.owner)->repeats(book); };
         kernel.centre(p, books_[b], room.data());
       }
     });
@@ -45,6 +51,20 @@ class Books {
   }
 
  private:
+  const uint8_t* repeats(const Codebook& book) {
+    const std::lock_guard lock(repeating_);
+    const int64_t b = &book - books_.data();
+    if (!book.repeats) {
+      const auto find = [&]<class C>(C) {
+        const C *codes = static_cast<const C*>(book.codes), *lengths = static_cast<const C*>(book.lengths);
+        return repeats_of(codes, lengths, problem_.k, problem_.d);
+      };
+      repeats_[b] = problem_.type == Type::f64 ? find(double{}) : find(float{});
+      __atomic_store_n(&books_[b].repeats, repeats_[b].data(), __ATOMIC_RELEASE);
+    }
+    return book.repeats;
+  }
+
   // Of one; none where each is searched once, or all would take so much that the allocator gets it anew for each call:
   // from 32 MiB on, glibc asks the system, which clears every page.
   static int64_t bytes_of(const Kernel& kernel, const Problem& p) {
@@ -53,7 +73,10 @@ class Books {
   }
 
   const Kernel& kernel_;
+  const Problem problem_;
   std::vector<Codebook> books_;
+  std::mutex repeating_;
+  std::vector<std::vector<uint8_t>> repeats_;
   Buffer<double> pivots_;
   int64_t bytes_;
   Buffer<char> prepared_;

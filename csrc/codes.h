@@ -7,10 +7,11 @@
 namespace vqfast::VQFAST_ISA {
 namespace {
 
-constexpr int64_t kMostIntegers = 1024;  // channels of vectors that int8 pays for
+constexpr int64_t kMostIntegers = 1024;     // channels of vectors that int8 pays for
+constexpr int64_t kMostChannels = 1 << 17;  // of vectors that a bound holds for
+constexpr float kFar = 0x1p30f;             // length of a code that is taken into the products, at the most
 
 int64_t clamp(int64_t x, int64_t low, int64_t high) { return x < low ? low : least(x, high); }
-bool finite(double x) { return __builtin_isfinite(x); }
 
 template <class C>
 bool all_finite(const C* x, int64_t count) {
@@ -36,36 +37,74 @@ const C* code_of(const Problem& p, const Codebook& book, int64_t k, void* room) 
   return divided;
 }
 
-// pivot: the mean of up to 16 finite codes; scale: 2^-exponent of the largest component about it.
-// Any pivot and scale are right, these make the bound small.
+// The largest component of a difference.
+template <class C>
+C apart(const C* a, const C* b, int64_t d) {
+  C largest = 0;
+  for (int64_t i = 0; i < d; ++i) {
+    const C away = a[i] - b[i], distance = away < 0 ? -away : away;
+    largest = distance > largest ? distance : largest;
+  }
+  return largest;
+}
+
+// pivot: the mean of what lies together in a sample of finite codes; scale: 2^-exponent of its largest component about
+// that. Any pivot and scale are right, these make the bound small: codes far away, even most of them, must not matter.
 template <class C>
 void centre(const Problem& p, Codebook& book, void* room) {
-  C* pivot = static_cast<C*>(book.pivot);
-  const int64_t step = ceil_div(p.k, 16);
-  C count = 0, largest = 0;
-  for (int64_t i = 0; i < p.d; ++i) pivot[i] = 0;
+  const int64_t step = ceil_div(p.k, kSample), own = book.lengths ? p.d : 0;
+  const C* sample[kSample];
+  C away[kSample][kSample];
+  int64_t count = 0;  // of different ones
   for (int64_t k = 0; k < p.k; k += step) {
-    const C* code = code_of<C>(p, book, k, room);
-    if (!all_finite(code, p.d)) continue;
-    count += 1;
-    for (int64_t i = 0; i < p.d; ++i) pivot[i] += (code[i] - pivot[i]) * (1 / count);
+    const C* code = sample[count] = code_of<C>(p, book, k, static_cast<C*>(room) + count * own);
+    bool other = all_finite(code, p.d);
+    for (int64_t n = 0; n < count; ++n) other &= (away[n][count] = away[count][n] = apart(code, sample[n], p.d)) > 0;
+    away[count][count] = 0;
+    count += other;
   }
-  for (int64_t k = 0; k < p.k; k += step) {
-    const C* code = code_of<C>(p, book, k, room);
-    for (int64_t i = 0; i < p.d; ++i) {
-      const C away = code[i] - pivot[i], distance = away < 0 ? -away : away;
-      largest = distance > largest && finite(distance) ? distance : largest;
+  // The middle has the nearest quarter nearest.
+  C radius = C(__builtin_inf());
+  int64_t middle = 0;
+  for (int64_t n = 0; n < count; ++n) {
+    C nearest[kSample];
+    for (int64_t m = 0; m < count; ++m) {
+      int64_t at = m;
+      for (; at > 0 && nearest[at - 1] > away[n][m]; --at) nearest[at] = nearest[at - 1];
+      nearest[at] = away[n][m];
     }
+    const C here = nearest[least(count - 1, most(1, (count - 1) / 4))];
+    if (here < radius) radius = here, middle = n;
+  }
+  C* pivot = static_cast<C*>(book.pivot);
+  C together = 0, largest = 0;
+  for (int64_t i = 0; i < p.d; ++i) pivot[i] = 0;
+  for (int64_t n = 0; n < count; ++n) {
+    if (away[middle][n] > 8 * radius) continue;
+    together += 1;
+    for (int64_t i = 0; i < p.d; ++i) pivot[i] += (sample[n][i] - pivot[i]) * (1 / together);
+  }
+  for (int64_t n = 0; n < count; ++n) {
+    const C distance = apart(sample[n], pivot, p.d);
+    if (away[middle][n] <= 8 * radius && distance > largest) largest = distance;
   }
   const int limit = sizeof(C) == sizeof(float) ? 126 : 1000;
   const int exponent = largest > 0 ? __builtin_ilogb(largest) : 0;
   book.scale = __builtin_ldexp(1, int(clamp(-exponent, -limit, limit)));
 }
 
-// What is added to a row's score for the bound of a group of codes: length * of_length + residual * of_residual + own.
+// What is added to a row's score for the bound of some codes: length * of_length + residual * of_residual + own.
 struct Bound {
   float of_length, of_residual, own;
 };
+
+// Of codes of d channels, given the largest squares of their lengths and of what rounding left out.
+Bound bound_of(int64_t d, float square, float left_out) {
+  const double slope = 1.02 * 0x1p-24 * double(d + 6);
+  const double length = __builtin_sqrt(square > 0x1p-46f ? double(square) : 0x1p-46);
+  const double rest = __builtin_sqrt(double(left_out));
+  return {float(1.02 * (slope * length + rest)), float(1.02 * (length + rest)), float(1.02 * slope * length * length)};
+}
 
 // A group of codes beside their numbers.
 struct Group {
@@ -73,8 +112,9 @@ struct Group {
   float bias[kRows];     // -|b|^2 / 2
   float unit[kRows];     // of a code's integers
   int32_t start[kRows];  // what sums of integers begin with
-  int32_t first_nan;     // the first code with a NaN, or -1
-  bool bounded;          // whether there is a bound
+  float far;             // no more than the length of any finite code that is left out; infinity where none is
+  bool mixed;            // whether lengths differ so much that each code needs a bound of its own
+  Bound own[kRows];      // if mixed
 };
 
 // Floats that a group's numbers take.
@@ -102,17 +142,17 @@ template <class C>
   return load(part);
 }
 
-// Groups of codes as the tile's rows. Infinitely far codes get the score -inf, as do those that the last group lacks.
+// Groups of codes as the tile's rows. Codes that aren't finite get the score -inf, as do those that the last group
+// lacks and those so far from the others that float32 doesn't hold both.
 template <class Product, class C>
 void prepare(const Problem& p, const Codebook& book, Span groups, float* numbers, Group* group, void* room) {
   using Stored = typename Product::Stored;
   constexpr int kPer = sizeof(Vec) / sizeof(Stored);
   const C* pivot = static_cast<const C*>(book.pivot);
   const C scale = C(book.scale);
-  const double slope = 1.02 * 0x1p-24 * double(p.d + 6);
   for (int64_t g = groups.begin; g < groups.end; ++g, ++group, numbers += group_size(p.d, Product::kPer)) {
-    float reach = 0, left_out = 0;
-    group->first_nan = -1;
+    float lengths[kRows], rests[kRows], reach = 0, left_out = 0, shortest = __builtin_inff();  // their squares
+    group->far = __builtin_inff();
     for (int64_t r = 0; r < kRows; ++r) {
       const int64_t k = g * kRows + r, d = k < p.k ? p.d : 0;
       const C* code = k < p.k ? code_of<C>(p, book, k, room) : nullptr;
@@ -146,27 +186,26 @@ void prepare(const Problem& p, const Codebook& book, Span groups, float* numbers
         });
       }
       float norm = total(squares), residual = total(residuals);
-      bool out = d == 0;
-      if (!(norm <= 0x1p120f) && !all_finite(code, d)) {
-        for (int64_t i = 0; i < d; ++i)
-          if (group->first_nan < 0 && code[i] != code[i]) group->first_nan = int32_t(k);
-        out = true;
-      }
-      if (out) {
+      const bool in = d > 0 && norm <= kFar * kFar;
+      if (!in) {
+        if (d > 0 && all_finite(code, d)) {
+          const float length = 0.98f * (norm < 0x1p120f ? __builtin_sqrtf(norm) : 0x1p60f);
+          group->far = length < group->far ? length : group->far;
+        }
         for (int64_t i = 0; i < p.d; i += kPer) memset(to + i * kRows, 0, sizeof(Vec));
         norm = residual = 0, integers = Vec{}, unit = 1;
       }
       group->unit[r] = unit;
-      group->start[r] = norm <= 0x1p120f ? -128 * int32_t(total(integers)) : 0;
-      group->bias[r] = out ? -__builtin_inff() : -norm / 2;
+      group->start[r] = -128 * int32_t(total(integers));
+      group->bias[r] = in ? -norm / 2 : -__builtin_inff();
+      lengths[r] = norm, rests[r] = residual;
       reach = norm > reach ? norm : reach;
       left_out = residual > left_out ? residual : left_out;
+      shortest = in && norm < shortest ? norm : shortest;
     }
-    group->bounded = reach <= 0x1p40f && p.d <= 1 << 17;
-    const double length = __builtin_sqrt(reach > 0x1p-46 ? double(reach) : 0x1p-46);
-    const double rest = __builtin_sqrt(double(left_out));
-    group->bound = {
-        float(1.02 * (slope * length + rest)), float(1.02 * (length + rest)), float(1.02 * slope * length * length)};
+    group->bound = bound_of(p.d, reach, left_out);
+    group->mixed = reach > (p.d > 1 ? 0x1p10f : 0x1p16f) * shortest && reach > 0x1p10f;
+    for (int64_t r = 0; group->mixed && r < kRows; ++r) group->own[r] = bound_of(p.d, lengths[r], rests[r]);
   }
 }
 

@@ -8,7 +8,8 @@ namespace {
 
 // x (..., N, D), codebook (..., K, D) and the lengths (..., K) that codes are divided by, if any, both contiguous and
 // float64 where x is, else float32 -> int64 (..., N). The leading dimensions of the codebook broadcast to those of x.
-Tensor nearest(const Tensor& x, const Tensor& codebook, const std::optional<Tensor>& lengths) {
+// work: what the search adds its work to, or null.
+Tensor search(const Tensor& x, const Tensor& codebook, const std::optional<Tensor>& lengths, Work* work) {
   const Kernel& kernel = best_kernels().nearest;
   const auto sizes = x.sizes(), strides = x.strides(), book_sizes = codebook.sizes();
   const int64_t dims = x.dim(), missing = dims - codebook.dim();
@@ -36,6 +37,7 @@ Tensor nearest(const Tensor& x, const Tensor& codebook, const std::optional<Tens
   for (const Axis& axis : books) p.num_books *= axis.size;
   p.axes = rows.data();
   p.num_axes = int64_t(rows.size());
+  p.work = work;
 
   const int64_t threads = threads_for(double(p.num_books) * double(p.rows) * double(p.k) * double(p.d));
   kernel.plan(p, threads, true);
@@ -63,10 +65,25 @@ Tensor nearest(const Tensor& x, const Tensor& codebook, const std::optional<Tens
   return out;
 }
 
+Tensor nearest(const Tensor& x, const Tensor& codebook, const std::optional<Tensor>& lengths) {
+  return search(x, codebook, lengths, nullptr);
+}
+
+// int64 (3): what a search takes, as Work has it.
+Tensor nearest_work(const Tensor& x, const Tensor& codebook) {
+  Work work{};
+  search(x, codebook, std::nullopt, &work);
+  Tensor counts = empty({3}, ScalarType::Long);
+  int64_t* to = static_cast<int64_t*>(counts.mutable_data_ptr());
+  to[0] = work.products, to[1] = work.candidates, to[2] = work.distances;
+  return counts;
+}
+
 }  // namespace
 
 void add_nearest(const Ops& ops) {
   ops.add<nearest>("nearest(Tensor x, Tensor codebook, Tensor? lengths=None) -> Tensor");
+  ops.add<nearest_work>("nearest_work(Tensor x, Tensor codebook) -> Tensor");
 }
 
 }  // namespace vqfast

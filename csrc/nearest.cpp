@@ -6,6 +6,16 @@
 // no less than the highest score - B of all. Codes for which the former reaches the latter may be the nearest, no
 // other can be: where they are several, they are compared by their differences in float64.
 //
+// What the numbers are must not decide what a search takes:
+// - Codes that equal an earlier one would all be candidates. They are looked for once many are, in time K D, and left
+//   out (repeats.h).
+// - One code far away must not widen the bound of those beside it: in a group of such different lengths each code has a
+//   bound of its own. Those beyond what float32 holds are left out; that they aren't the nearest is shown by one bound
+//   for all, from the least of their lengths.
+// - A row beyond what float32 holds is taken in units of its own.
+// - Rows with too many candidates after the last pass (of many codes at one distance, or nearly) are compared with all
+//   codes in float64, many at a time; of equal rows one is. A pass ends once most rows are lost to it.
+//
 // The codes come in the order in which they are stored, so that a few vectors cost little more than their product: a
 // chunk of codes is centred and rounded in cache just before a block of vectors meets it. Where blocks are several,
 // that is done once, for all of them.
@@ -21,7 +31,9 @@
 // Together B <= (D+4) u E (A + E) (1 + O(D u)); for D <= 2^17 the factor 1.02 covers the O(D u).
 // - Underflow: E counts as 2^-23 at the least, so B >= D u E^2 >= D 2^-70 plus D 2^-47 A, and the underflow of
 //   components and products, D 2^-125 (1 + A) + D 2^-125 E even where subnormals are flushed, is inside the 1.02.
-// - Overflow: where A > 2^60 or isn't a number, E > 2^20 or D > 2^17, the row goes to all codes in float64.
+// - Overflow: E <= 2^30, as longer codes are left out. A row of A > 2^60 has a times a power of two for a, so that
+//   2^59 <= A < 2^60, and the same |b|^2 / 2: off by E^2 / 2 <= 2^29 E at the most, which is inside the 1.02 of a bound
+//   of at least 2^37 E. Where even its differences from p overflow, or D > 2^17, it is compared with all codes.
 //
 // Where the CPU multiplies int8 and bf16, coarse passes come first, with the same certificate. With the roundings a^,
 // b^ of a~, b~ and the lengths r, R of a~ - a^ and of the longest b~ - b^ (both differences are exact in float32):
@@ -33,8 +45,7 @@
 
 #include "nearest.h"
 
-#include "codes.h"
-#include "rows.h"
+#include "decide.h"
 
 namespace vqfast::VQFAST_ISA {
 namespace {
@@ -63,63 +74,31 @@ void plan(Problem& p, int64_t threads, bool share_codes) {
   p.candidates = most(p.per == 4 ? clamp(p.d / 4, 24, 120) : 24, clamp(p.k / 64, 24, 56));
 }
 
-// A thread's memory.
-struct Scratch {
-  int64_t* first_nan;                // the first code with a NaN, or -1: every finite row's answer
-  Row* rows;                         // (block)
-  Row** list;                        // (block) those that a pass is for
-  Candidate* candidates;             // (block, candidates)
-  float *columns;                    // (block / kTile, steps, kTile) rows
-  float *low, *length, *residual;    // (block) of the columns: low as above, lengths of a~ and of a~ - a^
-  float* unit;                       // (block) of the columns: of integers
-  float* codes;                      // (chunk, group_size)
-  Group* groups;                     // (chunk)
-  float *scores, *high;              // (chunk, kRows, kTile) and their maxima (chunk, kTile)
-  void *row, *code;                  // (D) one row as it is given, float64 or float32; room for a code
-};
-
-template <class T>
-T* take(char*& at, int64_t count) {
-  T* taken = reinterpret_cast<T*>(at);
-  at += ceil_div(count * int64_t(sizeof(T)), 64) * 64;
-  return taken;
-}
-
-Scratch carve(const Problem& p, char* begin, char*& at) {
-  at = begin;
-  Scratch s;
-  s.first_nan = take<int64_t>(at, 1);
-  s.rows = take<Row>(at, p.block);
-  s.list = take<Row*>(at, p.block);
-  s.candidates = take<Candidate>(at, p.block * p.candidates);
-  s.columns = take<float>(at, p.block * p.d);
-  s.low = take<float>(at, p.block);
-  s.length = take<float>(at, p.block);
-  s.residual = take<float>(at, p.block);
-  s.unit = take<float>(at, p.block);
-  s.codes = take<float>(at, p.chunk * group_size(p.d, 1));
-  s.groups = take<Group>(at, p.chunk);
-  s.scores = take<float>(at, (p.keep ? p.chunk : 1) * kRows * kTile);
-  s.high = take<float>(at, p.chunk * kTile);
-  s.row = take<double>(at, p.d + kLanes);
-  s.code = take<double>(at, p.d);
-  return s;
-}
-
-int64_t scratch(const Problem& p) {
-  char* end;
-  carve(p, nullptr, end);
-  return end - static_cast<char*>(nullptr);
-}
-
-void add(const Problem& p, Row& row, Candidate candidate, float low) {
-  if (row.count == p.candidates) {  // drop those that another has ruled out since
+// Takes a candidate of listed row n. Where there is no room, those that another has ruled out since are dropped, then
+// codes that equal an earlier one; if that isn't enough, the row is lost to this pass.
+void add(const Problem& p, const Codebook& book, const Scratch& s, int64_t n, Candidate candidate, float low) {
+  Row& row = *s.list[n];
+  State& state = *s.state;
+  const auto repeats = [&](const Candidate& c) { return state.repeats && state.repeats[c.code]; };
+  const auto keep = [&](auto f) {
     row.count = 0;
     for (int64_t c = 0; c < p.candidates; ++c)
-      if (row.candidates[c].high >= low) row.candidates[row.count++] = row.candidates[c];
-    if (row.count == p.candidates) row.count = kAll;
+      if (f(row.candidates[c])) row.candidates[row.count++] = row.candidates[c];
+  };
+  ++state.work.candidates;
+  if (row.count == kAll) return;
+  if (row.count == p.candidates) keep([&](const Candidate& c) { return c.high >= low; });
+  if (row.count == p.candidates) {
+    if (!state.repeats && --state.spare < 0) state.repeats = book.find_repeats(book);
+    keep([&](const Candidate& c) { return !repeats(c); });
   }
-  if (row.count != kAll) row.candidates[row.count++] = candidate;
+  if (repeats(candidate)) return;
+  if (row.count < p.candidates) {
+    row.candidates[row.count++] = candidate;
+  } else {
+    row.count = kAll, s.low[n] = __builtin_nanf("");  // which nothing reaches
+    ++state.lost;
+  }
 }
 
 // Scores of a group of codes (kRows, kV vectors of columns), and the highest of each column.
@@ -167,11 +146,13 @@ struct Chunk {
   int64_t first, count;  // in groups
   const Group* groups;
   const float* codes;
+  const uint8_t* repeats;  // those that are left out
 };
 
-// Candidates among a chunk's codes for kV vectors of columns from n on.
+// Candidates among a chunk's codes for kV vectors of columns from n on. Returns false once it is found which codes
+// repeat others: they are better left out.
 template <class Product, int kV>
-void match(const Problem& p, const Chunk& chunk, int64_t n, const Scratch& s, Ahead& next) {
+bool match(const Problem& p, const Codebook& book, const Chunk& chunk, int64_t n, const Scratch& s, Ahead& next) {
   const int64_t steps = ceil_div(p.d, Product::kPer), size = group_size(p.d, Product::kPer), groups = chunk.count;
   const auto score_group = [&](int64_t g, float* scores) {
     score<Product, kV>(
@@ -179,6 +160,10 @@ void match(const Problem& p, const Chunk& chunk, int64_t n, const Scratch& s, Ah
         s.high + g * kV * kLanes);
   };
   const auto scores_of = [&](int64_t g) { return p.keep ? s.scores + g * kRows * kV * kLanes : nullptr; };
+  const auto kept = [&](int64_t g) {
+    if (!p.keep) score_group(g, s.scores);
+    return p.keep ? scores_of(g) : s.scores;
+  };
   for (int64_t g = 0; g < groups; ++g) {
     next.advance();
     score_group(g, scores_of(g));
@@ -186,32 +171,41 @@ void match(const Problem& p, const Chunk& chunk, int64_t n, const Scratch& s, Ah
   for (int v = 0; v < kV; ++v) {
     const int64_t lane = n + v * kLanes;
     const Vec length = load(s.length + lane), residual = load(s.residual + lane);
-    const auto bound = [&](int64_t g) {
-      const Bound& of = chunk.groups[g].bound;
-      return length * of.of_length + (residual * of.of_residual + of.own);
-    };
+    const auto error_of = [&](const Bound& of) { return length * of.of_length + (residual * of.of_residual + of.own); };
     Vec low = load(s.low + lane);
     for (int64_t g = 0; g < groups; ++g) {
+      const Group& group = chunk.groups[g];
       float* high = s.high + (g * kV + v) * kLanes;
-      const Vec most = load(high), error = bound(g);
-      low = max(most - error, low);
-      store(most + error, high);
+      Vec most = load(high);
+      if (group.mixed) {
+        const float* scores = kept(g) + v * kLanes;
+        most = Vec{} - __builtin_inff();
+        for (int r = 0; r < kRows; ++r) {
+          const Vec score = load(scores + r * kV * kLanes), error = error_of(group.own[r]);
+          low = max(score - error, low);
+          most = max(score + error, most);
+        }
+      } else {
+        const Vec error = error_of(group.bound);
+        low = max(most - error, low);
+        most += error;
+      }
+      store(most, high);
     }
     store(low, s.low + lane);
     for (int64_t g = 0; g < groups; ++g) {
       if (!at_least(load(s.high + (g * kV + v) * kLanes), low)) continue;
-      if (!p.keep) score_group(g, s.scores);
-      const float* scores = p.keep ? scores_of(g) : s.scores;
-      const Vec error = bound(g);
-      float errors[kLanes];
-      store(error, errors);
+      const Group& group = chunk.groups[g];
+      const float* scores = kept(g);
+      const Vec error = error_of(group.bound);
       // A bit for each lane of each row. How many there are can't be foretold: one loop errs once.
       constexpr int kWords = ceil_div(kRows * kLanes, 64);
       uint64_t found[kWords] = {};
       int left = 0;
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) {
-        const uint64_t lanes = at_least(load(scores + (r * kV + v) * kLanes) + error, low);
+        const Vec here = group.mixed ? error_of(group.own[r]) : error;
+        const uint64_t lanes = at_least(load(scores + (r * kV + v) * kLanes) + here, low);
         found[r * kLanes / 64] |= lanes << r * kLanes % 64;
         left += __builtin_popcountll(lanes);
       }
@@ -220,111 +214,16 @@ void match(const Problem& p, const Chunk& chunk, int64_t n, const Scratch& s, Ah
         for (int w = kWords - 1; w >= 0; --w) word = found[w] ? w : word;
         const int bit = word * 64 + __builtin_ctzll(found[word]), r = bit / kLanes, at = bit % kLanes;
         found[word] &= found[word] - 1;
-        const float high = scores[(r * kV + v) * kLanes + at] + errors[at];
-        add(p, *s.list[lane + at], {high, int32_t((chunk.first + g) * kRows + r)}, low[at]);
+        const Bound& of = group.mixed ? group.own[r] : group.bound;
+        const float own = s.length[lane + at] * of.of_length + (s.residual[lane + at] * of.of_residual + of.own);
+        const float high = scores[(r * kV + v) * kLanes + at] + own;
+        add(p, book, s, lane + at, {high, int32_t((chunk.first + g) * kRows + r)}, low[at]);
       }
+      if (s.state->repeats != chunk.repeats) return false;
+      low = load(s.low + lane);  // of rows that are lost
     }
   }
-}
-
-// The squared distance of two vectors, summed in V's lanes.
-template <class V, class C>
-auto distance(const C* x, const C* e, int64_t d) {
-  constexpr int kLanes = sizeof(V) / sizeof(V{}[0]), kWays = 4;  // sums that don't wait for each other
-  typedef C Numbers __attribute__((vector_size(kLanes * sizeof(C))));
-  V sums[kWays] = {};
-  const auto add = [&](int64_t i, V& sum) {
-    Numbers row, code;
-    memcpy(&row, x + i, sizeof row);
-    memcpy(&code, e + i, sizeof code);
-    const V away = __builtin_convertvector(row, V) - __builtin_convertvector(code, V);
-    sum += away * away;
-  };
-  int64_t i = 0;
-  for (; i + kWays * kLanes <= d; i += kWays * kLanes)
-    for (int way = 0; way < kWays; ++way) add(i + way * kLanes, sums[way]);
-  for (; i + kLanes <= d; i += kLanes) add(i, sums[0]);
-  auto sum = total((sums[0] + sums[1]) + (sums[2] + sums[3]));
-  for (; i < d; ++i) sum += (decltype(sum)(x[i]) - e[i]) * (decltype(sum)(x[i]) - e[i]);
-  return sum;
-}
-
-// A row's index, of what each part of the codes has found for it: the only candidate, or the nearest by differences in
-// float64.
-template <class T>
-int64_t decide(const Problem& p, const Codebook& book, const Scratch* parts, int64_t n) {
-  using C = typename Compute<T>::type;
-  const T* x = static_cast<const T*>(p.x) + parts[0].rows[n].x;
-  const auto code = [&](int64_t k) { return code_of<C>(p, book, k, parts[0].code); };
-  float low = -__FLT_MAX__;
-  int64_t count = 0, first_nan = -1, likely = 0;
-  bool all = false;
-  for (int64_t part = 0; part < p.parts; ++part) {
-    const Row& row = parts[part].rows[n];
-    all |= row.count == kAll;
-    low = row.low > low ? row.low : low;
-    if (first_nan < 0) first_nan = *parts[part].first_nan;
-  }
-  const auto candidates = [&](auto f) {
-    for (int64_t part = 0; part < p.parts; ++part) {
-      const Row& row = parts[part].rows[n];
-      for (int32_t c = 0; c < row.count; ++c)
-        if (row.candidates[c].high >= low) f(row.candidates[c].code, row.candidates[c].high);
-    }
-  };
-  if (!all) {
-    float highest = -__builtin_inff();
-    candidates([&](int64_t k, float high) {
-      likely = high > highest ? k : likely;
-      highest = high > highest ? high : highest;
-      ++count;
-    });
-    if (count == 1 && first_nan < 0) return likely;
-  }
-  C* row = static_cast<C*>(parts[0].row);
-  if (p.d_stride == 1)
-    for (int64_t i = 0; i < p.d; ++i) row[i] = C(x[i]);
-  else
-    for (int64_t i = 0; i < p.d; ++i) row[i] = C(x[i * p.d_stride]);
-  if ((all || first_nan >= 0) && !all_finite(row, p.d)) return 0;
-  if (first_nan >= 0) return first_nan;
-  // A distance in float32 is off by (D + 2) u of it (Higham, section 3.1), or by D 2^-126 where squares underflow; the
-  // square of the row's length by (D + 5) u. With t = (|a|^2 - s^2 |x - e|^2) / 2 the distance of one code rules out
-  // those whose t can't come up to its own, most of them by what the first pass has found.
-  const bool brief = sizeof(C) == sizeof(float) && (all || count > 4 || p.d >= 256) && p.d <= 1 << 17;
-  const float slack = 1 + 0x1.1p-23f * float(p.d + 4), tiny = 0x1p-100f;
-  float rough = __builtin_inff(), first = 0;
-  double least_t = -__builtin_inf();
-  const auto nearer = [&](float here) {
-    const double square = parts[0].rows[n].square * (1 - 0x1p-23 * double(p.d + 6));
-    rough = here;
-    least_t = (square - book.scale * book.scale * (double(slack) * here + tiny)) / 2 - tiny;
-  };
-  if (brief && !all) {
-    nearer(first = distance<Vec>(row, code(likely), p.d));
-    count = 0;
-    candidates([&](int64_t, float high) { count += high >= least_t; });
-    if (count == 1) return likely;
-  }
-  double nearest = __builtin_inf();
-  int64_t index = 0;
-  const auto compare = [&](int64_t k, float high) {
-    if constexpr (sizeof(C) == sizeof(float))
-      if (brief) {
-        if (high < least_t) return;
-        const float here = !all && k == likely ? first : distance<Vec>(row, code(k), p.d);
-        if (here > rough * slack + tiny) return;
-        if (here < rough) nearer(here);
-      }
-    const double here = distance<Wide>(row, code(k), p.d);
-    index = here < nearest ? k : index;
-    nearest = here < nearest ? here : nearest;
-  };
-  if (all)
-    for (int64_t k = 0; k < p.k; ++k) compare(k, __builtin_inff());
-  else
-    candidates(compare);
-  return index;
+  return true;
 }
 
 // Groups of codes, prepared or as they are, in so many steps.
@@ -338,43 +237,66 @@ Ahead ahead(const Problem& p, const Codebook& book, bool ready, Span groups, int
   return {begin, end, ceil_div(end - begin, steps * 64) * 64};
 }
 
-// Finds the candidates of the listed rows among groups of codes.
+// The next groups of codes, prepared before or now, but for codes that are known to repeat another.
+template <class Product, class C>
+Chunk chunk_of(const Problem& p, const Codebook& book, bool ready, Span groups, const Scratch& s) {
+  const uint8_t* repeats = s.state->repeats;
+  Chunk chunk{groups.begin, count_of(groups), s.groups, s.codes, repeats};
+  if (ready) {
+    chunk.groups = groups_of(book) + groups.begin;
+    chunk.codes = codes_of(p, book) + groups.begin * group_size(p.d, Product::kPer);
+    if (!repeats) return chunk;
+    memcpy(s.groups, chunk.groups, size_t(chunk.count) * sizeof(Group));
+    chunk.groups = s.groups;
+  } else {
+    prepare<Product, C>(p, book, groups, s.codes, s.groups, s.code);
+  }
+  for (int64_t k = groups.begin * kRows; repeats && k < least(groups.end * kRows, p.k); ++k)
+    if (repeats[k]) s.groups[k / kRows - groups.begin].bias[k % kRows] = -__builtin_inff();
+  return chunk;
+}
+
+// Finds the candidates of the listed rows among groups of codes. Once more than half of the rows are lost, all are:
+// what follows will do better.
 template <class T, class Product>
 void pass(const Problem& p, const Codebook& book, Span groups, int64_t count, const Scratch& s) {
   using C = typename Compute<T>::type;
   const int64_t steps = ceil_div(p.d, Product::kPer);
+  State& state = *s.state;
+  state.repeats = __atomic_load_n(&book.repeats, __ATOMIC_ACQUIRE);
+  state.spare = count / 64, state.lost = 0;
+  const auto open = [&](int64_t n) { return n < count && s.list[n]->square == s.list[n]->square && !s.list[n]->count; };
   for (int64_t n = 0; n < count; n += kTile) {
     const int width = count - n > kLanes ? kTile : kLanes;
     float* columns = s.columns + n * steps;
     pack_rows<T, Product>(
         p, book, s.list + n, least(kTile, count - n), width, columns, s.length + n, s.residual + n, s.unit + n);
-    for (int r = 0; r < width; ++r)  // where there's no row, nothing reaches NaN, whatever the bound
-      s.low[n + r] = n + r < count ? -__FLT_MAX__ : __builtin_nanf("");
+    for (int r = 0; r < width; ++r)  // where no candidates are wanted, nothing reaches NaN, whatever the bound
+      s.low[n + r] = open(n + r) ? -__FLT_MAX__ : __builtin_nanf("");
   }
   const bool ready = book.prepared && book.per == Product::kPer;
-  bool bounded = true;
-  for (int64_t first = groups.begin; first < groups.end; first += p.chunk) {
-    const int64_t here = least(p.chunk, groups.end - first);
-    Chunk chunk{first, here, s.groups, s.codes};
-    if (ready) {
-      chunk.groups = groups_of(book) + first;
-      chunk.codes = codes_of(p, book) + first * group_size(p.d, Product::kPer);
-    } else {
-      prepare<Product, C>(p, book, {first, first + here}, s.codes, s.groups, s.code);
+  float far = __builtin_inff();
+  const auto futile = [&] { return 2 * state.lost > count; };
+  for (int64_t first = groups.begin; first < groups.end && !futile(); first += p.chunk) {
+    const Span here{first, least(first + p.chunk, groups.end)}, later{here.end, least(here.end + p.chunk, groups.end)};
+    Chunk chunk = chunk_of<Product, C>(p, book, ready, here, s);
+    for (int64_t g = 0; g < chunk.count; ++g) far = chunk.groups[g].far < far ? chunk.groups[g].far : far;
+    const bool fetch = p.blocks == 1 && count > kTile;  // several blocks find them in the last cache
+    Ahead next = ahead<C, Product>(p, book, ready, fetch ? later : Span{}, chunk.count * ceil_div(count, kTile));
+    for (int64_t n = 0; n < count && !futile(); n += kTile) {
+      const auto some = count - n > kLanes ? match<Product, kVectors> : match<Product, 1>;
+      while (!some(p, book, chunk, n, s, next)) chunk = chunk_of<Product, C>(p, book, ready, here, s);
+      state.work.products += least(kTile, count - n) * chunk.count * kRows * 4 / Product::kPer;
     }
-    for (int64_t g = 0; g < here; ++g) {
-      bounded &= chunk.groups[g].bounded;
-      if (*s.first_nan < 0) *s.first_nan = chunk.groups[g].first_nan;
-    }
-    const Span later{first + here, least(first + here + p.chunk, groups.end)};
-    const bool far = p.blocks == 1 && count > kTile;  // several blocks find them in the last cache
-    Ahead next = ahead<C, Product>(p, book, ready, far ? later : Span{}, here * ceil_div(count, kTile));
-    for (int64_t n = 0; n < count; n += kTile)
-      (count - n > kLanes ? match<Product, kVectors> : match<Product, 1>)(p, chunk, n, s, next);
   }
   for (int64_t n = 0; n < count; ++n) {
-    s.list[n]->low = s.low[n];
-    if (!bounded) s.list[n]->count = kAll;
+    Row& row = *s.list[n];
+    if (row.square != row.square) continue;
+    row.low = s.low[n];
+    if (futile()) row.count = kAll;
+    // t <= |a| |b| - |b|^2 / 2, which falls as |b| grows past |a|
+    const float length = row.square < 0 ? __builtin_inff() : 1.02f * s.length[n];
+    row.far = far == __builtin_inff() ? -far : length < far ? far * (length - far / 2) : __builtin_inff();
   }
 }
 
@@ -396,31 +318,20 @@ int64_t search_part(
   const int64_t count = count_of(rows);
   int64_t left = count, pays = per;
   locate(p, book, rows.begin, count, s.rows);
-  *s.first_nan = -1;
   for (int64_t n = 0; n < count; ++n) {
-    s.list[n] = s.rows + n;
-    s.rows[n].candidates = s.candidates + n * p.candidates;
+    Row& row = *(s.list[n] = s.rows + n);
+    row.low = -__FLT_MAX__, row.far = -__builtin_inff(), row.count = kAll, row.same = nullptr;
+    row.candidates = s.candidates + n * p.candidates;
   }
-  for (int64_t at = per; left && at; at /= 2) {
+  for (int64_t at = p.d <= kMostChannels ? per : 0; left && at; at /= 2) {
     with_product(at, [&](auto product) { pass<T, decltype(product)>(p, book, groups, left, s); });
     const int64_t listed = left;
     left = 0;
     for (int64_t n = 0; n < listed; ++n)
-      if (s.list[n]->count == kAll) s.list[left++] = s.list[n];
+      if (s.list[n]->count == kAll) left = list<T>(p, *s.list[n], s.list, left);
     if (2 * left > count) pays = most(1, at / 2);
   }
   return pays;
-}
-
-// Indices of a block's rows; the memory is that of its parts.
-template <class T>
-void finish(const Problem& p, int64_t block, char* memory) {
-  Scratch parts[kMostParts];
-  char* at = memory;
-  for (int64_t part = 0; part < p.parts; ++part) parts[part] = carve(p, at, at);
-  const Span rows = rows_of(p, block % p.blocks);
-  for (int64_t n = 0; n < rows.end - rows.begin; ++n)
-    p.out[parts[0].rows[n].out] = decide<T>(p, p.books[block / p.blocks], parts, n);
 }
 
 // Units count parts of the codes, then blocks, then codebooks. Where parts are several, each has its thread's memory.
@@ -428,13 +339,24 @@ int64_t search(const Problem& p, Span units, void* scratch) {
   char *memory = static_cast<char*>(scratch), *end;
   const Scratch s = carve(p, memory, end);
   int64_t per = p.per;
+  s.state->work = {};
   with_type(p.type, [&](auto element) {
     for (int64_t unit = units.begin; unit < units.end; ++unit) {
       const int64_t part = unit % p.parts, block = unit / p.parts % p.blocks, book = unit / p.parts / p.blocks;
       per = search_part<decltype(element)>(p, p.books[book], block, part, per, s);
-      if (p.parts == 1) finish<decltype(element)>(p, unit, memory);
+      if (p.parts > 1) continue;
+      const int64_t before = s.state->work.distances;
+      finish<decltype(element)>(p, unit, memory);
+      // Many ties, if few for each row: the next block had better know of repeats.
+      if (s.state->work.distances - before > 2 * p.block) p.books[book].find_repeats(p.books[book]);
     }
   });
+  const Work& work = s.state->work;
+  if (p.work) {
+    __atomic_fetch_add(&p.work->products, work.products, __ATOMIC_RELAXED);
+    __atomic_fetch_add(&p.work->candidates, work.candidates, __ATOMIC_RELAXED);
+    __atomic_fetch_add(&p.work->distances, work.distances, __ATOMIC_RELAXED);
+  }
   return per;
 }
 

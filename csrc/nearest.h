@@ -23,6 +23,16 @@ struct Codebook {
   double scale;         // a power of two that brings the codes near 1
   void* prepared;       // the codes as a first pass of `per` takes them, or null: `search` makes them on its way
   int64_t per;
+  const uint8_t* repeats;  // (K): codes that equal an earlier one; null until `find_repeats` is asked for them
+  const uint8_t* (*find_repeats)(const Codebook&);
+  void* owner;             // what finds them
+};
+
+// What a search took, for tests: it must not depend on what the numbers are.
+struct Work {
+  int64_t products;    // vectors times codes, in quarters: a float32 product counts 4, bf16 2, int8 1
+  int64_t candidates;  // codes that the products left to be looked at
+  int64_t distances;   // of vectors and codes, in float64
 };
 
 struct Problem {
@@ -35,6 +45,7 @@ struct Problem {
   int64_t num_books;
   Codebook* books;
   int64_t beside;             // numbers that go with a row and are wanted in cache beside it
+  Work* work;                 // what the search adds its work to, or null
   // set by `plan`
   int64_t per;                // numbers that a step of the first pass multiplies: 4 (int8), 2 (bf16) or 1 (float32)
   bool keep;                  // whether all scores are kept, else those of few groups are taken again
@@ -45,6 +56,7 @@ struct Problem {
   int64_t parts;              // of the codes, for a thread each
 };
 constexpr int64_t kMostParts = 64;
+constexpr int64_t kSample = 16;  // codes that `centre` looks at
 
 // The rows of a block: whole tiles, as many in one as in another.
 static constexpr Span rows_of(const Problem& p, int64_t block) {
@@ -55,7 +67,7 @@ static constexpr Span rows_of(const Problem& p, int64_t block) {
 
 struct Kernel {
   void (*plan)(Problem&, int64_t threads, bool share_codes);
-  void (*centre)(const Problem&, Codebook&, void* room);     // pivot and scale; room (D), like codes
+  void (*centre)(const Problem&, Codebook&, void* room);     // pivot and scale; room (kSample, D), like codes
   int64_t (*prepared)(const Problem&);                       // bytes of a prepared codebook
   void (*prepare)(const Problem&, const Codebook&, Span groups, void* room);
   int64_t (*scratch)(const Problem&);                        // bytes that a `search` needs

@@ -23,26 +23,29 @@ struct Candidate {
 
 struct Row {
   int64_t x, out;   // where it is, where its index goes
-  float square;     // of its length about the pivot
+  float square;     // of its length about the pivot; -inf where its units are its own, NaN where it isn't finite
   float low;        // no more than the largest t
+  float far;        // no less than the t of any code that the products leave out
   int32_t count;    // of candidates, in rising order; kAll: every code
   Candidate* candidates;
+  const Row* same;  // an equal row, whose index is this one's too
 };
 constexpr int32_t kAll = -1;
 
 constexpr int kMostPart = 256;
 
-// to[i * width + n] = scale * (vector n [i] - pivot[i]) for `count` vectors of d <= kMostPart channels; vector(n)
+// to[i * width + n] = scale[n] * (vector n [i] - pivot[i]) for `count` vectors of d <= kMostPart channels; vector(n)
 // points to the n-th.
 template <class T, class C, class Vector>
 void centre_into(
-    float* to, int width, int64_t count, Vector vector, int64_t stride, int d, const C* pivot, C scale) {
+    float* to, int width, int64_t count, Vector vector, int64_t stride, int d, const C* pivot, const C* scales) {
   typedef float Four __attribute__((vector_size(16)));
   for (int64_t n = 0; n < count; n += 4) {
     float part[4][kMostPart];
     const int lines = int(least(4, count - n));
     for (int l = 0; l < lines; ++l) {
       const T* x = vector(n + l);
+      const C scale = scales[n + l];
       if (stride == 1)
         for (int i = 0; i < d; ++i) part[l][i] = float((C(x[i]) - pivot[i]) * scale);
       else
@@ -126,7 +129,46 @@ void locate(const Problem& p, const Codebook& book, int64_t begin, int64_t count
   }
 }
 
-// Up to kTile rows as `width` columns, rounded to pairs where a step takes those, and their lengths.
+// Lists a row unless it equals the last one that is listed; returns how many are.
+template <class T>
+int64_t list(const Problem& p, Row& row, Row** listed, int64_t count) {
+  const auto number = [&](const Row& of, int64_t i) {
+    return typename Compute<T>::type(static_cast<const T*>(p.x)[of.x + i * p.d_stride]);
+  };
+  int64_t same = 0;
+  for (Row* last = count ? listed[count - 1] : nullptr; last && same < p.d; ++same)
+    if (number(row, same) != number(*last, same)) break;
+  if (count && same == p.d)
+    row.same = listed[count - 1];
+  else
+    listed[count++] = &row;
+  return count;
+}
+
+// Whether a vector's numbers are finite.
+template <class T>
+bool finite_row(const Problem& p, const T* x) {
+  for (int64_t i = 0; i < p.d; ++i)
+    if (!__builtin_isfinite(double(typename Compute<T>::type(x[i * p.d_stride])))) return false;
+  return true;
+}
+
+// A power of two that brings a vector's length about the pivot to 2^59 or more, but below 2^60; or NaN.
+template <class T, class C>
+C scale_of_long(const Problem& p, const T* x, const C* pivot) {
+  C largest = 0;
+  double squares = 0;
+  const auto away = [&](int64_t i) { return C(__builtin_fabs(C(x[i * p.d_stride]) - pivot[i])); };
+  for (int64_t i = 0; i < p.d; ++i) largest = largest > away(i) ? largest : away(i);
+  if (!__builtin_isfinite(largest)) return C(__builtin_nan(""));
+  const int exponent = __builtin_ilogb(largest);
+  const double near_one = __builtin_ldexp(1, -exponent);
+  for (int64_t i = 0; i < p.d; ++i) squares += double(away(i)) * near_one * (double(away(i)) * near_one);
+  return C(__builtin_ldexp(1, 59 - exponent - __builtin_ilogb(__builtin_sqrt(squares))));
+}
+
+// Up to kTile rows as `width` columns, rounded to pairs where a step takes those, and their lengths. A row that isn't
+// finite has no candidates, one that float32 doesn't hold about the pivot all.
 template <class T, class Product>
 void pack_rows(
     const Problem& p, const Codebook& book, Row** rows, int64_t count, int width, float* packed, float* length,
@@ -134,11 +176,10 @@ void pack_rows(
   using C = typename Compute<T>::type;
   const T* x = static_cast<const T*>(p.x);
   const C* pivot = static_cast<const C*>(book.pivot);
-  const C scale = C(book.scale);
   constexpr int kPart = Product::kPer == 4 ? kMostPart : 64;  // channels that are packed at a time, in L1
   bool adjacent = count == width;
   for (int64_t r = 1; r < count; ++r) adjacent &= rows[r]->x == rows[0]->x + r;
-  for (int r = 0; r < width; ++r) length[r] = residual[r] = unit[r] = 0;
+  C scales[kTile];
   float single[kPart * kTile];
   if (count < width) memset(single, 0, sizeof single);
   const auto read = [&](int64_t first, int d) {
@@ -146,32 +187,48 @@ void pack_rows(
     if (adjacent)
       for (int64_t i = 0; i < d; ++i)
         for (int r = 0; r < width; ++r)
-          single[i * width + r] = float((C(from[rows[0]->x + i * p.d_stride + r]) - pivot[first + i]) * scale);
+          single[i * width + r] = float((C(from[rows[0]->x + i * p.d_stride + r]) - pivot[first + i]) * scales[r]);
     else
       centre_into<T>(
-          single, width, count, [&](int64_t r) { return from + rows[r]->x; }, p.d_stride, d, pivot + first, scale);
+          single, width, count, [&](int64_t r) { return from + rows[r]->x; }, p.d_stride, d, pivot + first, scales);
   };
-  for (int64_t first = 0; first < p.d; first += kPart) {
-    const int d = int(least(kPart, p.d - first));
-    read(first, d);
-    for (int i = 0; i < d; ++i)
-      for (int r = 0; r < width; ++r) {
-        const float value = single[i * width + r], size = __builtin_fabsf(value);
-        length[r] += value * value;
-        if constexpr (Product::kPer == 4) unit[r] = size > unit[r] ? size : unit[r];
-      }
-    if constexpr (Product::kPer == 2) pair_up(single, width, d, packed + first / 2 * width, residual);
-    if constexpr (Product::kPer == 1) memcpy(packed + first * width, single, sizeof(float) * d * width);
-  }
-  if constexpr (Product::kPer == 4) {
-    for (int r = 0; r < width; ++r) unit[r] = unit_of(unit[r]);
+  const auto pack = [&] {
+    for (int r = 0; r < width; ++r) length[r] = residual[r] = unit[r] = 0;
     for (int64_t first = 0; first < p.d; first += kPart) {
       const int d = int(least(kPart, p.d - first));
-      if (p.d > kPart) read(first, d);
-      quantize(single, width, d, unit, packed + first / 4 * width, residual);
+      read(first, d);
+      for (int i = 0; i < d; ++i)
+        for (int r = 0; r < width; ++r) {
+          const float value = single[i * width + r], size = __builtin_fabsf(value);
+          length[r] += value * value;
+          if constexpr (Product::kPer == 4) unit[r] = size > unit[r] ? size : unit[r];
+        }
+      if constexpr (Product::kPer == 2) pair_up(single, width, d, packed + first / 2 * width, residual);
+      if constexpr (Product::kPer == 1) memcpy(packed + first * width, single, sizeof(float) * d * width);
     }
+    if constexpr (Product::kPer == 4) {
+      for (int r = 0; r < width; ++r) unit[r] = unit_of(unit[r]);
+      for (int64_t first = 0; first < p.d; first += kPart) {
+        const int d = int(least(kPart, p.d - first));
+        if (p.d > kPart) read(first, d);
+        quantize(single, width, d, unit, packed + first / 4 * width, residual);
+      }
+    }
+  };
+  for (int r = 0; r < width; ++r) scales[r] = C(book.scale);
+  pack();
+  bool longer = false;  // some row
+  for (int64_t r = 0; r < count; ++r) {
+    Row& row = *rows[r];
+    row.square = length[r], row.count = 0;
+    if (length[r] <= 0x1p120f) continue;
+    longer = true, row.square = -__builtin_inff();
+    if (finite_row(p, x + row.x))
+      scales[r] = scale_of_long(p, x + row.x, pivot), row.count = scales[r] > 0 ? 0 : kAll;
+    else
+      row.square = __builtin_nanf("");
   }
-  for (int64_t r = 0; r < count; ++r) rows[r]->square = length[r], rows[r]->count = length[r] <= 0x1p120f ? 0 : kAll;
+  if (longer) pack();
   for (int r = 0; r < width; ++r) length[r] = __builtin_sqrtf(length[r]), residual[r] = __builtin_sqrtf(residual[r]);
 }
 

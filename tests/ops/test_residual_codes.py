@@ -26,7 +26,7 @@ def test_codes_are_the_indices_of_residual_quantize(backend, layout, dtype, shar
 @pytest.mark.parametrize("n, k, d", [(700, 300, 65), (150, 1030, 32), (2100, 40, 7)])
 @pytest.mark.parametrize("bad", [0.0, torch.nan])
 def test_codes_that_threads_and_blocks_share(backend, n, k, d, bad) -> None:
-    """They are prepared once for all, by whoever comes first; a code with a NaN is everybody's."""
+    """They are prepared once for all, by whoever comes first; a code with a NaN is nobody's."""
     z_e, codebooks = torch.randn(3, d, n), books(2, k, d)
     codebooks[1, k - 2, d - 1] += bad
     once = residual_codes(z_e, codebooks)
@@ -37,7 +37,7 @@ def test_codes_that_threads_and_blocks_share(backend, n, k, d, bad) -> None:
         torch.set_num_threads(1)
     assert all(torch.equal(run, once) for run in runs)
     assert torch.equal(once, residual_quantize(z_e, codebooks).indices)
-    assert (once[..., 1] == k - 2).all() == (bad != 0)
+    assert bad == 0 or not (once[..., 1] == k - 2).any()
 
 
 def maps_of(stages: int, channels: int, d: int) -> list[list[Tensor]]:

@@ -15,14 +15,18 @@ def nearest(x: Tensor, codebook: Tensor, lengths: Tensor | None = None) -> Tenso
     """``argmin_k ||x_n - e_k||_2`` by differences in float64, lowest ``k`` on ties; 0 for a non-finite row.
 
     Differences rather than ``x.x - 2 x.e + e.e``: nothing cancels, whatever the offset of the data.
+    A code that isn't finite is nearer than none.
     """
-    finite, codebook = x.isfinite().all(-1), divided(codebook, lengths)
+    codebook = divided(codebook, lengths)
+    finite, nobodys = x.isfinite().all(-1), ~codebook.isfinite().all(-1, keepdim=True)
     numbers = max(1, x[..., :1, 0].numel() * codebook.shape[-2])  # held for one row
     distances = _distances
     if torch.float64 in (x.dtype, codebook.dtype):
         numbers, distances = numbers * x.shape[-1], _distances_of_any_size
     rows = x.double().split(max(1, 2**22 // numbers), dim=-2)  # 32 MB at a time
-    return torch.cat([distances(part, codebook.double()).argmin(-1) for part in rows], dim=-1) * finite
+    codebook = codebook.double().masked_fill(nobodys, 0)
+    found = [distances(part, codebook).masked_fill(nobodys.mT, torch.inf).argmin(-1) for part in rows]
+    return torch.cat(found, dim=-1) * finite
 
 
 def _distances(x: Tensor, codebook: Tensor) -> Tensor:

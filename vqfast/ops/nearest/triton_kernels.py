@@ -52,7 +52,7 @@ import triton
 import triton.language as tl
 
 MEASURE = tl.constexpr(64)  # channels that a wider row is measured by at a time, to spare registers
-FAR = tl.constexpr(2.0**100)  # a score half no code can have: padding and infinite codes; minus it: NaN ones
+FAR = tl.constexpr(2.0**100)  # a score half no code can have: padding, and codes that are not finite
 LARGEST = tl.constexpr(60000.0)  # fp16 ends at 65504
 
 
@@ -146,7 +146,6 @@ def _pack(
     r1 = tl.zeros([BK], tl.float32)
     r2 = tl.zeros([BK], tl.float32)
     good = k < K
-    nan = k < 0
     for d0 in range(0, Dp, BD):
         d = (d0 + tl.arange(0, BD)).to(tl.int64)
         inside = (k < K)[:, None] & (d < D)[None, :]
@@ -155,7 +154,6 @@ def _pack(
         )
         p = tl.load(pivot + g * Dp + d).to(tl.float64)
         good = good & (tl.min(_finite(e).to(tl.int32), axis=1) == 1)
-        nan = nan | (tl.max((e != e).to(tl.int32), axis=1) == 1)
         e = tl.where(inside & _finite(e), (e - p[None, :]) * scale, 0)
         square += tl.sum(e * e, axis=1)
         e = e.to(tl.float32)
@@ -168,8 +166,7 @@ def _pack(
         at = (g * Kp + k)[:, None] * Dp + d[None, :]
         tl.store(hi + at, h)
         tl.store(lo + at, low)
-    far = tl.where(nan, -FAR, FAR)
-    tl.store(half + g * Kp + k, tl.where(good, tl.minimum(square * 0.5, FAR * 0.5).to(tl.float32), far))
+    tl.store(half + g * Kp + k, tl.where(good, tl.minimum(square * 0.5, FAR * 0.5).to(tl.float32), FAR))
     tl.atomic_max(stats + g * 4 + 1, tl.max(_bits(tl.sqrt(tl.where(good, square, 0).to(tl.float32))), axis=0))
     tl.atomic_max(stats + g * 4 + 2, tl.max(_bits(tl.sqrt(tl.where(good, r1, 0))), axis=0))
     tl.atomic_max(stats + g * 4 + 3, tl.max(_bits(tl.sqrt(tl.where(good, r2, 0))), axis=0))
@@ -400,7 +397,7 @@ def _recheck(
                     )
                     difference = row.to(tl.float64) - code.to(tl.float64)
                     distance += tl.sum(difference * difference, axis=1)
-                distance = tl.where(distance == distance, distance, -float("inf"))  # a NaN code comes first
+                distance = tl.where(distance == distance, distance, float("inf"))  # of a NaN code
                 index = tl.where(has & (distance < nearest), k, index)
                 nearest = tl.where(has, tl.minimum(nearest, distance), nearest)
                 running = tl.where(column[None, :] == next_column[:, None], 0, running)

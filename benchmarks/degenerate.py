@@ -1,0 +1,193 @@
+"""Data that a search could stumble over, beside random data of the same shape.
+
+A search that rounds first must decide between what rounding leaves: where codes repeat, tie or lie far away,
+that could be all of them. Wanted: at most 1.5 times the time on random data, and less than eager's.
+Floor: as in ``nearest``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+import vqfast
+from benchmarks import accelerate, layer, nearest
+from benchmarks.core import Call, Case, Floor, Outputs
+from benchmarks.machine import DEVICE
+from vqfast.functional import nearest_code
+
+RANDOM = "vqfast, random data"
+UNCHECKED = (
+    RANDOM,
+    "eager",
+    "as it was",
+)  # they are there for their time; eager's codes are often wrong here
+Make = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def some(codebook: Tensor, every: int, value: float) -> Tensor:
+    """``codebook`` with every so manieth code vector set to a value."""
+    codebook = codebook.clone()
+    codebook[every // 2 :: every] = value
+    return codebook
+
+
+def of_codebook(change: Callable[[Tensor], Tensor]) -> Make:
+    """Another codebook for the same vectors."""
+    return lambda x, codebook: (x, change(codebook))
+
+
+KINDS: dict[str, Make] = {
+    "all codes zero": of_codebook(torch.zeros_like),
+    "all codes equal": of_codebook(lambda c: c[:1].repeat(len(c), 1)),
+    "few distinct codes": of_codebook(lambda c: c[torch.arange(len(c), device=c.device) * 7 % 64 % len(c)]),
+    "half of the codes zero": of_codebook(lambda c: some(c, 2, 0)),
+    "codes of +-1": of_codebook(torch.sign),
+    "codes and vectors of +-1": lambda x, c: (x.sign(), c.sign()),
+    "one code far away": of_codebook(lambda c: some(c, len(c), 1e20)),
+    "every ninth code far away": of_codebook(lambda c: some(c, 9, 1e20)),
+    "codes of all magnitudes": of_codebook(
+        lambda c: c * 10 ** torch.linspace(-6, 6, len(c), device=c.device)[:, None]
+    ),
+    "codes are vectors": lambda x, c: (x, x.repeat(-(-len(c) // len(x)), 1)[: len(c)].clone()),
+    "codes uniform in +-1/K": of_codebook(lambda c: (torch.rand_like(c) * 2 - 1) / len(c)),
+    "codes near one another": of_codebook(lambda c: c[:1] + 1e-5 * c),
+    "every ninth code NaN": of_codebook(lambda c: some(c, 9, torch.nan)),
+    "every ninth code infinite": of_codebook(lambda c: some(c, 9, torch.inf)),
+    "vectors equal": lambda x, c: (x[:1].repeat(len(x), 1), c),
+    "vectors zero": lambda x, c: (torch.zeros_like(x), c),
+    "vectors zero, codes of +-1": lambda x, c: (torch.zeros_like(x), c.sign()),
+    "vectors between two codes": lambda x, c: (
+        (c[torch.randint_like(x[:, 0], len(c)).long()] + c[torch.randint_like(x[:, 0], len(c)).long()]) / 2,
+        c,
+    ),
+    "half of the vectors NaN": lambda x, c: (some(x, 2, torch.nan), c),
+    "all shifted by 1000": lambda x, c: (x + 1000, c + 1000),
+}
+
+
+def check(data: tuple[Tensor, Tensor, Tensor, Tensor], outputs: Outputs) -> None:
+    """Each code is at the distance of float64's nearest; the first of equal ones."""
+    x, codebook = data[0][:128].double(), data[1].double()
+    exact = torch.cdist(x, codebook, compute_mode="donot_use_mm_for_euclid_dist")
+    exact.masked_fill_(~codebook.isfinite().all(1), torch.inf)
+    finite = x.isfinite().all(1)
+    for name in outputs.keys() - set(UNCHECKED):
+        indices = outputs[name][: len(x)]
+        chosen = exact.gather(1, indices[:, None])[:, 0]
+        assert (chosen <= exact.amin(1) * (1 + 1e-7))[finite].all(), f"{name} finds wrong codes"
+        repeats = (data[1][indices[:16], None] == data[1]).all(-1)
+        assert (repeats.int().argmax(1) == indices[:16])[finite[:16]].all(), (
+            f"{name} finds later ones of equal codes"
+        )
+
+
+def search(n: int, k: int, d: int, kind: str) -> Case:
+    """``n`` vectors, ``k`` code vectors, ``d`` channels."""
+
+    def data() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        x, codebook = torch.randn(n, d, device=DEVICE), torch.randn(k, d, device=DEVICE)
+        return *KINDS[kind](x, codebook), x, codebook
+
+    return Case(
+        name=f"N {n}, K {k}, D {d}: {kind}",
+        shape={"N": n, "K": k, "D": d},
+        contenders={
+            "vqfast": lambda: lambda data: nearest_code(*data[:2]),
+            RANDOM: lambda: lambda data: nearest_code(*data[2:]),
+            "eager": lambda: lambda data: nearest.eager(*data[:2]),
+        },
+        data=data,
+        check=check,
+        floor=Floor(2.0 * n * k * d, 4.0 * (n * d + k * d) + 8.0 * n),
+        slow=["eager"] if n * k > 3e7 else (),
+        memory=False,
+    )
+
+
+def quantiser(module: torch.nn.Module, codebook: Tensor) -> torch.nn.Module:
+    """A layer with this codebook in every stage."""
+    for stage in module.stages if hasattr(module, "stages") else [module]:
+        stage.codebook.data.copy_(codebook)
+    return module.to(DEVICE)
+
+
+def finite(data: Tensor, outputs: Outputs) -> None:
+    """Vectors stay finite, codes are codes."""
+    for name in outputs.keys() - set(UNCHECKED):
+        tensors = outputs[name] if isinstance(outputs[name], tuple) else (outputs[name],)
+        for tensor in tensors:
+            assert tensor.isfinite().all(), f"{name} isn't finite"
+            if not tensor.is_floating_point():
+                assert (tensor == 0).all(), f"{name} finds later ones of equal codes"
+
+
+def zeros(name: str, shape: tuple[int, ...], contenders: dict[str, Callable[[], Call]]) -> Case:
+    """Layers whose codebooks are all zeros, as many are before their first step."""
+    data = lambda: torch.randn(shape, device=DEVICE)  # noqa: E731
+    return Case(f"{name}, zeros, {', '.join(map(str, shape))}", {}, contenders, data, finite, memory=False)
+
+
+def training(k: int, shape: tuple[int, int, int, int], decay: float | None) -> Case:
+    """A step of ``VQLayer``, by gradient or by moving averages."""
+    d = shape[1]
+
+    def ours(codebook: Tensor) -> Call:
+        # zeros that learn would not stay zeros
+        module = quantiser(vqfast.VQLayer(k, d, layer.BETA, decay), codebook)
+        return lambda z_e: layer.train(quantiser(module, codebook), z_e)
+
+    contenders = {
+        "vqfast": partial(ours, torch.zeros(k, d)),
+        RANDOM: partial(ours, layer.codes(k, d)),
+        "eager": lambda: partial(layer.train, layer.EagerVQ(torch.zeros(k, d, device=DEVICE))),
+    }
+    return zeros(f"{'VQ' if decay is None else 'EMA VQ'} step, K {k}", shape, contenders)
+
+
+def encoding(stages: int, k: int, shape: tuple[int, int, int]) -> Case:
+    """``ResidualVQLayer.encode``."""
+    sizes = stages, k, shape[1]
+
+    def ours(codebook: Tensor) -> Call:
+        return quantiser(vqfast.ResidualVQLayer(*sizes, beta=layer.BETA), codebook).encode
+
+    contenders = {
+        "vqfast": partial(ours, torch.zeros(k, shape[1])),
+        RANDOM: partial(ours, layer.codes(k, shape[1])),
+    }
+    return zeros(f"residual encode, {stages} stages, K {k}", shape, contenders)
+
+
+def codec(name: str, shape: tuple[int, int, int], *options: float) -> Case:
+    """The quantiser of a codec as it is built."""
+
+    def build(fast: bool, random: bool) -> Call:
+        torch.manual_seed(0)
+        module = accelerate.transformers(name).module.eval()
+        for key, tensor in module.state_dict().items():
+            if key.endswith((".embed", ".embed_sum")):
+                tensor.normal_() if random else tensor.zero_()
+        if fast:
+            vqfast.accelerate(module.to(DEVICE))
+        return torch.no_grad()(lambda x: module.quantizer.encode(x, *options))
+
+    contenders = {
+        "vqfast": partial(build, True, False),
+        RANDOM: partial(build, True, True),
+        "as it was": partial(build, False, False),
+    }
+    return zeros(f"accelerate, {name}", shape, contenders)
+
+
+SHAPES = [(32768, 512, 64), (8192, 2048, 256), (8192, 65536, 8), (32768, 1024, 8)]
+CASES = [search(*shape, kind) for shape in SHAPES for kind in KINDS]
+CASES += [training(512, layer.IMAGES, decay) for decay in (None, 0.8)]
+CASES += [
+    encoding(8, 1024, (16, 128, 750)),
+    codec("Encodec", (1, 128, 750), 24.0),
+    codec("Mimi", (1, 512, 125)),
+]
