@@ -47,10 +47,11 @@ def test_ranks_agree_to_the_bit_and_with_one_process_to_rounding(states, name) -
         assert first["vq.initialised"]
 
 
-def test_methods_beside_forward_see_whole_parameters(states) -> None:
-    for key, value in vq_ranks.vqvae(sharded=False).items():
+@pytest.mark.parametrize("sharded", ["all", "parts"])
+def test_methods_beside_forward_see_whole_parameters(states, sharded) -> None:
+    for key, value in vq_ranks.vqvae().items():
         for state in states:
-            torch.testing.assert_close(state["vqvae"][key], value, msg=key)
+            torch.testing.assert_close(state[f"vqvae {sharded}"][key], value, msg=key)
 
 
 def test_a_rank_without_vectors_is_refused_where_it_is_alone() -> None:

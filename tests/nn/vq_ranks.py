@@ -86,13 +86,14 @@ def train(name: str, rank: int | None, sharded: bool = False) -> dict[str, Tenso
     return {**state, "indices": indices, "decoded": decoded}
 
 
-def vqvae(sharded: bool) -> dict[str, Tensor]:
-    """What the methods of a VQ-VAE beside ``forward`` give between two steps."""
+def vqvae(sharded: str = "") -> dict[str, Tensor]:
+    """What the methods of a VQ-VAE beside ``forward`` give after a step; sharded as a whole or by parts."""
     torch.manual_seed(7)
     model = VQVAE("paper", in_channels=1, hidden_channels=8, embedding_dim=4, num_embeddings=8).double()
     x = torch.rand(2, 1, 8, 8).double()
-    if sharded:
-        fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    parts = (model.encoder, model.vq, model.decoder) if sharded == "parts" else ()
+    for part in (*parts, model) if sharded else ():
+        fully_shard(part, mesh=init_device_mesh("cpu", (2,)))
     model(x).loss.backward()
     indices = model.encode(x)
     image = model.decode_codes(indices)
@@ -110,6 +111,7 @@ if __name__ == "__main__":
     dist.init_process_group("gloo", init_method=init, rank=rank, world_size=2)
     states = {name: train(name, rank) for name in CASES}
     states |= {f"{name} sharded": train(name, rank, sharded=True) for name in SHARDED}
-    torch.save({**states, "vqvae": vqvae(sharded=True)}, folder / f"{rank}.pt")
+    states |= {f"vqvae {sharded}": vqvae(sharded) for sharded in ("all", "parts")}
+    torch.save(states, folder / f"{rank}.pt")
     dist.barrier()  # a rank that leaves early breaks the other's last message
     dist.destroy_process_group()

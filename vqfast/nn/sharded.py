@@ -38,15 +38,22 @@ def whole(method: Method) -> Method:
     @functools.wraps(method)
     def run(self: nn.Module, *args, **kwargs) -> Any:
         if _possible():
-            from torch.distributed.tensor import DTensor
-
-            parts = {name: p for name, p in self.named_parameters() if isinstance(p, DTensor)}
+            parts = {f"module.{name}": part.full_tensor() for name, part in _own_parts(self)}
             if parts:
-                gathered = {f"module.{name}": part.full_tensor() for name, part in parts.items()}
-                return torch.func.functional_call(_Call(self, method), gathered, args, kwargs)
+                return torch.func.functional_call(_Call(self, method), parts, args, kwargs)
         return method(self, *args, **kwargs)
 
     return cast(Method, run)
+
+
+def _own_parts(module: nn.Module) -> list[tuple[str, Any]]:
+    """Parts of parameters by their dotted names, but of submodules that gather their own when called."""
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
+
+    others = tuple(f"{name}." for name, m in module.named_modules() if name and isinstance(m, FSDPModule))
+    named = module.named_parameters()
+    return [(name, p) for name, p in named if isinstance(p, DTensor) and not name.startswith(others)]
 
 
 def _parts(module: nn.Module, name: str) -> Iterator[Tensor]:

@@ -98,6 +98,8 @@ class VQLayer(Codebook):
     learns nothing, so that gradients and state are those without it. A layer that learns and is compiled, or
     runs in a backward pass of another kind, raises RuntimeError there; so it does under ``torch.func``.
 
+    Under FSDP2 (``fully_shard``) ``encode`` and ``decode`` gather the parameters; all ranks call them alike.
+
     Every step but a pending k-means start can be compiled into one graph and captured in a CUDA graph; run
     the first batch before capture or export.
 
