@@ -201,3 +201,56 @@ class Activated(nn.Module):
             y = mix(F.elu(torch.cat([both, -both], dim=1))[:, ::2])
             x = x + F.glu(y, dim=1) * F.hardtanh(x) + torch.sigmoid(before).clamp(max=0.75)
         return self.head(F.relu6(x + 1)) / 4
+
+
+BLOCKS = ["above", "composed", "left", "square", "gate", "glu", "linear", "norm", "shuffle", "skip", "halves"]
+
+
+class Stack(nn.Module):
+    """Any of ``BLOCKS`` one after the other; channels stay 4, and what is read is past."""
+
+    def __init__(self, blocks: list[str], seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.blocks = blocks
+        self.embedding = nn.Embedding(K, 4)
+        self.square = nn.ModuleList(nn.Conv2d(4, 4, (2, 3)) for _ in blocks)
+        self.row = nn.ModuleList(nn.Conv2d(4, 4, (1, 3), padding=(0, 1)) for _ in blocks)
+        self.column = nn.ModuleList(nn.Conv2d(4, 4, (2, 1)) for _ in blocks)
+        self.point = nn.ModuleList(nn.Conv2d(4, 8, 1) for _ in blocks)
+        self.grouped = nn.ModuleList(nn.Conv2d(8, 4, (1, 2), groups=4) for _ in blocks)
+        self.linear = nn.ModuleList(nn.Linear(4, 4) for _ in blocks)
+        self.norm = nn.ModuleList(nn.BatchNorm2d(4) for _ in blocks)
+        self.head = nn.Conv2d(4, K, 1)
+
+    def block(self, name: str, i: int, x: Tensor, first: Tensor) -> Tensor:
+        """``(B, 4, H, W)`` -> the same."""
+        if name == "above":  # the row above alone
+            return F.pad(self.row[i](x), (0, 0, 1, 0))[:, :, :-1]
+        if name == "composed":  # a row of three, then a column of two, shifted
+            return self.column[i](F.pad(self.row[i](x), (0, 0, 2, 0)))[:, :, :-1]
+        if name == "left":
+            return self.grouped[i](F.pad(torch.cat([x, -x], 1), (1, 0)))
+        if name == "square":
+            return self.square[i](F.pad(x, (2, 0, 1, 0)))
+        if name == "gate":
+            a, b = self.point[i](x).chunk(2, 1)
+            return a.tanh() * b.sigmoid()
+        if name == "glu":
+            return F.glu(self.point[i](F.elu(x)), 1)
+        if name == "linear":
+            return self.linear[i](x.permute(0, 2, 3, 1)).relu().permute(0, 3, 1, 2)
+        if name == "norm":
+            return F.silu(self.norm[i](x))
+        if name == "shuffle":
+            return x.view(len(x), 2, 2, *x.shape[2:]).transpose(1, 2).reshape(x.shape) * 0.7
+        if name == "skip":
+            return x + first
+        return torch.cat([x[:, 2:], F.gelu(x[:, :2])], dim=1) - 0.3
+
+    def forward(self, codes: Tensor) -> Tensor:
+        x = self.embedding(codes).movedim(3, 1)
+        x = first = F.pad(x, (1, 0))[..., :-1]
+        for i, name in enumerate(self.blocks):
+            x = self.block(name, i, x, first) + (x if i % 2 else 0)
+        return self.head(x)

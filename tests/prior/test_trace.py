@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.prior import networks
@@ -91,6 +94,15 @@ def test_traced_network_draws_what_its_own_loop_draws(
         assert torch.equal(prior.sample(5, shape, method=executor, batch_size=3, **given), expected)
         assert torch.equal(prior.sample(5, shape, method="naive", **given), expected)
         assert len(expected.unique(dim=0)) == 5
+
+
+@settings(derandomize=True, deadline=None, max_examples=20)
+@given(blocks=st.lists(st.sampled_from(networks.BLOCKS), min_size=1, max_size=6), seed=st.integers(0, 99))
+def test_any_stack_of_blocks_is_a_program(blocks: list[str], seed: int) -> None:
+    prior = program_of(networks.Stack(blocks, seed).double().eval(), K, (3, 4))
+    expected = prior.sample(4, (3, 4), method="naive")
+    for executor in ("torch", "auto"):
+        assert torch.equal(prior.sample(4, (3, 4), method=executor), expected)
 
 
 def test_traced_network_does_what_every_prior_does(
@@ -275,9 +287,11 @@ def test_shapes_that_the_network_does_not_take_are_refused(make_network: Callabl
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"call": 3}, TypeError, "call is 3; want a module"),
-        ({"call": lambda codes: codes}, TypeError, "want a module, or a function that reads one"),
+        ({"call": 3}, TypeError, "call is 3; want a module with weights"),
+        ({"call": lambda codes: codes}, TypeError, "or a function that reads one"),
         ({"num_embeddings": True}, TypeError, "num_embeddings is True"),
+        ({"call": partial(lambda network, codes: (codes,), nn.Linear(1, 1))}, TypeError, "returns a tuple"),
+        ({"call": nn.ReLU()}, TypeError, "want a module with weights"),
         ({"shape": (4, 5.0)}, TypeError, "shape"),
         ({"shape": (4, 5, 6)}, ValueError, r"shape is \(4, 5, 6\); want"),
         ({"labels": 0}, ValueError, "num_classes is 0"),

@@ -80,15 +80,14 @@ def _sigmoid(x):
 def _activated(x, activation):
     """What the activation makes of the sums; in few branches, since more of them take registers from all."""
     if activation > _RELU:
-        if activation == _GELU:
-            x *= 0.5 + 0.5 * tl.erf(x * 0.7071067811865476)
-        elif activation == _SILU:
-            x *= _sigmoid(x)
-        elif activation == _ELU:
+        if activation == _ELU:
             x = tl.where(x < 0, tl.exp(tl.where(x < 0, x, 0)) - 1, x)
-        else:  # tanh is a sigmoid too
-            scale = tl.where(activation == _TANH, 2, 1)
-            x = scale * _sigmoid(scale * x) + (1 - scale)
+        elif activation == _GELU:
+            x *= 0.5 + 0.5 * tl.erf(x * 0.7071067811865476)
+        else:
+            scale = tl.where(activation == _TANH, 2, 1)  # tanh is a sigmoid too
+            p = scale * _sigmoid(scale * x) + (1 - scale)
+            x = tl.where(activation == _SILU, x * p, p)
     return tl.where((activation == _RELU) & (x < 0), 0, x)
 
 

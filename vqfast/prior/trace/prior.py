@@ -157,9 +157,9 @@ class TracedPrior(CausalPrior):
         """The network's graph for inputs of such shapes; the first one and the last two are kept."""
         key = tuple(inputs["codes"].shape)
         if key not in self.graphs:
-            self.call(
-                *inputs.values()
-            )  # its errors are its own, and the first call may mask weights in place
+            result = self.call(*inputs.values())  # its errors are its own; it may mask weights in place
+            if not isinstance(result, Tensor):
+                raise TypeError(f"call returns a {type(result).__name__}; want a tensor of logits")
             try:
                 self.graphs[key] = front.trace(self.call, tuple(inputs.values()))
             except Exception as error:
@@ -292,13 +292,13 @@ def program_of(
         A prior like ``PixelCNN``, whose ``forward`` is the network's.
 
     Raises:
-        TypeError: an argument has the wrong type, or ``call`` reads no module.
+        TypeError: an argument has the wrong type, ``call`` reads no weights or doesn't return a tensor.
         ValueError: an argument is out of range; the network isn't causal, does what no program can (all of it
             is listed, with the lines that do it), or isn't what the program made of it.
     """
     check_integer("num_embeddings", num_embeddings)
-    if not callable(call) or not _modules(call):
-        raise TypeError(f"call is {call!r}; want a module, or a function that reads one")
+    if not callable(call) or not any(list(module.parameters()) for module in _modules(call)):
+        raise TypeError(f"call is {call!r}; want a module with weights, or a function that reads one")
     shape = tuple(shape)
     for size in shape:
         check_integer(f"a size of shape {shape}", size)

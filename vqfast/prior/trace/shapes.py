@@ -165,8 +165,15 @@ def pad(low: Lowering, x: Grid, pads: list[int], value: float = 0) -> Grid:
     """Zeros around a grid, or some of it."""
     ways = [(0, -1), (0, 1), (-1, 0), (1, 0)]  # left, right, above, below
     sides = [way for way, count in zip(ways, pads, strict=False) if count > 0]
-    if x.own() is None or value != 0:
-        x = low.source(x, sides) if sides else low.plain(x)
+    x = low.plain(x)
+    own, key = x.own(), next(iter(x.taps))
+    if own is not None and key[1:] == (0, 0) and low.is_whole(x):
+        table = own if x.bias is None else own + x.bias
+        x = Grid(x.layout, {key: table - value}, torch.full_like(table[0], value) if value != 0 else None)
+    elif value != 0:
+        raise Unsupported(f"padding by {value}")
+    elif sides:
+        x = low.source(x, sides)
     moves = {"y": 0, "x": 0}
     layout = list(x.layout)
     for i in range(len(pads) // 2):
@@ -178,12 +185,4 @@ def pad(low: Lowering, x: Grid, pads: list[int], value: float = 0) -> Grid:
         ((axis, size),) = layout[dim]
         layout[dim] = ((axis, size + before + after),)
         moves[axis] -= before
-    own, key = x.own(), next(iter(x.taps))
-    if own is not None and (x.bias is not None or value != 0):
-        if x.bias is not None and (key[1:] != (0, 0) or (max(pads) > 0 and not low.is_whole(x))):
-            raise Unsupported("codes that are padded twice")
-        table = own if x.bias is None else own + x.bias
-        x = Grid(x.layout, {key: table - value}, torch.full_like(table[0], value) if value != 0 else None)
-    elif value != 0:
-        raise Unsupported(f"padding by {value}")
     return x.columns(torch.arange(x.size("c")), tuple(layout)).moved(moves["y"], moves["x"])

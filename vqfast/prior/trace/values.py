@@ -186,8 +186,10 @@ def reshaped(layout: Layout, shape: tuple[int, ...]) -> Layout:
                     raise Unsupported(f"a view as {tuple(shape)}, which cuts the grid")
                 atoms.insert(0, (name, n // part))
                 n = part
-            dim.append((name, n))
             so_far *= n
+            if dim and dim[-1][0] == name == "c":
+                n *= dim.pop()[1]
+            dim.append((name, n))
             if not name:
                 raise Unsupported(f"a view as {tuple(shape)}")
         dims.append(tuple(dim))
