@@ -266,3 +266,24 @@ def test_lengths_whose_squares_no_dtype_holds(dtype, scale, power) -> None:
         scaled = nearest_code(x * scale**power, codebook * scale**power, metric, return_distance=True)
         assert torch.equal(scaled[0], want)
         torch.testing.assert_close(scaled[1] / (scale**power if metric == "l2" else 1), distance)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("dtype, scale", [(torch.float32, 1), (torch.float64, 1e-300)])
+def test_a_code_that_is_not_finite_is_chosen_where_no_other_is(dtype, scale, bad) -> None:
+    good = torch.randn(5, 3).to(dtype) * scale
+    book = torch.full((8, 3), bad, dtype=dtype)
+    places = torch.tensor([1, 2, 4, 6, 7])
+    book[places] = good
+    x = torch.randn(20, 3).to(dtype) * scale
+    for call in (
+        nearest_code,
+        lambda x, e: nearest_code(x, e, "cosine"),
+        nearest_unit_code,
+        lambda x, e: quantize(x, e).indices,
+        lambda x, e: residual_codes(x, [e])[:, 0],
+    ):
+        assert torch.equal(call(x, book), places[call(x, good)])
+    out = quantize(x, book[:1])
+    assert out.indices.eq(0).all() and not out.quantized.isfinite().any() and not out.codebook_loss.isfinite()
+    assert not nearest_code(x, book[:1], return_distance=True)[1].isfinite().any()

@@ -24,9 +24,8 @@ def nearest(x: Tensor, codebook: Tensor, lengths: Tensor | None = None) -> Tenso
     if torch.float64 in (x.dtype, codebook.dtype):
         numbers, distances = numbers * x.shape[-1], _distances_of_any_size
     rows = x.double().split(max(1, 2**22 // numbers), dim=-2)  # 32 MB at a time
-    codebook = codebook.double().masked_fill(nobodys, 0)
-    found = [distances(part, codebook).masked_fill(nobodys.mT, torch.inf).argmin(-1) for part in rows]
-    return torch.cat(found, dim=-1) * finite
+    codebook = codebook.double().masked_fill(nobodys, torch.inf)
+    return torch.cat([distances(part, codebook).argmin(-1) for part in rows], dim=-1) * finite
 
 
 def _distances(x: Tensor, codebook: Tensor) -> Tensor:
