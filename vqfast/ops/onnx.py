@@ -39,11 +39,13 @@ def _nearest(x: Tensor, codebook: Tensor, lengths: Tensor | None = None) -> Tens
 
     But squares of float64 numbers may over- or underflow.
     """
-    finite, codebook = x.isfinite().all(-1), divided(codebook, lengths)
+    codebook = divided(codebook, lengths)
+    finite, nobodys = x.isfinite().all(-1), ~codebook.isfinite().all(-1).unsqueeze(-2)
     x, codebook = x.double().unsqueeze(-2), codebook.double().unsqueeze(-3)
     blocks = [slice(first, first + CHANNELS) for first in range(0, int(codebook.shape[-1]), CHANNELS)]
     squares = [(x[..., block] - codebook[..., block]).square().sum(-1) for block in blocks]
-    return sum(squares[1:], squares[0]).argmin(-1) * finite
+    distances = torch.where(nobodys, torch.inf, sum(squares[1:], squares[0]))
+    return distances.argmin(-1) * finite
 
 
 _quantize = partial(quantize_reference.quantize, search=_nearest)
