@@ -156,6 +156,10 @@ def test_bad_files_are_left_out(spoilt: Path, tmp_path: Path) -> None:
     assert again.fingerprint == images.fingerprint and again.found == images.found
     told = "\n".join(images.told())
     assert "12 images" in told and all(f"left out {name}" in told for name in images.found["bad"])
+    (spoilt / "a" / "09.png").write_bytes(b"junk")  # which wasn't bad before
+    with pytest.raises(Unreadable, match=r"a/09\.png: cannot read image"):
+        load_images(str(spoilt), skip_bad=images.found["bad"])
+    (spoilt / "a" / "09.png").write_bytes((spoilt / "a" / "08.png").read_bytes())
     labels = saved(tmp_path / "y.npy", np.arange(20))  # of all, the bad ones too
     labelled = load_images(str(spoilt), labels=labels, skip_bad=True)
     assert labelled.labels.tolist() == [*range(4, 10), *range(14, 20)]

@@ -62,8 +62,10 @@ class Folder:
             probes.pop(name, None)
             bad.pop(name, None)
             self._leave_out("beside the class folders", name)
-        if bad and not skip_bad:
-            raise disk.Unreadable({str(self.root / name): why for name, why in bad.items()})
+        known = skip_bad if isinstance(skip_bad, Mapping) else {}
+        unknown = {str(self.root / name): why for name, why in bad.items() if name not in known}
+        if unknown and skip_bad is not True:
+            raise disk.Unreadable(unknown)
         if not probes:
             also = "".join(f"; {line}" for line in disk.told(self.left_out))
             raise ValueError(f"{root} has no image in it; want {', '.join(FORMATS)} files{also}")
