@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 
 import torch
 from torch import Tensor
 
 import vqfast
-from benchmarks import accelerate, layer, nearest
+from benchmarks import layer, nearest
 from benchmarks.core import Call, Case, Floor, Outputs
 from benchmarks.machine import DEVICE
 from vqfast.functional import nearest_code
@@ -104,7 +105,6 @@ def search(n: int, k: int, d: int, kind: str) -> Case:
         check=check,
         floor=Floor(2.0 * n * k * d, 4.0 * (n * d + k * d) + 8.0 * n),
         slow=["eager"] if n * k > 3e7 else (),
-        memory=False,
     )
 
 
@@ -162,18 +162,20 @@ def encoding(stages: int, k: int, shape: tuple[int, int, int]) -> Case:
     return zeros(f"residual encode, {stages} stages, K {k}", shape, contenders)
 
 
-def codec(name: str, shape: tuple[int, int, int], *options: float) -> Case:
-    """The quantiser of a codec as it is built."""
+def codec(name: str, quantizer: str, shape: tuple[int, int, int], *options: float) -> Case:
+    """The quantiser of a codec in transformers, as it is built."""
 
     def build(fast: bool, random: bool) -> Call:
-        torch.manual_seed(0)
-        module = accelerate.transformers(name).module.eval()
+        package = f"transformers.models.{name.lower()}"
+        config = getattr(import_module(f"{package}.configuration_{name.lower()}"), f"{name}Config")()
+        module = getattr(import_module(f"{package}.modeling_{name.lower()}"), quantizer)(config).eval()
         for key, tensor in module.state_dict().items():
             if key.endswith((".embed", ".embed_sum")):
                 tensor.normal_() if random else tensor.zero_()
+        module = module.to(DEVICE)
         if fast:
-            vqfast.accelerate(module.to(DEVICE))
-        return torch.no_grad()(lambda x: module.quantizer.encode(x, *options))
+            assert vqfast.accelerate(module), f"{name} isn't accelerated"
+        return torch.no_grad()(lambda x: module.encode(x, *options))
 
     contenders = {
         "vqfast": partial(build, True, False),
@@ -188,6 +190,6 @@ CASES = [search(*shape, kind) for shape in SHAPES for kind in KINDS]
 CASES += [training(512, layer.IMAGES, decay) for decay in (None, 0.8)]
 CASES += [
     encoding(8, 1024, (16, 128, 750)),
-    codec("Encodec", (1, 128, 750), 24.0),
-    codec("Mimi", (1, 512, 125)),
+    codec("Encodec", "EncodecResidualVectorQuantizer", (1, 128, 750), 24.0),
+    codec("Mimi", "MimiSplitResidualVectorQuantizer", (1, 512, 125)),
 ]

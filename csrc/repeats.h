@@ -1,7 +1,9 @@
 // Which codes equal an earlier one.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstring>
 #include <vector>
 
@@ -34,9 +36,13 @@ std::vector<uint8_t> repeats_of(const C* codes, const C* lengths, int64_t k, int
       hash = (hash ^ word) * 0x9e3779b97f4a7c15;
       hash ^= hash >> 32;
     };
-    C sum = 0;  // NaN where a number isn't finite
-    for (int64_t i = 0; i < d; ++i) mix(hashes[i % kWays], code[i]), sum += code[i] * 0;
-    if (sum != 0) continue;
+    int bad = 0;
+    for (int64_t i = 0; i < d; ++i) bad |= !std::isfinite(code[i]);
+    if (bad) continue;
+    int64_t i = 0;
+    for (; i + kWays <= d; i += kWays)
+      for (int64_t way = 0; way < kWays; ++way) mix(hashes[way], code[i + way]);
+    for (; i < d; ++i) mix(hashes[0], code[i]);
     for (int64_t way = 1; way < kWays; ++way) hashes[0] = (hashes[0] ^ hashes[way]) * 0x9e3779b97f4a7c15;
     size_t slot = hashes[0] >> (64 - bits);
     for (; slots[slot] >= 0; slot = (slot + 1) & (slots.size() - 1)) {

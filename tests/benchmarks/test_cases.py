@@ -14,6 +14,7 @@ import torch
 from benchmarks import (
     accelerate,
     core,
+    degenerate,
     end_to_end,
     first_result,
     layer,
@@ -31,6 +32,7 @@ LAYER = partial(accelerate.layer, "ResidualVQ", (2, 9, 8), 16)
 TRAIN, TOKENISE, SAMPLE = end_to_end.cases(4, 16, 8)
 CASES = {
     "nearest": nearest.search(300, 17, 5),
+    "degenerate": degenerate.search(300, 17, 5, "every ninth code far away"),
     "layer": layer.by_gradient((2, 8, 4, 4), 16),
     "EMA layer": layer.by_average((2, 8, 4, 4), 16),
     "residual VQ": residual_vq.residual("training", 2, 9, (3, 16, 8), True),
