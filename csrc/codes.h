@@ -40,8 +40,20 @@ const C* code_of(const Problem& p, const Codebook& book, int64_t k, void* room) 
 // The largest component of a difference.
 template <class C>
 C apart(const C* a, const C* b, int64_t d) {
+  constexpr int kWidth = sizeof(Vec) / sizeof(C);
+  typedef C Numbers __attribute__((vector_size(sizeof(Vec))));
+  Numbers most = {};
   C largest = 0;
-  for (int64_t i = 0; i < d; ++i) {
+  int64_t i = 0;
+  for (; i + kWidth <= d; i += kWidth) {
+    Numbers away, from;
+    memcpy(&away, a + i, sizeof away), memcpy(&from, b + i, sizeof from);
+    away -= from;
+    away = away < 0 ? -away : away;
+    most = away > most ? away : most;
+  }
+  for (int lane = 0; lane < kWidth; ++lane) largest = most[lane] > largest ? most[lane] : largest;
+  for (; i < d; ++i) {
     const C away = a[i] - b[i], distance = away < 0 ? -away : away;
     largest = distance > largest ? distance : largest;
   }

@@ -197,18 +197,20 @@ bool match(const Problem& p, const Codebook& book, const Chunk& chunk, int64_t n
       if (!at_least(load(s.high + (g * kV + v) * kLanes), low)) continue;
       const Group& group = chunk.groups[g];
       const float* scores = kept(g);
-      const Vec error = error_of(group.bound);
       // A bit for each lane of each row. How many there are can't be foretold: one loop errs once.
       constexpr int kWords = ceil_div(kRows * kLanes, 64);
       uint64_t found[kWords] = {};
       int left = 0;
+      const auto look = [&](auto error) {
 #pragma GCC unroll 16
-      for (int r = 0; r < kRows; ++r) {
-        const Vec here = group.mixed ? error_of(group.own[r]) : error;
-        const uint64_t lanes = at_least(load(scores + (r * kV + v) * kLanes) + here, low);
-        found[r * kLanes / 64] |= lanes << r * kLanes % 64;
-        left += __builtin_popcountll(lanes);
-      }
+        for (int r = 0; r < kRows; ++r) {
+          const uint64_t lanes = at_least(load(scores + (r * kV + v) * kLanes) + error(r), low);
+          found[r * kLanes / 64] |= lanes << r * kLanes % 64;
+          left += __builtin_popcountll(lanes);
+        }
+      };
+      const Vec error = error_of(group.bound);
+      group.mixed ? look([&](int r) { return error_of(group.own[r]); }) : look([&](int) { return error; });
       for (; left; --left) {
         int word = kWords - 1;
         for (int w = kWords - 1; w >= 0; --w) word = found[w] ? w : word;
