@@ -61,8 +61,8 @@ struct Torch {
 inline Torch torch;  // set before anything is called
 
 // Torch has written its own reason to stderr.
-inline void check(int32_t error) {
-  if (error != 0) throw std::runtime_error("torch failed in a call of vqfast's native library");
+inline void check(int32_t error, const char* what = "torch failed in a call of vqfast's native library") {
+  if (error != 0) throw std::runtime_error(what);
 }
 
 enum class ScalarType { Byte, Long, Half, BFloat16, Float, Double };
@@ -125,8 +125,9 @@ inline Tensor empty(const int64_t* sizes, int64_t dims, ScalarType type) {
   std::vector<int64_t> strides(dims, 1);
   for (int64_t i = dims - 2; i >= 0; --i) strides[i] = strides[i + 1] * (sizes[i + 1] > 0 ? sizes[i + 1] : 1);
   Handle made;
-  check(torch.aoti_torch_empty_strided(
-      dims, sizes, strides.data(), number_of(type), torch.aoti_torch_device_type_cpu(), 0, &made));
+  const int32_t error = torch.aoti_torch_empty_strided(
+      dims, sizes, strides.data(), number_of(type), torch.aoti_torch_device_type_cpu(), 0, &made);
+  check(error, "out of memory in a call of vqfast's native library");  // as vqfast/prior/memory.py reads it
   return Tensor(made);
 }
 inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType type) {
