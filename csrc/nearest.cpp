@@ -266,7 +266,7 @@ void pass(const Problem& p, const Codebook& book, Span groups, int64_t count, co
   const int64_t steps = ceil_div(p.d, Product::kPer);
   State& state = *s.state;
   state.repeats = __atomic_load_n(&book.repeats, __ATOMIC_ACQUIRE);
-  state.spare = count / 64, state.lost = 0;
+  state.spare = count < kManyRows ? count : count / 64, state.lost = 0;
   const auto open = [&](int64_t n) { return n < count && s.list[n]->square == s.list[n]->square && !s.list[n]->count; };
   for (int64_t n = 0; n < count; n += kTile) {
     const int width = count - n > kLanes ? kTile : kLanes;
@@ -350,7 +350,8 @@ int64_t search(const Problem& p, Span units, void* scratch) {
       const int64_t before = s.state->work.distances;
       finish<decltype(element)>(p, unit, memory);
       // Many ties, if few for each row: the next block had better know of repeats.
-      if (s.state->work.distances - before > 2 * p.block) p.books[book].find_repeats(p.books[book]);
+      const bool many = s.state->work.distances - before > 2 * p.block;
+      if (many && p.block >= kManyRows) p.books[book].find_repeats(p.books[book]);
     }
   });
   const Work& work = s.state->work;

@@ -6,6 +6,8 @@
 namespace vqfast::VQFAST_ISA {
 namespace {
 
+constexpr int64_t kManyRows = 64;  // fewer are sooner compared with all codes than repeats are found
+
 // How a thread's search goes.
 struct State {
   const uint8_t* repeats;  // of the codebook, if they are known
