@@ -33,6 +33,37 @@ auto distance(const C* x, const C* e, int64_t d, double scale) {
   return sum;
 }
 
+// Squared distances in float64 say nothing where they over- or underflow.
+template <class C>
+bool says_nothing(double square) {
+  return sizeof(C) == sizeof(double) && !(square > 0x1p-960 && square < __builtin_inf());
+}
+
+// The index of the code nearest to row among those that codes(f) calls f with, in rising order: by a type whose
+// exponents hold the squares of all float64 numbers. `index` is what was found without, which a code that equals the row
+// confirms.
+template <class C, class F>
+int64_t of_any_size(const Problem& p, const Codebook& book, const C* row, void* room, int64_t index, F codes) {
+  const auto square = [&](int64_t k) {
+    const C* code = code_of<C>(p, book, k, room);
+    long double sum = 0;
+    for (int64_t i = 0; i < p.d; ++i) {
+      const long double away = (long double)row[i] - (long double)code[i];
+      sum += away * away;
+    }
+    return sum;
+  };
+  long double nearest = square(index);
+  if (nearest == 0) return index;
+  nearest = __builtin_infl();
+  codes([&](int64_t k) {
+    const long double here = square(k);
+    index = here < nearest ? k : index;
+    nearest = here < nearest ? here : nearest;
+  });
+  return index;
+}
+
 // f(a candidate) for those of row n that none has ruled out, part by part of the codes; returns the low that does.
 template <class F>
 void candidates_of(const Problem& p, const Scratch* parts, int64_t n, float low, F f) {
@@ -109,7 +140,9 @@ int64_t decide(const Problem& p, const Codebook& book, const Scratch* parts, int
     index = here < nearest ? c.code : index;
     nearest = here < nearest ? here : nearest;
   });
-  return index;
+  if (!says_nothing<C>(nearest)) return index;
+  const auto codes = [&](auto f) { candidates([&](const Candidate& c) { f(c.code); }); };
+  return of_any_size<C>(p, book, row, parts[0].code, index, codes);
 }
 
 // sum + (column - row)^2
@@ -170,7 +203,19 @@ void compare_all(const Problem& p, const Codebook& book, const Scratch& s, int64
         }
       }
     }
-    for (int64_t n = 0; n < count; ++n) p.out[s.list[begin + n]->out] = index[n];
+    for (int64_t n = 0; n < count; ++n) {
+      const Row& row = *s.list[begin + n];
+      if (says_nothing<C>(nearest[n])) {
+        C* whole = static_cast<C*>(s.row);
+        for (int64_t i = 0; i < p.d; ++i) whole[i] = C(static_cast<const T*>(p.x)[row.x + i * p.d_stride]);
+        const auto codes = [&](auto f) {
+          for (int64_t k = 0; k < p.k; ++k)
+            if (!(repeats && repeats[k])) f(k);
+        };
+        index[n] = of_any_size<C>(p, book, whole, s.code, index[n], codes);
+      }
+      p.out[row.out] = index[n];
+    }
   }
 }
 

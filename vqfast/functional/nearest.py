@@ -49,8 +49,8 @@ def nearest_code(
 
     Exact: the argmin of the inputs at their given values, whatever their offset or scale. A row of ``x``
     with a NaN or an infinity gets index 0 and distance NaN. A code vector with one is never chosen while
-    another is finite; where none is, the index is 0. In float64 a CPU doesn't tell apart distances below
-    1e-150 of the codebook's largest number. The time depends on the shapes, hardly on what the numbers are.
+    another is finite; where none is, the index is 0. The time depends on the shapes, hardly on what the
+    numbers are.
 
     Args:
         x: ``(..., N, D)``, floating point.
