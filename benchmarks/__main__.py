@@ -22,7 +22,6 @@ SUITES = (
     "end_to_end",
     "first_result",
 )
-README = Path(__file__).parents[1] / "README.md"
 QUICK_ROUNDS, FULL_ROUNDS = 3, 11
 
 
@@ -63,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="SUITE", help=f"of {', '.join(SUITES)}; default all")
     parser.add_argument("--full", action="store_true", help="all shapes and peers, more rounds; an hour")
     parser.add_argument("--rounds", type=int, help=f"default {QUICK_ROUNDS}, with --full {FULL_ROUNDS}")
-    parser.add_argument("--readme", action="store_true", help="only make README's tables and all plots anew")
+    parser.add_argument("--readme", action="store_true", help="only make all tables and plots anew")
     parser.add_argument("--gpu-gate", action="store_true", help="tests, benchmarks and tunings on a GPU")
     asked = parser.parse_args(arguments)
     if unknown := set(asked.names) - set(SUITES):
@@ -73,7 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
     if asked.readme:
         for where in record.paths():
             plots.draw(where)
-        README.write_text(tables.filled(README.read_text()))
+        for page in tables.PAGES:
+            page.write_text(tables.filled(page.read_text()))
         return 0
     rounds = asked.rounds or (FULL_ROUNDS if asked.full else QUICK_ROUNDS)
     names = asked.names or list(SUITES)

@@ -1,4 +1,4 @@
-"""Records as Markdown. README's tables come from here, between markers: nobody types a figure."""
+"""Records as Markdown. Tables in README and docs come from here, between markers: nobody types a figure."""
 
 from __future__ import annotations
 
@@ -160,6 +160,7 @@ def plot(record: Record, picture: str) -> str:
     return f"![{picture.replace('-', ' ')}, {record['device']}]({target.as_posix()})\n"
 
 
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 KINDS = {"table": suite, "findings": findings, "growth": growth, "conditions": conditions, "plot": plot}
 
 

@@ -149,33 +149,47 @@ struct Chunk {
   const uint8_t* repeats;  // those that are left out
 };
 
-// Candidates among a chunk's codes for kV vectors of columns from n on. Returns false once it is found which codes
-// repeat others: they are better left out.
+// kV vectors of columns from n on against the codes of a chunk.
 template <class Product, int kV>
-bool match(const Problem& p, const Codebook& book, const Chunk& chunk, int64_t n, const Scratch& s, Ahead& next) {
-  const int64_t steps = ceil_div(p.d, Product::kPer), size = group_size(p.d, Product::kPer), groups = chunk.count;
-  const auto score_group = [&](int64_t g, float* scores) {
+struct Match {
+  const Problem& p;
+  const Chunk& chunk;
+  const Scratch& s;
+  const int64_t n, steps = ceil_div(p.d, Product::kPer), size = group_size(p.d, Product::kPer);
+
+  void score_group(int64_t g, float* scores) const {
     score<Product, kV>(
-        steps, chunk.codes + g * size, chunk.groups[g], s.columns + n * steps, s.unit + n, scores,
-        s.high + g * kV * kLanes);
-  };
-  const auto scores_of = [&](int64_t g) { return p.keep ? s.scores + g * kRows * kV * kLanes : nullptr; };
-  const auto kept = [&](int64_t g) {
+        steps, chunk.codes + g * size, chunk.groups[g], s.columns + n * steps, s.unit + n, scores, high_of(g));
+  }
+  float* high_of(int64_t g) const { return s.high + g * kV * kLanes; }
+  float* scores_of(int64_t g) const { return p.keep ? s.scores + g * kRows * kV * kLanes : nullptr; }
+  const float* kept(int64_t g) const {
     if (!p.keep) score_group(g, s.scores);
     return p.keep ? scores_of(g) : s.scores;
-  };
-  for (int64_t g = 0; g < groups; ++g) {
+  }
+  auto errors(int64_t lane) const {
+    return [length = load(s.length + lane), residual = load(s.residual + lane)](const Bound& of) {
+      return length * of.of_length + (residual * of.of_residual + of.own);
+    };
+  }
+  void raise(Ahead& next) const;
+  bool collect(const Codebook& book) const;
+};
+
+// Raises each row's low to what the best of the codes has at the least, and leaves the most that a group has in high.
+template <class Product, int kV>
+void Match<Product, kV>::raise(Ahead& next) const {
+  for (int64_t g = 0; g < chunk.count; ++g) {
     next.advance();
     score_group(g, scores_of(g));
   }
   for (int v = 0; v < kV; ++v) {
     const int64_t lane = n + v * kLanes;
-    const Vec length = load(s.length + lane), residual = load(s.residual + lane);
-    const auto error_of = [&](const Bound& of) { return length * of.of_length + (residual * of.of_residual + of.own); };
+    const auto error_of = errors(lane);
     Vec low = load(s.low + lane);
-    for (int64_t g = 0; g < groups; ++g) {
+    for (int64_t g = 0; g < chunk.count; ++g) {
       const Group& group = chunk.groups[g];
-      float* high = s.high + (g * kV + v) * kLanes;
+      float* high = high_of(g) + v * kLanes;
       Vec most = load(high);
       if (group.mixed) {
         const float* scores = kept(g) + v * kLanes;
@@ -193,8 +207,18 @@ bool match(const Problem& p, const Codebook& book, const Chunk& chunk, int64_t n
       store(most, high);
     }
     store(low, s.low + lane);
-    for (int64_t g = 0; g < groups; ++g) {
-      if (!at_least(load(s.high + (g * kV + v) * kLanes), low)) continue;
+  }
+}
+
+// The candidates among the codes. Returns false once it is found which codes repeat others: they are better left out.
+template <class Product, int kV>
+bool Match<Product, kV>::collect(const Codebook& book) const {
+  for (int v = 0; v < kV; ++v) {
+    const int64_t lane = n + v * kLanes;
+    const auto error_of = errors(lane);
+    Vec low = load(s.low + lane);
+    for (int64_t g = 0; g < chunk.count; ++g) {
+      if (!at_least(load(high_of(g) + v * kLanes), low)) continue;
       const Group& group = chunk.groups[g];
       const float* scores = kept(g);
       // A bit for each lane of each row. How many there are can't be foretold: one loop errs once.
@@ -259,9 +283,10 @@ Chunk chunk_of(const Problem& p, const Codebook& book, bool ready, Span groups, 
 }
 
 // Finds the candidates of the listed rows among groups of codes. Once more than half of the rows are lost, all are:
-// what follows will do better.
+// what follows will do better. If it scouts, some codes from everywhere raise the rows' lows first: codes that come
+// early are no candidates then because better ones come late.
 template <class T, class Product>
-void pass(const Problem& p, const Codebook& book, Span groups, int64_t count, const Scratch& s) {
+void pass(const Problem& p, const Codebook& book, Span groups, int64_t count, bool scouts, const Scratch& s) {
   using C = typename Compute<T>::type;
   const int64_t steps = ceil_div(p.d, Product::kPer);
   State& state = *s.state;
@@ -279,6 +304,18 @@ void pass(const Problem& p, const Codebook& book, Span groups, int64_t count, co
   const bool ready = book.prepared && book.per == Product::kPer;
   float far = __builtin_inff();
   const auto futile = [&] { return 2 * state.lost > count; };
+  const auto with_match = [&](const Chunk& chunk, int64_t n, auto f) {
+    if (count - n > kLanes) return f(Match<Product, kVectors>{p, chunk, s, n});
+    return f(Match<Product, 1>{p, chunk, s, n});
+  };
+  constexpr int64_t kScouts = 8;  // groups
+  for (int64_t scout = 0; scouts && scout < kScouts; ++scout) {
+    const int64_t group = groups.begin + count_of(groups) * (2 * scout + 1) / (2 * kScouts);
+    const Chunk chunk = chunk_of<Product, C>(p, book, ready, {group, group + 1}, s);
+    Ahead nothing{};
+    for (int64_t n = 0; n < count; n += kTile) with_match(chunk, n, [&](const auto& match) { match.raise(nothing); });
+    state.work.products += count * kRows * 4 / Product::kPer;
+  }
   for (int64_t first = groups.begin; first < groups.end && !futile(); first += p.chunk) {
     const Span here{first, least(first + p.chunk, groups.end)}, later{here.end, least(here.end + p.chunk, groups.end)};
     Chunk chunk = chunk_of<Product, C>(p, book, ready, here, s);
@@ -286,8 +323,11 @@ void pass(const Problem& p, const Codebook& book, Span groups, int64_t count, co
     const bool fetch = p.blocks == 1 && count > kTile;  // several blocks find them in the last cache
     Ahead next = ahead<C, Product>(p, book, ready, fetch ? later : Span{}, chunk.count * ceil_div(count, kTile));
     for (int64_t n = 0; n < count && !futile(); n += kTile) {
-      const auto some = count - n > kLanes ? match<Product, kVectors> : match<Product, 1>;
-      while (!some(p, book, chunk, n, s, next)) chunk = chunk_of<Product, C>(p, book, ready, here, s);
+      const auto matched = [&](const auto& match) {
+        match.raise(next);
+        return match.collect(book);
+      };
+      while (!with_match(chunk, n, matched)) chunk = chunk_of<Product, C>(p, book, ready, here, s);
       state.work.products += least(kTile, count - n) * chunk.count * kRows * 4 / Product::kPer;
     }
   }
@@ -325,13 +365,20 @@ int64_t search_part(
     row.low = -__FLT_MAX__, row.far = -__builtin_inff(), row.count = kAll, row.same = nullptr;
     row.candidates = s.candidates + n * p.candidates;
   }
-  for (int64_t at = p.d <= kMostChannels ? per : 0; left && at; at /= 2) {
-    with_product(at, [&](auto product) { pass<T, decltype(product)>(p, book, groups, left, s); });
+  bool scouts = false;
+  for (int64_t at = p.d <= kMostChannels ? per : 0; left && at;) {
+    with_product(at, [&](auto product) { pass<T, decltype(product)>(p, book, groups, left, scouts, s); });
     const int64_t listed = left;
     left = 0;
     for (int64_t n = 0; n < listed; ++n)
       if (s.list[n]->count == kAll) left = list<T>(p, *s.list[n], s.list, left);
-    if (2 * left > count) pays = most(1, at / 2);
+    const bool failed = 2 * left > count;
+    if (failed && !scouts) {
+      scouts = true;  // and once more
+      continue;
+    }
+    if (failed) pays = most(1, at / 2);
+    at /= 2;
   }
   return pays;
 }

@@ -1,6 +1,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from vqfast import VQVAE, PixelCNN
 from vqfast.pipeline.checkpoint import save_model
 
@@ -20,6 +22,13 @@ def test_the_python_of_the_readme_runs(monkeypatch, tmp_path):
     assert names["vectors"].shape == (4, 64, 16, 16)
     assert names["z_e"].grad is not None
     assert names["images"].shape == (4, 3, 32, 32)
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.stem)
+def test_the_python_of_the_documentation_runs(page):
+    names: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.S):
+        exec(compile(block, page.name, "exec"), names)
 
 
 def test_ci_runs_the_readmes_test_command_word_for_word():

@@ -142,13 +142,16 @@ def test_unknown_suite_and_no_rounds_are_errors(capsys) -> None:
 
 
 def test_every_suite_has_a_table_in_the_readme() -> None:
-    marked = {(kind, name) for _, kind, name, *_ in tables.MARKED.findall((ROOT / "README.md").read_text())}
+    text = "".join(page.read_text() for page in tables.PAGES)
+    marked = {(kind, name) for _, kind, name, *_ in tables.MARKED.findall(text)}
     assert {("table", name) for name in command.SUITES} <= marked
 
 
 def test_the_readme_is_what_the_records_say() -> None:
-    readme = (ROOT / "README.md").read_text()
-    assert tables.filled(readme) == readme, "python -m benchmarks --readme makes it anew"
+    for page in tables.PAGES:
+        assert tables.filled(page.read_text()) == page.read_text(), (
+            "python -m benchmarks --readme makes it anew"
+        )
 
 
 def test_the_pictures_are_what_the_records_say() -> None:
