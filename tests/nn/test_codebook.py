@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from tests.nn.layers import RULES, layer, randn, state
 from vqfast.nn import VQLayer, ranks
+from vqfast.nn.kmeans import kmeans
 
 # k-means start
 
@@ -124,6 +125,11 @@ def test_kmeans_of_very_large_or_small_vectors_is_that_of_others_scaled(size, nu
         assert not vq(z_e * factor).loss.isnan()
         books.append(vq.codebook.detach().double() / factor)
     torch.testing.assert_close(*books, rtol=1e-4, atol=1e-4)
+
+
+def test_kmeans_of_float64_numbers_of_any_size() -> None:
+    x = torch.randn(100, 2, dtype=torch.float64)
+    torch.testing.assert_close(kmeans(x * 2.0**600, 5) / 2.0**600, kmeans(x, 5), rtol=1e-12, atol=0)
 
 
 def test_kmeans_starts_many_codes_from_few_vectors_in_no_time() -> None:

@@ -108,6 +108,16 @@ def test_a_state_of_before_the_start_still_waits_and_an_older_one_is_understood(
     assert not torch.equal(vq.codebook, before)
 
 
+def test_a_state_of_codes_that_were_put_there_before_the_start_has_started() -> None:
+    first, second = VQLayer(9, 4, kmeans_init=True), VQLayer(9, 4, kmeans_init=True)
+    codes = torch.randn(9, 4)
+    with torch.no_grad():
+        first.codebook.copy_(codes)
+    second.load_state_dict(first.state_dict())
+    second(torch.randn(50, 4))
+    assert torch.equal(second.codebook, codes)
+
+
 def test_what_is_missing_is_still_told() -> None:
     vq = VQLayer(9, 4, decay=0.9)
     with pytest.raises(RuntimeError, match="codebook"):

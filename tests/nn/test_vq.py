@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.nn.layers import RULES, layer, randn
-from vqfast.nn import VQLayer
+from vqfast.nn import ResidualVQLayer, VQLayer
 
 
 def keras(z_e: Tensor, codebook: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -141,12 +141,14 @@ def test_encode_and_decode_agree_with_forward(channel_dim, shape, decay) -> None
     assert torch.equal(vq.decode(indices), quantized)
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16])
 def test_decode_and_perplexity_take_codes_of_any_integer_dtype(dtype) -> None:
     vq = layer()
     codes = torch.tensor([[0, 8, 1], [1, 1, 0]])
     assert torch.equal(vq.decode(codes.to(dtype)), vq.decode(codes))
     assert torch.equal(vq.perplexity(codes.to(dtype)), vq.perplexity(codes))
+    stages = ResidualVQLayer(3, 9, 4)
+    assert torch.equal(stages.decode(codes.to(dtype)), stages.decode(codes))
 
 
 def test_decode_passes_gradients_to_the_codebook() -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import pickle
 import re
+from functools import partial
 
 import pytest
 import torch
 
 from tests.nn.layers import ALL, RULES
-from vqfast.nn import VQLayer
+from vqfast.nn import ResidualVQLayer, VQLayer
 from vqfast.nn.codebook import Codebook
 
 
@@ -145,3 +146,6 @@ def test_heads_that_do_not_divide_the_channels_are_named() -> None:
         VQLayer(8, 4, heads=3)
     with pytest.raises(ValueError, match="2 heads"):
         VQLayer(8, 4, heads=2).decode(torch.zeros(3, 5, dtype=torch.int64))
+    for make in (VQLayer, partial(VQLayer, codebook_dim=3), partial(ResidualVQLayer, 1)):
+        with pytest.raises(ValueError, match="indices has shape"):
+            make(8, 4, channel_dim=3).decode(torch.zeros(2, 1, dtype=torch.int64))

@@ -62,6 +62,9 @@ def squares(row: Tensor, codebook: Tensor) -> list[Fraction]:
 
 @pytest.mark.parametrize("exponents", [(200, 200), (-200, -200), (307, 307), (-307, -307), (-320, 307)])
 def test_squares_beyond_what_float64_holds(backend, exponents) -> None:
+    if backend == "triton":
+        pytest.skip("compares float64 numbers of float32's range only, as documented")
+
     def numbers(*shape: int) -> Tensor:
         exponent = torch.randint(exponents[0], exponents[1] + 1, (shape[0], 1)).double()
         return torch.randn(shape).double() * 10**exponent

@@ -49,8 +49,8 @@ def nearest_code(
 
     Exact: the argmin of the inputs at their given values, whatever their offset or scale. A row of ``x``
     with a NaN or an infinity gets index 0 and distance NaN. A code vector with one is never chosen while
-    another is finite; where none is, the index is 0. The time depends on the shapes, hardly on what the
-    numbers are.
+    another is finite; where none is, the index is 0. The Triton kernels compare float64 numbers
+    of float32's range (1e-38 to 1e38) only. The time depends on the shapes, hardly on what the numbers are.
 
     Args:
         x: ``(..., N, D)``, floating point.

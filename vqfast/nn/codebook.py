@@ -330,6 +330,13 @@ class Codebook(nn.Module):
             self._start = fn(self._start)
         return self
 
+    def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
+        """Code vectors that somebody has put in the place of the random start are a start."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        start = None if self.codebook.is_meta else self._start
+        if start is not None and (gathered(self.codebook.detach()) != start).any():
+            destination[prefix + "initialised"] = torch.ones_like(self.initialised)
+
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args) -> None:
         """Takes a state that was saved with other options too."""
         names = {prefix + name for name in (*STATISTICS, "initialised")}

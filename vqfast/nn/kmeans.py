@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,7 @@ from vqfast.nn import ranks
 
 DRAWN = 1024  # candidates of a round of seeding: their distances from each other fit in cache
 SPREAD = 0.1  # of code vectors beyond the data's, in standard deviations around them
-LARGE, SMALLER = 1e18, 2.0**-64  # sums of larger numbers could overflow; a power of two scales exactly
+LARGE = 40  # exponent from which on sums of squares could overflow float32
 
 
 @torch.no_grad()
@@ -31,7 +33,8 @@ def kmeans(
             f"x has shape {tuple(x.shape)}, num_embeddings is {num_embeddings}; want (N, D), K >= 1"
         )
     x = x.to(torch.promote_types(x.dtype, torch.float32))
-    scale = SMALLER if x.abs().max() > LARGE else 1.0
+    _, exponent = math.frexp(float(x.abs().max()))
+    scale = 2.0 ** min(0, LARGE - exponent)  # exact, as all powers of two
     x = x * scale
     generator = torch.Generator().manual_seed(seed)
     codebook = x.unique(dim=0) if len(x) <= num_embeddings else _seeds(x, num_embeddings, generator)

@@ -48,6 +48,14 @@ class Projection(nn.Module):
         z = dims.move(z_e, self.channel_dim, self.dim)
         return z if self.project_in is None else self.project_in(z)
 
+    def check_place(self, indices: Tensor, ndim: int) -> None:
+        """Raises ValueError unless decoded ``indices``, of ``ndim`` dimensions, have ``channel_dim``."""
+        if not -ndim <= self.channel_dim < ndim:
+            raise ValueError(
+                f"indices has shape {tuple(indices.shape)}; want (B, *spatial) with vectors along dimension "
+                f"{self.channel_dim}"
+            )
+
     def leave(self, quantized: Tensor, mask: Tensor | None) -> Tensor:
         """Codes in the place of ``z_e``; zero where ``mask`` is ``False``."""
         if self.project_out is not None:

@@ -195,7 +195,9 @@ class ResidualVQLayer(nn.Module):
                 f"indices has shape {shape}; want (B, *spatial, 1..{self.num_quantizers} stages)"
             )
         check_mask(mask, indices, -1)
-        codes = [self._looked_up(self._stage(q), index) for q, index in enumerate(indices.unbind(-1))]
+        self.projection.check_place(indices, indices.ndim)
+        stages = enumerate(indices.long().unbind(-1))
+        codes = [self._looked_up(self._stage(q), index) for q, index in stages]
         return self.projection.leave(torch.stack(codes).sum(0), mask)
 
     def extra_repr(self) -> str:

@@ -267,6 +267,7 @@ class VQLayer(Codebook):
             raise ValueError(
                 f"indices has shape {tuple(indices.shape)}; want (B, *spatial, {self.heads} heads)"
             )
+        self.projection.check_place(indices, indices.ndim + (self.heads == 1))
         return self.look_up(indices, mask)
 
     def look_up(self, indices: Tensor, mask: Tensor | None = None) -> Tensor:
