@@ -12,6 +12,7 @@ from tests.cli.command import PRIOR, TRAIN, UNLABELLED, files, refused, run
 HUGE = "9" * 25
 BAD_TRAIN = {
     "--data nope": "nope'; no such file or folder",
+    "--data photos/1.png": "holdout is 0.1, which leaves one part of 1 image empty; want both",
     "--data truncated.npy": "truncated.npy: cannot read .npy file",
     "--data nan.npy": "nan.npy has nan in image 0; want floats in [0, 1]",
     "--data thesis": "thesis has no image in it; want PNG, JPEG",
@@ -108,7 +109,7 @@ BAD_SAMPLE = {
     "--complete held-out --keep nope.png": "nope.png",
     "--complete nope": "nope",
     "--complete odd.npy --label 0": "spatial is (7, 8)",
-    "--complete photos": "label is None; want one: the prior has classes, the images have no labels",
+    "--complete photos": "say --label: the prior has classes, the images have no labels",
     "--complete photos --label 3": "label is 3; the prior has 3 classes",
     "--out drawn --num 7 --seed 1": "seed was 0, now 1; use another folder",
 }
@@ -140,7 +141,7 @@ BAD_OTHERS = {
     "likelihood --run whole --out new.npy --labels labels.npy": "--labels without --data",
     "reconstruct --run begun --out new.png --channels 3": "--channels without --data",
     "encode --run begun --data odd.npy --out new": "spatial is (7, 8)",
-    "encode --run begun --data colour.npy --out new": "x has shape (10, 3, 8, 8); want (B, 1, H, W)",
+    "encode --run begun --data colour.npy --channels 3 --out new": "shape (10, 3, 8, 8); want (B, 1, H, W)",
     "encode --run begun --data broken --out new": "5.png",
     "encode --run begun --data photos --out thesis": "thesis holds something else",
     "decode --run nope --codes drawn/samples --out new": "nope holds no vqfast run",
@@ -163,7 +164,7 @@ BAD_OTHERS = {
     "reconstruct --run begun --out images.npy/new.png": "images.npy",
     "reconstruct --run begun --out thesis --overwrite": "Is a directory",
     "reconstruct --run begun --out new.png --num 0": "num is 0; want 1 or more",
-    "reconstruct --run begun --out new.png --data colour.npy": "want (B, 1, H, W)",
+    "reconstruct --run begun --out new.png --data colour.npy --channels 3": "want (B, 1, H, W)",
     "reconstruct --run begun --out new.png --data odd.npy": "spatial is (7, 8)",
     "demo --out thesis": "thesis holds something else",
     "demo --out begun": "begun holds another vqvae",
@@ -203,7 +204,7 @@ def test_the_right_command_follows_a_wrong_one(capsys: pytest.CaptureFixture[str
     for wrong, right in (
         (f"{TRAIN} new --data odd.npy", f"{TRAIN} new --steps 0"),
         (f"{TRAIN} new --codebook random", f"{TRAIN} new"),
-        ("encode --run begun --data colour.npy --out new2", "encode --run begun --data wide.npy --out new2"),
+        ("encode --run begun --data odd.npy --out new2", "encode --run begun --data wide.npy --out new2"),
         (f"train-prior --run coded {PRIOR} --lr nan", f"train-prior --run coded {PRIOR}"),
         ("sample --run whole --out s --top-k 0", "sample --run whole --out s --num 3"),
     ):

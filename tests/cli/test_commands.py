@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.cli.command import PRIOR, TRAIN, files, run, without_data
+from tests.cli.command import PRIOR, TRAIN, UNLABELLED, files, run, without_data
 from vqfast.pipeline.checkpoint import Run, load_model
 from vqfast.pipeline.codes import stored
 from vqfast.pipeline.images import GAP, MARGIN
@@ -53,6 +53,22 @@ def test_commands_say_what_they_did(here: Path, capsys: pytest.CaptureFixture[st
     assert weights[0] == weights[1]
     for name in ("p.png", "s/grid/0000000.png", "d/png/0000035.png", "c/completions.png"):
         Image.open(name).load()
+
+
+@pytest.mark.usefixtures("here")
+def test_other_images_are_read_as_the_runs_were(capsys: pytest.CaptureFixture[str]) -> None:
+    """Grey photographs of any size for a run on RGB squares, and coloured ones for a grey run."""
+    rgb = UNLABELLED.replace("images.npy", "colour.npy --size 4")
+    assert run(f"{rgb} rgb") == 0
+    assert run("encode --run rgb --data unequal --out a") == 0
+    assert "data: 10 images of unequal: RGB 4x4" in capsys.readouterr().err
+    assert stored(Run("a", lock=False), "codes/all").all()[0].shape == (10, 1, 1)
+    assert run("encode --run rgb --data images.npy --size 8 --out b") == 0
+    assert stored(Run("b", lock=False), "codes/all").all()[0].shape == (40, 2, 2)
+    assert run("reconstruct --run begun --data colour.npy --out c.png") == 0
+    assert run("likelihood --run plain --data colour.npy --out bits.npy") == 0
+    assert run("likelihood --run plain --data photos/3.png --out bits.npy --overwrite") == 0
+    assert "1 grid of codes: " in capsys.readouterr().out
 
 
 def labels_of(folder: str) -> list[int]:

@@ -126,16 +126,16 @@ def test_channels_of_arrays(tmp_path: Path) -> None:
         ({"size": True}, TypeError, "size"),
         ({"channels": 2}, ValueError, "channels is 2; want 1 or 3"),
         ({"channels": "3"}, TypeError, "channels"),
-        ({"source": 7}, TypeError, "source is a int; want a path"),
-        ({"source": np.zeros((2, 4, 4))}, TypeError, "source is a ndarray; want a path"),
-        ({"source": "/no/such"}, FileNotFoundError, "source is '/no/such'; no such file or folder"),
+        ({"data": 7}, TypeError, "data is a int; want a path"),
+        ({"data": np.zeros((2, 4, 4))}, TypeError, "data is a ndarray; want a path"),
+        ({"data": "/no/such"}, FileNotFoundError, "data is '/no/such'; no such file or folder"),
         ({"labels": "/no/such.npy"}, FileNotFoundError, "labels is .*; no such"),
         ({"labels": "/"}, ValueError, "/: cannot read IDX file"),
     ],
 )
 def test_bad_arguments(kwargs: dict, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        load_images(**{"source": "digits"} | kwargs)
+        load_images(**{"data": "digits"} | kwargs)
 
 
 # batches, splits, fingerprints
@@ -188,17 +188,17 @@ def test_batches_do_not_share_memory_with_the_data(tmp_path: Path) -> None:
 
 
 @settings(deadline=None)
-@given(fraction=st.floats(0.01, 0.99), seed=st.integers(0, 2**40))
-def test_split(fifty: Images, fraction: float, seed: int) -> None:
-    held_out = round(fraction * 50)
+@given(holdout=st.floats(0.01, 0.99), seed=st.integers(0, 2**40))
+def test_split(fifty: Images, holdout: float, seed: int) -> None:
+    held_out = round(holdout * 50)
     if held_out in (0, 50):
-        with pytest.raises(ValueError, match="fraction"):
-            fifty.split(fraction, seed)
+        with pytest.raises(ValueError, match="holdout"):
+            fifty.split(holdout, seed)
         return
-    train, held = fifty.split(fraction, seed)
+    train, held = fifty.split(holdout, seed)
     assert (len(train), len(held)) == (50 - held_out, held_out)
     assert sorted(values(train) + values(held)) == list(range(50))
-    for part, again in zip((train, held), fifty.split(fraction, seed), strict=True):
+    for part, again in zip((train, held), fifty.split(holdout, seed), strict=True):
         assert part.labels.tolist() == values(part) == values(again)
         assert part.fingerprint == again.fingerprint != fifty.fingerprint
         assert part.num_classes == 50 and part.shape == fifty.shape
@@ -215,7 +215,7 @@ def test_split_is_random_pinned_and_nests(fifty: Images) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fraction", "seed", "error"),
+    ("holdout", "seed", "error"),
     [
         (0, 0, ValueError),
         (1, 0, ValueError),
@@ -228,9 +228,9 @@ def test_split_is_random_pinned_and_nests(fifty: Images) -> None:
         (0.1, 0.5, TypeError),
     ],
 )
-def test_bad_splits(fifty: Images, fraction: float, seed: int, error: type[Exception]) -> None:
-    with pytest.raises(error, match="seed" if seed else "fraction"):
-        fifty.split(fraction, seed)
+def test_bad_splits(fifty: Images, holdout: float, seed: int, error: type[Exception]) -> None:
+    with pytest.raises(error, match="seed" if seed else "holdout"):
+        fifty.split(holdout, seed)
 
 
 def test_fingerprint_of_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

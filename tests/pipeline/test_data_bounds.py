@@ -50,9 +50,7 @@ def test_pipes_and_devices(tmp_path: Path, name: str) -> None:
         if target is not None:
             (tmp_path / name).unlink()
             (tmp_path / name).symlink_to(target)
-        with pytest.raises(
-            ValueError, match=f"source is '.*{name}', a device or pipe; want a file or folder"
-        ):
+        with pytest.raises(ValueError, match=f"data is '.*{name}', a device or pipe; want a file or folder"):
             load_images(str(tmp_path / name))
         with pytest.raises(
             ValueError, match=f"labels is '.*{name}', a device or pipe; want a file or folder"
@@ -89,8 +87,8 @@ def test_what_unpacks_to_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "labels").write_bytes(gzip.compress(idx(pixels(64))))
     np.savez_compressed(tmp_path / "x.npz", x=pixels(4, 4, 4))
     for given in (
-        {"source": str(tmp_path / "x.npz")},
-        {"source": "digits", "labels": str(tmp_path / "labels")},
+        {"data": str(tmp_path / "x.npz")},
+        {"data": "digits", "labels": str(tmp_path / "labels")},
     ):
         with pytest.raises(ValueError, match=r"it unpacks to \d+ bytes; want 63 at most"):
             load_images(**given)

@@ -71,6 +71,20 @@ def test_other_files(here: Path, change: str, capsys: pytest.CaptureFixture[str]
     refused("encode --run run", "photos has changed since the run was trained on it", capsys)
 
 
+@pytest.mark.parametrize("option", ["", " --skip-bad"])
+@pytest.mark.parametrize("junk", ["a/0.bmp", "a/9.bmp"])  # one that was trained on, or a new one
+def test_files_that_turned_unreadable(
+    here: Path, junk: str, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(f"{TRAIN} photos{option}") == 0
+    (here / "photos" / junk).write_bytes(b"junk")
+    said = f"{here / 'photos'} has changed since the run was trained on it: {here / 'photos' / junk}: cannot"
+    for command in ("encode --run run", f"{TRAIN} photos{option}"):
+        refused(command, said, capsys)
+        run(command)
+        assert "skip-bad" not in capsys.readouterr().err
+
+
 def test_untouched_files_are_not_read(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(f"{TRAIN} photos") == 0
 

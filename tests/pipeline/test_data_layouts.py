@@ -47,6 +47,35 @@ def test_circles_of_links_end(tmp_path: Path) -> None:
         load_images(str(tmp_path))
 
 
+def test_a_link_to_no_class_folder_is_unreadable(tmp_path: Path) -> None:
+    folder(tmp_path, train__cat__0_png=pixels(4, 4), train__owl__0_png=pixels(4, 4), val__0_png=pixels(4, 4))
+    (tmp_path / "train" / "fish").symlink_to("nowhere")
+    with pytest.raises(Unreadable, match=r"train/fish: cannot read image: .*No such file"):
+        load_images(str(tmp_path))
+    for split in ("", "train"):
+        images = load_images(str(tmp_path / split), skip_bad=True)
+        assert images.found["classes"] == ["cat", "owl"] and images.labels.tolist() == [0, 1]
+        assert [Path(name).name for name in images.found["bad"]] == ["fish"]
+        assert any("fish/, which can't be read: " in line for line in images.told())
+        again = load_images(str(tmp_path / split), skip_bad=images.found["bad"])
+        assert again.fingerprint == images.fingerprint
+    (tmp_path / "val" / "fish").symlink_to("nowhere")  # outside what is read
+    (tmp_path / "train" / "fish").unlink()
+    assert load_images(str(tmp_path)).labels.tolist() == [0, 1]
+    (tmp_path / "train").rename(tmp_path / "away")
+    (tmp_path / "train").symlink_to("nowhere")  # so that val isn't trained on instead
+    with pytest.raises(Unreadable, match="/train: cannot read image"):
+        load_images(str(tmp_path))
+
+
+def test_nothing_readable_says_why(spoilt: Path) -> None:
+    for file in spoilt.rglob("*.png"):
+        file.write_bytes(b"junk")
+    said = r"has no image in it; want PNG.*; 20 can't be read, the first a/00\.png: cannot identify image"
+    with pytest.raises(ValueError, match=said):
+        load_images(str(spoilt), skip_bad=True)
+
+
 def test_what_an_image_is_says_its_content(tmp_path: Path) -> None:
     array = pixels(8, 8, 3)
     names = {"a": "png", "b.jfif": "png", "c.ppm": "ppm", "d.txt": "bmp", "e.PNG": "png", "f.jpg": "webp"}
@@ -138,7 +167,7 @@ def test_every_bad_file_is_named(spoilt: Path) -> None:
     with pytest.raises(Unreadable) as caught:
         images.look(3, lambda n: None)
     assert sorted(caught.value.bad) == [str(spoilt / "b" / f"0{i}.png") for i in range(4)]
-    many = Unreadable({f"{i}.png": "no" for i in range(10**5)})
+    many = Unreadable({f"{i}.png": "no" for i in range(10**5)}, skippable=True)
     assert len(str(many)) < 500 and "and 99995 more" in str(many) and len(many.bad) == 10**5
 
 
@@ -157,8 +186,9 @@ def test_bad_files_are_left_out(spoilt: Path, tmp_path: Path) -> None:
     told = "\n".join(images.told())
     assert "12 images" in told and all(f"left out {name}" in told for name in images.found["bad"])
     (spoilt / "a" / "09.png").write_bytes(b"junk")  # which wasn't bad before
-    with pytest.raises(Unreadable, match=r"a/09\.png: cannot read image"):
+    with pytest.raises(Unreadable, match=r"a/09\.png: cannot read image") as caught:
         load_images(str(spoilt), skip_bad=images.found["bad"])
+    assert "--skip-bad" not in str(caught.value)  # which wouldn't help
     (spoilt / "a" / "09.png").write_bytes((spoilt / "a" / "08.png").read_bytes())
     labels = saved(tmp_path / "y.npy", np.arange(20))  # of all, the bad ones too
     labelled = load_images(str(spoilt), labels=labels, skip_bad=True)
@@ -212,7 +242,7 @@ def test_classes_of_other_data_are_those_of_the_run(tmp_path: Path) -> None:
     assert images.labels.tolist() == [2, 1] and images.num_classes == 3
     images = load_images(source, classes=["ant", "cat"])
     assert images.labels is None and images.found["classes"] is None
-    assert "no labels: owl are no classes of the run" in images.told()
+    assert "no labels: owl is no class of the run" in images.told()
     labels = saved(tmp_path / "y.npy", np.array([5, 6]))
     assert load_images(source, labels=labels, classes=["ant"]).labels.tolist() == [5, 6]
 

@@ -68,6 +68,7 @@ def encode(run: str, data: str | None, out: str | None, device: str, **reading: 
     from vqfast.pipeline import parts
     from vqfast.pipeline import steps as step
     from vqfast.pipeline.checkpoint import Run, load_model
+    from vqfast.pipeline.data.disk import counted
     from vqfast.pipeline.ranks import joined
 
     _check_reading(data, reading)
@@ -81,11 +82,11 @@ def encode(run: str, data: str | None, out: str | None, device: str, **reading: 
         if out is None:
             target, opened = source, parts.reopen_images(source)
         else:
-            opened = {"all": _images(source, data, ranks, reading)}
+            opened = {"all": _images(source, vqvae, data, ranks, reading)}
             target = Run.shared(out, ranks, create=True)
         for part, images in opened.items():
             step.encode(source, target, vqvae, part, images, ranks)
-            _say(ranks, f"{len(images)} images encoded in {target.folder / 'codes' / part}")
+            _say(ranks, f"{counted(len(images), 'image')} encoded in {target.folder / 'codes' / part}")
 
 
 def train_prior(
@@ -141,8 +142,8 @@ def sample(
     from vqfast.pipeline.checkpoint import Run, load_model
     from vqfast.pipeline.codes import stored
     from vqfast.pipeline.completion import Completion
+    from vqfast.pipeline.data.disk import counted
     from vqfast.pipeline.formats import check_format
-    from vqfast.pipeline.progress import say
     from vqfast.pipeline.ranks import joined
 
     if num is not None and not 1 <= num < 2**63:
@@ -161,14 +162,16 @@ def sample(
             labels = step.labels_of(prior, label)
             wanted = step.Wanted(num or 100, (height, width), {"label": label}, labels)
         else:
-            images = parts.like_the_runs(source, vqvae, complete)
-            if complete != parts.HELD_OUT:
-                say(ranks, "data", images.told())
+            others = None if complete == parts.HELD_OUT else complete
+            reading: dict[str, Any] = {
+                "skip_bad": {}
+            }  # none: an error then names no option, there being none
+            images = _images(source, vqvae, others, ranks, reading)
             completion = Completion(vqvae, images, keep or "top-half", 8 if draws is None else draws, ranks)
             wanted = completion.wanted(prior, num, label)
         target = Run.shared(out, ranks, create=True)
         samples = step.sample(source, target, prior, wanted, ranks, **options)
-        said = [f"{samples.num} samples in {target.folder / 'samples'}"]
+        said = [f"{counted(samples.num, 'sample')} in {target.folder / 'samples'}"]
         if format != "codes":
             step.decode(source, target, vqvae, samples, format, ranks)
             said.append(f"images in {target.folder / format}")
@@ -184,6 +187,7 @@ def decode(run: str, codes: str, out: str, format: str, device: str) -> None:
     from vqfast.pipeline import steps as step
     from vqfast.pipeline.checkpoint import Run, load_model
     from vqfast.pipeline.codes import open_codes
+    from vqfast.pipeline.data.disk import counted
     from vqfast.pipeline.formats import check_format
     from vqfast.pipeline.ranks import joined
 
@@ -194,7 +198,7 @@ def decode(run: str, codes: str, out: str, format: str, device: str) -> None:
         found = open_codes(codes)
         target = Run.shared(out, ranks, create=True)
         step.decode(source, target, vqvae, found, format, ranks)
-        _say(ranks, f"{found.num} images in {target.folder / format}")
+        _say(ranks, f"{counted(found.num, 'image')} in {target.folder / format}")
 
 
 def likelihood(
@@ -213,6 +217,7 @@ def likelihood(
     from vqfast.pipeline import steps as step
     from vqfast.pipeline.checkpoint import Run, load_model
     from vqfast.pipeline.codes import open_codes
+    from vqfast.pipeline.data.disk import counted
     from vqfast.pipeline.ranks import joined
 
     _check_new(out, overwrite)
@@ -227,25 +232,26 @@ def likelihood(
             found = open_codes(codes)
         else:
             vqvae = load_model(source.folder, "vqvae", ranks.device)
-            images = _images(source, data, ranks, reading)
+            images = _images(source, vqvae, data, ranks, reading)
             found = step.encoded(vqvae, images, ranks)
         bits = step.bits_per_code(prior, found, ranks, label)
         if ranks.first:
             buffer = io.BytesIO()
             np.save(buffer, bits.numpy())
             write_file(Path(out), buffer.getvalue())
-            print(f"{len(bits)} grids of codes: {bits.mean():.3f} bits a code; each one's in {out}")
+            print(
+                f"{counted(len(bits), 'grid')} of codes: {bits.mean():.3f} bits a code; each one's in {out}"
+            )
 
 
-def _images(run: Any, data: str | None, ranks: Any, reading: dict[str, Any]) -> Any:
+def _images(run: Any, vqvae: Any, data: str | None, ranks: Any, reading: dict[str, Any]) -> Any:
     """Those that are named, read as the run's were where nothing else is said; else what the run held out."""
     from vqfast.pipeline import parts
-    from vqfast.pipeline.data import load_images
     from vqfast.pipeline.progress import say
 
     if data is None:
         return parts.reopen_images(run)[parts.HELD_OUT]
-    images = load_images(data, **{**parts.meaning_of(run), **_given(reading)})
+    images = parts.like_the_runs(run, vqvae, data, **_given(reading))
     say(ranks, "data", images.told())
     return images
 
@@ -276,6 +282,7 @@ def reconstruct(
     from vqfast.pipeline import images as pictures
     from vqfast.pipeline import steps as step
     from vqfast.pipeline.checkpoint import Run, load_model
+    from vqfast.pipeline.data.disk import counted
     from vqfast.pipeline.ranks import joined
 
     if num < 1:
@@ -285,14 +292,14 @@ def reconstruct(
     with joined(device) as ranks:
         source = Run.shared(run, ranks, lock=False)
         vqvae = load_model(source.folder, "vqvae", ranks.device)
-        images = _images(source, data, ranks, reading)
+        images = _images(source, vqvae, data, ranks, reading)
         figures = step.reconstruct(vqvae, images, ranks)
         if ranks.first:
             shown = range(min(num, len(images)))
             outputs = torch.cat(list(step.decoded(vqvae, step.encoded(vqvae, images, ranks), shown, ranks)))
             write_file(Path(out), pictures.pairs(images.batch(shown), outputs, min(12, len(shown))))
             found = ", ".join(f"{name} {value:.5g}" for name, value in figures.items())
-            print(f"{len(images)} images: {found}; {len(shown)} of them in {out}")
+            print(f"{counted(len(images), 'image')}: {found}; {len(shown)} of them in {out}")
 
 
 def info() -> None:

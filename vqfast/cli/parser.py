@@ -32,8 +32,10 @@ def make_parser() -> argparse.ArgumentParser:
         formats = "digits, a folder of images, .npy, .npz or an IDX file"
         sub.add_argument("--data", default=default, help=f"{formats} ({help})")
         sub.add_argument("--labels", help="a .npy or IDX file of labels")
-        sub.add_argument("--size", type=int, help="resize and crop to SIZE x SIZE")
-        sub.add_argument("--channels", type=int, help="1 (grey) or 3 (RGB)")
+        sub.add_argument(
+            "--size", type=int, help="resize and crop to SIZE x SIZE; default: the run's, if any"
+        )
+        sub.add_argument("--channels", type=int, help="1 (grey) or 3 (RGB); default: the run's, if any")
         sub.add_argument(
             "--depth",
             type=int,

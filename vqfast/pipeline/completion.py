@@ -44,7 +44,8 @@ def kept_codes(keep: str, shape: tuple[int, int]) -> Tensor:
             places = places.flip(0)
         kept = (places if along else places.unsqueeze(1)).expand(shape)
     elif Path(keep).is_file():
-        kept = F.interpolate(load_images(keep, channels=1).batch([0]), shape, mode="area")[0, 0] > 0.5
+        mask = load_images(keep, channels=1, skip_bad={}).batch([0])
+        kept = F.interpolate(mask, shape, mode="area")[0, 0] > 0.5
     else:
         wanted = f"-half (or a share such as -0.3) of {', '.join(SIDES)}, or an image"
         raise ValueError(f"keep is {keep!r}; want {wanted}")
@@ -92,7 +93,7 @@ class Completion:
         labels = labels_of(prior, label)
         if labels is not None and label is None:
             if self.images.labels is None:
-                raise ValueError("label is None; want one: the prior has classes, the images have no labels")
+                raise ValueError("say --label: the prior has classes, the images have no labels")
             labels = _labels(self.images.labels, self.draws)
         note = {"images": self.images.fingerprint, "keep": self.keep, "draws": self.draws, "label": label}
         note["kept"] = hashlib.sha256(self.kept.numpy().tobytes()).hexdigest()[:16]  # an image may change

@@ -7,7 +7,7 @@ from typing import Any
 from vqfast.models import VQVAE
 from vqfast.pipeline.checkpoint import Run
 from vqfast.pipeline.codes import BATCH
-from vqfast.pipeline.data import Images, load_images
+from vqfast.pipeline.data import Images, Unreadable, load_images
 from vqfast.pipeline.progress import bar
 from vqfast.pipeline.ranks import Ranks
 
@@ -39,7 +39,13 @@ def _opened(
     }
     if found is not None:
         how |= {"depth": found["depth"], "skip_bad": found["bad"]}
-    images = load_images(note["source"], **how)
+    changed = f"{note['source']} has changed since the run was trained on it"
+    try:
+        images = load_images(note["source"], **how)
+    except Unreadable as error:
+        if found is None:
+            raise
+        raise ValueError(f"{changed}: {error}") from error
     parts = dict(zip((TRAIN, HELD_OUT), images.split(note["holdout"], note["seed"]), strict=True))
     if found is None:
         if ranks is None or not ranks.first:
@@ -52,7 +58,7 @@ def _opened(
         for name, part in parts.items():
             part.fingerprint = found["fingerprints"].get(name)
     elif any(part.fingerprint != found["fingerprints"].get(name) for name, part in parts.items()):
-        raise ValueError(f"{note['source']} has changed since the run was trained on it")
+        raise ValueError(changed)
     return parts, found
 
 
@@ -83,18 +89,15 @@ def _noted_data(run: Run) -> dict[str, Any]:
     return found
 
 
-def like_the_runs(run: Run, vqvae: VQVAE, source: str) -> Images:
-    """Images made as the run's were in size, channels and meaning; ``held-out`` are the run's own.
+def like_the_runs(run: Run, vqvae: VQVAE, data: str, **reading: Any) -> Images:
+    """Images made as the run's were in size, channels and meaning.
+
+    Args:
+        reading: arguments of ``load_images``, in place of the run's.
 
     Raises: see ``load_images``.
     """
-    if source == HELD_OUT:
-        return reopen_images(run)[HELD_OUT]
-    size = _noted_images(run)["size"]
-    return load_images(source, None, size, vqvae.config["in_channels"], **meaning_of(run))
-
-
-def meaning_of(run: Run) -> dict[str, Any]:
-    """What the values and labels of the run's images mean, as arguments of ``load_images``."""
     found = run.settings("data") or {}
-    return {"depth": found.get("depth"), "classes": found.get("classes")}
+    like = {"size": _noted_images(run)["size"], "channels": vqvae.config["in_channels"]}
+    like |= {"depth": found.get("depth"), "classes": found.get("classes")}
+    return load_images(data, **{**like, **reading})

@@ -26,7 +26,8 @@ class Stack:
     """Images in an array, maybe memory-mapped. ``read``: rows -> (n, C, H, W), uint8 or float32 in [0, 1].
 
     Integers other than uint8 are of ``depth`` bits, or as many as the largest takes. Floats are 0..1, or
-    0..255 where more than half of the positive ones exceed 1; 64 MiB of them, spread evenly, decide.
+    0..255 where more than half of the positive ones exceed 1 and the largest exceeds 127; 64 MiB of them,
+    spread evenly, decide. Other ranges are refused.
 
     Args:
         array: (N, H, W), (N, H, W, C) or (N, C, H, W), C 1 or 3, or 4, of which the last (alpha) is dropped.
@@ -96,7 +97,8 @@ class Stack:
         wide = bool(np.count_nonzero(some > 1) > np.count_nonzero(some > 0) / 2)
         if wide and not 127 < some.max() <= 255:
             raise ValueError(
-                f"{self.name} has floats {some.min():g}..{some.max():g}; want floats in [0, 1], or 0..255"
+                f"{self.name} has floats {some.min():g}..{some.max():g}; want floats in [0, 1], or in 0..255 "
+                "with the largest above 127: divide them by what is white"
             )
         return 255 if wide else 1
 

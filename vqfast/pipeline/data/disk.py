@@ -21,13 +21,19 @@ LeftOut = dict[str, list[str]]  # why -> the names of files
 
 
 class Unreadable(ValueError):
-    """Image files that can't be read. ``bad``: their names, each with the reason."""
+    """Image files that can't be read.
 
-    def __init__(self, bad: Mapping[str, str]) -> None:
-        self.bad = dict(bad)
+    Args:
+        bad: their names, each with the reason.
+        skippable: whether ``skip_bad`` would leave them out: it does where it isn't given yet.
+    """
+
+    def __init__(self, bad: Mapping[str, str], skippable: bool) -> None:
+        self.bad, self.skippable = dict(bad), skippable
         some = [f"{shown(name)}: cannot read image: {why}" for name, why in islice(bad.items(), NAMED)]
         more = [f"and {len(bad) - NAMED} more"] if len(bad) > NAMED else []
-        super().__init__("; ".join([*some, *more, "--skip-bad goes on without such files"]))
+        hint = ["--skip-bad goes on without such files"] if skippable else []
+        super().__init__("; ".join([*some, *more, *hint]))
 
 
 def shown(name: str) -> str:
@@ -38,6 +44,11 @@ def shown(name: str) -> str:
 def listed(names: Sequence[str]) -> str:
     """The first of some names, fit for a line of text."""
     return ", ".join([*map(shown, names[:NAMED]), *(["..."] if len(names) > NAMED else [])])
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 image``, ``2 images``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def told(left_out: LeftOut) -> list[str]:
@@ -83,7 +94,7 @@ def found_under(root: Path) -> tuple[dict[str, os.stat_result], LeftOut, dict[st
             with os.scandir(root / prefix) as opened:
                 entries = list(opened)
         except OSError as error:
-            bad[prefix] = str(error)
+            bad[prefix or "./"] = str(error)
             continue
         for entry in entries:
             name = prefix + entry.name

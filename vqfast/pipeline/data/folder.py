@@ -43,6 +43,7 @@ class Folder:
         labelled: bool,
         classes: Sequence[str] | None = None,
     ) -> None:
+        self.skippable = skip_bad is False
         self.left_out: disk.LeftOut
         bad: dict[str, str]
         if root.is_file():
@@ -50,7 +51,8 @@ class Folder:
             files, self.left_out, bad = {root.name: root.stat()}, {}, {}
         else:
             self.root = root
-            files, self.left_out, bad = disk.found_under(root)
+            files, self.left_out, unseen = disk.found_under(root)
+            bad = {_as_folder_unless_image(name): why for name, why in unseen.items()}
         split = _training_split([*files, *bad])
         for name in [n for n in (*files, *bad) if not n.startswith(split)]:
             files.pop(name, None)
@@ -65,9 +67,13 @@ class Folder:
         known = skip_bad if isinstance(skip_bad, Mapping) else {}
         unknown = {str(self.root / name): why for name, why in bad.items() if name not in known}
         if unknown and skip_bad is not True:
-            raise disk.Unreadable(unknown)
+            raise disk.Unreadable(unknown, self.skippable)
         if not probes:
-            also = "".join(f"; {line}" for line in disk.told(self.left_out))
+            lines = disk.told(self.left_out)
+            if bad:
+                first, why = next(iter(bad.items()))
+                lines.append(f"{len(bad)} can't be read, the first {disk.shown(first)}: {why}")
+            also = "".join(f"; {line}" for line in lines)
             raise ValueError(f"{root} has no image in it; want {', '.join(FORMATS)} files{also}")
         self.bad, self.names = bad, list(probes)
         self.files = {name: files[name] for name in self.names}
@@ -102,7 +108,7 @@ class Folder:
             except Exception as error:  # as a decoder raises on bad bytes
                 bad[str(file)] = disk.reason(error)
         if bad:
-            raise disk.Unreadable(bad)
+            raise disk.Unreadable(bad, self.skippable)
         return np.stack(found)
 
     def _decoded(self, file: Path) -> np.ndarray:
@@ -154,6 +160,11 @@ class Folder:
 
 def _is_image_name(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in SUFFIXES
+
+
+def _as_folder_unless_image(name: str) -> str:
+    """A name that can't be looked at, with a slash at its end where it may be a folder of images."""
+    return name if _is_image_name(name) else f"{name.rstrip('/')}/"
 
 
 def _training_split(names: Iterable[str]) -> str:

@@ -67,22 +67,21 @@ class Images:
             return luma.clamp_(0, 1)  # white may round to just over 1
         return images.expand(-1, self.shape[0], -1, -1).contiguous()
 
-    def split(self, fraction: float, seed: int) -> tuple[Images, Images]:
-        """Splits at random into (train, held-out), the latter ``fraction`` of the images, rounded.
+    def split(self, holdout: float, seed: int) -> tuple[Images, Images]:
+        """Splits at random into (train, held-out), the latter ``holdout`` of the images, rounded.
 
         The same seed gives the same split; each part keeps its images in the order of the whole. Raises
-        ValueError when ``fraction`` is outside (0, 1), when a part would be empty, or on a negative seed.
+        ValueError when ``holdout`` is outside (0, 1), when a part would be empty, or on a negative seed.
         """
         _check_integer("seed", seed, least=0)
-        if not isinstance(fraction, Real):
-            raise TypeError(f"fraction is {fraction!r}; want a number")
-        if not 0 < fraction < 1:
-            raise ValueError(f"fraction is {fraction}; want more than 0 and less than 1")
-        held = round(fraction * len(self))
+        if not isinstance(holdout, Real):
+            raise TypeError(f"holdout is {holdout!r}; want a number")
+        if not 0 < holdout < 1:
+            raise ValueError(f"holdout is {holdout}; want more than 0 and less than 1")
+        held = round(holdout * len(self))
         if not 0 < held < len(self):
-            raise ValueError(
-                f"fraction is {fraction}, which leaves one part of {len(self)} images empty; want both"
-            )
+            images = disk.counted(len(self), "image")
+            raise ValueError(f"holdout is {holdout}, which leaves one part of {images} empty; want both")
         # NumPy keeps the raw stream of a bit generator across versions, but not that of ``permutation``.
         order = np.argsort(np.random.PCG64(seed).random_raw(len(self)), kind="stable")
         return self._subset(np.sort(order[held:])), self._subset(np.sort(order[:held]))
@@ -94,15 +93,17 @@ class Images:
             Unreadable: files can't be read; it names all.
         """
         bad: dict[str, str] = {}
+        skippable = False
         for first in range(0, len(self), size):
             rows = range(first, min(first + size, len(self)))
             try:
                 self.batch(rows)
             except disk.Unreadable as error:
                 bad |= error.bad
+                skippable = error.skippable
             tick(len(rows))
         if bad:
-            raise disk.Unreadable(bad)
+            raise disk.Unreadable(bad, skippable)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -142,9 +143,10 @@ class Images:
         kind = f"{'grey' if channels == 1 else 'RGB'} {width}x{height}"
         depth = f", {source.depth} bits" if source.depth else ""
         classes = f", {len(source.classes)} classes ({disk.listed(source.classes)})" if source.classes else ""
-        lines = [f"{len(source)} images of {disk.shown(self._name)}: {kind}{depth}{classes}"]
+        lines = [f"{disk.counted(len(source), 'image')} of {disk.shown(self._name)}: {kind}{depth}{classes}"]
         if source.no_classes:
-            lines.append(f"no labels: {disk.listed(source.no_classes)} are no classes of the run")
+            are = "is no class" if len(source.no_classes) == 1 else "are no classes"
+            lines.append(f"no labels: {disk.listed(source.no_classes)} {are} of the run")
         bad = [f"left out {disk.shown(n)}, which can't be read: {why}" for n, why in source.bad.items()]
         return [*lines, *disk.told(source.left_out), *bad]
 
@@ -157,7 +159,7 @@ class Images:
 
 
 def load_images(
-    source: str,
+    data: str,
     labels: str | None = None,
     size: int | None = None,
     channels: int | None = None,
@@ -167,7 +169,7 @@ def load_images(
 ) -> Images:
     """Opens a set of images.
 
-    ``source`` is one of
+    ``data`` is one of
     - "digits": scikit-learn's 1797 handwritten digits, bright on dark, enlarged from 8x8 to 32x32;
     - a folder, searched recursively, links followed, in the order of the relative names. Files are used that
       Pillow knows by their content as PNG, JPEG, WebP, GIF, TIFF, BMP, PPM, JPEG 2000, AVIF or QOI, whatever
@@ -183,7 +185,7 @@ def load_images(
       in its only array of rank 3 or more) and any labels under labels, y or y_train, of shape (N, H, W),
       (N, H, W, C) or (N, C, H, W) with C 1, 3 or 4 (alpha, which is dropped). Where the last axis is 1 or 3
       it is read as C, whatever the second is. They are uint8; other integers, of ``depth`` bits; or floats in
-      [0, 1], or in 0..255 where more than half of the positive ones exceed 1;
+      [0, 1], or in 0..255 where more than half of the positive ones exceed 1 and the largest exceeds 127;
     - an IDX file (gzipped or not) as MNIST comes, its labels beside it under the MNIST name.
 
     ``labels``: a .npy or IDX file of N integers >= 0, in place of the labels above, also for images that
@@ -204,10 +206,10 @@ def load_images(
         raise ValueError(f"channels is {channels}; want 1 or 3")
     found: np.ndarray | None
     images: Stack | Folder
-    if isinstance(source, str) and source == "digits":
+    if isinstance(data, str) and data == "digits":
         array, found = _read_digits(size or 32)
         images = Stack(array, "digits", None, None, None)
-    elif (path := disk.existing("source", source)).suffix.lower() in (".npy", ".npz") and path.is_file():
+    elif (path := disk.existing("data", data)).suffix.lower() in (".npy", ".npz") and path.is_file():
         array, found = read_npz(path) if path.suffix.lower() == ".npz" else (read_npy(path), None)
         images = Stack(array, str(path), path, size, depth)
     elif path.is_dir() or _is_image(path):
@@ -221,8 +223,8 @@ def load_images(
         found = read_npy(path) if path.suffix.lower() == ".npy" else read_idx(path, rank=1)
         found = _checked_labels(found, len(images) + len(images.bad), str(labels))[images.kept]
     elif found is not None:
-        found = _checked_labels(found, len(images), str(source))
-    return Images(images, str(source), found, channels)
+        found = _checked_labels(found, len(images), str(data))
+    return Images(images, str(data), found, channels)
 
 
 def _is_image(path: Path) -> bool:
