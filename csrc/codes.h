@@ -37,6 +37,14 @@ const C* code_of(const Problem& p, const Codebook& book, int64_t k, void* room) 
   return divided;
 }
 
+// Whether two codes are the same, bit by bit.
+template <class C>
+bool same_code(const Problem& p, const Codebook& book, int64_t k, int64_t other) {
+  const C *codes = static_cast<const C*>(book.codes), *lengths = static_cast<const C*>(book.lengths);
+  return !__builtin_memcmp(codes + k * p.d, codes + other * p.d, size_t(p.d) * sizeof(C)) &&
+         (!lengths || lengths[k] == lengths[other]);
+}
+
 // The largest component of a difference.
 template <class C>
 C apart(const C* a, const C* b, int64_t d) {

@@ -177,7 +177,7 @@ void compare_all(const Problem& p, const Codebook& book, const Scratch& s, int64
     for (int64_t k = 0; k < p.k;) {
       int64_t codes[kRows] = {}, filled = 0;
       for (; filled < kRows && k < p.k; ++k) {
-        if (repeats && repeats[k]) continue;
+        if ((repeats && repeats[k]) || (k && same_code<C>(p, book, k, k - 1))) continue;
         const C* code = code_of<C>(p, book, k, s.code);
         for (int64_t i = 0; i < p.d; ++i) s.wide[filled * p.d + i] = double(code[i]) * book.scale;
         codes[filled++] = k;

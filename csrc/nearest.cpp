@@ -198,7 +198,7 @@ int64_t search_part(
     for (int64_t n = 0; n < listed; ++n)
       if (s.list[n]->count == kAll) left = list<T>(p, *s.list[n], s.list, left);
     const bool failed = 2 * left > count;
-    if (failed && !scouts) {
+    if (failed && !scouts && count >= kManyRows) {
       scouts = true;  // and once more
       continue;
     }

@@ -6,7 +6,7 @@
 namespace vqfast::VQFAST_ISA {
 namespace {
 
-constexpr int64_t kManyRows = 64;  // fewer are sooner compared with all codes than repeats are found
+constexpr int64_t kManyRows = 64;  // fewer are sooner compared with all codes than anything else is tried
 
 // How a thread's search goes.
 struct State {
