@@ -89,15 +89,17 @@ struct Match {
   const Scratch& s;
   const int64_t n, steps = ceil_div(p.d, Product::kPer), size = group_size(p.d, Product::kPer);
 
-  void score_group(int64_t g, float* scores) const {
+  void score_group(int64_t g, float* scores, float* high) const {
     score<Product, kV>(
-        steps, chunk.codes + g * size, chunk.groups[g], s.columns + n * steps, s.unit + n, scores, high_of(g));
+        steps, chunk.codes + g * size, chunk.groups[g], s.columns + n * steps, s.unit + n, scores, high);
   }
   float* high_of(int64_t g) const { return s.high + g * kV * kLanes; }
   float* scores_of(int64_t g) const { return p.keep ? s.scores + g * kRows * kV * kLanes : nullptr; }
   const float* kept(int64_t g) const {
-    if (!p.keep) score_group(g, s.scores);
-    return p.keep ? scores_of(g) : s.scores;
+    if (p.keep) return scores_of(g);
+    alignas(64) float high[kV * kLanes];  // high_of(g) has the errors added already
+    score_group(g, s.scores, high);
+    return s.scores;
   }
   auto errors(int64_t lane) const {
     return [length = load(s.length + lane), residual = load(s.residual + lane)](const Bound& of) {
@@ -113,7 +115,7 @@ template <class Product, int kV>
 void Match<Product, kV>::raise(Ahead& next) const {
   for (int64_t g = 0; g < chunk.count; ++g) {
     next.advance();
-    score_group(g, scores_of(g));
+    score_group(g, scores_of(g), high_of(g));
   }
   for (int v = 0; v < kV; ++v) {
     const int64_t lane = n + v * kLanes;

@@ -88,6 +88,16 @@ def test_rows_and_codes_of_all_magnitudes_together(backend, assert_nearest) -> N
     assert_nearest(nearest_code(x, codebook), x, codebook)
 
 
+def test_rows_between_codes_where_scores_are_not_kept(backend) -> None:
+    """Many short codes of several lengths, whose groups are scored again for their candidates."""
+    for _ in range(60 if backend == "native" else 1):
+        codebook = torch.randn(2500, 9) * 10 ** (torch.rand(2500, 1) * 4 - 2)
+        x = codebook[torch.randint(2500, (2, 700))].mean(0)
+        distances = torch.cdist(x.double(), codebook.double(), compute_mode="donot_use_mm_for_euclid_dist")
+        chosen = distances.gather(1, nearest_code(x, codebook).unsqueeze(1)).squeeze(1)
+        assert (chosen <= distances.amin(1) * (1 + 1e-12)).all()
+
+
 @given(data=st.data())
 def test_small_integers_broadcast_and_tie_exactly(backend, assert_nearest, data) -> None:
     """Integers have no rounding in any dtype, and many ties: the lowest index wins."""
