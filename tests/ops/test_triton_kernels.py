@@ -34,13 +34,13 @@ def test_one_code_so_far_away_that_fp16_saturates(assert_nearest) -> None:
     assert_nearest(nearest_code(x.to(DEVICE), codebook.to(DEVICE)).cpu(), x, codebook)
 
 
-@pytest.mark.parametrize("bad, want", [(torch.inf, 7), (torch.nan, 4)])
-def test_codes_that_are_not_finite(bad, want) -> None:
-    """An infinite code is nobody's; a NaN is everybody's, as in the reference, so that the loss shows it."""
+@pytest.mark.parametrize("bad", [torch.inf, torch.nan])
+def test_codes_that_are_not_finite(bad) -> None:
+    """They are nobody's while another is finite, as in the reference."""
     codebook = torch.arange(20.0).view(20, 1).repeat(1, 3)
     codebook[4:6, 1] = bad
     x = torch.full((5, 3), 7.0)
-    assert nearest_code(x.to(DEVICE), codebook.to(DEVICE)).tolist() == [want] * 5
+    assert nearest_code(x.to(DEVICE), codebook.to(DEVICE)).tolist() == [7] * 5
 
 
 @pytest.mark.parametrize("statistics", [False, True])
