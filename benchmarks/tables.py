@@ -137,7 +137,7 @@ def conditions(record: Record, _: str) -> str:
 
 def pictures(record: Record) -> Iterator[tuple[str, list[str]]]:
     """The names of a record's pictures, and of the suites that each shows."""
-    timed = [name for name in record["suites"] if name != "first_result"]
+    timed = [name for name in record["suites"] if name not in ("first_result", "degenerate")]
     if timed:
         yield "ratios", timed
     for name in record["suites"]:
