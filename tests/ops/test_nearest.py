@@ -90,9 +90,10 @@ def test_rows_and_codes_of_all_magnitudes_together(backend, assert_nearest) -> N
 
 def test_rows_between_codes_where_scores_are_not_kept(backend) -> None:
     """Many short codes of several lengths, whose groups are scored again for their candidates."""
-    for _ in range(60 if backend == "native" else 1):
+    trials, num = (60, 700) if backend == "native" else (1, 40)  # an interpreted kernel is slow
+    for _ in range(trials):
         codebook = torch.randn(2500, 9) * 10 ** (torch.rand(2500, 1) * 4 - 2)
-        x = codebook[torch.randint(2500, (2, 700))].mean(0)
+        x = codebook[torch.randint(2500, (2, num))].mean(0)
         distances = torch.cdist(x.double(), codebook.double(), compute_mode="donot_use_mm_for_euclid_dist")
         chosen = distances.gather(1, nearest_code(x, codebook).unsqueeze(1)).squeeze(1)
         assert (chosen <= distances.amin(1) * (1 + 1e-12)).all()
