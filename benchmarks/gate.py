@@ -139,7 +139,7 @@ def _computing(precision: str, call: Callable[[], object]) -> object:
 
 def _of_sampler(arch: str) -> Iterator[tuple[str, Sweep]]:
     from vqfast.ops.nearest.tunings import ANY
-    from vqfast.prior.executors.triton_tunings import SAMPLING
+    from vqfast.sampling.executors.triton_tunings import SAMPLING
 
     for dtype in (torch.bfloat16, torch.float32):
         prior = PixelCNN(512, 128, 15).to(machine.DEVICE, dtype).eval()

@@ -18,7 +18,7 @@ from benchmarks.machine import DEVICE
 from benchmarks.plain import PlainGated, PlainResidual
 from benchmarks.sampling import flop
 from vqfast import PixelCNN, ResidualPixelCNN
-from vqfast.prior.base import CausalPrior
+from vqfast.priors.base import CausalPrior
 
 Make = Callable[[], CausalPrior]
 

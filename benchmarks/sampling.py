@@ -17,9 +17,9 @@ import torch
 import vqfast
 from benchmarks.core import Call, Case, Floor, Outputs
 from benchmarks.machine import DEVICE
-from vqfast.prior.base import CausalPrior
-from vqfast.prior.noise import gumbel
-from vqfast.prior.program import CODES
+from vqfast.priors.base import CausalPrior
+from vqfast.sampling.noise import gumbel
+from vqfast.sampling.program import CODES
 
 NAIVE_POSITIONS = 3
 

@@ -5,7 +5,7 @@
 
 namespace vqfast {
 
-// The columns of the tensors `taps`, `terms` and `steps`; what they mean says vqfast/prior/program.py.
+// The columns of the tensors `taps`, `terms` and `steps`; what they mean says vqfast/sampling/program.py.
 struct Tap {
   int64_t dy, dx;
   int64_t early;  // whether it can be read when its row starts
@@ -24,7 +24,7 @@ struct Step {
   int64_t rows, left, right;   // of the grid that its cache keeps: rows, columns beside a block
   int64_t first_term, num_terms;
 };
-// In the order of vqfast/prior/activations.py; from kGate on they multiply two halves of the sums.
+// In the order of vqfast/sampling/activations.py; from kGate on they multiply two halves of the sums.
 enum Activation : int64_t { kNone, kRelu, kElu, kSilu, kGelu, kSigmoid, kTanh, kGate, kGlu, kProduct };
 enum Phase : int64_t { kRow, kPosition, kCode };
 

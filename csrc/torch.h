@@ -127,7 +127,7 @@ inline Tensor empty(const int64_t* sizes, int64_t dims, ScalarType type) {
   Handle made;
   const int32_t error = torch.aoti_torch_empty_strided(
       dims, sizes, strides.data(), number_of(type), torch.aoti_torch_device_type_cpu(), 0, &made);
-  check(error, "out of memory in a call of vqfast's native library");  // as vqfast/prior/memory.py reads it
+  check(error, "out of memory in a call of vqfast's native library");  // as vqfast/sampling/memory.py reads it
   return Tensor(made);
 }
 inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType type) {

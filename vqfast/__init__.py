@@ -6,7 +6,7 @@ from vqfast import functional
 from vqfast.acceleration import Report, accelerate
 from vqfast.models import VQVAE, VQVAEOutput
 from vqfast.nn import LossParts, MaskedConv1d, MaskedConv2d, ResidualVQLayer, VQLayer, VQOutput
-from vqfast.prior import PixelCNN, ResidualPixelCNN, WaveNet, program_of
+from vqfast.priors import PixelCNN, ResidualPixelCNN, WaveNet, program_of
 
 if TYPE_CHECKING:
     from vqfast.pipeline.checkpoint import load_model

@@ -79,7 +79,7 @@ def test_every_line_of_the_tunings_is_swept_but_float64s(monkeypatch) -> None:
     pytest.importorskip("triton")
     from vqfast.ops.masked_conv.tunings import CONVOLVE, DOUBLE, WEIGHT
     from vqfast.ops.nearest.tunings import RECHECK, SEARCH
-    from vqfast.prior.executors.triton_tunings import SAMPLING
+    from vqfast.sampling.executors.triton_tunings import SAMPLING
 
     monkeypatch.setattr(machine, "DEVICE", torch.device("cpu"))
     monkeypatch.setattr(torch, "randn", torch.empty)
@@ -105,7 +105,7 @@ def test_a_convolution_is_swept_in_its_arithmetic_and_pytorchs_comes_back(precis
 
 
 def test_neighbours_of_a_line_of_launches_change_one_size_of_one_of_them() -> None:
-    from vqfast.prior.executors.triton_tunings import Launch, Tuning
+    from vqfast.sampling.executors.triton_tunings import Launch, Tuning
 
     alone, shared = Launch(1, 1, 1, 16, 32, 4, 1), Launch(16, 8, 64, 64, 64, 4, 3)
     line, *others = gate.neighbours(Tuning(alone, shared))

@@ -62,7 +62,7 @@ def test_recorded_op_is_not_probed_and_any_other_is(tensor, tmp_path, monkeypatc
 
 
 def test_recorded_sampler_is_not_probed_and_any_other_is(tensor, tmp_path, monkeypatch) -> None:
-    from vqfast.prior.executors import triton as executor
+    from vqfast.sampling.executors import triton as executor
 
     monkeypatch.setattr(executor, "verdict", lambda device, dtype: "probed")
     monkeypatch.setattr(registry, "TRITON", registry.Support(registry.FLOATS, frozenset({"cuda"})))

@@ -18,7 +18,7 @@ from vqfast.ops import registry  # noqa: E402
 from vqfast.ops.masked_conv import tunings as conv_tunings  # noqa: E402
 from vqfast.ops.nearest import tunings  # noqa: E402
 from vqfast.ops.nearest.tunings import ANY, RECHECK, SEARCH, Tuning, pick  # noqa: E402
-from vqfast.prior.executors.triton_tunings import SAMPLING, Launch  # noqa: E402
+from vqfast.sampling.executors.triton_tunings import SAMPLING, Launch  # noqa: E402
 
 pytestmark = pytest.mark.skipif(registry.interpreted(), reason="an interpreted kernel can't be compiled")
 
@@ -300,8 +300,8 @@ SAMPLERS = [
 
 def sampler_kernel(size: int, arch: str, launch: Launch, which: str):
     """Its constants, and the kernel compiled for values of ``size`` bytes."""
-    from vqfast.prior.executors import triton as executor
-    from vqfast.prior.executors import triton_kernel
+    from vqfast.sampling.executors import triton as executor
+    from vqfast.sampling.executors import triton_kernel
 
     dtype, name = {2: (torch.bfloat16, "bf16"), 4: (torch.float32, "fp32"), 8: (torch.float64, "fp64")}[size]
     pointers = {

@@ -24,7 +24,7 @@ from vqfast.pipeline.checkpoint import (
     write_tensors,
 )
 from vqfast.pipeline.ranks import Ranks
-from vqfast.prior import PixelCNN, ResidualPixelCNN, WaveNet
+from vqfast.priors import PixelCNN, ResidualPixelCNN, WaveNet
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "gradient": lambda: VQVAE(hidden_channels=4, num_embeddings=5, embedding_dim=3),

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 
 from vqfast.cli import main
+from vqfast.data import Images, load_images
 from vqfast.pipeline import demo as module
 from vqfast.pipeline.checkpoint import load_model, read_json
-from vqfast.pipeline.data import Images, load_images
 from vqfast.pipeline.demo import Shifted, accuracy, all_of, demo, fit_classifier, race, summary
 from vqfast.pipeline.ranks import Ranks
-from vqfast.prior import PixelCNN
+from vqfast.priors import PixelCNN
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 NAMED = {"reconstructions.png", "code_maps.png", "samples.png", "vqvae.png", "prior.png", "metrics.json"}

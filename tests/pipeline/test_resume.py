@@ -27,7 +27,7 @@ import json, os, signal, sys, time
 from pathlib import Path
 
 import matplotlib.figure, PIL.Image, sklearn.datasets, sklearn.svm, tqdm, torch._dynamo
-import vqfast.prior.executors.reference, vqfast.prior.executors.torch
+import vqfast.sampling.executors.reference, vqfast.sampling.executors.torch
 from vqfast.cli import main
 from vqfast.pipeline import codes, demo, images, steps, train
 

@@ -13,16 +13,16 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from vqfast.data import load_images
 from vqfast.models import VQVAE
 from vqfast.pipeline import codes as shards
 from vqfast.pipeline import images as pictures
 from vqfast.pipeline import steps
 from vqfast.pipeline.checkpoint import Run, load_model, read_json
 from vqfast.pipeline.codes import Codes, open_codes, stored
-from vqfast.pipeline.data import load_images
 from vqfast.pipeline.parts import HELD_OUT, TRAIN, reopen_images
 from vqfast.pipeline.ranks import Ranks
-from vqfast.prior.base import CausalPrior
+from vqfast.priors.base import CausalPrior
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 MODEL = {"hidden_channels": 8, "num_embeddings": 8, "embedding_dim": 4}

@@ -14,14 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from vqfast.data import Images, load_images
 from vqfast.models import VQVAE
 from vqfast.pipeline import train
 from vqfast.pipeline.checkpoint import read_tensors, write_tensors
-from vqfast.pipeline.data import Images, load_images
 from vqfast.pipeline.ranks import Ranks
 from vqfast.pipeline.train import History, batch_rows, fit, fit_prior, fit_vqvae
-from vqfast.prior import PixelCNN, ResidualPixelCNN
-from vqfast.prior.base import CausalPrior
+from vqfast.priors import PixelCNN, ResidualPixelCNN
+from vqfast.priors.base import CausalPrior
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 CODES = torch.randint(8, (20, 3, 3), generator=torch.Generator().manual_seed(0))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from tests.transforms.model_cases import MODELS
-from vqfast.prior.base import CausalPrior
+from vqfast.priors.base import CausalPrior
 
 
 @pytest.fixture(params=MODELS)

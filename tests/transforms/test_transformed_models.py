@@ -27,8 +27,8 @@ from tests.transforms.plain import (
 )
 from vqfast import functional
 from vqfast.nn import masked_conv
-from vqfast.prior import pixelcnn
-from vqfast.prior.base import CausalPrior
+from vqfast.priors import pixelcnn
+from vqfast.priors.base import CausalPrior
 
 pytestmark = [
     pytest.mark.filterwarnings("error"),

@@ -80,7 +80,7 @@ def _explained(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
         return f"{error.name} is missing: pip install 'vqfast[demo]'"
     from vqfast.ops.registry import NoBackendError
-    from vqfast.prior.memory import out_of_memory
+    from vqfast.sampling.memory import out_of_memory
 
     if out_of_memory(error):
         return "out of memory: ask for smaller sizes or batches"

@@ -65,10 +65,10 @@ def _say(ranks: Any, line: str) -> None:
 
 
 def encode(run: str, data: str | None, out: str | None, device: str, **reading: Any) -> None:
+    from vqfast.data.disk import counted
     from vqfast.pipeline import parts
     from vqfast.pipeline import steps as step
     from vqfast.pipeline.checkpoint import Run, load_model
-    from vqfast.pipeline.data.disk import counted
     from vqfast.pipeline.ranks import joined
 
     _check_reading(data, reading)
@@ -136,13 +136,13 @@ def sample(
     device: str,
     **options: Any,
 ) -> None:
+    from vqfast.data.disk import counted
     from vqfast.files import write_file
     from vqfast.pipeline import parts
     from vqfast.pipeline import steps as step
     from vqfast.pipeline.checkpoint import Run, load_model
     from vqfast.pipeline.codes import stored
     from vqfast.pipeline.completion import Completion
-    from vqfast.pipeline.data.disk import counted
     from vqfast.pipeline.formats import check_format
     from vqfast.pipeline.ranks import joined
 
@@ -184,10 +184,10 @@ def sample(
 
 
 def decode(run: str, codes: str, out: str, format: str, device: str) -> None:
+    from vqfast.data.disk import counted
     from vqfast.pipeline import steps as step
     from vqfast.pipeline.checkpoint import Run, load_model
     from vqfast.pipeline.codes import open_codes
-    from vqfast.pipeline.data.disk import counted
     from vqfast.pipeline.formats import check_format
     from vqfast.pipeline.ranks import joined
 
@@ -213,11 +213,11 @@ def likelihood(
 ) -> None:
     import numpy as np
 
+    from vqfast.data.disk import counted
     from vqfast.files import write_file
     from vqfast.pipeline import steps as step
     from vqfast.pipeline.checkpoint import Run, load_model
     from vqfast.pipeline.codes import open_codes
-    from vqfast.pipeline.data.disk import counted
     from vqfast.pipeline.ranks import joined
 
     _check_new(out, overwrite)
@@ -278,11 +278,11 @@ def reconstruct(
 ) -> None:
     import torch
 
+    from vqfast.data.disk import counted
     from vqfast.files import write_file
     from vqfast.pipeline import images as pictures
     from vqfast.pipeline import steps as step
     from vqfast.pipeline.checkpoint import Run, load_model
-    from vqfast.pipeline.data.disk import counted
     from vqfast.pipeline.ranks import joined
 
     if num < 1:
@@ -309,7 +309,7 @@ def info() -> None:
 
     import vqfast
     from vqfast.ops import registry
-    from vqfast.prior.sampler import EXECUTORS
+    from vqfast.sampling.sampler import EXECUTORS
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     print(f"vqfast {vqfast.__version__}, torch {torch.__version__}, Python {platform.python_version()}")

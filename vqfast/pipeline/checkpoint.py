@@ -17,8 +17,8 @@ from torch.nn.modules.module import register_module_parameter_registration_hook 
 from vqfast.files import check_folder, open_file, read_file, remove_leftovers, take_lock, write_file
 from vqfast.models import VQVAE
 from vqfast.pipeline.ranks import Ranks
-from vqfast.prior import PixelCNN, ResidualPixelCNN, WaveNet
-from vqfast.prior.base import CausalPrior
+from vqfast.priors import PixelCNN, ResidualPixelCNN, WaveNet
+from vqfast.priors.base import CausalPrior
 
 JSON_BYTES = 32 << 20  # as Python objects less than 1 GB
 JSON_DEPTH = 16

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vqfast.data import Images, load_images
 from vqfast.models import VQVAE
 from vqfast.pipeline import images as pictures
 from vqfast.pipeline.codes import Codes
-from vqfast.pipeline.data import Images, load_images
 from vqfast.pipeline.ranks import Ranks
 from vqfast.pipeline.steps import Rows, Wanted, decoded, encoded, labels_of
-from vqfast.prior.base import CausalPrior
+from vqfast.priors.base import CausalPrior
 
 SIDES = ("top", "bottom", "left", "right")
 COLUMNS, ROWS = 12, 8  # images and completions of each in a picture

@@ -11,15 +11,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from vqfast.data import Images
 from vqfast.files import write_file
 from vqfast.pipeline import images as pictures
 from vqfast.pipeline import steps
 from vqfast.pipeline.checkpoint import Run, read_json, write_json
 from vqfast.pipeline.codes import stored
-from vqfast.pipeline.data import Images
 from vqfast.pipeline.parts import HELD_OUT, TRAIN, reopen_images
 from vqfast.pipeline.ranks import Ranks
-from vqfast.prior.base import CausalPrior
+from vqfast.priors.base import CausalPrior
 
 VQVAE = {"hidden_channels": 64, "num_embeddings": 64, "embedding_dim": 16, "decay": 0.95}
 VQVAE_FIT = {"codebook": "kmeans", "steps": 600, "batch_size": 64, "lr": 1e-3}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from vqfast.data import Images, Unreadable, load_images
 from vqfast.models import VQVAE
 from vqfast.pipeline.checkpoint import Run
 from vqfast.pipeline.codes import BATCH
-from vqfast.pipeline.data import Images, Unreadable, load_images
 from vqfast.pipeline.progress import bar
 from vqfast.pipeline.ranks import Ranks
 

@@ -18,20 +18,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vqfast.data import Images
 from vqfast.files import open_file, write_file
 from vqfast.models import VQVAE
 from vqfast.pipeline import images as pictures
 from vqfast.pipeline.checkpoint import Run, load_model, save_model, write_json
 from vqfast.pipeline.codes import BATCH, Codes, Tick, pack, shards, stored, write_files, write_shards
-from vqfast.pipeline.data import Images
 from vqfast.pipeline.formats import FORMATS
 from vqfast.pipeline.parts import TRAIN, open_images
 from vqfast.pipeline.progress import bar, say
 from vqfast.pipeline.ranks import Ranks
 from vqfast.pipeline.train import History, fit_prior, fit_vqvae
-from vqfast.prior import PixelCNN, ResidualPixelCNN
-from vqfast.prior.base import CausalPrior
-from vqfast.prior.memory import in_batches
+from vqfast.priors import PixelCNN, ResidualPixelCNN
+from vqfast.priors.base import CausalPrior
+from vqfast.sampling.memory import in_batches
 
 Rows = Callable[[range], Tensor]
 

@@ -16,14 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqfast.checks import check_integer
+from vqfast.data import Images
 from vqfast.functional import perplexity
 from vqfast.models import VQVAE
 from vqfast.nn.kmeans import kmeans
 from vqfast.pipeline.checkpoint import read_tensors, write_tensors
-from vqfast.pipeline.data import Images
 from vqfast.pipeline.progress import bar
 from vqfast.pipeline.ranks import Ranks
-from vqfast.prior.base import CausalPrior
+from vqfast.priors.base import CausalPrior
 
 SAVE_SECONDS = 15.0
 RECORD_STEPS = 10

@@ -1,0 +1,91 @@
+"""Small priors of every kind, and what conditions them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from vqfast.ops import registry
+from vqfast.priors import PixelCNN, ResidualPixelCNN, WaveNet
+from vqfast.priors.base import CausalPrior
+from vqfast.sampling.sampler import EXECUTORS
+
+PRIORS: dict[str, tuple[type[CausalPrior], dict[str, int]]] = {
+    "gated": (PixelCNN, {"channels": 4, "num_layers": 3, "first_kernel_size": 5, "head_channels": 8}),
+    "residual": (
+        ResidualPixelCNN,
+        {"channels": 8, "num_residual_blocks": 2, "num_layers": 1, "first_kernel_size": 5},
+    ),
+    "wavenet": (WaveNet, {"channels": 4, "num_layers": 4, "dilation_cycle": 3}),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of priors on a CPU the Triton sampler takes those in the interpreter alone."""
+    if not registry.interpreted():
+        items[:] = [item for item in items if "triton" not in asked(item) or "gpu" in item.name]
+
+
+def asked(item: pytest.Item) -> tuple[object, ...]:
+    """The executors that a test runs."""
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    return parameters.get("executor"), parameters.get("method")
+
+
+@pytest.fixture(scope="session", params=PRIORS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="session", params=[name for name in EXECUTORS if name != "reference"])
+def executor(request: pytest.FixtureRequest) -> str:
+    """Every executor but the definition."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def make_prior() -> Callable[..., CausalPrior]:
+    """``make_prior(kind, **overrides)``: K = 5, float64, weights so large that codes and labels matter."""
+
+    def make(kind: str, **overrides: Any) -> CausalPrior:
+        torch.manual_seed(0)
+        cls, small = PRIORS[kind]
+        prior = cls(**{"num_embeddings": 5, **small, **overrides}).double().eval()
+        with torch.no_grad():
+            for parameter in prior.parameters():
+                parameter.mul_(1 if parameter.ndim == 1 else 3)
+        return prior
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def conditioning() -> Callable[..., dict[str, Tensor]]:
+    """``conditioning(prior, num, shape)``: random labels and a random map, where the prior takes them."""
+
+    def make(prior: CausalPrior, num: int, shape: tuple[int, ...]) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(1)
+        given = {}
+        if prior.num_classes:
+            given["labels"] = torch.randint(prior.num_classes, (num,), generator=generator)
+        if prior.condition_channels:
+            size = (num, prior.condition_channels, *shape)
+            given["condition"] = torch.randn(size, generator=generator, dtype=torch.float64)
+        return given
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def random_codes() -> Callable[..., Tensor]:
+    """``random_codes(prior, num, shape)``."""
+
+    def make(prior: CausalPrior, num: int, shape: tuple[int, ...]) -> Tensor:
+        generator = torch.Generator().manual_seed(2)
+        return torch.randint(prior.num_embeddings, (num, *shape), generator=generator)
+
+    return make

@@ -1,0 +1,1 @@
+from tests.priors.small import *  # noqa: F403  fixtures and a hook

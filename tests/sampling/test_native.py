@@ -1,0 +1,146 @@
+"""What only the native sampler can get wrong: its threads, tiles and blocks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from vqfast.ops import library
+from vqfast.priors import PixelCNN, WaveNet
+from vqfast.priors.base import CausalPrior
+from vqfast.sampling.executors import native
+
+pytestmark = pytest.mark.skipif(library.unavailable() is not None, reason="no native library here")
+MakePrior = Callable[..., CausalPrior]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+@pytest.mark.parametrize("batch", [1, 2, 17, 67])
+def test_any_number_of_threads_draws_the_same(
+    make_prior: MakePrior, monkeypatch: pytest.MonkeyPatch, kind: str, threads: int, batch: int
+) -> None:
+    monkeypatch.setattr(native, "_PRODUCTS", 1)  # small steps are split too
+    prior = make_prior(kind, num_classes=3)
+    shape = (3, 4) if prior.ndim == 2 else (12,)
+    options = {"labels": torch.arange(batch) % 3, "top_p": 0.9}
+    expected = prior.sample(batch, shape, method="cached", **options)
+    torch.set_num_threads(threads)
+    try:
+        assert torch.equal(prior.sample(batch, shape, method="native", **options), expected)
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("channels", [7, 16, 17, 33, 40])
+@pytest.mark.parametrize("num_embeddings", [31, 65, 130])
+def test_channels_that_do_not_fill_a_tile(make_prior: MakePrior, channels: int, num_embeddings: int) -> None:
+    for kind, shape in (("gated", (3, 3)), ("residual", (3, 3)), ("wavenet", (9,))):
+        prior = make_prior(kind, channels=channels, num_embeddings=num_embeddings)
+        expected = prior.sample(13, shape, method="cached")
+        assert torch.equal(prior.sample(13, shape, method="native"), expected)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_sequence_longer_than_a_block(make_prior: MakePrior, batch: int) -> None:
+    prior = make_prior("wavenet", num_layers=9, dilation_cycle=9, num_classes=3, condition_channels=2)
+    given = {"labels": torch.arange(batch), "condition": torch.randn(batch, 2, 700).double()}
+    expected = prior.sample(batch, (700,), method="cached", **given)
+    assert torch.equal(prior.sample(batch, (700,), method="native", **given), expected)
+
+
+def test_as_many_codes_as_people_have() -> None:
+    torch.manual_seed(0)
+    prior = PixelCNN(16384, 8, 2).double()
+    with torch.no_grad():
+        prior.head[2].weight.mul_(20)
+    for options in ({}, {"top_k": 1000}, {"top_p": 0.5}):
+        expected = prior.sample(3, (2, 3), method="naive", **options)
+        assert torch.equal(prior.sample(3, (2, 3), method="native", **options), expected)
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e-3, 1e4, 1e30, 1e300])
+@pytest.mark.parametrize("scale", [0, 1e-30, 1, 1e30, 1e300])
+def test_scores_of_any_size(make_prior: MakePrior, temperature: float, scale: float) -> None:
+    """Those that float32 doesn't hold too."""
+    prior = make_prior("gated")
+    with torch.no_grad():
+        for parameter in prior.head[2].parameters():
+            parameter.mul_(scale)
+    expected = prior.sample(20, (2, 3), method="naive", temperature=temperature)
+    assert torch.equal(prior.sample(20, (2, 3), method="native", temperature=temperature), expected)
+
+
+@torch.no_grad()
+def test_bfloat16_prior_keeps_its_weights_and_computes_in_float32(make_prior: MakePrior, kind: str) -> None:
+    prior = make_prior(kind, num_embeddings=16, channels=40).bfloat16()
+    shape = (4, 5) if prior.ndim == 2 else (20,)
+    drawn = prior.sample(500, shape, method="native")
+    rounded = prior.sample(500, shape, method="cached")
+    widened = prior.float().sample(500, shape, method="cached")
+    differs = [(other != widened).flatten(1).any(1).double().mean() for other in (drawn, rounded)]
+    assert differs[0] < 0.02  # biases that are added up when the prior is lowered are rounded to bfloat16
+    assert differs[1] > 3 * differs[0]
+
+
+INTERRUPTED = """
+import torch, vqfast
+prior = vqfast.WaveNet()
+print("started", flush=True)
+prior.sample(1, (10_000_000,), method="native")
+"""
+
+
+def test_control_c_stops_it_within_a_second() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert process.stdout.readline() == "started\n"
+    time.sleep(1)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    _, error = process.communicate(timeout=60)
+    assert error.rstrip().endswith("KeyboardInterrupt")
+    assert time.monotonic() - began < 5  # of which the interpreter's end takes most on a busy machine
+
+
+def test_other_python_threads_run_meanwhile() -> None:
+    from threading import Thread
+
+    prior = WaveNet(channels=64)
+    sampling = Thread(target=prior.sample, args=(1, (20_000,)), kwargs={"method": "native"})
+    sampling.start()
+    turns = 0
+    while sampling.is_alive():
+        time.sleep(0.005)
+        turns += 1
+    assert turns >= 10
+
+
+def test_it_is_refused_where_it_cannot_run(make_prior: MakePrior) -> None:
+    prior = make_prior("gated").to("meta")
+    with pytest.raises(RuntimeError, match="native executor runs on cpu, not on meta"):
+        prior.sample(1, (2, 2), method="native")
+
+
+def test_auto_obeys_the_backend_that_is_asked_for(
+    make_prior: MakePrior, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vqfast.sampling.sampler import executor
+
+    prior = make_prior("gated")
+    assert executor("auto", prior).__name__.endswith("native")
+    monkeypatch.setenv("VQFAST_BACKEND", "reference")
+    assert executor("auto", prior).__name__.endswith("torch")
+    assert executor("native", prior).__name__.endswith("native")

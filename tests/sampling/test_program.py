@@ -1,0 +1,298 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import scipy.special
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from vqfast.priors.base import CausalPrior
+from vqfast.sampling import parallel
+from vqfast.sampling.activations import ACTIVATIONS, PAIRED, channels
+from vqfast.sampling.program import CODES, CONDITION, Phase, Program, Step, Term
+
+ROW, POSITION, CODE = Phase
+CONDITIONS = [{}, {"num_classes": 3}, {"condition_channels": 2}, {"num_classes": 3, "condition_channels": 2}]
+
+
+ACTIVATE = {
+    "none": lambda x: x,
+    "relu": lambda x: np.maximum(x, 0),
+    "elu": lambda x: np.where(x < 0, np.expm1(np.minimum(x, 0)), x),
+    "silu": lambda x: x * scipy.special.expit(x),
+    "gelu": lambda x: x * scipy.special.ndtr(x),
+    "sigmoid": scipy.special.expit,
+    "tanh": np.tanh,
+    "gate": lambda a, b: np.tanh(a) * scipy.special.expit(b),
+    "glu": lambda a, b: a * scipy.special.expit(b),
+    "product": lambda a, b: a * b,
+}
+
+
+def interpret(program: Program, weights: dict[str, np.ndarray], codes, labels, condition) -> np.ndarray:
+    """Logits ``(B, H, W, K)`` of given codes: the definition of ``Step``, one position after the other."""
+    batch, height, width = codes.shape
+    values = {CODES: np.eye(program.num_embeddings)[codes], CONDITION: condition}
+    for number, step in enumerate(program.steps):
+        result = np.zeros((batch, height, width, step.channels))
+        for y, x in np.ndindex(height, width):
+            total = np.zeros((batch, step.width))
+            for term in step.terms:
+                for tap, (dy, dx) in enumerate(term.taps):
+                    if 0 <= y + dy < height and 0 <= x + dx < width:
+                        value = values[term.source][:, y + dy, x + dx]
+                        total += value if term.weight is None else value @ weights[term.weight][tap]
+            if step.bias is not None:
+                total += weights[step.bias]
+            if step.label_bias is not None:
+                total += weights[step.label_bias][labels]
+            halves = np.split(total, 2, axis=1) if step.activation in PAIRED else [total]
+            total = ACTIVATE[step.activation](*halves)
+            if step.residual is not None:
+                total = total + values[step.residual][:, y, x]
+            result[:, y, x] = total
+        values[number] = result
+    return values[len(program.steps) - 1]
+
+
+@pytest.mark.parametrize("conditions", CONDITIONS, ids="-".join)
+@torch.no_grad()
+def test_program_run_by_its_definition_gives_the_models_logits(
+    make_prior: Callable[..., CausalPrior],
+    random_codes: Callable[..., Tensor],
+    conditioning: Callable[..., dict[str, Tensor]],
+    kind: str,
+    conditions: dict[str, int],
+) -> None:
+    prior = make_prior(kind, **conditions)
+    shape = (4, 5) if prior.ndim == 2 else (12,)
+    codes, extra = random_codes(prior, 2, shape), conditioning(prior, 2, shape)
+    grid = codes.view(2, -1, shape[-1])
+    condition = (
+        extra["condition"].view(2, 2, *grid.shape[1:]).movedim(1, -1) if "condition" in extra else None
+    )
+    program, weights = prior.lower()
+    logits = interpret(
+        program,
+        {name: weight.numpy() for name, weight in weights.items()},
+        grid.numpy(),
+        extra["labels"].numpy() if "labels" in extra else None,
+        None if condition is None else condition.numpy(),
+    )
+    expected = prior(codes, **extra).view(2, -1, *grid.shape[1:]).movedim(1, -1)
+    np.testing.assert_allclose(logits, expected.numpy(), rtol=0, atol=1e-12)
+
+
+def test_lowering_keeps_no_graph_and_names_every_weight_it_uses(
+    make_prior: Callable[..., CausalPrior], kind: str
+) -> None:
+    prior = make_prior(kind, num_classes=2, condition_channels=1)
+    program, weights = prior.lower()
+    named = {term.weight for step in program.steps for term in step.terms}
+    named |= {name for step in program.steps for name in (step.bias, step.label_bias)}
+    assert named - {None} <= set(weights)
+    assert not any(weight.requires_grad for weight in weights.values())
+
+
+@pytest.mark.parametrize("conditions", CONDITIONS, ids="-".join)
+def test_gated_prior_runs_rows_then_positions_then_the_own_code(
+    make_prior: Callable[..., CausalPrior], conditions: dict[str, int]
+) -> None:
+    program, _ = make_prior("gated", num_layers=2, **conditions).lower()
+    first = [ROW, POSITION, POSITION, ROW]  # above, across, output, down
+    assert program.phases() == [CODE, *first, ROW, POSITION, POSITION, POSITION, POSITION]
+    assert program.num_embeddings == 5 and program.steps[-1].channels == 5
+
+
+def reads(source: int, taps: tuple[tuple[int, int], ...] = ((0, 0),)) -> Term:
+    return Term(source, taps, "weight")
+
+
+@pytest.mark.parametrize(
+    ("steps", "phases"),
+    [
+        ([Step((reads(CODES, ((-1, 5), (-2, -3))),), 2)], [ROW]),
+        ([Step((reads(CODES, ((-1, 0), (0, -1))),), 2)], [POSITION]),
+        ([Step((reads(CONDITION),), 2)], [ROW]),
+        ([Step((reads(CODES, ((-1, 0),)),), 2), Step((reads(0, ((0, 1),)),), 2)], [ROW, ROW]),
+        ([Step((reads(CODES),), 2), Step((reads(0, ((-1, 1),)),), 2)], [CODE, ROW]),
+        ([Step((reads(CODES),), 2), Step((reads(0, ((0, -1),)),), 2)], [CODE, POSITION]),
+        ([Step((reads(CONDITION),), 2), Step((reads(CODES, ((0, -1),)),), 2, residual=0)], [ROW, POSITION]),
+    ],
+)
+def test_phase_is_the_earliest_at_which_all_that_is_read_is_there(
+    steps: list[Step], phases: list[Phase]
+) -> None:
+    assert Program(tuple(steps), 2).phases() == phases
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [Step((reads(CODES),), 2)],
+        [Step((reads(CODES, ((0, 1),)),), 2)],
+        [Step((reads(CODES, ((-1, 0), (0, -1), (1, -1))),), 2)],
+        [Step((reads(CODES),), 2), Step((reads(0),), 2)],
+        [Step((reads(CODES),), 2), Step((reads(CODES, ((0, -1),)),), 2, residual=0)],
+        [Step((reads(CODES, ((0, -1),)),), 2), Step((reads(0, ((0, 1),)),), 2)],
+        [Step((reads(CODES, ((-1, 0),)),), 2), Step((reads(0, ((1, 0),)),), 2)],
+    ],
+    ids=[
+        "own code",
+        "right",
+        "below",
+        "own code by a step",
+        "own code by a residual",
+        "step right",
+        "step below",
+    ],
+)
+def test_program_that_looks_ahead_is_refused(steps: list[Step]) -> None:
+    with pytest.raises(ValueError, match="isn't causal"):
+        Program(tuple(steps), 2)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [Step((), 2, "bias")],
+        [Step((Term(CODES, (), "weight"),), 2)],
+        [Step((Term(CODES, ((0, -1),)),), 2)],
+        [Step((reads(CODES, ((-1, 0),)),), 2), Step((Term(0, ((-1, 0), (0, -1))),), 2)],
+        [Step((Term(CONDITION),), 2)],
+        [Step((reads(CONDITION, ((0, 1),)),), 2)],
+    ],
+    ids=["no terms", "no taps", "bare codes", "bare taps", "bare map", "map at taps"],
+)
+def test_program_with_a_term_that_no_executor_runs_is_refused(steps: list[Step]) -> None:
+    with pytest.raises(ValueError, match="has no term"):
+        Program(tuple(steps), 2)
+
+
+def check_parallel(steps: list[Step], grid: tuple[int, int]) -> None:
+    prior = Programmed(steps)
+    codes = torch.arange(2 * grid[0] * grid[1]).view(2, *grid) * 5 % 7 % 3
+    condition = torch.linspace(-1, 1, 4 * grid[0] * grid[1], dtype=torch.float64).view(2, 2, *grid)
+    logits = parallel.logits(*prior.lower(), codes, condition=condition)
+    torch.testing.assert_close(logits, prior.grid_logits(codes, None, condition), rtol=0, atol=1e-12)
+
+
+class Programmed(CausalPrior):
+    """A prior that is a program with random weights; its logits are ``interpret``'s."""
+
+    def __init__(self, steps: list[Step], condition_channels: int = 2, num_embeddings: int = 3) -> None:
+        super().__init__(num_embeddings, None, condition_channels)
+        self.program = Program(tuple(steps), num_embeddings)
+        self.device_of = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+        generator = torch.Generator().manual_seed(0)
+        channels = {CODES: num_embeddings, CONDITION: condition_channels} | {
+            n: s.channels for n, s in enumerate(steps)
+        }
+        self.weights = {}
+        for step in steps:
+            for term in step.terms:
+                if term.weight is not None:
+                    size = len(term.taps), channels[term.source], step.width
+                    self.weights[term.weight] = torch.randn(size, generator=generator, dtype=torch.float64)
+            if step.bias is not None:
+                self.weights[step.bias] = torch.randn(step.width, generator=generator, dtype=torch.float64)
+
+    def lower(self) -> tuple[Program, dict[str, Tensor]]:
+        return self.program, self.weights
+
+    def grid_logits(self, codes: Tensor, labels: Tensor | None, condition: Tensor) -> Tensor:
+        weights = {name: weight.numpy() for name, weight in self.weights.items()}
+        logits = interpret(self.program, weights, codes.numpy(), None, condition.movedim(1, -1).numpy())
+        return torch.from_numpy(logits).movedim(-1, 1)
+
+
+@st.composite
+def causal_steps(draw: st.DrawFn) -> list[Step]:
+    """A few steps that read codes, the map and each other; the last one reads what is before it alone."""
+    above = [(dy, dx) for dy in (-3, -2, -1) for dx in (-2, -1, 0, 1, 2)]
+    past = [*above, (0, -3), (0, -2), (0, -1)]
+    steps: list[Step] = []
+    last = draw(st.integers(0, 4))
+    for number in range(last + 1):
+        terms = []
+        for source in draw(st.lists(st.sampled_from([CODES, *range(number)]), min_size=1, max_size=3)):
+            offsets = st.sampled_from(past if number == last else [*past, (0, 0)])
+            taps = tuple(draw(st.lists(offsets, min_size=1, max_size=5, unique=True)))
+            terms.append(Term(source, taps, f"weight{number}.{len(terms)}"))
+        if draw(st.booleans()):
+            terms.append(Term(CONDITION, weight=f"condition{number}"))
+        activation = "none" if number == last else draw(st.sampled_from(ACTIVATIONS))
+        width = 3 if number == last else 4
+        fitting = channels(width, activation)
+        alike = [n for n, step in enumerate(steps) if step.channels == fitting and number < last]
+        residual = draw(st.sampled_from([None, *alike]))
+        bias = draw(st.sampled_from([None, f"bias{number}"]))
+        steps.append(Step(tuple(terms), width, bias, None, activation, residual))
+    return steps
+
+
+def check_sampling(steps: list[Step], executor: str, grid: tuple[int, int]) -> None:
+    prior = Programmed(steps)
+    condition = torch.linspace(-1, 1, 6 * grid[0] * grid[1], dtype=torch.float64).view(3, 2, *grid)
+    expected = prior.sample(3, grid, condition=condition, method="naive")
+    assert torch.equal(prior.sample(3, grid, condition=condition, method=executor), expected)
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(steps=causal_steps(), grid=st.sampled_from([(1, 6), (4, 2), (3, 4), (6, 1)]))
+def test_executor_runs_any_causal_program(executor: str, steps: list[Step], grid: tuple[int, int]) -> None:
+    check_sampling(steps, executor, grid)
+
+
+@settings(derandomize=True, deadline=None, max_examples=40)
+@given(steps=causal_steps(), grid=st.sampled_from([(1, 6), (4, 2), (3, 4)]))
+def test_program_at_all_positions_at_once_is_its_definition(steps: list[Step], grid: tuple[int, int]) -> None:
+    check_parallel(steps, grid)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [Step((Term(CODES, ((-1, 0),), "a"),), 4), Step((Term(0, ((0, 0), (0, 1), (0, 3)), "b"),), 3)],
+        [Step((Term(CODES, ((0, -1),), "a"), Term(CONDITION, weight="b")), 3, activation="relu")],
+        [Step((Term(CODES, ((0, -1), (-1, 2)), "a"), Term(CONDITION, weight="b")), 6, activation="gate")],
+        [
+            *(
+                Step((Term(CODES, ((0, -1), (-1, 1)), f"a{n}"),), 3 + 3 * (name in PAIRED), None, None, name)
+                for n, name in enumerate(ACTIVATIONS)
+            ),
+            Step(tuple(Term(n, weight=f"b{n}") for n in range(len(ACTIVATIONS))), 3),
+        ],
+    ],
+    ids=["row to the right", "relu", "gate", "every activation"],
+)
+def test_executor_runs_what_terms_and_steps_allow(executor: str, steps: list[Step]) -> None:
+    check_sampling(steps, executor, (3, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_executor_activates_to_rounding(executor: str, activation: str, dtype: torch.dtype) -> None:
+    """Greedy draws between the activated value and a bound just below and just above of what scipy says."""
+    x = torch.cat([torch.linspace(-12, 12, 40), torch.logspace(-7, 3, 12), -torch.logspace(-7, 3, 12)]).to(
+        dtype
+    )
+    sums = torch.stack([x, x.flip(0).roll(3)], dim=1)[:, : 1 + (activation in PAIRED)]
+    value = Step((Term(CODES, ((0, -1),), "x"),), sums.shape[1], activation=activation)
+    logits = Step((Term(0, weight="first"), Term(CODES, ((0, -1),), "bound")), 64)
+    prior = Programmed([value, logits], 0, 64).to(dtype)
+    want = torch.from_numpy(ACTIVATE[activation](*sums.double().numpy().T))
+    error = 8 * torch.finfo(dtype).eps * want.abs().clamp(min=1)
+    known = torch.stack([torch.arange(64), torch.full((64,), -1)], dim=1).view(64, 1, 2)
+    for sign, code in ((-1, 0), (1, 1)):
+        bound = torch.full((1, 64, 64), -1e30, dtype=dtype)
+        bound[0, :, 0], bound[0, :, 1] = 0, (want + sign * error).to(dtype)
+        first = torch.zeros(1, 1, 64, dtype=dtype)
+        first[..., 0] = 1
+        prior.weights = {"x": sums[None], "first": first, "bound": bound}
+        drawn = prior.sample(64, (1, 2), known=known, temperature=0, method=executor)
+        assert (drawn[:, 0, 1] == code).all(), (sums[drawn[:, 0, 1] != code], sign)

@@ -1,0 +1,222 @@
+"""What only the GPU sampler can get wrong: its tiles, groups, launches; interpreted, or on a GPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from vqfast.ops import probe, registry
+from vqfast.priors.base import CausalPrior
+from vqfast.sampling.executors import triton as executor
+from vqfast.sampling.executors.triton_tunings import Launch, Tuning
+
+MakePrior = Callable[..., CausalPrior]
+Conditioning = Callable[..., dict[str, Tensor]]
+HERE = Path(__file__).parent
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
+BOTH = {"num_classes": 3, "condition_channels": 2}
+here = pytest.mark.skipif(
+    not (torch.cuda.is_available() or registry.interpreted()),
+    reason="run in the interpreter by the last test",
+)
+# The part of the matrix that is quick enough for an interpreter.
+# All of it: `TRITON_INTERPRET=1 pytest tests/sampling`.
+QUICK = [
+    "test_executor_runs_what",
+    "test_logits_that_say and residual and not temperature and not top",
+    "test_logits_that_are_minus and residual and temperature",
+    "test_known_codes_need",
+    "test_traced_network_draws and conditioned",
+    "test_known_codes and residual",
+    "greedy and residual and temperature",
+]
+
+
+@pytest.fixture(autouse=True)
+def interpreter_knows_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's interpreter multiplies the bits of bfloat16, and cuts float32 off where a GPU rounds."""
+    if not registry.interpreted():
+        return
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    cut_off, dot = interpreter._convert_float, interpreter.InterpreterBuilder.create_dot
+
+    def convert(data: np.ndarray, source: Any, target: Any, mode: Any) -> np.ndarray:
+        if (source, target) != (tl.float32, tl.bfloat16):
+            return cut_off(data, source, target, mode)
+        return torch.from_numpy(np.ascontiguousarray(data)).bfloat16().view(torch.uint16).numpy()
+
+    def multiply(builder: Any, a: Any, b: Any, *rest: Any) -> Any:
+        wide = (
+            interpreter.TensorHandle(
+                torch.from_numpy(each.data.view(np.int16)).view(torch.bfloat16).float().numpy(), tl.float32
+            )
+            if each.dtype.scalar == tl.bfloat16
+            else each
+            for each in (a, b)
+        )
+        return dot(builder, *wide, *rest)
+
+    monkeypatch.setattr(interpreter, "_convert_float", convert)
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", multiply)
+
+
+@pytest.fixture
+def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[Tuning], None]:
+    """``use(tuning)`` for every batch."""
+    return lambda tuning: monkeypatch.setattr(executor, "tunings_of", lambda weight: {1 << 30: tuning})
+
+
+# images, members, rows, columns, depth, warps, stages
+SUMMED = Launch(2, 1, 4, 32, 16, 4, 1)
+MULTIPLIED = Launch(4, 1, 16, 32, 32, 4, 1)
+OVERLAPPED = Launch(2, 1, 16, 64, 16, 4, 2)
+
+
+@here
+@pytest.mark.parametrize(
+    ("row", "position", "dtype"),
+    [
+        (SUMMED, SUMMED, torch.float64),
+        (OVERLAPPED, MULTIPLIED, torch.float32),
+        (MULTIPLIED, OVERLAPPED, torch.bfloat16),
+        (OVERLAPPED, SUMMED, torch.float16),
+    ],
+)
+def test_any_tile_draws_the_same(
+    make_prior: MakePrior,
+    conditioning: Conditioning,
+    use: Callable,
+    kind: str,
+    row: Launch,
+    position: Launch,
+    dtype: torch.dtype,
+) -> None:
+    """Channels and codes that fill no tile, and a group that isn't full."""
+    prior = make_prior(kind, channels=18, num_embeddings=21, num_layers=2, **BOTH)
+    shape = (2, 3) if prior.ndim == 2 else (6,)
+    options = conditioning(prior, 3, shape) | {"numbers": torch.tensor([2**62, 2**32, 0])}
+    expected = prior.sample(3, shape, method="cached", **options)
+    use(Tuning(row, position))
+    given = {name: value.to(DEVICE) for name, value in options.items()}
+    drawn = prior.to(DEVICE, dtype).sample(3, shape, method="triton", **given)
+    differ = (drawn.cpu() != expected).sum()
+    assert differ <= (0 if dtype in (torch.float64, torch.float32) else 4)  # wrong ones: 17 of 18
+
+
+@here
+def test_members_share_out_the_tiles_of_each_job(
+    make_prior: MakePrior, use: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One job a launch: in the interpreter no block waits for another."""
+    launch = executor.Sampling.launch
+
+    def one_by_one(
+        self: Any, tables: Any, begin: int, end: int, y: int, x: int, iterations: int, columns: int
+    ) -> None:
+        for column in range(x, x + iterations):
+            for job in range(begin, end):
+                launch(self, tables, job, job + 1, y, column, 1, columns)
+
+    monkeypatch.setattr(executor.Sampling, "launch", one_by_one)
+    monkeypatch.setattr(executor, "members_of", lambda *_: 3)
+    use(Tuning(Launch(2, 3, 4, 16, 16, 4, 2), Launch(2, 3, 2, 16, 16, 4, 1)))
+    prior = make_prior("gated", channels=18, num_embeddings=40, num_layers=2).to(DEVICE)
+    expected = prior.sample(2, (2, 2), method="cached")
+    assert torch.equal(prior.sample(2, (2, 2), method="triton"), expected)
+
+
+@here
+def test_sequence_longer_than_a_block(make_prior: MakePrior, use: Callable, monkeypatch: Any) -> None:
+    """The columns of a cache are a ring."""
+    monkeypatch.setattr("vqfast.sampling.program._BLOCK", 4)
+    use(Tuning(SUMMED, SUMMED))
+    prior = make_prior("wavenet", num_layers=3, condition_channels=2).to(DEVICE)
+    condition = torch.randn(2, 2, 11, dtype=torch.float64, device=DEVICE)
+    expected = prior.sample(2, (11,), method="cached", condition=condition)
+    assert torch.equal(prior.sample(2, (11,), method="triton", condition=condition), expected)
+
+
+@here
+@pytest.mark.parametrize("options", [{"top_k": 2}, {"top_p": 0.7}, {"seed": 2**64 - 1}], ids=str)
+def test_other_draws(make_prior: MakePrior, use: Callable, options: dict[str, Any]) -> None:
+    use(Tuning(SUMMED, SUMMED))
+    prior = make_prior("gated", num_embeddings=21, num_layers=2).to(DEVICE)
+    known = torch.full((2, 2, 3), -1, device=DEVICE)
+    known[0, 0, 1] = known[1, 1, 1] = 3
+    options |= {"known": known, "num": 2, "shape": (2, 3)}
+    assert torch.equal(prior.sample(method="triton", **options), prior.sample(method="cached", **options))
+
+
+# The guard
+
+
+@here
+@pytest.mark.parametrize("dtype", DTYPES[:1] if DEVICE == "cpu" else DTYPES)
+def test_small_prior_vouches_for_right_kernels(
+    monkeypatch: pytest.MonkeyPatch, use: Callable, dtype: torch.dtype
+) -> None:
+    """On a GPU for those of every line."""
+    monkeypatch.setattr(probe, "_verdicts", {})
+    if DEVICE == "cpu":
+        use(Tuning(OVERLAPPED, MULTIPLIED))
+    assert executor.verdict(torch.device(DEVICE), dtype) is None
+
+
+@pytest.mark.parametrize("broken", ["wrong", "raises"])
+def test_auto_falls_back_with_one_warning_where_the_probe_fails(
+    make_prior: MakePrior, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    pytest.importorskip("triton")
+
+    def draw(self: Any) -> Tensor:
+        if broken == "raises":
+            raise RuntimeError("out of resource: shared memory")
+        return torch.zeros_like(self.request.known)
+
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(probe, "_verdicts", {})
+    monkeypatch.setattr(executor.Sampling, "draw", draw)
+    with pytest.warns(RuntimeWarning, match="triton sampler failed its probe on cpu.*falling back") as warned:
+        reason = executor.verdict(cpu, torch.float64)
+    assert len(warned) == 1
+    assert ("codes are wrong" if broken == "wrong" else "out of resource") in reason
+    assert executor.verdict(cpu, torch.float64) == reason  # a second warning would be an error
+
+
+def test_it_is_refused_where_it_cannot_run(make_prior: MakePrior) -> None:
+    with pytest.raises(RuntimeError, match=r"triton executor runs on .*'cuda'.*, not on meta"):
+        make_prior("gated").to("meta").sample(1, (2, 2), method="triton")
+
+
+def test_sampling_on_a_cpu_does_not_import_triton() -> None:
+    code = "import sys, vqfast; vqfast.WaveNet(4, 4, 2).sample(1, (3,)); assert 'triton' not in sys.modules"
+    clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=HERE.parents[1], env=clean)
+
+
+@pytest.mark.skipif(registry.interpreted(), reason="they run in this process")
+def test_matrix_passes_in_the_interpreter() -> None:
+    pytest.importorskip("triton")
+    chosen = f"test_triton or (triton and ({' or '.join(f'({each})' for each in QUICK)}))"
+    files = [str(HERE / f"test_{name}.py") for name in ("triton", "sampler", "program", "trace")]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *files, "-k", chosen, "--tb=short", "--maxfail=5"],
+        cwd=HERE.parents[1],
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout

@@ -1,0 +1,190 @@
+"""Images in arrays: NumPy's files and MNIST's (IDX)."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import math
+import struct
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from vqfast.data import disk
+from vqfast.data.pixels import fitted, outside, scaled
+from vqfast.files import open_file
+
+IMAGE_KEYS = ("images", "x", "data", "x_train", "arr_0")
+LABEL_KEYS = ("labels", "y", "y_train")
+UNPACKED = 4 << 30  # bytes that a compressed file may unpack to in memory
+BLOCK = 64 << 20  # bytes at a time, and how much decides what floats mean
+
+
+class Stack:
+    """Images in an array, maybe memory-mapped. ``read``: rows -> (n, C, H, W), uint8 or float32 in [0, 1].
+
+    Integers other than uint8 are of ``depth`` bits, or as many as the largest takes. Floats are 0..1, or
+    0..255 where more than half of the positive ones exceed 1 and the largest exceeds 127; 64 MiB of them,
+    spread evenly, decide. Other ranges are refused.
+
+    Args:
+        array: (N, H, W), (N, H, W, C) or (N, C, H, W), C 1 or 3, or 4, of which the last (alpha) is dropped.
+        name: for messages.
+        file: where it comes from, or None.
+        size: of the squares that the images become, or None.
+        depth: see above.
+    """
+
+    def __init__(
+        self, array: np.ndarray, name: str, file: Path | None, size: int | None, depth: int | None
+    ) -> None:
+        if array.dtype.kind not in "buif":
+            raise ValueError(f"{name} has dtype {array.dtype}; want images of integers or floats")
+        if array.ndim not in (3, 4):
+            raise ValueError(f"{name} has shape {array.shape}; want (N, H, W), (N, H, W, C) or (N, C, H, W)")
+        if not array.size:
+            raise ValueError(f"{name} has shape {array.shape}; want some images")
+        self.pixels = _channels_first(array, name)
+        self.name, self.size, self.files = name, size, {} if file is None else {file.name: file.stat()}
+        self.kept = np.arange(len(array))
+        self.left_out: disk.LeftOut = {}
+        self.bad: dict[str, str] = {}
+        self.classes: list[str] | None = None
+        self.no_classes: list[str] = []
+        channels, height, width = self.pixels.shape[1:]
+        self.shape = (channels, size or height, size or width)
+        self.depth: int | None = None
+        self.white = 255
+        if array.dtype.kind == "f":
+            self.white = self._white()
+        elif array.dtype != np.uint8:
+            highest = 1 if depth else max(1, *(int(block.max()) for _, block in self._blocks()))
+            self.depth = depth or highest.bit_length()
+            self.white = 2**self.depth - 1
+        if not isinstance(array, np.memmap):
+            for rows, block in self._blocks():
+                self._as_unit(block, rows)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def stamp(self) -> bytes:
+        return disk.stamp_of(self.files) if self.files else self.contents(self.kept)
+
+    def contents(self, rows: np.ndarray) -> bytes:
+        digest = hashlib.sha256(f"{self.pixels.shape[1:]} {self.pixels.dtype.str} {self.depth}".encode())
+        for some in np.array_split(rows, self._parts(len(rows))):
+            digest.update(self.pixels[some].tobytes())
+        return digest.digest()
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        pixels = self._as_unit(np.asarray(self.pixels[rows]), rows)
+        if self.size is None:
+            return pixels
+        return fitted(pixels.reshape(-1, *pixels.shape[2:]), self.size).reshape(len(rows), *self.shape)
+
+    def _parts(self, num: int) -> int:
+        return max(1, min(num, -(-self.pixels[:1].nbytes * num // BLOCK)))
+
+    def _blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for rows in np.array_split(self.kept, self._parts(len(self))):
+            yield rows, np.asarray(self.pixels[rows[0] : rows[-1] + 1])
+
+    def _white(self) -> int:
+        some = np.asarray(self.pixels[:: self._parts(len(self))])
+        wide = bool(np.count_nonzero(some > 1) > np.count_nonzero(some > 0) / 2)
+        if wide and not 127 < some.max() <= 255:
+            raise ValueError(
+                f"{self.name} has floats {some.min():g}..{some.max():g}; want floats in [0, 1], or in 0..255 "
+                "with the largest above 127: divide them by what is white"
+            )
+        return 255 if wide else 1
+
+    def _as_unit(self, pixels: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """uint8 as it is; else float32 in [0, 1]."""
+        if pixels.dtype == np.uint8:
+            return pixels
+        if (where := outside(pixels, self.white)) is not None:
+            kind = (
+                f"floats in [0, {self.white:g}]" if self.depth is None else f"integers of {self.depth} bits"
+            )
+            raise ValueError(f"{self.name} has {pixels[where]} in image {rows[where[0]]}; want {kind}")
+        return scaled(pixels, self.white)
+
+
+def _channels_first(array: np.ndarray, name: str) -> np.ndarray:
+    if array.ndim == 3:
+        return array[:, None]
+    for channels in ((1, 3), (4,)):
+        if array.shape[3] in channels:
+            return np.moveaxis(array, 3, 1)[:, :3]
+        if array.shape[1] in channels:
+            return array[:, :3]
+    raise ValueError(f"{name} has shape {array.shape}; want 1, 3 or 4 channels as second or last axis")
+
+
+def read_npy(path: Path) -> np.ndarray:
+    """A .npy file, memory-mapped."""
+    with disk.naming(path, ".npy file"):
+        return np.lib.format.open_memmap(path, mode="r")  # refuses pickled objects
+
+
+def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """The images of a .npz file and the labels, if there are any."""
+    with disk.naming(path, ".npz file"), open_file(path) as file:
+        with zipfile.ZipFile(file) as archive:
+            packed = (i for i in archive.infolist() if i.compress_type != zipfile.ZIP_STORED)
+            _check_unpacked(sum(info.file_size for info in packed))
+        arrays = np.lib.npyio.NpzFile(file, allow_pickle=False)
+        found = [key for key in IMAGE_KEYS if key in arrays.files][:1]
+        found = found or [key for key in arrays.files if np.ndim(arrays[key]) >= 3]
+        if len(found) != 1:
+            raise ValueError(f"it has {arrays.files}; want images under one of {', '.join(IMAGE_KEYS)}")
+        labels = next((arrays[key] for key in LABEL_KEYS if key in arrays.files), None)
+        return np.asarray(arrays[found[0]]), labels
+
+
+def read_idx_pair(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """The images of an IDX file, and the labels of the file beside it, if there."""
+    name = path.name.removesuffix(".gz").replace("images", "labels").replace("idx3", "idx1")
+    beside = (path.with_name(name + end) for end in ("", ".gz") if "images" in path.name)
+    found = next((file for file in beside if file.is_file()), None)
+    return read_idx(path, rank=3), None if found is None else read_idx(found, rank=1)
+
+
+def read_idx(path: Path, rank: int) -> np.ndarray:
+    """An IDX file: the magic 00 00 08 (uint8) ``rank``, the big-endian uint32 dimensions, the bytes.
+
+    One that isn't gzipped is memory-mapped.
+    """
+    with disk.naming(path, "IDX file"):
+        magic, start = bytes([0, 0, 8, rank]), 4 + 4 * rank
+        with open_file(path) as file:
+            packed = file.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if packed else open_file(path) as opened:
+            header = opened.read(start)
+            if header[:4] != magic:
+                wanted = f"0x{magic.hex()}, being no NumPy file by its name and no image"
+                raise ValueError(f"its magic is 0x{header[:4].hex()}; want {wanted}")
+            if len(header) < start:
+                raise ValueError(f"it has {len(header)} bytes; want {start} of header")
+            shape = struct.unpack(f">{rank}I", header[4:])
+            want = math.prod(shape)
+            if packed:
+                _check_unpacked(want)
+                content = opened.read(want + 1)
+        size = len(content) if packed else path.stat().st_size - start
+        if size != want:
+            raise ValueError(f"it has {size} bytes; want {want} for shape {shape}")
+        if packed:
+            return np.frombuffer(content, np.uint8).reshape(shape)
+        return np.memmap(path, np.uint8, "r", start, shape) if want else np.empty(shape, np.uint8)
+
+
+def _check_unpacked(size: int) -> None:
+    if size > UNPACKED:
+        raise ValueError(
+            f"it unpacks to {size} bytes; want {UNPACKED} at most: a .npy of any size is read in place"
+        )

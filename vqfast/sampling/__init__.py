@@ -1,0 +1,1 @@
+"""Sampling: programs, the executors that run them, and the draw."""

@@ -1,0 +1,215 @@
+"""The GPU sampler: a row of the grid is two launches of ``triton_kernel.py``, one for what the row knows when
+it starts and one for its positions.
+
+A captured graph would only save the host's part in 64 launches a batch, which passes while the GPU is busy:
+there is none. Values have the prior's dtype; sums and logits are float32, of a float64 prior float64.
+``top_k`` and ``top_p`` want the logits in order: then PyTorch draws, between two launches a position.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vqfast.ops import probe, records, registry
+from vqfast.ops.nearest.tunings import fallback
+from vqfast.priors.base import CausalPrior
+from vqfast.sampling.executors.triton_plan import UNIT, Plan, Tables, padded
+from vqfast.sampling.executors.triton_tunings import SAMPLING, Launch, Tuning
+from vqfast.sampling.sampler import Draw, Request
+
+
+def refusal(prior: CausalPrior) -> str | None:
+    """Why this executor can't run ``prior``; ``None`` when it can."""
+    device, devices = next(prior.parameters()).device, registry.TRITON.devices or frozenset()
+    if device.type not in devices:
+        return f"the triton executor runs on {sorted(devices)}, not on {device.type}"
+    if (reason := registry.TRITON.unavailable()) is not None:
+        return reason
+    if device.type != "cuda" or records.passed("sampler", "triton", torch.cuda.get_device_name(device)):
+        return None
+    return verdict(device, next(prior.parameters()).dtype)
+
+
+def verdict(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why its draws aren't to be trusted on ``device``: those of a small prior, by every line of the table.
+
+    A wrong draw makes most of those after it differ: of 30 none may, of float16 and bfloat16 seven.
+    """
+
+    def check() -> None:
+        from vqfast.priors.pixelcnn import PixelCNN
+        from vqfast.sampling.executors import torch as plain
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            prior = PixelCNN(20, 40, 2, num_classes=2, condition_channels=1, head_channels=24)
+        for parameter in prior.parameters():
+            parameter.mul_(2)
+        prior = prior.to(device, dtype)
+        numbers = torch.arange(5, device=device)
+        known = torch.full((5, 2, 3), -1, device=device)
+        condition = numbers.to(dtype).sin().view(-1, 1, 1, 1).expand(5, 1, 2, 3)
+        request = Request((2, 3), Draw(0, numbers, 1.0, None, None), known, numbers % 2, condition)
+        want = plain.run(prior, request)
+        most = 0 if dtype in (torch.float32, torch.float64) else 7
+        for tuning in tunings_of(next(prior.parameters())).values():
+            differ = int((Sampling(prior, request, tuning).draw() != want).sum())
+            if differ > most:
+                raise AssertionError(f"{differ} of {want.numel()} codes are wrong with {tuning}")
+
+    return probe.judge("triton sampler", device, (dtype,), check)
+
+
+def tunings_of(weight: Tensor) -> dict[int, Tuning]:
+    """The lines of the table for priors with such weights."""
+    from vqfast.ops.launch import architecture
+
+    table, arch = SAMPLING[weight.element_size()], architecture(weight.device)
+    return table.get(arch) or table[fallback(arch)]
+
+
+def constants(launch: Launch, dtype: torch.dtype, draws: bool) -> dict[str, object]:
+    """The kernel's constants."""
+    images = min(16, max(1, launch.images // launch.members))  # that are drawn at a time
+    return {
+        "IMAGES": launch.images,
+        "BM": launch.rows,
+        "BN": launch.columns,
+        "BK": launch.depth,
+        "BD": images if draws else 0,
+        "BG": max(16, 128 // images),
+        "DOT": launch.rows >= 16 and dtype != torch.float64,
+        "SHARED": launch.members > 1,
+        "AHEAD": launch.stages == 1,  # more: the compiler overlaps loads and products
+    }
+
+
+def members_of(launch: Launch, groups: int, device: torch.device) -> int:
+    """Blocks a group: all run at once, one a multiprocessor, so that they can wait for one another."""
+    if device.type != "cuda":
+        return 1
+    return max(
+        1, min(launch.members, torch.cuda.get_device_properties(device).multi_processor_count // groups)
+    )
+
+
+class Sampling:
+    """A plan's memory, and the launches that work on it."""
+
+    def __init__(self, prior: CausalPrior, request: Request, tuning: Tuning) -> None:
+        program, weights = prior.lower()
+        some = next(iter(weights.values()))
+        images = len(request.known)
+        batch = padded(images, max(launch.images for launch in tuning))
+        index = torch.arange(batch, device=some.device).clamp(max=images - 1)  # filled up with the last image
+        condition = prior.condition_map(request)
+        classes, channels = prior.num_classes or 1, 0 if condition is None else condition.shape[1]
+        plan = self.plan = Plan(program, weights, request.shape, batch, classes, channels, tuning)
+        values = some.new_zeros(plan.units["values"] * UNIT)
+        if condition is not None:
+            plan.condition.view(values, batch)[..., :channels] = condition[index].permute(2, 3, 0, 1)
+        sums = values.new_zeros(
+            plan.units["sums"] * UNIT, dtype=torch.promote_types(some.dtype, torch.float32)
+        )
+        plan.write_starts(sums)
+        codes = index.new_full((plan.codes.rows, plan.codes.columns, batch), prior.num_embeddings)
+        known = request.known[index]
+        seed = request.draw.seed
+        self.request, self.images = request, images
+        self.arguments: dict[str, Any] = {
+            "values": values,
+            "sums": sums,
+            "codes": codes.int(),
+            "labels": torch.zeros_like(index) if request.labels is None else request.labels[index],
+            "known": known,
+            "numbers": request.draw.numbers[index],
+            "seed": index.new_tensor([seed - (seed >> 63 << 64)]),
+            "temperature": torch.tensor([request.draw.temperature], dtype=torch.float64, device=some.device),
+            "out": torch.empty_like(known),
+            "batch": batch,
+            "width": request.shape[1],
+            "positions": known[0].numel(),
+            "K": prior.num_embeddings,
+        }
+        self.tables = {tables: tables.tensors() for tables in (plan.row, plan.position)}
+
+    def launch(
+        self, tables: Tables, begin: int, end: int, y: int, x: int, iterations: int, columns: int
+    ) -> None:
+        """``iterations`` times some of the jobs of ``tables``, for ``columns`` positions."""
+        from vqfast.ops.launch import on
+        from vqfast.sampling.executors.triton_kernel import sample
+
+        if begin == end:
+            return
+        launch, out = tables.launch, self.arguments["out"]
+        groups = len(out) // launch.images
+        members = members_of(launch, groups, out.device)
+        together = {"launch_cooperative_grid": True} if members > 1 else {}
+        with on(out):
+            sample[(groups * members,)](
+                **self.tables[tables],
+                **self.arguments,
+                counters=torch.zeros(groups, dtype=torch.int32, device=out.device),
+                y=y,
+                x=x,
+                iterations=iterations,
+                columns=columns,
+                begin=begin,
+                end=end,
+                members=members,
+                **constants(launch, self.arguments["values"].dtype, tables is self.plan.position),
+                num_warps=launch.warps,
+                num_stages=launch.stages,
+                **together,
+            )
+
+    def draw(self) -> Tensor:
+        """Codes ``(B, H, W)``."""
+        plan, (height, width) = self.plan, self.request.shape
+        device, before = self.arguments["out"].device, None
+        for y, x in product(range(height), range(0, width, plan.block)):
+            count = min(plan.block, width - x)
+            self.launch(plan.row, 0, len(plan.row.jobs), y, x, 1, count)
+            self._positions(y, x, count)
+            if device.type == "cuda":  # two rows are on their way at most: for progress' sake and Ctrl-C's
+                if before is not None:
+                    before.synchronize()
+                before = torch.cuda.current_stream(device).record_event()
+            self.request.progress(self.images * count)
+        return self.arguments["out"][: self.images]
+
+    def _positions(self, y: int, x: int, count: int) -> None:
+        plan, draw = self.plan, self.request.draw
+        jobs = len(plan.position.jobs)
+        if draw.top_k is None and draw.top_p is None:
+            self.launch(plan.position, 0, jobs, y, x, count, 1)
+            return
+        for column in range(x, x + count):
+            self.launch(plan.position, 0, plan.drawing, y, column, 1, 1)
+            self._draw(y, column)
+            self.launch(plan.position, plan.drawing + 1, jobs, y, column, 1, 1)
+
+    def _draw(self, y: int, x: int) -> None:
+        """What the kernel's draw does, in PyTorch."""
+        request, images, codes = self.request, self.images, self.plan.codes
+        position = y * request.shape[1] + x
+        num_embeddings = self.arguments["K"]
+        cache = self.plan.values[-1]
+        logits = cache.view(self.arguments["sums"], self.arguments["batch"])[cache.slot(y, x)]
+        noise = request.draw.noise(position, 1, num_embeddings)[:, 0]
+        known = request.known[:, y, x]
+        drawn = request.draw(logits[:images, :num_embeddings], noise).where(known < 0, known)
+        self.arguments["out"][:images, y, x] = drawn
+        self.arguments["codes"][codes.slot(y, x)][:images] = drawn.clamp(min=0)
+
+
+def run(prior: CausalPrior, request: Request) -> Tensor:
+    """Codes ``(B, H, W)``."""
+    lines = tunings_of(next(prior.parameters()))
+    widest = min(most for most in lines if len(request.known) <= most)
+    return Sampling(prior, request, lines[widest]).draw()

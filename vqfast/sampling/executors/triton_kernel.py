@@ -1,0 +1,276 @@
+"""The GPU sampler's kernel: it runs a sampling program from tables.
+
+A *group* of blocks owns its images through all positions and all steps, so that groups never wait for one
+another. A group of one block (many images) streams the weights from L2 and needs no barrier at all; the
+members of a larger group (few images) share out the tiles of each step and meet after it at a counter in
+memory. Between the meeting and the product lies nothing but the values' own load: tables, sums and the first
+weights of the next step are on their way before.
+
+Values stand as ``[row slot][column slot][image][channel]``: the rows of a product are a group's images, or a
+whole row of the grid times them. What is wanted from a value is a *place*: where it begins, its stride, the
+slots of its rows and columns, and the offset from the position that is computed.
+
+A *job* is a product with one matrix (a step, or its part that only needs the rows above), or the draw.
+
+FLOORS (H100; 32x32 codes, K 512, 15 gated layers of 128 channels), nothing measured yet. Batch 1: 34 jobs a
+position, each about 0.7 us to meet and 0.7 us for one load, one product and one store: predicted 48 us a
+position, 50 ms an image, and up to 8 ms for the rows' parts. Batch 8192 in bf16: of 6.4 M weights 1.6 M are
+read a position by each of 128 blocks, 0.4 TB in all, 75 ms at 5.5 TB/s, for 26 TFLOP; the rows' parts are 80
+TFLOP, 160 ms at 500 TFLOP/s, and move 0.4 TB of values, 150 ms: predicted 350 to 550 ms, 15,000 to 23,000
+images/s. In float32, multiplied without tensor cores at 60 TFLOP/s: at most 4,600. The draw's float64
+logarithms are 20 us of a position's 400 there; certifying them in float32 would pay on consumer chips."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from vqfast.sampling.activations import ACTIVATIONS
+from vqfast.sampling.executors.triton_plan import JOB, PLACE, UNIT
+
+_UNIT, _PLACE, _JOB = tl.constexpr(UNIT), tl.constexpr(len(PLACE)), tl.constexpr(len(JOB))
+_RELU, _ELU, _SILU = (tl.constexpr(ACTIVATIONS.index(name)) for name in ("relu", "elu", "silu"))
+_GELU, _TANH = (tl.constexpr(ACTIVATIONS.index(name)) for name in ("gelu", "tanh"))  # and sigmoid
+_GATE, _GLU = (tl.constexpr(ACTIVATIONS.index(name)) for name in ("gate", "glu"))  # and product
+
+
+@triton.jit
+def _cells(place, y, x, image, batch):
+    """Where the values at row ``y`` and columns ``x`` begin, for each image; in the place's units."""
+    # in the order of PLACE
+    rows = tl.load(place + 2).to(tl.int32)
+    columns = tl.load(place + 3).to(tl.int32)
+    slot = (y + tl.load(place + 4).to(tl.int32) + rows) % rows
+    cell = slot * columns + (x + tl.load(place + 5).to(tl.int32)) % columns
+    return tl.load(place) + (cell.to(tl.int64) * batch + image) * tl.load(place + 1)
+
+
+@triton.jit
+def _wait(counter, arrivals, SHARED: tl.constexpr):
+    """Until the group's blocks have finished the jobs before."""
+    if SHARED:
+        while tl.atomic_add(counter, 0, sem="acquire") < arrivals:
+            pass
+        tl.debug_barrier()
+
+
+@triton.jit
+def _arrive(counter, SHARED: tl.constexpr):
+    """After it the block's stores can be read, by all of the group."""
+    tl.debug_barrier()
+    if SHARED:
+        tl.atomic_add(counter, 1, sem="release")
+
+
+@triton.jit
+def _tanh(x):
+    """From an exponential that can't overflow; NaN stays NaN."""
+    t = tl.exp(-2 * tl.abs(x))
+    return tl.where(x < 0, t - 1, 1 - t) / (1 + t)
+
+
+@triton.jit
+def _sigmoid(x):
+    """As ``_tanh``."""
+    s = tl.exp(-tl.abs(x))
+    return tl.where(x < 0, s, 1) / (1 + s)
+
+
+@triton.jit
+def _activated(x, activation):
+    """What the activation makes of the sums; in few branches, since more of them take registers from all."""
+    if activation > _RELU:
+        if activation == _ELU:
+            x = tl.where(x < 0, tl.exp(tl.where(x < 0, x, 0)) - 1, x)
+        elif activation == _GELU:
+            x *= 0.5 + 0.5 * tl.erf(x * 0.7071067811865476)
+        else:
+            scale = tl.where(activation == _TANH, 2, 1)  # tanh is a sigmoid too
+            p = scale * _sigmoid(scale * x) + (1 - scale)
+            x = tl.where(activation == _SILU, x * p, p)
+    return tl.where((activation == _RELU) & (x < 0), 0, x)
+
+
+@triton.jit
+def _multiplied(a, b, activation):
+    """What the activation makes of the sums' halves."""
+    if activation == _GATE:
+        a = _tanh(a)
+    if activation <= _GLU:
+        b = _sigmoid(b)
+    return a * b
+
+
+@triton.jit
+def _store(v, mask, c, place, source, target, y, x, image, batch, residual):
+    """``v`` and the residual's channels ``c`` to the place's; the residual's place comes after it."""
+    if residual > 0:
+        at = _cells(place + _PLACE, y, x, image, batch) * _UNIT
+        v += tl.load(source + at[:, None] + c[None, :], mask=mask, other=0).to(v.dtype)
+    at = _cells(place, y, x, image, batch) * _UNIT
+    tl.store(target + at[:, None] + c[None, :], v.to(target.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _step(
+    job, places, values, sums, codes, weights, tables, labels, counter, arrivals,
+    first, member, members, y, x, columns, batch, K,
+    IMAGES: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    DOT: tl.constexpr, SHARED: tl.constexpr, AHEAD: tl.constexpr,
+):  # fmt: skip
+    """A member's tiles of a job: ``columns`` positions from ``(y, x)`` on of the group's images."""
+    # in the order of JOB
+    tiles = tl.load(job + 2).to(tl.int32)
+    products = tl.load(job + 3).to(tl.int32)
+    adds = tl.load(job + 4).to(tl.int32)
+    lookups = tl.load(job + 5).to(tl.int32)
+    weight_tile = tl.load(job + 6)
+    table = tl.load(job + 7)
+    start = tl.load(job + 8)
+    partial = tl.load(job + 9)
+    width = tl.load(job + 10).to(tl.int32)
+    to_sums = tl.load(job + 11)
+    activation = tl.load(job + 12)
+    residual = tl.load(job + 13)
+    place = places + tl.load(job) * _PLACE  # of the result, the residual, the partial sums; then inputs
+    ACC: tl.constexpr = sums.dtype.element_ty
+    k = tl.arange(0, BK)
+    tile = k[:, None] * BN + tl.arange(0, BN)[None, :]
+    row_tiles = tl.cdiv(columns * IMAGES, BM)
+    for item in range(member, tiles * row_tiles, members):
+        j = item // row_tiles
+        m = item % row_tiles * BM + tl.arange(0, BM)
+        n = j * BN + tl.arange(0, BN)
+        image = first + m % IMAGES
+        column = x + m // IMAGES
+        matrix = weights + (weight_tile + j * products) * (BK * BN)
+        source = place + 3 * _PLACE
+        padded = tl.load(place + 2 * _PLACE + 1)  # width of the sums' rows, in units
+        at = start + tl.load(labels + image) * padded
+        at = tl.where(partial > 0, _cells(place + 2 * _PLACE, y, column, image, batch), at) * _UNIT
+        acc = tl.load(sums + at[:, None] + n[None, :])
+        if AHEAD:  # only values are loaded after the meeting
+            w = tl.load(matrix + tile)
+            at = _cells(source, y, column, image, batch) * _UNIT
+        if item == member:
+            _wait(counter, arrivals, SHARED)
+        for p in range(products):
+            if not AHEAD:
+                w = tl.load(matrix + p * (BK * BN) + tile)
+                at = _cells(source + p * _PLACE, y, column, image, batch) * _UNIT
+            a = tl.load(values + at[:, None] + k[None, :])
+            if DOT:
+                acc = tl.dot(a, w, acc, input_precision="ieee", out_dtype=ACC)
+            else:
+                acc += tl.sum(a.to(ACC)[:, :, None] * w.to(ACC)[None, :, :], axis=1)
+            if AHEAD:
+                w = tl.load(matrix + (p + 1) * (BK * BN) + tile)
+                at = _cells(source + (p + 1) * _PLACE, y, column, image, batch) * _UNIT
+        source += products * _PLACE
+        channel = tl.where(activation >= _GATE, n // 2 + n % 2 * (width // 2), n)
+        for t in range(adds):
+            at = _cells(source + t * _PLACE, y, column, image, batch) * _UNIT
+            acc += tl.load(values + at[:, None] + channel[None, :], mask=(n < width)[None, :], other=0).to(
+                ACC
+            )
+        source += adds * _PLACE
+        for t in range(lookups):
+            code = tl.load(codes + _cells(source + t * _PLACE, y, column, image, batch))
+            at = (table + (t * (K + 1) + code) * padded) * _UNIT
+            acc += tl.load(tables + at[:, None] + n[None, :]).to(ACC)
+        inside = (m < columns * IMAGES)[:, None]
+        if activation >= _GATE:
+            left, right = tl.split(tl.reshape(acc, (BM, BN // 2, 2)))
+            half = j * (BN // 2) + tl.arange(0, BN // 2)
+            gated = inside & (half < width // 2)[None, :]
+            out = _multiplied(left, right, activation)
+            _store(out, gated, half, place, values, values, y, column, image, batch, residual)
+        else:
+            v = _activated(acc, activation)
+            mask = inside & (n < width)[None, :]
+            if to_sums > 0:
+                _store(v, mask, n, place, values, sums, y, column, image, batch, residual)
+            else:
+                _store(v, mask, n, place, values, values, y, column, image, batch, residual)
+    if member >= tiles * row_tiles:
+        _wait(counter, arrivals, SHARED)
+
+
+@triton.jit
+def _draw(
+    job, places, sums, codes, known, numbers, seed, temperature, out,
+    first, member, members, y, x, position, positions, batch, K,
+    IMAGES: tl.constexpr, BD: tl.constexpr, BG: tl.constexpr,
+):  # fmt: skip
+    """The codes of the group's images at a position: argmax of logits + temperature * gumbel, in float64;
+    -1 where a logit is NaN or the highest isn't finite.
+
+    A counter of Philox gives the words of four categories that stand side by side."""
+    place = places + tl.load(job) * _PLACE  # of the codes, the logits
+    key = tl.load(seed)
+    scale = tl.load(temperature)
+    for item in range(member, IMAGES // BD, members):
+        image = first + item * BD + tl.arange(0, BD)
+        logits = sums + _cells(place + _PLACE, y, x, image, batch)[:, None] * _UNIT
+        number = tl.load(numbers + image)
+        low = (tl.zeros([BD, BG], tl.int64) + number[:, None]).to(tl.int32)
+        high = (tl.zeros([BD, BG], tl.int64) + (number >> 32)[:, None]).to(tl.int32)
+        best = tl.full([BD, BG], -float("inf"), tl.float64)
+        drawn = tl.zeros([BD, BG], tl.int32)
+        bad = tl.zeros([BD, BG], tl.int32)
+        for begin in range(0, tl.cdiv(K, 4), BG):
+            g = tl.zeros([BD, BG], tl.int32) + (begin + tl.arange(0, BG))[None, :]
+            words = tl.philox(key, g, tl.zeros([BD, BG], tl.int32) + position, low, high)
+            for i in tl.static_range(4):
+                code = g * 4 + i
+                logit = tl.load(logits + code, mask=code < K, other=-float("inf")).to(tl.float64)
+                uniform = (words[i].to(tl.float64) + 0.5) * 2.0**-32
+                score = logit - scale * tl.log(-tl.log(uniform))
+                bad |= ((logit != logit) | (logit == float("inf"))).to(tl.int32)
+                drawn = tl.where(score > best, code, drawn)
+                best = tl.maximum(best, score)
+        top = tl.max(best, axis=1)
+        code = tl.min(tl.where(best == top[:, None], drawn, K), axis=1)  # the first of those that tie
+        code = tl.where((tl.max(bad, axis=1) > 0) | (top == -float("inf")), -1, code)
+        given = tl.load(known + image.to(tl.int64) * positions + position)
+        code = tl.where(given < 0, code, given)
+        tl.store(out + image.to(tl.int64) * positions + position, code.to(tl.int64))
+        tl.store(codes + _cells(place, y, x, image, batch), tl.maximum(code, 0).to(tl.int32))
+
+
+@triton.jit(
+    do_not_specialize=["y", "x", "iterations", "columns", "begin", "end", "members", "batch", "width"]
+)
+def sample(
+    jobs, places, values, sums, codes, weights, tables, labels, known, numbers, seed, temperature, out,
+    counters, y, x, iterations, columns, begin, end, members, batch, width, positions, K,
+    IMAGES: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    BD: tl.constexpr, BG: tl.constexpr, DOT: tl.constexpr, SHARED: tl.constexpr, AHEAD: tl.constexpr,
+):  # fmt: skip
+    """``iterations`` times the jobs ``begin .. end`` for ``columns`` positions from ``(y, x)`` on.
+
+    One block a member of each group. ``values`` and ``weights`` are in the model's type, ``sums`` in the
+    accumulator's; ``counters`` are zero, one a group; ``BD = 0``: there is no draw among the jobs."""
+    member = tl.program_id(0) % members
+    group = tl.program_id(0) // members
+    counter = counters + group
+    arrivals = 0
+    for i in range(iterations):
+        for number in range(begin, end):
+            job = jobs + number * _JOB
+            draws = tl.load(job + 1)
+            if BD > 0 and draws > 0:
+                _wait(counter, arrivals, SHARED)
+                _draw(
+                    job, places, sums, codes, known, numbers, seed, temperature, out,
+                    group * IMAGES, member, members, y, x + i, y * width + x + i, positions, batch, K,
+                    IMAGES, BD, BG,
+                )  # fmt: skip
+            else:
+                _step(
+                    job, places, values, sums, codes, weights, tables, labels, counter, arrivals,
+                    group * IMAGES, member, members, y, x + i, columns, batch, K,
+                    IMAGES, BM, BN, BK, DOT, SHARED, AHEAD,
+                )  # fmt: skip
+            _arrive(counter, SHARED)
+            arrivals += members

@@ -1,0 +1,246 @@
+"""A sampling program laid out for the GPU: where its values stand, and the tables that the kernel reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vqfast.sampling.activations import ACTIVATIONS, PAIRED
+from vqfast.sampling.executors.triton_tunings import Launch, Tuning
+from vqfast.sampling.program import CODES, CONDITION, Offset, Phase, Program, Step, Term, available
+
+UNIT = 16  # elements that bases and strides count in, so that the compiler sees them aligned
+# Where a value is read or written: its cache, and the offset from the position that is computed.
+PLACE = ("base", "stride", "rows", "columns", "dy", "dx")
+# The places of a product are those of its result, its residual and its partial sums, then those that it
+# multiplies, adds and looks up; of the draw, the codes and the logits.
+JOB = (
+    "place",  # the first one
+    "draws",  # 1: the draw, which has no other fields
+    "tiles",  # of columns
+    "products",  # tiles of the matrix above one another
+    "adds",
+    "lookups",
+    "weights",  # the matrix's first tile
+    "table",  # where the first table begins
+    "start",  # where the sums start from, by label; or
+    "partial",  # 1: from the partial sums
+    "width",  # columns
+    "sums",  # 1: the result is one of the sums
+    "activation",
+    "residual",  # 1: has one
+)
+
+
+def padded(count: int, multiple: int) -> int:
+    """The next multiple."""
+    return -(-count // multiple) * multiple
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The last rows of a value, ``[row slot][column slot][image][channel]``; base and stride in units."""
+
+    base: int
+    stride: int
+    rows: int
+    columns: int
+    left: int = 0
+
+    def place(self, tap: Offset = (0, 0), offset: int = 0) -> list[int]:
+        """The place at ``tap``, ``offset`` units into the channels."""
+        return [self.base + offset, self.stride, self.rows, self.columns, tap[0], self.left + tap[1]]
+
+    def view(self, memory: Tensor, batch: int) -> Tensor:
+        """``(rows, columns, batch, channels)``."""
+        size = torch.Size((self.rows, self.columns, batch, self.stride * UNIT))
+        return memory[self.base * UNIT :][: size.numel()].view(size)
+
+    def slot(self, y: int, x: int) -> tuple[int, int]:
+        """Where a view holds a position."""
+        return y % self.rows, (x + self.left) % self.columns
+
+
+class Tables:
+    """What one launch reads: jobs, their places, and weights packed for its tiles."""
+
+    def __init__(self, launch: Launch, like: Tensor) -> None:
+        self.launch = launch
+        self.jobs: list[list[int]] = []
+        self.places: list[list[int]] = []
+        self._weights, self._tables = [like.new_zeros(0)], [like.new_zeros(0)]
+
+    def add(self, places: list[list[int]], **fields: int) -> None:
+        """Appends a job."""
+        self.jobs.append([{**fields, "place": len(self.places)}.get(name, 0) for name in JOB])
+        self.places += places
+
+    def multiply(self, matrices: list[Tensor], columns: int) -> dict[str, int]:
+        """Packs matrices ``(in, >= columns)`` above one another; the fields of their product."""
+        depth, wide = self.launch.depth, self.launch.columns
+        tiles = -(-columns // wide)
+        first = sum(map(len, self._weights)) // (depth * wide)
+        parts = [F.pad(matrix[:, : tiles * wide], (0, 0, 0, -len(matrix) % depth)) for matrix in matrices]
+        if parts:
+            blocks = torch.cat(parts).view(-1, depth, tiles, wide)
+            self._weights.append(blocks.permute(2, 0, 1, 3).reshape(-1))
+        return {"tiles": tiles, "products": sum(map(len, parts)) // depth, "weights": first}
+
+    def look_up(self, tables: list[Tensor]) -> dict[str, int]:
+        """Keeps tables ``(K, columns)``, with a row of zeros for the code outside the grid; their fields."""
+        first = sum(map(len, self._tables)) // UNIT
+        self._tables += [F.pad(table, (0, 0, 0, 1)).reshape(-1) for table in tables]
+        return {"lookups": len(tables), "table": first}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The kernel's arguments. One tile and one place after the last are read, ahead of time."""
+        spare = self._weights[0].new_zeros(self.launch.depth * self.launch.columns)
+        return {
+            "jobs": torch.tensor(self.jobs, device=spare.device),
+            "places": torch.tensor([*self.places, [0, 0, 1, 1, 0, 0]], device=spare.device),
+            "weights": torch.cat([*self._weights, spare]),
+            "tables": torch.cat([*self._tables, spare]),
+        }
+
+
+class Plan:
+    """A program laid out for a batch of codes on a grid.
+
+    Args:
+        weights: what the program names.
+        shape: of the grid.
+        batch: how many images, a multiple of those of a group.
+        classes: how many labels there are, 1 for none.
+        condition_channels: of the conditioning map, 0 for none.
+        tuning: how the launches are cut up.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        weights: dict[str, Tensor],
+        shape: tuple[int, int],
+        batch: int,
+        classes: int,
+        condition_channels: int,
+        tuning: Tuning,
+    ) -> None:
+        if program.steps[-1].activation in PAIRED:  # logits are sums, which no product of halves writes
+            copy = Step((Term(len(program.steps) - 1),), program.num_embeddings)
+            program = Program((*program.steps, copy), program.num_embeddings)
+        self.program, self.weights, self.batch, self.classes = program, weights, batch, classes
+        self.phases, self.block = program.phases(), program.block(*shape)
+        self._columns, self._depth = (
+            max(UNIT, *(getattr(launch, of) for launch in tuning)) for of in ("columns", "depth")
+        )
+        self.units = {"values": 0, "sums": 0}  # that are taken
+        rows, left, right = program.reach(CODES)
+        self.codes = Cache(0, 1, rows, left + self.block + right, left)
+        self.condition = self._cache("values", condition_channels, *shape)
+        self.values = [self._value(number) for number in range(len(program.steps))]
+        self.partials = [self._partial(number) for number in range(len(program.steps))]
+        self.starts = [self._cache("sums", step.width, 1, 1, images=classes) for step in program.steps]
+
+        some = next(iter(weights.values()))
+        self.row, self.position = (Tables(launch, some) for launch in tuning)
+        for number, phase in enumerate(self.phases):
+            if phase == Phase.ROW or self._taps(number, early=True):
+                self._add(self.row, number, early=True)
+        self._add_phase(Phase.POSITION)
+        self.drawing = len(self.position.jobs)
+        self.position.add([self.codes.place(), self.values[-1].place()], draws=1)
+        self._add_phase(Phase.CODE)
+
+    def _cache(
+        self, memory: str, channels: int, rows: int, columns: int, left: int = 0, images: int | None = None
+    ) -> Cache:
+        stride = padded(channels, self._depth if memory == "values" else self._columns) // UNIT
+        base = self.units[memory]
+        self.units[memory] += rows * columns * (images or self.batch) * stride
+        return Cache(base, stride, rows, columns, left)
+
+    def _value(self, number: int) -> Cache:
+        """Nobody looks back at what only its own position reads: that has one column, which stays in L2."""
+        rows, left, right = self.program.reach(number)
+        alone = self.phases[number] != Phase.ROW and (rows, left, right) == (1, 0, 0)
+        memory = "sums" if number == len(self.program.steps) - 1 else "values"
+        channels = self.program.steps[number].channels
+        return self._cache(memory, channels, rows, 1 if alone else left + self.block + right, left)
+
+    def _partial(self, number: int) -> Cache:
+        """Of steps that have one; others get its stride, and no room."""
+        early = self.phases[number] != Phase.ROW and self._taps(number, early=True)
+        return self._cache("sums", self.program.steps[number].width, 1, self.block if early else 0)
+
+    def _taps(self, number: int, early: bool) -> list[tuple[Term, int]]:
+        """The taps that can, or can't, be read when a row starts."""
+        return [
+            (term, i)
+            for term in self.program.steps[number].terms
+            for i, tap in enumerate(term.taps)
+            if (available(term.source, tap, self.phases[:number]) == Phase.ROW) == early
+        ]
+
+    def _ordered(self, step: Step, weight: Tensor) -> Tensor:
+        """``(..., width)`` as the sums stand: padded, two that are multiplied side by side."""
+        if step.activation in PAIRED:
+            weight = weight.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
+        return F.pad(weight, (0, -step.width % self._columns))
+
+    def _add_phase(self, phase: Phase) -> None:
+        for number in range(len(self.phases)):
+            if self.phases[number] == phase:
+                self._add(self.position, number, early=False)
+
+    def _add(self, to: Tables, number: int, early: bool) -> None:
+        """Appends the job of a step's early or late taps."""
+        step, partial = self.program.steps[number], self.partials[number]
+        ordered = {
+            term.weight: self._ordered(step, self.weights[term.weight]) for term in step.terms if term.weight
+        }
+        matrices, products, adds, tables, lookups = [], [], [], [], []
+        for term, i in self._taps(number, early):
+            tap = term.taps[i]
+            cache = self.condition if term.source == CONDITION else self.values[term.source]
+            if term.weight is None:
+                adds.append(cache.place(tap))
+            elif term.source == CODES:
+                tables.append(ordered[term.weight][i])
+                lookups.append(self.codes.place(tap))
+            else:
+                matrices.append(ordered[term.weight][i])
+                depths = range(0, len(matrices[-1]), to.launch.depth)
+                products += [cache.place(tap, depth // UNIT) for depth in depths]
+        unfinished = early and self.phases[number] != Phase.ROW
+        result = partial if unfinished else self.values[number]
+        residual = None if unfinished else step.residual
+        to.add(
+            [
+                result.place(),
+                (result if residual is None else self.values[residual]).place(),
+                Cache(partial.base, partial.stride, 1, max(1, partial.columns)).place(),
+                *products,
+                *adds,
+                *lookups,
+            ],
+            **to.multiply(matrices, step.width),
+            adds=len(adds),
+            **to.look_up(tables),
+            start=self.starts[number].base,
+            partial=int(not early and partial.columns > 0),
+            width=step.width,
+            sums=int(unfinished or number == len(self.phases) - 1),
+            activation=0 if unfinished else ACTIVATIONS.index(step.activation),
+            residual=int(residual is not None),
+        )
+
+    def write_starts(self, sums: Tensor) -> None:
+        """Biases, of each label."""
+        for step, start in zip(self.program.steps, self.starts, strict=True):
+            rows = start.view(sums, self.classes)[0, 0]
+            for name in (step.bias, step.label_bias):
+                if name is not None:
+                    rows += self._ordered(step, self.weights[name])

@@ -1,0 +1,273 @@
+"""Sampling: checks, the draw, and the choice of an executor."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from numbers import Integral
+from types import ModuleType
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor
+
+from vqfast.checks import check_codes, check_integer, check_real
+from vqfast.ops import registry
+from vqfast.sampling.memory import free_memory, in_batches
+from vqfast.sampling.noise import gumbel
+
+if TYPE_CHECKING:
+    from vqfast.priors.base import CausalPrior
+
+# An executor is a module of vqfast.sampling.executors with run(prior, request) -> codes (B, H, W), -1 where
+# a draw has no code, and refusal(prior) -> the reason why it can't run, or None.
+EXECUTORS = ("native", "triton", "torch", "reference")  # the order of preference
+ALIASES = {"cached": "torch", "naive": "reference"}
+
+Given = Tensor | Callable[[range], Tensor] | None  # of all samples, or a function of a batch's rows
+Labels = TypeVar("Labels")
+_NOISE_COPIES = 8  # at its widest, while it is made
+
+
+@dataclass
+class Draw:
+    """How a code is drawn from logits: ``argmax(logits / temperature + gumbel)`` (the Gumbel-max trick).
+
+    It is -1 where a logit is NaN or the highest isn't finite: ``sample_batches`` raises.
+    """
+
+    seed: int
+    numbers: Tensor  # int64 (B,)
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+
+    def noise(self, first: int, count: int, num_embeddings: int) -> Tensor:
+        """Gumbel noise of ``count`` positions from ``first`` on: float64 ``(B, count, K)``."""
+        positions = torch.arange(first, first + count, device=self.numbers.device)
+        return gumbel(self.seed, self.numbers, positions, num_embeddings)
+
+    def __call__(self, logits: Tensor, noise: Tensor) -> Tensor:
+        """``logits``, ``noise (B, K)`` -> codes int64 ``(B,)``."""
+        logits = logits.double()
+        drawable = logits.amax(dim=1).isfinite()
+        if self.top_k is not None and self.top_k < logits.shape[1]:
+            least = logits.topk(self.top_k, dim=1).values[:, -1:]
+            logits = logits.masked_fill(logits < least, -torch.inf)
+        if self.top_p is not None and self.temperature > 0:
+            ordered, order = logits.sort(dim=1, descending=True, stable=True)
+            p = (ordered / self.temperature).softmax(dim=1)
+            hidden = p.cumsum(dim=1) - p >= self.top_p  # what stands before it is enough
+            hidden[:, 0] = False
+            logits = logits.masked_fill(torch.zeros_like(hidden).scatter(1, order, hidden), -torch.inf)
+        # logits / temperature + noise, times temperature: so that 0 is greedy
+        return torch.add(logits, noise, alpha=self.temperature).argmax(dim=1).where(drawable, -1)
+
+
+@dataclass
+class Request:
+    """What an executor is asked for; all tensors on the prior's device."""
+
+    shape: tuple[int, int]
+    draw: Draw
+    known: Tensor  # int64 (B, H, W), -1 where to sample
+    labels: Tensor | None = None  # int64 (B,)
+    condition: Tensor | None = None  # (B, condition_channels, H, W)
+    progress: Callable[[int], object] = field(default=lambda positions: None)
+
+
+def executor(method: str, prior: CausalPrior) -> ModuleType:
+    """The executor of that name or alias, for ``"auto"`` the first one that can run.
+
+    Raises:
+        ValueError: there is none of that name.
+        NoBackendError: it can't run here.
+    """
+    if method == "auto":
+        forced = registry.forced_backend()
+        names = [name for name in EXECUTORS if name == "torch" or forced in (None, name)]
+    else:
+        names = [ALIASES.get(method, method)]
+    for name in names:
+        if name not in EXECUTORS:
+            raise ValueError(f"method is {method!r}; want one of {', '.join(('auto', *ALIASES, *EXECUTORS))}")
+        module = importlib.import_module(f"vqfast.sampling.executors.{name}")
+        reason = module.refusal(prior) if hasattr(module, "refusal") else None
+        if reason is None:
+            return module
+    raise registry.NoBackendError(reason)
+
+
+def sample_batches(
+    prior: CausalPrior,
+    num: int,
+    shape: tuple[int, ...],
+    labels: Given | int = None,
+    condition: Given = None,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    known: Given = None,
+    numbers: Given = None,
+    method: str = "auto",
+    batch_size: int = 256,
+    progress: Callable[[int], object] | bool = False,
+) -> Iterator[Tensor]:
+    """See ``CausalPrior.sample_batches``."""
+    if not isinstance(shape, Sequence):
+        raise TypeError(f"shape is {shape!r}; want {prior.ndim} sizes")
+    shape = tuple(shape)
+    for name, value in (
+        ("num", num),
+        ("batch_size", batch_size),
+        *((f"a size of shape {shape}", s) for s in shape),
+    ):
+        check_integer(name, value)
+    if len(shape) != prior.ndim:
+        raise ValueError(f"shape is {shape}; want {prior.ndim} sizes")
+    _check_draw(temperature, top_k, top_p, seed)
+    if not (isinstance(progress, bool) or callable(progress)):
+        raise TypeError(f"progress is {progress!r}; want a bool or a function")
+    labels = spread(labels, num)
+    given = {"labels": labels, "condition": condition, "known": known, "numbers": numbers}
+    _check(prior, num, shape, **given)
+    run = executor(method, prior).run
+    grid = (math.prod(shape[:-1]), shape[-1])  # a sequence is a row
+    device = next(prior.parameters()).device
+
+    def draw(rows: range, tick: Callable[[int], object]) -> Tensor:
+        part = {name: _part(value, rows) for name, value in given.items()}
+        _check(prior, len(rows), shape, **part)
+        labels, condition, known, numbers = part.values()
+        if known is None:
+            known = torch.full((len(rows), *shape), -1)
+        if numbers is None:
+            numbers = torch.arange(rows.start, rows.stop)
+        with torch.inference_mode(), _taken_back(tick) as ticked:  # less overhead an op
+            request = Request(
+                shape=grid,
+                draw=Draw(int(seed), numbers.to(device, torch.int64), float(temperature), top_k, top_p),
+                known=known.to(device, torch.int64).reshape(-1, *grid),
+                progress=ticked,
+            )
+            if labels is not None:
+                request.labels = labels.to(device, torch.int64)
+            if condition is not None:
+                request.condition = prior.on_grid(condition, grid)
+            codes = run(prior, request)
+        codes = codes.clone().view(len(rows), *shape)  # an ordinary tensor again
+        if codes.amin() < 0:
+            row, *position = (codes < 0).nonzero()[0].tolist()
+            raise ValueError(
+                f"the logits of sample {rows.start + row} at position {tuple(position)} are NaN or have no "
+                "finite maximum; want finite weights and conditioning, and a code that may be drawn"
+            )
+        return codes
+
+    def batches() -> Iterator[Tensor]:
+        fitting = _fitting(prior, grid, min(num, batch_size))
+        with _shown(progress, num * math.prod(shape)) as tick:
+            yield from in_batches(lambda rows: draw(rows, tick), num, fitting)
+
+    return batches()
+
+
+def _check_draw(temperature: float, top_k: int | None, top_p: float | None, seed: int) -> None:
+    wanted = "a number from 0 (greedy) to 1e300"  # times the noise it is finite
+    check_real("temperature", temperature, wanted)
+    if not 0 <= temperature <= 1e300:
+        raise ValueError(f"temperature is {temperature}; want {wanted}")
+    if top_k is not None:
+        check_integer("top_k", top_k)
+    if top_p is not None:
+        wanted = "a number above 0, up to 1"
+        check_real("top_p", top_p, wanted)
+        if not 0 < top_p <= 1:
+            raise ValueError(f"top_p is {top_p}; want {wanted}")
+    check_integer("seed", seed, least=0, end=2**64)
+
+
+def spread(labels: Labels | int, num: int, device: torch.device | None = None) -> Labels | Tensor:
+    """``labels``; an integer as the labels of ``num`` samples.
+
+    Raises:
+        TypeError: labels are a bool or a float.
+    """
+    if not isinstance(labels, (int, float, Integral)):
+        return labels
+    check_integer("labels", labels, least=0)
+    return torch.tensor(int(labels), device=device).expand(num)
+
+
+def _part(value: Given, rows: range) -> Tensor | None:
+    if callable(value):
+        return value(rows)
+    return None if value is None else value[rows.start : rows.stop]
+
+
+def _check(
+    prior: CausalPrior,
+    count: int,
+    shape: tuple[int, ...],
+    labels: Given,
+    condition: Given,
+    known: Given,
+    numbers: Given,
+) -> None:
+    """Checks what is given for ``count`` samples; a function's turn comes batch by batch."""
+    for name, value, wanted, least, end in (
+        ("numbers", numbers, (count,), 0, 2**63),
+        ("known", known, (count, *shape), -1, prior.num_embeddings),
+    ):
+        if value is not None and not callable(value):
+            check_codes(name, value, end, least=least)
+            if value.shape != wanted:
+                raise ValueError(f"{name} has shape {tuple(value.shape)}; want {wanted}")
+    prior.check_known(known)
+    prior.check_conditioning(count, shape, labels, condition)
+
+
+def _fitting(prior: CausalPrior, grid: tuple[int, int], batch_size: int) -> int:
+    """``batch_size``, halved until what a sampler keeps fits: a system may kill where it should refuse."""
+    if batch_size == 1:
+        return 1
+    parameter = next(prior.parameters())
+    with torch.inference_mode():
+        kept = prior.lower()[0].values(*grid) * parameter.element_size()
+    kept += 8 * (math.prod(grid) + _NOISE_COPIES * prior.num_embeddings)
+    most = free_memory(parameter.device) / kept
+    while batch_size > max(1, most):
+        batch_size = -(-batch_size // 2)
+    return batch_size
+
+
+@contextmanager
+def _taken_back(tick: Callable[[int], object]) -> Iterator[Callable[[int], object]]:
+    """``tick``; on an error it is told of as many codes less."""
+    done = 0
+
+    def count(positions: int) -> None:
+        nonlocal done
+        done += positions
+        tick(positions)
+
+    try:
+        yield count
+    except BaseException:
+        tick(-done)
+        raise
+
+
+@contextmanager
+def _shown(progress: Callable[[int], object] | bool, total: int) -> Iterator[Callable[[int], object]]:
+    if progress is True:
+        from tqdm import tqdm
+
+        with tqdm(total=total, unit="code", unit_scale=True) as bar:
+            yield bar.update
+    else:
+        yield progress or (lambda positions: None)

@@ -1,0 +1,1 @@
+"""Other people's causal networks, lowered to sampling programs."""

@@ -1,0 +1,113 @@
+"""Steps made fewer, and looked through for what looks ahead."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import fx
+
+from vqfast.sampling.program import Phase, ProgramBuilder, Step, Term, available
+from vqfast.sampling.trace.graph import place
+
+
+class NotCausal(ValueError):
+    """A step, or the logits, see what comes later."""
+
+
+def fused(builder: ProgramBuilder, places: list[fx.Node]) -> tuple[list[Step], list[fx.Node]]:
+    """Fewer steps with the same logits, and the nodes that they stand for."""
+    steps = list(builder.steps)
+    for number in range(len(steps) - 1):
+        _join_sum(steps, number, builder)
+    for number in reversed(range(len(steps) - 1)):
+        _add_residual(steps, number)
+    return _needed(steps, places)
+
+
+def _readers(steps: list[Step], number: int) -> list[int]:
+    return [
+        n
+        for n, step in enumerate(steps)
+        if step.residual == number or any(term.source == number for term in step.terms)
+    ]
+
+
+def _is_sum(step: Step) -> bool:
+    return step.activation == "none" and step.residual is None and bool(step.terms)
+
+
+def _join_sum(steps: list[Step], number: int, builder: ProgramBuilder) -> None:
+    """A plain sum joins the only sum that reads it, at its own position as it is."""
+    readers, step, bare = _readers(steps, number), steps[number], Term(number)
+    if not _is_sum(step) or len(readers) != 1:
+        return
+    reader = steps[readers[0]]
+    if reader.residual == number or [t for t in reader.terms if t.source == number] != [bare]:
+        return
+
+    def both(a: str | None, b: str | None) -> str | None:
+        return builder.keep(builder.weights[a] + builder.weights[b]) if a and b else a or b
+
+    steps[readers[0]] = replace(
+        reader,
+        terms=(*step.terms, *(term for term in reader.terms if term != bare)),
+        bias=both(step.bias, reader.bias),
+        label_bias=both(step.label_bias, reader.label_bias),
+    )
+    steps[number] = replace(step, terms=())
+
+
+def _add_residual(steps: list[Step], number: int) -> None:
+    """The sum of a value and of one that nothing else reads: that one's residual."""
+    step = steps[number]
+    if not _is_sum(step) or step.bias or step.label_bias or len(step.terms) != 2:
+        return
+    if any(term.weight or term.source < 0 for term in step.terms):
+        return
+    for added, other in (step.terms, step.terms[::-1]):
+        target = steps[added.source]
+        if (
+            target.residual is None
+            and other.source < added.source
+            and _readers(steps, added.source) == [number]
+        ):
+            steps[added.source] = replace(target, residual=other.source)
+            steps[number] = replace(step, terms=())
+            steps[:] = [_renamed(each, number, added.source) for each in steps]
+            return
+
+
+def _renamed(step: Step, old: int, new: int) -> Step:
+    terms = tuple(replace(term, source=new) if term.source == old else term for term in step.terms)
+    return replace(step, terms=terms, residual=new if step.residual == old else step.residual)
+
+
+def _needed(steps: list[Step], places: list[fx.Node]) -> tuple[list[Step], list[fx.Node]]:
+    """The steps that the last one reads, by others or itself, numbered anew."""
+    needed, stack = set(), [len(steps) - 1]
+    while stack:
+        number = stack.pop()
+        if number not in needed:
+            needed.add(number)
+            step = steps[number]
+            stack += [term.source for term in step.terms if term.source >= 0]
+            stack += [] if step.residual is None else [step.residual]
+    kept = sorted(needed)
+    for new, old in enumerate(kept):
+        steps = [_renamed(step, old, new) for step in steps]
+    return [steps[number] for number in kept], [places[number] for number in kept]
+
+
+def check_causal(steps: list[Step], places: list[fx.Node]) -> None:
+    """Raises NotCausal with the first step that looks ahead."""
+    phases: list[Phase] = []
+    for step, node in zip(steps, places, strict=True):
+        try:
+            needs = [available(term.source, tap, phases) for term in step.terms for tap in term.taps]
+        except ValueError:
+            raise NotCausal(f"what {place(node)} computes reads a later position") from None
+        if step.residual is not None:
+            needs.append(available(step.residual, (0, 0), phases))
+        phases.append(max(needs))
+    if phases[-1] == Phase.CODE:
+        raise NotCausal("the logits see the code that they are for")
