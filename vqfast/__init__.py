@@ -11,7 +11,7 @@ from vqfast.priors import PixelCNN, ResidualPixelCNN, WaveNet, program_of
 if TYPE_CHECKING:
     from vqfast.pipeline.checkpoint import load_model
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "VQVAE",
     "LossParts",
