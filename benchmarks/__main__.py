@@ -62,18 +62,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="SUITE", help=f"of {', '.join(SUITES)}; default all")
     parser.add_argument("--full", action="store_true", help="all shapes and peers, more rounds; an hour")
     parser.add_argument("--rounds", type=int, help=f"default {QUICK_ROUNDS}, with --full {FULL_ROUNDS}")
-    parser.add_argument("--readme", action="store_true", help="only make all tables and plots anew")
+    parser.add_argument("--pages", action="store_true", help="only make all tables and plots anew")
     parser.add_argument("--gpu-gate", action="store_true", help="tests, benchmarks and tunings on a GPU")
     asked = parser.parse_args(arguments)
     if unknown := set(asked.names) - set(SUITES):
         parser.error(f"there is no suite {', '.join(sorted(unknown))}; want some of {', '.join(SUITES)}")
     if asked.rounds is not None and asked.rounds < 1:
         parser.error(f"--rounds is {asked.rounds}; want 1 or more")
-    if asked.readme:
+    if asked.pages:
         for where in record.paths():
             plots.draw(where)
         for page in tables.PAGES:
-            page.write_text(tables.filled(page.read_text()))
+            page.write_text(tables.filled(page.read_text(), page.parent))
         return 0
     rounds = asked.rounds or (FULL_ROUNDS if asked.full else QUICK_ROUNDS)
     names = asked.names or list(SUITES)

@@ -11,7 +11,11 @@ from pathlib import Path
 from benchmarks.machine import ROOT
 from benchmarks.record import RESULTS, Record, Row, median, path, quartiles, read
 
-MARKED = re.compile(r"(<!-- (\w+) ([\w-]+) ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+MARKED = re.compile(
+    r"(?P<start><!-- (?P<kind>\w+) (?P<suite>[\w-]+) (?P<device>[\w-]+)(: (?P<lines>.+?))? -->\n)"
+    r".*?(?P<end><!-- end -->)",
+    re.DOTALL,
+)
 
 
 def grid(head: list[str], rows: list[list[str]]) -> str:
@@ -153,7 +157,7 @@ def picture_path(where: Path, picture: str) -> Path:
 
 
 def plot(record: Record, picture: str) -> str:
-    """A link to a picture, if the record has it."""
+    """An image, if the record has it, by its path under the project."""
     if picture not in dict(pictures(record)):
         return ""
     target = picture_path(path(record["device"]), picture).relative_to(ROOT)
@@ -164,23 +168,35 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 KINDS = {"table": suite, "findings": findings, "growth": growth, "conditions": conditions, "plot": plot}
 
 
-def filled(text: str) -> str:
-    """``text`` with every part between ``<!-- kind suite device -->`` and ``<!-- end -->`` made anew.
+def filled(text: str, folder: Path = ROOT) -> str:
+    """``text`` of a page in ``folder`` with every part between a marker and ``<!-- end -->`` made anew.
 
-    A suite that the record lacks leaves nothing there.
+    A marker is ``<!-- kind suite device -->``, or ``<!-- kind suite device: a | b -->`` for only those lines
+    of a table that begin with ``a`` or ``b``. A suite that the record lacks leaves nothing there.
 
     Raises:
         KeyError: there is no such kind or device.
     """
 
+    up = "../" * len(folder.relative_to(ROOT).parts)
+
     def make(found: re.Match) -> str:
-        start, kind, name, device, end = found.groups()
-        record = read(RESULTS / f"{device}.json")
-        absent = kind not in ("plot", "conditions") and name not in record["suites"]
-        made = "" if absent else KINDS[kind](record, name)
-        return f"{start}\n{made}\n{end}" if made else f"{start}{end}"
+        record = read(RESULTS / f"{found['device']}.json")
+        absent = found["kind"] not in ("plot", "conditions") and found["suite"] not in record["suites"]
+        made = "" if absent else KINDS[found["kind"]](record, found["suite"])
+        if found["lines"]:
+            made = chosen(made, found["lines"].split(" | "))
+        made = made.replace("](", f"]({up}")
+        return f"{found['start']}\n{made}\n{found['end']}" if made else f"{found['start']}{found['end']}"
 
     return MARKED.sub(make, text)
+
+
+def chosen(table: str, firsts: list[str]) -> str:
+    """A table's head and its lines whose first cell is one of ``firsts``."""
+    *head, body = table.split("\n", 2)
+    lines = [line for line in body.splitlines() if line.split(" | ")[0].removeprefix("| ") in firsts]
+    return "\n".join([*head, *lines, ""])
 
 
 def printed(record: Record) -> str:

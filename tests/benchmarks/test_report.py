@@ -133,6 +133,15 @@ def test_marked_parts_are_made_anew_and_the_rest_stays(tmp_path: Path, monkeypat
         tables.filled(text.replace("table", "chart"))
 
 
+def test_a_marker_can_choose_lines(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    rows = [ROW | {"case": case} for case in ("a", "b", "c")]
+    (tmp_path / "a-machine.json").write_text(json.dumps(record_of(*rows)))
+    new = tables.filled("<!-- table nearest a-machine: a | c -->\n<!-- end -->")
+    assert [line[:4] for line in new.splitlines() if line.startswith("|")] == ["| ne", "| --", "| a ", "| c "]
+    assert tables.filled(new) == new
+
+
 def test_unknown_suite_and_no_rounds_are_errors(capsys) -> None:
     for arguments, message in ((["speed"], "no suite speed"), (["--rounds", "0"], "--rounds is 0")):
         with pytest.raises(SystemExit) as stopped:
@@ -141,16 +150,16 @@ def test_unknown_suite_and_no_rounds_are_errors(capsys) -> None:
         assert message in capsys.readouterr().err
 
 
-def test_every_suite_has_a_table_in_the_readme() -> None:
+def test_every_suite_has_a_table_on_a_page() -> None:
     text = "".join(page.read_text() for page in tables.PAGES)
     marked = {(kind, name) for _, kind, name, *_ in tables.MARKED.findall(text)}
     assert {("table", name) for name in command.SUITES} <= marked
 
 
-def test_the_readme_is_what_the_records_say() -> None:
+def test_pages_are_what_the_records_say() -> None:
     for page in tables.PAGES:
-        assert tables.filled(page.read_text()) == page.read_text(), (
-            "python -m benchmarks --readme makes it anew"
+        assert tables.filled(page.read_text(), page.parent) == page.read_text(), (
+            "python -m benchmarks --pages makes it anew"
         )
 
 
@@ -160,4 +169,4 @@ def test_the_pictures_are_what_the_records_say() -> None:
         found = record.read(where)
         for picture, suites in tables.pictures(found):
             with Image.open(tables.picture_path(where, picture)) as image:
-                assert image.text[plots.KEY] == plots.digest(found, suites), "python -m benchmarks --readme"
+                assert image.text[plots.KEY] == plots.digest(found, suites), "python -m benchmarks --pages"
