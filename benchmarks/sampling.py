@@ -56,7 +56,7 @@ def naive(make: Callable[[], CausalPrior], batch: int, shape: tuple[int, ...]) -
                 raise _EnoughError
 
         try:
-            prior.sample(batch, shape, method="naive", batch_size=batch, seed=seed, progress=stop)
+            prior.sample(batch, shape, method="reference", batch_size=batch, seed=seed, progress=stop)
         except _EnoughError:
             return
 
@@ -107,7 +107,7 @@ def sampling(
     contenders = {
         "vqfast": partial(by, "auto", torch.float32),
         "naive": partial(naive, make, batch, shape),
-        "cached": partial(by, "cached", torch.float32),
+        "cached": partial(by, "torch", torch.float32),
         "vqfast, bfloat16 weights": partial(by, "auto", torch.bfloat16),
     }
     if sweep:

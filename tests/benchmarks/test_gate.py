@@ -35,8 +35,8 @@ def test_gate_tests_every_gpu_kernel_and_records_what_passed(tmp_path: Path, mon
     where.write_text(json.dumps({"device": "a GPU", "suites": {}}))
     assert gate.main(lambda: where) == (0 if fails is None else 1)
     matrices = json.loads(where.read_text())["gate"]["matrices"]
-    ops = {op for op, row in registry.TABLE.items() if "triton" in row}
-    assert matrices["triton"].keys() == ops | {"sampler"}
+    ops = {op for op, supports in registry.TABLE.items() if "triton" in supports}
+    assert matrices["triton"].keys() == ops
     shipped = json.loads((tmp_path / "records" / "a-gpu.json").read_text())["passed"]["triton"]
     assert ("quantize" in shipped) is (fails is None)
     assert "nearest" in shipped
@@ -46,9 +46,9 @@ def test_what_passed_is_shipped_for_the_registry(tmp_path: Path, monkeypatch) ->
     monkeypatch.setattr(records, "FOLDER", tmp_path / "records")
     monkeypatch.setattr(machine, "name", lambda: "NVIDIA H100 80GB HBM3")
     outcomes = {"nearest": {"passed": True}, "quantize": {"passed": False}}
-    written = gate.ship({"triton": outcomes, "cuda": {}})
+    written = gate.ship({"triton": outcomes})
     assert written.name == "nvidia-h100-80gb-hbm3.json"
-    assert json.loads(written.read_text())["passed"] == {"triton": ["nearest"], "cuda": []}
+    assert json.loads(written.read_text())["passed"] == {"triton": ["nearest"]}
     records._read.cache_clear()
     assert records.passed("nearest", "triton", "NVIDIA H100 80GB HBM3")
     assert not records.passed("quantize", "triton", "NVIDIA H100 80GB HBM3")
@@ -72,7 +72,6 @@ def test_tests_pass_only_if_some_ran_and_none_failed(
 
 def test_matrix_files_exist() -> None:
     assert all(Path(name).is_file() for op in registry.TABLE for name in gate.matrix(op))
-    assert gate.SAMPLER.is_file()
 
 
 def test_every_line_of_the_tunings_is_swept_but_float64s(monkeypatch) -> None:

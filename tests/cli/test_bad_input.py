@@ -84,7 +84,7 @@ BAD_SAMPLE = {
     "--shape 5": "argument --shape: expected 2 arguments",
     "--seed -1": "seed is -1; want",
     f"--seed {HUGE}": f"seed is {HUGE}; want",
-    "--method fast": "method is 'fast'; want one of auto, cached, naive",
+    "--method fast": "method is 'fast'; want 'auto', 'native', 'triton', 'torch' or 'reference'",
     "--batch-size 0": "batch_size is 0; want",
     "--device tpu": "want auto, cpu or cuda",
     "--run nope": "nope holds no vqfast run: train one first",

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -34,10 +32,10 @@ def write(folder: Path, **passed: list[str]) -> None:
 
 
 def test_ops_that_the_record_lists_have_passed_there_and_nothing_else(tensor, tmp_path) -> None:
-    write(tmp_path, triton=["nearest"], cuda=[])
+    write(tmp_path, triton=["nearest"], native=[])
     assert records.passed("nearest", "triton", DEVICE)
     assert not records.passed("quantize", "triton", DEVICE)
-    assert not records.passed("nearest", "cuda", DEVICE)
+    assert not records.passed("nearest", "native", DEVICE)
     assert not records.passed("nearest", "triton", "NVIDIA A100")
 
 
@@ -49,60 +47,28 @@ def test_no_records_is_nothing_passed(monkeypatch, tmp_path) -> None:
 def test_shipped_records_name_ops_and_backends_that_exist() -> None:
     for ops in (found for device in records._read(records.FOLDER).values() for found in device.items()):
         assert ops[0] in registry.BACKENDS
-        assert set(ops[1]) <= registry.TABLE.keys() | {"sampler"}
+        assert set(ops[1]) <= registry.TABLE.keys()
 
 
 def test_recorded_op_is_not_probed_and_any_other_is(tensor, tmp_path, monkeypatch) -> None:
     write(tmp_path, triton=["nearest"])
     probed = []
     monkeypatch.setattr(probe, "verdict", lambda op, *_: probed.append(op))
-    for op in ("nearest", "quantize"):
+    for op in ("nearest", "quantize", "sampler"):
         probe.failure(op, "triton", tensor, 8)
-    assert probed == ["quantize"]
-
-
-def test_recorded_sampler_is_not_probed_and_any_other_is(tensor, tmp_path, monkeypatch) -> None:
-    from vqfast.sampling.executors import triton as executor
-
-    monkeypatch.setattr(executor, "verdict", lambda device, dtype: "probed")
-    monkeypatch.setattr(registry, "TRITON", registry.Support(registry.FLOATS, frozenset({"cuda"})))
-    prior = SimpleNamespace(parameters=lambda: iter([tensor]))
-    write(tmp_path, triton=["nearest"])
-    assert executor.refusal(prior) == "probed"
+    assert probed == ["quantize", "sampler"]
     write(tmp_path, triton=["sampler"])
-    assert executor.refusal(prior) is None
+    probe.failure("sampler", "triton", tensor, 1)
+    assert probed == ["quantize", "sampler"]
 
 
-@pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """A CUDA backend of ``nearest``."""
-    module = ModuleType("vqfast.ops.nearest.cuda")
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    support = registry.Support(registry.FLOATS, frozenset({"cuda"}), recorded=True)
-    monkeypatch.setitem(registry.TABLE["nearest"], "cuda", support)
-    return module
-
-
-def test_cuda_path_is_default_only_where_a_record_shows_that_it_passed(
-    tensor, tmp_path, cuda, monkeypatch
-) -> None:
-    write(tmp_path, triton=["nearest"])
-    assert registry.backend("nearest", tensor).__name__ != cuda.__name__
-    monkeypatch.setenv("VQFAST_BACKEND", "cuda")
-    assert registry.backend("nearest", tensor) is cuda
-    monkeypatch.delenv("VQFAST_BACKEND")
-    write(tmp_path, cuda=["nearest"])
-    assert registry.backend("nearest", tensor) is cuda
-
-
-def test_info_can_say_what_a_record_shows(tensor, tmp_path, cuda) -> None:
+def test_info_can_say_what_a_record_shows(tensor, tmp_path) -> None:
     def said(backend: str) -> str:
-        return registry.standing("nearest", backend, tensor.device)
+        return registry.record_of("nearest", backend, tensor.device)
 
     write(tmp_path)
     assert said("triton") == f"no record of triton nearest on {DEVICE}: compared with the reference first"
-    assert said("cuda") == f"no record of cuda nearest on {DEVICE}: only if asked for"
     assert said("reference") == ""
-    assert registry.standing("nearest", "triton", torch.device("cpu")) == ""
-    write(tmp_path, triton=["nearest"], cuda=["nearest"])
-    assert said("triton") == said("cuda") == "a record shows that it passed"
+    assert registry.record_of("nearest", "triton", torch.device("cpu")) == ""
+    write(tmp_path, triton=["nearest"])
+    assert said("triton") == "a record shows that it passed"

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -9,7 +8,7 @@ import pytest
 import torch
 
 from vqfast import functional, ops
-from vqfast.ops import registry
+from vqfast.ops import modules, registry
 
 CALLS = {
     "nearest": lambda dtype: functional.nearest_code(torch.zeros(2, 3, dtype=dtype), torch.zeros(4, 3)),
@@ -42,12 +41,13 @@ def fake_native(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_table_lists_every_op_folder_and_only_backends_that_have_a_file() -> None:
     folders = {path.parent.name for path in Path(ops.__file__).parent.glob("*/op.py")}
-    assert set(registry.TABLE) == folders == set(CALLS)
-    for op, row in registry.TABLE.items():
-        assert "reference" in row
-        for name in row:
-            assert name in registry.BACKENDS
-            assert find_spec(f"vqfast.ops.{op}.{name}") is not None
+    assert set(registry.TABLE) - {"sampler"} == folders == set(CALLS)
+    for op, supports in registry.TABLE.items():
+        assert "reference" in supports
+        assert list(supports) == [name for name in registry.BACKENDS if name in supports]
+        for name, support in supports.items():
+            assert modules.module(op, name).__name__.endswith(f".{name}")
+            assert not support.probed or callable(modules.module(op, "probe").check)
 
 
 def test_preferred_backend_is_picked(fake_native: None) -> None:
@@ -69,7 +69,7 @@ def test_forced_backend_does_not_fall_back_on_a_dtype_it_refuses(
     fake_native: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VQFAST_BACKEND", "native")
-    with pytest.raises(RuntimeError, match=r"native nearest takes \['torch.float32'\], not torch.float64"):
+    with pytest.raises(RuntimeError, match=r"native nearest takes torch.float32, not torch.float64"):
         CALLS["nearest"](torch.float64)
 
 
@@ -91,7 +91,7 @@ def test_triton_is_refused_on_a_cpu_tensor() -> None:
 
 def test_unknown_backend_is_an_error_that_lists_the_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VQFAST_BACKEND", "fastest")
-    with pytest.raises(ValueError, match="'fastest'; want one of cuda, native, triton, reference"):
+    with pytest.raises(ValueError, match="'fastest'; want 'native', 'triton', 'torch' or 'reference'"):
         CALLS["nearest"](torch.float32)
 
 
@@ -101,7 +101,7 @@ def test_empty_environment_variable_forces_nothing(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn])
-@pytest.mark.parametrize("op", CALLS)
+@pytest.mark.parametrize("op", registry.TABLE)
 def test_wrong_dtype_is_refused_by_every_backend(
     op: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,3 +120,14 @@ def test_backend_that_says_it_is_unavailable_is_refused_with_its_reason(
         == "native nearest can't run here: no compiler here"
     )
     assert CALLS["nearest"](torch.float32).tolist() == [0, 0]
+
+
+def test_backend_without_a_file_is_refused_with_those_that_there_are() -> None:
+    expected = "nearest has no torch backend; it has native, triton, reference"
+    assert registry.refusal("nearest", "torch", torch.zeros(1)) == expected
+
+
+def test_name_that_is_given_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VQFAST_BACKEND", "reference")
+    assert registry.backend("sampler", torch.zeros(1)).__name__.endswith("executors.reference")
+    assert registry.backend("sampler", torch.zeros(1), name="torch").__name__.endswith("executors.torch")

@@ -12,7 +12,6 @@ from torch import Tensor
 from vqfast.ops import registry
 from vqfast.priors import PixelCNN, ResidualPixelCNN, WaveNet
 from vqfast.priors.base import CausalPrior
-from vqfast.sampling.sampler import EXECUTORS
 
 PRIORS: dict[str, tuple[type[CausalPrior], dict[str, int]]] = {
     "gated": (PixelCNN, {"channels": 4, "num_layers": 3, "first_kernel_size": 5, "head_channels": 8}),
@@ -41,7 +40,7 @@ def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(scope="session", params=[name for name in EXECUTORS if name != "reference"])
+@pytest.fixture(scope="session", params=[name for name in registry.TABLE["sampler"] if name != "reference"])
 def executor(request: pytest.FixtureRequest) -> str:
     """Every executor but the definition."""
     return request.param

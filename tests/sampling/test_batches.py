@@ -14,8 +14,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from vqfast.priors import WaveNet, memory, sampler
+from vqfast.ops import registry
+from vqfast.priors import WaveNet
 from vqfast.priors.base import CausalPrior
+from vqfast.sampling import memory, sampler
 from vqfast.sampling.executors import reference
 from vqfast.sampling.program import CODES, Program, Step, Term
 
@@ -155,7 +157,7 @@ def limited(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         return reference.run(prior, request)
 
     monkeypatch.setitem(sys.modules, "vqfast.sampling.executors.limited", SimpleNamespace(run=run))
-    monkeypatch.setattr(sampler, "EXECUTORS", (*sampler.EXECUTORS, "limited"))
+    monkeypatch.setitem(registry.TABLE["sampler"], "limited", registry.ANYWHERE)
     return limit
 
 
@@ -169,7 +171,7 @@ def test_a_batch_that_does_not_fit_is_split(
     options = {"method": "limited", "progress": ticks.append}
     drawn = prior.sample(11, shape, **arguments, **options)
     assert limited.sizes == [11, 6, 3, 2, 2, 2, 2, 2, 1]  # what didn't fit isn't tried again
-    assert torch.equal(drawn, prior.sample(11, shape, method="naive", **arguments))
+    assert torch.equal(drawn, prior.sample(11, shape, method="reference", **arguments))
     assert sum(ticks) == 11 * 12
 
 

@@ -238,7 +238,7 @@ def causal_steps(draw: st.DrawFn) -> list[Step]:
 def check_sampling(steps: list[Step], executor: str, grid: tuple[int, int]) -> None:
     prior = Programmed(steps)
     condition = torch.linspace(-1, 1, 6 * grid[0] * grid[1], dtype=torch.float64).view(3, 2, *grid)
-    expected = prior.sample(3, grid, condition=condition, method="naive")
+    expected = prior.sample(3, grid, condition=condition, method="reference")
     assert torch.equal(prior.sample(3, grid, condition=condition, method=executor), expected)
 
 

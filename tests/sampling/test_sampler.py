@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from vqfast.ops import registry
 from vqfast.priors.base import CausalPrior
-from vqfast.sampling.sampler import EXECUTORS, Draw
+from vqfast.sampling.sampler import Draw
 
 MakePrior = Callable[..., CausalPrior]
 Conditioning = Callable[..., dict[str, Tensor]]
@@ -69,7 +70,7 @@ def test_executor_draws_what_the_naive_sampler_draws(
     if density is not None:
         options["known"] = some_known(prior, num, shape, density, seed=num)
     options |= conditioning(prior, num, shape)
-    expected = prior.sample(num, shape, method="naive", **options)
+    expected = prior.sample(num, shape, method="reference", **options)
     drawn = prior.sample(num, shape, method=executor, batch_size=batch_size, **options)
     assert torch.equal(drawn, expected)
     assert drawn.dtype == torch.int64 and drawn.shape == (num, *shape)
@@ -100,7 +101,7 @@ def test_executor_draws_what_the_naive_sampler_draws_from_odd_models(
 ) -> None:
     prior = make_prior(kind, **overrides)
     for shape in ((1, 1), (1, 6), (6, 1), (3, 2)) if prior.ndim == 2 else ((1,), (2,), (37,)):
-        expected = prior.sample(4, shape, method="naive")
+        expected = prior.sample(4, shape, method="reference")
         assert torch.equal(prior.sample(4, shape, method=executor), expected)
 
 
@@ -109,7 +110,7 @@ def test_executor_draws_what_the_naive_sampler_draws_where_noise_is_large(
     make_prior: MakePrior, executor: str, kind: str, shape: tuple[int, ...]
 ) -> None:
     prior = make_prior(kind, num_embeddings=1021)
-    expected = prior.sample(512, shape, method="naive", batch_size=512)  # 4 million draws of noise a row
+    expected = prior.sample(512, shape, method="reference", batch_size=512)  # 4 million draws of noise a row
     assert torch.equal(prior.sample(512, shape, method=executor, batch_size=512), expected)
 
 
@@ -131,7 +132,7 @@ def test_float32_draws_differ_only_where_two_codes_agree_to_rounding(
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("method", EXECUTORS)
+@pytest.mark.parametrize("method", registry.TABLE["sampler"])
 def test_low_precision_prior_samples_codes_of_the_right_frequency(
     make_prior: MakePrior, conditioning: Conditioning, kind: str, method: str, dtype: torch.dtype
 ) -> None:
@@ -163,7 +164,7 @@ def fit(counts: np.ndarray, probabilities: np.ndarray) -> float:
     return scipy.stats.chisquare(counts, expected).pvalue
 
 
-@pytest.mark.parametrize("method", EXECUTORS)
+@pytest.mark.parametrize("method", registry.TABLE["sampler"])
 @torch.no_grad()
 def test_samples_have_the_models_distribution_and_no_other(
     make_prior: MakePrior, conditioning: Conditioning, kind: str, method: str
@@ -184,7 +185,7 @@ def test_samples_have_the_models_distribution_and_no_other(
 # Which samples
 
 
-@pytest.mark.parametrize("method", EXECUTORS)
+@pytest.mark.parametrize("method", registry.TABLE["sampler"])
 def test_sample_depends_on_its_number_alone(
     make_prior: MakePrior, conditioning: Conditioning, kind: str, method: str
 ) -> None:
@@ -250,7 +251,7 @@ def test_integer_label_stands_for_all(make_prior: MakePrior, kind: str) -> None:
 # Known codes
 
 
-@pytest.mark.parametrize("method", EXECUTORS)
+@pytest.mark.parametrize("method", registry.TABLE["sampler"])
 def test_known_codes_stay_and_change_nothing_before_them(
     make_prior: MakePrior, kind: str, method: str
 ) -> None:
@@ -280,7 +281,7 @@ def test_samples_given_back_as_known_come_out_again(make_prior: MakePrior, execu
 # How a code is drawn
 
 
-@pytest.mark.parametrize("method", EXECUTORS)
+@pytest.mark.parametrize("method", registry.TABLE["sampler"])
 @pytest.mark.parametrize(
     "options", [{"temperature": 0}, {"top_k": 1}, {"top_p": 1e-9}, {"temperature": 1e-9}], ids=str
 )
@@ -337,7 +338,7 @@ def test_draws_are_softmax_draws_of_what_top_k_and_top_p_leave(
 # What sample does besides
 
 
-@pytest.mark.parametrize("method", EXECUTORS)
+@pytest.mark.parametrize("method", registry.TABLE["sampler"])
 def test_progress_adds_up_to_every_code(make_prior: MakePrior, kind: str, method: str) -> None:
     calls: list[int] = []
     known = torch.zeros(5, *SHAPES[kind], dtype=torch.int64)
@@ -346,7 +347,7 @@ def test_progress_adds_up_to_every_code(make_prior: MakePrior, kind: str, method
     assert len(calls) > 1 and min(calls) > 0
 
 
-@pytest.mark.parametrize("method", EXECUTORS)
+@pytest.mark.parametrize("method", registry.TABLE["sampler"])
 @pytest.mark.parametrize("options", [{}, {"top_k": 2}, {"top_p": 0.5}, {"temperature": 0}], ids=str)
 @pytest.mark.parametrize(
     "bias",
@@ -372,7 +373,7 @@ def test_known_codes_need_no_logits(make_prior: MakePrior, executor: str) -> Non
     assert torch.equal(prior.sample(2, (1, 2), known=known, method=executor), known)
 
 
-@pytest.mark.parametrize("method", EXECUTORS)
+@pytest.mark.parametrize("method", registry.TABLE["sampler"])
 def test_logits_that_are_nan_for_one_sample_name_it(make_prior: MakePrior, kind: str, method: str) -> None:
     prior = make_prior(kind, condition_channels=1)
     condition = torch.zeros(4, 1, *SHAPES[kind])
@@ -385,7 +386,7 @@ def test_logits_that_are_nan_for_one_sample_name_it(make_prior: MakePrior, kind:
         prior.sample(4, SHAPES[kind], condition=condition, method=method, batch_size=1)
 
 
-@pytest.mark.parametrize("method", EXECUTORS)
+@pytest.mark.parametrize("method", registry.TABLE["sampler"])
 @pytest.mark.parametrize("options", [{}, {"top_k": 4}, {"top_p": 0.5}, {"temperature": 0}], ids=str)
 def test_logits_that_are_minus_infinity_hide_codes(
     make_prior: MakePrior, kind: str, method: str, options: dict[str, Any]
@@ -394,13 +395,13 @@ def test_logits_that_are_minus_infinity_hide_codes(
     prior = make_prior(kind)
     bias = list(prior.parameters())[-1].data
     bias[[0, 3]] = -1e9
-    expected = prior.sample(9, SMALL[kind], method="naive", **options)
+    expected = prior.sample(9, SMALL[kind], method="reference", **options)
     bias[[0, 3]] = -torch.inf
     assert torch.equal(prior.sample(9, SMALL[kind], method=method, **options), expected)
     assert set(expected.unique().tolist()) <= {1, 2, 4}
 
 
-@pytest.mark.parametrize("method", EXECUTORS)
+@pytest.mark.parametrize("method", registry.TABLE["sampler"])
 @pytest.mark.parametrize("training", [True, False])
 def test_nan_weights_are_an_error_and_the_mode_is_restored(
     make_prior: MakePrior, kind: str, method: str, training: bool
@@ -425,7 +426,7 @@ def test_samples_are_ordinary_tensors(make_prior: MakePrior, executor: str, kind
 def test_methods_are_executors_and_auto_is_one_of_them(make_prior: MakePrior, kind: str) -> None:
     prior = make_prior(kind)
     expected = prior.sample(3, SHAPES[kind], method="reference")
-    for method in ("auto", "naive", "cached"):
+    for method in ("auto", "native", "torch"):
         assert torch.equal(prior.sample(3, SHAPES[kind], method=method), expected)
 
 
@@ -518,6 +519,6 @@ def test_gpu_draws_what_the_cpu_draws(
         "known": some_known(prior, 9, shape, 0.3, seed=0),
         "top_p": 0.9,
     }
-    expected = prior.sample(9, shape, method="naive", **options)
+    expected = prior.sample(9, shape, method="reference", **options)
     drawn = prior.cuda().sample(9, shape, method=executor, **options)
     assert drawn.is_cuda and torch.equal(drawn.cpu(), expected)

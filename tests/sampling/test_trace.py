@@ -92,7 +92,7 @@ def test_traced_network_draws_what_its_own_loop_draws(
         expected = own_loop(network, case, 5, shape)
         given = given_of(case, 5) | known_of(case, 5, shape)
         assert torch.equal(prior.sample(5, shape, method=executor, batch_size=3, **given), expected)
-        assert torch.equal(prior.sample(5, shape, method="naive", **given), expected)
+        assert torch.equal(prior.sample(5, shape, method="reference", **given), expected)
         assert len(expected.unique(dim=0)) == 5
 
 
@@ -100,7 +100,7 @@ def test_traced_network_draws_what_its_own_loop_draws(
 @given(blocks=st.lists(st.sampled_from(networks.BLOCKS), min_size=1, max_size=6), seed=st.integers(0, 99))
 def test_any_stack_of_blocks_is_a_program(blocks: list[str], seed: int) -> None:
     prior = program_of(networks.Stack(blocks, seed).double().eval(), K, (3, 4))
-    expected = prior.sample(4, (3, 4), method="naive")
+    expected = prior.sample(4, (3, 4), method="reference")
     for executor in ("torch", "auto"):
         assert torch.equal(prior.sample(4, (3, 4), method=executor), expected)
 
@@ -130,7 +130,7 @@ def test_traced_network_does_what_every_prior_does(
         "numbers": torch.tensor([9, 2**40, 0, 1]),
     }
     drawn = prior.sample(4, shape, known=known, **given, **draws)
-    assert torch.equal(drawn, prior.sample(4, shape, known=known, method="naive", **given, **draws))
+    assert torch.equal(drawn, prior.sample(4, shape, known=known, method="reference", **given, **draws))
     assert torch.equal(drawn[known >= 0], known[known >= 0])
     if "labels" in given:
         one = prior.sample(4, shape, known=known, labels=1)
@@ -158,7 +158,7 @@ def test_traced_network_follows_its_weights(make_network: Callable[[str], nn.Mod
         network.load_state_dict(other.state_dict(), assign=change == "assign")
     after = prior.sample(5, (4, 5))
     assert not torch.equal(after, before)
-    assert torch.equal(after, prior.sample(5, (4, 5), method="naive"))
+    assert torch.equal(after, prior.sample(5, (4, 5), method="reference"))
 
 
 def test_network_is_lowered_once(

@@ -107,7 +107,7 @@ def test_any_tile_draws_the_same(
     prior = make_prior(kind, channels=18, num_embeddings=21, num_layers=2, **BOTH)
     shape = (2, 3) if prior.ndim == 2 else (6,)
     options = conditioning(prior, 3, shape) | {"numbers": torch.tensor([2**62, 2**32, 0])}
-    expected = prior.sample(3, shape, method="cached", **options)
+    expected = prior.sample(3, shape, method="torch", **options)
     use(Tuning(row, position))
     given = {name: value.to(DEVICE) for name, value in options.items()}
     drawn = prior.to(DEVICE, dtype).sample(3, shape, method="triton", **given)
@@ -133,7 +133,7 @@ def test_members_share_out_the_tiles_of_each_job(
     monkeypatch.setattr(executor, "members_of", lambda *_: 3)
     use(Tuning(Launch(2, 3, 4, 16, 16, 4, 2), Launch(2, 3, 2, 16, 16, 4, 1)))
     prior = make_prior("gated", channels=18, num_embeddings=40, num_layers=2).to(DEVICE)
-    expected = prior.sample(2, (2, 2), method="cached")
+    expected = prior.sample(2, (2, 2), method="torch")
     assert torch.equal(prior.sample(2, (2, 2), method="triton"), expected)
 
 
@@ -144,7 +144,7 @@ def test_sequence_longer_than_a_block(make_prior: MakePrior, use: Callable, monk
     use(Tuning(SUMMED, SUMMED))
     prior = make_prior("wavenet", num_layers=3, condition_channels=2).to(DEVICE)
     condition = torch.randn(2, 2, 11, dtype=torch.float64, device=DEVICE)
-    expected = prior.sample(2, (11,), method="cached", condition=condition)
+    expected = prior.sample(2, (11,), method="torch", condition=condition)
     assert torch.equal(prior.sample(2, (11,), method="triton", condition=condition), expected)
 
 
@@ -156,7 +156,7 @@ def test_other_draws(make_prior: MakePrior, use: Callable, options: dict[str, An
     known = torch.full((2, 2, 3), -1, device=DEVICE)
     known[0, 0, 1] = known[1, 1, 1] = 3
     options |= {"known": known, "num": 2, "shape": (2, 3)}
-    assert torch.equal(prior.sample(method="triton", **options), prior.sample(method="cached", **options))
+    assert torch.equal(prior.sample(method="triton", **options), prior.sample(method="torch", **options))
 
 
 # The guard
@@ -171,7 +171,7 @@ def test_small_prior_vouches_for_right_kernels(
     monkeypatch.setattr(probe, "_verdicts", {})
     if DEVICE == "cpu":
         use(Tuning(OVERLAPPED, MULTIPLIED))
-    assert executor.verdict(torch.device(DEVICE), dtype) is None
+    assert probe.verdict("sampler", "triton", torch.device(DEVICE), dtype, 1) is None
 
 
 @pytest.mark.parametrize("broken", ["wrong", "raises"])
@@ -188,15 +188,19 @@ def test_auto_falls_back_with_one_warning_where_the_probe_fails(
     cpu = torch.device("cpu")
     monkeypatch.setattr(probe, "_verdicts", {})
     monkeypatch.setattr(executor.Sampling, "draw", draw)
-    with pytest.warns(RuntimeWarning, match="triton sampler failed its probe on cpu.*falling back") as warned:
-        reason = executor.verdict(cpu, torch.float64)
+    with pytest.warns(
+        RuntimeWarning, match=r"triton sampler failed its probe on cpu.*falling back"
+    ) as warned:
+        reason = probe.verdict("sampler", "triton", cpu, torch.float64, 1)
     assert len(warned) == 1
     assert ("codes are wrong" if broken == "wrong" else "out of resource") in reason
-    assert executor.verdict(cpu, torch.float64) == reason  # a second warning would be an error
+    assert (
+        probe.verdict("sampler", "triton", cpu, torch.float64, 1) == reason
+    )  # a second warning would be an error
 
 
 def test_it_is_refused_where_it_cannot_run(make_prior: MakePrior) -> None:
-    with pytest.raises(RuntimeError, match=r"triton executor runs on .*'cuda'.*, not on meta"):
+    with pytest.raises(RuntimeError, match=r"triton sampler runs on .*cuda, not on meta"):
         make_prior("gated").to("meta").sample(1, (2, 2), method="triton")
 
 

@@ -309,7 +309,6 @@ def info() -> None:
 
     import vqfast
     from vqfast.ops import registry
-    from vqfast.sampling.sampler import EXECUTORS
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     print(f"vqfast {vqfast.__version__}, torch {torch.__version__}, Python {platform.python_version()}")
@@ -322,6 +321,5 @@ def info() -> None:
         for op in registry.TABLE:
             for backend in registry.BACKENDS:
                 refused = registry.refusal(op, backend, probe)
-                standing = "" if refused else registry.standing(op, backend, probe.device)
-                print(f"{device:5} {op:12} {backend:10} {refused or 'runs'}{standing and f' ({standing})'}")
-    print(f"samplers: {', '.join(EXECUTORS)}")
+                record = "" if refused else registry.record_of(op, backend, probe.device)
+                print(f"{device:5} {op:12} {backend:10} {refused or 'runs'}{record and f' ({record})'}")

@@ -121,7 +121,7 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--top-k", type=int)
     sub.add_argument("--top-p", type=float)
     sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--method", default="auto", help="auto, naive, cached or an executor")
+    sub.add_argument("--method", default="auto", help="auto, native, triton, torch or reference")
     sub.add_argument("--batch-size", type=int, default=256, help="at most, as memory allows; default 256")
     formats(sub, "; or codes, for no images")
     device(sub)

@@ -1,12 +1,12 @@
-"""Which backend runs an op: one table, asked by one function.
+"""Which backend runs an op or the sampler: one table, asked by one function.
 
 A backend of an op is a module ``vqfast.ops.<op>.<backend>`` with the functions of the op's ``reference.py``.
-To add one: write the file, add its line to ``TABLE``.
+The sampler's backends are the modules of ``vqfast.sampling.executors``. To add one: write the file, add its
+entry to ``TABLE``.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,8 +16,9 @@ from types import ModuleType
 import torch
 
 from vqfast.ops import library, probe, records
+from vqfast.ops.modules import module
 
-BACKENDS = ("cuda", "native", "triton", "reference")  # the order of preference
+BACKENDS = ("native", "triton", "torch", "reference")  # the order of preference
 
 
 class NoBackendError(RuntimeError):
@@ -28,16 +29,15 @@ class NoBackendError(RuntimeError):
 class Support:
     """What one backend of one op can run.
 
-    ``devices=None`` means every device. ``unavailable`` says why it can't run here; it is asked last.
-    ``probed``: its first use on a device model without a record is compared with the reference, see
-    ``probe.py``. ``recorded``: without a record it doesn't run, unless it is asked for.
+    ``devices=None`` means every device. ``unavailable`` returns the reason why the backend can't run on this
+    machine, if there is one; it is called last. ``probed``: on a GPU model that no record vouches for, the
+    backend is compared with the reference before its first use, see ``probe.py``.
     """
 
     dtypes: frozenset[torch.dtype]
     devices: frozenset[str] | None = None
     unavailable: Callable[[], str | None] = lambda: None
     probed: bool = False
-    recorded: bool = False
 
 
 def interpreted() -> bool:
@@ -52,12 +52,14 @@ def _no_triton() -> str | None:
 FLOATS = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 NATIVE = Support(FLOATS, frozenset({"cpu"}), library.unavailable)
 TRITON = Support(FLOATS, frozenset({"cuda", "cpu"} if interpreted() else {"cuda"}), _no_triton, probed=True)
+ANYWHERE = Support(FLOATS)
 
-TABLE: dict[str, dict[str, Support]] = {
-    "nearest": {"native": NATIVE, "triton": TRITON, "reference": Support(FLOATS)},
-    "quantize": {"native": NATIVE, "triton": TRITON, "reference": Support(FLOATS)},
-    "residual": {"native": NATIVE, "triton": TRITON, "reference": Support(FLOATS)},
-    "masked_conv": {"native": NATIVE, "triton": TRITON, "reference": Support(FLOATS)},
+TABLE: dict[str, dict[str, Support]] = {  # each row in the order of preference
+    "nearest": {"native": NATIVE, "triton": TRITON, "reference": ANYWHERE},
+    "quantize": {"native": NATIVE, "triton": TRITON, "reference": ANYWHERE},
+    "residual": {"native": NATIVE, "triton": TRITON, "reference": ANYWHERE},
+    "masked_conv": {"native": NATIVE, "triton": TRITON, "reference": ANYWHERE},
+    "sampler": {"native": NATIVE, "triton": TRITON, "torch": ANYWHERE, "reference": ANYWHERE},
 }
 
 
@@ -65,30 +67,24 @@ def refusal(op: str, backend: str, tensor: torch.Tensor) -> str | None:
     """Why ``backend`` can't run ``op`` on ``tensor``; ``None`` when it can."""
     support = TABLE[op].get(backend)
     if support is None:
-        return f"{op} has no {backend} backend"
+        return f"{op} has no {backend} backend; it has {', '.join(TABLE[op])}"
     if support.devices is not None and tensor.device.type not in support.devices:
-        return f"{backend} {op} runs on {sorted(support.devices)}, not on {tensor.device.type}"
+        return f"{backend} {op} runs on {', '.join(sorted(support.devices))}, not on {tensor.device.type}"
     if tensor.dtype not in support.dtypes:
-        return f"{backend} {op} takes {sorted(map(str, support.dtypes))}, not {tensor.dtype}"
+        return f"{backend} {op} takes {', '.join(sorted(map(str, support.dtypes)))}, not {tensor.dtype}"
     if (reason := support.unavailable()) is not None:
         return f"{backend} {op} can't run here: {reason}"
     return None
 
 
-def standing(op: str, backend: str, device: torch.device) -> str:
-    """What a record says of a backend that can run on ``device``; nothing where none is wanted."""
-    support = TABLE[op][backend]
-    if device.type != "cuda" or not (support.probed or support.recorded):
+def record_of(op: str, backend: str, device: torch.device) -> str:
+    """What the shipped records say of ``backend``'s ``op`` on ``device``; empty where no record is needed."""
+    if device.type != "cuda" or not TABLE[op][backend].probed:
         return ""
-    if reason := _unrecorded(op, backend, device):
-        return f"{reason}: {'only if asked for' if support.recorded else 'compared with the reference first'}"
-    return "a record shows that it passed"
-
-
-def _unrecorded(op: str, backend: str, device: torch.device) -> str | None:
-    """Says so if there is no record of ``backend``'s ``op`` on a device of that model."""
     name = torch.cuda.get_device_name(device)
-    return None if records.passed(op, backend, name) else f"no record of {backend} {op} on {name}"
+    if records.passed(op, backend, name):
+        return "a record shows that it passed"
+    return f"no record of {backend} {op} on {name}: compared with the reference first"
 
 
 def forced_backend() -> str | None:
@@ -99,25 +95,26 @@ def forced_backend() -> str | None:
     """
     name = os.environ.get("VQFAST_BACKEND") or None
     if name is not None and name not in BACKENDS:
-        raise ValueError(f"VQFAST_BACKEND is {name!r}; want one of {', '.join(BACKENDS)}")
+        *others, last = map(repr, BACKENDS)
+        raise ValueError(f"VQFAST_BACKEND is {name!r}; want {', '.join(others)} or {last}")
     return name
 
 
-def backend(op: str, tensor: torch.Tensor, channels: int | None = None) -> ModuleType:
+def backend(op: str, tensor: torch.Tensor, channels: int = 1, name: str | None = None) -> ModuleType:
     """The module that runs ``op`` on tensors like ``tensor``, with vectors of ``channels`` channels.
+
+    It is the backend ``name``, else the one that ``VQFAST_BACKEND`` names, else the first that can run.
 
     Raises:
         NoBackendError: the backend that was asked for, or every one, refuses; the message says why.
     """
-    forced = forced_backend()
+    asked = name or forced_backend()
     reasons = []
-    for name in (forced,) if forced else BACKENDS:
-        reason = refusal(op, name, tensor)
-        if reason is None and forced is None and TABLE[op][name].recorded:
-            reason = _unrecorded(op, name, tensor.device)
-        if reason is None and channels is not None and TABLE[op][name].probed:
-            reason = probe.failure(op, name, tensor, channels)
+    for each in (asked,) if asked else TABLE[op]:
+        reason = refusal(op, each, tensor)
+        if reason is None and TABLE[op][each].probed:
+            reason = probe.failure(op, each, tensor, channels)
         if reason is None:
-            return importlib.import_module(f"vqfast.ops.{op}.{name}")
+            return module(op, each)
         reasons.append(reason)
     raise NoBackendError("; ".join(reasons))

@@ -199,7 +199,8 @@ class CausalPrior(nn.Module):
             known: integer ``(num, *shape)``: codes to keep, -1 where to sample. Codes before a position
                 condition it; those after can't, the raster order being what it is.
             numbers: integer ``(num,)``: which samples of the seed; ``0..num - 1`` by default.
-            method: ``"auto"``, ``"naive"`` (the model once a position), ``"cached"``, or an executor's name.
+            method: the executor: ``"auto"``, ``"native"``, ``"triton"``, ``"torch"`` or ``"reference"`` (the
+                model's own forward once a position).
             batch_size: how many at a time; halved as often as it takes to fit the memory.
             progress: ``True`` shows a bar (tqdm); a function is called with the number of codes drawn since
                 the last call, a negative one when a batch that didn't fit begins again.

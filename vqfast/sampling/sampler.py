@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,18 +13,13 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
-from vqfast.checks import check_codes, check_integer, check_real
+from vqfast.checks import check_choice, check_codes, check_integer, check_real
 from vqfast.ops import registry
 from vqfast.sampling.memory import free_memory, in_batches
 from vqfast.sampling.noise import gumbel
 
 if TYPE_CHECKING:
     from vqfast.priors.base import CausalPrior
-
-# An executor is a module of vqfast.sampling.executors with run(prior, request) -> codes (B, H, W), -1 where
-# a draw has no code, and refusal(prior) -> the reason why it can't run, or None.
-EXECUTORS = ("native", "triton", "torch", "reference")  # the order of preference
-ALIASES = {"cached": "torch", "naive": "reference"}
 
 Given = Tensor | Callable[[range], Tensor] | None  # of all samples, or a function of a batch's rows
 Labels = TypeVar("Labels")
@@ -80,25 +74,17 @@ class Request:
 
 
 def executor(method: str, prior: CausalPrior) -> ModuleType:
-    """The executor of that name or alias, for ``"auto"`` the first one that can run.
+    """The module of ``vqfast.sampling.executors`` of that name; for ``"auto"`` the registry chooses.
+
+    Its ``run(prior, request)`` returns codes ``(B, H, W)``, -1 where a draw has no code.
 
     Raises:
         ValueError: there is none of that name.
         NoBackendError: it can't run here.
     """
-    if method == "auto":
-        forced = registry.forced_backend()
-        names = [name for name in EXECUTORS if name == "torch" or forced in (None, name)]
-    else:
-        names = [ALIASES.get(method, method)]
-    for name in names:
-        if name not in EXECUTORS:
-            raise ValueError(f"method is {method!r}; want one of {', '.join(('auto', *ALIASES, *EXECUTORS))}")
-        module = importlib.import_module(f"vqfast.sampling.executors.{name}")
-        reason = module.refusal(prior) if hasattr(module, "refusal") else None
-        if reason is None:
-            return module
-    raise registry.NoBackendError(reason)
+    check_choice("method", method, ("auto", *registry.TABLE["sampler"]))
+    parameter = next(prior.parameters())
+    return registry.backend("sampler", parameter, name=None if method == "auto" else method)
 
 
 def sample_batches(

@@ -10,7 +10,6 @@ import time
 import torch
 from torch import Tensor
 
-from vqfast.ops import library
 from vqfast.priors.base import CausalPrior
 from vqfast.sampling.activations import ACTIVATIONS
 from vqfast.sampling.program import CODES, CONDITION, Phase, Program, available
@@ -53,12 +52,6 @@ def _threads(program: Program, weights: dict[str, Tensor], batch: int) -> int:
     matrices = [t.weight for step in late for t in step.terms if t.source != CODES and t.weight]
     products = batch * sum(weights[name].numel() for name in matrices) // max(1, len(late))
     return max(1, min(torch.get_num_threads(), products // _PRODUCTS))
-
-
-def refusal(prior: CausalPrior) -> str | None:
-    """Why this executor can't run ``prior``; ``None`` when it can."""
-    device = next(prior.parameters()).device.type
-    return library.unavailable() if device == "cpu" else f"the native executor runs on cpu, not on {device}"
 
 
 def run(prior: CausalPrior, request: Request) -> Tensor:

@@ -14,54 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqfast.ops import probe, records, registry
 from vqfast.ops.nearest.tunings import fallback
 from vqfast.priors.base import CausalPrior
 from vqfast.sampling.executors.triton_plan import UNIT, Plan, Tables, padded
 from vqfast.sampling.executors.triton_tunings import SAMPLING, Launch, Tuning
-from vqfast.sampling.sampler import Draw, Request
-
-
-def refusal(prior: CausalPrior) -> str | None:
-    """Why this executor can't run ``prior``; ``None`` when it can."""
-    device, devices = next(prior.parameters()).device, registry.TRITON.devices or frozenset()
-    if device.type not in devices:
-        return f"the triton executor runs on {sorted(devices)}, not on {device.type}"
-    if (reason := registry.TRITON.unavailable()) is not None:
-        return reason
-    if device.type != "cuda" or records.passed("sampler", "triton", torch.cuda.get_device_name(device)):
-        return None
-    return verdict(device, next(prior.parameters()).dtype)
-
-
-def verdict(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why its draws aren't to be trusted on ``device``: those of a small prior, by every line of the table.
-
-    A wrong draw makes most of those after it differ: of 30 none may, of float16 and bfloat16 seven.
-    """
-
-    def check() -> None:
-        from vqfast.priors.pixelcnn import PixelCNN
-        from vqfast.sampling.executors import torch as plain
-
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            prior = PixelCNN(20, 40, 2, num_classes=2, condition_channels=1, head_channels=24)
-        for parameter in prior.parameters():
-            parameter.mul_(2)
-        prior = prior.to(device, dtype)
-        numbers = torch.arange(5, device=device)
-        known = torch.full((5, 2, 3), -1, device=device)
-        condition = numbers.to(dtype).sin().view(-1, 1, 1, 1).expand(5, 1, 2, 3)
-        request = Request((2, 3), Draw(0, numbers, 1.0, None, None), known, numbers % 2, condition)
-        want = plain.run(prior, request)
-        most = 0 if dtype in (torch.float32, torch.float64) else 7
-        for tuning in tunings_of(next(prior.parameters())).values():
-            differ = int((Sampling(prior, request, tuning).draw() != want).sum())
-            if differ > most:
-                raise AssertionError(f"{differ} of {want.numel()} codes are wrong with {tuning}")
-
-    return probe.judge("triton sampler", device, (dtype,), check)
+from vqfast.sampling.sampler import Request
 
 
 def tunings_of(weight: Tensor) -> dict[int, Tuning]:

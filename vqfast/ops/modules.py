@@ -1,0 +1,13 @@
+"""Where the modules of an op are: the one place that maps names to packages."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+_PACKAGES = {"sampler": "vqfast.sampling.executors"}  # imported by name: ops are below sampling
+
+
+def module(op: str, name: str) -> ModuleType:
+    """The module ``name`` of ``op``: a backend, the reference or its ``probe``."""
+    return importlib.import_module(f"{_PACKAGES.get(op, f'vqfast.ops.{op}')}.{name}")
