@@ -16,6 +16,8 @@ import pytest
 
 from vqfast.ops import build
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("vqfast", "csrc", "tests", "benchmarks", "docs", ".ci")
 FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "constraints.txt", "README.md", "LICENSE")

@@ -18,6 +18,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", range(len(TARGETS)), ids=sorted(TARGETS))
 def test_files_that_are_damaged_or_hostile(base: Path, target: int) -> None:
     """Each is used or refused in one line, in time and within bounds of memory."""

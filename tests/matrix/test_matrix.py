@@ -10,6 +10,7 @@ from tests.matrix.__main__ import TABLE, VERSIONS
 from tests.matrix.spy import seen
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("library", VERSIONS)
 def test_what_a_report_claims_is_seen_by_a_spy_and_stands_in_the_table(library, monkeypatch):

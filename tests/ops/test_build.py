@@ -198,6 +198,7 @@ def test_a_library_that_others_write_to_or_that_is_a_link_is_not_used(cache: Pat
     assert not library._usable(link)
 
 
+@pytest.mark.slow
 def test_a_planted_library_does_not_run(tmp_path: Path, counted) -> None:  # noqa: F811
     """It has the right name, and the digest that it would have."""
     compiler, calls = counted
@@ -230,6 +231,7 @@ print(registry.refusal("nearest", "native", torch.zeros(1)))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("installed", ["stripped", "cut", "of a newer system", "another"])
 def test_an_installed_library_that_can_not_run_is_explained_and_replaced(
     tmp_path: Path,

@@ -20,7 +20,10 @@ from vqfast.ops.nearest import tunings  # noqa: E402
 from vqfast.ops.nearest.tunings import ANY, RECHECK, SEARCH, Tuning, pick  # noqa: E402
 from vqfast.sampling.executors.triton_tunings import SAMPLING, Launch  # noqa: E402
 
-pytestmark = pytest.mark.skipif(registry.interpreted(), reason="an interpreted kernel can't be compiled")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(registry.interpreted(), reason="an interpreted kernel can't be compiled"),
+]
 
 SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}  # bytes a block
 PRODUCT = {"sm_80": "mma.sync", "sm_90": "wgmma.mma", "sm_100": "tcgen05.mma", "gfx942": "mfma"}

@@ -37,6 +37,7 @@ FILES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(registry.interpreted(), reason="they run in this process")
 def test_matrix_passes_in_the_interpreter() -> None:
     pytest.importorskip("triton")

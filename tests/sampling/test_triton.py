@@ -210,6 +210,7 @@ def test_sampling_on_a_cpu_does_not_import_triton() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=HERE.parents[1], env=clean)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(registry.interpreted(), reason="they run in this process")
 def test_matrix_passes_in_the_interpreter() -> None:
     pytest.importorskip("triton")
