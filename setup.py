@@ -54,10 +54,11 @@ class Editable(editable_wheel):
         super().finalize_options()
 
 
+CSRC = [path.relative_to(build.SOURCES).as_posix() for path in build.sources()]
 setup(
     packages=[*find_packages(include=["vqfast*"]), "vqfast.csrc"],
     package_dir={"vqfast.csrc": "csrc"},
-    package_data={"vqfast": ["py.typed"], "vqfast.ops": ["records/*.json"], "vqfast.csrc": ["*.cpp", "*.h"]},
+    package_data={"vqfast": ["py.typed"], "vqfast.ops": ["records/*.json"], "vqfast.csrc": CSRC},
     ext_modules=[Extension("vqfast.native", [])] if COMPILER else [],
     cmdclass={"build_ext": BuildNative, "bdist_wheel": Wheel, "editable_wheel": Editable},
 )

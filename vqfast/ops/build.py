@@ -22,7 +22,8 @@ INSTALLED = Path(__file__).parents[1] / "csrc"
 SOURCES = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[2] / "csrc"  # or in a checkout
 PREBUILT = SOURCES / "native.so"
 FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-w"]
-# The kernels are compiled for each of these, the host's library*.cpp once: it picks one at run time.
+# Sources in host/ and those named host*.cpp are compiled once, all others for each of these instruction sets.
+# The library picks one at run time.
 VARIANTS: dict[str, list[str]] = {"portable": []}
 if platform.machine() in ("x86_64", "AMD64"):
     VARIANTS["avx2"] = ["-mavx2", "-mfma"]
@@ -82,14 +83,18 @@ def build(target: Path, compiler: list[str], own: list[str] | None = None) -> di
     objects: list[str] = []
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         for parts in rounds:
-            jobs = [(part, source) for part in parts for source in _sources(part)]
-            made = [f"{folder}/{source.stem}-{part}.o" for part, source in jobs]
+            jobs = [(part, source) for part in parts for source in _units(part)]
+            made = [f"{folder}/{source.parent.name}-{source.stem}-{part}.o" for part, source in jobs]
             commands = [
-                [*compiler, *FLAGS, *_flags(part), "-c", str(source), "-o", name]
+                [*compiler, *FLAGS, f"-I{SOURCES}", *_flags(part), "-c", str(source), "-o", name]
                 for (part, source), name in zip(jobs, made, strict=True)
             ]
             failures = dict(zip(jobs, _failures(commands), strict=True))
-            failed = {part: f"{source.name}: {said}" for (part, source), said in failures.items() if said}
+            failed = {
+                part: f"{source.relative_to(SOURCES)}: {said}"
+                for (part, source), said in failures.items()
+                if said
+            }
             if reason := failed.get("host") or failed.get("portable"):
                 raise RuntimeError(reason)
             left_out |= failed
@@ -122,9 +127,16 @@ def whole(library: Path) -> bool:
     return DIGEST(data[:-32]).digest() == data[-32:]
 
 
-def _sources(part: str) -> list[Path]:
-    """Those of the kernels for a variant, else those of the host."""
-    return sorted(p for p in SOURCES.glob("*.cpp") if p.stem.startswith("library") == (part == "host"))
+def sources() -> list[Path]:
+    """All files that the library is compiled from, headers too."""
+    return sorted(path for path in SOURCES.rglob("*") if path.suffix in (".cpp", ".h", ".def"))
+
+
+def _units(part: str) -> list[Path]:
+    """The files that are compiled for a variant, or once, for the host."""
+    host = [path for path in sources() if path.parent.name == "host" or path.stem.startswith("host")]
+    kernels = [path for path in sources() if path not in host]
+    return [path for path in (host if part == "host" else kernels) if path.suffix == ".cpp"]
 
 
 def _flags(part: str) -> list[str]:

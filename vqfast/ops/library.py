@@ -82,8 +82,8 @@ def _compiled() -> Path:
     programs = [Path(found).stat() for word in compiler if (found := shutil.which(word))]
     built_by = (compiler, [(p.st_size, p.st_mtime_ns) for p in programs], build.FLAGS, build.VARIANTS, own)
     key = build.DIGEST(str(built_by).encode())
-    for source in sorted(build.SOURCES.glob("*.[ch]*")):
-        key.update(source.read_bytes())
+    for source in build.sources():
+        key.update(source.relative_to(build.SOURCES).as_posix().encode() + source.read_bytes())
     target = _cache() / f"native-{key.hexdigest()[:16]}.so"
     if not _usable(target):
         with _locked(target.with_suffix(".lock")):

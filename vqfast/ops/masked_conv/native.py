@@ -1,4 +1,4 @@
-"""Masked convolution on CPUs: ``csrc/masked_conv.cpp``."""
+"""Masked convolution on CPUs: ``csrc/masked_conv/``."""
 
 from __future__ import annotations
 

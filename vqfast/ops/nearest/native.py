@@ -1,4 +1,4 @@
-"""Nearest code on CPUs: ``csrc/nearest.cpp``.
+"""Nearest code on CPUs: ``csrc/nearest/``.
 
 FLOORS (one core, 450 GFLOP/s in bfloat16, of few vectors): one pass over the codes, and 2 N K D operations.
 N, K, D = 125, 2048, 256: 2 MB and 131 MFLOP, 290 us; measured 272, as 96 vectors

@@ -1,5 +1,4 @@
-"""Residual quantisation on CPUs: ``csrc/nearest.cpp``, ``csrc/quantize.cpp`` and, between maps,
-``csrc/projected.cpp``, block by block.
+"""Residual quantisation on CPUs: ``csrc/residual/``, and ``csrc/nearest/`` for the search, block by block.
 
 A block of vectors goes through all stages before the next one is read: the search keeps its residuals in L2,
 and what follows, forward and backward, keeps a vector's in L1.

@@ -1,4 +1,4 @@
-"""The whole of sampling in C++ (``csrc/sampler.cpp``), for CPUs.
+"""The whole of sampling in C++ (``csrc/sampler/``), for CPUs.
 
 Float64 priors run in float64, all others in float32; the weights of a bfloat16 prior stay bfloat16.
 """
@@ -23,7 +23,7 @@ _PRODUCTS = 1 << 14  # of a step for each thread: fewer take less time than thre
 def _plan(
     program: Program, offsets: dict[str, int], condition_channels: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``steps``, ``terms`` and ``taps`` as ``csrc/sampler.h`` has them."""
+    """``steps``, ``terms`` and ``taps`` as ``csrc/sampler/sampler.h`` has them."""
     steps: list[list[int]] = []
     terms: list[list[int]] = []
     taps: list[list[int]] = []

@@ -45,10 +45,10 @@
 // that up to 127 units are exact in float32. Sums of products are exact too and rounded three times after, not D + 1
 // times, which makes up for a^ and b^ being longer, by a factor 1 + D^(1/2) / 254 at the most.
 
-#include "nearest.h"
+#include "nearest/nearest.h"
 
-#include "decide.h"
-#include "match.h"
+#include "nearest/decide.h"
+#include "nearest/match.h"
 
 namespace vqfast::VQFAST_ISA {
 namespace {

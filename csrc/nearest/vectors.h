@@ -1,7 +1,7 @@
 // How nearest.cpp takes vectors: about the codes' pivot, rounded, side by side.
 #pragma once
 
-#include "codes.h"
+#include "nearest/codes.h"
 
 namespace vqfast::VQFAST_ISA {
 namespace {

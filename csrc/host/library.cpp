@@ -1,5 +1,5 @@
 // Which kernels this CPU runs, and what vqfast/ops/library.py calls when it loads the library.
-#include "library.h"
+#include "host/library.h"
 
 // GCC's headers call it since GCC 11; a libstdc++ from before, which torch's own wheels get along with, has none.
 #if defined(__GLIBCXX__) && _GLIBCXX_RELEASE >= 11

@@ -1,8 +1,8 @@
 // Blocks of a masked convolution's positions, and the products that their sums are made of.
 #pragma once
 
-#include "floats.h"
-#include "masked_conv.h"
+#include "simd/floats.h"
+#include "masked_conv/masked_conv.h"
 
 namespace vqfast::VQFAST_ISA {
 namespace {

@@ -3,7 +3,7 @@
 #include <optional>
 #include <vector>
 
-#include "library.h"
+#include "host/library.h"
 
 namespace vqfast {
 namespace {

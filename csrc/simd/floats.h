@@ -1,8 +1,8 @@
 // The floating-point types that tensors hold, and their numbers in and out of vectors.
 #pragma once
 
-#include "nearest.h"
-#include "tile.h"
+#include "nearest/nearest.h"
+#include "simd/tile.h"
 
 namespace vqfast::VQFAST_ISA {
 namespace {

@@ -4,8 +4,8 @@
 #include <mutex>
 #include <vector>
 
-#include "library.h"
-#include "repeats.h"
+#include "host/library.h"
+#include "nearest/host_repeats.h"
 
 namespace vqfast {
 

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "nearest.h"
+#include "nearest/nearest.h"
 
 namespace vqfast {
 

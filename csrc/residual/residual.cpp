@@ -6,9 +6,9 @@
 // adds the read of a code, 4 bytes a number, and of a sum that is written back, 8 bytes, each way: from the last cache,
 // which at many stages is what counts.
 
-#include "quantize.h"
+#include "residual/residual.h"
 
-#include "floats.h"
+#include "simd/floats.h"
 
 namespace vqfast::VQFAST_ISA {
 namespace {

@@ -1,7 +1,7 @@
 // Activations, and the gradient of the gate of a gated convolution, a register at a time.
 #pragma once
 
-#include "tile.h"
+#include "simd/tile.h"
 
 namespace vqfast::VQFAST_ISA {
 namespace {

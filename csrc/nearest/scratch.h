@@ -1,7 +1,7 @@
 // A thread's memory in nearest.cpp.
 #pragma once
 
-#include "rows.h"
+#include "nearest/vectors.h"
 
 namespace vqfast::VQFAST_ISA {
 namespace {

@@ -6,8 +6,8 @@
 // relative at most, so the outer logarithm is off by 2^-19 and its own 2^-20 of at most 23: kNoise is four times that.
 #pragma once
 
-#include "glibc.h"
-#include "tile.h"
+#include "shared/glibc.h"
+#include "simd/tile.h"
 
 namespace vqfast::VQFAST_ISA {
 namespace {

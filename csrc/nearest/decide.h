@@ -1,7 +1,7 @@
 // How nearest.cpp decides between codes: by their differences in float64.
 #pragma once
 
-#include "scratch.h"
+#include "nearest/scratch.h"
 
 namespace vqfast::VQFAST_ISA {
 namespace {

@@ -5,12 +5,12 @@
 #include <atomic>
 #include <thread>
 
-#include "masked_conv.h"
-#include "nearest.h"
-#include "projected.h"
-#include "quantize.h"
-#include "sampler.h"
-#include "torch.h"
+#include "masked_conv/masked_conv.h"
+#include "nearest/nearest.h"
+#include "residual/projected.h"
+#include "residual/residual.h"
+#include "sampler/sampler.h"
+#include "host/torch.h"
 
 namespace vqfast {
 

@@ -3,9 +3,9 @@
 // Floor: 2 x channels x d multiplications a vector and stage, in float32, one half each way. Weights are the tile's
 // rows as they lie in memory, vectors its columns; what is left of them stays in L2 from the first stage to the last.
 
-#include "projected.h"
+#include "residual/projected.h"
 
-#include "tile.h"
+#include "simd/tile.h"
 
 namespace vqfast::VQFAST_ISA {
 namespace {

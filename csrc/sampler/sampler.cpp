@@ -5,7 +5,7 @@
 // that only needs the rows above), run through its taps' matrices and leave the registers activated.
 // Floor: for many images the multiplications, for few the weights, which pass from L3 once a position.
 
-#include "sampler.h"
+#include "sampler/sampler.h"
 
 #if defined(__linux__)
 #include <linux/futex.h>
@@ -15,9 +15,9 @@
 #include <sched.h>
 #endif
 
-#include "activate.h"
-#include "noise.h"
-#include "span.h"
+#include "simd/activate.h"
+#include "sampler/noise.h"
+#include "shared/span.h"
 
 namespace vqfast::VQFAST_ISA {
 namespace {

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "span.h"
+#include "shared/span.h"
 
 namespace vqfast {
 

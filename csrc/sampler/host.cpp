@@ -6,8 +6,8 @@
 #include <thread>
 #include <vector>
 
-#include "glibc.h"
-#include "library.h"
+#include "shared/glibc.h"
+#include "host/library.h"
 
 namespace vqfast {
 namespace {

@@ -1,7 +1,7 @@
 // What a block of positions sees, copied channels last.
 #pragma once
 
-#include "blocks.h"
+#include "masked_conv/blocks.h"
 
 namespace vqfast::VQFAST_ISA {
 namespace {

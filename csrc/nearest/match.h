@@ -1,7 +1,7 @@
 // The candidates of a block of vectors among a chunk of codes, for nearest.cpp, whose head proves the bounds.
 #pragma once
 
-#include "scratch.h"
+#include "nearest/scratch.h"
 
 namespace vqfast::VQFAST_ISA {
 namespace {

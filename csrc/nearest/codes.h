@@ -1,8 +1,8 @@
 // How nearest.cpp takes codes: about a pivot, rounded, in groups, each with what bounds its error.
 #pragma once
 
-#include "floats.h"
-#include "nearest.h"
+#include "simd/floats.h"
+#include "nearest/nearest.h"
 
 namespace vqfast::VQFAST_ISA {
 namespace {

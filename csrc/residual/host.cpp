@@ -3,7 +3,7 @@
 #include <tuple>
 #include <vector>
 
-#include "stages.h"
+#include "residual/host_stages.h"
 
 namespace vqfast {
 namespace {

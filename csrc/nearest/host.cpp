@@ -1,7 +1,7 @@
 // The host side of nearest codes.
 #include <optional>
 
-#include "books.h"
+#include "nearest/host_codebooks.h"
 
 namespace vqfast {
 namespace {

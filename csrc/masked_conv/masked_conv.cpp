@@ -8,8 +8,8 @@
 // there, a pass of its own, so that the order in memory, the type and the activation are nobody else's concern; sums
 // that need none of that land in the result.
 
-#include "activate.h"
-#include "patch.h"
+#include "simd/activate.h"
+#include "masked_conv/patch.h"
 
 namespace vqfast::VQFAST_ISA {
 namespace {

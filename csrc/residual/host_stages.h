@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "books.h"
+#include "nearest/host_codebooks.h"
 
 namespace vqfast {
 
