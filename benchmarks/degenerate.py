@@ -137,7 +137,7 @@ def training(k: int, shape: tuple[int, int, int, int], decay: float | None) -> C
 
     def ours(codebook: Tensor) -> Call:
         # zeros that learn would not stay zeros
-        module = quantiser(vqfast.VQLayer(k, d, layer.BETA, decay), codebook)
+        module = quantiser(vqfast.VQLayer(k, d, beta=layer.BETA, decay=decay), codebook)
         return lambda z_e: layer.train(quantiser(module, codebook), z_e)
 
     contenders = {
@@ -150,7 +150,7 @@ def training(k: int, shape: tuple[int, int, int, int], decay: float | None) -> C
 
 def encoding(stages: int, k: int, shape: tuple[int, int, int]) -> Case:
     """``ResidualVQLayer.encode``."""
-    sizes = stages, k, shape[1]
+    sizes = k, shape[1], stages
 
     def ours(codebook: Tensor) -> Call:
         return quantiser(vqfast.ResidualVQLayer(*sizes, beta=layer.BETA), codebook).encode

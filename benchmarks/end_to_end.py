@@ -71,12 +71,12 @@ def generate(kind: str, hidden: int, num: int, side: int) -> Call:
     if kind == "eager":
         return naive(prior, num, (side, side))
     draw, vqvae = prior().to(DEVICE).eval().sample, model(kind, hidden).eval()
-    return torch.no_grad()(lambda seed: vqvae.decode_codes(draw(num, (side, side), seed=seed)))
+    return torch.no_grad()(lambda seed: vqvae.decode(draw(num, (side, side), seed=seed)))
 
 
 def drawing(hidden: int, num: int, side: int, _: int) -> Floor:
     """Of ``generate``."""
-    decode = torch.no_grad()(model("vqfast", hidden).eval().decode_codes)
+    decode = torch.no_grad()(model("vqfast", hidden).eval().decode)
     codes = torch.zeros(num, side, side, dtype=torch.int64, device=DEVICE)
     return Floor(num * flop(prior(), (side, side)) + counted(lambda: decode, codes).flop)
 

@@ -54,7 +54,7 @@ def train(layer: nn.Module, z_e: Tensor) -> Step:
 
 def ours(k: int, d: int, decay: float | None) -> Call:
     """``VQLayer``."""
-    layer = vqfast.VQLayer(k, d, BETA, decay).to(DEVICE)
+    layer = vqfast.VQLayer(k, d, beta=BETA, decay=decay).to(DEVICE)
     layer.codebook.data.copy_(codes(k, d))
     return partial(train, layer)
 

@@ -20,7 +20,8 @@ DECAY = 0.8
 
 def ours(sizes: tuple[int, int, int], training: bool) -> Call:
     """``ResidualVQLayer``."""
-    layer = vqfast.ResidualVQLayer(*sizes, beta=BETA, decay=DECAY).to(DEVICE).train(training)
+    q, k, d = sizes
+    layer = vqfast.ResidualVQLayer(k, d, q, beta=BETA, decay=DECAY).to(DEVICE).train(training)
     for stage, codebook in zip(layer.stages, codes(*sizes), strict=True):
         stage.codebook.copy_(codebook)
     return partial(train, layer) if training else layer.encode

@@ -206,7 +206,7 @@ CALLS = {
     | {"residual": zeros(1, 4, 5, 5)},
     masked_conv1d: {"x": GRID[0], "weight": KERNEL[:, 0], "bias": zeros(4), "extra": zeros(2, 4, 5)},
     vqfast.VQLayer(4, 3): {"z_e": X},
-    vqfast.ResidualVQLayer(2, 4, 3).encode: {"z_e": X},
+    vqfast.ResidualVQLayer(4, 3, 2).encode: {"z_e": X},
 }
 UNFIT = {
     "float8": lambda t: t.to(torch.float8_e4m3fn),

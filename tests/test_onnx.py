@@ -25,10 +25,10 @@ LAYERS = {
     "codebook_dim": (lambda: VQLayer(K, D, codebook_dim=4), GRID),
     "moving average": (lambda: VQLayer(K, D, decay=0.9, revive_below=0.1), GRID),
     "rotation": (lambda: VQLayer(K, D, gradient="rotation"), GRID),
-    "residual": (lambda: ResidualVQLayer(3, K, D), SERIES),
-    "residual, one codebook": (lambda: ResidualVQLayer(3, K, D, shared_codebook=True), SERIES),
-    "residual, cosine": (lambda: ResidualVQLayer(3, K, D, metric="cosine", codebook_dim=4), SERIES),
-    "residual, last": (lambda: ResidualVQLayer(3, K, D, decay=0.9, channel_dim=-1), (3, 7, D)),
+    "residual": (lambda: ResidualVQLayer(K, D, 3), SERIES),
+    "residual, one codebook": (lambda: ResidualVQLayer(K, D, 3, shared_codebook=True), SERIES),
+    "residual, cosine": (lambda: ResidualVQLayer(K, D, 3, metric="cosine", codebook_dim=4), SERIES),
+    "residual, last": (lambda: ResidualVQLayer(K, D, 3, decay=0.9, channel_dim=-1), (3, 7, D)),
 }
 
 
@@ -151,7 +151,7 @@ MODELS = {
 
 def vqvae_calls(model: VQVAE, x: Tensor) -> list[Tensor]:
     codes = model.encode(x)
-    return [*model(x), codes, model.decode_codes(codes)]
+    return [*model(x), codes, model.decode(codes)]
 
 
 @pytest.mark.parametrize(("name", "dynamo"), [("paper", True), *((name, False) for name in MODELS)])

@@ -1,6 +1,6 @@
 """The one place that words an error about an argument: "NAME is GOT; want WANTED".
 
-What has the wrong type is a TypeError, what has the wrong value a ValueError.
+A value of the wrong type is a TypeError, a value out of range a ValueError.
 """
 
 from __future__ import annotations
@@ -15,59 +15,33 @@ from torch import Tensor
 from vqfast.ops.define import behind_transforms, in_functorch
 from vqfast.ops.registry import FLOATS
 
+Device = torch.device | str | int | None
+INT64_MAX = 2**63 - 1  # torch's largest size
 
-def check_integer(name: str, value: object, least: int = 1, end: int | None = None) -> None:
-    """An integer, no bool, in ``least..end - 1``; without an end, below 2^63 as torch's sizes are.
+
+def check_integer(
+    name: str, value: object, minimum: int = 1, maximum: int = INT64_MAX, *, optional: bool = False
+) -> None:
+    """An integer from ``minimum`` to ``maximum``, not a bool; with ``optional`` also None.
 
     Raises:
         TypeError: ``value`` isn't an integer.
         ValueError: it is out of range.
     """
-    if type(value) is int and least <= value < (2**63 if end is None else end):
+    if type(value) is int and minimum <= value <= maximum:
         return  # before any wording: calls of small ops feel it
-    if end is not None:
-        wanted = f"an integer in {least}..{end - 1}"
+    if value is None and optional:
+        return
+    if maximum != INT64_MAX:
+        wanted = f"an integer in {minimum}..{maximum}"
     else:
-        wanted = "a positive integer" if least == 1 else f"an integer, {least} or more"
+        wanted = "a positive integer" if minimum == 1 else f"an integer, {minimum} or more"
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} is {value!r}; want {wanted}")
-    if end is None and int(value) >= 2**63:
-        raise ValueError(f"{name} is {value!r}; want {wanted}, below 2^63")
-    if int(value) < least or (end is not None and int(value) >= end):
-        raise ValueError(f"{name} is {value!r}; want {wanted}")
-
-
-def check_real(
-    name: str,
-    value: object,
-    wanted: str,
-    *,
-    least: float = -math.inf,
-    above: float = -math.inf,
-    below: float = math.inf,
-) -> None:
-    """A finite number, no bool, from ``least``, above and below others; ``wanted`` says which in an error.
-
-    Raises:
-        TypeError: ``value`` isn't a number.
-        ValueError: it is out of range, infinite or NaN.
-    """
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} is {value!r}; want {wanted}")
-    number = float(value)
-    if not (math.isfinite(number) and least <= number and above < number < below):
-        raise ValueError(f"{name} is {value!r}; want {wanted}")
-
-
-def check_flags(**flags: object) -> None:
-    """Truth values.
-
-    Raises:
-        TypeError: one is something else.
-    """
-    for name, value in flags.items():
-        if not isinstance(value, bool):
-            raise TypeError(f"{name} is {value!r}; want True or False")
+        raise TypeError(f"{name} is {value!r}; want {wanted}{', or None' if optional else ''}")
+    if int(value) > INT64_MAX == maximum:
+        wanted += ", below 2^63"
+    if not minimum <= int(value) <= maximum:
+        raise ValueError(f"{name} is {value!r}; want {wanted}{', or None' if optional else ''}")
 
 
 def check_sizes(**sizes: object) -> None:
@@ -76,49 +50,134 @@ def check_sizes(**sizes: object) -> None:
         check_integer(name, value)
 
 
+def check_number(
+    name: str,
+    value: object,
+    *,
+    minimum: float | None = None,
+    above: float | None = None,
+    maximum: float | None = None,
+    below: float | None = None,
+    optional: bool = False,
+) -> None:
+    """A finite number within the bounds that are given, not a bool; with ``optional`` also None.
+
+    Raises:
+        TypeError: ``value`` isn't a number.
+        ValueError: it is out of range, infinite or NaN.
+    """
+    if value is None and optional:
+        return
+    bounds = {"{} or more": minimum, "above {}": above, "up to {}": maximum, "below {}": below}
+    wanted = ", ".join(words.format(bound) for words, bound in bounds.items() if bound is not None)
+    message = f"{name} is {value!r}; want a finite number, {wanted}{', or None' if optional else ''}"
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(message)
+    try:
+        number = float(value)
+    except OverflowError:  # an integer
+        number = math.inf
+    if not (
+        math.isfinite(number)
+        and (minimum is None or number >= minimum)
+        and (above is None or number > above)
+        and (maximum is None or number <= maximum)
+        and (below is None or number < below)
+    ):
+        raise ValueError(message)
+
+
+def check_flags(**flags: object) -> None:
+    """Truth values.
+
+    Raises:
+        TypeError: a value is something else.
+    """
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} is {value!r}; want True or False")
+
+
 def check_choice(name: str, value: object, choices: Collection[str]) -> None:
-    """One of several words.
+    """One of several strings.
 
     Raises:
-        ValueError: it is none of them.
+        TypeError: ``value`` isn't a string.
+        ValueError: it isn't one of ``choices``.
     """
-    if value not in choices:
-        *most, last = map(repr, choices)
-        raise ValueError(f"{name} is {value!r}; want {', '.join(most)} or {last}")
+    if isinstance(value, str) and value in choices:
+        return
+    *others, last = map(repr, choices)
+    wanted = f"{', '.join(others)} or {last}" if others else last
+    kind = ValueError if isinstance(value, str) else TypeError
+    raise kind(f"{name} is {value!r}; want {wanted}")
 
 
-def check_dense(name: str, tensor: object) -> Tensor:
-    """The same, if it is a tensor whose elements lie in memory, one by one.
+def check_placement(device: object, dtype: object) -> None:
+    """The ``device`` and ``dtype`` of a module's parameters, as in ``torch.nn``.
 
     Raises:
-        TypeError: it is no tensor, or a sparse, nested or mkldnn one.
+        TypeError: ``device`` isn't a device, its name, its number or None; ``dtype`` isn't a dtype or None.
+        ValueError: torch has no such device, or vqfast doesn't compute in ``dtype``.
     """
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} is a {type(tensor).__name__}; want a tensor")
-    if tensor.is_nested or tensor.layout is not torch.strided:
-        kind = "nested" if tensor.is_nested else str(tensor.layout)
+    if isinstance(device, bool) or not isinstance(device, (torch.device, str, int, type(None))):
+        raise TypeError(f"device is {device!r}; want a torch.device, its name or number, or None")
+    if device is not None:
+        try:
+            torch.device(device)
+        except RuntimeError:
+            raise ValueError(f"device is {device!r}; want one that torch knows, or None") from None
+    if dtype is not None and dtype not in FLOATS:
+        kind = ValueError if isinstance(dtype, torch.dtype) else TypeError
+        raise kind(f"dtype is {dtype!r}; want {_dtypes()} or None")
+
+
+def _dtypes() -> str:
+    return ", ".join(sorted(map(str, FLOATS)))
+
+
+def check_tensor(name: str, value: object) -> Tensor:
+    """``value``, if it is a dense tensor.
+
+    Raises:
+        TypeError: it isn't a tensor, or a sparse, nested or mkldnn one.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} is a {type(value).__name__}; want a tensor")
+    if value.is_nested or value.layout is not torch.strided:
+        kind = "nested" if value.is_nested else str(value.layout)
         raise TypeError(f"{name} is a tensor of layout {kind}; want a dense one")
-    return tensor
+    return value
+
+
+def check_device(name: str, tensor: Tensor, leader: str, device: torch.device) -> None:
+    """A tensor on ``device``, which is that of the argument or parameter ``leader``.
+
+    Raises:
+        ValueError: it is on another device.
+    """
+    if tensor.device != device:
+        raise ValueError(f"{name} is on {tensor.device}; want the device of {leader}, {device}")
 
 
 def check_floating(optional: Collection[str] = (), /, **tensors: Tensor | None) -> None:
     """Dense tensors of the dtypes that vqfast computes in, all on one device; ``optional`` ones may be None.
 
     Raises:
-        TypeError: one is no tensor, isn't dense or has another dtype.
-        ValueError: one is on another device than the first.
+        TypeError: a value isn't a dense tensor or has another dtype.
+        ValueError: a tensor is on another device than the first.
     """
     device = None
-    for name, given in tensors.items():
-        if given is None and name in optional:
+    for name, value in tensors.items():
+        if value is None and name in optional:
             continue
-        tensor = check_dense(name, given)
+        tensor = check_tensor(name, value)
         if tensor.dtype not in FLOATS:
-            raise TypeError(f"{name} has dtype {tensor.dtype}; want {', '.join(sorted(map(str, FLOATS)))}")
+            raise TypeError(f"{name} has dtype {tensor.dtype}; want {_dtypes()}")
         if device is None:
             device, leader = tensor.device, name
         elif tensor.device != device:
-            raise ValueError(f"{name} is on {tensor.device}; want the device of {leader}, {device}")
+            check_device(name, tensor, leader, device)
 
 
 def check_channels(z_e: Tensor, channel_dim: int, embedding_dim: int) -> None:
@@ -129,7 +188,7 @@ def check_channels(z_e: Tensor, channel_dim: int, embedding_dim: int) -> None:
         ValueError: the shape doesn't fit.
     """
     if type(channel_dim) is not int:
-        check_integer("channel_dim", channel_dim, -z_e.ndim, z_e.ndim)
+        check_integer("channel_dim", channel_dim, -z_e.ndim, z_e.ndim - 1)
     if z_e.ndim < 2 or not -z_e.ndim <= channel_dim < z_e.ndim:
         raise ValueError(
             f"z_e has shape {tuple(z_e.shape)}; want two dimensions or more, channels at {channel_dim}"
@@ -142,43 +201,44 @@ def check_channels(z_e: Tensor, channel_dim: int, embedding_dim: int) -> None:
 
 
 def check_mask(mask: Tensor | None, z_e: Tensor, channel_dim: int) -> None:
-    """Bool ``mask`` of the shape of ``z_e`` without its channels, or ``None``.
+    """A bool ``mask`` of the shape of ``z_e`` without its channels, on its device; or None.
 
     Raises:
-        TypeError: it isn't a dense bool tensor.
-        ValueError: it has another shape.
+        TypeError: ``mask`` isn't a dense bool tensor.
+        ValueError: it has another shape, or is on another device.
     """
     if mask is None:
         return
-    check_dense("mask", mask)
+    check_tensor("mask", mask)
     if mask.dtype != torch.bool:
         raise TypeError(f"mask has dtype {mask.dtype}; want a bool tensor")
     shape = z_e.movedim(channel_dim, -1).shape[:-1]
     if mask.shape != shape:
         raise ValueError(f"mask has shape {tuple(mask.shape)}; want {tuple(shape)}, one for each vector")
+    check_device("mask", mask, "the vectors", z_e.device)
 
 
-def check_codes(name: str, codes: Tensor, num_embeddings: int, *, least: int = 0) -> None:
-    """Integer codes in ``least..num_embeddings - 1``.
+def check_indices(name: str, indices: Tensor, num_embeddings: int, *, minimum: int = 0) -> None:
+    """Integers from ``minimum`` to ``num_embeddings - 1``.
 
     Raises:
-        TypeError: ``codes`` isn't a dense integer tensor.
-        ValueError: a code is out of range. No value can be read, and none is looked at, under torch.compile,
-            torch.export, torch.jit.trace or CUDA graph capture.
+        TypeError: ``indices`` isn't a dense integer tensor.
+        ValueError: an index is out of range. Values aren't checked where they can't be read: under
+            torch.compile, torch.export, torch.jit.trace and CUDA graph capture.
     """
-    check_dense(name, codes)
-    if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
-        raise TypeError(f"{name} has dtype {codes.dtype}; want an integer one")
+    check_tensor(name, indices)
+    if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
+        raise TypeError(f"{name} has dtype {indices.dtype}; want an integer one")
     unreadable = (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
-        or (codes.is_cuda and torch.cuda.is_current_stream_capturing())
+        or (indices.is_cuda and torch.cuda.is_current_stream_capturing())
     )
-    if unreadable or codes.numel() == 0 or codes.is_meta:
+    if unreadable or indices.numel() == 0 or indices.is_meta:
         return
-    low, high = map(int, behind_transforms(codes).long().aminmax())
-    if low < least or high >= num_embeddings:
-        raise ValueError(f"{name} has values {low}..{high}; want {least}..{num_embeddings - 1}")
+    low, high = map(int, behind_transforms(indices).long().aminmax())
+    if low < minimum or high >= num_embeddings:
+        raise ValueError(f"{name} has values {low}..{high}; want {minimum}..{num_embeddings - 1}")
 
 
 def check_untransformed() -> None:

@@ -53,7 +53,7 @@ def test_shapes_and_consistency(
         x = batch(model, spatial, size, dtype)
         with torch.no_grad():
             out = model(x)
-            decoded = model.decode_codes(out.indices)
+            decoded = model.decode(out.indices)
         assert out.reconstruction.shape == x.shape and out.reconstruction.dtype == dtype
         assert out.indices.shape == (size, *codes) and out.indices.dtype == torch.int64
         assert out.loss.ndim == 0
@@ -199,12 +199,12 @@ def test_bad_inputs() -> None:
         with pytest.raises(ValueError, match=r"spatial is \(.*\); want 2 positive multiples of the stride 4"):
             model.code_shape(spatial)
     for shape in [(4, 4), (1, 1, 4, 4), (0, 4, 4), (1, 0, 4)]:
-        with pytest.raises(ValueError, match=r"codes has shape \(.*\); want \(B, H, W\), not empty"):
-            model.decode_codes(torch.zeros(shape, dtype=torch.int64))
+        with pytest.raises(ValueError, match=r"indices has shape \(.*\); want \(B, H, W\), not empty"):
+            model.decode(torch.zeros(shape, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"has values 0\.\.32; want 0\.\.31"):
-        model.decode_codes(torch.tensor([[[0, 32]]]))
+        model.decode(torch.tensor([[[0, 32]]]))
     with pytest.raises(TypeError, match="want an integer"):
-        model.decode_codes(torch.zeros(1, 4, 4))
+        model.decode(torch.zeros(1, 4, 4))
 
 
 def test_residual_blocks_are_optional() -> None:

@@ -23,10 +23,10 @@ LAYERS = {
         5, 6, decay=0.5, heads=2, separate_codebooks=True, metric="cosine", **COMMON
     ),
     "rotation": lambda: VQLayer(9, 6, codebook_dim=3, gradient="rotation", decay=0.5, **COMMON),
-    "residual": lambda: ResidualVQLayer(3, 9, 6, decay=0.5, kmeans_init=True),
-    "residual revival": lambda: ResidualVQLayer(3, 9, 6, quantize_dropout=True, **COMMON),
-    "dropout": lambda: ResidualVQLayer(3, 9, 6, quantize_dropout=True),
-    "shared": lambda: ResidualVQLayer(3, 9, 6, decay=0.5, shared_codebook=True, quantize_dropout=True),
+    "residual": lambda: ResidualVQLayer(9, 6, 3, decay=0.5, kmeans_init=True),
+    "residual revival": lambda: ResidualVQLayer(9, 6, 3, quantize_dropout=True, **COMMON),
+    "dropout": lambda: ResidualVQLayer(9, 6, 3, quantize_dropout=True),
+    "shared": lambda: ResidualVQLayer(9, 6, 3, decay=0.5, shared_codebook=True, quantize_dropout=True),
 }
 
 
@@ -119,7 +119,7 @@ class Again(torch.autograd.Function):
 
 
 def test_learning_in_a_backward_pass_of_another_kind_is_refused() -> None:
-    for vq in (VQLayer(9, 6, decay=0.9), ResidualVQLayer(2, 9, 6, quantize_dropout=True)):
+    for vq in (VQLayer(9, 6, decay=0.9), ResidualVQLayer(9, 6, 2, quantize_dropout=True)):
         loss = Again.apply(Model(vq), torch.randn(40, 6, requires_grad=True))
         with pytest.raises(RuntimeError, match="Layer learns in forward and runs in a backward pass"):
             loss.backward()

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 LAYERS = {
     "gradient": lambda: VQLayer(64, 16),
     "EMA": lambda: VQLayer(64, 16, decay=0.99),
-    "residual": lambda: ResidualVQLayer(3, 64, 16),
+    "residual": lambda: ResidualVQLayer(64, 16, 3),
 }
 
 

@@ -16,7 +16,7 @@ LAYERS = {
     "plain": lambda **options: VQLayer(16, 4, **options),
     "cosine": lambda **options: VQLayer(16, 4, metric="cosine", **options),
     "heads": lambda **options: VQLayer(16, 8, heads=2, separate_codebooks=True, **options),
-    "residual": lambda **options: ResidualVQLayer(2, 16, 4, **options),
+    "residual": lambda **options: ResidualVQLayer(16, 4, 2, **options),
 }
 
 

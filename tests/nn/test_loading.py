@@ -67,7 +67,7 @@ def test_a_part_of_the_codes_put_there_leaves_the_average_of_the_others() -> Non
 
 
 @pytest.mark.parametrize("first, second", itertools.product(OPTIONS, OPTIONS))
-@pytest.mark.parametrize("make", [VQLayer, lambda *sizes, **options: ResidualVQLayer(2, *sizes, **options)])
+@pytest.mark.parametrize("make", [VQLayer, lambda *sizes, **options: ResidualVQLayer(*sizes, 2, **options)])
 def test_states_load_whatever_options_they_were_saved_with(first, second, make) -> None:
     saved, vq = make(9, 4, **OPTIONS[first]), make(9, 4, **OPTIONS[second])
     for _ in range(3):

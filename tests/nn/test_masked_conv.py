@@ -13,7 +13,7 @@ KINDS = [(stack, mask) for stack in ("full", "vertical", "horizontal") for mask 
 @pytest.mark.parametrize("mask", ["A", "B"])
 @pytest.mark.parametrize("plain, masked", [(nn.Conv1d, MaskedConv1d), (nn.Conv2d, MaskedConv2d)])
 def test_checkpoint_of_an_ordinary_convolution_loads(plain, masked, mask) -> None:
-    trained, conv = plain(3, 4, 5, padding=2), masked(3, 4, 5, mask)
+    trained, conv = plain(3, 4, 5, padding=2), masked(3, 4, 5, mask_type=mask)
     conv.load_state_dict(trained.state_dict())
     x = torch.randn(2, 3, 7, 6)[..., : 99 if masked is MaskedConv2d else 1].squeeze(-1)
     with torch.no_grad():
@@ -25,7 +25,7 @@ def test_checkpoint_of_an_ordinary_convolution_loads(plain, masked, mask) -> Non
 @pytest.mark.parametrize("dilation", [1, 2])
 @pytest.mark.parametrize("stack, mask", KINDS)
 def test_output_is_the_sum_over_offsets_of_shifted_inputs_times_matrix(stack, mask, dilation) -> None:
-    conv = MaskedConv2d(3, 4, 5, mask, stack, dilation)
+    conv = MaskedConv2d(3, 4, 5, mask_type=mask, stack=stack, dilation=dilation)
     x = torch.randn(2, 3, 6, 7)
     margin = 2 * dilation
     padded = F.pad(x, [margin] * 4)
@@ -38,7 +38,7 @@ def test_output_is_the_sum_over_offsets_of_shifted_inputs_times_matrix(stack, ma
 
 
 def test_offsets_and_matrix_of_one_dimension_agree_with_the_forward() -> None:
-    conv = MaskedConv1d(3, 4, 5, "B", dilation=3, bias=False)
+    conv = MaskedConv1d(3, 4, 5, mask_type="B", dilation=3, bias=False)
     assert conv.offsets() == [(0, -6), (0, -3), (0, 0)]
     x = torch.randn(2, 3, 20)
     matrix = conv.matrix()
@@ -53,7 +53,7 @@ def test_gradient_of_one_output_reaches_its_visible_positions_and_no_other(
     stack, mask, dilation, dtype
 ) -> None:
     """In float32 rounding may reach further along rows that are seen whole, but never to what comes later."""
-    conv = MaskedConv2d(2, 3, 5, mask, stack, dilation).to(dtype)
+    conv = MaskedConv2d(2, 3, 5, mask_type=mask, stack=stack, dilation=dilation).to(dtype)
     x = torch.randn(1, 2, 9, 13, dtype=dtype, requires_grad=True)
     conv(x)[0, :, 4, 6].sum().backward()
     grad = x.grad.abs().sum((0, 1))
@@ -76,7 +76,7 @@ def test_gradient_of_one_output_reaches_its_visible_positions_and_no_other(
 @pytest.mark.parametrize("dilation", [1, 2])
 @pytest.mark.parametrize("stack, mask", KINDS)
 def test_embedded_codes_are_the_convolution_of_one_hot_vectors(stack, mask, dilation) -> None:
-    conv = MaskedConv2d(6, 4, 5, mask, stack, dilation).double()
+    conv = MaskedConv2d(6, 4, 5, mask_type=mask, stack=stack, dilation=dilation).double()
     codes = torch.randint(6, (2, 5, 7))
     outs = conv.embed(codes), conv(F.one_hot(codes, 6).movedim(-1, 1).double())
     torch.testing.assert_close(*outs)
@@ -86,7 +86,7 @@ def test_embedded_codes_are_the_convolution_of_one_hot_vectors(stack, mask, dila
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_codes_are_embedded_in_every_dtype(dtype) -> None:
-    conv, codes = MaskedConv2d(6, 4, 3, "B").to(dtype), torch.randint(6, (2, 5, 7))
+    conv, codes = MaskedConv2d(6, 4, 3, mask_type="B").to(dtype), torch.randint(6, (2, 5, 7))
     out = conv.embed(codes)
     assert out.dtype == dtype
     out.sum().backward()
@@ -95,10 +95,11 @@ def test_codes_are_embedded_in_every_dtype(dtype) -> None:
 
 @pytest.mark.parametrize("activation, width", [("none", 4), ("relu", 4), ("gate", 2)])
 def test_modules_pass_activation_extra_and_residual_on(activation, width) -> None:
-    plane, line = (kind(3, 4, 3, "B", activation=activation) for kind in (MaskedConv2d, MaskedConv1d))
+    kinds = MaskedConv2d, MaskedConv1d
+    plane, line = (kind(3, 4, 3, mask_type="B", activation=activation) for kind in kinds)
     for conv, size in ((plane, (5, 6)), (line, (7,))):
         x, extra, residual = torch.randn(2, 3, *size), torch.randn(2, 4, *size), torch.randn(2, width, *size)
-        bare = type(conv)(3, 4, 3, "B")
+        bare = type(conv)(3, 4, 3, mask_type="B")
         bare.load_state_dict(conv.state_dict())
         sums = bare(x) + extra
         a, b = sums.chunk(2, 1)
@@ -112,7 +113,7 @@ def test_modules_pass_activation_extra_and_residual_on(activation, width) -> Non
 
 @pytest.mark.parametrize("mask", ["A", "B"])
 def test_gradient_in_one_dimension_reaches_no_later_step(mask) -> None:
-    conv, x = MaskedConv1d(2, 3, 5, mask), torch.randn(1, 2, 9, requires_grad=True)
+    conv, x = MaskedConv1d(2, 3, 5, mask_type=mask), torch.randn(1, 2, 9, requires_grad=True)
     conv(x)[0, :, 4].sum().backward()
     assert x.grad.any(1)[0].nonzero().flatten().tolist() == [2, 3, 4][: 2 + (mask == "B")]
 
@@ -121,12 +122,12 @@ def test_gradient_in_one_dimension_reaches_no_later_step(mask) -> None:
 def test_one_dimension_has_no_vertical_stack(mask) -> None:
     """There are no rows above, and with mask B the own row would show the future."""
     with pytest.raises(ValueError, match="vertical"):
-        MaskedConv1d(2, 3, 3, mask, "vertical")
+        MaskedConv1d(2, 3, 3, mask_type=mask, stack="vertical")
 
 
 @pytest.mark.parametrize("stack, mask", KINDS)
 def test_initial_weights_fill_the_fan_in_of_the_visible_taps(stack, mask) -> None:
-    conv = MaskedConv2d(16, 64, 3, mask, stack)
+    conv = MaskedConv2d(16, 64, 3, mask_type=mask, stack=stack)
     bound = (conv.taps * 16) ** -0.5
     assert 0.99 * bound < conv.weight.abs().max() <= bound
     assert conv.bias.abs().max() <= bound
@@ -179,7 +180,7 @@ def test_embed_refuses_codes_that_are_not_int64(dtype) -> None:
 
 
 def test_a_bias_of_another_dtype_is_refused() -> None:
-    conv = MaskedConv2d(6, 4, 3, "B").bfloat16()
+    conv = MaskedConv2d(6, 4, 3, mask_type="B").bfloat16()
     conv.bias.data = conv.bias.data.float()
     with pytest.raises(TypeError, match="bias has dtype"):
         conv.embed(torch.randint(6, (2, 5, 7)))

@@ -147,7 +147,7 @@ def test_decode_and_perplexity_take_codes_of_any_integer_dtype(dtype) -> None:
     codes = torch.tensor([[0, 8, 1], [1, 1, 0]])
     assert torch.equal(vq.decode(codes.to(dtype)), vq.decode(codes))
     assert torch.equal(vq.perplexity(codes.to(dtype)), vq.perplexity(codes))
-    stages = ResidualVQLayer(3, 9, 4)
+    stages = ResidualVQLayer(9, 4, 3)
     assert torch.equal(stages.decode(codes.to(dtype)), stages.decode(codes))
 
 

@@ -17,8 +17,8 @@ LAYERS = {
     "cosine": lambda: VQLayer(9, 6, decay=0.9, metric="cosine", revive_below=0.5),
     "shared heads": lambda: VQLayer(9, 6, decay=0.9, heads=2, codebook_dim=4),
     "separate heads": lambda: VQLayer(9, 6, heads=2, separate_codebooks=True, revive_below=0.5),
-    "residual": lambda: ResidualVQLayer(2, 9, 6, decay=0.9, revive_below=0.5, quantize_dropout=True),
-    "shared stages": lambda: ResidualVQLayer(2, 9, 6, shared_codebook=True, codebook_dim=3),
+    "residual": lambda: ResidualVQLayer(9, 6, 2, decay=0.9, revive_below=0.5, quantize_dropout=True),
+    "shared stages": lambda: ResidualVQLayer(9, 6, 2, shared_codebook=True, codebook_dim=3),
 }
 
 
@@ -76,7 +76,7 @@ def test_unmarked_batch_sizes_compile_twice_at_most() -> None:
 
 
 @pytest.mark.parametrize(
-    "vq", [VQLayer(9, 6, kmeans_init=True), ResidualVQLayer(2, 9, 6, kmeans_init=True, decay=0.9)]
+    "vq", [VQLayer(9, 6, kmeans_init=True), ResidualVQLayer(9, 6, 2, kmeans_init=True, decay=0.9)]
 )
 def test_compiled_kmeans_start_is_a_graph_of_its_own_and_happens_once(vq) -> None:
     torch.compiler.reset()

@@ -31,8 +31,8 @@ CASES = {
         5, 6, decay=0.9, heads=2, separate_codebooks=True, metric="cosine", **COMMON
     ),
     "projected": lambda: VQLayer(9, 6, codebook_dim=3, gradient="rotation", **COMMON),
-    "residual": lambda: ResidualVQLayer(3, 9, 6, quantize_dropout=True, **COMMON),
-    "shared stages": lambda: ResidualVQLayer(3, 9, 6, decay=0.9, shared_codebook=True, **COMMON),
+    "residual": lambda: ResidualVQLayer(9, 6, 3, quantize_dropout=True, **COMMON),
+    "shared stages": lambda: ResidualVQLayer(9, 6, 3, decay=0.9, shared_codebook=True, **COMMON),
     "compiled": lambda: VQLayer(9, 6, decay=0.9, **COMMON),
     "loaded": lambda: VQLayer(9, 6, decay=0.9, **COMMON),  # by the first rank only, from a checkpoint
     "empty first": lambda: VQLayer(9, 6, **COMMON),
@@ -96,7 +96,7 @@ def vqvae(sharded: str = "") -> dict[str, Tensor]:
         fully_shard(part, mesh=init_device_mesh("cpu", (2,)))
     model(x).loss.backward()
     indices = model.encode(x)
-    image = model.decode_codes(indices)
+    image = model.decode(indices)
     image.sum().backward()  # through the parts
     gradient = next(model.decoder.parameters()).grad
     codes = torch.rand(8, 4).double()

@@ -16,14 +16,17 @@ MODELS = {
     "vq_heads": lambda: (vqfast.VQLayer(**LAYER, heads=2, separate_codebooks=True), draw(2, 4, 3)),
     "vq_projected": lambda: (vqfast.VQLayer(**LAYER, codebook_dim=2, heads=2), draw(2, 4, 3)),
     "vq_ema": lambda: (vqfast.VQLayer(**LAYER, decay=0.9, revive_below=1).eval(), draw(2, 4, 3)),
-    "residual": lambda: (vqfast.ResidualVQLayer(3, **LAYER), draw(2, 4, 3)),
-    "residual_cosine": lambda: (vqfast.ResidualVQLayer(2, **LAYER, metric="cosine"), draw(2, 4, 3)),
+    "residual": lambda: (vqfast.ResidualVQLayer(**LAYER, num_quantizers=3), draw(2, 4, 3)),
+    "residual_cosine": lambda: (
+        vqfast.ResidualVQLayer(**LAYER, num_quantizers=2, metric="cosine"),
+        draw(2, 4, 3),
+    ),
     "residual_rotation": lambda: (
-        vqfast.ResidualVQLayer(2, **LAYER, shared_codebook=True, gradient="rotation"),
+        vqfast.ResidualVQLayer(**LAYER, num_quantizers=2, shared_codebook=True, gradient="rotation"),
         draw(2, 4, 3),
     ),
     "vqvae": lambda: (
-        vqfast.VQVAE("paper", 1, 2, 4, 1, 1, **LAYER),
+        vqfast.VQVAE(in_channels=1, hidden_channels=4, num_downsamplings=1, num_residual_blocks=1, **LAYER),
         draw(1, 1, 4, 4),
     ),
     "pixelcnn": lambda: (

@@ -119,7 +119,7 @@ TRANSFORMS = {
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("options", [{"decay": 0.9}, {"revive_below": 1.0}, {"kmeans_init": True}])
-@pytest.mark.parametrize("kind", [vqfast.VQLayer, partial(vqfast.ResidualVQLayer, 2)])
+@pytest.mark.parametrize("kind", [vqfast.VQLayer, partial(vqfast.ResidualVQLayer, num_quantizers=2)])
 def test_a_codebook_does_not_learn_under_transforms(kind, options, transform) -> None:
     layer, z = kind(5, 4, **options), torch.randn(2, 4, 3)
     before = {name: value.clone() for name, value in layer.state_dict().items()}
@@ -144,7 +144,7 @@ def test_a_codebook_learns_between_dual_levels_without_a_tangent() -> None:
 
 @pytest.mark.parametrize(
     "layer",
-    [vqfast.VQLayer(5, 4), vqfast.VQLayer(5, 4, decay=0.9, heads=2), vqfast.ResidualVQLayer(2, 5, 4)],
+    [vqfast.VQLayer(5, 4), vqfast.VQLayer(5, 4, decay=0.9, heads=2), vqfast.ResidualVQLayer(5, 4, 2)],
 )
 def test_vmap_of_codes_and_masks(layer) -> None:
     layer, z, shown = layer.eval(), torch.randn(SAMPLES, 2, 4, 3), torch.rand(SAMPLES, 2, 3) > 0.3

@@ -21,12 +21,12 @@ assert_type(layer.codebook, Tensor)
 layer.set_codebook(torch.randn(32, 8))
 layer.freeze()
 
-residual = vqfast.ResidualVQLayer(3, 32, 8, quantize_dropout=True, beta=0.5)
+residual = vqfast.ResidualVQLayer(32, 8, 3, quantize_dropout=True, beta=0.5)
 assert_type(residual(z), vqfast.VQOutput)
 assert_type(residual(z, return_parts=True)[1], vqfast.LossParts)
 assert_type(residual.encode(z), Tensor)
 
-conv = vqfast.MaskedConv2d(8, 8, 3, "A", "full")
+conv = vqfast.MaskedConv2d(8, 8, 3, mask_type="A", stack="full")
 assert_type(conv(z), Tensor)
 
 assert_type(functional.nearest_code(torch.randn(5, 8), layer.codebook), Tensor)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vqfast.checks import check_channels, check_codes, check_floating, check_sizes
+from vqfast.checks import check_channels, check_floating, check_indices, check_sizes
 from vqfast.ops.onnx import quantize as _quantize
 from vqfast.ops.onnx import residual_quantize as _residual_quantize
 
@@ -88,10 +88,10 @@ def perplexity(indices: Tensor, num_embeddings: int) -> Tensor:
         A float32 scalar; NaN for no indices.
 
     Raises:
-        TypeError, ValueError: as ``checks.check_codes``.
+        TypeError, ValueError: as ``checks.check_indices``.
     """
     check_sizes(num_embeddings=num_embeddings)
-    check_codes("indices", indices, num_embeddings)
+    check_indices("indices", indices, num_embeddings)
     flat = indices.long().flatten()
     counts = flat.new_zeros(num_embeddings).index_add(
         0, flat, torch.ones_like(flat)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from vqfast.checks import check_integer
+from vqfast.checks import Device, check_integer, check_placement
 from vqfast.functional.autocast import autocast_dtype
 from vqfast.nn import ranks
 from vqfast.nn.sharded import whole
@@ -21,6 +22,12 @@ _DEFAULTS: dict[str, dict[str, int]] = {
     "paper": {"hidden_channels": 256, "num_downsamplings": 2, "num_residual_blocks": 2},
     "keras": {"hidden_channels": 64, "num_downsamplings": 2},
     "ruseckas": {"hidden_channels": 256, "num_downsamplings": 5},
+}
+
+RANGES = {
+    "hidden_channels": (1,),
+    "num_downsamplings": (1, 62),  # the stride is 2 to that power
+    "num_residual_blocks": (0,),
 }
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -206,6 +213,7 @@ class VQVAE(nn.Module):
         num_downsamplings: each halves every axis; ``None`` for 2, ruseckas 5.
         num_residual_blocks: ``None`` for the paper's 2; the others have none.
         num_embeddings, embedding_dim, beta, decay: of the ``VQLayer``.
+        device, dtype: of all parameters and buffers, as in ``torch.nn``.
 
     Attributes:
         config: a JSON-able dict; ``VQVAE(**model.config)`` is the same model anew.
@@ -220,6 +228,7 @@ class VQVAE(nn.Module):
     def __init__(
         self,
         architecture: str = "paper",
+        *,
         in_channels: int = 3,
         ndim: int = 2,
         hidden_channels: int | None = None,
@@ -229,8 +238,11 @@ class VQVAE(nn.Module):
         embedding_dim: int = 64,
         beta: float = 0.25,
         decay: float | None = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        check_placement(device, dtype)
         if architecture not in _DEFAULTS:
             raise ValueError(f"architecture is {architecture!r}; want one of {', '.join(_DEFAULTS)}")
         ndims = (1, 2, 3) if architecture == "paper" else (2,)
@@ -248,9 +260,9 @@ class VQVAE(nn.Module):
                 raise ValueError(f"{name} is {value!r}; want None with architecture {architecture!r}")
             if value is not None:
                 own[name] = value
-        ends = {"num_downsamplings": 63}  # the stride is 2 to that power
-        for name, value in {"in_channels": in_channels, "ndim": ndim, **own}.items():
-            check_integer(name, value, 0 if name == "num_residual_blocks" else 1, ends.get(name))
+        check_integer("in_channels", in_channels)
+        for name, value in own.items():
+            check_integer(name, value, *RANGES[name])
 
         self.config: dict[str, Any] = {
             "architecture": architecture,
@@ -263,8 +275,10 @@ class VQVAE(nn.Module):
             "decay": decay,
         }
         self.stride: int = 2 ** own["num_downsamplings"]
-        self.vq = VQLayer(num_embeddings, embedding_dim, beta=beta, decay=decay)
-        self.encoder, self.decoder = _BUILDERS[architecture](ndim, in_channels, embedding_dim, **own)
+        with nullcontext() if device is None else torch.device(device):
+            self.vq = VQLayer(num_embeddings, embedding_dim, beta=beta, decay=decay)
+            self.encoder, self.decoder = _BUILDERS[architecture](ndim, in_channels, embedding_dim, **own)
+        self.to(dtype=dtype)
 
     @classmethod
     def named(cls, name: str, **overrides: Any) -> VQVAE:
@@ -300,16 +314,16 @@ class VQVAE(nn.Module):
         return self.vq.encode(self._z_e(x))
 
     @whole
-    def decode_codes(self, codes: Tensor) -> Tensor:
-        """Integer ``codes (B, *code_shape)`` to ``(B, in_channels, *spatial)``.
+    def decode(self, indices: Tensor) -> Tensor:
+        """Integer ``indices (B, *code_shape)`` to ``(B, in_channels, *spatial)``.
 
         Raises:
-            TypeError: ``codes`` isn't an integer tensor.
-            ValueError: a code is out of range, the number of dimensions isn't the model's, or there are none.
+            TypeError: ``indices`` isn't an integer tensor.
+            ValueError: an index is out of range, or the shape isn't the model's or is empty.
         """
-        quantized, ndim = self.vq.decode(codes), self.config["ndim"]
-        if codes.ndim != ndim + 1 or codes.numel() == 0:
-            raise ValueError(f"codes has shape {tuple(codes.shape)}; want {_axes('B', ndim)}, not empty")
+        quantized, ndim = self.vq.decode(indices), self.config["ndim"]
+        if indices.ndim != ndim + 1 or indices.numel() == 0:
+            raise ValueError(f"indices has shape {tuple(indices.shape)}; want {_axes('B', ndim)}, not empty")
         return self.decoder(quantized)
 
     def code_shape(self, spatial: Sequence[int]) -> tuple[int, ...]:

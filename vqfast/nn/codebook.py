@@ -10,7 +10,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vqfast.checks import check_choice, check_flags, check_floating, check_real, check_untransformed
+from vqfast.checks import (
+    Device,
+    check_choice,
+    check_flags,
+    check_floating,
+    check_number,
+    check_placement,
+    check_untransformed,
+)
 from vqfast.functional import unit
 from vqfast.nn import passes, ranks
 from vqfast.nn.kmeans import draw_seed, kmeans_of_ranks
@@ -93,25 +101,28 @@ class Codebook(nn.Module):
     def __init__(
         self,
         shape: tuple[int, ...],
+        *,
         decay: float | None,
         eps: float,
         metric: str,
         kmeans_init: bool,
         revive_below: float,
         learnable: bool,
+        device: Device,
+        dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
-        if decay is not None:
-            check_real("decay", decay, "a number between 0 and 1, or None", above=0, below=1)
-        check_real("eps", eps, "a positive number", above=0)
-        check_real("revive_below", revive_below, "0 (never) or a positive number", least=0)
+        check_placement(device, dtype)
+        check_number("decay", decay, above=0, below=1, optional=True)
+        check_number("eps", eps, above=0)
+        check_number("revive_below", revive_below, minimum=0)
         check_choice("metric", metric, ("l2", "cosine"))
         check_flags(kmeans_init=kmeans_init, learnable=learnable)
         self.num_embeddings = shape[-2]
         self.decay, self.eps, self.metric, self.learnable = decay, eps, metric, learnable
         self.kmeans_init, self.revive_below = kmeans_init, revive_below
         self._warned = False
-        codebook = torch.empty(shape)
+        codebook = torch.empty(shape, device=device, dtype=dtype)
         wide = torch.promote_types(codebook.dtype, torch.float32)
         if decay is None:
             self.codebook = nn.Parameter(codebook, requires_grad=learnable)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vqfast import functional
-from vqfast.checks import check_choice, check_dense, check_integer
+from vqfast.checks import Device, check_choice, check_flags, check_integer, check_placement, check_tensor
 from vqfast.functional.masked_conv import MASK_TYPES, STACKS, check_activation
 from vqfast.nn.script import refuse_script
 from vqfast.ops.onnx import embed
@@ -25,6 +25,7 @@ class MaskedConv2d(nn.Module):
             checkpoints load; ``"vertical"`` and ``"horizontal"`` are those of the gated PixelCNN.
         dilation: distance between kernel positions.
         activation: ``"none"``, ``"relu"`` or ``"gate"``, which halves ``out_channels``.
+        device, dtype: of the parameters, as in ``torch.nn``.
 
     Raises:
         ValueError: a size below 1, an even kernel, an unknown mask type, stack or activation.
@@ -39,13 +40,18 @@ class MaskedConv2d(nn.Module):
         in_channels: int,
         out_channels: int,
         kernel_size: int,
+        *,
         mask_type: str = "A",
         stack: str = "full",
         dilation: int = 1,
         bias: bool = True,
         activation: str = "none",
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        check_placement(device, dtype)
+        check_flags(bias=bias)
         check_choice("mask_type", mask_type, MASK_TYPES)
         check_choice("stack", stack, STACKS)
         if self.ndim == 1 and stack == "vertical":
@@ -55,14 +61,16 @@ class MaskedConv2d(nn.Module):
             raise ValueError(f"kernel_size is {kernel_size}; want an odd number")
         sizes = {"in_channels": in_channels, "out_channels": out_channels, "dilation": dilation}
         for name, value in sizes.items():
-            check_integer(name, value, end=2**31)
+            check_integer(name, value, maximum=2**31 - 1)
         check_activation(activation, out_channels)
         kernel = functional.kernel_shape(kernel_size, mask_type, stack)[-self.ndim :]
         if mask_type == "A" and kernel_size == 1:
             raise ValueError("kernel_size is 1, of which mask A leaves nothing; want 3 or more")
         self.mask_type, self.stack, self.dilation, self.activation = mask_type, stack, dilation, activation
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, *kernel))
-        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+        self.weight = nn.Parameter(
+            torch.empty(out_channels, in_channels, *kernel, device=device, dtype=dtype)
+        )
+        self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -113,7 +121,7 @@ class MaskedConv2d(nn.Module):
         Raises:
             TypeError: the codes aren't int64, or the bias hasn't the weight's dtype.
         """
-        check_dense("codes", codes)
+        check_tensor("codes", codes)
         if codes.dtype != torch.int64:
             raise TypeError(f"codes have dtype {codes.dtype}; want torch.int64")
         if self.bias is not None and self.bias.dtype != self.weight.dtype:

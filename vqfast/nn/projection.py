@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vqfast.checks import check_channels, check_floating, check_mask
+from vqfast.checks import Device, check_channels, check_floating, check_mask
 from vqfast.nn import ranks
 from vqfast.ops import dims
 
@@ -23,13 +23,22 @@ class Projection(nn.Module):
         dim: where the channels of what is coded stand.
     """
 
-    def __init__(self, embedding_dim: int, width: int, channel_dim: int, last: bool = False) -> None:
+    def __init__(
+        self,
+        embedding_dim: int,
+        width: int,
+        channel_dim: int,
+        *,
+        last: bool = False,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         maps = width != embedding_dim
         self.embedding_dim, self.channel_dim = embedding_dim, channel_dim
         self.dim = -1 if maps or last else channel_dim
-        self.project_in = nn.Linear(embedding_dim, width) if maps else None
-        self.project_out = nn.Linear(width, embedding_dim) if maps else None
+        self.project_in = nn.Linear(embedding_dim, width, device=device, dtype=dtype) if maps else None
+        self.project_out = nn.Linear(width, embedding_dim, device=device, dtype=dtype) if maps else None
 
     def enter(self, z_e: Tensor, mask: Tensor | None) -> Tensor:
         """What is to be coded; zero where ``mask (B, *spatial)`` is ``False``.

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, overload
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast, overload
 
 import torch
 from torch import Tensor, nn
 
 from vqfast import functional
-from vqfast.checks import check_choice, check_codes, check_flags, check_integer, check_mask, check_sizes
+from vqfast.checks import (
+    Device,
+    check_choice,
+    check_flags,
+    check_indices,
+    check_integer,
+    check_mask,
+    check_sizes,
+)
 from vqfast.nn import passes, ranks
 from vqfast.nn.codebook import Batch, Kept
 from vqfast.nn.projection import Projection
 from vqfast.nn.sharded import whole
 from vqfast.nn.vq import CHANNEL_DIMS, GRADIENTS, LossParts, VQLayer, VQOutput, pass_gradient
-
-STAGE_OPTIONS = {"beta", "decay", "eps", "metric", "kmeans_init", "revive_below", "learnable"}
 
 
 class _Kept(NamedTuple):
@@ -40,19 +46,20 @@ class ResidualVQLayer(nn.Module):
     dtypes: as ``VQLayer``.
 
     Args:
-        num_quantizers: Q, the number of stages.
         num_embeddings: K, the number of codes of a stage.
         embedding_dim: D, the channels of ``z_e``.
+        num_quantizers: Q, the number of stages.
+        beta, decay, eps, metric, revive_below, learnable: of every stage, as in ``VQLayer``.
         channel_dim: where the channels stand, 1 for ``(B, D, *spatial)``, -1 for channels last.
         codebook_dim: D of the codes; where it isn't ``embedding_dim``, linear maps stand around all
             stages together, in ``projection``.
+        kmeans_init: as in ``VQLayer``; the first batch, which starts the codes, drops no stage.
+        gradient: ``"straight-through"`` or ``"rotation"``, of the whole sum.
         shared_codebook: whether all stages use one codebook, which learns from all of them.
         quantize_dropout: whether in training each batch uses the first 1 to Q stages only (section III-C), a
             number drawn from torch's generator, the same on all ranks. The others give index -1 and don't
             learn. All run, so that compilation, CUDA graphs and DistributedDataParallel see one graph.
-        gradient: ``"straight-through"`` or ``"rotation"``, of the whole sum.
-        options: ``beta``, ``decay``, ``eps``, ``metric``, ``kmeans_init`` (in the first batch, which drops no
-            stage), ``revive_below`` and ``learnable`` of every stage, as ``VQLayer`` has them.
+        device, dtype: of all parameters and buffers, as in ``torch.nn``.
 
     Attributes:
         stages: the ``VQLayer`` of each stage, or the one that they share.
@@ -64,21 +71,26 @@ class ResidualVQLayer(nn.Module):
 
     def __init__(
         self,
-        num_quantizers: int = 8,
-        num_embeddings: int = 1024,
-        embedding_dim: int = 128,
-        channel_dim: int = 1,
+        num_embeddings: int,
+        embedding_dim: int,
+        num_quantizers: int,
         *,
+        beta: float = 0.25,
+        decay: float | None = None,
+        eps: float = 1e-5,
+        channel_dim: int = 1,
+        metric: str = "l2",
         codebook_dim: int | None = None,
+        kmeans_init: bool = False,
+        revive_below: float = 0.0,
+        gradient: str = "straight-through",
+        learnable: bool = True,
         shared_codebook: bool = False,
         quantize_dropout: bool = False,
-        gradient: str = "straight-through",
-        **options: Any,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        unknown = options.keys() - STAGE_OPTIONS
-        if unknown:
-            raise TypeError(f"{', '.join(sorted(unknown))} is no option of ResidualVQLayer")
         check_sizes(num_quantizers=num_quantizers, embedding_dim=embedding_dim)
         check_choice("gradient", gradient, GRADIENTS)
         width = embedding_dim if codebook_dim is None else codebook_dim
@@ -88,10 +100,24 @@ class ResidualVQLayer(nn.Module):
         self.num_quantizers, self.num_embeddings = num_quantizers, num_embeddings
         self.embedding_dim, self.codebook_dim, self.channel_dim = embedding_dim, width, channel_dim
         self.quantize_dropout, self.gradient = quantize_dropout, gradient
-        self.projection = Projection(embedding_dim, width, channel_dim)
-        dim = self.projection.dim
-        stages = 1 if shared_codebook else num_quantizers
-        layers = (VQLayer(num_embeddings, width, channel_dim=dim, **options) for _ in range(stages))
+        self.projection = Projection(embedding_dim, width, channel_dim, device=device, dtype=dtype)
+        layers = (
+            VQLayer(
+                num_embeddings,
+                width,
+                beta=beta,
+                decay=decay,
+                eps=eps,
+                channel_dim=self.projection.dim,
+                metric=metric,
+                kmeans_init=kmeans_init,
+                revive_below=revive_below,
+                learnable=learnable,
+                device=device,
+                dtype=dtype,
+            )
+            for _ in range(1 if shared_codebook else num_quantizers)
+        )
         self.stages = cast("Sequence[VQLayer]", nn.ModuleList(layers))
 
     @property
@@ -106,14 +132,14 @@ class ResidualVQLayer(nn.Module):
 
     @overload
     def forward(
-        self, z_e: Tensor, mask: Tensor | None = None, return_parts: Literal[False] = False
+        self, z_e: Tensor, mask: Tensor | None = None, *, return_parts: Literal[False] = False
     ) -> VQOutput: ...
     @overload
     def forward(
         self, z_e: Tensor, mask: Tensor | None = None, *, return_parts: Literal[True]
     ) -> tuple[VQOutput, LossParts]: ...
     def forward(
-        self, z_e: Tensor, mask: Tensor | None = None, return_parts: bool = False
+        self, z_e: Tensor, mask: Tensor | None = None, *, return_parts: bool = False
     ) -> VQOutput | tuple[VQOutput, LossParts]:
         """Quantises ``z_e``; in training mode also moves the codebooks, as the options say.
 
@@ -188,7 +214,7 @@ class ResidualVQLayer(nn.Module):
             TypeError: ``indices`` aren't integers.
             ValueError: an index is out of range, or a shape doesn't fit.
         """
-        check_codes("indices", indices, self.num_embeddings, least=-1)
+        check_indices("indices", indices, self.num_embeddings, minimum=-1)
         if indices.ndim < 1 or not 1 <= indices.shape[-1] <= self.num_quantizers:
             shape = tuple(indices.shape)
             raise ValueError(

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from vqfast import functional
 from vqfast.checks import (
+    Device,
     check_choice,
-    check_codes,
     check_flags,
+    check_indices,
     check_integer,
     check_mask,
-    check_real,
+    check_number,
     check_sizes,
 )
 from vqfast.functional import Quantized
@@ -25,7 +26,7 @@ from vqfast.nn.sharded import whole
 from vqfast.ops import dims
 
 GRADIENTS = ("straight-through", "rotation")
-CHANNEL_DIMS = -5, 5  # of the five that vectors can have, batch and space and time included
+CHANNEL_DIMS = -5, 4  # of the five that vectors can have, batch and space and time included
 
 
 class VQOutput(NamedTuple):
@@ -123,6 +124,7 @@ class VQLayer(Codebook):
             keep to that: the layer warns once, and revives codes below a quarter of the mean.
         gradient: ``"straight-through"`` or ``"rotation"``, see ``pass_gradient``.
         learnable: ``False`` freezes the codes; a pending k-means start still happens. See also ``freeze``.
+        device, dtype: of all parameters and buffers, as in ``torch.nn``.
 
     Attributes:
         codebook: ``(K, D)``; a parameter, or with ``decay`` a buffer.
@@ -136,11 +138,11 @@ class VQLayer(Codebook):
         self,
         num_embeddings: int,
         embedding_dim: int,
+        *,
         beta: float = 0.25,
         decay: float | None = None,
         eps: float = 1e-5,
         channel_dim: int = 1,
-        *,
         metric: str = "l2",
         heads: int = 1,
         separate_codebooks: bool = False,
@@ -149,6 +151,8 @@ class VQLayer(Codebook):
         revive_below: float = 0.0,
         gradient: str = "straight-through",
         learnable: bool = True,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         check_sizes(num_embeddings=num_embeddings, embedding_dim=embedding_dim, heads=heads)
         if codebook_dim is None:
@@ -158,26 +162,38 @@ class VQLayer(Codebook):
         check_sizes(codebook_dim=codebook_dim)
         check_choice("gradient", gradient, GRADIENTS)
         check_integer("channel_dim", channel_dim, *CHANNEL_DIMS)
-        check_real("beta", beta, "0 or more", least=0)
+        check_number("beta", beta, minimum=0)
         check_flags(separate_codebooks=separate_codebooks)
         separate = separate_codebooks and heads > 1
         shape = (heads, num_embeddings, codebook_dim) if separate else (num_embeddings, codebook_dim)
-        super().__init__(shape, decay, eps, metric, kmeans_init, revive_below, learnable)
+        super().__init__(
+            shape,
+            decay=decay,
+            eps=eps,
+            metric=metric,
+            kmeans_init=kmeans_init,
+            revive_below=revive_below,
+            learnable=learnable,
+            device=device,
+            dtype=dtype,
+        )
         self.embedding_dim, self.codebook_dim = embedding_dim, codebook_dim
         self.heads, self.separate = heads, separate
         self.beta, self.channel_dim, self.gradient = beta, channel_dim, gradient
-        self.projection = Projection(embedding_dim, heads * codebook_dim, channel_dim, last=heads > 1)
+        self.projection = Projection(
+            embedding_dim, heads * codebook_dim, channel_dim, last=heads > 1, device=device, dtype=dtype
+        )
 
     @overload
     def forward(
-        self, z_e: Tensor, mask: Tensor | None = None, return_parts: Literal[False] = False
+        self, z_e: Tensor, mask: Tensor | None = None, *, return_parts: Literal[False] = False
     ) -> VQOutput: ...
     @overload
     def forward(
         self, z_e: Tensor, mask: Tensor | None = None, *, return_parts: Literal[True]
     ) -> tuple[VQOutput, LossParts]: ...
     def forward(
-        self, z_e: Tensor, mask: Tensor | None = None, return_parts: bool = False
+        self, z_e: Tensor, mask: Tensor | None = None, *, return_parts: bool = False
     ) -> VQOutput | tuple[VQOutput, LossParts]:
         """Quantises ``z_e``; in training mode also moves the codebook, as the options say.
 
@@ -262,7 +278,7 @@ class VQLayer(Codebook):
         if mask is not None and isinstance(indices, Tensor):
             check_mask(mask, indices.unsqueeze(-1) if self.heads == 1 else indices, -1)
             indices = torch.where(self._by_head(mask), indices, 0)
-        check_codes("indices", indices, self.num_embeddings)
+        check_indices("indices", indices, self.num_embeddings)
         if self.heads > 1 and (indices.ndim < 1 or indices.shape[-1] != self.heads):
             raise ValueError(
                 f"indices has shape {tuple(indices.shape)}; want (B, *spatial, {self.heads} heads)"

@@ -110,7 +110,7 @@ def decoded(vqvae: VQVAE, codes: Codes, rows: range, ranks: Ranks) -> Iterator[T
     """The images ``(n, C, H, W)`` of the codes at ``rows``, floats in 0..1, ``BATCH`` at a time."""
 
     def work(some: range) -> Tensor:
-        return vqvae.decode_codes(codes.read(some)[0].to(ranks.device)).clamp(0, 1)
+        return vqvae.decode(codes.read(some)[0].to(ranks.device)).clamp(0, 1)
 
     return _parts(work, rows)
 
@@ -230,7 +230,7 @@ def reconstruct(vqvae: VQVAE, images: Images, ranks: Ranks) -> dict[str, float]:
     def work(rows: range) -> Tensor:
         x = images.batch(rows).to(ranks.device)
         codes = vqvae.encode(x)
-        error = (vqvae.decode_codes(codes).clamp(0, 1) - x).double().square().flatten(1).sum(1)
+        error = (vqvae.decode(codes).clamp(0, 1) - x).double().square().flatten(1).sum(1)
         counts.add_(codes.flatten().bincount(minlength=len(counts)))
         return error
 

@@ -142,7 +142,7 @@ def _restore(
     try:
         progress = json.loads(bytes(tensors.pop("progress").tolist()))
         step, history = progress["step"], progress["history"]
-        check_integer("step", step, 0, steps + 1)
+        check_integer("step", step, 0, steps)
         if len({len(list(map(float, column))) for column in history.values()}) > 1:
             raise ValueError("the history's columns differ in length")
         model.load_state_dict({n[6:]: t for n, t in tensors.items() if n.startswith("model.")})

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqfast.checks import check_codes, check_integer
+from vqfast.checks import check_indices, check_integer
 from vqfast.nn.masked_conv import MaskedConv2d
 from vqfast.sampling.program import CONDITION, Program, ProgramBuilder, Term
 from vqfast.sampling.sampler import Given, Request, sample_batches, spread
@@ -19,7 +19,7 @@ from vqfast.sampling.sampler import Given, Request, sample_batches, spread
 
 def pointwise(in_channels: int, out_channels: int, activation: str = "none") -> MaskedConv2d:
     """A 1x1 convolution."""
-    return MaskedConv2d(in_channels, out_channels, 1, "B", activation=activation)
+    return MaskedConv2d(in_channels, out_channels, 1, mask_type="B", activation=activation)
 
 
 class Conditioning(nn.Module):
@@ -67,7 +67,7 @@ class CausalPrior(nn.Module):
         self._require(num_embeddings=num_embeddings)
         if num_classes is not None:
             self._require(num_classes=num_classes)
-        check_integer("condition_channels", condition_channels, least=0)
+        check_integer("condition_channels", condition_channels, 0)
 
     @staticmethod
     def _require(**sizes: int) -> None:
@@ -112,7 +112,7 @@ class CausalPrior(nn.Module):
                 + (f"{self.num_classes} classes" if self.num_classes else "no classes")
             )
         if labels is not None and not callable(labels):
-            check_codes("labels", labels, self.num_classes or 0)
+            check_indices("labels", labels, self.num_classes or 0)
             if labels.shape != (batch,):
                 raise ValueError(f"labels has shape {tuple(labels.shape)}; want ({batch},)")
         wanted = (batch, self.condition_channels, *spatial) if self.condition_channels else None
@@ -141,7 +141,7 @@ class CausalPrior(nn.Module):
             TypeError: indices or labels aren't integers.
             ValueError: a shape is wrong or a value out of range.
         """
-        check_codes("indices", indices, self.num_embeddings)
+        check_indices("indices", indices, self.num_embeddings)
         if indices.ndim != self.ndim + 1 or indices.numel() == 0:
             raise ValueError(
                 f"indices has shape {tuple(indices.shape)}; want (B, {self.ndim} sizes), not empty"

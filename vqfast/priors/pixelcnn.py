@@ -22,10 +22,12 @@ class GatedLayer(nn.Module):
 
     def __init__(self, channels: int, kernel_size: int, mask_type: str, conditioning: Conditioning) -> None:
         super().__init__()
-        self.vertical = MaskedConv2d(channels, 2 * channels, kernel_size, mask_type, "vertical")
+        self.vertical = MaskedConv2d(
+            channels, 2 * channels, kernel_size, mask_type=mask_type, stack="vertical"
+        )
         self.vertical_to_horizontal = pointwise(2 * channels, 2 * channels)
         self.horizontal = MaskedConv2d(
-            channels, 2 * channels, kernel_size, mask_type, "horizontal", activation="gate"
+            channels, 2 * channels, kernel_size, mask_type=mask_type, stack="horizontal", activation="gate"
         )
         self.output = pointwise(channels, channels)
         self.conditioning = conditioning
@@ -147,7 +149,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         half = max(1, channels // 2)
         self.shrink = pointwise(channels, half, "relu")
-        self.conv = MaskedConv2d(half, half, 3, "B", activation="relu")
+        self.conv = MaskedConv2d(half, half, 3, mask_type="B", activation="relu")
         self.grow = pointwise(half, channels, "relu")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -187,7 +189,7 @@ class ResidualPixelCNN(CausalPrior):
         super().__init__(num_embeddings, num_classes, condition_channels)
         self._require(channels=channels, num_residual_blocks=num_residual_blocks, num_layers=num_layers)
         self._require(first_kernel_size=first_kernel_size)
-        self.first = MaskedConv2d(num_embeddings, channels, first_kernel_size, "A")
+        self.first = MaskedConv2d(num_embeddings, channels, first_kernel_size)
         self.conditioning = Conditioning(channels, num_classes, condition_channels)
         self.blocks = nn.ModuleList(ResidualBlock(channels) for _ in range(num_residual_blocks))
         self.layers = nn.ModuleList(pointwise(channels, channels, "relu") for _ in range(num_layers))

@@ -17,7 +17,15 @@ class DilatedLayer(nn.Module):
 
     def __init__(self, channels: int, dilation: int, conditioning: Conditioning) -> None:
         super().__init__()
-        self.conv = MaskedConv2d(channels, 2 * channels, 3, "B", "horizontal", dilation, activation="gate")
+        self.conv = MaskedConv2d(
+            channels,
+            2 * channels,
+            3,
+            mask_type="B",
+            stack="horizontal",
+            dilation=dilation,
+            activation="gate",
+        )
         self.conditioning = conditioning
         self.output = pointwise(channels, channels)
         self.skip = pointwise(channels, channels)
@@ -62,7 +70,7 @@ class WaveNet(CausalPrior):
         self._require(channels=channels, num_layers=num_layers, dilation_cycle=dilation_cycle)
         self.dilation_cycle = dilation_cycle
         self.embedding = nn.Embedding(num_embeddings, channels)
-        self.first = MaskedConv2d(channels, channels, 3, "A", "horizontal")
+        self.first = MaskedConv2d(channels, channels, 3, stack="horizontal")
         self.layers = nn.ModuleList(
             DilatedLayer(
                 channels,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
-from vqfast.checks import check_choice, check_codes, check_integer, check_real
+from vqfast.checks import check_choice, check_indices, check_integer, check_number
 from vqfast.ops import registry
 from vqfast.sampling.memory import free_memory, in_batches
 from vqfast.sampling.noise import gumbel
@@ -163,18 +163,10 @@ def sample_batches(
 
 
 def _check_draw(temperature: float, top_k: int | None, top_p: float | None, seed: int) -> None:
-    wanted = "a number from 0 (greedy) to 1e300"  # times the noise it is finite
-    check_real("temperature", temperature, wanted)
-    if not 0 <= temperature <= 1e300:
-        raise ValueError(f"temperature is {temperature}; want {wanted}")
-    if top_k is not None:
-        check_integer("top_k", top_k)
-    if top_p is not None:
-        wanted = "a number above 0, up to 1"
-        check_real("top_p", top_p, wanted)
-        if not 0 < top_p <= 1:
-            raise ValueError(f"top_p is {top_p}; want {wanted}")
-    check_integer("seed", seed, least=0, end=2**64)
+    check_number("temperature", temperature, minimum=0, maximum=1e300)  # times the noise it is finite
+    check_integer("top_k", top_k, optional=True)
+    check_number("top_p", top_p, above=0, maximum=1, optional=True)
+    check_integer("seed", seed, 0, 2**64 - 1)
 
 
 def spread(labels: Labels | int, num: int, device: torch.device | None = None) -> Labels | Tensor:
@@ -185,7 +177,7 @@ def spread(labels: Labels | int, num: int, device: torch.device | None = None) -
     """
     if not isinstance(labels, (int, float, Integral)):
         return labels
-    check_integer("labels", labels, least=0)
+    check_integer("labels", labels, 0)
     return torch.tensor(int(labels), device=device).expand(num)
 
 
@@ -210,7 +202,7 @@ def _check(
         ("known", known, (count, *shape), -1, prior.num_embeddings),
     ):
         if value is not None and not callable(value):
-            check_codes(name, value, end, least=least)
+            check_indices(name, value, end, minimum=least)
             if value.shape != wanted:
                 raise ValueError(f"{name} has shape {tuple(value.shape)}; want {wanted}")
     prior.check_known(known)
