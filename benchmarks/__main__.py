@@ -1,4 +1,7 @@
-"""``python -m benchmarks``: runs the suites that are named, or all; see README.md beside this file."""
+"""Times vqfast against its peers: prints tables, and writes the record of this machine and its plots.
+
+benchmarks/README.md says how it is measured and how to read the tables.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import time
 from importlib import import_module
 from pathlib import Path
 
-from benchmarks import core, machine, plots, record, tables
+from benchmarks import core, machine, pages, plots, record, tables
 
 SUITES = (
     "nearest",
@@ -26,26 +29,28 @@ QUICK_ROUNDS, FULL_ROUNDS = 3, 11
 
 
 def run(name: str, cases: list[core.Case], rounds: int, full: bool) -> dict[str, object]:
-    """A suite's part of the record; a case that fails is noted in it, and the others go on."""
-    rows, absent, failed = [], {}, {}
+    """Measures a suite; a case that fails is noted in the result, and the others go on."""
+    rows: list[record.Row] = []
+    absent: dict[str, str] = {}
+    failed: dict[str, str] = {}
     for case in cases:
         began = time.monotonic()
         try:
             rows.append(core.measure(case, rounds, full))
-            said = tables.line(rows[-1])
+            outcome = tables.line(rows[-1])
         except core.AbsentError as error:
-            said = absent[case.name] = str(error)
+            outcome = absent[case.name] = str(error)
         except Exception as error:  # whatever a peer or a kernel may raise
-            said = failed[case.name] = f"{type(error).__name__}: {error}"[:500]
-        print(f"{name}: {case.name}: {said} [{time.monotonic() - began:.0f} s]", flush=True)
+            outcome = failed[case.name] = f"{type(error).__name__}: {error}"[:500]
+        print(f"{name}: {case.name}: {outcome} [{time.monotonic() - began:.0f} s]", flush=True)
     form = "full" if full else "quick"
     found = {"form": form, "rounds": rounds, "rows": rows, "absent": absent, "failed": failed}
     return {**machine.conditions(), **found}
 
 
-def record_suites(names: list[str], rounds: int, full: bool, where: Path | None = None) -> Path:
-    """Measures the suites, one after the other into the record of this device; where that is."""
-    where = where or record.path(machine.name())
+def record_suites(names: list[str], rounds: int, full: bool) -> Path:
+    """Measures suites one by one into the record of this device; returns the record's path."""
+    where = record.path(machine.name())
     for name in names:
         module = import_module(f"benchmarks.{name}")
         suite = run(name, module.CASES, rounds, full)
@@ -57,13 +62,33 @@ def record_suites(names: list[str], rounds: int, full: bool, where: Path | None 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; 0 unless something failed."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="SUITE", help=f"of {', '.join(SUITES)}; default all")
-    parser.add_argument("--full", action="store_true", help="all shapes and peers, more rounds; an hour")
-    parser.add_argument("--rounds", type=int, help=f"default {QUICK_ROUNDS}, with --full {FULL_ROUNDS}")
-    parser.add_argument("--pages", action="store_true", help="only make all tables and plots anew")
-    parser.add_argument("--gpu-gate", action="store_true", help="tests, benchmarks and tunings on a GPU")
+    """The command; returns 0 unless a case failed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", metavar="SUITE", help=f"{', '.join(SUITES)}; default: all")
+    parser.add_argument(
+        "--full",
+        action="store_true",
+        help="all shapes, models and peers, more rounds: an hour on two cores (default: ten minutes)",
+    )
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        help=f"how often each case is timed; default {QUICK_ROUNDS}, with --full {FULL_ROUNDS}",
+    )
+    parser.add_argument(
+        "--pages",
+        action="store_true",
+        help="measure nothing: make the plots and the tables in README and docs anew from the records",
+    )
+    parser.add_argument(
+        "--gpu-gate",
+        action="store_true",
+        help="on a GPU: run the tests of its kernels, the suites, then other tunings; record what passed",
+    )
     asked = parser.parse_args(arguments)
     if unknown := set(asked.names) - set(SUITES):
         parser.error(f"there is no suite {', '.join(sorted(unknown))}; want some of {', '.join(SUITES)}")
@@ -72,8 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
     if asked.pages:
         for where in record.paths():
             plots.draw(where)
-        for page in tables.PAGES:
-            page.write_text(tables.filled(page.read_text(), page.parent))
+        pages.fill_all()
         return 0
     rounds = asked.rounds or (FULL_ROUNDS if asked.full else QUICK_ROUNDS)
     names = asked.names or list(SUITES)
@@ -83,8 +107,8 @@ def main(arguments: list[str] | None = None) -> int:
         return gate.main(lambda: record_suites(names, rounds, asked.full))
     where = record_suites(names, rounds, asked.full)
     found = record.read(where)
-    print(f"\n{tables.printed(found)}\nwritten to {where}, plots beside it")
     plots.draw(where)
+    print(f"\n{tables.printed(found)}\nwritten to {where}, plots beside it")
     return int(any(found["suites"][name]["failed"] for name in names))
 
 

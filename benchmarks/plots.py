@@ -1,4 +1,4 @@
-"""Pictures of a record. Each holds the digest of the record that it was drawn from, and a test compares."""
+"""Pictures of a record. Each holds a digest of what it shows; a test compares it with the record."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from benchmarks.record import Record, Row, median, quartiles, read
-from benchmarks.tables import curves, picture_path, pictures
+from benchmarks.record import Record, Row, curves, median, picture_path, pictures, quartiles, read
 
-KEY = "Record"  # in a picture's text
+Colour = tuple[float, ...]
+KEY = "Record"  # of the digest in a picture's metadata
 COLOURS = plt.get_cmap("tab20").colors[0::2] + plt.get_cmap("tab20").colors[1::2]
 
 
 def digest(record: Record, suites: list[str]) -> str:
-    """Of what the picture shows."""
+    """The digest of the suites that a picture shows."""
     shown = {name: record["suites"][name]["rows"] for name in suites}
     return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
 
@@ -42,14 +42,14 @@ def draw(where: Path) -> list[Path]:
     return drawn
 
 
-def colours(names: Iterable[str]) -> dict[str, tuple]:
-    """One a contender, ours first."""
+def colours(names: Iterable[str]) -> dict[str, Colour]:
+    """A colour for each contender; vqfast always has the first."""
     unique = list(dict.fromkeys(["vqfast", *names]))
     return dict(zip(unique, COLOURS, strict=False))
 
 
 def ratios(record: Record, suites: list[str]) -> plt.Figure:
-    """Each case a line of dots: how many times as long as ours each peer takes."""
+    """A line for each case, with a dot for each peer: how many times vqfast's time it takes."""
     lines: list[tuple[str, Row | None]] = []
     for name in suites:
         lines.append((name.replace("_", " "), None))
@@ -63,7 +63,7 @@ def ratios(record: Record, suites: list[str]) -> plt.Figure:
         times = median(row)
         for peer, took in times.items():
             if peer != "vqfast":
-                marker = "x" if peer.startswith("vqfast") else "o"  # ours too, with other weights
+                marker = "x" if peer.startswith("vqfast") else "o"  # no peer
                 axes.plot(took / times["vqfast"], y, marker, color=colour[peer], label=peer)
     axes.axvline(1, color=colour["vqfast"], label="vqfast")
     axes.set(
@@ -79,7 +79,7 @@ def ratios(record: Record, suites: list[str]) -> plt.Figure:
 
 
 def growth(record: Record, name: str) -> plt.Figure:
-    """Time along each axis, with the middle half of the samples, and the floor."""
+    """Time along each axis: medians, quartiles and the floor."""
     found = curves(record, name)
     colour = colours([who for rows in found.values() for row in rows for who in row["seconds"]])
     figure, every = plt.subplots(

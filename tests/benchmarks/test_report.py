@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import __main__ as command
-from benchmarks import core, machine, nearest, plots, record, tables
+from benchmarks import core, machine, nearest, pages, plots, record, tables
 
 ROOT = Path(__file__).parents[2]
 PEERS = {name: nearest.PEERS[name] for name in ("vqfast", "eager")}
@@ -25,7 +25,7 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(nearest, "CASES", [*cases, broken])
     monkeypatch.setattr(nearest, "findings", lambda: {"wrong codes": {"vqfast": {"shifted by 0": 0}}})
     monkeypatch.setattr(record, "RESULTS", tmp_path)
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(pages, "RESULTS", tmp_path)
     assert command.main(["nearest", "--rounds", "2"]) == 1  # as one failed
     return record.path(machine.name())
 
@@ -119,27 +119,27 @@ def test_growth_is_the_exponent_between_sizes() -> None:
 
 
 def test_marked_parts_are_made_anew_and_the_rest_stays(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(pages, "RESULTS", tmp_path)
     (tmp_path / "a-machine.json").write_text(json.dumps(record_of(ROW)))
     text = "before\n<!-- table nearest a-machine -->\nold | figures\n<!-- end -->\nafter"
-    new = tables.filled(text)
+    new = pages.filled(text)
     assert "old" not in new
     assert new.startswith("before\n<!-- table nearest a-machine -->\n\n| nearest | vqfast |")
     assert new.endswith("|\n\n<!-- end -->\nafter")
-    assert tables.filled(new) == new
-    empty = tables.filled(text.replace("nearest", "layer"))
+    assert pages.filled(new) == new
+    empty = pages.filled(text.replace("nearest", "layer"))
     assert empty == "before\n<!-- table layer a-machine -->\n<!-- end -->\nafter"
     with pytest.raises(KeyError):
-        tables.filled(text.replace("table", "chart"))
+        pages.filled(text.replace("table", "chart"))
 
 
 def test_a_marker_can_choose_lines(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(pages, "RESULTS", tmp_path)
     rows = [ROW | {"case": case} for case in ("a", "b", "c")]
     (tmp_path / "a-machine.json").write_text(json.dumps(record_of(*rows)))
-    new = tables.filled("<!-- table nearest a-machine: a | c -->\n<!-- end -->")
+    new = pages.filled("<!-- table nearest a-machine: a | c -->\n<!-- end -->")
     assert [line[:4] for line in new.splitlines() if line.startswith("|")] == ["| ne", "| --", "| a ", "| c "]
-    assert tables.filled(new) == new
+    assert pages.filled(new) == new
 
 
 def test_unknown_suite_and_no_rounds_are_errors(capsys) -> None:
@@ -151,14 +151,14 @@ def test_unknown_suite_and_no_rounds_are_errors(capsys) -> None:
 
 
 def test_every_suite_has_a_table_on_a_page() -> None:
-    text = "".join(page.read_text() for page in tables.PAGES)
-    marked = {(kind, name) for _, kind, name, *_ in tables.MARKED.findall(text)}
+    text = "".join(page.read_text() for page in pages.PAGES)
+    marked = {(kind, name) for _, kind, name, *_ in pages.MARKED.findall(text)}
     assert {("table", name) for name in command.SUITES} <= marked
 
 
 def test_pages_are_what_the_records_say() -> None:
-    for page in tables.PAGES:
-        assert tables.filled(page.read_text(), page.parent) == page.read_text(), (
+    for page in pages.PAGES:
+        assert pages.filled(page.read_text(), page.parent) == page.read_text(), (
             "python -m benchmarks --pages makes it anew"
         )
 
@@ -167,6 +167,6 @@ def test_the_pictures_are_what_the_records_say() -> None:
     assert record.paths()
     for where in record.paths():
         found = record.read(where)
-        for picture, suites in tables.pictures(found):
-            with Image.open(tables.picture_path(where, picture)) as image:
+        for picture, suites in record.pictures(found):
+            with Image.open(record.picture_path(where, picture)) as image:
                 assert image.text[plots.KEY] == plots.digest(found, suites), "python -m benchmarks --pages"
