@@ -1,0 +1,56 @@
+"""How the documentation is built: ``python -m sphinx -W --keep-going docs docs/build``."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple
+
+import vqfast
+
+project = "vqfast"
+version = release = vqfast.__version__
+html_title = f"vqfast {release}"
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+]
+exclude_patterns = ["build"]
+html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["vqfast.css"]
+myst_heading_anchors = 3
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+# Links to torch's documentation need its index from the network, which a build in a test doesn't have.
+if os.environ.get("VQFAST_DOCS_ONLINE"):
+    extensions.append("sphinx.ext.intersphinx")
+    intersphinx_mapping = {
+        "python": ("https://docs.python.org/3", None),
+        "torch": ("https://docs.pytorch.org/docs/stable", None),
+    }
+nitpicky = True
+nitpick_ignore_regex = [("py:.*", r"(?!vqfast\.).*")]
+
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+autosummary_generate = False
+napoleon_numpy_docstring = False
+python_maximum_signature_line_length = 88
+
+
+class _Pair(NamedTuple):
+    field: int
+
+
+def _skip(app: Any, what: str, name: str, member: object, skip: bool, options: Any) -> bool:
+    """Leaves out the fields of named tuples, which the docstring of the class describes."""
+    return skip or isinstance(member, type(_Pair.field))
+
+
+def setup(app: Any) -> None:
+    """Called by Sphinx."""
+    app.connect("autodoc-skip-member", _skip)

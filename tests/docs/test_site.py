@@ -1,0 +1,43 @@
+"""The documentation as a site, and what it names."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+
+import vqfast
+from tests.docs.pages import PAGES, ROOT
+from vqfast import functional
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built with warnings as errors."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", str(ROOT / "docs"), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_the_api_pages_have_every_public_name(site: Path) -> None:
+    inventory = zlib.decompress((site / "objects.inv").read_bytes().split(b"\n", 4)[4]).decode()
+    documented = {line.split()[0] for line in inventory.splitlines()}
+    public = {f"vqfast.{name}" for name in vqfast.__all__} - {"vqfast.accelerate", "vqfast.functional"}
+    public |= {f"vqfast.functional.{name}" for name in functional.__all__}
+    assert public <= documented
+
+
+def test_files_that_are_named_exist() -> None:
+    """Links between files, and paths in code spans that begin with a folder of the project."""
+    for page in PAGES:
+        text = page.read_text()
+        links = {page.parent / link for link in re.findall(r"\]\((?!https?:|#)([^)#]+)(?:#[^)]*)?\)", text)}
+        paths = re.findall(r"`((?:vqfast|csrc|docs|tests|benchmarks|examples)/[\w./-]+)`", text)
+        missing = {str(path) for path in links | {ROOT / path for path in paths} if not path.exists()}
+        assert not missing, page
