@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from vqfast import functional
 from vqfast.acceleration import Report, accelerate
+from vqfast.convert import convert_state_dict
 from vqfast.models import VQVAE, VQVAEOutput
 from vqfast.nn import LossParts, MaskedConv1d, MaskedConv2d, ResidualVQLayer, VQLayer, VQOutput
 from vqfast.priors import PixelCNN, ResidualPixelCNN, WaveNet, program_of
@@ -26,6 +27,7 @@ __all__ = [
     "VQVAEOutput",
     "WaveNet",
     "accelerate",
+    "convert_state_dict",
     "functional",
     "load_model",
     "program_of",
