@@ -70,8 +70,8 @@ def convert_state_dict(state: Mapping[str, Any], module: nn.Module, *, prefix: s
             of other sizes than the layer's.
 
     >>> state = {"quantize.embedding.weight": torch.ones(16, 4), "decoder.bias": torch.zeros(3)}
-    >>> layer = VQLayer(16, 4)
-    >>> layer.load_state_dict(convert_state_dict(state, layer, prefix="quantize."))
+    >>> layer = vqfast.VQLayer(16, 4)
+    >>> layer.load_state_dict(vqfast.convert_state_dict(state, layer, prefix="quantize."))
     <All keys matched successfully>
     """
     if not isinstance(module, nn.Module):
