@@ -18,7 +18,7 @@ import vqfast
 from benchmarks.core import Call, Case, Floor, Outputs
 from benchmarks.machine import DEVICE
 from vqfast.priors.base import CausalPrior
-from vqfast.sampling.noise import gumbel
+from vqfast.sampling.draw import gumbel
 from vqfast.sampling.program import CODES
 
 NAIVE_POSITIONS = 3

@@ -1,4 +1,4 @@
-// The draw: argmax of logits + temperature * gumbel, with the noise of vqfast/sampling/noise.py.
+// The draw: argmax of logits + temperature * gumbel, with the noise of vqfast/sampling/draw.py.
 //
 // Two logarithms a category in float64 would cost more than the network. A first pass computes the noise in float32, a
 // register at a time; categories whose score comes within twice its error of the best are compared in float64. The

@@ -20,6 +20,7 @@ from vqfast.priors.base import CausalPrior
 from vqfast.sampling import memory, sampler
 from vqfast.sampling.executors import reference
 from vqfast.sampling.program import CODES, Program, Step, Term
+from vqfast.sampling.request import Request
 
 MakePrior = Callable[..., CausalPrior]
 Conditioning = Callable[..., dict[str, Tensor]]
@@ -149,12 +150,12 @@ def limited(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """An executor that raises ``error`` on batches of more than ``most``; it notes the ``sizes``."""
     limit = SimpleNamespace(most=2, error=ERRORS[0], sizes=[])
 
-    def run(prior: CausalPrior, request: sampler.Request) -> Tensor:
+    def run(request: Request) -> Tensor:
         limit.sizes.append(len(request.known))
         if len(request.known) > limit.most:
             request.progress(len(request.known))
             raise limit.error
-        return reference.run(prior, request)
+        return reference.run(request)
 
     monkeypatch.setitem(sys.modules, "vqfast.sampling.executors.limited", SimpleNamespace(run=run))
     monkeypatch.setitem(registry.TABLE["sampler"], "limited", registry.ANYWHERE)

@@ -139,8 +139,8 @@ def test_auto_obeys_the_backend_that_is_asked_for(
 ) -> None:
     from vqfast.sampling.sampler import executor
 
-    prior = make_prior("gated")
-    assert executor("auto", prior).__name__.endswith("native")
+    weight = next(make_prior("gated").parameters())
+    assert executor("auto", weight).__name__.endswith("native")
     monkeypatch.setenv("VQFAST_BACKEND", "reference")
-    assert executor("auto", prior).__name__.endswith("reference")
-    assert executor("native", prior).__name__.endswith("native")
+    assert executor("auto", weight).__name__.endswith("reference")
+    assert executor("native", weight).__name__.endswith("native")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vqfast.ops import registry
 from vqfast.priors.base import CausalPrior
-from vqfast.sampling.sampler import Draw
+from vqfast.sampling.draw import Draw
 
 MakePrior = Callable[..., CausalPrior]
 Conditioning = Callable[..., dict[str, Tensor]]

@@ -20,7 +20,7 @@ from tests.sampling import networks
 from tests.sampling.networks import K
 from vqfast.priors import PixelCNN, program_of
 from vqfast.priors import traced as traced_prior
-from vqfast.sampling.noise import gumbel
+from vqfast.sampling.draw import gumbel
 
 CASES: dict[str, tuple[type[nn.Module], tuple[int, ...], dict[str, Any]]] = {
     "in-place-masks": (networks.InPlaceMasked, (4, 5), {"labels": 3}),

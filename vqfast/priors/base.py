@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from vqfast.checks import check_indices, check_integer
 from vqfast.nn.masked_conv import MaskedConv2d
 from vqfast.sampling.program import CONDITION, Program, ProgramBuilder, Term
-from vqfast.sampling.sampler import Given, Request, sample_batches, spread
+from vqfast.sampling.request import Given
+from vqfast.sampling.sampler import sample_batches, spread
 
 
 def pointwise(in_channels: int, out_channels: int, activation: str = "none") -> MaskedConv2d:
@@ -86,9 +87,9 @@ class CausalPrior(nn.Module):
         """The conditioning map in the prior's dtype, ``(B, condition_channels, H, W)``."""
         return condition.to(next(self.parameters())).reshape(condition.shape[0], -1, *grid)
 
-    def condition_map(self, request: Request) -> Tensor | None:
-        """What the program reads as its map."""
-        return request.condition
+    def condition_map(self, codes: Tensor, labels: Tensor | None, condition: Tensor | None) -> Tensor | None:
+        """The map ``(B, C, H, W)`` that the program reads: the conditioning map itself."""
+        return condition
 
     def check_known(self, known: Given) -> None:
         """Raises ValueError where a code that must be known isn't."""

@@ -13,7 +13,7 @@ from vqfast.checks import check_integer
 from vqfast.priors.base import CausalPrior
 from vqfast.sampling import parallel
 from vqfast.sampling.program import Program
-from vqfast.sampling.sampler import Given, Request
+from vqfast.sampling.request import Given
 from vqfast.sampling.trace import graph as front
 from vqfast.sampling.trace.fuse import NotCausal
 from vqfast.sampling.trace.lower import Lowered, Lowering
@@ -108,9 +108,9 @@ class TracedPrior(CausalPrior):
             self.modes, self.before = self._modes(), [tensor.detach().clone() for tensor in self._tensors()]
         return self.lowered.program, self.lowered.weights
 
-    def condition_map(self, request: Request) -> Tensor | None:
+    def condition_map(self, codes: Tensor, labels: Tensor | None, condition: Tensor | None) -> Tensor | None:
         """See ``CausalPrior``: everything that is known before the codes and differs from place to place."""
-        return self._maps(self._inputs(request.known.clamp(min=0), request.labels, request.condition))
+        return self._maps(self._inputs(codes, labels, condition))
 
     # Behind it
 

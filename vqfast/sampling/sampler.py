@@ -5,90 +5,38 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from numbers import Integral
 from types import ModuleType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from vqfast.checks import check_choice, check_indices, check_integer, check_number
 from vqfast.ops import registry
+from vqfast.sampling.draw import Draw
 from vqfast.sampling.memory import free_memory, in_batches
-from vqfast.sampling.noise import gumbel
+from vqfast.sampling.request import Given, Model, Request
 
-if TYPE_CHECKING:
-    from vqfast.priors.base import CausalPrior
-
-Given = Tensor | Callable[[range], Tensor] | None  # of all samples, or a function of a batch's rows
 Labels = TypeVar("Labels")
 _NOISE_COPIES = 8  # at its widest, while it is made
 
 
-@dataclass
-class Draw:
-    """How a code is drawn from logits: ``argmax(logits / temperature + gumbel)`` (the Gumbel-max trick).
-
-    It is -1 where a logit is NaN or the highest isn't finite: ``sample_batches`` raises.
-    """
-
-    seed: int
-    numbers: Tensor  # int64 (B,)
-    temperature: float
-    top_k: int | None
-    top_p: float | None
-
-    def noise(self, first: int, count: int, num_embeddings: int) -> Tensor:
-        """Gumbel noise of ``count`` positions from ``first`` on: float64 ``(B, count, K)``."""
-        positions = torch.arange(first, first + count, device=self.numbers.device)
-        return gumbel(self.seed, self.numbers, positions, num_embeddings)
-
-    def __call__(self, logits: Tensor, noise: Tensor) -> Tensor:
-        """``logits``, ``noise (B, K)`` -> codes int64 ``(B,)``."""
-        logits = logits.double()
-        drawable = logits.amax(dim=1).isfinite()
-        if self.top_k is not None and self.top_k < logits.shape[1]:
-            least = logits.topk(self.top_k, dim=1).values[:, -1:]
-            logits = logits.masked_fill(logits < least, -torch.inf)
-        if self.top_p is not None and self.temperature > 0:
-            ordered, order = logits.sort(dim=1, descending=True, stable=True)
-            p = (ordered / self.temperature).softmax(dim=1)
-            hidden = p.cumsum(dim=1) - p >= self.top_p  # what stands before it is enough
-            hidden[:, 0] = False
-            logits = logits.masked_fill(torch.zeros_like(hidden).scatter(1, order, hidden), -torch.inf)
-        # logits / temperature + noise, times temperature: so that 0 is greedy
-        return torch.add(logits, noise, alpha=self.temperature).argmax(dim=1).where(drawable, -1)
-
-
-@dataclass
-class Request:
-    """What an executor is asked for; all tensors on the prior's device."""
-
-    shape: tuple[int, int]
-    draw: Draw
-    known: Tensor  # int64 (B, H, W), -1 where to sample
-    labels: Tensor | None = None  # int64 (B,)
-    condition: Tensor | None = None  # (B, condition_channels, H, W)
-    progress: Callable[[int], object] = field(default=lambda positions: None)
-
-
-def executor(method: str, prior: CausalPrior) -> ModuleType:
+def executor(method: str, weight: Tensor) -> ModuleType:
     """The module of ``vqfast.sampling.executors`` of that name; for ``"auto"`` the registry chooses.
 
-    Its ``run(prior, request)`` returns codes ``(B, H, W)``, -1 where a draw has no code.
+    Its ``run(request)`` returns codes ``(B, H, W)``, -1 where a draw has no code.
 
     Raises:
         ValueError: there is none of that name.
         NoBackendError: it can't run here.
     """
     check_choice("method", method, ("auto", *registry.TABLE["sampler"]))
-    parameter = next(prior.parameters())
-    return registry.backend("sampler", parameter, name=None if method == "auto" else method)
+    return registry.backend("sampler", weight, name=None if method == "auto" else method)
 
 
 def sample_batches(
-    prior: CausalPrior,
+    prior: Model,
     num: int,
     shape: tuple[int, ...],
     labels: Given | int = None,
@@ -121,9 +69,9 @@ def sample_batches(
     labels = spread(labels, num)
     given = {"labels": labels, "condition": condition, "known": known, "numbers": numbers}
     _check(prior, num, shape, **given)
-    run = executor(method, prior).run
+    weight = next(prior.parameters())
+    run, device = executor(method, weight).run, weight.device
     grid = (math.prod(shape[:-1]), shape[-1])  # a sequence is a row
-    device = next(prior.parameters()).device
 
     def draw(rows: range, tick: Callable[[int], object]) -> Tensor:
         part = {name: _part(value, rows) for name, value in given.items()}
@@ -134,17 +82,22 @@ def sample_batches(
         if numbers is None:
             numbers = torch.arange(rows.start, rows.stop)
         with torch.inference_mode(), _taken_back(tick) as ticked:  # less overhead an op
-            request = Request(
-                shape=grid,
-                draw=Draw(int(seed), numbers.to(device, torch.int64), float(temperature), top_k, top_p),
-                known=known.to(device, torch.int64).reshape(-1, *grid),
-                progress=ticked,
-            )
+            known = known.to(device, torch.int64).reshape(-1, *grid)
             if labels is not None:
-                request.labels = labels.to(device, torch.int64)
+                labels = labels.to(device, torch.int64)
             if condition is not None:
-                request.condition = prior.on_grid(condition, grid)
-            codes = run(prior, request)
+                condition = prior.on_grid(condition, grid)
+            codes = run(
+                Request(
+                    *prior.lower(),
+                    Draw(int(seed), numbers.to(device, torch.int64), float(temperature), top_k, top_p),
+                    known,
+                    labels,
+                    condition=prior.condition_map(known.clamp(min=0), labels, condition),
+                    logits=lambda codes: prior.grid_logits(codes, labels, condition),
+                    progress=ticked,
+                )
+            )
         codes = codes.clone().view(len(rows), *shape)  # an ordinary tensor again
         if codes.amin() < 0:
             row, *position = (codes < 0).nonzero()[0].tolist()
@@ -188,7 +141,7 @@ def _part(value: Given, rows: range) -> Tensor | None:
 
 
 def _check(
-    prior: CausalPrior,
+    prior: Model,
     count: int,
     shape: tuple[int, ...],
     labels: Given,
@@ -209,7 +162,7 @@ def _check(
     prior.check_conditioning(count, shape, labels, condition)
 
 
-def _fitting(prior: CausalPrior, grid: tuple[int, int], batch_size: int) -> int:
+def _fitting(prior: Model, grid: tuple[int, int], batch_size: int) -> int:
     """``batch_size``, halved until what a sampler keeps fits: a system may kill where it should refuse."""
     if batch_size == 1:
         return 1

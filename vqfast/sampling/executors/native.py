@@ -10,10 +10,9 @@ import time
 import torch
 from torch import Tensor
 
-from vqfast.priors.base import CausalPrior
 from vqfast.sampling.activations import ACTIVATIONS
 from vqfast.sampling.program import CODES, CONDITION, Phase, Program, available
-from vqfast.sampling.sampler import Request
+from vqfast.sampling.request import Request
 
 _SECONDS = 0.1  # between looks at the keyboard
 _IMAGES = 16  # a thread works alone when it has as many
@@ -54,9 +53,9 @@ def _threads(program: Program, weights: dict[str, Tensor], batch: int) -> int:
     return max(1, min(torch.get_num_threads(), products // _PRODUCTS))
 
 
-def run(prior: CausalPrior, request: Request) -> Tensor:
+def run(request: Request) -> Tensor:
     """Codes ``(B, H, W)``."""
-    program, weights = prior.lower()
+    program, weights = request.program, request.weights
     offsets, end = {}, 0
     for name, weight in weights.items():
         offsets[name] = end
@@ -65,7 +64,7 @@ def run(prior: CausalPrior, request: Request) -> Tensor:
     if flat.dtype == torch.float16:
         flat = flat.float()
     batch, height, width = request.known.shape
-    condition = prior.condition_map(request)
+    condition = request.condition
     if condition is None:
         condition = flat.new_empty(batch, 0, height, width)
     threads = _threads(program, weights, batch)

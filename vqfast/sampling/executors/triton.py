@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from vqfast.ops.nearest.tunings import fallback
-from vqfast.priors.base import CausalPrior
 from vqfast.sampling.executors.triton_plan import UNIT, Plan, Tables, padded
 from vqfast.sampling.executors.triton_tunings import SAMPLING, Launch, Tuning
-from vqfast.sampling.sampler import Request
+from vqfast.sampling.request import Request
 
 
 def tunings_of(weight: Tensor) -> dict[int, Tuning]:
@@ -57,23 +56,25 @@ def members_of(launch: Launch, groups: int, device: torch.device) -> int:
 class Sampling:
     """A plan's memory, and the launches that work on it."""
 
-    def __init__(self, prior: CausalPrior, request: Request, tuning: Tuning) -> None:
-        program, weights = prior.lower()
-        some = next(iter(weights.values()))
+    def __init__(self, request: Request, tuning: Tuning) -> None:
+        weight, condition, num_embeddings = request.weight, request.condition, request.program.num_embeddings
         images = len(request.known)
         batch = padded(images, max(launch.images for launch in tuning))
-        index = torch.arange(batch, device=some.device).clamp(max=images - 1)  # filled up with the last image
-        condition = prior.condition_map(request)
-        classes, channels = prior.num_classes or 1, 0 if condition is None else condition.shape[1]
-        plan = self.plan = Plan(program, weights, request.shape, batch, classes, channels, tuning)
-        values = some.new_zeros(plan.units["values"] * UNIT)
+        index = torch.arange(batch, device=weight.device).clamp(max=images - 1)  # the last image fills it up
+        channels = 0 if condition is None else condition.shape[1]
+        by_label = [request.weights[step.label_bias] for step in request.program.steps if step.label_bias]
+        num_classes = len(by_label[0]) if by_label else 1
+        plan = self.plan = Plan(
+            request.program, request.weights, request.grid, batch, num_classes, channels, tuning
+        )
+        values = weight.new_zeros(plan.units["values"] * UNIT)
         if condition is not None:
             plan.condition.view(values, batch)[..., :channels] = condition[index].permute(2, 3, 0, 1)
         sums = values.new_zeros(
-            plan.units["sums"] * UNIT, dtype=torch.promote_types(some.dtype, torch.float32)
+            plan.units["sums"] * UNIT, dtype=torch.promote_types(weight.dtype, torch.float32)
         )
         plan.write_starts(sums)
-        codes = index.new_full((plan.codes.rows, plan.codes.columns, batch), prior.num_embeddings)
+        codes = index.new_full((plan.codes.rows, plan.codes.columns, batch), num_embeddings)
         known = request.known[index]
         seed = request.draw.seed
         self.request, self.images = request, images
@@ -81,16 +82,16 @@ class Sampling:
             "values": values,
             "sums": sums,
             "codes": codes.int(),
-            "labels": torch.zeros_like(index) if request.labels is None else request.labels[index],
+            "labels": request.labels[index] if by_label else torch.zeros_like(index),
             "known": known,
             "numbers": request.draw.numbers[index],
             "seed": index.new_tensor([seed - (seed >> 63 << 64)]),
-            "temperature": torch.tensor([request.draw.temperature], dtype=torch.float64, device=some.device),
+            "temperature": weight.new_tensor([request.draw.temperature], dtype=torch.float64),
             "out": torch.empty_like(known),
             "batch": batch,
-            "width": request.shape[1],
+            "width": request.grid[1],
             "positions": known[0].numel(),
-            "K": prior.num_embeddings,
+            "K": num_embeddings,
         }
         self.tables = {tables: tables.tensors() for tables in (plan.row, plan.position)}
 
@@ -127,7 +128,7 @@ class Sampling:
 
     def draw(self) -> Tensor:
         """Codes ``(B, H, W)``."""
-        plan, (height, width) = self.plan, self.request.shape
+        plan, (height, width) = self.plan, self.request.grid
         device, before = self.arguments["out"].device, None
         for y, x in product(range(height), range(0, width, plan.block)):
             count = min(plan.block, width - x)
@@ -154,7 +155,7 @@ class Sampling:
     def _draw(self, y: int, x: int) -> None:
         """What the kernel's draw does, in PyTorch."""
         request, images, codes = self.request, self.images, self.plan.codes
-        position = y * request.shape[1] + x
+        position = y * request.grid[1] + x
         num_embeddings = self.arguments["K"]
         cache = self.plan.values[-1]
         logits = cache.view(self.arguments["sums"], self.arguments["batch"])[cache.slot(y, x)]
@@ -165,8 +166,8 @@ class Sampling:
         self.arguments["codes"][codes.slot(y, x)][:images] = drawn.clamp(min=0)
 
 
-def run(prior: CausalPrior, request: Request) -> Tensor:
+def run(request: Request) -> Tensor:
     """Codes ``(B, H, W)``."""
-    lines = tunings_of(next(prior.parameters()))
-    widest = min(most for most in lines if len(request.known) <= most)
-    return Sampling(prior, request, lines[widest]).draw()
+    tunings = tunings_of(request.weight)
+    widest = min(images for images in tunings if len(request.known) <= images)
+    return Sampling(request, tunings[widest]).draw()

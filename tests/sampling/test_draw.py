@@ -8,7 +8,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from vqfast.sampling.noise import gumbel, philox
+from vqfast.sampling.draw import gumbel, philox
 
 WORD = st.integers(0, 2**32 - 1)
 SEED = st.integers(0, 2**64 - 1)
@@ -93,7 +93,7 @@ def test_neighbours_noise_is_uncorrelated(dim: int) -> None:
 @pytest.mark.parametrize(("word", "value"), [(0, -math.log(33 * math.log(2))), (2**32 - 1, 33 * math.log(2))])
 def test_gumbel_is_finite_at_the_ends(monkeypatch: pytest.MonkeyPatch, word: int, value: float) -> None:
     monkeypatch.setattr(
-        "vqfast.sampling.noise.philox", lambda counter, key: (torch.full((1, 1, 1), word),) * 4
+        "vqfast.sampling.draw.philox", lambda counter, key: (torch.full((1, 1, 1), word),) * 4
     )
     noise = gumbel(0, torch.tensor([0]), torch.tensor([0]), 4)
     assert noise[0, 0].tolist() == pytest.approx([value] * 4)

@@ -1,0 +1,83 @@
+"""What sampling knows of a model of codes, and what an executor gets of it for one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from vqfast.sampling.draw import Draw
+from vqfast.sampling.program import Program
+
+# A tensor for all samples, or a function that is given a batch's samples as a range within 0..num - 1 and
+# returns their part.
+Given = Tensor | Callable[[range], Tensor] | None
+GivenLabels = Tensor | int | Callable[[range], Tensor | int] | None
+
+
+class Model(Protocol):
+    """A model of codes that can be sampled; every prior is one."""
+
+    ndim: int  # axes of a grid of codes, 1 or 2
+    num_embeddings: int
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """Its weights; the first one says the device and the dtype."""
+
+    def lower(self) -> tuple[Program, dict[str, Tensor]]:
+        """The sampling program and the weights that it names, in the model's dtype and on its device."""
+
+    def grid_logits(self, codes: Tensor, labels: Tensor | None, condition: Tensor | None) -> Tensor:
+        """Logits ``(B, K, H, W)`` of codes ``(B, H, W)`` from the model itself."""
+
+    def on_grid(self, condition: Tensor, grid: tuple[int, int]) -> Tensor:
+        """The user's ``condition`` as ``grid_logits`` takes it."""
+
+    def condition_map(self, codes: Tensor, labels: Tensor | None, condition: Tensor | None) -> Tensor | None:
+        """The map ``(B, C, H, W)`` that the program reads as ``CONDITION``, in the model's dtype."""
+
+    def check_known(self, known: Given) -> None:
+        """Raises ValueError if a code that the model can't draw isn't known."""
+
+    def check_conditioning(
+        self, batch: int, spatial: tuple[int, ...], labels: Given, condition: Given
+    ) -> None:
+        """Raises TypeError or ValueError unless ``labels`` and ``condition`` are what the model takes."""
+
+
+@dataclass
+class Request:
+    """One batch for an executor. All tensors are on the model's device.
+
+    Attributes:
+        program: what to run.
+        weights: the tensors that the program names.
+        draw: how a code is drawn from logits.
+        known: int64 ``(B, H, W)``, codes to keep; -1 where to draw.
+        labels: int64 ``(B,)``, or ``None``.
+        condition: the map ``(B, C, H, W)`` that the program reads as ``CONDITION``, or ``None``.
+        logits: the model itself, codes ``(B, H, W)`` to logits ``(B, K, H, W)``; only the reference uses it.
+        progress: is called with the number of codes drawn since the last call.
+    """
+
+    program: Program
+    weights: dict[str, Tensor]
+    draw: Draw
+    known: Tensor
+    labels: Tensor | None
+    condition: Tensor | None
+    logits: Callable[[Tensor], Tensor]
+    progress: Callable[[int], object] = lambda codes: None
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """``(H, W)``."""
+        _, height, width = self.known.shape
+        return height, width
+
+    @property
+    def weight(self) -> Tensor:
+        """One of the weights: the device and the dtype of all."""
+        return next(iter(self.weights.values()))
