@@ -17,7 +17,7 @@ from torch import Tensor
 from vqfast.ops import registry
 from vqfast.priors import WaveNet
 from vqfast.priors.base import CausalPrior
-from vqfast.sampling import memory, sampler
+from vqfast.sampling import batches, memory
 from vqfast.sampling.executors import reference
 from vqfast.sampling.program import CODES, Program, Step, Term
 from vqfast.sampling.request import Request
@@ -84,7 +84,7 @@ def test_a_million_samples_are_drawn_one_batch_at_a_time(make_prior: MakePrior) 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"labels": None}, "labels are missing"),
+        ({"labels": None}, "labels is None; want integers"),
         ({"labels": torch.tensor([0, 1])}, "labels has shape"),
         ({"known": torch.zeros(9, 3, 4, dtype=torch.int64)}, "known has shape"),
         ({"known": torch.full((4, 3, 4), 5)}, "known has values 5..5"),
@@ -195,14 +195,14 @@ def test_batches_fit_the_free_memory(
     make_prior: MakePrior, limited: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prior, limited.most = make_prior("gated"), 99
-    monkeypatch.setattr(sampler, "free_memory", lambda device: 40_000)
+    monkeypatch.setattr(batches, "free_memory", lambda device: 40_000)
     drawn = prior.sample(64, (3, 4), method="limited")
     fitting = limited.sizes[0]
     assert 1 < fitting < 64 and set(limited.sizes) == {fitting}
-    monkeypatch.setattr(sampler, "free_memory", lambda device: 0)
+    monkeypatch.setattr(batches, "free_memory", lambda device: 0)
     assert torch.equal(prior.sample(64, (3, 4), method="limited"), drawn)
     assert limited.sizes[-64:] == [1] * 64
-    monkeypatch.setattr(sampler, "free_memory", lambda device: math.inf)
+    monkeypatch.setattr(batches, "free_memory", lambda device: math.inf)
     prior.sample(64, (3, 4), method="limited")
     assert limited.sizes[-1] == 64
 
@@ -230,10 +230,10 @@ def test_free_memory() -> None:
 
 SCRIPT = """
 import os, resource, torch, vqfast
-from vqfast.sampling import sampler
+from vqfast.sampling import batches
 
 torch.set_num_threads(1)
-sampler.free_memory = lambda device: float("inf")  # nothing warns
+batches.free_memory = lambda device: float("inf")  # nothing warns
 prior = vqfast.PixelCNN(64, channels=128, num_layers=2, head_channels=16, first_kernel_size=3).eval()
 expected = prior.sample(4000, (1, 2), batch_size=500, seed=1)
 used = int(open("/proc/self/statm").read().split()[0]) * os.sysconf("SC_PAGE_SIZE")

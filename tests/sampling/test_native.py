@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from vqfast.ops import library
+from vqfast.ops import library, registry
 from vqfast.priors import PixelCNN, WaveNet
 from vqfast.priors.base import CausalPrior
 from vqfast.sampling.executors import native
@@ -137,10 +137,8 @@ def test_it_is_refused_where_it_cannot_run(make_prior: MakePrior) -> None:
 def test_auto_obeys_the_backend_that_is_asked_for(
     make_prior: MakePrior, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vqfast.sampling.sampler import executor
-
     weight = next(make_prior("gated").parameters())
-    assert executor("auto", weight).__name__.endswith("native")
+    assert registry.backend("sampler", weight).__name__.endswith("native")
     monkeypatch.setenv("VQFAST_BACKEND", "reference")
-    assert executor("auto", weight).__name__.endswith("reference")
-    assert executor("native", weight).__name__.endswith("native")
+    assert registry.backend("sampler", weight).__name__.endswith("reference")
+    assert registry.backend("sampler", weight, name="native").__name__.endswith("native")

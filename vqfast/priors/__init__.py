@@ -1,7 +1,9 @@
-"""Autoregressive priors of codes, and their samplers."""
+"""Autoregressive priors of codes: models of our own, and any causal network as one."""
 
-from vqfast.priors.pixelcnn import PixelCNN, ResidualPixelCNN
+from vqfast.priors.base import CausalPrior
+from vqfast.priors.pixelcnn import PixelCNN
+from vqfast.priors.residual_pixelcnn import ResidualPixelCNN
 from vqfast.priors.traced import program_of
 from vqfast.priors.wavenet import WaveNet
 
-__all__ = ["PixelCNN", "ResidualPixelCNN", "WaveNet", "program_of"]
+__all__ = ["CausalPrior", "PixelCNN", "ResidualPixelCNN", "WaveNet", "program_of"]

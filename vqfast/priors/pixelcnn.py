@@ -1,84 +1,109 @@
-"""PixelCNN priors of 2-D codes."""
+"""The gated PixelCNN prior of 2-D grids of codes."""
 
 from __future__ import annotations
 
 from itertools import chain, repeat
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from vqfast.checks import Device, check_sizes
 from vqfast.functional import gate
 from vqfast.nn.masked_conv import MaskedConv2d
 from vqfast.ops import dims
-from vqfast.priors.base import CausalPrior, Conditioning, pointwise
-from vqfast.sampling.program import CODES, Program, ProgramBuilder, Term
+from vqfast.priors.base import CausalPrior
+from vqfast.priors.layers import Conditioning, check_kernel_size, placement, pointwise
+from vqfast.sampling.builder import ProgramBuilder
+from vqfast.sampling.program import CODES, Program, Term
 
 
 class GatedLayer(nn.Module):
-    """A gated layer: rows above and the own row in two stacks, no blind spot.
+    """A gated layer. One stack sees the rows above, another its own row, so there is no blind spot.
 
-    van den Oord et al. 2016, "Conditional Image Generation with PixelCNN Decoders", figure 2.
+    Source: van den Oord et al. 2016, "Conditional Image Generation with PixelCNN Decoders", figure 2.
     """
 
-    def __init__(self, channels: int, kernel_size: int, mask_type: str, conditioning: Conditioning) -> None:
+    def __init__(
+        self, channels: int, kernel_size: int, mask_type: str, conditioning: Conditioning, **factory: Any
+    ) -> None:
         super().__init__()
         self.vertical = MaskedConv2d(
-            channels, 2 * channels, kernel_size, mask_type=mask_type, stack="vertical"
+            channels, 2 * channels, kernel_size, mask_type=mask_type, stack="vertical", **factory
         )
-        self.vertical_to_horizontal = pointwise(2 * channels, 2 * channels)
+        self.vertical_to_horizontal = pointwise(2 * channels, 2 * channels, **factory)
         self.horizontal = MaskedConv2d(
-            channels, 2 * channels, kernel_size, mask_type=mask_type, stack="horizontal", activation="gate"
+            channels,
+            2 * channels,
+            kernel_size,
+            mask_type=mask_type,
+            stack="horizontal",
+            activation="gate",
+            **factory,
         )
-        self.output = pointwise(channels, channels)
+        self.output = pointwise(channels, channels, **factory)
         self.conditioning = conditioning
-        self.residual = mask_type == "B"  # with mask A the input holds the code that is to be predicted
+        self.residual = mask_type == "B"  # the input of a mask-A layer holds the code that is predicted
 
     def forward(
         self, v: Tensor, h: Tensor, labels: Tensor | None, condition: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """The stacks' values, ``(B, channels, H, W)`` each."""
+        """The values of the vertical and the horizontal stack, ``(B, channels, H, W)`` each."""
         bias = self.conditioning(labels, condition)
         above = self.vertical(v)
         across = self.horizontal(h, extra=self.vertical_to_horizontal(above, extra=bias))
         return gate(above, bias), self.output(across, residual=h if self.residual else None)
 
     def lower(self, builder: ProgramBuilder, v: int, h: int) -> tuple[int, int]:
-        """The same as steps; the vertical one comes last."""
+        """The same as steps; the vertical stack's step is the last."""
         width = len(self.vertical.weight)
-        terms, table = self.conditioning.lower(builder)
-        horizontal: Any = self.horizontal.bias
+        terms, label_bias = self.conditioning.lower(builder)
+        horizontal_bias: Any = self.horizontal.bias
         above = builder.add(builder.conv(v, self.vertical), width=width, bias=self.vertical.bias)
         across = builder.add(
             builder.conv(h, self.horizontal),
             builder.dense(above, self.vertical_to_horizontal.weight),
             *terms,
             width=width,
-            bias=horizontal + self.vertical_to_horizontal.bias,
-            label_bias=table,
+            bias=horizontal_bias + self.vertical_to_horizontal.bias,
+            label_bias=label_bias,
             activation="gate",
         )
         out = builder.pointwise(across, self.output, residual=h if self.residual else None)
-        down = builder.add(Term(above), *terms, width=width, label_bias=table, activation="gate")
+        down = builder.add(Term(above), *terms, width=width, label_bias=label_bias, activation="gate")
         return down, out
 
 
 class PixelCNN(CausalPrior):
-    """The gated PixelCNN (van den Oord et al. 2016, arXiv 1606.05328) over codes.
+    """The gated PixelCNN over 2-D grids of codes.
 
-    A first layer of mask A, ``first_kernel_size`` wide, then mask B; labels and map are biases before every
-    gate; the head is 1x1, ReLU, 1x1.
+    The first layer has mask A, the others mask B. Labels and map are a bias before every gate. The head is a
+    1x1 convolution, a ReLU, and a 1x1 convolution.
+
+    Source: van den Oord et al. 2016, "Conditional Image Generation with PixelCNN Decoders", arXiv 1606.05328,
+    equations 2 and 4.
 
     Args:
-        num_embeddings: K.
+        num_embeddings: K, the number of codes.
         channels: of both stacks.
-        num_layers: gated layers, the first one included.
-        num_classes, condition_channels: see ``CausalPrior``.
-        kernel_size, first_kernel_size: odd, 3 or more.
-        head_channels: between the two 1x1 convolutions.
+        num_layers: gated layers, including the first.
+        num_classes: number of class labels that condition the prior; ``None`` for none.
+        condition_channels: channels of a map on the codes' grid that conditions the prior; 0 for none.
+        kernel_size: of the layers after the first, odd, 3 or more.
+        first_kernel_size: of the first layer, odd, 3 or more.
+        head_channels: between the two 1x1 convolutions of the head.
+        device, dtype: of the parameters, as in ``torch.nn``.
 
     Raises:
-        TypeError: an argument isn't an integer.
+        TypeError: an argument has the wrong type.
         ValueError: an argument is out of range.
+
+    >>> prior = PixelCNN(512, channels=16, num_layers=3, num_classes=10)
+    >>> logits = prior(torch.zeros(2, 8, 8, dtype=torch.int64), labels=3)
+    >>> logits.shape
+    torch.Size([2, 512, 8, 8])
+    >>> prior.sample(4, (8, 8), labels=3).shape
+    torch.Size([4, 8, 8])
     """
 
     def __init__(
@@ -86,26 +111,37 @@ class PixelCNN(CausalPrior):
         num_embeddings: int = 512,
         channels: int = 64,
         num_layers: int = 15,
+        *,
         num_classes: int | None = None,
         condition_channels: int = 0,
         kernel_size: int = 3,
         first_kernel_size: int = 7,
         head_channels: int = 512,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(num_embeddings, num_classes, condition_channels)
-        self._require(channels=channels, num_layers=num_layers, head_channels=head_channels)
-        self._require(kernel_size=kernel_size, first_kernel_size=first_kernel_size)
-        if kernel_size < 3:  # a 1x1 layer would be no layer of stacks
-            raise ValueError(f"kernel_size is {kernel_size}; want an odd number, 3 or more")
-        self.embedding = nn.Embedding(num_embeddings, channels)
+        check_sizes(channels=channels, num_layers=num_layers, head_channels=head_channels)
+        check_kernel_size("kernel_size", kernel_size)
+        check_kernel_size("first_kernel_size", first_kernel_size)
+        factory = placement(device, dtype)
+        self.embedding = nn.Embedding(num_embeddings, channels, **factory)
         self.layers = nn.ModuleList(
-            GatedLayer(channels, k, mask, Conditioning(2 * channels, num_classes, condition_channels))
-            for k, mask in chain([(first_kernel_size, "A")], repeat((kernel_size, "B"), num_layers - 1))
+            GatedLayer(
+                channels,
+                size,
+                mask_type,
+                Conditioning(2 * channels, num_classes, condition_channels, **factory),
+                **factory,
+            )
+            for size, mask_type in chain(
+                [(first_kernel_size, "A")], repeat((kernel_size, "B"), num_layers - 1)
+            )
         )
         self.head = nn.Sequential(
-            pointwise(channels, head_channels, "relu"),
-            nn.Identity(),  # where others have the ReLU, so that their names are ours
-            pointwise(head_channels, num_embeddings),
+            pointwise(channels, head_channels, "relu", **factory),
+            nn.Identity(),  # placeholder where other heads have a ReLU, so that state_dict keys match
+            pointwise(head_channels, num_embeddings, **factory),
         )
         self._config = {
             "channels": channels,
@@ -117,7 +153,7 @@ class PixelCNN(CausalPrior):
 
     @property
     def config(self) -> dict[str, object]:
-        """The constructor's arguments."""
+        """See ``CausalPrior``."""
         return super().config | self._config
 
     def grid_logits(self, codes: Tensor, labels: Tensor | None, condition: Tensor | None) -> Tensor:
@@ -125,7 +161,8 @@ class PixelCNN(CausalPrior):
         v = h = dims.move(self.embedding(codes), -1, 1)
         for layer in self.layers:
             v, h = layer(v, h, labels, condition)
-        return self.head(h)
+        logits: Tensor = self.head(h)
+        return logits
 
     def lower(self) -> tuple[Program, dict[str, Tensor]]:
         """See ``CausalPrior``."""
@@ -135,110 +172,8 @@ class PixelCNN(CausalPrior):
         layers: Any = self.layers
         for layer in layers:
             v, h = layer.lower(builder, v, h)
-        builder.steps.pop()  # nothing reads the last vertical value
+        builder.steps.pop()  # no layer reads the last vertical value
         head: Any = self.head
         for conv, activation in ((head[0], "relu"), (head[2], "none")):
             h = builder.pointwise(h, conv, activation)
-        return builder.program(self.num_embeddings)
-
-
-class ResidualBlock(nn.Module):
-    """1x1, mask-B 3x3 on half the channels, 1x1, ReLU after each, added to the input."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        half = max(1, channels // 2)
-        self.shrink = pointwise(channels, half, "relu")
-        self.conv = MaskedConv2d(half, half, 3, mask_type="B", activation="relu")
-        self.grow = pointwise(half, channels, "relu")
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, channels, H, W)`` -> the same."""
-        return self.grow(self.conv(self.shrink(x)), residual=x)
-
-
-class ResidualPixelCNN(CausalPrior):
-    """The residual PixelCNN of the Keras VQ-VAE example, over one-hot codes.
-
-    A mask-A convolution ``first_kernel_size`` wide and ReLU, residual blocks, 1x1 mask-B convolutions with
-    ReLU, 1x1.
-    Labels and map (which the example lacks) are a bias of the first layer.
-
-    Args:
-        num_embeddings: K.
-        channels: of every layer; the blocks' inner ones have half.
-        num_residual_blocks, num_layers: how many blocks, and 1x1 mask-B convolutions after them.
-        num_classes, condition_channels: see ``CausalPrior``.
-        first_kernel_size: odd.
-
-    Raises:
-        TypeError: an argument isn't an integer.
-        ValueError: an argument is out of range.
-    """
-
-    def __init__(
-        self,
-        num_embeddings: int = 128,
-        channels: int = 128,
-        num_residual_blocks: int = 2,
-        num_layers: int = 2,
-        num_classes: int | None = None,
-        condition_channels: int = 0,
-        first_kernel_size: int = 7,
-    ) -> None:
-        super().__init__(num_embeddings, num_classes, condition_channels)
-        self._require(channels=channels, num_residual_blocks=num_residual_blocks, num_layers=num_layers)
-        self._require(first_kernel_size=first_kernel_size)
-        self.first = MaskedConv2d(num_embeddings, channels, first_kernel_size)
-        self.conditioning = Conditioning(channels, num_classes, condition_channels)
-        self.blocks = nn.ModuleList(ResidualBlock(channels) for _ in range(num_residual_blocks))
-        self.layers = nn.ModuleList(pointwise(channels, channels, "relu") for _ in range(num_layers))
-        self.head = pointwise(channels, num_embeddings)
-
-    @property
-    def config(self) -> dict[str, object]:
-        """The constructor's arguments."""
-        return super().config | {
-            "channels": self.first.weight.shape[0],
-            "num_residual_blocks": len(self.blocks),
-            "num_layers": len(self.layers),
-            "first_kernel_size": self.first.weight.shape[-1],
-        }
-
-    def grid_logits(self, codes: Tensor, labels: Tensor | None, condition: Tensor | None) -> Tensor:
-        """See ``CausalPrior``."""
-        x, bias = self.first.embed(codes), self.conditioning(labels, condition)
-        x = (x if bias is None else x + bias).relu()
-        for block in self.blocks:
-            x = block(x)
-        for layer in self.layers:
-            x = layer(x)
-        return self.head(x)
-
-    def lower(self) -> tuple[Program, dict[str, Tensor]]:
-        """See ``CausalPrior``."""
-        builder = ProgramBuilder()
-        terms, table = self.conditioning.lower(builder)
-        x = builder.add(
-            builder.conv(CODES, self.first),
-            *terms,
-            width=len(self.first.weight),
-            bias=self.first.bias,
-            label_bias=table,
-            activation="relu",
-        )
-        blocks: Any = self.blocks
-        layers: Any = self.layers
-        for block in blocks:
-            inner = builder.pointwise(x, block.shrink, "relu")
-            inner = builder.add(
-                builder.conv(inner, block.conv),
-                width=len(block.conv.weight),
-                bias=block.conv.bias,
-                activation="relu",
-            )
-            x = builder.pointwise(inner, block.grow, "relu", residual=x)
-        for layer in layers:
-            x = builder.pointwise(x, layer, "relu")
-        builder.pointwise(x, self.head)
         return builder.program(self.num_embeddings)

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from vqfast.checks import Device, check_sizes
 from vqfast.nn.masked_conv import MaskedConv2d
 from vqfast.ops import dims
-from vqfast.priors.base import CausalPrior, Conditioning, pointwise
-from vqfast.sampling.program import CODES, Program, ProgramBuilder
+from vqfast.priors.base import CausalPrior
+from vqfast.priors.layers import Conditioning, placement, pointwise
+from vqfast.sampling.builder import ProgramBuilder
+from vqfast.sampling.program import CODES, Program
 
 
 class DilatedLayer(nn.Module):
-    """A gated causal convolution of two taps, with residual and skip outputs."""
+    """A gated causal convolution of two taps, with residual and skip outputs.
 
-    def __init__(self, channels: int, dilation: int, conditioning: Conditioning) -> None:
+    Source: van den Oord et al. 2016, "WaveNet: A Generative Model for Raw Audio", figure 4.
+    """
+
+    def __init__(self, channels: int, dilation: int, conditioning: Conditioning, **factory: Any) -> None:
         super().__init__()
         self.conv = MaskedConv2d(
             channels,
@@ -25,34 +32,48 @@ class DilatedLayer(nn.Module):
             stack="horizontal",
             dilation=dilation,
             activation="gate",
+            **factory,
         )
         self.conditioning = conditioning
-        self.output = pointwise(channels, channels)
-        self.skip = pointwise(channels, channels)
+        self.output = pointwise(channels, channels, **factory)
+        self.skip = pointwise(channels, channels, **factory)
 
     def forward(
         self, x: Tensor, total: Tensor | None, labels: Tensor | None, condition: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """The residual stream and the skip outputs' total, ``(B, channels, 1, T)`` each."""
+        """The residual stream and the total of the skip outputs so far, ``(B, channels, 1, T)`` each."""
         z = self.conv(x, extra=self.conditioning(labels, condition))
         return self.output(z, residual=x), self.skip(z, residual=total)
 
 
 class WaveNet(CausalPrior):
-    """Dilated causal convolutions over sequences of codes (van den Oord et al. 2016, arXiv 1609.03499).
+    """Dilated causal convolutions over sequences of codes.
 
-    Codes are ``(B, T)``. Dilations double from 1, ``dilation_cycle`` layers long, and start again.
+    Codes are ``(B, T)``. The layers' dilations are 1, 2, 4 and so on, and start again at 1 after
+    ``dilation_cycle`` layers.
+
+    Source: van den Oord et al. 2016, "WaveNet: A Generative Model for Raw Audio", arXiv 1609.03499,
+    equations 2 and 3.
 
     Args:
-        num_embeddings: K.
+        num_embeddings: K, the number of codes.
         channels: of the residual stream, the gates and the skip outputs.
-        num_layers: dilated layers.
-        dilation_cycle: layers until the dilation is 1 again.
-        num_classes, condition_channels: see ``CausalPrior``; the map is ``(B, condition_channels, T)``.
+        num_layers: number of dilated layers.
+        dilation_cycle: number of layers after which the dilation is 1 again.
+        num_classes: number of class labels that condition the prior; ``None`` for none.
+        condition_channels: channels of a map ``(B, condition_channels, T)`` that conditions the prior; 0 for
+            none.
+        device, dtype: of the parameters, as in ``torch.nn``.
 
     Raises:
-        TypeError: an argument isn't an integer.
+        TypeError: an argument has the wrong type.
         ValueError: an argument is out of range.
+
+    >>> prior = WaveNet(256, channels=16, num_layers=6, dilation_cycle=3)
+    >>> prior(torch.zeros(2, 100, dtype=torch.int64)).shape
+    torch.Size([2, 256, 100])
+    >>> prior.sample(4, (100,)).shape
+    torch.Size([4, 100])
     """
 
     ndim = 1
@@ -62,33 +83,38 @@ class WaveNet(CausalPrior):
         num_embeddings: int = 256,
         channels: int = 64,
         num_layers: int = 30,
+        *,
         dilation_cycle: int = 10,
         num_classes: int | None = None,
         condition_channels: int = 0,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(num_embeddings, num_classes, condition_channels)
-        self._require(channels=channels, num_layers=num_layers, dilation_cycle=dilation_cycle)
+        check_sizes(channels=channels, num_layers=num_layers, dilation_cycle=dilation_cycle)
+        factory = placement(device, dtype)
         self.dilation_cycle = dilation_cycle
-        self.embedding = nn.Embedding(num_embeddings, channels)
-        self.first = MaskedConv2d(channels, channels, 3, stack="horizontal")
+        self.embedding = nn.Embedding(num_embeddings, channels, **factory)
+        self.first = MaskedConv2d(channels, channels, 3, stack="horizontal", **factory)
         self.layers = nn.ModuleList(
             DilatedLayer(
                 channels,
                 2 ** (number % dilation_cycle),
-                Conditioning(2 * channels, num_classes, condition_channels),
+                Conditioning(2 * channels, num_classes, condition_channels, **factory),
+                **factory,
             )
             for number in range(num_layers)
         )
         self.head = nn.Sequential(
             nn.ReLU(),
-            pointwise(channels, channels, "relu"),
-            nn.Identity(),  # where others have the ReLU, so that their names are ours
-            pointwise(channels, num_embeddings),
+            pointwise(channels, channels, "relu", **factory),
+            nn.Identity(),  # placeholder where other heads have a ReLU, so that state_dict keys match
+            pointwise(channels, num_embeddings, **factory),
         )
 
     @property
     def config(self) -> dict[str, object]:
-        """The constructor's arguments."""
+        """See ``CausalPrior``."""
         return super().config | {
             "channels": self.embedding.embedding_dim,
             "num_layers": len(self.layers),
@@ -101,7 +127,8 @@ class WaveNet(CausalPrior):
         total = None
         for layer in self.layers:
             x, total = layer(x, total, labels, condition)
-        return self.head(total)
+        logits: Tensor = self.head(total)
+        return logits
 
     def lower(self) -> tuple[Program, dict[str, Tensor]]:
         """See ``CausalPrior``."""
@@ -112,18 +139,18 @@ class WaveNet(CausalPrior):
         skips = []
         layers: Any = self.layers
         for layer in layers:
-            terms, table = layer.conditioning.lower(builder)
+            terms, label_bias = layer.conditioning.lower(builder)
             z = builder.add(
                 builder.conv(x, layer.conv),
                 *terms,
                 width=2 * channels,
                 bias=layer.conv.bias,
-                label_bias=table,
+                label_bias=label_bias,
                 activation="gate",
             )
             skips.append(builder.dense(z, layer.skip.weight))
             x = builder.pointwise(z, layer.output, residual=x)
-        builder.steps.pop()  # nothing reads the last residual value
+        builder.steps.pop()  # no layer reads the last residual value
         bias: Any = sum(layer.skip.bias for layer in layers)
         total = builder.add(*skips, width=channels, bias=bias, activation="relu")
         head: Any = self.head

@@ -1,1 +1,6 @@
-"""Sampling: programs, the executors that run them, and the draw."""
+"""Sampling of programs: what they are, the executors that run them, and the draw."""
+
+from vqfast.sampling.builder import ProgramBuilder
+from vqfast.sampling.program import CODES, CONDITION, Phase, Program, Step, Term
+
+__all__ = ["CODES", "CONDITION", "Phase", "Program", "ProgramBuilder", "Step", "Term"]

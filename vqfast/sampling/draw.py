@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vqfast.checks import check_integer, check_number
+
 _WORD = 0xFFFFFFFF  # the lower 32 bits
 
 
@@ -118,3 +120,16 @@ class Draw:
             logits = logits.masked_fill(torch.zeros_like(hidden).scatter(1, order, hidden), -torch.inf)
         # the scores times the temperature, which has the same argmax and also works for temperature 0
         return torch.add(logits, noise, alpha=self.temperature).argmax(dim=1).where(drawable, -1)
+
+
+def check_draw(temperature: float, top_k: int | None, top_p: float | None, seed: int) -> None:
+    """Checks the options of a draw.
+
+    Raises:
+        TypeError: one isn't a number, or not an integer where it should be one.
+        ValueError: one is out of range.
+    """
+    check_number("temperature", temperature, minimum=0, maximum=1e300)  # finite when multiplied with noise
+    check_integer("top_k", top_k, optional=True)
+    check_number("top_p", top_p, above=0, maximum=1, optional=True)
+    check_integer("seed", seed, 0, 2**64 - 1)

@@ -1,7 +1,8 @@
 """The sampling program: a causal network as a list of steps that any executor can run.
 
-A step adds up products of earlier steps' values with matrices, activates, and may add a residual. Values live
-on the grid of codes, channels last, and are zero outside it. Plain data: steps name their weights.
+A step adds up products of earlier steps' values with matrices, applies an activation, and may add a residual.
+Values live on the grid of codes, channels last, and are zero outside of it. A program is plain data: its steps
+name their weights, which are kept beside it.
 """
 
 from __future__ import annotations
@@ -9,34 +10,37 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
-from torch import Tensor
-
-from vqfast.checks import check_choice
-from vqfast.nn.masked_conv import MaskedConv2d
+from vqfast.checks import check_choice, check_integer
 from vqfast.sampling.activations import ACTIVATIONS, channels
 
-CODES = -1  # the codes as one-hot vectors: a product with them is a row of the matrix
-CONDITION = -2  # the conditioning map, known everywhere from the start
+CODES = -1  # the codes as one-hot vectors: their product with a matrix is a lookup
+CONDITION = -2  # the conditioning map, known at every position from the start
 
-_BLOCK = 256
+_BLOCK_COLUMNS = 256
 
-Offset = tuple[int, int]  # (dy, dx) from the position that is computed
+Offset = tuple[int, int]  # (dy, dx), from the position that is computed to the one that is read
 
 
 class Phase(IntEnum):
-    """When a value can be computed."""
+    """When a step's value at a position can be computed."""
 
-    ROW = 0  # from rows above alone: a whole row at once
-    POSITION = 1  # from what stands before the position: position by position
-    CODE = 2  # from the position's own code: after the draw
+    ROW = 0  # when the position's row starts, for all of the row: it depends on rows above alone
+    POSITION = 1  # when the codes before the position are drawn
+    CODE = 2  # when the position's own code is drawn
 
 
 @dataclass(frozen=True)
 class Term:
-    """``sum over taps of value[position + tap] @ weight[tap]``.
+    """A summand of a step: the sum over ``taps`` of ``value[position + tap] @ weight[tap]``.
 
-    ``source`` is a step's number, ``CODES`` or ``CONDITION`` (its own position only); ``weight`` names a
-    ``(taps, in, out)`` tensor, or is ``None`` to add a step's value at the own position itself.
+    Args:
+        source: whose value is read: the number of an earlier step, ``CODES`` or ``CONDITION``.
+        taps: offsets ``(dy, dx)`` at which it is read; of ``CONDITION`` only ``(0, 0)``.
+        weight: the name of a ``(taps, in, out)`` tensor. ``None`` adds a step's value as it is, read at
+            ``(0, 0)`` only.
+
+    >>> Term(CODES, taps=((-1, 0), (0, -1)), weight="above and left")
+    Term(source=-1, taps=((-1, 0), (0, -1)), weight='above and left')
     """
 
     source: int
@@ -46,18 +50,27 @@ class Term:
 
 @dataclass(frozen=True)
 class Step:
-    """``activation(sum of terms + bias + label_bias[label]) + value of residual``.
+    """``activation(sum of terms + bias + label_bias[label]) + value of the step residual``.
 
-    ``width`` counts the sum's channels; ``gate`` (``tanh(a) * sigmoid(b)``), ``glu`` (``a * sigmoid(b)``) and
-    ``product`` (``a * b``) halve them. ``bias`` names a ``(width,)`` tensor, ``label_bias`` a
-    ``(num_classes, width)`` one.
+    Args:
+        terms: what is summed, at least one term.
+        width: channels of the sum. The activations ``gate`` (``tanh(a) * sigmoid(b)``), ``glu``
+            (``a * sigmoid(b)``) and ``product`` (``a * b``) halve them: a is the first half, b the second.
+        bias: the name of a ``(width,)`` tensor, or ``None``.
+        label_bias: the name of a ``(num_classes, width)`` tensor, or ``None``.
+        activation: ``none``, ``relu``, ``elu``, ``silu``, ``gelu``, ``sigmoid``, ``tanh``, or one of those
+            above.
+        residual: the number of an earlier step whose value is added after the activation, or ``None``.
+
+    >>> Step((Term(CODES, ((0, -1),), "left"),), width=8, activation="gate").channels
+    4
     """
 
     terms: tuple[Term, ...]
     width: int
     bias: str | None = None
     label_bias: str | None = None
-    activation: str = "none"  # of ACTIVATIONS
+    activation: str = "none"
     residual: int | None = None
 
     @property
@@ -68,42 +81,57 @@ class Step:
 
 @dataclass(frozen=True)
 class Program:
-    """Steps in order; the last one's value is the logits.
+    """Steps in the order in which they are computed; the last one's value is the logits.
+
+    Args:
+        steps: at least one.
+        num_embeddings: K, the number of codes.
 
     Raises:
-        ValueError: the logits see their own or a later position, or a term isn't as ``Term`` says.
+        TypeError: ``num_embeddings`` isn't an integer, or an activation isn't a string.
+        ValueError: the logits depend on their own or a later code, or a term isn't as ``Term`` says.
+
+    >>> hidden = Step((Term(CODES, ((-1, 0), (0, -1)), "codes"),), width=4, activation="relu")
+    >>> logits = Step((Term(0, weight="head"),), width=8, bias="bias")
+    >>> program = Program((hidden, logits), num_embeddings=8)
+    >>> program.phases()
+    [<Phase.POSITION: 1>, <Phase.POSITION: 1>]
+    >>> Program((Step((Term(CODES, weight="codes"),), width=8),), num_embeddings=8)
+    Traceback (most recent call last):
+    ValueError: the program isn't causal: its logits depend on the code that they are for
     """
 
     steps: tuple[Step, ...]
     num_embeddings: int
 
     def __post_init__(self) -> None:
+        check_integer("num_embeddings", self.num_embeddings)
+        if not self.steps:
+            raise ValueError("steps is (); want at least one step")
         for number, step in enumerate(self.steps):
-            for term in step.terms:
-                own = term.taps == ((0, 0),)
-                bare = term.weight is None and (term.source < 0 or not own)
-                if not CONDITION <= term.source < number:
-                    raise ValueError(f"step {number} reads step {term.source}, which isn't before it")
-                if not term.taps or bare or (term.source == CONDITION and not own):
-                    raise ValueError(f"step {number} has no term like {term}")
             check_choice(f"activation of step {number}", step.activation, ACTIVATIONS)
             if not step.terms:
                 raise ValueError(f"step {number} has no terms")
+            for term in step.terms:
+                _check_term(number, term)
         if self.phases()[-1] == Phase.CODE:
-            raise ValueError("the program isn't causal: its logits see the code they are for")
+            raise ValueError("the program isn't causal: its logits depend on the code that they are for")
 
     def phases(self) -> list[Phase]:
-        """When each step runs."""
+        """When each step can be computed."""
         phases: list[Phase] = []
         for step in self.steps:
-            needs = [available(t.source, tap, phases) for t in step.terms for tap in t.taps]
+            needs = [available(term.source, tap, phases) for term in step.terms for tap in term.taps]
             if step.residual is not None:
                 needs.append(available(step.residual, (0, 0), phases))
             phases.append(max(needs))
         return phases
 
     def reach(self, source: int) -> tuple[int, int, int]:
-        """``(rows, left, right)``: the rows of a value that are read, its own too, and columns beside it."""
+        """How much of a value is read from a position: ``(rows, left, right)``.
+
+        ``rows`` counts its own row and those above; ``left`` and ``right`` count columns beside it.
+        """
         taps = [
             tap for step in self.steps for term in step.terms if term.source == source for tap in term.taps
         ]
@@ -111,12 +139,12 @@ class Program:
         return 1 - min(dys), -min(dxs), max(dxs)
 
     def block(self, height: int, width: int) -> int:
-        """How many columns an executor keeps at a time: a whole row, but of one long row only some."""
+        """How many columns of a row an executor keeps: all, but of a single long row only a block."""
         ahead = any(dx > 0 for step in self.steps for term in step.terms for _, dx in term.taps)
-        return width if height > 1 or ahead else min(width, _BLOCK)
+        return width if height > 1 or ahead else min(width, _BLOCK_COLUMNS)
 
     def values(self, height: int, width: int) -> int:
-        """How many values an executor keeps for a sample: each step's last rows, and its sums of one."""
+        """How many numbers an executor keeps for a sample: each step's last rows, and its sums of one row."""
         block, total = self.block(height, width), 0
         for number, step in enumerate(self.steps):
             rows, left, right = self.reach(number)
@@ -124,11 +152,21 @@ class Program:
         return total
 
 
+def _check_term(number: int, term: Term) -> None:
+    """Raises ValueError unless step ``number`` can have the term."""
+    if not CONDITION <= term.source < number:
+        raise ValueError(f"step {number} reads step {term.source}; want an earlier one, CODES or CONDITION")
+    own = term.taps == ((0, 0),)
+    bare = term.weight is None and (term.source < 0 or not own)
+    if not term.taps or bare or (term.source == CONDITION and not own):
+        raise ValueError(f"step {number} has no term like {term}; see Term for those that it can have")
+
+
 def available(source: int, tap: Offset, phases: list[Phase]) -> Phase:
-    """From when on the value of ``source`` at ``tap`` can be read.
+    """When the value of ``source`` at ``tap`` can be read, for steps with these phases.
 
     Raises:
-        ValueError: never, since it lies ahead in raster order.
+        ValueError: never, since the tap lies ahead in raster order.
     """
     dy, dx = tap
     if source == CONDITION or dy < 0:
@@ -139,54 +177,3 @@ def available(source: int, tap: Offset, phases: list[Phase]) -> Phase:
     if dy > 0 or dx > 0:
         raise ValueError(f"the program isn't causal: step {len(phases)} reads step {source} at {tap}")
     return own if dx == 0 else Phase.POSITION
-
-
-class ProgramBuilder:
-    """Collects steps and their weights."""
-
-    def __init__(self) -> None:
-        self.steps: list[Step] = []
-        self.weights: dict[str, Tensor] = {}
-
-    def keep(self, tensor: Tensor | None) -> str | None:
-        """Names a tensor."""
-        if tensor is None:
-            return None
-        name = f"w{len(self.weights)}"
-        self.weights[name] = tensor.detach()
-        return name
-
-    def conv(self, source: int, module: MaskedConv2d) -> Term:
-        """The term of a masked convolution, without its bias."""
-        return Term(source, tuple(module.offsets()), self.keep(module.matrix()))
-
-    def dense(self, source: int, weight: Tensor) -> Term:
-        """The term of a 1x1 convolution or an embedding, ``weight (out, in, ...)`` or its transpose."""
-        return Term(source, weight=self.keep(weight.flatten(1).T.unsqueeze(0)))
-
-    def add(
-        self,
-        *terms: Term,
-        width: int,
-        bias: Tensor | None = None,
-        label_bias: Tensor | None = None,
-        activation: str = "none",
-        residual: int | None = None,
-    ) -> int:
-        """Appends a step and returns its number."""
-        names = self.keep(bias), self.keep(label_bias)
-        self.steps.append(Step(terms, width, *names, activation, residual))
-        return len(self.steps) - 1
-
-    def pointwise(
-        self, source: int, conv: MaskedConv2d, activation: str = "none", residual: int | None = None
-    ) -> int:
-        """Appends a 1x1 convolution."""
-        term = self.dense(source, conv.weight)
-        return self.add(
-            term, width=len(conv.weight), bias=conv.bias, activation=activation, residual=residual
-        )
-
-    def program(self, num_embeddings: int) -> tuple[Program, dict[str, Tensor]]:
-        """What was collected."""
-        return Program(tuple(self.steps), num_embeddings), self.weights

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from torch import fx
 
-from vqfast.sampling.program import Phase, ProgramBuilder, Step, Term, available
+from vqfast.sampling.builder import ProgramBuilder
+from vqfast.sampling.program import Phase, Step, Term, available
 from vqfast.sampling.trace.graph import place
 
 

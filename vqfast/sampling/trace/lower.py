@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
+from vqfast.sampling.builder import ProgramBuilder
 from vqfast.sampling.program import (
     CODES,
     CONDITION,
     Phase,
     Program,
-    ProgramBuilder,
     Step,
     Term,
     available,

@@ -1,0 +1,177 @@
+"""Sampling batch by batch: the arguments are checked, and an executor runs each batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from numbers import Integral
+from typing import TypedDict, TypeVar
+
+import torch
+from torch import Tensor
+
+from vqfast.checks import check_choice, check_indices, check_integer
+from vqfast.ops import registry
+from vqfast.sampling.draw import Draw, check_draw
+from vqfast.sampling.memory import free_memory, in_batches
+from vqfast.sampling.progress import Tick, check_progress, shown, taken_back
+from vqfast.sampling.request import Given, GivenLabels, Model, Request
+
+Labels = TypeVar("Labels")
+_NOISE_COPIES = 8  # float64 tensors as large as a position's noise that are alive while it is made
+
+
+class Options(TypedDict, total=False):
+    """The options of ``CausalPrior.sample_batches``."""
+
+    labels: GivenLabels
+    condition: Given
+    known: Given
+    numbers: Given
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    seed: int
+    method: str
+    batch_size: int
+    progress: Tick | bool
+
+
+def sample_batches(
+    model: Model,
+    num: int,
+    shape: tuple[int, ...],
+    *,
+    labels: GivenLabels = None,
+    condition: Given = None,
+    known: Given = None,
+    numbers: Given = None,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    method: str = "auto",
+    batch_size: int = 256,
+    progress: Tick | bool = False,
+) -> Iterator[Tensor]:
+    """See ``CausalPrior.sample_batches``. All arguments are checked before the first batch."""
+    if not isinstance(shape, Sequence):
+        raise TypeError(f"shape is {shape!r}; want {model.ndim} sizes")
+    shape = tuple(shape)
+    check_integer("num", num)
+    check_integer("batch_size", batch_size)
+    for size in shape:
+        check_integer(f"a size of shape {shape}", size)
+    if len(shape) != model.ndim:
+        raise ValueError(f"shape is {shape}; want {model.ndim} sizes")
+    check_draw(temperature, top_k, top_p, seed)
+    check_progress(progress)
+    check_choice("method", method, ("auto", *registry.TABLE["sampler"]))
+    _check_given(model, num, shape, as_labels(labels, num), condition, known, numbers)
+    weight = next(model.parameters())
+    run = registry.backend("sampler", weight, name=None if method == "auto" else method).run
+    grid = (math.prod(shape[:-1]), shape[-1])  # a sequence is a grid of one row
+
+    def draw(samples: range, tick: Tick) -> Tensor:
+        own_labels, own_condition, own_known, own_numbers = given = (
+            as_labels(_part(labels, samples), len(samples)),
+            _part(condition, samples),
+            _part(known, samples),
+            _part(numbers, samples),
+        )
+        _check_given(model, len(samples), shape, *given)
+        if own_known is None:
+            own_known = torch.full((len(samples), *shape), -1)
+        if own_numbers is None:
+            own_numbers = torch.arange(samples.start, samples.stop)
+        with torch.inference_mode(), taken_back(tick) as ticked:  # less overhead for each op
+            kept = own_known.to(weight.device, torch.int64).reshape(-1, *grid)
+            if own_labels is not None:
+                own_labels = own_labels.to(weight.device, torch.int64)
+            if own_condition is not None:
+                own_condition = model.on_grid(own_condition, grid)
+            request = Request(
+                *model.lower(),
+                Draw(int(seed), own_numbers.to(weight.device, torch.int64), float(temperature), top_k, top_p),
+                kept,
+                own_labels,
+                condition=model.condition_map(kept.clamp(min=0), own_labels, own_condition),
+                logits=lambda codes: model.grid_logits(codes, own_labels, own_condition),
+                progress=ticked,
+            )
+            codes: Tensor = run(request)
+        codes = codes.clone().view(len(samples), *shape)  # outside of inference mode: an ordinary tensor
+        if codes.amin() < 0:
+            sample, *position = (codes < 0).nonzero()[0].tolist()
+            raise ValueError(
+                f"the logits of sample {samples.start + sample} at position {tuple(position)} are NaN or "
+                "have no finite maximum; want finite weights and conditioning, and a code that may be drawn"
+            )
+        return codes
+
+    def batches() -> Iterator[Tensor]:
+        fitting = _fitting(model, grid, min(num, batch_size))
+        with shown(progress, num * math.prod(shape)) as tick:
+            yield from in_batches(lambda samples: draw(samples, tick), num, fitting)
+
+    return batches()
+
+
+def as_labels(labels: Labels | int, num: int, device: torch.device | None = None) -> Labels | Tensor:
+    """``labels`` as they are, but an integer as the labels of ``num`` samples, int64 ``(num,)``.
+
+    Raises:
+        TypeError: ``labels`` is a bool or a float.
+        ValueError: it is a negative integer.
+    """
+    if not isinstance(labels, (int, float, Integral)):
+        return labels
+    check_integer("labels", labels, 0)
+    return torch.tensor(int(labels), device=device).expand(num)
+
+
+def _part(value: GivenLabels, samples: range) -> Tensor | int | None:
+    """The part of ``value`` that belongs to a batch's samples."""
+    if callable(value):
+        return value(samples)
+    return value[samples.start : samples.stop] if isinstance(value, Tensor) else value
+
+
+def _check_given(
+    model: Model,
+    num: int,
+    shape: tuple[int, ...],
+    labels: Given,
+    condition: Given,
+    known: Given,
+    numbers: Given,
+) -> None:
+    """Checks what is given for ``num`` samples. What a function returns is checked batch by batch."""
+    for name, value, size, minimum, end in (
+        ("numbers", numbers, (num,), 0, 2**63),
+        ("known", known, (num, *shape), -1, model.num_embeddings),
+    ):
+        if value is not None and not callable(value):
+            check_indices(name, value, end, minimum=minimum)
+            if value.shape != size:
+                raise ValueError(f"{name} has shape {tuple(value.shape)}; want {size}")
+    model.check_known(known)
+    model.check_conditioning(num, shape, labels, condition)
+
+
+def _fitting(model: Model, grid: tuple[int, int], batch_size: int) -> int:
+    """``batch_size``, halved until what an executor keeps fits the free memory.
+
+    Some systems end the process instead of refusing an allocation.
+    """
+    if batch_size == 1:
+        return 1
+    weight = next(model.parameters())
+    with torch.inference_mode():
+        values = model.lower()[0].values(*grid)
+    bytes_a_sample = values * weight.element_size()
+    bytes_a_sample += 8 * (math.prod(grid) + _NOISE_COPIES * model.num_embeddings)
+    fitting = max(1, free_memory(weight.device) / bytes_a_sample)
+    while batch_size > fitting:
+        batch_size = -(-batch_size // 2)
+    return batch_size
