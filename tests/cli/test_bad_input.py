@@ -157,7 +157,7 @@ BAD_OTHERS = {
     "likelihood --run whole --out images.npy": "images.npy exists; say --overwrite or choose another name",
     "likelihood --run whole --out new.npy --label 3": "label is 3; the prior has 3 classes",
     "likelihood --run whole --out new.npy --codes images.npy": "indices has values",
-    "likelihood --run whole --out new.npy --data photos": "labels is None; want integers in 0..2, since the prior has 3 classes",
+    "likelihood --run whole --out new.npy --data photos": "labels is None; want integers in 0..2, since",
     "likelihood --run whole --out new.npy --data photos --codes drawn/samples": "exclude each other",
     "reconstruct --run nope --out new.png": "nope holds no vqfast run",
     "reconstruct --run begun --out images.npy": "images.npy exists; say --overwrite or choose another name",

@@ -182,7 +182,9 @@ def test_traced_network_has_the_steps_of_a_lowered_one(make_network: Callable[[s
     """The same layers as a PixelCNN's: no step, product or read more."""
     prior = program_of(make_network("in-place-masks"), K, (4, 5), labels=3)
     channels = prior.networks[0].embedding.embedding_dim
-    like = PixelCNN(K, channels, 3, 3, kernel_size=3, first_kernel_size=3, head_channels=9).double()
+    like = PixelCNN(
+        K, channels, 3, num_classes=3, kernel_size=3, first_kernel_size=3, head_channels=9
+    ).double()
     costs = []
     for each in (prior, like):
         program, weights = each.lower()

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class CausalPrior(nn.Module):
     """An autoregressive model of grids of codes: ``p(codes) = product of p(code | earlier codes)``.
 
-    Earlier means earlier in raster order: row by row, and from left to right in a row. A kind of prior defines
-    ``grid_logits`` and ``lower``.
+    Earlier means earlier in raster order: row by row, and from left to right in a row. A kind of prior
+    defines ``grid_logits`` and ``lower``.
 
     Args:
         num_embeddings: K, the number of codes.
@@ -168,11 +168,11 @@ class CausalPrior(nn.Module):
         Raises:
             TypeError, ValueError: see ``forward``.
 
-        >>> prior = vqfast.PixelCNN(16, channels=8, num_layers=2)
-        >>> _ = prior.head[-1].requires_grad_(False)
-        >>> _ = prior.head[-1].weight.zero_(), prior.head[-1].bias.zero_()
-        >>> prior.bits_per_code(torch.zeros(2, 3, 5, dtype=torch.int64)).tolist()  # all 16 are as likely
-        [4.0, 4.0]
+        >>> prior = vqfast.PixelCNN(16, channels=8, num_layers=2).requires_grad_(False)
+        >>> for parameter in prior.head.parameters():
+        ...     _ = parameter.zero_()
+        >>> prior.bits_per_code(torch.zeros(2, 3, 5, dtype=torch.int64))  # of 16 codes that are as likely
+        tensor([4.0000, 4.0000])
         """
         nats = F.cross_entropy(self(indices, labels, condition), indices.long(), reduction="none")
         return nats.flatten(1).mean(1) / math.log(2)
@@ -263,9 +263,9 @@ class CausalPrior(nn.Module):
 
         Args:
             num, shape: see ``sample``.
-            options: those of ``sample``. Each of ``labels``, ``condition``, ``known`` and ``numbers`` may also
-                be a function, which is called with a batch's samples, a ``range`` within ``0..num - 1``, and
-                returns their part; of labels also one integer for all of them.
+            options: those of ``sample``. Each of ``labels``, ``condition``, ``known`` and ``numbers`` may
+                also be a function, which is called with a batch's samples, a ``range`` within
+                ``0..num - 1``, and returns their part; of labels also one integer for all of them.
 
         Returns:
             An iterator of int64 ``(B, *shape)``. ``B`` is ``batch_size``, less in the last batch and in

@@ -37,8 +37,8 @@ class ResidualPixelCNN(CausalPrior):
     A mask-A convolution with ReLU, residual blocks, 1x1 mask-B convolutions with ReLU, and a 1x1 convolution.
     Labels and map, which the example lacks, are a bias of the first layer.
 
-    Source: Paul 2021, "Vector-Quantized Variational Autoencoders", keras.io/examples/generative/vq_vae; the
-    network is that of van den Oord et al. 2016, "Pixel Recurrent Neural Networks", arXiv 1601.06759, figure 5.
+    Source: Paul 2021, "Vector-Quantized Variational Autoencoders", keras.io/examples/generative/vq_vae; its
+    blocks are those of van den Oord et al. 2016, "Pixel Recurrent Neural Networks", arXiv 1601.06759.
 
     Args:
         num_embeddings: K, the number of codes.

@@ -12,9 +12,10 @@ class ProgramBuilder:
     """Collects the steps of a program and their weights.
 
     >>> builder = ProgramBuilder()
-    >>> left = vqfast.MaskedConv2d(8, 4, 3, "A", "horizontal")  # from one-hot codes
-    >>> hidden = builder.add(builder.conv(vqfast.sampling.CODES, left), width=4, bias=left.bias, activation="relu")
-    >>> logits = builder.pointwise(hidden, vqfast.MaskedConv2d(4, 8, 1, "B"))
+    >>> left = vqfast.MaskedConv2d(8, 4, 3, stack="horizontal")  # of one-hot codes
+    >>> term = builder.conv(vqfast.sampling.CODES, left)
+    >>> hidden = builder.add(term, width=4, bias=left.bias, activation="relu")
+    >>> logits = builder.pointwise(hidden, vqfast.MaskedConv2d(4, 8, 1, mask_type="B"))
     >>> program, weights = builder.program(num_embeddings=8)
     >>> program.steps[0].terms[0].taps
     ((0, -1),)

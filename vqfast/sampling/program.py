@@ -1,8 +1,8 @@
 """The sampling program: a causal network as a list of steps that any executor can run.
 
-A step adds up products of earlier steps' values with matrices, applies an activation, and may add a residual.
-Values live on the grid of codes, channels last, and are zero outside of it. A program is plain data: its steps
-name their weights, which are kept beside it.
+A step adds up products of earlier steps' values with matrices, applies an activation, and may add a
+residual. Values live on the grid of codes, channels last, and are zero outside of it. A program is plain
+data: its steps name their weights, which are kept beside it.
 """
 
 from __future__ import annotations
