@@ -12,7 +12,7 @@
 namespace vqfast {
 namespace {
 
-// Hides the logits that top_k and top_p leave out, as vqfast/sampling/sampler.py says. What isn't finite is the draw's to report.
+// Hides the logits that top_k and top_p leave out, as vqfast/sampling/draw.py says. What isn't finite is the draw's to report.
 void restrict_to(const Sampling& s, double* logits, void* scratch) {
   const int64_t k = s.num_embeddings;
   double* sorted = static_cast<double*>(scratch);
