@@ -1,15 +1,16 @@
-"""Models that people have, as they are and after ``vqfast.accelerate``: tokenising, and the quantiser alone.
+"""Models of other libraries, before and after ``vqfast.accelerate``: tokenising, and the quantiser alone.
 
-Random weights at the published sizes, ten seconds of audio or one image; then
-layers by themselves. The quantiser alone gets what the model's encoder makes of a new input. Floor: the
-products, convolutions and distances of the model as it was.
+Models have random weights at their published sizes, and take ten seconds of audio or one image; layers take
+random vectors. "Quantiser alone" calls the quantiser with the arguments that the model gives it for a new
+input. Floor: the products, convolutions and distances of the model as it was.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from importlib import import_module
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ from benchmarks.core import Call, Case, Outputs, counted
 from benchmarks.machine import DEVICE
 
 SECONDS = 10
+QUICK = ("Encodec", "VectorQuantize", "ResidualVQ")  # the others only with --full
 
 
 class Model(NamedTuple):
@@ -28,55 +30,69 @@ class Model(NamedTuple):
 
     module: nn.Module
     shape: tuple[int, ...]
-    encode: Callable[[nn.Module, Tensor], object]
+    encode: Callable[[Any, Tensor], object]
     part: str
 
 
-# names in transformers, sample rate, arguments of encode
-AUDIO: dict[str, tuple[str, str, int, dict[str, Any]]] = {
-    "Encodec": ("encodec", "EncodecModel", 24000, {"bandwidth": 24.0}),
-    "Mimi": ("mimi", "MimiModel", 24000, {}),
-    "DAC": ("dac", "DacModel", 16000, {}),
-    "X-Codec": ("xcodec", "XcodecModel", 16000, {}),
-    "Higgs Audio v2": ("higgs_audio_v2_tokenizer", "HiggsAudioV2TokenizerModel", 24000, {}),
-}
-# of bosonai/higgs-audio-v2-tokenizer, where the configuration's defaults are others, and don't fit each other
+Make = Callable[[], Model]
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # of a call
+
+
+class Source(NamedTuple):
+    """Where transformers has a model, and how it is called."""
+
+    module: str
+    class_name: str
+    shape: tuple[int, ...]
+    part: str
+    options: Mapping[str, Any] = MappingProxyType({})  # of ``encode``
+    config: Mapping[str, Any] = MappingProxyType({})  # of the model's configuration
+
+
+def _audio(rate: int) -> tuple[int, int, int]:
+    return (1, 1, SECONDS * rate)
+
+
 RATIOS = [8, 5, 4, 2, 3]
-SIZES: dict[str, dict[str, Any]] = {
-    "Higgs Audio v2": {
-        "acoustic_model_config": {"downsampling_ratios": RATIOS, "upsampling_ratios": RATIOS},
-        "target_bandwidths": [0.5, 1, 1.5, 2],
-    }
+# the published sizes of bosonai/higgs-audio-v2-tokenizer; the configuration's defaults don't fit each other
+HIGGS = {
+    "acoustic_model_config": {"downsampling_ratios": RATIOS, "upsampling_ratios": RATIOS},
+    "target_bandwidths": [0.5, 1, 1.5, 2],
 }
-# names, shape of the input, arguments of encode
-IMAGES: dict[str, tuple[str, str, tuple[int, ...], dict[str, Any]]] = {
-    "Chameleon": ("chameleon", "ChameleonVQVAE", (1, 3, 512, 512), {}),
-    "Emu3": ("emu3", "Emu3VQVAE", (1, 3, 256, 256), {"image_sizes": [(256, 256)]}),
-    "Janus": ("janus", "JanusVQVAE", (1, 3, 384, 384), {}),
-    "GLM-Image": ("glm_image", "GlmImageVQVAE", (1, 1536, 32, 32), {}),
+ENCODE, FORWARD = "quantizer.encode", "quantize.forward"
+SOURCES = {
+    "Encodec": Source("encodec", "EncodecModel", _audio(24000), ENCODE, {"bandwidth": 24.0}),
+    "Mimi": Source("mimi", "MimiModel", _audio(24000), ENCODE),
+    "DAC": Source("dac", "DacModel", _audio(16000), "quantizer.forward"),
+    "X-Codec": Source("xcodec", "XcodecModel", _audio(16000), ENCODE),
+    "Higgs Audio v2": Source(
+        "higgs_audio_v2_tokenizer", "HiggsAudioV2TokenizerModel", _audio(24000), ENCODE, {}, HIGGS
+    ),
+    "Chameleon": Source("chameleon", "ChameleonVQVAE", (1, 3, 512, 512), FORWARD),
+    "Emu3": Source("emu3", "Emu3VQVAE", (1, 3, 256, 256), FORWARD, {"image_sizes": [(256, 256)]}),
+    "Janus": Source("janus", "JanusVQVAE", (1, 3, 384, 384), FORWARD),
+    "GLM-Image": Source("glm_image", "GlmImageVQVAE", (1, 1536, 32, 32), FORWARD),
 }
 
 
 def transformers(name: str) -> Model:
-    """One of the models above."""
-    module, class_name, size, options = (AUDIO | IMAGES)[name]
-    package = f"transformers.models.{module}"
-    config_name = f"{class_name.removesuffix('Model')}Config"
-    config = getattr(import_module(f"{package}.configuration_{module}"), config_name)
-    model = getattr(import_module(f"{package}.modeling_{module}"), class_name)(config(**SIZES.get(name, {})))
-    part = "quantize.forward" if name in IMAGES else "quantizer.encode"
-    part = "quantizer.forward" if name == "DAC" else part
-    shape = size if name in IMAGES else (1, 1, SECONDS * size)
-    return Model(model, shape, lambda model, x: model.encode(x, **options), part)
+    """A model of transformers."""
+    source = SOURCES[name]
+    package = f"transformers.models.{source.module}"
+    config_name = f"{source.class_name.removesuffix('Model')}Config"
+    make_config = getattr(import_module(f"{package}.configuration_{source.module}"), config_name)
+    make_model = getattr(import_module(f"{package}.modeling_{source.module}"), source.class_name)
+    model = make_model(make_config(**source.config))
+    return Model(model, source.shape, lambda model, x: model.encode(x, **source.options), source.part)
 
 
 def diffusers(name: str) -> Model:
-    """VQModel in the sizes of CompVis/ldm-celebahq-256; its own ``encode`` stops before the search."""
+    """VQModel at the sizes of CompVis/ldm-celebahq-256; its own ``encode`` stops before the search."""
     sizes = {"block_out_channels": (128, 256, 512), "layers_per_block": 2, "num_vq_embeddings": 8192}
     blocks = {"down_block_types": ["DownEncoderBlock2D"] * 3, "up_block_types": ["UpDecoderBlock2D"] * 3}
     model = getattr(import_module("diffusers"), name)(**sizes, **blocks)
     encode = lambda model, x: model.quantize(model.encode(x).latents)  # noqa: E731
-    return Model(model, (1, 3, 256, 256), encode, "quantize.forward")
+    return Model(model, (1, 3, 256, 256), encode, FORWARD)
 
 
 def layer(name: str, shape: tuple[int, ...] = (4, 750, 128), codebook_size: int = 1024) -> Model:
@@ -88,8 +104,8 @@ def layer(name: str, shape: tuple[int, ...] = (4, 750, 128), codebook_size: int 
 
 
 @cache
-def built(make: Callable[[], Model], fast: bool) -> Model:
-    """With random codes, which some models leave at zero; the same weights every time."""
+def built(make: Make, fast: bool) -> Model:
+    """The model with the same weights every time, and random codebooks, which some models leave at zero."""
     torch.manual_seed(0)
     model = make()
     for key, tensor in model.module.state_dict().items():
@@ -101,33 +117,38 @@ def built(make: Callable[[], Model], fast: bool) -> Model:
     return model
 
 
-def whole(make: Callable[[], Model], fast: bool) -> Call:
-    """All of tokenising."""
+def whole(make: Make, fast: bool) -> Call:
+    """Tokenises with the whole model."""
     model = built(make, fast)
     return torch.no_grad()(lambda x: model.encode(model.module, x))
 
 
-def alone(make: Callable[[], Model], fast: bool) -> Call:
-    """The quantiser's part of it, of its arguments."""
+def alone(make: Make, fast: bool) -> Call:
+    """Calls the quantiser with the arguments of ``arguments``."""
     model = built(make, fast)
     path, _, method = model.part.rpartition(".")
     call = getattr(model.module.get_submodule(path), method)
     return torch.no_grad()(lambda given: call(*given[0], **given[1]))
 
 
-def random_input(make: Callable[[], Model]) -> Tensor:
-    """A model's."""
+def random_input(make: Make) -> Tensor:
+    """A random input of a model."""
     return torch.randn(built(make, False).shape, device=DEVICE)
 
 
 @torch.no_grad()
-def arguments(make: Callable[[], Model]) -> tuple[tuple, dict[str, Any]]:
-    """What the quantiser is called with as a new input is tokenised."""
+def arguments(make: Make) -> Arguments:
+    """The arguments that the model calls its quantiser with for a new input."""
     model = built(make, False)
     path, _, method = model.part.rpartition(".")
-    module, calls = model.module.get_submodule(path), []
-    original = getattr(module, method)
-    setattr(module, method, lambda *args, **kwargs: calls.append((args, kwargs)) or original(*args, **kwargs))
+    module, original = model.module.get_submodule(path), getattr(model.module.get_submodule(path), method)
+    calls: list[Arguments] = []
+
+    def noting(*args: Any, **kwargs: Any) -> Any:
+        calls.append((args, kwargs))
+        return original(*args, **kwargs)
+
+    setattr(module, method, noting)
     model.encode(model.module, random_input(make))
     delattr(module, method)
     (given,) = calls
@@ -135,7 +156,7 @@ def arguments(make: Callable[[], Model]) -> tuple[tuple, dict[str, Any]]:
 
 
 def check(original: Callable[[], Call], data: object, outputs: Outputs) -> None:
-    """The original's codes, but for near ties, in tensors of the same shapes."""
+    """Shapes and codes equal the original's; 1 % of the codes may differ, for near ties."""
     wanted = _tensors(original()(data))
     for name, output in outputs.items():
         for got, want in zip(_tensors(output), wanted, strict=True):
@@ -149,29 +170,28 @@ def _tensors(tree: object) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-def cases(name: str, make: Callable[[], Model]) -> list[Case]:
-    """The model as a whole, and its quantiser alone if that isn't all of it."""
-    parts = [("tokenise", whole, random_input), ("quantiser alone", alone, arguments)]
-    return [
-        Case(
+def cases(name: str, make: Make) -> list[Case]:
+    """The whole model, then its quantiser alone."""
+
+    def case(part: str, build: Callable[[Make, bool], Call], data: Callable[[Make], Any]) -> Case:
+        original = partial(build, make, False)
+        return Case(
             name=f"{name}, {part}",
             shape={},
-            contenders={"vqfast": partial(build, make, True), "as it was": partial(build, make, False)},
+            contenders={"vqfast": partial(build, make, True), "as it was": original},
             data=partial(data, make),
-            check=partial(check, partial(build, make, False)),
-            floor=partial(counted, partial(build, make, False)),
+            check=partial(check, original),
+            floor=partial(counted, original),
             slow=() if name in QUICK else ["vqfast"],
         )
-        for part, build, data in parts
-        if make.func is not layer or build is whole
-    ]
+
+    return [case("tokenise", whole, random_input), case("quantiser alone", alone, arguments)]
 
 
-MODELS = {
-    **{name: partial(transformers, name) for name in AUDIO | IMAGES},
+MODELS: dict[str, Make] = {
+    **{name: partial(transformers, name) for name in SOURCES},
     "VQModel": partial(diffusers, "VQModel"),
-    "VectorQuantize": partial(layer, "VectorQuantize"),
-    "ResidualVQ": partial(layer, "ResidualVQ"),
 }
-QUICK = ("Encodec", "VectorQuantize", "ResidualVQ")
 CASES = [case for name, make in MODELS.items() for case in cases(name, make)]
+# a layer is its quantiser
+CASES += [cases(name, partial(layer, name))[0] for name in ("VectorQuantize", "ResidualVQ")]

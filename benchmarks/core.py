@@ -1,4 +1,4 @@
-"""A case, and how it is timed."""
+"""A case: one computation at one shape, by several contenders; and how it is timed."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import machine
 
-Call = Callable[[Any], Any]
-Outputs = dict[str, Any]
-MEASURABLE = 2e-3  # seconds; what is shorter is called several times in a row
-SETTLED = 31 * 2**20  # bytes
+Call = Callable[[Any], Any]  # of a case's input
+Contenders = Mapping[str, Callable[[], Call]]  # by name, what builds its call
+Outputs = dict[str, Any]  # by contender
+MEASURABLE = 2e-3  # seconds; a shorter call is repeated and averaged
+LARGE_BLOCK = 31 * 2**20  # bytes
 
 
 class AbsentError(Exception):
@@ -25,18 +26,18 @@ class AbsentError(Exception):
 
 
 class Floor(NamedTuple):
-    """What nobody can do without: operations, and bytes read and written. The slower one counts."""
+    """The operations that a case needs, and the bytes that it reads and writes. The slower of both counts."""
 
     flop: float
     bytes: float = 0.0
 
 
-def _distances(rows: torch.Size, codes: torch.Size, *_: Any, out_shape: torch.Size, **__: Any) -> int:
-    return 2 * out_shape.numel() * rows[-1]
+def _distances(vectors: torch.Size, codebook: torch.Size, *_: Any, out_shape: torch.Size, **__: Any) -> int:
+    return 2 * out_shape.numel() * vectors[-1]
 
 
 def counted(build: Callable[[], Call], data: Any) -> Floor:
-    """The operations of the products, convolutions and distances that a contender in plain PyTorch does."""
+    """The floor of a case, counted: the products, convolutions and distances of a contender in PyTorch."""
     call = build()
     distances = dict.fromkeys((torch.ops.aten._cdist_forward, torch.ops.aten._euclidean_dist), _distances)
     with FlopCounterMode(display=False, custom_mapping=distances) as counter:
@@ -46,25 +47,25 @@ def counted(build: Callable[[], Call], data: Any) -> Floor:
 
 @dataclass(frozen=True)
 class Case:
-    """One computation at one shape, by several contenders, ours first.
+    """One computation at one shape, by several contenders, vqfast first.
 
     Attributes:
-        name: its row in the table.
+        name: its name in the table.
         shape: its sizes, by the names of the plots' axes.
-        contenders: what builds the call of each, or raises ``AbsentError`` or ``ImportError``.
-        data: makes a new random input of the calls.
-        check: of an input and what each contender made of it; ``AssertionError`` where that is wrong.
-        floor: what the case can't do without, or what counts it on an input.
-        parts: contenders that do this part of the work only, as all of it would take hours.
+        contenders: builders of the calls; one that can't run here raises ``AbsentError`` or ``ImportError``.
+        data: makes a new random input for the calls.
+        check: called with an input and the contenders' outputs, raises ``AssertionError`` if one is wrong.
+        floor: the operations and bytes that the case needs, or a function that counts them on an input.
+        parts: contenders that do only this fraction of the work, because all of it would take hours.
         sweep: the axis of the growth curve that the case is a point of.
-        slow: contenders that are left to the full form; where ours is, the whole case is.
-        once: whether the first call counts, not the later ones.
-        memory: whether a call's memory can be told.
+        slow: contenders that only ``--full`` times; with ``vqfast`` among them, the whole case.
+        once: whether the first call is timed and no other.
+        memory: whether the memory of a call is measured.
     """
 
     name: str
     shape: Mapping[str, int]
-    contenders: Mapping[str, Callable[[], Call]]
+    contenders: Contenders
     data: Callable[[], Any]
     check: Callable[[Any, Outputs], None]
     floor: Floor | Callable[[Any], Floor] | None = None
@@ -76,8 +77,12 @@ class Case:
 
 
 def built(case: Case, full: bool = True) -> tuple[dict[str, Call], dict[str, str]]:
-    """The calls that can run here, and why the others can't; those that compile for minutes if ``full``."""
-    calls, absent = {}, {}
+    """Builds the calls: those that can run here, and for the others the reason why not.
+
+    Contenders in ``case.slow`` are built only if ``full``.
+    """
+    calls: dict[str, Call] = {}
+    absent: dict[str, str] = {}
     for name, build in case.contenders.items():
         torch.manual_seed(0)
         try:
@@ -90,7 +95,7 @@ def built(case: Case, full: bool = True) -> tuple[dict[str, Call], dict[str, str
 
 
 def seconds(call: Call, data: Any, times: int = 1) -> tuple[float, Any]:
-    """Of one call, as the mean of ``times``; and what it returned."""
+    """The time of one call, as the mean of ``times`` calls, and what the last one returned."""
     machine.synchronize()
     began = time.perf_counter()
     for _ in range(times):
@@ -100,33 +105,43 @@ def seconds(call: Call, data: Any, times: int = 1) -> tuple[float, Any]:
 
 
 def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """``torch.compile``, from a clean slate: the graphs of the cases before would count against its limit
-    of recompilations, after which it runs plain PyTorch, and would make it compile for any size."""
+    """``torch.compile`` from a clean slate.
+
+    The graphs of earlier cases would count against its limit of recompilations, after which it runs plain
+    PyTorch, and would make it compile for any size.
+    """
     torch.compiler.reset()
-    return torch.compile(function, **options)
+    result: Callable[..., Any] = torch.compile(function, **options)
+    return result
 
 
 @cache
 def peak() -> machine.Peak:
-    """This machine's, found once a process."""
+    """The peak rates of this machine, measured once a process."""
     return machine.peak()
 
 
 def measure(case: Case, rounds: int, full: bool = True) -> dict[str, object]:
-    """A row of the record: warm, checked, then all contenders in turn, round after round, on new data.
+    """Measures a case: calls every contender once, checks the outputs, then times all in interleaved rounds.
+
+    Every round has a new input, which all contenders share.
+
+    Returns:
+        The case as the record keeps it, with every sample in seconds.
 
     Raises:
-        AssertionError: our output is wrong.
-        AbsentError: ours can't run here.
+        AssertionError: vqfast's output is wrong.
+        AbsentError: vqfast can't run here.
     """
-    # Once it has freed so much, glibc keeps up to twice that for the next call, as in any process that has
-    # worked for a while. Else the cases before decide whether memory is fresh: slower than many a kernel.
-    torch.empty(SETTLED, dtype=torch.uint8)
+    # Once a block of this size is freed, glibc keeps freed memory up to twice that size for the next call, as
+    # in any process that has worked for a while. Otherwise the cases before this one would decide whether a
+    # call gets fresh memory, which can take longer than the call itself.
+    torch.empty(LARGE_BLOCK, dtype=torch.uint8)
     calls, absent = built(case, full)
     if "vqfast" in absent:
         raise AbsentError(absent["vqfast"])
     data = case.data()
-    first = {}
+    first: dict[str, tuple[float, Any]] = {}
     for name, call in calls.items():
         try:
             first[name] = seconds(call, data)
@@ -164,8 +179,9 @@ def measure(case: Case, rounds: int, full: bool = True) -> dict[str, object]:
 
 
 def _wrong(case: Case, data: Any, outputs: Outputs) -> dict[str, str]:
-    """The peers whose output fails the check, and how; they aren't timed."""
-    ours, wrong = {"vqfast": outputs["vqfast"]}, {}
+    """The peers whose outputs fail the check, with its message."""
+    ours: Outputs = {"vqfast": outputs["vqfast"]}
+    wrong: dict[str, str] = {}
     case.check(data, ours)
     for name in outputs.keys() - ours.keys():
         try:

@@ -1,8 +1,7 @@
-"""Time to the first result: a new process, its imports, one small call; also with all caches empty.
+"""Time to the first result: a new process, its imports and one small call, with warm and with empty caches.
 
-With empty caches ours compiles its library, unless the package was installed with one, and the compiled
-baseline its graph. Nothing is warm, so nothing of it is hidden. There is no floor but the eager contender,
-which imports PyTorch and nothing else.
+With empty caches vqfast compiles its native library, unless the package came with one, and torch.compile its
+graph. Floor: none; compare with the eager contender, which imports PyTorch and nothing else.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from functools import partial
 
 from benchmarks import layer, nearest
@@ -27,15 +27,18 @@ CALLS = {
         "layer._codebook.embed.copy_(codes[None]); print(layer.eval()(x[None])[1][0].tolist())"
     ),
 }
-ABSENT = {"faiss": nearest.faiss, "vector-quantize-pytorch": partial(layer.peer, 2, 2, 0.5)}  # or they raise
+PEERS: dict[str, Callable[[], Call]] = {  # raise where a peer isn't there
+    "faiss": nearest.faiss,
+    "vector-quantize-pytorch": partial(layer.peer, 2, 2, 0.5),
+}
 CACHES = ("XDG_CACHE_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
 
 
 def starter(contender: str, cold: bool) -> Call:
-    """A new process that prints the codes of two vectors."""
+    """Starts a process that prints the codes of two vectors."""
     program = f"import torch; x = torch.eye(2, device={DEVICE.type!r}) * 3; codes = x * 1.0\n"
-    if contender in ABSENT:
-        ABSENT[contender]()
+    if contender in PEERS:
+        PEERS[contender]()
 
     def run(_: None) -> str:
         with tempfile.TemporaryDirectory() as empty:
@@ -51,7 +54,7 @@ def starter(contender: str, cold: bool) -> Call:
 
 
 def check(_: None, outputs: Outputs) -> None:
-    """All print each vector's own code."""
+    """Each vector is a code vector, and must get its index."""
     for name, printed in outputs.items():
         assert printed.split("\n")[-2] == "[0, 1]", f"{name} prints {printed!r}"
 

@@ -1,4 +1,4 @@
-"""The machine: what it is, what its rates are, and how much memory a call takes."""
+"""The machine: its name, its peak rates, and the memory that a call takes."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ ROOT = Path(__file__).parents[1]
 
 
 class Peak(NamedTuple):
-    """Rates that nothing exceeds for long, and how they were found."""
+    """The machine's highest rates, from which floors are computed, and how they were measured."""
 
-    flops: float
-    bytes: float
+    flops: float  # operations a second
+    bytes: float  # read and written, a second
     how: str
 
 
 def synchronize() -> None:
-    """Waits for the device."""
+    """Waits until the device has finished all work."""
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
 
 
 def best(call: Callable[[], object], rounds: int = 5) -> float:
-    """The least of some times of ``call``, in seconds."""
+    """The shortest of ``rounds`` times of ``call``, in seconds."""
     times = []
     for _ in range(rounds):
         synchronize()
@@ -59,7 +59,10 @@ def best(call: Callable[[], object], rounds: int = 5) -> float:
 
 
 def peak() -> Peak:
-    """The floors' rates: a CPU's of float32 on registers alone, a GPU's of a large bf16 product; a copy's."""
+    """Measures the peak: float32 multiply-adds on a CPU's registers, or a GPU's large bf16 product; a copy.
+
+    Without a C++ compiler, a CPU's peak is a large float32 product.
+    """
     block = torch.ones(2**26, device=DEVICE)  # 256 MB
     copied, target = 2 * block.nbytes, torch.empty_like(block)
     rate = copied / best(lambda: target.copy_(block))
@@ -76,17 +79,17 @@ def peak() -> Peak:
 
 
 def _on_registers() -> float:
-    """Operations a second of all the threads that torch uses."""
+    """Operations a second that ``peak.cpp`` reaches on as many threads as PyTorch uses."""
     with tempfile.TemporaryDirectory() as folder:
         program, source = Path(folder, "peak"), Path(__file__).with_name("peak.cpp")
-        command = [*find_compiler(), "-O2", "-march=native", "-pthread", source, "-o", program]
-        subprocess.run(command, check=True)
+        options = ["-O2", "-march=native", "-pthread", str(source), "-o", str(program)]
+        subprocess.run([*find_compiler(), *options], check=True)
         done = subprocess.run([program, str(torch.get_num_threads())], check=True, capture_output=True)
     return float(done.stdout)
 
 
 def added_memory(call: Callable[[], object]) -> int | None:
-    """Bytes by which ``call`` raises the memory in use at most; ``None`` where that can't be told."""
+    """The most bytes that ``call`` adds to the memory in use; ``None`` where the system doesn't tell."""
     gc.collect()
     if DEVICE.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -95,7 +98,7 @@ def added_memory(call: Callable[[], object]) -> int | None:
         return torch.cuda.max_memory_allocated() - before
     if not Path("/proc/self/clear_refs").exists():
         return None
-    ctypes.CDLL(None).malloc_trim(0)  # what is free already would hide what is asked for
+    ctypes.CDLL(None).malloc_trim(0)  # else memory that is free already would hide what the call takes
     Path("/proc/self/clear_refs").write_text("5")  # the kernel forgets the peak so far
     before = _status("VmRSS")
     call()
@@ -108,7 +111,7 @@ def _status(field: str) -> int:
 
 
 def name() -> str:
-    """The device as a record calls it."""
+    """The device's name in records."""
     if DEVICE.type == "cuda":
         return torch.cuda.get_device_name()
     found = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
@@ -117,7 +120,7 @@ def name() -> str:
 
 
 def conditions() -> dict[str, object]:
-    """What else a record says of where and with what it was measured."""
+    """The commit, the threads and the versions of packages, for the record."""
     versions = {"python": platform.python_version(), "torch": torch.__version__, "vqfast": vqfast.__version__}
     for peer in PEERS:
         try:
@@ -128,9 +131,9 @@ def conditions() -> dict[str, object]:
 
 
 def _commit() -> str:
-    """Of the working tree; ``+`` where it has changes, other than in records."""
+    """The commit of the working tree, with a ``+`` if anything but records differs from it."""
 
-    def git(*arguments: str) -> subprocess.CompletedProcess:
+    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
 
     changed = git("diff", "--quiet", "HEAD", "--", ".", ":!benchmarks/results").returncode

@@ -1,11 +1,10 @@
-"""Masked convolution, forward and backward, against a kernel times a mask.
+"""Masked convolution, forward and backward, against a convolution whose kernel is multiplied by a mask.
 
-Floor: the visible taps' products, as often again for each gradient.
+Floor: the products of visible taps, once for the output and once for each of the two gradients.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -13,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import core
-from benchmarks.core import Call, Case, Floor, Outputs
+from benchmarks.core import Call, Case, Contenders, Floor, Outputs
 from benchmarks.machine import DEVICE
 from benchmarks.plain import PlainMasked
 from vqfast.functional import masked_conv2d
@@ -21,8 +20,8 @@ from vqfast.functional import masked_conv2d
 Data = tuple[Tensor, Tensor]  # the input and the output's gradient
 
 
-def contenders(channels: int, size: int, mask_type: str, backward: bool) -> dict[str, Callable[[], Call]]:
-    """All with the same weights."""
+def contenders(channels: int, size: int, mask_type: str, backward: bool) -> Contenders:
+    """The builders; all calls have the same weights."""
 
     def build(name: str) -> Call:
         conv = PlainMasked(channels, channels, size, mask_type).to(DEVICE)
@@ -30,28 +29,30 @@ def contenders(channels: int, size: int, mask_type: str, backward: bool) -> dict
         def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
             return F.conv2d(x, weight * conv.mask, bias, padding=size // 2)
 
-        calls = {"vqfast": partial(masked_conv2d, mask_type=mask_type), "conv2d": plain}
-        call = core.compiled(plain) if name == "compiled" else calls[name]
+        def ours(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+            return masked_conv2d(x, weight, bias, mask_type=mask_type)
 
-        def run(data: Data) -> Tensor | tuple[Tensor, ...]:
+        call = {"vqfast": ours, "conv2d": plain, "compiled": plain}[name]
+        if name == "compiled":
+            call = core.compiled(plain)
+
+        def forward(data: Data) -> Tensor:
+            with torch.no_grad():
+                return call(data[0], conv.weight, conv.bias)
+
+        def both(data: Data) -> tuple[Tensor, ...]:
             x, grad = data
-            parameters = x, conv.weight, conv.bias
-            if not backward:
-                with torch.no_grad():
-                    return call(*parameters)
-            parameters = x.detach().requires_grad_(), conv.weight, conv.bias
-            output = call(*parameters)
-            return output.detach(), *torch.autograd.grad(output, parameters, grad)
+            inputs = x.detach().requires_grad_(), conv.weight, conv.bias
+            output = call(*inputs)
+            return output.detach(), *torch.autograd.grad(output, inputs, grad)
 
-        return run
+        return both if backward else forward
 
     return {name: partial(build, name) for name in ("vqfast", "conv2d", "compiled")}
 
 
-def check(
-    channels: int, size: int, mask_type: str, backward: bool, data: Data, outputs: dict[str, Outputs]
-) -> None:
-    """All are what float64 says, of the first image and of the first channel's parameters."""
+def check(channels: int, size: int, mask_type: str, backward: bool, data: Data, outputs: Outputs) -> None:
+    """Outputs and gradients equal float64's: those of the first image, and of the first channel's weights."""
     torch.manual_seed(0)  # as the contenders' weights
     conv = PlainMasked(channels, channels, size, mask_type).to(DEVICE).double()
     x, grad = (t[:1].double() for t in data)
@@ -64,8 +65,8 @@ def check(
         wanted += torch.autograd.grad(one, first, data[1][:, :1].double())
     for name, output in outputs.items():
         for found, true in zip(output if backward else [output], wanted, strict=True):
-            close = {"rtol": 1e-3, "atol": 1e-3 * max(1.0, true.abs().max().item())}
-            torch.testing.assert_close(found[:1].double(), true, **close, msg=name)
+            atol = 1e-3 * max(1.0, true.abs().max().item())
+            torch.testing.assert_close(found[:1].double(), true, rtol=1e-3, atol=atol, msg=name)
 
 
 def conv(

@@ -1,4 +1,4 @@
-"""The priors as they circulate in plain PyTorch: masked kernels, padded stacks, gates in passes."""
+"""Priors as public repositories write them in PyTorch: masked kernels, padded stacks, gates of five ops."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from vqfast import PixelCNN, ResidualPixelCNN
 
 
 class PlainMasked(nn.Conv2d):
-    """The convolution that circulates: all taps, of a kernel times a mask."""
+    """The usual masked convolution: a convolution whose kernel is multiplied by a mask."""
+
+    mask: Tensor
+    bias: nn.Parameter  # PyTorch's class may have none
 
     def __init__(self, in_channels: int, out_channels: int, size: int, mask_type: str) -> None:
         super().__init__(in_channels, out_channels, size, padding=size // 2)
@@ -23,7 +26,7 @@ class PlainMasked(nn.Conv2d):
 
 
 def plain_gate(x: Tensor) -> Tensor:
-    """The gate, five passes."""
+    """``tanh(a) * sigmoid(b)`` of the two halves of the channels."""
     a, b = x.chunk(2, 1)
     return a.tanh() * b.sigmoid()
 
@@ -66,10 +69,11 @@ class PlainGated(nn.Module):
         v = h = self.embedding(codes).permute(0, 3, 1, 2)
         for layer in self.layers:
             v, h = layer(v, h)
-        return self.head(h)
+        logits: Tensor = self.head(h)
+        return logits
 
     def load(self, prior: PixelCNN) -> None:
-        """Our weights; what mask A hides is a last row or column of zeros."""
+        """Takes over the prior's weights; taps that mask A hides become zeros."""
         state = prior.state_dict()
         for name, pad in (("vertical", [0, 0, 0, 1]), ("horizontal", [0, 1])):
             state[f"layers.0.{name}.weight"] = F.pad(state[f"layers.0.{name}.weight"], pad)
@@ -87,7 +91,8 @@ class PlainResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, channels, H, W)``."""
-        return x + self.grow(self.conv(self.shrink(x).relu()).relu()).relu()
+        change: Tensor = self.grow(self.conv(self.shrink(x).relu()).relu())
+        return x + change.relu()
 
 
 class PlainResidual(nn.Module):
@@ -108,8 +113,9 @@ class PlainResidual(nn.Module):
             x = block(x)
         for layer in self.layers:
             x = layer(x).relu()
-        return self.head(x)
+        logits: Tensor = self.head(x)
+        return logits
 
     def load(self, prior: ResidualPixelCNN) -> None:
-        """Our weights."""
-        self.load_state_dict(prior.state_dict(), strict=False)  # which has no masks
+        """Takes over the prior's weights."""
+        self.load_state_dict(prior.state_dict(), strict=False)  # all but the masks

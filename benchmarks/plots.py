@@ -12,12 +12,13 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from benchmarks.record import Record, Row, curves, median, picture_path, pictures, quartiles, read
 
 Colour = tuple[float, ...]
 KEY = "Record"  # of the digest in a picture's metadata
-COLOURS = plt.get_cmap("tab20").colors[0::2] + plt.get_cmap("tab20").colors[1::2]
+COLOURS = [plt.get_cmap("tab20")(i) for i in (*range(0, 20, 2), *range(1, 20, 2))]
 
 
 def digest(record: Record, suites: list[str]) -> str:
@@ -48,7 +49,7 @@ def colours(names: Iterable[str]) -> dict[str, Colour]:
     return dict(zip(unique, COLOURS, strict=False))
 
 
-def ratios(record: Record, suites: list[str]) -> plt.Figure:
+def ratios(record: Record, suites: list[str]) -> Figure:
     """A line for each case, with a dot for each peer: how many times vqfast's time it takes."""
     lines: list[tuple[str, Row | None]] = []
     for name in suites:
@@ -78,7 +79,7 @@ def ratios(record: Record, suites: list[str]) -> plt.Figure:
     return figure
 
 
-def growth(record: Record, name: str) -> plt.Figure:
+def growth(record: Record, name: str) -> Figure:
     """Time along each axis: medians, quartiles and the floor."""
     found = curves(record, name)
     colour = colours([who for rows in found.values() for row in rows for who in row["seconds"]])
@@ -105,7 +106,7 @@ def growth(record: Record, name: str) -> plt.Figure:
     return figure
 
 
-def first_result(record: Record) -> plt.Figure:
+def first_result(record: Record) -> Figure:
     """Seconds from a process's start to its first codes."""
     rows = record["suites"]["first_result"]["rows"]
     dots = [

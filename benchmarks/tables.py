@@ -38,15 +38,13 @@ def _peer(row: Row, name: str) -> str:
 
     The ratio is bold where the peer is faster, and begins with ``~`` where only a part was timed.
     """
-    for outcome in ("absent", "wrong"):
-        if name in row[outcome]:
-            return outcome
     if name not in row["seconds"]:
-        return ""
+        return "absent" if name in row["absent"] else "wrong" if name in row["wrong"] else ""
     medians = median(row)
     ratio = medians[name] / medians["vqfast"]
-    text = "~" * (row["parts"].get(name, 1) < 1)
-    text += f"{ratio:.3g}x" if ratio < 10 else f"{ratio:.0f}x"
+    text = f"{ratio:.3g}x" if ratio < 10 else f"{ratio:.0f}x"
+    if row["parts"].get(name, 1) < 1:
+        text = f"~{text}"
     if ratio < 1 and not name.startswith("vqfast"):  # "vqfast, bfloat16 weights" is no peer
         text = f"**{text}**"
     return text + _memory(row["memory"].get(name))

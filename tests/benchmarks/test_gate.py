@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import gate, machine
+from benchmarks import gate, machine, sweep
 from vqfast.ops import records, registry
 from vqfast.ops.nearest.tunings import Tuning
 
@@ -30,7 +30,7 @@ def test_gate_tests_every_gpu_kernel_and_records_what_passed(tmp_path: Path, mon
     monkeypatch.setattr(machine, "name", lambda: "a GPU")
     monkeypatch.setattr(records, "FOLDER", tmp_path / "records")
     monkeypatch.setattr(gate, "run_tests", run_tests)
-    monkeypatch.setattr(gate, "sweeps", lambda: {})
+    monkeypatch.setattr(sweep, "lines", dict)
     where = tmp_path / "a-gpu.json"
     where.write_text(json.dumps({"device": "a GPU", "suites": {}}))
     assert gate.main(lambda: where) == (0 if fails is None else 1)
@@ -71,7 +71,7 @@ def test_tests_pass_only_if_some_ran_and_none_failed(
 
 
 def test_matrix_files_exist() -> None:
-    assert all(Path(name).is_file() for op in registry.TABLE for name in gate.matrix(op))
+    assert all(Path(name).is_file() for op in registry.TABLE for name in gate.files_of(op))
 
 
 def test_every_line_of_the_tunings_is_swept_but_float64s(monkeypatch) -> None:
@@ -82,12 +82,11 @@ def test_every_line_of_the_tunings_is_swept_but_float64s(monkeypatch) -> None:
 
     monkeypatch.setattr(machine, "DEVICE", torch.device("cpu"))
     monkeypatch.setattr(torch, "randn", torch.empty)
-    found = gate.sweeps().values()
-    tables = [SEARCH, RECHECK, CONVOLVE, WEIGHT, SAMPLING[2], SAMPLING[4]]
-    lines = {(id(table), key) for table in tables for key in table["sm_90"] if key != DOUBLE}
-    assert {(id(table), key) for table, _, key, _ in found} == lines
-    assert all(len(list(gate.neighbours(table[arch][key]))) > 5 for table, arch, key, _ in found)
-    assert {arch for _, arch, _, _ in found} == {"sm_90"}
+    found = sweep.lines().values()
+    tables = [table["sm_90"] for table in (SEARCH, RECHECK, CONVOLVE, WEIGHT, SAMPLING[2], SAMPLING[4])]
+    lines = {(id(table), key) for table in tables for key in table if key != DOUBLE}
+    assert {(id(line.tunings), line.key) for line in found} == lines
+    assert all(len(list(sweep.neighbours(line.tunings[line.key]))) > 5 for line in found)
 
 
 @pytest.mark.parametrize("precision", ["tf32", "ieee"])
@@ -96,10 +95,10 @@ def test_a_convolution_is_swept_in_its_arithmetic_and_pytorchs_comes_back(precis
     from vqfast.ops.masked_conv.triton import arithmetic
 
     before = torch.backends.cudnn.conv.fp32_precision
-    assert gate._computing(precision, lambda: arithmetic(torch.zeros(1))) == precision
+    assert sweep.with_precision(precision, lambda: arithmetic(torch.zeros(1))) == precision
     assert torch.backends.cudnn.conv.fp32_precision == before
     with pytest.raises(ZeroDivisionError):
-        gate._computing(precision, lambda: 1 / 0)
+        sweep.with_precision(precision, lambda: 1 / 0)
     assert torch.backends.cudnn.conv.fp32_precision == before
 
 
@@ -107,7 +106,7 @@ def test_neighbours_of_a_line_of_launches_change_one_size_of_one_of_them() -> No
     from vqfast.sampling.executors.triton_tunings import Launch, Tuning
 
     alone, shared = Launch(1, 1, 1, 16, 32, 4, 1), Launch(16, 8, 64, 64, 64, 4, 3)
-    line, *others = gate.neighbours(Tuning(alone, shared))
+    line, *others = sweep.neighbours(Tuning(alone, shared))
     assert line == Tuning(alone, shared)
     assert Tuning(alone._replace(depth=16), shared) in others
     assert Tuning(alone, shared._replace(members=16)) in others
@@ -120,16 +119,16 @@ def test_neighbours_of_a_line_of_launches_change_one_size_of_one_of_them() -> No
 
 def test_sweep_times_each_neighbour_in_its_place_and_puts_the_line_back() -> None:
     line = Tuning(128, 64, 64, 4, 1)
-    table = {"sm_90": {64: line}}
+    tunings = {64: line}
 
     def call() -> None:
-        tuning = table["sm_90"][64]
+        tuning = tunings[64]
         if tuning.rows == 256:
             raise RuntimeError("out of resource")
         time.sleep(0.02 if tuning.warps != 8 else 0.001)
 
-    found = gate.sweep(table, "sm_90", 64, call)
-    assert table == {"sm_90": {64: line}}
+    found = sweep.time_neighbours(sweep.Line(tunings, 64, call))
+    assert tunings == {64: line}
     changed = [{k: v for k, v in each.items() if getattr(line, k, v) != v} for each in found]
     others = [
         {"rows": 64},

@@ -13,7 +13,7 @@ import torch
 
 triton = pytest.importorskip("triton")
 
-from benchmarks import gate  # noqa: E402
+from benchmarks import sweep  # noqa: E402
 from vqfast.ops import registry  # noqa: E402
 from vqfast.ops.masked_conv import tunings as conv_tunings  # noqa: E402
 from vqfast.ops.nearest import tunings  # noqa: E402
@@ -339,21 +339,21 @@ def test_sampler_fits_the_chip_without_spills(size, arch, widest, which, tmp_pat
 
 @pytest.mark.parametrize("kernel, table, channels", [("_search", SEARCH, 64), ("_recheck", RECHECK, 256)])
 def test_what_the_sweep_tries_of_the_search_compiles(kernel, table, channels) -> None:
-    for tuning in gate.neighbours(pick(table, "sm_90", channels)):
+    for tuning in sweep.neighbours(pick(table, "sm_90", channels)):
         assert search_kernel(kernel, "sm_90", tuning, channels).asm["cubin"]
 
 
 def test_what_the_sweep_tries_of_the_convolution_compiles(conv_kernels) -> None:
     half, lines = conv_tunings.HALF, (conv_tunings.CONVOLVE["sm_90"], conv_tunings.WEIGHT["sm_90"])
-    for tunings_of_both in zip(*(gate.neighbours(each[half]) for each in lines), strict=True):
+    for tunings_of_both in zip(*(sweep.neighbours(each[half]) for each in lines), strict=True):
         with ExitStack() as stack:
             for each, tuning in zip(lines, tunings_of_both, strict=True):
-                stack.enter_context(gate.instead(each, half, tuning))
+                stack.enter_context(sweep.replaced(each, half, tuning))
             compiled = conv_kernels("sm_90", torch.bfloat16, torch.channels_last, 128, (32, 32), True)
         assert {name for name, _ in compiled} == {"_convolve", "_weight_gradient", "_sum_pieces"}
         compiled.clear()
 
 
 def test_what_the_sweep_tries_of_the_sampler_compiles() -> None:
-    for launch in gate.neighbours(SAMPLING[2]["sm_90"][256].position):
+    for launch in sweep.neighbours(SAMPLING[2]["sm_90"][256].position):
         assert sampler_kernel(2, "sm_90", launch, "position")[1].asm["cubin"]
