@@ -29,16 +29,36 @@ def zeros(*shape: int) -> torch.Tensor:
 
 IMAGE, KERNEL = zeros(1, 2, 5, 5), zeros(4, 2, 3, 3)
 REFUSALS = [
-    (nearest_code, ([[0.0]], zeros(2, 1)), TypeError, "x is a list"),
+    (nearest_code, ([[0.0]], zeros(2, 1)), TypeError, "z_e is a list"),
     (nearest_code, (zeros(3, 1), None), TypeError, "codebook is a NoneType"),
-    (nearest_code, (zeros(3, 1).long(), zeros(2, 1)), TypeError, "x has dtype torch.int64"),
+    (nearest_code, (zeros(3, 1).long(), zeros(2, 1)), TypeError, "z_e has dtype torch.int64"),
     (nearest_code, (zeros(3, 1), zeros(2, 1).to(torch.complex64)), TypeError, "codebook has dtype"),
-    (nearest_code, (zeros(3), zeros(2, 3)), ValueError, "x has shape (3,)"),
-    (nearest_code, (zeros(2, 3), zeros(3)), ValueError, "codebook (3,)"),
-    (nearest_code, (zeros(2, 3), zeros(2, 4)), ValueError, "x has 3 channels and codebook 4"),
+    (nearest_code, (zeros(3), zeros(2, 3)), ValueError, "z_e has shape (3,)"),
+    (nearest_code, (zeros(2, 3), zeros(3)), ValueError, "codebook has shape (3,); want (..., K, D)"),
+    (
+        nearest_code,
+        (zeros(2, 3), zeros(2, 4)),
+        ValueError,
+        "z_e has 3 channels at dimension -1 of (2, 3); want embedding_dim = 4",
+    ),
     (nearest_code, (zeros(2, 3), zeros(0, 3)), ValueError, "codebook has shape (0, 3)"),
     (nearest_code, (zeros(2, 0), zeros(2, 0)), ValueError, "codebook has shape (2, 0)"),
-    (nearest_code, (zeros(2, 5, 3), zeros(3, 5, 3)), ValueError, "don't broadcast"),
+    (
+        nearest_code,
+        (zeros(2, 5, 3), zeros(3, 5, 3)),
+        ValueError,
+        "z_e has shape (2, 5, 3) and codebook (3, 5, 3); want leading",
+    ),
+    (nearest_code, (zeros(2, 3), zeros(4, 2), {"channel_dim": 2}), ValueError, "channels at 2"),
+    (nearest_code, (zeros(2, 3), zeros(4, 2), {"channel_dim": True}), TypeError, "channel_dim is True"),
+    (
+        nearest_unit_code,
+        (zeros(2, 3), zeros(1, 4, 3)),
+        ValueError,
+        "codebook has shape (1, 4, 3); want (K, D)",
+    ),
+    (unit, (zeros(3),), ValueError, "z_e has shape (3,); want two dimensions or more"),
+    (unit, (zeros(2, 3), {"channel_dim": 2}), ValueError, "channels at 2"),
     (quantize, (zeros(2, 4).long(), zeros(3, 4)), TypeError, "z_e has dtype torch.int64"),
     (quantize, (zeros(2, 4), zeros(3, 4).long()), TypeError, "codebook has dtype torch.int64"),
     (quantize, (zeros(2, 4), [1.0]), TypeError, "codebook is a list"),
@@ -46,63 +66,63 @@ REFUSALS = [
     (quantize, (zeros(2, 4), zeros(0, 4)), ValueError, "codebook has shape (0, 4)"),
     (quantize, (zeros(2, 0), zeros(3, 0)), ValueError, "codebook has shape (3, 0)"),
     (quantize, (zeros(4), zeros(3, 4)), ValueError, "z_e has shape (4,)"),
-    (quantize, (zeros(2, 4), zeros(3, 4), 2), ValueError, "channels at 2"),
-    (quantize, (zeros(2, 4), zeros(3, 4), -3), ValueError, "channels at -3"),
+    (quantize, (zeros(2, 4), zeros(3, 4), {"channel_dim": 2}), ValueError, "channels at 2"),
+    (quantize, (zeros(2, 4), zeros(3, 4), {"channel_dim": -3}), ValueError, "channels at -3"),
     (quantize, (zeros(2, 5), zeros(3, 4)), ValueError, "z_e has 5 channels at dimension 1 of (2, 5)"),
     (masked_conv2d, (IMAGE.long(), KERNEL), TypeError, "x has dtype torch.int64"),
     (masked_conv2d, (IMAGE, [1]), TypeError, "weight is a list"),
     (masked_conv2d, (IMAGE, KERNEL, zeros(4).int()), TypeError, "bias has dtype torch.int32"),
     (masked_conv2d, (IMAGE, KERNEL, [0.0] * 4), TypeError, "bias is a list"),
     (masked_conv2d, (IMAGE, KERNEL, zeros(3)), ValueError, "bias has shape (3,); want (4,)"),
-    (masked_conv2d, (IMAGE, KERNEL, None, "a"), ValueError, "mask_type is 'a'"),
-    (masked_conv2d, (IMAGE, KERNEL, None, "A", "up"), ValueError, "stack is 'up'"),
-    (masked_conv2d, (IMAGE, KERNEL, None, "A", "full", 0), ValueError, "dilation is 0"),
+    (masked_conv2d, (IMAGE, KERNEL, {"mask_type": "a"}), ValueError, "mask_type is 'a'"),
+    (masked_conv2d, (IMAGE, KERNEL, {"stack": "up"}), ValueError, "stack is 'up'"),
+    (masked_conv2d, (IMAGE, KERNEL, {"dilation": 0}), ValueError, "dilation is 0"),
     (masked_conv2d, (IMAGE[0], KERNEL), ValueError, "x has shape (2, 5, 5)"),
     (masked_conv2d, (IMAGE, zeros(4, 3, 3, 3)), ValueError, "weight (4, 3, 3, 3)"),
-    (masked_conv2d, (IMAGE, KERNEL[..., :2]), ValueError, "3x2 kernel, which is no full kernel"),
-    (masked_conv2d, (IMAGE, KERNEL[..., :0], None, "A", "horizontal"), ValueError, "3x0 kernel"),
+    (masked_conv2d, (IMAGE, KERNEL[..., :2]), ValueError, "3x2 kernel; want a full one"),
+    (masked_conv2d, (IMAGE, KERNEL[..., :0], {"stack": "horizontal"}), ValueError, "3x0 kernel"),
     (
         masked_conv2d,
-        (IMAGE, KERNEL, None, "A", "horizontal"),
+        (IMAGE, KERNEL, {"stack": "horizontal"}),
         ValueError,
-        "3x3 kernel, which is no horizontal",
+        "3x3 kernel; want a horizontal one",
     ),
     (masked_conv2d, (zeros(1, 2, 0, 5), KERNEL), ValueError, "x has shape (1, 2, 0, 5)"),
     (masked_conv2d, (IMAGE, KERNEL.double()), ValueError, "['torch.float32', 'torch.float64']; want one"),
-    (masked_conv2d, (IMAGE, KERNEL, None, "A", "full", 1, "tanh"), ValueError, "activation is 'tanh'"),
+    (masked_conv2d, (IMAGE, KERNEL, {"activation": "tanh"}), ValueError, "activation is 'tanh'"),
     (
         masked_conv2d,
-        (IMAGE, KERNEL[:3], None, "A", "full", 1, "gate"),
+        (IMAGE, KERNEL[:3], {"activation": "gate"}),
         ValueError,
-        "there are 3; want an even",
+        "activation is 'gate' of 3 channels; want an even",
     ),
     (
         masked_conv2d,
-        (IMAGE, KERNEL, None, "A", "full", 1, "none", zeros(1, 4, 5, 1)),
+        (IMAGE, KERNEL, {"extra": zeros(1, 4, 5, 1)}),
         ValueError,
         "extra has shape (1, 4, 5, 1); want (1, 4, 1, 1) or (1, 4, 5, 5)",
     ),
     (
         masked_conv2d,
-        (IMAGE, KERNEL, None, "A", "full", 1, "gate", None, zeros(1, 4, 5, 5)),
+        (IMAGE, KERNEL, {"activation": "gate", "residual": zeros(1, 4, 5, 5)}),
         ValueError,
         "residual has shape (1, 4, 5, 5); want (1, 2, 5, 5)",
     ),
     (
         masked_conv1d,
-        (zeros(1, 2, 5), zeros(4, 2, 3), None, "A", "full", 1, "none", zeros(1, 4)),
+        (zeros(1, 2, 5), zeros(4, 2, 3), {"extra": zeros(1, 4)}),
         ValueError,
         "extra has shape (1, 4); want three",
     ),
-    (gate, (zeros(1, 3, 2, 2),), ValueError, "there are 3; want an even"),
+    (gate, (zeros(1, 3, 2, 2),), ValueError, "activation is 'gate' of 3 channels; want an even"),
     (gate, (zeros(1, 4, 2),), ValueError, "x has shape (1, 4, 2)"),
-    (gate, (zeros(1, 4, 2, 2), zeros(1, 2, 2, 2)), ValueError, "extra has shape (1, 2, 2, 2)"),
+    (gate, (zeros(1, 4, 2, 2), {"extra": zeros(1, 2, 2, 2)}), ValueError, "extra has shape (1, 2, 2, 2)"),
     (gate, (zeros(1, 4, 2, 2).int(),), TypeError, "x has dtype torch.int32"),
     (masked_conv1d, (zeros(1, 2, 5).long(), zeros(4, 2, 3)), TypeError, "x has dtype torch.int64"),
     (masked_conv1d, (zeros(1, 2, 5), None), TypeError, "weight is a NoneType"),
     (masked_conv1d, (zeros(2, 5), zeros(4, 2, 3)), ValueError, "x has shape (2, 5)"),
     (masked_conv1d, (zeros(1, 2, 5), KERNEL), ValueError, "weight (4, 2, 3, 3)"),
-    (masked_conv1d, (zeros(1, 2, 5), zeros(4, 2, 3), None, "B", "vertical"), ValueError, "vertical"),
+    (masked_conv1d, (zeros(1, 2, 5), zeros(4, 2, 3), {"stack": "vertical"}), ValueError, "vertical"),
     (perplexity, (torch.tensor([0.5]), 4), TypeError, "indices has dtype torch.float32"),
     (perplexity, ([0], 4), TypeError, "indices is a list"),
     (perplexity, (torch.tensor([4]), 4), ValueError, "indices has values 4..4; want 0..3"),
@@ -112,8 +132,10 @@ REFUSALS = [
 
 @pytest.mark.parametrize("function, arguments, error, message", REFUSALS)
 def test_bad_arguments_are_named_at_the_door(function, arguments, error, message) -> None:
+    *tensors, last = arguments
+    tensors, options = (tensors, last) if isinstance(last, dict) else (arguments, {})
     with pytest.raises(error, match=re.escape(message)):
-        function(*arguments)
+        function(*tensors, **options)
 
 
 def test_perplexity_of_no_indices_is_nan() -> None:
@@ -141,7 +163,7 @@ def cosines(x: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
 def test_cosine_metric_finds_the_smallest_angle(lead, dtype) -> None:
     x, codebook = torch.randn(*lead[0], 40, 6).to(dtype), torch.randn(*lead[1], 9, 6).to(dtype)
     scaled = x * (4.0 ** torch.randint(-3, 4, (40, 1))).to(dtype)  # lengths don't count
-    indices, distance = nearest_code(scaled, codebook, metric="cosine", return_distance=True)
+    indices, distance = nearest_code(scaled, codebook, metric="cosine", return_distances=True)
     want = cosines(x, codebook).max(-1)
     assert torch.equal(indices, want.indices)
     torch.testing.assert_close(distance, (1 - want.values).to(distance.dtype), rtol=0, atol=1e-6)
@@ -159,17 +181,17 @@ def test_cosine_metric_at_any_magnitude_and_with_codes_of_almost_one_direction(s
 def test_zero_vectors_have_no_angle() -> None:
     codebook = torch.tensor([[0.0, 0], [-1, 0], [0, -2]])
     x = torch.tensor([[3.0, 1], [0, 0], [-1, -3]])  # the first is behind all codes, the second nowhere
-    indices, distance = nearest_code(x, codebook, metric="cosine", return_distance=True)
+    indices, distance = nearest_code(x, codebook, metric="cosine", return_distances=True)
     assert indices.tolist() == [2, 0, 2]
     torch.testing.assert_close(distance, torch.tensor([1 + 10**-0.5, 1, 1 - 3 * 10**-0.5]))
-    indices, distance = nearest_code(x, zeros(4, 2), metric="cosine", return_distance=True)
+    indices, distance = nearest_code(x, zeros(4, 2), metric="cosine", return_distances=True)
     assert (indices.tolist(), distance.tolist()) == ([0] * 3, [1] * 3)
 
 
 @pytest.mark.parametrize("offset", [0, 1000])
 def test_distance_is_euclidean_and_exact_far_from_zero(offset) -> None:
     x, codebook = torch.randn(3, 40, 6) + offset, torch.randn(9, 6) + offset
-    indices, distance = nearest_code(x, codebook, return_distance=True)
+    indices, distance = nearest_code(x, codebook, return_distances=True)
     differences = (x.double().unsqueeze(-2) - codebook.double()).square().sum(-1).sqrt()
     assert distance.dtype == torch.float32
     torch.testing.assert_close(distance, differences.min(-1).values.float(), rtol=1e-7, atol=0)
@@ -180,23 +202,39 @@ def test_distance_is_euclidean_and_exact_far_from_zero(offset) -> None:
 def test_distance_of_a_bad_row_is_nan_and_of_the_others_differentiable(metric) -> None:
     x, codebook = torch.randn(4, 3, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
     x[1, 2], x[2, 0] = torch.inf, torch.nan
-    indices, distance = nearest_code(x, codebook, metric, return_distance=True)
+    indices, distance = nearest_code(x, codebook, metric=metric, return_distances=True)
     assert indices[1:3].tolist() == [0, 0]
     assert distance.isnan().tolist() == [False, True, True, False]
     good = x[::3].requires_grad_(), codebook.requires_grad_()
-    torch.autograd.gradcheck(lambda x, e: nearest_code(x, e, metric, return_distance=True)[1], good)
+    torch.autograd.gradcheck(lambda x, e: nearest_code(x, e, metric=metric, return_distances=True)[1], good)
 
 
 def test_unknown_metric_is_named() -> None:
-    with pytest.raises(ValueError, match="metric is 'dot'"):
+    with pytest.raises(ValueError, match="metric is 'dot'; want 'l2' or 'cosine'"):
         nearest_code(zeros(2, 3), zeros(4, 3), metric="dot")
+    with pytest.raises(ValueError, match="metric is 'dot'; want 'l2' or 'cosine'"):
+        projected_codes(X[..., None], [CODES], MAPS, metric="dot")
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_channels_may_stand_anywhere(metric) -> None:
+    last, codebook = torch.randn(2, 5, 7, 3), torch.randn(9, 3)
+    want = nearest_code(last, codebook, metric=metric, return_distances=True)
+    for dim in (0, 1, -2):
+        given = last.movedim(-1, dim).contiguous()
+        got = nearest_code(given, codebook, metric=metric, channel_dim=dim, return_distances=True)
+        torch.testing.assert_close(got, want, rtol=0, atol=0)
+    first = last.movedim(-1, 1)
+    assert torch.equal(nearest_unit_code(first, codebook, channel_dim=1), nearest_unit_code(last, codebook))
+    torch.testing.assert_close(unit(first, channel_dim=1).movedim(1, -1), unit(last))
 
 
 X, CODES, GRID = torch.randn(2, 3), torch.randn(4, 3), torch.randn(1, 2, 5, 5)
 MAPS = [[torch.zeros(3, 3), torch.zeros(3), torch.zeros(3, 3), torch.zeros(3)]]
 CALLS = {
-    nearest_code: {"x": X, "codebook": CODES},
-    nearest_unit_code: {"x": X, "codebook": CODES},
+    unit: {"z_e": X},
+    nearest_code: {"z_e": X, "codebook": CODES},
+    nearest_unit_code: {"z_e": X, "codebook": CODES},
     quantize: {"z_e": X, "codebook": CODES},
     residual_quantize: {"z_e": X, "codebooks": CODES[None]},
     residual_codes: {"z_e": X, "codebooks": [CODES]},
@@ -262,8 +300,8 @@ def test_lengths_whose_squares_no_dtype_holds(dtype, scale, power) -> None:
     layers[1].load_state_dict(layers[0].state_dict())
     assert torch.equal(layers[0](x * scale**power).indices, layers[1](x).indices)
     for metric in ("l2", "cosine"):
-        want, distance = nearest_code(x, codebook, metric, return_distance=True)
-        scaled = nearest_code(x * scale**power, codebook * scale**power, metric, return_distance=True)
+        want, distance = nearest_code(x, codebook, metric=metric, return_distances=True)
+        scaled = nearest_code(x * scale**power, codebook * scale**power, metric=metric, return_distances=True)
         assert torch.equal(scaled[0], want)
         torch.testing.assert_close(scaled[1] / (scale**power if metric == "l2" else 1), distance)
 
@@ -278,7 +316,7 @@ def test_a_code_that_is_not_finite_is_chosen_where_no_other_is(dtype, scale, bad
     x = torch.randn(20, 3).to(dtype) * scale
     for call in (
         nearest_code,
-        lambda x, e: nearest_code(x, e, "cosine"),
+        lambda x, e: nearest_code(x, e, metric="cosine"),
         nearest_unit_code,
         lambda x, e: quantize(x, e).indices,
         lambda x, e: residual_codes(x, [e])[:, 0],
@@ -286,4 +324,4 @@ def test_a_code_that_is_not_finite_is_chosen_where_no_other_is(dtype, scale, bad
         assert torch.equal(call(x, book), places[call(x, good)])
     out = quantize(x, book[:1])
     assert out.indices.eq(0).all() and not out.quantized.isfinite().any() and not out.codebook_loss.isfinite()
-    assert not nearest_code(x, book[:1], return_distance=True)[1].isfinite().any()
+    assert not nearest_code(x, book[:1], return_distances=True)[1].isfinite().any()

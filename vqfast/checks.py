@@ -180,8 +180,8 @@ def check_floating(optional: Collection[str] = (), /, **tensors: Tensor | None) 
             check_device(name, tensor, leader, device)
 
 
-def check_channels(z_e: Tensor, channel_dim: int, embedding_dim: int) -> None:
-    """``embedding_dim`` channels at ``channel_dim`` of two dimensions or more.
+def check_channels(z_e: Tensor, channel_dim: int, embedding_dim: int | None = None) -> None:
+    """``embedding_dim`` channels, or any number, at ``channel_dim`` of two dimensions or more.
 
     Raises:
         TypeError: ``channel_dim`` isn't an integer.
@@ -193,7 +193,7 @@ def check_channels(z_e: Tensor, channel_dim: int, embedding_dim: int) -> None:
         raise ValueError(
             f"z_e has shape {tuple(z_e.shape)}; want two dimensions or more, channels at {channel_dim}"
         )
-    if z_e.shape[channel_dim] != embedding_dim:
+    if embedding_dim is not None and z_e.shape[channel_dim] != embedding_dim:
         raise ValueError(
             f"z_e has {z_e.shape[channel_dim]} channels at dimension {channel_dim} of {tuple(z_e.shape)}; "
             f"want embedding_dim = {embedding_dim}"

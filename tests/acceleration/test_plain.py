@@ -252,7 +252,7 @@ def test_averages_beside_the_codes():
 
 def test_averages_in_float16_count_more_vectors_than_it_can():
     counts = torch.full((4,), 30_000.0)
-    out = quantize(torch.ones(1, 2), torch.ones(4, 2), statistics=True)
+    out = quantize(torch.ones(1, 2), torch.ones(4, 2), return_statistics=True)
     out = out._replace(counts=counts.long(), sums=counts.unsqueeze(1).expand(4, 2))
     average = Average("counts", "sums", 0.9, 1e-5, keeps_smoothed=False)
     codes, *_ = averaged(average, counts.half(), counts.half().unsqueeze(1).expand(4, 2), out)

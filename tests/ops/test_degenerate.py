@@ -83,6 +83,6 @@ def test_stages_find_the_first_of_equal_codes() -> None:
     z = torch.randn(2, 16, 500)
     codebooks = torch.randn(3, 40, 16).repeat(1, 20, 1)
     codebooks[1] = 0
-    found = residual_codes(z, list(codebooks), 1)
+    found = residual_codes(z, list(codebooks))
     assert found.amax() < 40
     assert not found[..., 1].any()

@@ -165,7 +165,7 @@ for dtype, tolerance in tolerances.items():
     results = []
     for name in ("native", "reference"):
         os.environ["VQFAST_BACKEND"] = name
-        out = masked_conv2d(x, weight, None, "B", activation="gate")
+        out = masked_conv2d(x, weight, None, mask_type="B", activation="gate")
         results.append((out, *torch.autograd.grad(out.float().square().sum(), (x, weight))))
     for a, b in zip(*results):
         wrong += int(((a - b).abs() > tolerance * b.abs().max()).sum())

@@ -41,7 +41,9 @@ def check(x: Tensor, weight: Tensor, bias: Tensor | None, size: int, *kind) -> N
     """Output and all gradients against those of the explicitly padded kernel, in float64."""
     inputs = [None if t is None else t.detach().requires_grad_() for t in (x, weight, bias)]
     doubles = [None if t is None else t.detach().double().requires_grad_() for t in (x, weight, bias)]
-    out, want = masked_conv2d(*inputs, *kind), truth(*doubles, size, *kind)
+    mask, stack, dilation = kind
+    out = masked_conv2d(*inputs, mask_type=mask, stack=stack, dilation=dilation)
+    want = truth(*doubles, size, *kind)
     grad = torch.randn(want.shape).to(x.dtype)
     out.backward(grad)
     want.backward(grad.double())
@@ -116,8 +118,8 @@ def test_hidden_taps_never_count_and_have_gradient_zero(backend, mask, bad) -> N
     poisoned[:, :, hidden] = bad
     poisoned.requires_grad_()
     x.requires_grad_()
-    out = masked_conv2d(x, poisoned, bias, mask)
-    assert torch.equal(out, masked_conv2d(x, weight, bias, mask))
+    out = masked_conv2d(x, poisoned, bias, mask_type=mask)
+    assert torch.equal(out, masked_conv2d(x, weight, bias, mask_type=mask))
     out.square().sum().backward()
     assert x.grad.isfinite().all()
     assert poisoned.grad[:, :, ~hidden].all()
@@ -136,7 +138,8 @@ def test_masked_conv1d_equals_a_loop_over_time_and_taps(backend, stack, mask, le
             source = t + (tap - 2) * dilation
             if source >= 0:
                 want[:, :, t] += x[:, :, source] @ weight[:, :, tap].T
-    torch.testing.assert_close(masked_conv1d(x, weight, bias, mask, stack, dilation), want)
+    out = masked_conv1d(x, weight, bias, mask_type=mask, stack=stack, dilation=dilation)
+    torch.testing.assert_close(out, want)
 
 
 def plain_gate(x: Tensor) -> Tensor:
@@ -161,7 +164,7 @@ def fused(
 
 def run_fused(tensors: list[Tensor | None], activation: str) -> Tensor:
     *tensors, extra, residual = tensors
-    return masked_conv2d(*tensors, "B", activation=activation, extra=extra, residual=residual)
+    return masked_conv2d(*tensors, mask_type="B", activation=activation, extra=extra, residual=residual)
 
 
 def unfused(tensors: list[Tensor | None], activation: str) -> Tensor:
@@ -213,6 +216,10 @@ def test_fused_gradcheck_and_gradgradcheck(backend, activation, extra) -> None:
     torch.autograd.gradgradcheck(conv, tensors)
 
 
+def given_extra(x: Tensor, extra: Tensor | None = None) -> Tensor:
+    return gate(x, extra=extra)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("extra", EXTRA)
@@ -221,15 +228,15 @@ def test_gate_equals_the_formula(backend, extra, layout, dtype) -> None:
     added = None if EXTRA[extra] is None else torch.randn(2, 10, *EXTRA[extra]).to(dtype).requires_grad_()
     inputs = [t for t in (x, added) if t is not None]
     doubles = [t.detach().double().requires_grad_() for t in inputs]
-    out, want = gate(*inputs), plain_gate(sum(doubles))
+    out, want = given_extra(*inputs), plain_gate(sum(doubles))
     grad = torch.randn(2, 5, 5, 7)
     grads = torch.autograd.grad(out, inputs, grad.to(dtype))
     wanted = torch.autograd.grad(want, doubles, grad.to(dtype).double())
     for a, b in zip((out, *grads), (want, *wanted), strict=True):
         torch.testing.assert_close(a.double(), b, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] * 10)
     if dtype == torch.float64 and layout != "expanded":  # whose elements have no differences of their own
-        torch.autograd.gradcheck(gate, inputs)
-        torch.autograd.gradgradcheck(gate, inputs)
+        torch.autograd.gradcheck(given_extra, inputs)
+        torch.autograd.gradgradcheck(given_extra, inputs)
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 1), (70, 1, 1), (2, 1, 200), (2, 200, 1), (2, 13, 65), (0, 4, 4)])
@@ -267,7 +274,7 @@ def test_gate_of_extremes_saturates(backend) -> None:
 @pytest.mark.parametrize("extra", [False, True])
 def test_gate_of_nothing(backend, extra, shape) -> None:
     x = torch.randn(shape, requires_grad=True)
-    out = gate(x, torch.randn(*shape[:2], 1, 1) if extra else None)
+    out = gate(x, extra=torch.randn(*shape[:2], 1, 1) if extra else None)
     assert out.shape == (shape[0], shape[1] // 2, *shape[2:])
     out.sum().backward()
     assert x.grad.shape == shape
@@ -278,7 +285,7 @@ def test_gradcheck_and_gradgradcheck(backend, stack, mask) -> None:
     tensors = [t.double().requires_grad_() for t in arguments((2, 2), (1, 3, 2), 3, stack, mask)]
 
     def conv(*tensors):
-        return masked_conv2d(*tensors, mask, stack)
+        return masked_conv2d(*tensors, mask_type=mask, stack=stack)
 
     torch.autograd.gradcheck(conv, tensors)
     torch.autograd.gradgradcheck(conv, tensors)
@@ -294,7 +301,7 @@ def test_third_derivative_equals_that_of_the_padded_kernel(backend) -> None:
         return torch.autograd.grad(value, x)[0]
 
     want = third(lambda *tensors: truth(*tensors, 3, "B", "full", 1))
-    torch.testing.assert_close(third(lambda *tensors: masked_conv2d(*tensors, "B")), want)
+    torch.testing.assert_close(third(lambda *tensors: masked_conv2d(*tensors, mask_type="B")), want)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "expanded"])
@@ -318,7 +325,7 @@ def test_compiles_into_one_graph_for_any_batch_and_grid(backend, stack, mask) ->
     compiled = torch.compile(masked_conv2d, fullgraph=True, backend="aot_eager")
     for shape in ((2, 4, 5), (3, 4, 5), (5, 6, 7)):
         tensors = [t.requires_grad_() for t in arguments((3, 4), shape, 3, stack, mask)]
-        outputs = [run(*tensors, mask, stack) for run in (compiled, masked_conv2d)]
+        outputs = [run(*tensors, mask_type=mask, stack=stack) for run in (compiled, masked_conv2d)]
         torch.testing.assert_close(*outputs)
         grads = [torch.autograd.grad(out.square().sum(), tensors) for out in outputs]
         torch.testing.assert_close(*grads)
@@ -350,7 +357,7 @@ def test_autocast_leaves_float64_alone_as_conv2d_does(backend) -> None:
     tensors = [t.double() for t in arguments((3, 4), (2, 5, 5), 3, "full", "B")]
     with torch.autocast("cpu", torch.bfloat16):
         assert F.conv2d(*tensors).dtype == torch.float64
-        assert masked_conv2d(*tensors, "B").dtype == torch.float64
+        assert masked_conv2d(*tensors, mask_type="B").dtype == torch.float64
 
 
 def one_hot(codes: Tensor, weight: Tensor, bias: Tensor | None, *where) -> Tensor:

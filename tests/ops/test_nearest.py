@@ -295,7 +295,14 @@ def test_opcheck_with_lengths(backend) -> None:
     torch.library.opcheck(nearest, (torch.randn(9, 4), torch.randn(7, 4), torch.rand(7) + 1))
 
 
-@pytest.mark.parametrize("codebook", [torch.zeros(2, 4, 3), torch.zeros(0, 3), torch.zeros(4, 5)])
-def test_bad_codebooks_to_be_divided_are_named(codebook) -> None:
-    with pytest.raises(ValueError, match=r"want \(\.\., N, D\), \(K, D\)"):
+@pytest.mark.parametrize(
+    "codebook, message",
+    [
+        (torch.zeros(2, 4, 3), r"codebook has shape \(2, 4, 3\); want \(K, D\)"),
+        (torch.zeros(0, 3), r"codebook has shape \(0, 3\); want \(K, D\)"),
+        (torch.zeros(4, 5), "z_e has 3 channels .*; want embedding_dim = 5"),
+    ],
+)
+def test_bad_codebooks_to_be_divided_are_named(codebook, message) -> None:
+    with pytest.raises(ValueError, match=message):
         nearest_unit_code(torch.zeros(2, 3), codebook)

@@ -67,7 +67,13 @@ def check_outputs(out: Quantized, z_e: Tensor, codebook: Tensor, channel_dim: in
 def test_outputs_in_any_layout(backend, assert_nearest, layout, dtype) -> None:
     z_e, channel_dim = LAYOUTS[layout](6)
     z_e, codebook = z_e.to(dtype), torch.randn(11, 6).to(dtype)
-    check_outputs(quantize(z_e, codebook, channel_dim, True), z_e, codebook, channel_dim, assert_nearest)
+    check_outputs(
+        quantize(z_e, codebook, channel_dim=channel_dim, return_statistics=True),
+        z_e,
+        codebook,
+        channel_dim,
+        assert_nearest,
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -76,20 +82,20 @@ def test_outputs_in_any_layout(backend, assert_nearest, layout, dtype) -> None:
 )
 def test_outputs_at_odd_sizes(backend, assert_nearest, n, k, d, dtype) -> None:
     z_e, codebook = torch.randn(3, d, n).to(dtype), torch.randn(k, d).to(dtype)
-    check_outputs(quantize(z_e, codebook, 1, True), z_e, codebook, 1, assert_nearest)
+    check_outputs(quantize(z_e, codebook, return_statistics=True), z_e, codebook, 1, assert_nearest)
 
 
 @pytest.mark.parametrize("types", MIXED)
 def test_outputs_of_mixed_dtypes(backend, assert_nearest, types) -> None:
     z_e, codebook = torch.randn(2, 5, 9).to(types[0]), torch.randn(7, 5).to(types[1])
-    check_outputs(quantize(z_e, codebook, 1, True), z_e, codebook, 1, assert_nearest)
+    check_outputs(quantize(z_e, codebook, return_statistics=True), z_e, codebook, 1, assert_nearest)
 
 
 @pytest.mark.parametrize("spread, offset", [(1, 0), (1e-3, 0), (1, 100), (1, 1000)])
 def test_outputs_of_codes_near_one_another_or_far_from_zero(backend, assert_nearest, spread, offset) -> None:
     codebook = torch.randn(1, 64) * (spread < 1) + spread * torch.randn(128, 64) + offset
     z_e = torch.randn(2, 64, 16, 16) + offset
-    check_outputs(quantize(z_e, codebook, 1, True), z_e, codebook, 1, assert_nearest)
+    check_outputs(quantize(z_e, codebook, return_statistics=True), z_e, codebook, 1, assert_nearest)
 
 
 @pytest.mark.parametrize("scale", [1e-18, 1e18])
@@ -131,7 +137,7 @@ def test_vector_that_is_not_finite_quantises_to_nan_with_index_0_and_a_nan_loss(
 @pytest.mark.parametrize("shape", [(0, 4), (0, 4, 3), (2, 4, 0)])
 def test_no_vectors_give_empty_outputs_a_nan_loss_and_zero_gradients(backend, shape) -> None:
     z_e, codebook = torch.zeros(shape, requires_grad=True), torch.randn(3, 4, requires_grad=True)
-    out = quantize(z_e, codebook, statistics=True)
+    out = quantize(z_e, codebook, return_statistics=True)
     assert out.quantized.shape == shape
     assert out.indices.shape == (shape[0], *shape[2:])
     assert out.codebook_loss.isnan()
@@ -149,7 +155,7 @@ def test_gradients_are_straight_through_and_the_closed_forms(backend, layout, ty
     z_e, channel_dim = LAYOUTS[layout](6)
     z_e = z_e.to(types[0]).requires_grad_(wanted[0])
     codebook = torch.randn(11, 6).to(types[1]).requires_grad_(wanted[1])
-    out = quantize(z_e, codebook, channel_dim)
+    out = quantize(z_e, codebook, channel_dim=channel_dim)
     weights = torch.randn(z_e.shape).to(types[0])
     loss = (weights * out.quantized).sum() + 0.7 * out.codebook_loss + 0.3 * out.commitment_loss
     loss.backward()
@@ -198,7 +204,7 @@ def test_opcheck_backward(backend, layout, grad_layout) -> None:
         "expanded": torch.ones(()).expand(z_e.shape),
     }[grad_layout]
     scalars = torch.tensor([0.7, 0.3], requires_grad=True).unbind()
-    indices = quantize(z_e, codebook, channel_dim).indices
+    indices = quantize(z_e, codebook, channel_dim=channel_dim).indices
     args = (grad.requires_grad_(), *scalars, z_e.detach().requires_grad_(), codebook, indices, channel_dim)
     torch.library.opcheck(op.quantize_backward, args)
 
@@ -206,7 +212,7 @@ def test_opcheck_backward(backend, layout, grad_layout) -> None:
 @pytest.mark.parametrize("layout", ["image", "channels_last image", "channels at the end"])
 def test_compiles_into_one_graph_for_any_batch(backend, layout) -> None:
     def step(z_e, codebook):
-        out = quantize(z_e, codebook, channel_dim, statistics=True)
+        out = quantize(z_e, codebook, channel_dim=channel_dim, return_statistics=True)
         loss = out.quantized.square().sum() + out.codebook_loss + out.commitment_loss
         return loss, out.indices, out.counts, out.sums
 
@@ -224,8 +230,8 @@ def test_compiles_into_one_graph_for_any_batch(backend, layout) -> None:
 
 def test_inference_mode_makes_no_difference(backend) -> None:
     z_e, codebook = torch.randn(2, 4, 5, requires_grad=True), torch.randn(6, 4, requires_grad=True)
-    out = quantize(z_e, codebook, statistics=True)
+    out = quantize(z_e, codebook, return_statistics=True)
     with torch.inference_mode():
-        again = quantize(z_e, codebook, statistics=True)
+        again = quantize(z_e, codebook, return_statistics=True)
     assert all(torch.equal(a, b) for a, b in zip(out, again, strict=True))
     assert not any(value.requires_grad for value in (*again, out.indices, out.counts, out.sums))

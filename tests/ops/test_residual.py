@@ -71,7 +71,7 @@ def check_outputs(out: Quantized, z_e: Tensor, codebooks: Tensor, channel_dim: i
 def test_outputs_in_any_layout(backend, assert_nearest, layout, dtype, shared) -> None:
     z_e, channel_dim = LAYOUTS[layout](6)
     z_e, codebooks = z_e.to(dtype), books(3, 11, 6, shared).to(dtype)
-    out = residual_quantize(z_e, codebooks, channel_dim, True)
+    out = residual_quantize(z_e, codebooks, channel_dim=channel_dim, return_statistics=True)
     check_outputs(out, z_e, codebooks, channel_dim, assert_nearest)
 
 
@@ -81,13 +81,17 @@ def test_outputs_in_any_layout(backend, assert_nearest, layout, dtype, shared) -
 )
 def test_outputs_at_odd_sizes(backend, assert_nearest, n, q, k, d) -> None:
     z_e, codebooks = torch.randn(3, d, n), books(q, k, d)
-    check_outputs(residual_quantize(z_e, codebooks, 1, True), z_e, codebooks, 1, assert_nearest)
+    check_outputs(
+        residual_quantize(z_e, codebooks, return_statistics=True), z_e, codebooks, 1, assert_nearest
+    )
 
 
 @pytest.mark.parametrize("types", [(torch.bfloat16, torch.float32), (torch.float32, torch.float64)])
 def test_outputs_of_mixed_dtypes(backend, assert_nearest, types) -> None:
     z_e, codebooks = torch.randn(2, 5, 9).to(types[0]), books(3, 7, 5).to(types[1])
-    check_outputs(residual_quantize(z_e, codebooks, 1, True), z_e, codebooks, 1, assert_nearest)
+    check_outputs(
+        residual_quantize(z_e, codebooks, return_statistics=True), z_e, codebooks, 1, assert_nearest
+    )
 
 
 @pytest.mark.parametrize("spread, offset", [(1, 0), (1e-3, 0), (1, 100), (1, 1000)])
@@ -96,7 +100,9 @@ def test_outputs_of_codes_near_one_another_or_far_from_zero(backend, assert_near
     near = torch.randn(3, 1, 64) * (spread < 1)
     codebooks = near + spread * torch.randn(3, 128, 64) + offset * torch.tensor([1, 1, 0]).view(3, 1, 1)
     z_e = torch.randn(2, 64, 300) + offset
-    check_outputs(residual_quantize(z_e, codebooks, 1, True), z_e, codebooks, 1, assert_nearest)
+    check_outputs(
+        residual_quantize(z_e, codebooks, return_statistics=True), z_e, codebooks, 1, assert_nearest
+    )
 
 
 @given(data=st.data())
@@ -116,9 +122,9 @@ def test_small_integers_tie_exactly(backend, assert_nearest, data) -> None:
 def test_vector_that_is_not_finite_quantises_to_nan_with_indices_0_and_nan_losses(backend, bad, d) -> None:
     codebooks = books(3, 8, d)
     z_e = torch.randn(50, d, 2)
-    clean = residual_quantize(z_e, codebooks, statistics=True)
+    clean = residual_quantize(z_e, codebooks, return_statistics=True)
     z_e[4, 1, 0] = bad
-    out = residual_quantize(z_e, codebooks, statistics=True)
+    out = residual_quantize(z_e, codebooks, return_statistics=True)
     indices, quantized = clean.indices.clone(), clean.quantized.clone()
     indices[4, 0], quantized[4, :, 0] = 0, torch.nan
     assert torch.equal(out.indices, indices)
@@ -144,7 +150,7 @@ def test_residual_that_overflows_is_like_a_vector_that_is_not_finite(backend) ->
 @pytest.mark.parametrize("shape", [(0, 4), (0, 4, 3), (2, 4, 0)])
 def test_no_vectors_give_empty_outputs_nan_losses_and_zero_gradients(backend, shape) -> None:
     z_e, codebooks = torch.zeros(shape, requires_grad=True), books(2, 3, 4).requires_grad_()
-    out = residual_quantize(z_e, codebooks, statistics=True)
+    out = residual_quantize(z_e, codebooks, return_statistics=True)
     assert out.quantized.shape == shape
     assert out.indices.shape == (shape[0], *shape[2:], 2)
     assert out.codebook_loss.isnan().all()
@@ -162,7 +168,7 @@ def test_gradients_are_straight_through_and_the_closed_forms(backend, layout, dt
     z_e, channel_dim = LAYOUTS[layout](70)
     z_e = z_e.to(dtype).requires_grad_(wanted[0])
     codebooks = books(3, 11, 70).to(dtype).requires_grad_(wanted[1])
-    out = residual_quantize(z_e, codebooks, channel_dim)
+    out = residual_quantize(z_e, codebooks, channel_dim=channel_dim)
     weights = torch.randn(z_e.shape).to(dtype)
     to_codes, to_vectors = torch.tensor([0.7, 0.0, 1.1]).double(), torch.tensor([0.3, 1.3, 0.0]).double()
     losses = (to_codes * out.codebook_loss).sum() + (to_vectors * out.commitment_loss).sum()
@@ -221,7 +227,7 @@ def test_opcheck_backward(backend, layout, grad_layout) -> None:
         "expanded": torch.ones(()).expand(z_e.shape),
     }[grad_layout]
     losses = torch.rand(2, 3, requires_grad=True).unbind()
-    indices = residual_quantize(z_e, codebooks, channel_dim).indices
+    indices = residual_quantize(z_e, codebooks, channel_dim=channel_dim).indices
     args = (grad.requires_grad_(), *losses, z_e.detach().requires_grad_(), codebooks, indices, channel_dim)
     torch.library.opcheck(op.residual_backward, args)
 
@@ -229,7 +235,7 @@ def test_opcheck_backward(backend, layout, grad_layout) -> None:
 @pytest.mark.parametrize("layout", ["audio", "channels at the end"])
 def test_compiles_into_one_graph_for_any_batch(backend, layout) -> None:
     def step(z_e, codebooks):
-        out = residual_quantize(z_e, codebooks, channel_dim, statistics=True)
+        out = residual_quantize(z_e, codebooks, channel_dim=channel_dim, return_statistics=True)
         loss = out.quantized.square().sum() + (out.codebook_loss + out.commitment_loss).sum()
         return loss, out.indices, out.counts, out.sums
 
@@ -252,7 +258,7 @@ def test_the_number_of_threads_changes_no_sum(backend, assert_nearest, k) -> Non
     def step(threads: int) -> tuple[Tensor, ...]:
         torch.set_num_threads(threads)
         inputs = z_e.clone().requires_grad_(), codebooks.clone().requires_grad_()
-        out = residual_quantize(*inputs, statistics=True)
+        out = residual_quantize(*inputs, return_statistics=True)
         grads = torch.autograd.grad(out.codebook_loss.sum() + out.commitment_loss.sum(), inputs)
         return out.indices, out.quantized, out.counts, out.sums, *grads
 
@@ -263,7 +269,9 @@ def test_the_number_of_threads_changes_no_sum(backend, assert_nearest, k) -> Non
         torch.set_num_threads(1)
     for other in others:
         assert all(torch.equal(a, b) for a, b in zip(other, once, strict=True))
-    check_outputs(residual_quantize(z_e, codebooks, statistics=True), z_e, codebooks, 1, assert_nearest)
+    check_outputs(
+        residual_quantize(z_e, codebooks, return_statistics=True), z_e, codebooks, 1, assert_nearest
+    )
 
 
 @pytest.mark.parametrize(

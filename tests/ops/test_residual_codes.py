@@ -18,9 +18,9 @@ OP = "residual"
 def test_codes_are_the_indices_of_residual_quantize(backend, layout, dtype, shared) -> None:
     z_e, channel_dim = LAYOUTS[layout](6)
     z_e, codebooks = z_e.to(dtype), books(3, 11, 6, shared).to(dtype)
-    want = residual_quantize(z_e, codebooks, channel_dim).indices
+    want = residual_quantize(z_e, codebooks, channel_dim=channel_dim).indices
     for given in (codebooks, list(codebooks), [codebook.T.clone().T for codebook in codebooks]):
-        assert torch.equal(residual_codes(z_e, given, channel_dim), want)
+        assert torch.equal(residual_codes(z_e, given, channel_dim=channel_dim), want)
 
 
 @pytest.mark.parametrize("n, k, d", [(700, 300, 65), (150, 1030, 32), (2100, 40, 7)])
@@ -47,6 +47,10 @@ def maps_of(stages: int, channels: int, d: int) -> list[list[Tensor]]:
     return [[into[q], biases[0][q], back[q], biases[1][q]] for q in range(stages)]
 
 
+def metric(unit: bool) -> str:
+    return "cosine" if unit else "l2"
+
+
 def check_projected(
     z_e: Tensor, codebooks: Tensor, maps: list[list[Tensor]], unit: bool, assert_nearest
 ) -> None:
@@ -54,7 +58,9 @@ def check_projected(
     dtype, tolerance = z_e.dtype, {"rtol": 1e-9, "atol": 1e-9}
     if dtype != torch.float64:
         tolerance = {"rtol": 1e-4, "atol": 1e-4}
-    indices, latents, quantized = projected_codes(z_e, codebooks, maps, unit, details=True)
+    indices, latents, quantized = projected_codes(
+        z_e, codebooks, maps, metric=metric(unit), return_parts=True
+    )
     assert (latents.dtype, quantized.dtype) == (dtype, dtype)
     residual, total = z_e.double().transpose(1, 2), 0
     for q, (codebook, stage) in enumerate(zip(codebooks, maps, strict=True)):
@@ -66,9 +72,7 @@ def check_projected(
         came_back = codebook.double()[indices[..., q]] @ back.T + back_bias
         residual, total = residual - came_back, total + came_back
     torch.testing.assert_close(quantized.double(), total.transpose(1, 2), **tolerance)
-    alone, *nothing = projected_codes(z_e, codebooks, maps, unit)
-    assert torch.equal(alone, indices)
-    assert [tensor.shape[0] for tensor in nothing] == [0, 0]
+    assert torch.equal(projected_codes(z_e, codebooks, maps, metric=metric(unit)), indices)
 
 
 @pytest.mark.parametrize("unit", [False, True])
@@ -107,15 +111,15 @@ def test_zero_vectors_between_maps(backend, assert_nearest, unit) -> None:
     codebooks[0, 3] = 0
     for stage in maps:
         stage[1].zero_()
-    assert projected_codes(z_e, codebooks, maps, unit)[0][..., 0].eq(3).all() or unit
+    assert projected_codes(z_e, codebooks, maps, metric=metric(unit))[..., 0].eq(3).all() or unit
     check_projected(z_e, codebooks, maps, unit, assert_nearest)
 
 
 def test_vector_with_a_nan_gives_nan_and_leaves_the_others(backend) -> None:
     z_e, codebooks, maps = torch.randn(2, 40, 45), books(2, 50, 6), maps_of(2, 40, 6)
-    clean = projected_codes(z_e, codebooks, maps, details=True)
+    clean = projected_codes(z_e, codebooks, maps, return_parts=True)
     z_e[1, 3, 7] = torch.nan
-    indices, latents, _ = projected_codes(z_e, codebooks, maps, details=True)
+    indices, latents, _ = projected_codes(z_e, codebooks, maps, return_parts=True)
     assert indices[1, 7].tolist() == [0, 0]
     assert latents[1, :, 7].isnan().all()
     others = torch.ones(2, 45, dtype=torch.bool)
@@ -127,7 +131,7 @@ def test_vector_with_a_nan_gives_nan_and_leaves_the_others(backend) -> None:
 @pytest.mark.parametrize("shape", [(0, 4, 3), (2, 4, 0)])
 def test_no_vectors(backend, shape) -> None:
     z_e, codebooks, maps = torch.zeros(shape), books(2, 5, 3), maps_of(2, 4, 3)
-    indices, latents, quantized = projected_codes(z_e, codebooks, maps, details=True)
+    indices, latents, quantized = projected_codes(z_e, codebooks, maps, return_parts=True)
     assert (
         indices.shape == (shape[0], shape[2], 2) == residual_codes(torch.zeros(shape), books(2, 5, 4)).shape
     )
@@ -147,7 +151,7 @@ def test_compiles_into_one_graph_for_any_length(backend) -> None:
     codebooks, maps = list(books(2, 5, 3)), maps_of(2, 3, 3)
 
     def call(z_e):
-        return residual_codes(z_e, codebooks), *projected_codes(z_e, codebooks, maps, details=True)
+        return residual_codes(z_e, codebooks), *projected_codes(z_e, codebooks, maps, return_parts=True)
 
     compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
     for length in (4, 7, 9):
@@ -159,7 +163,7 @@ def test_vmap(backend) -> None:
     z_e, codebooks, maps = torch.randn(4, 2, 3, 5), torch.randn(4, 2, 6, 3), maps_of(2, 3, 3)
 
     def call(z_e, codebooks):
-        return residual_codes(z_e, codebooks), *projected_codes(z_e, codebooks, maps, details=True)
+        return residual_codes(z_e, codebooks), *projected_codes(z_e, codebooks, maps, return_parts=True)
 
     for dims in ((0, 0), (0, None), (None, 0)):
         given = [each if dim == 0 else each[0] for each, dim in zip((z_e, codebooks), dims, strict=True)]
@@ -173,20 +177,20 @@ def test_vmap(backend) -> None:
 
 def test_outputs_have_no_gradient(backend) -> None:
     z_e, codebooks = torch.randn(2, 4, 7, requires_grad=True), books(2, 5, 3).requires_grad_()
-    outputs = projected_codes(z_e, codebooks, maps_of(2, 4, 3), details=True)
+    outputs = projected_codes(z_e, codebooks, maps_of(2, 4, 3), return_parts=True)
     assert not any(output.requires_grad for output in outputs)
 
 
 def test_maps_may_be_read_once(backend) -> None:
     z_e, codebooks, maps = torch.randn(2, 4, 7), books(2, 5, 3), maps_of(2, 4, 3)
     once = projected_codes(z_e, iter(codebooks), (iter(stage) for stage in maps))
-    assert torch.equal(once[0], projected_codes(z_e, codebooks, maps)[0])
+    assert torch.equal(once, projected_codes(z_e, codebooks, maps))
 
 
 @pytest.mark.parametrize(
     "codebooks, error, message",
     [
-        ([], ValueError, "codebooks are none; want one or more"),
+        ([], ValueError, "codebooks is empty; want one or more"),
         (torch.zeros(2, 0, 3), ValueError, "codebooks are .0, 3. torch.float32, .*; want all"),
         ([torch.zeros(4, 3), torch.zeros(5, 3)], ValueError, "codebooks are .4, 3. .*, .5, 3. .*; want"),
         ([torch.zeros(4, 3), torch.zeros(4, 3).double()], ValueError, "all .K, D. of one dtype"),

@@ -49,7 +49,7 @@ def test_deterministic_way_gives_the_same_gradients_and_sums(statistics) -> None
 
     def run():
         leaves = z_e.clone().requires_grad_(), codebook.clone().requires_grad_()
-        out = quantize(*leaves, 1, statistics)
+        out = quantize(*leaves, return_statistics=statistics)
         loss = out.quantized.square().sum() + out.codebook_loss + 0.5 * out.commitment_loss
         return (*out, *torch.autograd.grad(loss, leaves))
 
@@ -77,7 +77,7 @@ def grads(outputs: torch.Tensor, inputs: list[torch.Tensor]) -> list[torch.Tenso
 
 
 def gated(x, weight, extra, residual):
-    return masked_conv2d(x, weight, None, "B", activation="gate", extra=extra, residual=residual)
+    return masked_conv2d(x, weight, None, mask_type="B", activation="gate", extra=extra, residual=residual)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

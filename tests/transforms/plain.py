@@ -56,14 +56,16 @@ def distance(x: Tensor, book: Tensor) -> Tensor:
     return (x.unsqueeze(-2) - book).square().sum(-1).sqrt().amin(-1)
 
 
-def plain_quantize(z_e: Tensor, codebook: Tensor, channel_dim: int = 1, statistics: bool = False):
+def plain_quantize(z_e: Tensor, codebook: Tensor, *, channel_dim: int = 1, return_statistics: bool = False):
     quantized, *losses = straight(z_e, codebook, channel_dim)
     rows = z_e.movedim(channel_dim, -1).unsqueeze(-2)
     indices = (rows - codebook).square().sum(-1).argmin(-1)
     return functional.Quantized(quantized, indices, *losses, indices, indices)
 
 
-def plain_residual_quantize(z_e: Tensor, codebooks: Tensor, channel_dim: int = 1, statistics: bool = False):
+def plain_residual_quantize(
+    z_e: Tensor, codebooks: Tensor, *, channel_dim: int = 1, return_statistics: bool = False
+):
     quantized, *losses = straight_stages(z_e.movedim(channel_dim, 1), codebooks)
     nothing = torch.zeros(len(codebooks), 0, dtype=torch.int64)
     return functional.Quantized(quantized.movedim(1, channel_dim), nothing, *losses, nothing, nothing)

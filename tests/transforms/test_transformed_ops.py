@@ -62,7 +62,7 @@ OPS = {
         [draw(2, 3, 4), draw(5, 3)],
     ),
     "quantize_last": (
-        lambda z, book: (lambda out: (out[0], out[2] - out[3]))(functional.quantize(z, book, -1)),
+        lambda z, book: (lambda out: (out[0], out[2] - out[3]))(functional.quantize(z, book, channel_dim=-1)),
         lambda z, book: (lambda out: (out[0], out[1] - out[2]))(straight(z, book, -1)),
         [draw(2, 4, 3), draw(5, 3)],
     ),
@@ -72,12 +72,12 @@ OPS = {
         [draw(2, 3, 4), draw(2, 5, 3)],
     ),
     "nearest_code": (
-        lambda x, book: functional.nearest_code(x, book, return_distance=True)[1],
+        lambda x, book: functional.nearest_code(x, book, return_distances=True)[1],
         distance,
         [draw(6, 3), draw(5, 3)],
     ),
     "gate": (
-        functional.gate,
+        lambda x, extra: functional.gate(x, extra=extra),
         lambda x, extra: gated(x + extra),
         [draw(1, 4, 3, 2), draw(1, 4, 1, 1)],
     ),
@@ -228,9 +228,17 @@ def test_double_backward(op) -> None:
 INDICES = {
     "nearest_code": (functional.nearest_code, (6, 3), (5, 3)),
     "nearest_code_heads": (functional.nearest_code, (2, 6, 3), (2, 5, 3)),
-    "nearest_code_cosine": (lambda x, book: functional.nearest_code(x, book, "cosine"), (6, 3), (5, 3)),
+    "nearest_code_cosine": (
+        lambda x, book: functional.nearest_code(x, book, metric="cosine"),
+        (6, 3),
+        (5, 3),
+    ),
     "nearest_unit_code": (functional.nearest_unit_code, (2, 6, 3), (5, 3)),
-    "statistics": (lambda z, book: functional.quantize(z, book, statistics=True)[4:], (2, 3, 4), (5, 3)),
+    "statistics": (
+        lambda z, book: functional.quantize(z, book, return_statistics=True)[4:],
+        (2, 3, 4),
+        (5, 3),
+    ),
 }
 
 

@@ -31,7 +31,7 @@ assert_type(conv(z), Tensor)
 
 assert_type(functional.nearest_code(torch.randn(5, 8), layer.codebook), Tensor)
 assert_type(
-    functional.nearest_code(torch.randn(5, 8), layer.codebook, return_distance=True), tuple[Tensor, Tensor]
+    functional.nearest_code(torch.randn(5, 8), layer.codebook, return_distances=True), tuple[Tensor, Tensor]
 )
 assert_type(functional.quantize(z, layer.codebook), functional.Quantized)
 assert_type(functional.perplexity(codes, 32), Tensor)

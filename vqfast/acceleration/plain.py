@@ -199,7 +199,7 @@ def _recipe(module: nn.Module, place: Place, method: str, training: bool, shape:
     returned = _call(probed, method, z)
     if _settings(probed) != settings:
         raise Unfit("it changes its attributes")
-    out = quantize(z, codes, dim, statistics=True)
+    out = quantize(z, codes, channel_dim=dim, return_statistics=True)
     floats = {value for value in settings.values() if isinstance(value, float)}
 
     def identify(leaf: object) -> object:

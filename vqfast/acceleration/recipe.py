@@ -128,7 +128,7 @@ def cook(recipe: Recipe, module: nn.Module, z: Tensor) -> Any:
     if average or recipe.place.turned:  # they move before backward; or else are copied by each step
         codes = codes.clone(memory_format=torch.contiguous_format)
     z = z.to(torch.promote_types(z.dtype, codes.dtype)).contiguous()
-    out = quantize(z, codes, dim, recipe.statistics)
+    out = quantize(z, codes, channel_dim=dim, return_statistics=recipe.statistics)
     if average:
         counts, sums = operator.attrgetter(average.counts, average.sums)(module)
         after = averaged(average, counts, turn(sums), out)

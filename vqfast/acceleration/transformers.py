@@ -110,7 +110,7 @@ def _higgs(original: Fast, self: Any, embeddings: Tensor, bandwidth: float | Non
     return (
         original(self, embeddings, bandwidth)
         if found is None
-        else _first(projected_codes(embeddings, *found)[0])
+        else _first(projected_codes(embeddings, *found))
     )
 
 
@@ -135,7 +135,7 @@ def _dac(original: Fast, self: Any, hidden_state: Tensor, n_quantizers: int | No
     codes, maps = found
     if torch.is_grad_enabled() or transformed():
         return _dac_with_gradients(hidden_state, codes, maps)
-    indices, latents, out = projected_codes(hidden_state, codes, maps, unit=True, details=True)
+    indices, latents, out = projected_codes(hidden_state, codes, maps, metric="cosine", return_parts=True)
     nearest = [F.embedding(index, book) for index, book in zip(indices.unbind(2), codes, strict=True)]
     loss = F.mse_loss(latents, torch.cat(nearest, -1).transpose(1, 2))
     loss = loss.mul(len(stages)).repeat(len(indices))

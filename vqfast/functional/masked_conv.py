@@ -44,44 +44,50 @@ def check_activation(activation: str, channels: int) -> None:
     """Raises ValueError unless ``channels`` channels can go through ``activation``."""
     check_choice("activation", activation, layout.ACTIVATIONS)
     if activation == "gate" and channels % 2:
-        raise ValueError(f"the gate halves the channels, of which there are {channels}; want an even number")
+        raise ValueError(f"activation is 'gate' of {channels} channels; want an even number to halve")
 
 
-def _autocast(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+def _autocast(x: Tensor, *others: Tensor | None) -> tuple[Tensor, list[Tensor | None]]:
     """The tensors in autocast's dtype, if it is on; float64 stays, as in ``conv2d``.
 
     Raises:
         ValueError: their dtypes differ after all.
     """
-    tensors = (x, *others)
     dtype = autocast_dtype(x)
     if dtype is not None and x.dtype != torch.float64:
-        return tuple(None if t is None else t.to(dtype) for t in tensors)
-    if len(dtypes := {t.dtype for t in tensors if t is not None}) > 1:
-        raise ValueError(f"the arguments have dtypes {sorted(map(str, dtypes))}; want one")
-    return tensors
+        return x.to(dtype), [None if t is None else t.to(dtype) for t in others]
+    if len(dtypes := {t.dtype for t in (x, *others) if t is not None}) > 1:
+        raise ValueError(f"the tensors have dtypes {sorted(map(str, dtypes))}; want one dtype")
+    return x, list(others)
 
 
 def _check_added(name: str, tensor: Tensor, shapes: list[tuple[int, ...]]) -> None:
     if tuple(tensor.shape) not in shapes:
-        raise ValueError(
-            f"{name} has shape {tuple(tensor.shape)}; want {' or '.join(map(str, dict.fromkeys(shapes)))}"
-        )
+        wanted = " or ".join(map(str, dict.fromkeys(shapes)))
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; want {wanted}")
 
 
-def gate(x: Tensor, extra: Tensor | None = None) -> Tensor:
-    """``tanh(a) * sigmoid(b)`` of the channels' halves (van den Oord et al. 2016, equation 2), in one pass.
+def gate(x: Tensor, *, extra: Tensor | None = None) -> Tensor:
+    """Multiplies ``tanh`` of the first half of the channels by ``sigmoid`` of the second, in one pass.
+
+    Source: van den Oord et al. 2016, "Conditional Image Generation with PixelCNN Decoders" (arXiv
+    1606.05328), equation 2.
 
     Args:
         x: ``(B, 2 C, H, W)``, floating point.
-        extra: added before: ``(B, 2 C, 1, 1)`` or ``(B, 2 C, H, W)``.
+        extra: added to ``x`` before: ``(B, 2 C, 1, 1)`` or ``(B, 2 C, H, W)``.
 
     Returns:
         ``(B, C, H, W)``, channels last where ``x`` is.
 
     Raises:
         TypeError: an argument isn't a floating-point tensor.
-        ValueError: the shapes don't fit.
+        ValueError: shapes or dtypes don't fit, or tensors are on different devices.
+
+    Example:
+        >>> x = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1)
+        >>> vqfast.functional.gate(x)  # tanh(1) * sigmoid(0)
+        tensor([[[[0.3808]]]])
     """
     check_floating(OPTIONAL, x=x, extra=extra)
     if x.ndim != 4:
@@ -89,13 +95,15 @@ def gate(x: Tensor, extra: Tensor | None = None) -> Tensor:
     check_activation("gate", x.shape[1])
     if extra is not None:
         _check_added("extra", extra, [(*x.shape[:2], 1, 1), tuple(x.shape)])
-    return _gate(*_autocast(x, extra))
+    x, others = _autocast(x, extra)
+    return _gate(x, *others)
 
 
 def masked_conv2d(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
+    *,
     mask_type: str = "A",
     stack: str = "full",
     dilation: int = 1,
@@ -103,32 +111,44 @@ def masked_conv2d(
     extra: Tensor | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """Causal convolution in raster order (van den Oord et al. 2016, "Conditional Image Generation").
+    """Convolves causally in raster order: ``activation(conv(x) + bias + extra) + residual``, in one pass.
 
-    ``activation(conv(x) + bias + extra) + residual``, in one pass.
+    No output depends on a position that comes later in raster order. The grid is zero outside.
+
+    Source: van den Oord et al. 2016, "Conditional Image Generation with PixelCNN Decoders" (arXiv
+    1606.05328).
 
     Args:
         x: ``(B, C_in, H, W)``, floating point.
-        weight: ``(C_out, C_in, kh, kw)``. With ``stack="full"`` an ordinary odd kernel, of which only the
-            positions before the centre (``mask_type="A"``) or up to it (``"B"``) count, whatever the others
-            hold. ``"vertical"``: rows above, ``(k // 2, k)``, and with ``"B"`` the own row too,
-            ``(k // 2 + 1, k)``. ``"horizontal"``: the own row, ``(1, k // 2)`` to the left, and with ``"B"``
-            the own position, ``(1, k // 2 + 1)``.
+        weight: ``(C_out, C_in, kh, kw)``, see ``stack``.
         bias: ``(C_out,)``.
-        dilation: distance between kernel positions.
-        activation: ``"none"``, ``"relu"``, or ``"gate"``: ``tanh(a) * sigmoid(b)`` of the channels' halves.
+        mask_type: ``"A"`` sees the positions before the output's own, ``"B"`` its own too.
+        stack: ``"full"`` takes an ordinary odd kernel and ignores the weights at hidden positions.
+            ``"vertical"`` takes the rows above, ``(k // 2, k)``, and with ``"B"`` the own row too,
+            ``(k // 2 + 1, k)``. ``"horizontal"`` takes the part of the own row to the left, ``(1, k // 2)``,
+            and with ``"B"`` the own position too, ``(1, k // 2 + 1)``.
+        dilation: the distance between kernel positions.
+        activation: ``"none"``, ``"relu"``, or ``"gate"``, see ``gate``.
         extra: a bias of each sample, ``(B, C_out, 1, 1)``, or of each position, ``(B, C_out, H, W)``.
         residual: added last; the output's shape.
 
     Returns:
-        ``(B, C_out, H, W)``, after the gate ``(B, C_out / 2, H, W)``; channels last where ``x`` is. ``x``
-        counts as zero outside. No output reads what comes later. On a CPU and below float64, rows of which
-        the kernel sees both sides are computed four neighbours at a time: there rounding (about 1e-7 of the
-        row's numbers) lets outputs and gradients see up to three columns beyond the kernel.
+        ``(B, C_out, H, W)``, after the gate ``(B, C_out / 2, H, W)``; channels last where ``x`` is. On a CPU
+        and below float64, rows of which the kernel sees both sides are computed four neighbours at a time.
+        There rounding (about 1e-7 of the row's numbers) lets outputs and gradients depend on up to three
+        columns beyond the kernel.
 
     Raises:
-        TypeError: an argument isn't a floating-point tensor.
-        ValueError: shapes or dtypes don't fit, or ``mask_type``, ``stack`` or ``activation`` is unknown.
+        TypeError: an argument has the wrong type.
+        ValueError: shapes or dtypes don't fit, tensors are on different devices, or ``mask_type``, ``stack``
+            or ``activation`` is unknown.
+
+    Example:
+        >>> x, weight = torch.arange(1.0, 10).view(1, 1, 3, 3), torch.ones(1, 1, 3, 3)
+        >>> vqfast.functional.masked_conv2d(x, weight)  # sums of the row above and the left neighbour
+        tensor([[[[ 0.,  1.,  2.],
+                  [ 3., 10., 10.],
+                  [ 9., 22., 19.]]]])
     """
     check_floating(OPTIONAL, x=x, weight=weight, bias=bias, extra=extra, residual=residual)
     check_choice("mask_type", mask_type, MASK_TYPES)
@@ -143,7 +163,7 @@ def masked_conv2d(
     channels, _, kh, kw = map(int, kernel)  # tensors while a model is traced
     odd = kh == 1 if stack == "horizontal" else kw % 2 == 1 and (stack == "vertical" or kh % 2 == 1)
     if not odd or kh < 1 or kw < 1:
-        raise ValueError(f"weight has a {kh}x{kw} kernel, which is no {stack} kernel of odd size")
+        raise ValueError(f"weight has a {kh}x{kw} kernel; want a {stack} one of odd size")
     check_activation(activation, channels)
     batch, _, *grid = shape
     if bias is not None:
@@ -153,14 +173,15 @@ def masked_conv2d(
     if residual is not None:
         _check_added("residual", residual, [(batch, layout.out_channels(weight, activation), *grid)])
     taps, anchor = visible_taps((kh, kw), mask_type, stack)
-    tensors = _autocast(x, weight, bias, extra, residual)
-    return _masked_conv2d(*tensors, taps, anchor, (dilation, dilation), activation)[0]
+    x, others = _autocast(x, weight, bias, extra, residual)
+    return _masked_conv2d(x, *others, taps, anchor, (dilation, dilation), activation)[0]
 
 
 def masked_conv1d(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
+    *,
     mask_type: str = "A",
     stack: str = "full",
     dilation: int = 1,
@@ -168,16 +189,34 @@ def masked_conv1d(
     extra: Tensor | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """``masked_conv2d`` of one row: ``x (B, C_in, T)``, ``weight (C_out, C_in, k)`` -> ``(B, C_out, T)``.
+    """Convolves a sequence causally: ``masked_conv2d`` of a grid with one row.
 
-    ``extra`` is ``(B, C_out, 1)`` or ``(B, C_out, T)``, ``residual`` has the output's shape.
+    Args:
+        x: ``(B, C_in, T)``, floating point.
+        weight: ``(C_out, C_in, k)``, see ``stack``.
+        bias: ``(C_out,)``.
+        mask_type: ``"A"`` sees the positions before the output's own, ``"B"`` its own too.
+        stack: ``"full"`` takes an ordinary odd kernel and ignores the weights at hidden positions;
+            ``"horizontal"`` takes the visible positions alone, ``k // 2`` of them, with ``"B"`` one more.
+        dilation: the distance between kernel positions.
+        activation: ``"none"``, ``"relu"``, or ``"gate"``, see ``gate``.
+        extra: a bias of each sample, ``(B, C_out, 1)``, or of each position, ``(B, C_out, T)``.
+        residual: added last; the output's shape.
+
+    Returns:
+        ``(B, C_out, T)``, after the gate ``(B, C_out / 2, T)``.
 
     Raises:
-        TypeError, ValueError: as ``masked_conv2d``.
+        TypeError: an argument has the wrong type.
+        ValueError: as ``masked_conv2d``, or ``stack`` is ``"vertical"``.
+
+    Example:
+        >>> x, weight = torch.arange(1.0, 6).view(1, 1, 5), torch.ones(1, 1, 3)
+        >>> vqfast.functional.masked_conv1d(x, weight, mask_type="B")  # each with its left neighbour
+        tensor([[[1., 3., 5., 7., 9.]]])
     """
     check_floating(OPTIONAL, x=x, weight=weight, bias=bias, extra=extra, residual=residual)
-    if stack == "vertical":
-        raise ValueError("stack is 'vertical'; one dimension has no rows above")
+    check_choice("stack", stack, [each for each in STACKS if each != "vertical"])
     if x.ndim != 3 or weight.ndim != 3:
         raise ValueError(
             f"x has shape {tuple(x.shape)} and weight {tuple(weight.shape)}; "
@@ -187,5 +226,14 @@ def masked_conv1d(
         if tensor is not None and tensor.ndim != 3:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; want three dimensions")
     extra, residual = (None if t is None else t.unsqueeze(2) for t in (extra, residual))
-    x, weight = x.unsqueeze(2), weight.unsqueeze(2)
-    return masked_conv2d(x, weight, bias, mask_type, stack, dilation, activation, extra, residual).squeeze(2)
+    return masked_conv2d(
+        x.unsqueeze(2),
+        weight.unsqueeze(2),
+        bias,
+        mask_type=mask_type,
+        stack=stack,
+        dilation=dilation,
+        activation=activation,
+        extra=extra,
+        residual=residual,
+    ).squeeze(2)

@@ -42,7 +42,7 @@ def kmeans(
         beside = _beside(codebook, num_embeddings - len(codebook), generator)
         return torch.cat([codebook, unit(beside) if cosine else beside]) / scale
     for _ in range(iterations):
-        out = quantize(x, codebook, -1, statistics=True)
+        out = quantize(x, codebook, channel_dim=-1, return_statistics=True)
         counts = out.counts.unsqueeze(1)
         codebook = torch.where(counts > 0, out.sums / counts.clamp(min=1), codebook)
         codebook = unit(codebook) if cosine else codebook
@@ -65,7 +65,8 @@ def _seeds(x: Tensor, num: int, generator: torch.Generator) -> Tensor:
     seeds, new = [], x[chosen]
     while True:
         seeds.append(new)
-        squares = torch.minimum(squares, nearest_code(x, new, return_distance=True)[1].double().square())
+        _, distances = nearest_code(x, new, return_distances=True)
+        squares = torch.minimum(squares, distances.double().square())
         cumulative = squares.cumsum(0)
         missing = num - sum(map(len, seeds))
         if missing == 0 or cumulative[-1] == 0:

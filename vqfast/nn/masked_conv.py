@@ -103,8 +103,17 @@ class MaskedConv2d(nn.Module):
 
         For ``MaskedConv1d`` without the ``H``. ``extra`` and ``residual``: see ``functional.masked_conv2d``.
         """
-        options = self.mask_type, self.stack, self.dilation, self.activation
-        return self._conv(x, self.weight, self.bias, *options, extra, residual)
+        return self._conv(
+            x,
+            self.weight,
+            self.bias,
+            mask_type=self.mask_type,
+            stack=self.stack,
+            dilation=self.dilation,
+            activation=self.activation,
+            extra=extra,
+            residual=residual,
+        )
 
     if TYPE_CHECKING:
         __call__ = forward

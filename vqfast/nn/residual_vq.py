@@ -195,7 +195,7 @@ class ResidualVQLayer(nn.Module):
         residual, indices = self._vectors(z_e, mask), []
         if self.stages[0].metric == "l2":
             books = [self._stage(q).codebook for q in range(self.num_quantizers)]
-            found = functional.residual_codes(residual, books, self.projection.dim)
+            found = functional.residual_codes(residual, books, channel_dim=self.projection.dim)
             return found if mask is None else torch.where(mask.unsqueeze(-1), found, -1)
         for q in range(self.num_quantizers):
             stage = self._stage(q)
@@ -259,7 +259,7 @@ class ResidualVQLayer(nn.Module):
         # in memory that no step moves; one codebook for all stages isn't copied for each
         held = [stage.held(kept and kept.stages[q]) for q, stage in enumerate(self.stages)]
         books = passes.first(torch.stack(held), moves).expand(self.num_quantizers, -1, -1)
-        out = functional.residual_quantize(z, books, self.projection.dim, moves)
+        out = functional.residual_quantize(z, books, channel_dim=self.projection.dim, return_statistics=moves)
         straight = self.gradient == "straight-through"
         quantized = out.quantized
         quantized = quantized if straight else pass_gradient(z, quantized, self.gradient, self.projection.dim)

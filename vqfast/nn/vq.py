@@ -61,8 +61,8 @@ def pass_gradient(z: Tensor, z_q: Tensor, gradient: str, dim: int) -> Tensor:
     step = z - source  # zero, with the gradient of z
     if gradient == "rotation":
         length = torch.linalg.vector_norm(source, dim=dim, keepdim=True)
-        e, q = functional.unit(source, dim), functional.unit(target, dim)
-        r = functional.unit(e + q, dim)
+        e, q = functional.unit(source, channel_dim=dim), functional.unit(target, channel_dim=dim)
+        r = functional.unit(e + q, channel_dim=dim)
         turned = step - 2 * r * (r * step).sum(dim, keepdim=True) + 2 * q * (e * step).sum(dim, keepdim=True)
         scale = torch.linalg.vector_norm(target, dim=dim, keepdim=True) / torch.where(length > 0, length, 1)
         step = torch.where(length > 0, scale * turned, step)
@@ -310,7 +310,7 @@ class VQLayer(Codebook):
         z, dim = self.projection.enter(z_e, mask), self.projection.dim
         z = z if self.heads == 1 else z.view(*z.shape[:-1], self.heads, self.codebook_dim)
         if self.metric == "cosine":
-            z = functional.unit(z, dim)
+            z = functional.unit(z, channel_dim=dim)
         return z, dim
 
     def _flat(self, z: Tensor, dim: int, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -330,9 +330,12 @@ class VQLayer(Codebook):
             shown = self._by_head(mask).unsqueeze(-1)
             z = dims.move(torch.where(shown, dims.move(z, dim, -1), on_code), -1, dim)
         if not self.separate:
-            return z, functional.quantize(z, codes, dim, statistics)
+            return z, functional.quantize(z, codes, channel_dim=dim, return_statistics=statistics)
         heads = zip(z.unbind(-2), codes, strict=True)
-        outs = [functional.quantize(part, own, -1, statistics) for part, own in heads]
+        outs = [
+            functional.quantize(part, own, channel_dim=-1, return_statistics=statistics)
+            for part, own in heads
+        ]
         quantized, indices, *others = map(list, zip(*outs, strict=True))
         codebook_loss, commitment_loss, counts, sums = map(torch.stack, others)
         stacked = torch.stack(quantized, -2), torch.stack(indices, -1)

@@ -52,7 +52,7 @@ class GatedLayer(nn.Module):
         bias = self.conditioning(labels, condition)
         above = self.vertical(v)
         across = self.horizontal(h, extra=self.vertical_to_horizontal(above, extra=bias))
-        return gate(above, bias), self.output(across, residual=h if self.residual else None)
+        return gate(above, extra=bias), self.output(across, residual=h if self.residual else None)
 
     def lower(self, builder: ProgramBuilder, v: int, h: int) -> tuple[int, int]:
         """The same as steps; the vertical stack's step is the last."""

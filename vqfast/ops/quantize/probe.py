@@ -19,7 +19,9 @@ def check(
     compare(*vectors_and_codebook(device, dtype, channels), *steps)
 
 
-def compare(vectors: Tensor, codebooks: Tensor, *steps: tuple[Callable[..., object], ...]) -> None:
+def compare(
+    vectors: Tensor, codebooks: Tensor, *steps: tuple[Callable[..., tuple[Tensor, ...]], ...]
+) -> None:
     """Raises AssertionError where two pairs of forward and backward differ."""
     runs = []
     for forward, backward in steps:
