@@ -108,6 +108,7 @@ class Several(nn.Module):
         return tuple(each for layer in self.layers for each in layer_calls(layer, x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "names", [["cosine", "separate codebooks", "codebook_dim"], ["residual, one codebook"]], ids=str
 )

@@ -120,6 +120,7 @@ def test_dtypes_before_and_after(model, dtype):
         assert searched == 1 and loss.dtype == quantized.dtype == dtype
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled_first", [True, False])
 def test_compiled(model, compiled_first):
     torch.compiler.reset()

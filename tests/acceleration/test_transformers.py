@@ -201,6 +201,7 @@ def test_stages_of_dac_that_somebody_changed_run_one_by_one(change):
         torch.testing.assert_close(ours, slow(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RESIDUAL)
 def test_residual_stages_compile(name):
     torch.compiler.reset()
@@ -211,6 +212,7 @@ def test_residual_stages_compile(name):
     assert torch.equal(torch.compile(module.encode, backend="aot_eager", fullgraph=True)(x), codes)
 
 
+@pytest.mark.slow
 def test_stages_of_dac_compile():
     torch.compiler.reset()
     module, x = dac_stages().eval(), torch.randn(2, 24, 30)

@@ -214,6 +214,7 @@ def test_first_result_comes_from_a_process_of_its_own() -> None:
         case.check(None, {"eager": "[1, 0]\n"})
 
 
+@pytest.mark.slow
 def test_pytest_benchmark_runs_the_same_cases() -> None:
     pytest.importorskip("pytest_benchmark")
     chosen = "nearest and 8 and eager and (64 and 1024) and not 512 and not 8192 and not 262144 and not 256"

@@ -54,6 +54,7 @@ def test_what_passed_is_shipped_for_the_registry(tmp_path: Path, monkeypatch) ->
     assert not records.passed("quantize", "triton", "NVIDIA H100 80GB HBM3")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "body, passed", [("assert True", True), ("assert False, 'too bad'", False), ("pass # none", None)]
 )

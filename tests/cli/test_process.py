@@ -105,6 +105,7 @@ def started(*command: str, cwd: Path) -> subprocess.Popen[str]:
     return subprocess.Popen([*VQFAST, *command], cwd=cwd, env=environment, text=True, **pipes)
 
 
+@pytest.mark.slow
 def test_ctrl_c(here: Path) -> None:
     with started(*TRAIN.split(), "new", "--steps", "1000000", cwd=here) as process:
         while not (here / "new" / "run.json").exists():
@@ -119,6 +120,7 @@ def test_ctrl_c(here: Path) -> None:
     assert not list(here.rglob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_status_and_streams_of_a_process(here: Path) -> None:
     with started(*TRAIN.split(), "new", "--lr", "0", cwd=here) as process:
         out, err = process.communicate(timeout=60)
@@ -129,6 +131,7 @@ def test_status_and_streams_of_a_process(here: Path) -> None:
         assert process.wait(60) == 1 and process.stderr.read() == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_folders_of_any_name(here: Path, encoding: str) -> None:
     """A name that isn't UTF-8, and one that the terminal can't show: all is done and said."""

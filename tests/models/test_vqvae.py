@@ -238,6 +238,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_batch_norm_joins_the_ranks(tmp_path: Path) -> None:
     """Two processes with unequal shares are one process with the joined batch."""
     torch.manual_seed(0)

@@ -127,6 +127,7 @@ def test_learning_in_a_backward_pass_of_another_kind_is_refused() -> None:
         loss.backward()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ema", "residual"])
 @pytest.mark.parametrize("outside", [False, True])
 def test_a_compiled_layer_that_learns_refuses_to_be_recomputed(name, outside) -> None:

@@ -352,6 +352,7 @@ def test_layout_of_the_vectors_is_kept(decay) -> None:
     assert VQLayer(9, 4, decay=decay)(z_e).quantized.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.slow
 @RULES
 @pytest.mark.parametrize("training", [True, False])
 def test_compiled_and_exported_layer_equal_the_plain_one(decay, training) -> None:

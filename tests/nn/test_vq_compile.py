@@ -10,6 +10,8 @@ from torch._dynamo.utils import counters
 
 from vqfast.nn import ResidualVQLayer, VQLayer
 
+pytestmark = pytest.mark.slow
+
 LAYERS = {
     "gradient": lambda: VQLayer(9, 6),
     "ema": lambda: VQLayer(9, 6, decay=0.9),

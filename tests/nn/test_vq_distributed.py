@@ -37,6 +37,7 @@ def states(tmp_path_factory) -> list[dict]:
     return [torch.load(folder / f"{rank}.pt") for rank in "01"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*vq_ranks.CASES, *(f"{name} sharded" for name in vq_ranks.SHARDED)])
 def test_ranks_agree_to_the_bit_and_with_one_process_to_rounding(states, name) -> None:
     first, second = (state[name] for state in states)
@@ -47,6 +48,7 @@ def test_ranks_agree_to_the_bit_and_with_one_process_to_rounding(states, name) -
         assert first["vq.initialised"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharded", ["all", "parts"])
 def test_methods_beside_forward_see_whole_parameters(states, sharded) -> None:
     for key, value in vq_ranks.vqvae().items():

@@ -11,6 +11,7 @@ import pytest
 
 from vqfast.ops import build, library
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 PRELUDE = """
 import os, sys, warnings
@@ -73,7 +74,6 @@ def test_import_compiles_nothing(tmp_path: Path, counted) -> None:
     assert not (tmp_path / "cache").exists()
 
 
-@pytest.mark.slow
 def test_concurrent_first_uses_compile_once_and_later_ones_do_not(tmp_path: Path, counted) -> None:
     compiler, calls = counted
     for count in (3, 1):
@@ -83,7 +83,6 @@ def test_concurrent_first_uses_compile_once_and_later_ones_do_not(tmp_path: Path
     assert len(list(tmp_path.glob("vqfast/*.so"))) == 1
 
 
-@pytest.mark.slow
 def test_damaged_library_is_built_again(tmp_path: Path, counted) -> None:
     compiler, calls = counted
     finish(start(USE, tmp_path, CXX=compiler))
@@ -173,7 +172,6 @@ print(wrong)
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("variant", build.VARIANTS)
 def test_every_instruction_set_is_exact(tmp_path: Path, variant: str) -> None:
     """A library holds the portable kernel and this one; the best that the CPU has is the one that runs."""

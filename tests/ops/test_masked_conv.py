@@ -235,8 +235,9 @@ def test_gate_equals_the_formula(backend, extra, layout, dtype) -> None:
     for a, b in zip((out, *grads), (want, *wanted), strict=True):
         torch.testing.assert_close(a.double(), b, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] * 10)
     if dtype == torch.float64 and layout != "expanded":  # whose elements have no differences of their own
-        torch.autograd.gradcheck(given_extra, inputs)
-        torch.autograd.gradgradcheck(given_extra, inputs)
+        few = [t.detach()[:, :4, :2, :3].requires_grad_() for t in inputs]
+        torch.autograd.gradcheck(given_extra, few)
+        torch.autograd.gradgradcheck(given_extra, few)
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 1), (70, 1, 1), (2, 1, 200), (2, 200, 1), (2, 13, 65), (0, 4, 4)])

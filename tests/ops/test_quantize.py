@@ -191,6 +191,7 @@ def test_opcheck(backend, layout, statistics) -> None:
     torch.library.opcheck(op.quantize, args)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grad_layout", ["as z_e", "contiguous", "expanded"])
 @pytest.mark.parametrize(
     "layout", ["rows", "image", "channels_last image", "transposed", "channels at the end"]

@@ -216,6 +216,7 @@ def test_opcheck(backend, layout, statistics, shared) -> None:
     torch.library.opcheck(op.residual_quantize, args)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grad_layout", ["as z_e", "contiguous", "expanded"])
 @pytest.mark.parametrize("layout", ["rows", "audio", "channels_last image", "transposed"])
 def test_opcheck_backward(backend, layout, grad_layout) -> None:

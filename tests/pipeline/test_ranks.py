@@ -102,6 +102,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return top
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*(f"{kind}/vqvae" for kind in KINDS), "trained/prior"])
 def test_training_agrees_with_one_process_on_the_joined_batch(folder: Path, name: str) -> None:
     one, two = (load_file(folder / count / f"{name}.safetensors") for count in ("one", "two"))
@@ -137,6 +138,7 @@ def test_measures_are_those_of_one_process(folder: Path) -> None:
     assert figures[0] == figures[1] and "psnr" in figures[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "error"),
     [

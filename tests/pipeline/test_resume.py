@@ -238,6 +238,7 @@ def test_another_seed_gives_other_bytes(folder: Path, run: Run, undisturbed: lis
     assert same <= {"vqvae.config.json", "prior.config.json"}
 
 
+@pytest.mark.slow
 def test_demo_is_killed_and_goes_on(folder: Path, run: Run) -> None:
     command = "demo --steps-scale 0.01 --out {}"
     status, took, said = run(command.replace("{}", "demo"))

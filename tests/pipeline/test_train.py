@@ -130,6 +130,7 @@ def stopped_at(last: int) -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_stopped_at_any_step_it_ends_with_the_same_bits(kind: str, images: Images, tmp_path: Path) -> None:
     whole = KINDS[kind]()
@@ -288,6 +289,7 @@ def codebooks_set(monkeypatch: pytest.MonkeyPatch, model: VQVAE) -> list[Tensor]
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decay", [None, 0.9])
 def test_kmeans_uses_most_codes_and_uniform_leaves_them_alone(
     images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decay: float | None

@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 
+import pytest
+
 # Rank 1 is late once, then stops; each lets the other wait in a message of its own and in a model's.
 SCRIPT = """
 import os, signal, sys, time
@@ -31,6 +33,7 @@ except TimeoutError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_late_and_one_that_has_stopped() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
