@@ -12,7 +12,7 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 
-from vqfast.ops.define import behind_transforms, in_functorch
+from vqfast.ops.define import behind_transforms
 from vqfast.ops.registry import FLOATS
 
 Device = torch.device | str | int | None
@@ -218,8 +218,8 @@ def check_mask(mask: Tensor | None, z_e: Tensor, channel_dim: int) -> None:
     check_device("mask", mask, "the vectors", z_e.device)
 
 
-def check_indices(name: str, indices: Tensor, num_embeddings: int, *, minimum: int = 0) -> None:
-    """Integers from ``minimum`` to ``num_embeddings - 1``.
+def check_indices(name: str, indices: Tensor, num_embeddings: int, *, minimum: int = 0) -> bool:
+    """Integers from ``minimum`` to ``num_embeddings - 1``. Returns whether one may be negative.
 
     Raises:
         TypeError: ``indices`` isn't a dense integer tensor.
@@ -235,16 +235,8 @@ def check_indices(name: str, indices: Tensor, num_embeddings: int, *, minimum: i
         or (indices.is_cuda and torch.cuda.is_current_stream_capturing())
     )
     if unreadable or indices.numel() == 0 or indices.is_meta:
-        return
+        return minimum < 0
     low, high = map(int, behind_transforms(indices).long().aminmax())
     if low < minimum or high >= num_embeddings:
         raise ValueError(f"{name} has values {low}..{high}; want {minimum}..{num_embeddings - 1}")
-
-
-def check_untransformed() -> None:
-    """Raises RuntimeError under a transform of ``torch.func``, where a module can't change its state."""
-    if in_functorch():
-        raise RuntimeError(
-            "a codebook learns in place, which torch.func's transforms don't allow; call eval() or freeze() "
-            "first, or let it learn outside of them"
-        )
+    return low < 0

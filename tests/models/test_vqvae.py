@@ -201,7 +201,7 @@ def test_bad_inputs() -> None:
     for shape in [(4, 4), (1, 1, 4, 4), (0, 4, 4), (1, 0, 4)]:
         with pytest.raises(ValueError, match=r"indices has shape \(.*\); want \(B, H, W\), not empty"):
             model.decode(torch.zeros(shape, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"has values 0\.\.32; want 0\.\.31"):
+    with pytest.raises(ValueError, match=r"has values 0\.\.32; want -1\.\.31"):
         model.decode(torch.tensor([[[0, 32]]]))
     with pytest.raises(TypeError, match="want an integer"):
         model.decode(torch.zeros(1, 4, 4))

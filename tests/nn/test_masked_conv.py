@@ -158,7 +158,10 @@ def test_runs_on_meta() -> None:
         ({"activation": "gate"}, "an even number"),
         ({"mask_type": "C"}, "mask_type is 'C'"),
         ({"stack": "diagonal"}, "stack is 'diagonal'"),
-        ({"kernel_size": 1, "stack": "horizontal"}, "kernel_size is 1, of which mask A leaves nothing"),
+        (
+            {"kernel_size": 1, "stack": "horizontal"},
+            "kernel_size is 1; want 3 or more, as mask type 'A' hides",
+        ),
     ],
 )
 def test_bad_options_are_named(conv, options, message) -> None:

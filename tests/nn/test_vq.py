@@ -237,8 +237,8 @@ def test_bad_vectors_are_named_and_leave_the_state_alone(z_e, error, message, de
 @pytest.mark.parametrize(
     "codes, error, message",
     [
-        (torch.tensor([0, 9]), ValueError, r"indices has values 0\.\.9; want 0\.\.8"),
-        (torch.tensor([-1, 2]), ValueError, r"indices has values -1\.\.2; want 0\.\.8"),
+        (torch.tensor([0, 9]), ValueError, r"indices has values 0\.\.9; want -1\.\.8"),
+        (torch.tensor([-2, 2]), ValueError, r"indices has values -2\.\.2; want -1\.\.8"),
         (torch.tensor([0.0]), TypeError, "indices has dtype torch.float32"),
         (torch.tensor([True]), TypeError, "indices has dtype torch.bool"),
         ([0, 1], TypeError, "indices is a list"),

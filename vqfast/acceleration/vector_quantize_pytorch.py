@@ -16,7 +16,7 @@ from torch import Tensor
 from vqfast.acceleration.search import largest_product
 from vqfast.acceleration.swap import Fast, Swap
 from vqfast.functional import nearest_code, quantize
-from vqfast.nn.codebook import masked_statistics
+from vqfast.nn.batch import masked_statistics
 
 
 def _training_reason(module: Any) -> str:

@@ -14,7 +14,8 @@ def perplexity(indices: Tensor, num_embeddings: int) -> Tensor:
     It is 1 when one code is used, and K when all are used alike.
 
     Args:
-        indices: integers in ``0..num_embeddings - 1``, any shape.
+        indices: integers in ``0..num_embeddings - 1``, any shape; -1, as layers give it for masked vectors,
+            isn't counted.
         num_embeddings: the number of codes K.
 
     Returns:
@@ -31,9 +32,10 @@ def perplexity(indices: Tensor, num_embeddings: int) -> Tensor:
         tensor(1.)
     """
     check_sizes(num_embeddings=num_embeddings)
-    check_indices("indices", indices, num_embeddings)
+    check_indices("indices", indices, num_embeddings, minimum=-1)
     flat = indices.long().flatten()
+    bins = torch.where(flat < 0, num_embeddings, flat)  # the last bin is of masked vectors
     # not bincount, which vmap doesn't know
-    counts = flat.new_zeros(num_embeddings).index_add(0, flat, torch.ones_like(flat))
-    p = counts.double() / indices.numel()
+    counts = flat.new_zeros(num_embeddings + 1).index_add(0, bins, torch.ones_like(bins))[:num_embeddings]
+    p = counts.double() / counts.sum()
     return torch.special.entr(p).sum().exp().float()

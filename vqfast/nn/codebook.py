@@ -1,11 +1,11 @@
-"""How a codebook starts, how it follows its vectors, and how its dead codes revive."""
+"""A codebook: how it starts, how it follows the vectors that it is given, and how its dead codes revive."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
 from functools import reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,41 +13,30 @@ from torch import Tensor, nn
 from vqfast.checks import (
     Device,
     check_choice,
+    check_device,
     check_flags,
     check_floating,
     check_number,
     check_placement,
-    check_untransformed,
 )
 from vqfast.functional import unit
 from vqfast.nn import passes, ranks
+from vqfast.nn.batch import Batch
 from vqfast.nn.kmeans import draw_seed, kmeans_of_ranks
 from vqfast.nn.script import refuse_script
 from vqfast.nn.sharded import gathered, write
 
-USAGE_DECAY = 0.99  # of the average that tells a gradient codebook's dead codes
-REACHABLE = 0.25  # times the vectors for each code: the threshold of revival where the one asked for is more
+USAGE_DECAY = 0.99  # of the average counts by which dead codes are found where there is no other average
+REACHABLE = 0.25  # of the mean count: the threshold of revival where ``revive_below`` exceeds that mean
 STATISTICS = ("ema_counts", "ema_sums")
 
 
-class Batch(NamedTuple):
-    """What a codebook learns from one batch; ``C`` is the number of codebooks side by side.
-
-    ``vectors``: ``(N, C, D)``, or ``None`` where no code revives. ``mask``: bool ``(N,)``, which of them
-    count, or ``None`` for all. ``counts`` and ``sums``: number and sum of the vectors of each code,
-    ``(K,)`` and ``(K, D)``, or with C before.
-    """
-
-    vectors: Tensor | None
-    mask: Tensor | None
-    counts: Tensor
-    sums: Tensor
-
-
 class Kept(NamedTuple):
-    """What a forward pass used of a codebook that it then moved, for its recomputation by a checkpoint.
+    """What the recomputation of a forward pass by a checkpoint needs, as that pass has moved the codebook.
 
-    ``codebook``: as it was. ``started``, ``revived``: whether torch's generators were drawn from for that.
+    Attributes:
+        codebook: the codebook that the pass used.
+        started, revived: whether the pass drew random numbers for a k-means start, or for a revival.
     """
 
     codebook: Tensor
@@ -55,40 +44,26 @@ class Kept(NamedTuple):
     revived: bool
 
 
-def masked_statistics(
-    vectors: Tensor, indices: Tensor, mask: Tensor, num_embeddings: int
-) -> tuple[Tensor, Tensor]:
-    """``counts (C, K)`` and ``sums (C, K, D)`` of ``vectors (N, C, D)`` with ``indices (N, C)``, as ``mask
-    (N,)`` says; those masked out go to a bin of their own, NaN or not.
-    """
-    _, books, dim = vectors.shape
-    first = torch.arange(books, device=vectors.device) * (num_embeddings + 1)
-    bins = (torch.where(mask.unsqueeze(1), indices, num_embeddings) + first).flatten()
-    rows = vectors.reshape(-1, dim)
-    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-    counts = bins.new_zeros(books * (num_embeddings + 1)).index_add_(0, bins, torch.ones_like(bins))
-    sums = rows.new_zeros(len(counts), dim).index_add_(0, bins, rows)
-    return counts.view(books, -1)[:, :-1], sums.view(books, -1, dim)[:, :-1]
-
-
 class Codebook(nn.Module):
-    """Codes that learn by gradients or by a moving average; see ``VQLayer`` for the options.
+    """Code vectors that learn by gradients or by a moving average; see ``VQLayer`` for the options.
 
-    Under torch.distributed every batch is that of all ranks: codebooks that were equal stay so, to the bit.
+    Under torch.distributed a batch is the joined batch of all ranks, so that codebooks that were equal on all
+    ranks stay equal to the bit.
 
-    The average is kept in float32, or in float64 after ``double()``, whatever dtype the module is given. Code
-    vectors that anything else has put into ``codebook`` (a copy, a loaded state, another tensor) are what the
-    average goes on from, and no k-means start overwrites them. A state loads whatever options it was saved
-    with: what it has beyond these is left out, what it lacks starts anew from its codebook.
+    The moving average is kept in float32, or in float64 after ``double()``, whatever the dtype of the module.
+    Code vectors that are copied or loaded into ``codebook`` stay: the average goes on from them, and no
+    k-means start overwrites them. A state of a layer with other options loads: entries that this layer has no
+    use for are ignored, and entries that are missing start anew from the loaded codebook.
 
     Args:
         shape: ``(K, D)``, or ``(C, K, D)`` for codebooks side by side.
 
     Attributes:
         codebook: of that shape; a parameter, or with ``decay`` a buffer.
-        ema_counts, ema_sums: the moving average, with ``decay``; ``revive_below`` alone has the counts too.
-        initialised: float32 scalar, with ``kmeans_init``: 0 until the codes have left their random start. A
-            number so that averages of models can be taken.
+        ema_counts: with ``decay`` or ``revive_below``, the moving average of the counts, ``shape[:-1]``.
+        ema_sums: with ``decay``, the moving average of the sums, ``shape``.
+        initialised: with ``kmeans_init``, 0 until the code vectors have left their random start, then 1. It
+            is a float32 scalar so that averages of models can be taken.
     """
 
     codebook: Tensor
@@ -134,29 +109,37 @@ class Codebook(nn.Module):
             self.register_buffer("ema_sums", torch.empty_like(codebook, dtype=wide))
         if kmeans_init:
             self.register_buffer("initialised", codebook.new_empty((), dtype=torch.float32))
-        self.reset_parameters()
+        Codebook.reset_parameters(self)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Codes uniform within ``1 / K``; the moving average starts as if each had been seen once."""
+        """Draws the code vectors uniformly from ``-1 / K`` to ``1 / K`` and restarts the moving average.
+
+        With ``kmeans_init`` the next batch in training starts them again.
+        """
         bound = 1 / self.num_embeddings
         codebook = self.codebook
-        codes = torch.empty(codebook.shape, dtype=codebook.dtype, device=codebook.device)
-        self.set_codebook(codes.uniform_(-bound, bound))
+        drawn = torch.empty(codebook.shape, dtype=codebook.dtype, device=codebook.device)
+        self.set_codebook(drawn.uniform_(-bound, bound))
         self._mark(initialised=False)
 
     @torch.no_grad()
     def set_codebook(self, codebook: Tensor) -> None:
-        """Replaces the codes by ``codebook (K, D)`` and restarts the moving average from them.
+        """Replaces the code vectors and restarts the moving average from them, as if each had been seen once.
+
+        Args:
+            codebook: floating point ``(K, D)``, or ``(heads, K, D)`` for separate codebooks, on the device of
+                the layer. It is converted to the layer's dtype, and with the cosine metric to length 1.
 
         Raises:
-            TypeError: it isn't a floating-point tensor.
-            ValueError: the shape is another.
+            TypeError: ``codebook`` isn't a floating-point tensor.
+            ValueError: it has another shape or is on another device.
         """
         check_floating(codebook=codebook)
+        check_device("codebook", codebook, "the layer", self.codebook.device)
         if codebook.shape != self.codebook.shape:
             raise ValueError(f"codebook has shape {tuple(codebook.shape)}; want {tuple(self.codebook.shape)}")
-        codebook = codebook.to(self.codebook.device, self.codebook.dtype)
+        codebook = codebook.to(self.codebook.dtype)
         codebook = unit(codebook).to(codebook.dtype) if self.metric == "cosine" else codebook
         write(self, "codebook", codebook)
         for name, value in self._fresh(codebook).items():
@@ -164,46 +147,49 @@ class Codebook(nn.Module):
         self._mark(initialised=True)
 
     def freeze(self, frozen: bool = True) -> None:
-        """Stops the codes from learning and reviving, or with ``False`` lets them again."""
+        """Stops the code vectors from learning and reviving; with ``frozen=False`` lets them again.
+
+        Raises:
+            TypeError: ``frozen`` isn't a bool.
+        """
+        check_flags(frozen=frozen)
         self.learnable = not frozen
         if self.decay is None:
             self.codebook.requires_grad_(self.learnable)
 
     def held(self, kept: Kept | None = None) -> Tensor:
-        """The codebook as it is, or as the pass that ``kept`` it had it, with the same gradient."""
+        """The codebook of this pass, or of the pass that ``kept`` is from, with the codebook's gradient."""
         if kept is None:
             return self.codebook
         return kept.codebook + (self.codebook - self.codebook.detach())
 
-    def codes(self, kept: Kept | None = None) -> Tensor:
-        """The codes of this pass: unit vectors with the cosine metric, and a copy where they may move in
-        place while backward still needs them.
+    def code_vectors(self, kept: Kept | None = None) -> Tensor:
+        """The code vectors that this pass compares with: of length 1 with the cosine metric, and a copy where
+        they may move in place while backward still needs them.
         """
         moves = kept is None and (self.decay is not None or self.revive_below)
-        codes = passes.first(self.codebook.clone(), self.follows) if moves else self.held(kept)
-        return unit(codes) if self.metric == "cosine" else codes
+        codebook = passes.first(self.codebook.clone(), self.follows) if moves else self.held(kept)
+        return unit(codebook) if self.metric == "cosine" else codebook
 
     @property
     def follows(self) -> bool:
-        """Whether a forward pass moves the state that ``learn`` moves."""
+        """Whether a forward pass calls ``learn``."""
         return self.training and self.learnable and bool(self.decay is not None or self.revive_below)
 
     @property
     def starts(self) -> bool:
-        """Whether the next forward pass starts the codes by k-means.
-
-        While they wait the buffer is looked at: DistributedDataParallel may have brought another rank's.
-        """
+        """Whether the next forward pass starts the code vectors by k-means."""
+        # DistributedDataParallel may have copied another rank's buffer since the last pass
         if self._waits and not torch.compiler.is_compiling() and not self.initialised.is_meta:
             self._waits = not self.initialised.item()
         return self.training and self._waits
 
     def keep(self, started: bool) -> Kept:
-        """What a recomputation of this pass needs; to be called before ``learn``."""
+        """What a recomputation of this pass needs. Call it before ``learn``."""
         return Kept(self.codebook.detach().clone(), started, self.follows and self.revive_below > 0)
 
     def draw_again(self, kept: Kept) -> None:
-        """Draws what the pass that ``kept`` the codebook drew, so that what draws later gets the same."""
+        """Draws the random numbers that the kept pass drew, so that later draws are those of that pass."""
         if kept.started:
             draw_seed()
         if kept.revived:
@@ -211,24 +197,30 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def start(self, vectors: Tensor, mask: Tensor | None) -> None:
-        """Fits the codes to all ranks' ``vectors (N, C, D)`` by k-means; ``mask`` as in ``Batch``.
+        """Fits the code vectors to all ranks' ``vectors (N, C, D)`` by k-means; ``mask`` as in ``Batch``.
 
-        If somebody has put codes in the place of the random ones, they stay.
+        Code vectors that were put in the place of the random ones stay.
 
         Raises:
-            ValueError: there is no finite vector.
+            ValueError: there is no finite vector, or the vectors are on another device.
+            RuntimeError: a transform of ``torch.func`` is active.
         """
-        check_untransformed()
+        passes.refuse_transforms()
+        check_device("z_e", vectors, "codebook", self.codebook.device)
         cosine = self.metric == "cosine"
         self.set_codebook(kmeans_of_ranks(vectors, mask, self.codebook, self._start, cosine))
 
     @torch.no_grad()
     def learn(self, *batches: Batch) -> None:
-        """Follows the vectors of ``batches`` taken together, then revives dead codes.
+        """Moves the averages by the vectors of all ``batches`` together, then revives dead codes.
 
-        No vectors move nothing, and a code that was given one with a NaN or an infinity sits the step out.
+        A batch without vectors changes nothing. A code that was given a vector with a NaN or an infinity
+        stays as it is in this step.
+
+        Raises:
+            RuntimeError: a transform of ``torch.func`` is active.
         """
-        check_untransformed()
+        passes.refuse_transforms()
         counts = ranks.total(reduce(torch.add, (batch.counts for batch in batches)))
         counts = counts.to(self.ema_counts.dtype)
         total = counts.sum(-1, keepdim=True)
@@ -240,46 +232,49 @@ class Codebook(nn.Module):
         if self.revive_below:
             masks = [batch.mask for batch in batches if batch.mask is not None]
             mask = torch.stack(masks, 1).flatten() if masks else None
-            # vector by vector, not batch by batch: so ranks in a row are the joined batch
+            # batches side by side, so that ranks one after the other are the joined batch
             vectors = [batch.vectors for batch in batches if batch.vectors is not None]
             self._revive(torch.stack(vectors, 1).flatten(0, 1), mask, total)
 
     def _follow(self, counts: Tensor, sums: Tensor, total: Tensor, decay: float) -> None:
         """One step of the exponential moving average (van den Oord et al. 2017, appendix A.1).
 
-        ``N_k <- g N_k + (1 - g) n_k``, ``m_k <- g m_k + (1 - g) sum z_e``, ``e_k = m_k / N_k`` with the
-        counts smoothed as in ``_average``.
+        ``N_k <- g N_k + (1 - g) n_k``, ``m_k <- g m_k + (1 - g) sum z_e`` and ``e_k = m_k / N_k``, with the
+        decay ``g`` and the counts ``N_k`` smoothed as in ``_average``.
         """
         codebook, averages = self.codebook, (self.ema_counts.unsqueeze(-1), self.ema_sums)
         self._notice(codebook, *averages)
-        bad = (sums * 0).sum(-1, keepdim=True) != 0  # a NaN or an infinity, in fewer passes than isfinite
+        bad = (sums * 0).sum(-1, keepdim=True) != 0  # finds NaN and infinity in fewer passes than isfinite
         rate = (total.clamp(max=1) * (1 - decay)).unsqueeze(-1).masked_fill(bad, 0)
         averages[0].lerp_(counts.unsqueeze(-1), rate)
         averages[1].lerp_(sums.masked_fill(bad, 0).to(rate.dtype), rate)
         codebook.copy_(self._average(*averages)[0])
 
     def _average(self, counts: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
-        """The codes that a moving average of ``counts (K, 1)`` and ``sums (K, D)`` says, and the counts
-        smoothed to ``(N_k + eps) / (N + K eps) * N``.
+        """The code vectors of a moving average of ``counts (K, 1)`` and ``sums (K, D)``, and the smoothed
+        counts, ``(N_k + eps) / (N + K eps) * N``.
         """
         seen = counts.sum(-2, keepdim=True)
         smoothed = (counts + self.eps).mul_(seen / (seen + self.num_embeddings * self.eps))
-        codes = sums / smoothed
-        return unit(codes) if self.metric == "cosine" else codes, smoothed
+        means = sums / smoothed
+        return unit(means) if self.metric == "cosine" else means, smoothed
 
     def _notice(self, codebook: Tensor, counts: Tensor, sums: Tensor) -> None:
-        """Lets the average go on from code vectors that aren't its own."""
-        codes, smoothed = self._average(counts, sums)
-        codes = codes.to(codebook.dtype)
-        if codes.is_cpu and not torch.compiler.is_compiling() and torch.equal(codes, codebook):
-            return  # fewer passes; elsewhere to ask would wait for the device
-        own = (codes == codebook).all(-1, keepdim=True)
+        """Sets the sums of code vectors that were put into ``codebook`` from outside, so that the average
+        goes on from them.
+        """
+        means, smoothed = self._average(counts, sums)
+        means = means.to(codebook.dtype)
+        if means.is_cpu and not torch.compiler.is_compiling() and torch.equal(means, codebook):
+            return  # saves passes on a CPU; elsewhere the question would wait for the device
+        own = (means == codebook).all(-1, keepdim=True)
         sums.copy_(torch.where(own, sums, codebook * smoothed))
 
     def _revive(self, vectors: Tensor, mask: Tensor | None, total: Tensor) -> None:
-        """Puts random vectors in the place of codes whose average count is below the threshold.
+        """Replaces codes whose average count is below the threshold by random vectors.
 
-        Where ``total``, the number of vectors, doesn't let all codes reach that, it is ``REACHABLE``.
+        The threshold is ``revive_below``, or ``REACHABLE`` times the mean count where the ``total`` number of
+        vectors is too small for all codes to reach ``revive_below``.
         """
         self._warn(vectors)
         mean = total / self.num_embeddings
@@ -293,7 +288,7 @@ class Codebook(nn.Module):
             self.ema_sums.copy_(torch.where(dead.unsqueeze(-1), fresh * self._fresh_count, self.ema_sums))
 
     def _warn(self, vectors: Tensor) -> None:
-        """Says once that so many vectors of each rank are too few for the threshold of revival."""
+        """Warns once where this rank's vectors, times the ranks, are too few for ``revive_below``."""
         if self._warned or torch.compiler.is_compiling():
             return
         num = len(vectors) * ranks.world()
@@ -308,11 +303,11 @@ class Codebook(nn.Module):
 
     @property
     def _fresh_count(self) -> float:
-        """The average count that a new code is given: it isn't dead at once."""
+        """The average count of a new code, high enough that the code isn't dead at once."""
         return max(1.0, self.revive_below)
 
     def _fresh(self, codebook: Tensor) -> dict[str, Tensor]:
-        """The statistics of this module as they start from ``codebook``."""
+        """The moving averages that this module has, as they start from ``codebook``."""
         wide = torch.promote_types(codebook.dtype, torch.float32)
         counts = torch.full(codebook.shape[:-1], self._fresh_count, dtype=wide, device=codebook.device)
         statistics = {"ema_counts": counts}
@@ -321,17 +316,17 @@ class Codebook(nn.Module):
         return {name: value for name, value in statistics.items() if name in self._buffers}
 
     def _mark(self, *, initialised: bool) -> None:
-        # beside the buffer in Python, so that later steps are compiled and captured without the start
+        # a Python bool beside the buffer, so that later steps are compiled and captured without the start
         self._waits = self.kmeans_init and not initialised
-        # what the codes are as long as nobody has put others there
+        # the random start; a codebook that differs from it was put there from outside
         self._start = gathered(self.codebook.detach()).clone() if self._waits else None
         if self.kmeans_init:
             self.initialised.fill_(float(initialised))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Codebook:
-        """Moves and converts the module; the average never to less than float32."""
+        """Moves and converts the module, but keeps the moving average in float32 or wider."""
         before = {name: value for name, value in self.named_buffers(recurse=False) if name != "codebook"}
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, value in before.items():
             after = getattr(self, name)
             narrow = after.dtype.itemsize < 4 or name == "initialised"
@@ -342,14 +337,14 @@ class Codebook(nn.Module):
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
-        """Code vectors that somebody has put in the place of the random start are a start."""
+        """Saves the module; code vectors that were put in the place of the random start count as a start."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
         start = None if self.codebook.is_meta else self._start
         if start is not None and (gathered(self.codebook.detach()) != start).any():
             destination[prefix + "initialised"] = torch.ones_like(self.initialised)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args) -> None:
-        """Takes a state that was saved with other options too."""
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        """Loads a state, also one of a layer with other options."""
         names = {prefix + name for name in (*STATISTICS, "initialised")}
         own = {name for name in names if name.removeprefix(prefix) in self._buffers}
         state = {name: value for name, value in state_dict.items() if name not in names - own}

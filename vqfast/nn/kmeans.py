@@ -10,20 +10,27 @@ from torch import Tensor
 from vqfast.functional import nearest_code, quantize, unit
 from vqfast.nn import ranks
 
-DRAWN = 1024  # candidates of a round of seeding: their distances from each other fit in cache
-SPREAD = 0.1  # of code vectors beyond the data's, in standard deviations around them
-LARGE = 40  # exponent from which on sums of squares could overflow float32
+CANDIDATES = 1024  # of a round of seeding: their distances from each other fit in cache
+SPREAD = 0.1  # of spare code vectors around the data's vectors, in standard deviations of the data
+LARGE = 40  # binary exponent from which on sums of squares could overflow float32
 
 
 @torch.no_grad()
 def kmeans(
     x: Tensor, num_embeddings: int, seed: int = 0, iterations: int = 10, cosine: bool = False
 ) -> Tensor:
-    """A codebook fitted to finite ``x (N, D)`` by Lloyd's algorithm from k-means++ seeds: ``(K, D)``.
+    """A codebook fitted to vectors by Lloyd's algorithm from k-means++ seeds.
 
-    A code that loses all its vectors stays. With fewer than K distinct vectors each has a code of its own,
-    and the other codes stand near them, none equal to another. With ``cosine`` (``x`` of length 1) the codes
-    are unit vectors: spherical k-means. The dtype is ``x``'s, float32 at the least.
+    A code vector that loses all its vectors stays where it is. With fewer than K distinct vectors each of
+    them is a code vector, and the other code vectors stand near them, all different.
+
+    Args:
+        x: floating point ``(N, D)``, finite.
+        num_embeddings: K.
+        cosine: whether the code vectors have length 1, for ``x`` of length 1 (spherical k-means).
+
+    Returns:
+        ``(K, D)``, of the dtype of ``x``, float32 at the least.
 
     Raises:
         ValueError: ``x`` isn't ``(N, D)`` with N, D >= 1, or K is below 1.
@@ -34,11 +41,11 @@ def kmeans(
         )
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     _, exponent = math.frexp(float(x.abs().max()))
-    scale = 2.0 ** min(0, LARGE - exponent)  # exact, as all powers of two
+    scale = 2.0 ** min(0, LARGE - exponent)  # multiplying by a power of two is exact
     x = x * scale
     generator = torch.Generator().manual_seed(seed)
-    codebook = x.unique(dim=0) if len(x) <= num_embeddings else _seeds(x, num_embeddings, generator)
-    if len(codebook) < num_embeddings:  # every distinct vector is there
+    codebook = torch.unique(x, dim=0) if len(x) <= num_embeddings else _seeds(x, num_embeddings, generator)
+    if len(codebook) < num_embeddings:  # it holds every distinct vector
         beside = _beside(codebook, num_embeddings - len(codebook), generator)
         return torch.cat([codebook, unit(beside) if cosine else beside]) / scale
     for _ in range(iterations):
@@ -50,17 +57,18 @@ def kmeans(
 
 
 def _seeds(x: Tensor, num: int, generator: torch.Generator) -> Tensor:
-    """``num`` rows of ``x (N, D)``, or all distinct ones if they are fewer, by k-means++.
+    """``num`` vectors of ``x (N, D)`` by k-means++, or all distinct vectors if they are fewer.
 
-    Source: Arthur and Vassilvitskii 2007. A row is drawn with a probability that grows with the square of its
-    distance from the rows before it. Here some are drawn at once, and each is kept with the probability by
-    which those before it in the round have brought it closer.
+    Source: Arthur and Vassilvitskii 2007, "k-means++: The Advantages of Careful Seeding". A vector is drawn
+    with a probability proportional to its squared distance from the nearest seed so far. Here a round draws
+    many candidates at once, and keeps each with the probability ``d' / d``: ``d`` is its squared distance
+    from the seeds before the round, ``d'`` that from these seeds and the earlier candidates of the round.
     """
 
-    def noise(count: int) -> Tensor:
+    def uniform(count: int) -> Tensor:
         return torch.rand(count, generator=generator, dtype=torch.float64).to(x.device)
 
-    chosen = (noise(1) * len(x)).long()
+    chosen = (uniform(1) * len(x)).long()
     squares = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
     seeds, new = [], x[chosen]
     while True:
@@ -71,17 +79,17 @@ def _seeds(x: Tensor, num: int, generator: torch.Generator) -> Tensor:
         missing = num - sum(map(len, seeds))
         if missing == 0 or cumulative[-1] == 0:
             return torch.cat(seeds)
-        drawn = torch.searchsorted(cumulative, noise(min(missing, DRAWN)) * cumulative[-1], right=True)
+        drawn = torch.searchsorted(cumulative, uniform(min(missing, CANDIDATES)) * cumulative[-1], right=True)
         drawn = drawn.clamp(max=len(x) - 1)
-        rows = x[drawn].double()
-        between = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").square()
+        candidates = x[drawn].double()
+        between = torch.cdist(candidates, candidates, compute_mode="donot_use_mm_for_euclid_dist").square()
         earlier = torch.ones_like(between, dtype=torch.bool).tril(-1)
         closest = torch.where(earlier, between, torch.inf).amin(1)
-        new = x[drawn[noise(len(drawn)) * squares[drawn] < closest]]
+        new = x[drawn[uniform(len(drawn)) * squares[drawn] < closest]]
 
 
 def _beside(distinct: Tensor, num: int, generator: torch.Generator) -> Tensor:
-    """``num`` vectors near random ones of ``distinct (n, D)``."""
+    """``num`` vectors near random vectors of ``distinct (n, D)``."""
     near = distinct[torch.randint(len(distinct), (num,), generator=generator).to(distinct.device)]
     spread = distinct.std(0, correction=0)
     if not spread.any():
@@ -91,7 +99,7 @@ def _beside(distinct: Tensor, num: int, generator: torch.Generator) -> Tensor:
 
 
 def draw_seed() -> int:
-    """From torch's generator."""
+    """A seed from torch's generator of the CPU."""
     return int(torch.randint(2**62, (), device="cpu"))
 
 
@@ -99,10 +107,13 @@ def draw_seed() -> int:
 def kmeans_of_ranks(
     vectors: Tensor, mask: Tensor | None, codebook: Tensor, start: Tensor, cosine: bool
 ) -> Tensor:
-    """``kmeans`` of all ranks' finite ``vectors (N, C, D)`` that ``mask (N,)`` shows, as ``codebook``.
+    """``kmeans`` of all ranks' finite ``vectors (N, C, D)`` that ``mask (N,)`` shows, shaped as ``codebook``.
 
-    Where the first rank's ``codebook`` isn't ``start`` any more, somebody has put it there: then it is the
-    result. An op, so that a compiled first step needn't look into it. The first rank's seed counts.
+    Where ``codebook`` on the first rank differs from its random ``start``, it was put there from outside and
+    is the result. The seed is the first rank's. This is an op so that a compiled first step doesn't trace it.
+
+    Raises:
+        ValueError: no rank has a finite vector.
     """
     seed = draw_seed()
     placed = torch.tensor(not torch.equal(codebook, start), dtype=torch.float32, device=codebook.device)
@@ -119,5 +130,5 @@ def kmeans_of_ranks(
 
 
 @kmeans_of_ranks.register_fake
-def _(vectors, mask, codebook, start, cosine):
+def _(vectors: Tensor, mask: Tensor | None, codebook: Tensor, start: Tensor, cosine: bool) -> Tensor:
     return torch.empty_like(codebook)

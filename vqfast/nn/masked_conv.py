@@ -1,39 +1,69 @@
-"""Masked convolutions as modules."""
+"""Masked convolutions."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from vqfast import functional
-from vqfast.checks import Device, check_choice, check_flags, check_integer, check_placement, check_tensor
+from vqfast.checks import (
+    Device,
+    check_choice,
+    check_device,
+    check_flags,
+    check_integer,
+    check_placement,
+    check_tensor,
+)
 from vqfast.functional.masked_conv import MASK_TYPES, STACKS, check_activation
+from vqfast.nn.describe import describe
 from vqfast.nn.script import refuse_script
 from vqfast.ops.onnx import embed
 
 
 class MaskedConv2d(nn.Module):
-    """A causal convolution in raster order over ``(B, in_channels, H, W)``; see ``functional.masked_conv2d``.
+    """A convolution that sees only what comes before each position in raster order.
+
+    Source: van den Oord et al. 2016, "Pixel Recurrent Neural Networks" (arXiv 1601.06759), section 3.4, for
+    the masks; "Conditional Image Generation with PixelCNN Decoders" (arXiv 1606.05328), section 2, for the
+    stacks.
 
     Args:
-        kernel_size: odd width of the whole kernel.
-        mask_type: ``"A"`` hides the own position, ``"B"`` shows it.
-        stack: ``"full"`` keeps the weight of an ordinary convolution, ``(out, in, k, k)``, so that its
-            checkpoints load; ``"vertical"`` and ``"horizontal"`` are those of the gated PixelCNN.
-        dilation: distance between kernel positions.
-        activation: ``"none"``, ``"relu"`` or ``"gate"``, which halves ``out_channels``.
+        in_channels, out_channels: of the input, and of the output before the activation.
+        kernel_size: the odd width of the whole kernel.
+        mask_type: ``"A"`` hides the output's own position, ``"B"`` shows it.
+        stack: ``"full"`` has the weight of an ordinary convolution, ``(out_channels, in_channels, k, k)``, so
+            that its checkpoints load. ``"vertical"`` sees the rows above, ``"horizontal"`` the own row; these
+            are the two stacks of the gated PixelCNN.
+        dilation: the distance between neighbouring kernel positions.
+        bias: whether to add a learnable bias.
+        activation: ``"none"``, ``"relu"``, or ``"gate"``, which multiplies the tanh of one half of the
+            channels with the sigmoid of the other.
         device, dtype: of the parameters, as in ``torch.nn``.
 
+    Attributes:
+        weight: ``(out_channels, in_channels, *kernel)``, without the hidden rows and columns of the stacks.
+        bias: ``(out_channels,)`` or ``None``.
+
     Raises:
-        ValueError: a size below 1, an even kernel, an unknown mask type, stack or activation.
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range, or no kernel position is visible.
+
+    Example:
+        >>> conv = vqfast.MaskedConv2d(3, 16, 5, activation="relu")
+        >>> conv(torch.randn(2, 3, 8, 8)).shape
+        torch.Size([2, 16, 8, 8])
+        >>> conv
+        MaskedConv2d(3, 16, 5, activation='relu')
     """
 
     ndim = 2
     __prepare_scriptable__ = refuse_script
-    _conv = staticmethod(functional.masked_conv2d)
+    _conv: Callable[..., Tensor] = staticmethod(functional.masked_conv2d)
 
     def __init__(
         self,
@@ -50,22 +80,20 @@ class MaskedConv2d(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_placement(device, dtype)
-        check_flags(bias=bias)
+        sizes = {"in_channels": in_channels, "out_channels": out_channels, "kernel_size": kernel_size}
+        for name, value in {**sizes, "dilation": dilation}.items():
+            check_integer(name, value, maximum=2**31 - 1)  # kernels count in int32
         check_choice("mask_type", mask_type, MASK_TYPES)
-        check_choice("stack", stack, STACKS)
-        if self.ndim == 1 and stack == "vertical":
-            raise ValueError("stack is 'vertical'; one dimension has no rows above")
-        check_integer("kernel_size", kernel_size)
+        check_choice("stack", stack, STACKS if self.ndim == 2 else ("full", "horizontal"))
+        check_flags(bias=bias)
+        check_activation(activation, out_channels)
+        check_placement(device, dtype)
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size is {kernel_size}; want an odd number")
-        sizes = {"in_channels": in_channels, "out_channels": out_channels, "dilation": dilation}
-        for name, value in sizes.items():
-            check_integer(name, value, maximum=2**31 - 1)
-        check_activation(activation, out_channels)
-        kernel = functional.kernel_shape(kernel_size, mask_type, stack)[-self.ndim :]
         if mask_type == "A" and kernel_size == 1:
-            raise ValueError("kernel_size is 1, of which mask A leaves nothing; want 3 or more")
+            raise ValueError("kernel_size is 1; want 3 or more, as mask type 'A' hides the only position")
+        kernel = functional.kernel_shape(kernel_size, mask_type, stack)[-self.ndim :]
+        self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel_size
         self.mask_type, self.stack, self.dilation, self.activation = mask_type, stack, dilation, activation
         self.weight = nn.Parameter(
             torch.empty(out_channels, in_channels, *kernel, device=device, dtype=dtype)
@@ -74,7 +102,7 @@ class MaskedConv2d(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Uniform within ``1 / sqrt(fan in)``, counting visible taps only."""
+        """Draws weight and bias uniformly within ``1 / sqrt(fan in)``, of which visible taps count only."""
         bound = 1 / math.sqrt(max(1, self.taps) * self.weight.shape[1])
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound)
@@ -85,23 +113,33 @@ class MaskedConv2d(nn.Module):
 
     @property
     def taps(self) -> int:
-        """How many kernel positions are visible."""
+        """The number of visible kernel positions."""
         return functional.visible_taps(self._kernel, self.mask_type, self.stack)[0]
 
     def offsets(self) -> list[tuple[int, int]]:
-        """``(dy, dx)`` of every visible tap from the output's own position, in the weight's order."""
-        _, kw = self._kernel
-        taps, (ay, ax) = functional.visible_taps(self._kernel, self.mask_type, self.stack)
-        return [((t // kw - ay) * self.dilation, (t % kw - ax) * self.dilation) for t in range(taps)]
+        """``(dy, dx)`` from the output's own position to each visible tap, in the order of the weight."""
+        _, width = self._kernel
+        taps, (y, x) = functional.visible_taps(self._kernel, self.mask_type, self.stack)
+        return [((t // width - y) * self.dilation, (t % width - x) * self.dilation) for t in range(taps)]
 
     def matrix(self) -> Tensor:
         """The visible part of the weight, ``(taps, in_channels, out_channels)``."""
         return self.weight.flatten(2)[..., : self.taps].permute(2, 1, 0)
 
     def forward(self, x: Tensor, extra: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
-        """``(B, in_channels, H, W)`` -> ``(B, out_channels, H, W)``, half the channels after the gate.
+        """The masked convolution of ``x (B, in_channels, H, W)``; see ``functional.masked_conv2d``.
 
-        For ``MaskedConv1d`` without the ``H``. ``extra`` and ``residual``: see ``functional.masked_conv2d``.
+        Args:
+            x: floating point; ``(B, in_channels, T)`` for ``MaskedConv1d``.
+            extra: added before the activation, ``(B, out_channels, H, W)`` or ``(B, out_channels, 1, 1)``.
+            residual: added to the result, of its shape.
+
+        Returns:
+            ``(B, out_channels, H, W)``, or with the gate ``(B, out_channels / 2, H, W)``.
+
+        Raises:
+            TypeError: an argument isn't a floating-point tensor.
+            ValueError: shapes, dtypes or devices don't fit.
         """
         return self._conv(
             x,
@@ -118,34 +156,49 @@ class MaskedConv2d(nn.Module):
     if TYPE_CHECKING:
         __call__ = forward
 
-    def embed(self, codes: Tensor) -> Tensor:
-        """The convolution of one-hot vectors, before any activation, in the weight's dtype.
+    def embed(self, indices: Tensor) -> Tensor:
+        """The convolution of one-hot vectors, before the activation, in the dtype of the weight.
 
         Args:
-            codes: int64 ``(B, H, W)``, in ``0..in_channels - 1``.
+            indices: int64 ``(B, H, W)``, from 0 to ``in_channels - 1``; values aren't checked.
 
         Returns:
             ``(B, out_channels, H, W)``, channels last.
 
         Raises:
-            TypeError: the codes aren't int64, or the bias hasn't the weight's dtype.
+            TypeError: ``indices`` isn't int64, or the bias hasn't the dtype of the weight.
+            ValueError: the devices differ.
+
+        Example:
+            >>> conv = vqfast.MaskedConv2d(8, 4, 3)
+            >>> conv.embed(torch.randint(8, (2, 5, 5))).shape
+            torch.Size([2, 4, 5, 5])
         """
-        check_tensor("codes", codes)
-        if codes.dtype != torch.int64:
-            raise TypeError(f"codes have dtype {codes.dtype}; want torch.int64")
+        check_tensor("indices", indices)
+        if indices.dtype != torch.int64:
+            raise TypeError(f"indices has dtype {indices.dtype}; want torch.int64")
+        check_device("indices", indices, "weight", self.weight.device)
         if self.bias is not None and self.bias.dtype != self.weight.dtype:
             raise TypeError(f"bias has dtype {self.bias.dtype}; want the weight's, {self.weight.dtype}")
         taps, anchor = functional.visible_taps(self._kernel, self.mask_type, self.stack)
         weight = self.weight.view(*self.weight.shape[:2], *self._kernel)
-        return embed(codes, weight, self.bias, taps, anchor, (self.dilation, self.dilation))
+        return embed(indices, weight, self.bias, taps, anchor, (self.dilation, self.dilation))
 
     def extra_repr(self) -> str:
-        """What ``print`` shows."""
-        return f"{tuple(self.weight.shape)}, mask_type={self.mask_type}, stack={self.stack}"
+        """The constructor's arguments."""
+        return describe(MaskedConv2d, self, bias=self.bias is not None)
 
 
 class MaskedConv1d(MaskedConv2d):
-    """The same over ``(B, in_channels, T)``; weights are ``(out, in, k)``."""
+    """``MaskedConv2d`` over sequences ``(B, in_channels, T)``: it sees only what comes before each step.
+
+    Arguments are those of ``MaskedConv2d``, but ``stack`` can't be ``"vertical"``. The weight is
+    ``(out_channels, in_channels, k)``.
+
+    Example:
+        >>> vqfast.MaskedConv1d(3, 16, 5, mask_type="B")(torch.randn(2, 3, 20)).shape
+        torch.Size([2, 16, 20])
+    """
 
     ndim = 1
-    _conv = staticmethod(functional.masked_conv1d)
+    _conv: Callable[..., Tensor] = staticmethod(functional.masked_conv1d)

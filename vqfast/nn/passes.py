@@ -1,8 +1,8 @@
-"""What a layer that learns in forward does where a forward pass isn't an ordinary one.
+"""Forward passes of a layer that learns in forward, where the pass isn't an ordinary one.
 
-torch.utils.checkpoint runs a pass again during backward, when the layer has moved. So the first pass leaves a
-note at each checkpoint around it, which lives as long as the graph, and the recomputation reads it. Only the
-Python stack tells which checkpoint that is, reentrant or not, nested or not.
+``torch.utils.checkpoint`` recomputes a forward pass during backward, when the layer has already moved. So the
+first pass leaves a note at each checkpoint around it, and the recomputation reads that note. A note lives as
+long as the autograd graph. The checkpoints are found on the Python stack, reentrant or not, nested or not.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointFunction
 
+from vqfast.ops.define import in_functorch
+
 _FIRST, _AGAIN = CheckpointFunction.forward.__code__, CheckpointFunction.backward.__code__
 
 
 def recall(layer: nn.Module, learns: bool) -> Any:
-    """What ``layer`` noted in the first pass of which this is a recomputation; else ``None``.
+    """The note that ``layer`` left in the first pass, if this pass is its recomputation; else ``None``.
 
     Raises:
-        RuntimeError: a layer that ``learns`` runs in a backward pass without such a note.
+        RuntimeError: the layer ``learns`` and runs in a backward pass without such a note.
     """
     if torch.compiler.is_compiling():
         return None
@@ -40,17 +42,17 @@ def recall(layer: nn.Module, learns: bool) -> Any:
         return notes[position][1]
     if learns:
         raise RuntimeError(
-            f"{type(layer).__name__} learns in forward and runs in a backward pass; want that of "
-            "torch.utils.checkpoint.checkpoint only, or eval() or freeze() before"
+            f"{type(layer).__name__} learns in forward and runs in a backward pass other than that of "
+            "torch.utils.checkpoint.checkpoint; call eval() or freeze() before"
         )
     return None
 
 
 def note(layer: nn.Module, kept: Callable[[], Any]) -> None:
-    """Leaves what ``kept`` returns to the recomputation, if the pass is to be recomputed."""
+    """Leaves the result of ``kept`` as a note, if a checkpoint will recompute the pass."""
     if torch.compiler.is_compiling():
         return
-    # what every checkpoint sets; the stack takes longer to look at
+    # every checkpoint sets one of these; looking at the stack takes longer
     if not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
         first, _ = _checkpoints(sys._getframe(1))
         if first:
@@ -63,7 +65,7 @@ def _leave(checkpoints: list[Any], entry: tuple[nn.Module, Any]) -> None:
 
 
 def _checkpoints(frame: FrameType | None) -> tuple[list[Any], Any]:
-    """The checkpoints around ``frame`` that run for the first time, and the one that recomputes, if any."""
+    """The checkpoints around ``frame`` that run for the first time, and the one that recomputes, or None."""
     first = []
     while frame is not None:
         code = frame.f_code
@@ -81,24 +83,35 @@ def _checkpoints(frame: FrameType | None) -> tuple[list[Any], Any]:
 
 
 def first(copy: Tensor, moves: bool) -> Tensor:
-    """``copy`` of codes that the pass ``moves``. A compiled graph, without notes, refuses to run again."""
+    """``copy``, of a codebook that the pass ``moves``; a compiled graph, which leaves no notes, then refuses
+    to be recomputed.
+    """
     return first_pass(copy) if moves and torch.compiler.is_compiling() else copy
 
 
 @torch.library.custom_op("vqfast::first_pass", mutates_args=())
-def first_pass(codes: Tensor) -> Tensor:
-    """``codes``, unless it runs in a backward pass.
+def first_pass(codebook: Tensor) -> Tensor:
+    """A copy of ``codebook``.
 
     Raises:
-        RuntimeError: it does.
+        RuntimeError: it runs in a backward pass.
     """
     if torch._C._current_graph_task_id() != -1:
         raise RuntimeError(
-            "a compiled layer learns in forward and is recomputed by a checkpoint; want it compiled or "
-            "checkpointed, not both, or eval() or freeze() before"
+            "a compiled layer learns in forward and is recomputed by a checkpoint; compile or checkpoint it, "
+            "not both, or call eval() or freeze() before"
         )
-    return codes.clone()
+    return codebook.clone()
 
 
 first_pass.register_fake(torch.empty_like)
 first_pass.register_autograd(lambda ctx, grad: grad)
+
+
+def refuse_transforms() -> None:
+    """Raises RuntimeError under a transform of ``torch.func``, where a module can't change its state."""
+    if in_functorch():
+        raise RuntimeError(
+            "a codebook learns in place, which torch.func's transforms don't allow; call eval() or freeze() "
+            "first, or let it learn outside of them"
+        )

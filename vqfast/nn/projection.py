@@ -1,26 +1,31 @@
-"""The way from ``z_e`` to the vectors that are coded, and back."""
+"""The way from ``z_e`` to the vectors that are compared with code vectors, and back."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from vqfast.checks import Device, check_channels, check_floating, check_mask
+from vqfast.checks import Device, check_channels, check_device, check_floating, check_integer, check_mask
 from vqfast.nn import ranks
 from vqfast.ops import dims
 
+CHANNEL_DIMS = -5, 4  # vectors have up to five dimensions, batch and channels included
+
 
 class Projection(nn.Module):
-    """Linear maps into the width of the codes and out of it; where that is ``z_e``'s, neither.
+    """Linear maps into the width of the code vectors and back; without maps where that is ``embedding_dim``.
 
     Args:
         embedding_dim: the channels of ``z_e``.
-        width: those of what is coded.
-        channel_dim: where the channels of ``z_e`` stand.
-        last: whether the channels are wanted last in any case; otherwise they stay where nothing is mapped.
+        width: the channels of the vectors that are compared with code vectors.
+        channel_dim: the dimension of the channels of ``z_e``.
+        last: whether to move the channels last; they are moved in any case where there are maps.
 
     Attributes:
-        dim: where the channels of what is coded stand.
+        dim: the dimension of the channels between ``enter`` and ``leave``.
+
+    Raises:
+        TypeError, ValueError: ``channel_dim`` isn't an integer, or is out of range.
     """
 
     def __init__(
@@ -34,18 +39,25 @@ class Projection(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        check_integer("channel_dim", channel_dim, *CHANNEL_DIMS)
         maps = width != embedding_dim
         self.embedding_dim, self.channel_dim = embedding_dim, channel_dim
         self.dim = -1 if maps or last else channel_dim
         self.project_in = nn.Linear(embedding_dim, width, device=device, dtype=dtype) if maps else None
         self.project_out = nn.Linear(width, embedding_dim, device=device, dtype=dtype) if maps else None
 
+    def reset_parameters(self) -> None:
+        """Draws the maps anew, as ``torch.nn.Linear`` does."""
+        for linear in (self.project_in, self.project_out):
+            if linear is not None:
+                linear.reset_parameters()
+
     def enter(self, z_e: Tensor, mask: Tensor | None) -> Tensor:
-        """What is to be coded; zero where ``mask (B, *spatial)`` is ``False``.
+        """The vectors that are compared with code vectors; zero where ``mask (B, *spatial)`` is ``False``.
 
         Raises:
-            TypeError: ``z_e`` isn't a floating-point tensor, or ``mask`` no bool one.
-            ValueError: a shape doesn't fit, or ``z_e`` is empty and no other rank could have vectors.
+            TypeError: ``z_e`` isn't a floating-point tensor, or ``mask`` isn't a bool tensor.
+            ValueError: a shape or a device doesn't fit, or ``z_e`` is empty and no other rank has vectors.
         """
         check_floating(z_e=z_e)
         if z_e.numel() == 0 and not ranks.several():
@@ -55,10 +67,13 @@ class Projection(nn.Module):
         if mask is not None:  # before the map: a NaN times a zero gradient is a NaN
             z_e = torch.where(mask.unsqueeze(self.channel_dim), z_e, 0)
         z = dims.move(z_e, self.channel_dim, self.dim)
-        return z if self.project_in is None else self.project_in(z)
+        if self.project_in is None:
+            return z
+        check_device("z_e", z_e, "project_in", self.project_in.weight.device)
+        return self.project_in(z)
 
     def check_place(self, indices: Tensor, ndim: int) -> None:
-        """Raises ValueError unless decoded ``indices``, of ``ndim`` dimensions, have ``channel_dim``."""
+        """Raises ValueError unless ``channel_dim`` is one of the ``ndim`` dimensions of decoded vectors."""
         if not -ndim <= self.channel_dim < ndim:
             raise ValueError(
                 f"indices has shape {tuple(indices.shape)}; want (B, *spatial) with vectors along dimension "
@@ -66,7 +81,7 @@ class Projection(nn.Module):
             )
 
     def leave(self, quantized: Tensor, mask: Tensor | None) -> Tensor:
-        """Codes in the place of ``z_e``; zero where ``mask`` is ``False``."""
+        """The way back from ``enter``, of code vectors; zero where ``mask`` is ``False``."""
         if self.project_out is not None:
             quantized = self.project_out(quantized.to(self.project_out.weight.dtype))
         quantized = dims.move(quantized, self.dim, self.channel_dim)

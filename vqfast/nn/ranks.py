@@ -1,5 +1,7 @@
-"""Tensors that all ranks of torch.distributed agree on, by all_reduce alone: no size has to be known, so no
-rank waits for the host and unequal or empty batches need no special case. Alone each is the identity.
+"""Tensors that are equal on all ranks of torch.distributed.
+
+Only all_reduce is used. It needs no sizes, so no rank waits for the host, and unequal or empty batches need
+no special case. In one process each function returns what it was given.
 """
 
 from __future__ import annotations
@@ -28,12 +30,14 @@ def total(x: Tensor) -> Tensor:
 
 
 def from_first(x: Tensor) -> Tensor:
-    """Rank 0's ``x``: adding zeros changes no bit, and unlike a broadcast it compiles."""
+    """The ``x`` of rank 0, as a sum with zeros: exact, and unlike a broadcast it can be compiled."""
     return total(x if dist.get_rank() == 0 else torch.zeros_like(x)) if several() else x
 
 
 def place(size: Tensor) -> tuple[Tensor, Tensor]:
-    """Where this rank's ``size`` (int64 scalar) items start in the joined batch, and the size of that."""
+    """Where this rank's items start in the joined batch, and how many items that has; ``size`` and the
+    results are int64 scalars.
+    """
     if not several():
         return torch.zeros_like(size), size
     rank = dist.get_rank()
@@ -42,7 +46,7 @@ def place(size: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gather(x: Tensor) -> Tensor:
-    """All ranks' ``x (N, ...)``, whatever each one's N, one after the other. Waits for the host."""
+    """The ``x (N, ...)`` of all ranks, one after the other; N may differ. Waits for the host."""
     if not several():
         return x
     start, size = map(int, place(torch.tensor(len(x), device=x.device)))
@@ -52,32 +56,34 @@ def gather(x: Tensor) -> Tensor:
 
 
 def noise(num: int, device: torch.device) -> Tensor:
-    """What ``sample`` draws for ``num`` rows."""
+    """The random numbers that ``sample`` draws for ``num`` items."""
     return torch.rand(num + 1, dtype=torch.float64, device=device)
 
 
 def sample(x: Tensor, mask: Tensor | None, num: int) -> Tensor:
-    """``num`` random rows of all ranks' ``x (N, ...)``, the same on all; distinct where there are enough.
+    """``num`` random items of all ranks' ``x (N, ...)``, the same on every rank.
 
-    Systematic sampling: rows at equal distances from a random start, in random order. Every row has the same
-    chance. Seeded by the first rank's torch generator; one process on the joined batch draws the same rows.
+    Systematic sampling: items at equal distances from a random start, in random order. Every item has the
+    same chance, and the items are distinct where there are enough. The random numbers are those of the first
+    rank's torch generator; one process with the joined batch draws the same items.
 
     Args:
-        mask: bool ``(N,)``, which rows count.
+        mask: bool ``(N,)``, which items count.
 
     Returns:
-        ``(num, ...)``; NaN where no rank has a row.
+        ``(num, ...)``; NaN where no rank has an item.
     """
-    # shape[0] rather than len, which export would take for a constant
+    # shape[0], as torch.export would take len(x) for a constant
     dims = (-1,) + (1,) * (x.ndim - 1)
     have = torch.full((), x.shape[0], device=x.device) if mask is None else mask.sum()
     start, size = place(have)
     drawn = from_first(noise(num, x.device))
-    wanted = ((drawn[:num].argsort() + drawn[num]) * (size.double() / num)).long().clamp(max=size - 1) - start
+    joined = ((drawn[:num].argsort() + drawn[num]) * (size.double() / num)).long().clamp(max=size - 1)
+    position = joined - start  # among the items of this rank
     picked = x.new_zeros(num, *x.shape[1:])
     if x.shape[0]:
-        nth = wanted.clamp(min=0)
+        nth = position.clamp(min=0)
         index = nth if mask is None else torch.searchsorted(mask.cumsum(0), nth + 1)
-        mine = (wanted >= 0) & (wanted < have)
+        mine = (position >= 0) & (position < have)
         picked = torch.where(mine.view(dims), x[index.clamp(max=x.shape[0] - 1)], picked)
     return torch.where(size > 0, total(picked), torch.nan)

@@ -1,4 +1,4 @@
-"""Residual vector quantisation: every stage codes what the stages before it left over."""
+"""Residual vector quantisation: each stage quantises what the stages before it left over."""
 
 from __future__ import annotations
 
@@ -12,24 +12,33 @@ from vqfast import functional
 from vqfast.checks import (
     Device,
     check_choice,
+    check_device,
     check_flags,
-    check_indices,
+    check_floating,
     check_integer,
-    check_mask,
+    check_placement,
     check_sizes,
+    check_tensor,
 )
 from vqfast.nn import passes, ranks
-from vqfast.nn.codebook import Batch, Kept
+from vqfast.nn.batch import Batch
+from vqfast.nn.codebook import Kept
+from vqfast.nn.describe import describe
+from vqfast.nn.gradient import GRADIENTS, pass_gradient
+from vqfast.nn.indices import visible
+from vqfast.nn.outputs import LossParts, VQOutput
 from vqfast.nn.projection import Projection
 from vqfast.nn.sharded import whole
-from vqfast.nn.vq import CHANNEL_DIMS, GRADIENTS, LossParts, VQLayer, VQOutput, pass_gradient
+from vqfast.nn.vq import VQLayer
 
 
 class _Kept(NamedTuple):
     """What a forward pass leaves to its recomputation.
 
-    ``used``: how many stages counted, or ``None`` for all. ``plain``: whether all ran at once. ``stages``:
-    what each codebook's ``keep`` gives.
+    Attributes:
+        used: how many stages counted, or ``None`` for all.
+        plain: whether all stages ran in one op.
+        stages: what ``Codebook.keep`` returns, for each codebook.
     """
 
     used: Tensor | None
@@ -38,35 +47,45 @@ class _Kept(NamedTuple):
 
 
 class ResidualVQLayer(nn.Module):
-    """The quantiser of audio codecs (Zeghidour et al. 2021, SoundStream, arXiv 2107.03312, algorithm 1).
+    """Residual vector quantisation, the quantiser of audio codecs.
 
-    Stage q codes the residual of the stages before it; the sum of their codes is the output, which passes
-    its gradient to ``z_e`` once. ``loss`` is the sum of the stages' losses, each as ``VQLayer`` has it for
-    its residual. That is kept in float32 or wider, whatever the dtype of ``z_e``. Checkpointing, loading and
-    dtypes: as ``VQLayer``.
+    Source: Zeghidour et al. 2021, "SoundStream" (arXiv 2107.03312), algorithm 1.
+
+    Stage q quantises the residual of the stages before it. The output is the sum of the stages' code vectors,
+    and passes its gradient to ``z_e`` once. ``loss`` is the sum of the stages' losses, each as in ``VQLayer``
+    for the residual that the stage is given. The residual is kept in float32 at the least. Checkpoints,
+    states
+    of layers with other options, ranks and dtypes: as in ``VQLayer``.
 
     Args:
-        num_embeddings: K, the number of codes of a stage.
+        num_embeddings: K, the number of codes of each stage.
         embedding_dim: D, the channels of ``z_e``.
         num_quantizers: Q, the number of stages.
-        beta, decay, eps, metric, revive_below, learnable: of every stage, as in ``VQLayer``.
-        channel_dim: where the channels stand, 1 for ``(B, D, *spatial)``, -1 for channels last.
-        codebook_dim: D of the codes; where it isn't ``embedding_dim``, linear maps stand around all
-            stages together, in ``projection``.
-        kmeans_init: as in ``VQLayer``; the first batch, which starts the codes, drops no stage.
-        gradient: ``"straight-through"`` or ``"rotation"``, of the whole sum.
+        beta, decay, eps, metric, revive_below, learnable: of each stage, as in ``VQLayer``.
+        channel_dim: the dimension of the channels: 1 for ``(B, D, *spatial)``, -1 for channels last.
+        codebook_dim: the length of the code vectors, by default ``embedding_dim``. With another length linear
+            maps stand around all stages together, in ``projection``.
+        kmeans_init: as in ``VQLayer``; the first batch, which starts the code vectors, drops no stage.
+        gradient: ``"straight-through"`` or ``"rotation"``, of the whole sum, as in ``VQLayer``.
         shared_codebook: whether all stages use one codebook, which learns from all of them.
-        quantize_dropout: whether in training each batch uses the first 1 to Q stages only (section III-C), a
-            number drawn from torch's generator, the same on all ranks. The others give index -1 and don't
-            learn. All run, so that compilation, CUDA graphs and DistributedDataParallel see one graph.
+        quantize_dropout: whether in training each batch uses only the first 1 to Q stages (section III-C).
+            The number is drawn from torch's generator, the same on all ranks. The other stages give index -1
+            and don't learn, but run, so that compilation, CUDA graphs and DistributedDataParallel see one
+            graph.
         device, dtype: of all parameters and buffers, as in ``torch.nn``.
 
     Attributes:
-        stages: the ``VQLayer`` of each stage, or the one that they share.
+        stages: the ``VQLayer`` of each stage, or the one that all stages share.
 
     Raises:
         TypeError: an argument has the wrong type.
         ValueError: an argument is out of range.
+
+    Example:
+        >>> rvq = vqfast.ResidualVQLayer(1024, 128, 8, decay=0.99)
+        >>> quantized, indices, loss = rvq(torch.randn(2, 128, 75))
+        >>> quantized.shape, indices.shape, loss.shape
+        (torch.Size([2, 128, 75]), torch.Size([2, 75, 8]), torch.Size([]))
     """
 
     def __init__(
@@ -91,15 +110,16 @@ class ResidualVQLayer(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_sizes(num_quantizers=num_quantizers, embedding_dim=embedding_dim)
+        check_placement(device, dtype)
+        check_sizes(num_embeddings=num_embeddings, embedding_dim=embedding_dim, num_quantizers=num_quantizers)
+        check_integer("codebook_dim", codebook_dim, optional=True)
         check_choice("gradient", gradient, GRADIENTS)
-        width = embedding_dim if codebook_dim is None else codebook_dim
-        check_sizes(codebook_dim=width)
-        check_integer("channel_dim", channel_dim, *CHANNEL_DIMS)
         check_flags(shared_codebook=shared_codebook, quantize_dropout=quantize_dropout)
+        width = embedding_dim if codebook_dim is None else codebook_dim
         self.num_quantizers, self.num_embeddings = num_quantizers, num_embeddings
         self.embedding_dim, self.codebook_dim, self.channel_dim = embedding_dim, width, channel_dim
-        self.quantize_dropout, self.gradient = quantize_dropout, gradient
+        self.shared_codebook, self.quantize_dropout = shared_codebook, quantize_dropout
+        self.gradient = gradient
         self.projection = Projection(embedding_dim, width, channel_dim, device=device, dtype=dtype)
         layers = (
             VQLayer(
@@ -120,13 +140,51 @@ class ResidualVQLayer(nn.Module):
         )
         self.stages = cast("Sequence[VQLayer]", nn.ModuleList(layers))
 
+    def reset_parameters(self) -> None:
+        """Draws the code vectors, and the maps of ``projection``, anew; restarts the moving averages."""
+        self.projection.reset_parameters()
+        for stage in self.stages:
+            stage.reset_parameters()
+
     @property
     def codebooks(self) -> Tensor:
-        """The codes of every stage: ``(Q, K, D)``."""
+        """The codebook of each stage, ``(Q, K, D)``."""
         return torch.stack([self._stage(q).codebook for q in range(self.num_quantizers)])
 
+    def set_codebooks(self, codebooks: Tensor) -> None:
+        """Replaces the codebooks of all stages, as ``VQLayer.set_codebook`` does.
+
+        Args:
+            codebooks: floating point ``(Q, K, D)``, on the device of the layer; for a shared codebook all
+                stages' must be equal.
+
+        Raises:
+            TypeError: ``codebooks`` isn't a floating-point tensor.
+            ValueError: it has another shape, is on another device, or differs between stages that share one.
+
+        Example:
+            >>> rvq = vqfast.ResidualVQLayer(16, 4, 2)
+            >>> codebooks = torch.randn(2, 16, 4)
+            >>> rvq.set_codebooks(codebooks)
+            >>> torch.equal(rvq.codebooks, codebooks)
+            True
+        """
+        check_floating(codebooks=codebooks)
+        shape = (self.num_quantizers, self.num_embeddings, self.codebook_dim)
+        if codebooks.shape != shape:
+            raise ValueError(f"codebooks has shape {tuple(codebooks.shape)}; want {shape}")
+        check_device("codebooks", codebooks, "the layer", self.stages[0].codebook.device)
+        if self.shared_codebook and not torch.equal(codebooks, codebooks[:1].expand_as(codebooks)):
+            raise ValueError("codebooks has stages that differ; want equal ones for a shared codebook")
+        for stage, codebook in zip(self.stages, codebooks, strict=False):
+            stage.set_codebook(codebook)
+
     def freeze(self, frozen: bool = True) -> None:
-        """As ``VQLayer.freeze``, for all stages."""
+        """Stops the code vectors of all stages from learning and reviving; ``frozen=False`` lets them again.
+
+        Raises:
+            TypeError: ``frozen`` isn't a bool.
+        """
         for stage in self.stages:
             stage.freeze(frozen)
 
@@ -145,16 +203,22 @@ class ResidualVQLayer(nn.Module):
 
         Args:
             z_e: floating point ``(B, D, *spatial)`` or, with ``channel_dim=-1``, with ``D`` last.
-            mask: bool ``(B, *spatial)``, ``False`` at padding: quantised to zero with indices -1, and without
-                influence on anything else.
-            return_parts: whether to return ``(VQOutput, LossParts)``, the parts ``(Q,)``.
+            mask: bool ``(B, *spatial)``, ``False`` at padding, which is quantised to zero with indices -1 and
+                has no influence on anything else, even where it is NaN.
+            return_parts: whether to return ``(VQOutput, LossParts)``; the parts are ``(Q,)``.
 
         Returns:
             ``VQOutput``: ``quantized`` as ``z_e``; ``indices`` int64 ``(B, *spatial, Q)``, -1 for a dropped
             stage; ``loss`` a scalar.
 
         Raises:
-            TypeError, ValueError: as ``VQLayer.forward``.
+            TypeError, ValueError: as in ``VQLayer.forward``.
+
+        Example:
+            >>> rvq = vqfast.ResidualVQLayer(16, 4, 3)
+            >>> output, parts = rvq(torch.randn(10, 4), return_parts=True)
+            >>> parts.commitment.shape
+            torch.Size([3])
         """
         stages = list(self.stages)
         starts = [stage.starts for stage in stages]
@@ -172,7 +236,7 @@ class ResidualVQLayer(nn.Module):
         else:
             used, plain, _ = kept
             self._draw_again(kept, z.device)
-        if plain:  # nothing of a batch is wanted that ``functional.residual_quantize`` doesn't give
+        if plain:  # one op gives all that the stages need to learn
             out, parts, batches = self._at_once(z, kept, bool(following))
         else:
             out, parts, batches = self._one_by_one(z, mask, used, kept)
@@ -191,7 +255,21 @@ class ResidualVQLayer(nn.Module):
     @whole
     @torch.no_grad()
     def encode(self, z_e: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Indices of all stages, int64 ``(B, *spatial, Q)``; arguments and errors as in ``forward``."""
+        """Indices of all stages, -1 where masked.
+
+        Args:
+            z_e, mask: as in ``forward``.
+
+        Returns:
+            int64 ``(B, *spatial, Q)``.
+
+        Raises:
+            TypeError, ValueError: as in ``forward``.
+
+        Example:
+            >>> vqfast.ResidualVQLayer(16, 4, 3).encode(torch.randn(2, 4, 10)).shape
+            torch.Size([2, 10, 3])
+        """
         residual, indices = self._vectors(z_e, mask), []
         if self.stages[0].metric == "l2":
             books = [self._stage(q).codebook for q in range(self.num_quantizers)]
@@ -200,36 +278,59 @@ class ResidualVQLayer(nn.Module):
         for q in range(self.num_quantizers):
             stage = self._stage(q)
             indices.append(stage.encode(residual, mask))
-            residual = residual - self._looked_up(stage, indices[-1])
+            residual = residual - stage.look_up(indices[-1], mask)
         return torch.stack(indices, -1)
 
     @whole
     def decode(self, indices: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Sums of codes of integer ``indices (B, *spatial, q)``: ``(B, D, *spatial)``, or with ``D`` last.
+        """Sums of the stages' code vectors, arranged as ``z_e``; index -1 adds nothing.
 
-        The first ``q <= Q`` stages are enough for a coarser result, and -1 leaves a stage out. Where ``mask
-        (B, *spatial)`` is ``False`` the result is zero.
+        Args:
+            indices: integer ``(B, *spatial, q)``, -1 to K - 1. With ``q < Q`` stages the result is coarser.
+            mask: bool ``(B, *spatial)``; where it is ``False`` indices count as -1, whatever they are.
+
+        Returns:
+            ``(B, D, *spatial)``, or with ``channel_dim=-1`` ``D`` last; zero where all stages have -1.
 
         Raises:
-            TypeError: ``indices`` aren't integers.
-            ValueError: an index is out of range, or a shape doesn't fit.
+            TypeError: ``indices`` isn't an integer tensor.
+            ValueError: an index is out of range, a shape doesn't fit, or the devices differ.
+
+        Example:
+            >>> rvq = vqfast.ResidualVQLayer(16, 4, 3)
+            >>> indices = rvq.encode(torch.randn(2, 4, 10))
+            >>> rvq.decode(indices).shape, rvq.decode(indices[..., :1]).shape
+            (torch.Size([2, 4, 10]), torch.Size([2, 4, 10]))
         """
-        check_indices("indices", indices, self.num_embeddings, minimum=-1)
-        if indices.ndim < 1 or not 1 <= indices.shape[-1] <= self.num_quantizers:
-            shape = tuple(indices.shape)
-            raise ValueError(
-                f"indices has shape {shape}; want (B, *spatial, 1..{self.num_quantizers} stages)"
-            )
-        check_mask(mask, indices, -1)
+        indices, shown = visible(indices, mask, self.stages[0].codebook, True)
+        self._check_stages(indices)
         self.projection.check_place(indices, indices.ndim)
-        stages = enumerate(indices.long().unbind(-1))
-        codes = [self._looked_up(self._stage(q), index) for q, index in stages]
-        return self.projection.leave(torch.stack(codes).sum(0), mask)
+        parts = []
+        for q, index in enumerate(indices.unbind(-1)):
+            own = None if shown is None else shown.expand_as(indices)[..., q]
+            parts.append(self._stage(q).look_up(index, own))
+        return self.projection.leave(torch.stack(parts).sum(0), None if shown is None else shown.any(-1))
+
+    def perplexity(self, indices: Tensor) -> Tensor:
+        """How many codes each stage uses, ``(q,)``, of ``indices (..., q)``; see ``functional.perplexity``.
+
+        Example:
+            >>> vqfast.ResidualVQLayer(8, 4, 2).perplexity(torch.tensor([[3, 3], [5, -1]]))
+            tensor([2., 1.])
+        """
+        self._check_stages(check_tensor("indices", indices))
+        return torch.stack([functional.perplexity(own, self.num_embeddings) for own in indices.unbind(-1)])
 
     def extra_repr(self) -> str:
-        """What ``print`` shows."""
-        shared = "one codebook" if len(self.stages) < self.num_quantizers else "separate codebooks"
-        return f"{self.num_quantizers} stages, {shared}, quantize_dropout={self.quantize_dropout}"
+        """The constructor's arguments."""
+        mapped = self.projection.project_in is not None
+        codebook_dim = self.codebook_dim if mapped else None
+        return describe(ResidualVQLayer, self, self.stages[0], codebook_dim=codebook_dim)
+
+    def _check_stages(self, indices: Tensor) -> None:
+        if indices.ndim < 1 or not 1 <= indices.shape[-1] <= self.num_quantizers:
+            wanted = f"(B, *spatial, 1..{self.num_quantizers} stages)"
+            raise ValueError(f"indices has shape {tuple(indices.shape)}; want {wanted}")
 
     def _draw_used(self, device: torch.device) -> Tensor:
         """How many stages count in this pass: an int64 scalar."""
@@ -247,16 +348,16 @@ class ResidualVQLayer(nn.Module):
         return self.stages[q % len(self.stages)]
 
     def _vectors(self, z_e: Tensor, mask: Tensor | None) -> Tensor:
-        """What the first stage is given."""
+        """The vectors that the first stage is given."""
         z = self.projection.enter(z_e, mask)
         return z.to(torch.promote_types(z.dtype, torch.float32))
 
     def _at_once(
         self, z: Tensor, kept: _Kept | None, moves: bool
     ) -> tuple[VQOutput, LossParts, list[Batch | None]]:
-        """All stages in one pass, which ``moves`` their codes afterwards."""
+        """All stages in one op; ``moves``: whether the codebooks move afterwards."""
         moves = moves and kept is None
-        # in memory that no step moves; one codebook for all stages isn't copied for each
+        # a copy, as a codebook may move before backward; stages that share one are an expanded view
         held = [stage.held(kept and kept.stages[q]) for q, stage in enumerate(self.stages)]
         books = passes.first(torch.stack(held), moves).expand(self.num_quantizers, -1, -1)
         out = functional.residual_quantize(z, books, channel_dim=self.projection.dim, return_statistics=moves)
@@ -275,13 +376,13 @@ class ResidualVQLayer(nn.Module):
     def _one_by_one(
         self, z: Tensor, mask: Tensor | None, used: Tensor | None, kept: _Kept | None
     ) -> tuple[VQOutput, LossParts, list[Batch | None]]:
-        """Stage by stage, of which the first ``used`` count."""
+        """Stage after stage, of which the first ``used`` count."""
         residual, total, results = z, torch.zeros_like(z, requires_grad=False), []
         for q in range(self.num_quantizers):
             shown = mask
-            if used is not None:  # a dropped stage is one whose vectors are all masked
-                whole = torch.ones_like(z.movedim(self.projection.dim, -1)[..., 0], dtype=torch.bool)
-                shown = (whole if mask is None else mask) & (q < used)
+            if used is not None:  # all vectors of a dropped stage are masked
+                every = torch.ones_like(z.movedim(self.projection.dim, -1)[..., 0], dtype=torch.bool)
+                shown = (every if mask is None else mask) & (q < used)
             own = kept and kept.stages[q % len(kept.stages)]
             results.append(self._stage(q).assign(residual, shown, own))
             quantized = results[-1].output.quantized.detach()
@@ -291,7 +392,3 @@ class ResidualVQLayer(nn.Module):
         indices = torch.stack([output.indices for output in outputs], -1)
         output = VQOutput(quantized, indices, torch.stack([output.loss for output in outputs]).sum())
         return output, LossParts(*(torch.stack(values) for values in zip(*parts, strict=True))), list(batches)
-
-    def _looked_up(self, stage: VQLayer, indices: Tensor) -> Tensor:
-        """The stage's codes of ``indices``, zero for -1."""
-        return stage.look_up(indices, indices >= 0)

@@ -8,8 +8,8 @@ from torch import nn
 
 
 def refuse_script(module: nn.Module) -> NoReturn:
-    """For ``__prepare_scriptable__``: raises TypeError, where TorchScript would fail on the first Python."""
+    """Raises TypeError; as ``__prepare_scriptable__`` it comes before less readable errors of TorchScript."""
     raise TypeError(
-        f"{type(module).__name__} is Python that TorchScript doesn't know; use torch.compile, torch.export "
-        "or torch.jit.trace"
+        f"{type(module).__name__} is Python code that TorchScript doesn't know; use torch.compile, "
+        "torch.export or torch.jit.trace"
     )

@@ -1,7 +1,7 @@
-"""Parameters that FSDP2 (``torch.distributed.fsdp.fully_shard``) cuts into parts, one for each rank.
+"""Parameters that FSDP2 (``torch.distributed.fsdp.fully_shard``) shards, so that each rank has a part.
 
-They are whole in a module's forward only: methods beside it gather them, and what forward writes has to reach
-the parts too.
+FSDP2 gathers them for a module's forward only. Other methods have to gather them themselves, and values that
+forward writes into a gathered parameter have to be written into its parts too.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-Method = TypeVar("Method", bound=Callable)
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def _possible() -> bool:
@@ -22,21 +22,21 @@ def _possible() -> bool:
 
 
 class _Call(nn.Module):
-    """A module's method as a forward, for ``functional_call``."""
+    """A module whose forward is a method of another, for ``torch.func.functional_call``."""
 
-    def __init__(self, module: nn.Module, method: Callable) -> None:
+    def __init__(self, module: nn.Module, method: Callable[..., Any]) -> None:
         super().__init__()
         self.module, self.method = module, method
 
-    def forward(self, *args, **kwargs) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.method(self.module, *args, **kwargs)
 
 
 def whole(method: Method) -> Method:
-    """The method with whole parameters wherever it is called; all ranks must call it alike."""
+    """The method, with gathered parameters wherever it is called; all ranks must call it alike."""
 
     @functools.wraps(method)
-    def run(self: nn.Module, *args, **kwargs) -> Any:
+    def run(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if _possible():
             parts = {f"module.{name}": part.full_tensor() for name, part in _own_parts(self)}
             if parts:
@@ -47,7 +47,7 @@ def whole(method: Method) -> Method:
 
 
 def _own_parts(module: nn.Module) -> list[tuple[str, Any]]:
-    """Parts of parameters by their dotted names, but of submodules that gather their own when called."""
+    """Sharded parameters by their dotted names, without those of submodules that FSDP2 gathers by itself."""
     from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
 
@@ -57,7 +57,7 @@ def _own_parts(module: nn.Module) -> list[tuple[str, Any]]:
 
 
 def _parts(module: nn.Module, name: str) -> Iterator[Tensor]:
-    """What FSDP2 keeps of a parameter of ``module`` while the whole one stands there: it leaves a hook."""
+    """This rank's parts of a parameter that is gathered now; FSDP2 keeps them in the closure of a hook."""
     for hook in module._load_state_dict_post_hooks.values():
         for cell in getattr(hook, "__closure__", None) or ():
             owner = cell.cell_contents
@@ -66,12 +66,16 @@ def _parts(module: nn.Module, name: str) -> Iterator[Tensor]:
 
 
 def gathered(tensor: Tensor) -> Tensor:
-    """The whole of it, on every rank."""
+    """The whole tensor on every rank, of a tensor that may be sharded."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def write(module: nn.Module, name: str, value: Tensor, where: Tensor | None = None) -> None:
-    """Puts ``value``, the first rank's, into a parameter or buffer; ``where``, of its shape, masks it."""
+    """Copies ``value`` into a parameter or buffer, and into its parts, where ``where`` (of its shape) is
+    True.
+
+    Of a sharded tensor all parts get the first rank's ``value``.
+    """
     targets = [getattr(module, name)]
     if _possible():
         targets += [part for part in _parts(module, name) if part is not targets[0]]

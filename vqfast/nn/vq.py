@@ -12,67 +12,29 @@ from vqfast.checks import (
     Device,
     check_choice,
     check_flags,
-    check_indices,
     check_integer,
-    check_mask,
     check_number,
     check_sizes,
 )
 from vqfast.functional import Quantized
 from vqfast.nn import passes
-from vqfast.nn.codebook import Batch, Codebook, Kept, masked_statistics
+from vqfast.nn.batch import Batch, masked_statistics
+from vqfast.nn.codebook import Codebook, Kept
+from vqfast.nn.describe import describe
+from vqfast.nn.gradient import GRADIENTS, pass_gradient
+from vqfast.nn.indices import visible
+from vqfast.nn.outputs import LossParts, VQOutput
 from vqfast.nn.projection import Projection
 from vqfast.nn.sharded import whole
 from vqfast.ops import dims
 
-GRADIENTS = ("straight-through", "rotation")
-CHANNEL_DIMS = -5, 4  # of the five that vectors can have, batch and space and time included
-
-
-class VQOutput(NamedTuple):
-    """What a ``VQLayer`` returns.
-
-    ``quantized``: shape and dtype of ``z_e`` (its layout too, where no heads or projections rearrange it),
-    with the gradient that ``gradient`` says. ``indices``: int64, the shape of ``z_e`` without its channels,
-    and with several heads these last. ``loss``: a scalar to add to the reconstruction loss.
-    """
-
-    quantized: Tensor
-    indices: Tensor
-    loss: Tensor
-
-
-class LossParts(NamedTuple):
-    """``codebook``: ``||sg[z_e] - z_q||^2``, ``commitment``: ``||z_e - sg[z_q]||^2``; unweighted means."""
-
-    codebook: Tensor
-    commitment: Tensor
-
-
-def pass_gradient(z: Tensor, z_q: Tensor, gradient: str, dim: int) -> Tensor:
-    """``z_q`` to the bit, with a gradient to ``z`` in place of its own.
-
-    ``"straight-through"`` copies it. ``"rotation"`` turns and scales it as ``z`` is turned and scaled to
-    ``z_q`` (Fifty et al. 2024, arXiv 2410.06424, section 4.2): ``z_q = l R z``, ``l = |z_q| / |z|``,
-    ``R = I - 2 r r^T + 2 q e^T`` with unit vectors ``e`` of z, ``q`` of z_q, ``r`` of e + q; ``l`` and ``R``
-    count as constants. A zero vector, which can't be turned, gets the straight-through gradient.
-    """
-    source, target = z.detach(), z_q.detach()
-    step = z - source  # zero, with the gradient of z
-    if gradient == "rotation":
-        length = torch.linalg.vector_norm(source, dim=dim, keepdim=True)
-        e, q = functional.unit(source, channel_dim=dim), functional.unit(target, channel_dim=dim)
-        r = functional.unit(e + q, channel_dim=dim)
-        turned = step - 2 * r * (r * step).sum(dim, keepdim=True) + 2 * q * (e * step).sum(dim, keepdim=True)
-        scale = torch.linalg.vector_norm(target, dim=dim, keepdim=True) / torch.where(length > 0, length, 1)
-        step = torch.where(length > 0, scale * turned, step)
-    return target + step
-
 
 class Assigned(NamedTuple):
-    """``VQLayer.forward`` but for the learning, and what ``learn`` wants if it is to be called.
+    """A forward pass before the layer learns from it.
 
-    ``started``: whether k-means came before.
+    Attributes:
+        batch: what ``learn`` takes, or ``None`` where the layer doesn't learn.
+        started: whether the pass started the code vectors by k-means.
     """
 
     output: VQOutput
@@ -82,48 +44,51 @@ class Assigned(NamedTuple):
 
 
 class VQLayer(Codebook):
-    """Vector quantisation (van den Oord et al. 2017, arXiv 1711.00937, section 3).
+    """Vector quantisation: each vector is replaced by its nearest code vector.
 
-    ``loss`` is ``||sg[z_e] - z_q||^2 + beta * ||z_e - sg[z_q]||^2``, means over all elements; with ``decay``
-    the codebook follows an exponential moving average instead (appendix A.1) and its term is left out.
+    Source: van den Oord et al. 2017, "Neural Discrete Representation Learning" (arXiv 1711.00937), section 3.
 
-    Under torch.distributed the moving average, k-means and revival see the batch of all ranks, whatever
-    each one's share; a rank may have no vectors. The loss is this rank's mean: where shares differ, weight
-    the whole loss by ``world * share`` to make DistributedDataParallel's average that of the joined batch.
+    ``loss`` is ``mean((sg[z_e] - z_q)^2) + beta * mean((z_e - sg[z_q])^2)`` (equation 3). With ``decay`` the
+    codebook follows an exponential moving average (appendix A.1) and the first term is left out.
 
-    The moving average is kept in float32 whatever dtype the module has. Codes that are copied or loaded into
-    ``codebook`` are respected: learning goes on from them, and no k-means start overwrites them. A state
-    loads into a layer of other options: what it lacks starts anew from its codebook.
+    The moving average is kept in float32 at the least. Code vectors that are copied or loaded into
+    ``codebook``
+    stay: learning goes on from them, and no k-means start overwrites them. A state of a layer with other
+    options loads; what is missing in it starts anew from its codebook.
 
-    Under ``torch.utils.checkpoint``, reentrant or not, the recomputation uses the codes of the first pass and
-    learns nothing, so that gradients and state are those without it. A layer that learns and is compiled, or
-    runs in a backward pass of another kind, raises RuntimeError there; so it does under ``torch.func``.
+    Under torch.distributed the moving average, k-means and revival see the joined batch of all ranks, of
+    which a rank may have any share, or nothing. The loss is the mean over this rank's vectors. Where shares
+    differ, multiply the whole loss by ``world size * share`` so that DistributedDataParallel averages the
+    gradients of the joined batch.
 
-    Under FSDP2 (``fully_shard``) ``encode`` and ``decode`` gather the parameters; all ranks call them alike.
-
-    Every step but a pending k-means start can be compiled into one graph and captured in a CUDA graph; run
-    the first batch before capture or export.
+    Under ``torch.utils.checkpoint`` the recomputation uses the code vectors of the first pass and learns
+    nothing, so gradients and state are those without a checkpoint. A layer that learns raises RuntimeError in
+    any other backward pass, under ``torch.func``, and where it is compiled and checkpointed. Under FSDP2
+    (``fully_shard``) ``encode`` and ``decode`` gather the parameters, so all ranks must call them alike.
+    Every step can be compiled into one graph and captured in a CUDA graph, apart from the k-means start: run
+    the first batch before.
 
     Args:
         num_embeddings: K, the number of codes.
         embedding_dim: D, the channels of ``z_e``.
         beta: weight of the commitment loss.
-        decay: the moving average's, in (0, 1); ``None`` learns the codebook by gradients.
+        decay: of the moving average, between 0 and 1; ``None`` learns the codebook by gradients.
         eps: Laplace smoothing of the moving average's counts.
-        channel_dim: where the channels stand, 1 for ``(B, D, *spatial)``, -1 for channels last.
-        metric: ``"l2"``, or ``"cosine"`` to compare, return and learn vectors and codes at length 1.
-        heads: the channels are cut into that many vectors, each with an index of its own.
-        separate_codebooks: whether each head has a codebook of its own, ``codebook (heads, K, D)``.
-        codebook_dim: D of the codes, by default ``embedding_dim / heads``; where ``heads * codebook_dim``
-            isn't ``embedding_dim``, linear maps stand around the codes, in ``projection``.
-        kmeans_init: whether the first batch in training starts the codes by k-means. Where it has fewer
-            distinct vectors than codes, the other codes stand near them.
-        revive_below: codes used less than so many times a batch, by the moving average of their counts, are
-            replaced by random vectors of the batch in training; 0 for never. SoundStream (arXiv 2107.03312,
-            section III-C) has 2. Where a batch has fewer than ``revive_below * K`` vectors, no codebook could
-            keep to that: the layer warns once, and revives codes below a quarter of the mean.
-        gradient: ``"straight-through"`` or ``"rotation"``, see ``pass_gradient``.
-        learnable: ``False`` freezes the codes; a pending k-means start still happens. See also ``freeze``.
+        channel_dim: the dimension of the channels: 1 for ``(B, D, *spatial)``, -1 for channels last.
+        metric: ``"l2"``, or ``"cosine"``, which compares, returns and learns vectors of length 1.
+        heads: the number of parts into which the channels are cut; each part has an index of its own.
+        separate_codebooks: whether each head has a codebook of its own; ``codebook`` is ``(heads, K, D)``.
+        codebook_dim: the length of the code vectors, by default ``embedding_dim / heads``. With another
+            length linear maps stand around the codebook, in ``projection``.
+        kmeans_init: whether the first batch in training starts the code vectors by k-means. With fewer
+            distinct vectors than codes, the other code vectors stand near them.
+        revive_below: a code whose moving average of counts is below this number is replaced by a random
+            vector of the batch in training; 0 for never. SoundStream (arXiv 2107.03312, section III-C) uses
+            2. Where a batch has fewer than ``revive_below * K`` vectors, the layer warns once, and the
+            threshold is a quarter of the mean count.
+        gradient: ``"straight-through"``, or ``"rotation"`` (Fifty et al. 2024, arXiv 2410.06424), which turns
+            and scales the gradient as the vector is turned and scaled to its code vector.
+        learnable: ``False`` freezes the code vectors after a k-means start, if any; see also ``freeze``.
         device, dtype: of all parameters and buffers, as in ``torch.nn``.
 
     Attributes:
@@ -132,6 +97,18 @@ class VQLayer(Codebook):
     Raises:
         TypeError: an argument has the wrong type.
         ValueError: an argument is out of range.
+
+    Example:
+        >>> vq = vqfast.VQLayer(512, 64, decay=0.99)
+        >>> z_e = torch.randn(2, 64, 8, 8, requires_grad=True)
+        >>> quantized, indices, loss = vq(z_e)
+        >>> quantized.shape, indices.shape, loss.shape
+        (torch.Size([2, 64, 8, 8]), torch.Size([2, 8, 8]), torch.Size([]))
+        >>> vq
+        VQLayer(
+          512, 64, decay=0.99
+          (projection): Projection()
+        )
     """
 
     def __init__(
@@ -155,19 +132,17 @@ class VQLayer(Codebook):
         dtype: torch.dtype | None = None,
     ) -> None:
         check_sizes(num_embeddings=num_embeddings, embedding_dim=embedding_dim, heads=heads)
+        check_integer("codebook_dim", codebook_dim, optional=True)
         if codebook_dim is None:
             if embedding_dim % heads:
                 raise ValueError(f"embedding_dim is {embedding_dim}; want a multiple of heads = {heads}")
             codebook_dim = embedding_dim // heads
-        check_sizes(codebook_dim=codebook_dim)
         check_choice("gradient", gradient, GRADIENTS)
-        check_integer("channel_dim", channel_dim, *CHANNEL_DIMS)
         check_number("beta", beta, minimum=0)
         check_flags(separate_codebooks=separate_codebooks)
         separate = separate_codebooks and heads > 1
-        shape = (heads, num_embeddings, codebook_dim) if separate else (num_embeddings, codebook_dim)
         super().__init__(
-            shape,
+            (heads, num_embeddings, codebook_dim) if separate else (num_embeddings, codebook_dim),
             decay=decay,
             eps=eps,
             metric=metric,
@@ -178,11 +153,16 @@ class VQLayer(Codebook):
             dtype=dtype,
         )
         self.embedding_dim, self.codebook_dim = embedding_dim, codebook_dim
-        self.heads, self.separate = heads, separate
+        self.heads, self.separate_codebooks, self.separate = heads, separate_codebooks, separate
         self.beta, self.channel_dim, self.gradient = beta, channel_dim, gradient
         self.projection = Projection(
             embedding_dim, heads * codebook_dim, channel_dim, last=heads > 1, device=device, dtype=dtype
         )
+
+    def reset_parameters(self) -> None:
+        """Draws the code vectors, and the maps of ``projection``, anew; restarts the moving average."""
+        super().reset_parameters()
+        self.projection.reset_parameters()
 
     @overload
     def forward(
@@ -200,14 +180,20 @@ class VQLayer(Codebook):
         Args:
             z_e: floating point ``(B, D)``, ``(B, D, T)``, ``(B, D, H, W)``, ``(B, D, T, H, W)`` or, with
                 ``channel_dim=-1``, the same with ``D`` last.
-            mask: bool ``(B, *spatial)``, ``False`` at padding: quantised to zero with index -1, and without
-                influence on anything else, even a NaN.
+            mask: bool ``(B, *spatial)``, ``False`` at padding, which is quantised to zero with index -1 and
+                has no influence on anything else, even where it is NaN.
             return_parts: whether to return ``(VQOutput, LossParts)``.
 
         Raises:
-            TypeError: ``z_e`` isn't a floating-point tensor, or ``mask`` no bool one.
+            TypeError: ``z_e`` isn't a floating-point tensor, or ``mask`` isn't a bool tensor.
             ValueError: ``z_e`` is empty (and no other rank could have vectors), its channels aren't
-                ``embedding_dim``, or ``mask`` has another shape.
+                ``embedding_dim``, ``mask`` has another shape, or the devices differ.
+
+        Example:
+            >>> vq = vqfast.VQLayer(16, 4)
+            >>> output, parts = vq(torch.randn(10, 4), return_parts=True)
+            >>> torch.equal(output.loss, parts.codebook + 0.25 * parts.commitment)
+            True
         """
         kept = passes.recall(self, self.follows or self.starts)
         output, parts, batch, started = self.assign(z_e, mask, kept)
@@ -223,15 +209,15 @@ class VQLayer(Codebook):
         __call__ = forward
 
     def assign(self, z_e: Tensor, mask: Tensor | None, kept: Kept | None = None) -> Assigned:
-        """``forward`` but for the learning; as the pass that ``kept`` its codes, without any."""
+        """``forward`` without learning; with ``kept`` by the codebook of that pass, and without a start."""
         z, dim = self._vectors(z_e, mask)
         follows, starts = (self.follows, self.starts) if kept is None else (False, False)
-        rows: Any = None  # vectors and their mask, where they are wanted
-        counted: Any = None
+        vectors: Any = None  # ``(N, C, D)`` and their mask, only where needed
+        shown: Any = None
         if starts or (follows and (self.revive_below or mask is not None)):
-            rows, counted = self._flat(z.detach(), dim, mask)
+            vectors, shown = self._flat(z.detach(), dim, mask)
         if starts:
-            self.start(rows, counted)
+            self.start(vectors, shown)
         z, out = self._nearest(z, dim, mask, kept, statistics=follows and mask is None)
         parts = LossParts(out.codebook_loss, out.commitment_loss)
         if mask is not None:  # masked vectors added nothing to the sum
@@ -242,10 +228,10 @@ class VQLayer(Codebook):
         if follows:
             counts, sums = out.counts, out.sums
             if mask is not None:
-                books = rows.shape[1]
-                found = masked_statistics(rows, out.indices.reshape(-1, books), counted, self.num_embeddings)
+                indices = out.indices.reshape(-1, vectors.shape[1])
+                found = masked_statistics(vectors, indices, shown, self.num_embeddings)
                 counts, sums = found if self.separate else (part.squeeze(0) for part in found)
-            batch = Batch(rows if self.revive_below else None, counted, counts, sums)
+            batch = Batch(vectors if self.revive_below else None, shown, counts, sums)
         straight = self.gradient == "straight-through"
         quantized = out.quantized if straight else pass_gradient(z, out.quantized, self.gradient, dim)
         quantized = self._restore(quantized, mask).to(z_e.dtype)
@@ -253,60 +239,95 @@ class VQLayer(Codebook):
         return Assigned(output, parts, batch, starts)
 
     def weigh(self, parts: LossParts) -> Tensor:
-        """The loss that these parts make."""
+        """The loss that ``parts`` make."""
         loss = self.beta * parts.commitment
         return loss + parts.codebook if self.decay is None and self.learnable else loss
 
     @whole
     @torch.no_grad()
     def encode(self, z_e: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Indices of ``z_e``'s vectors, int64; shapes and errors as in ``forward``."""
+        """Indices of the code vectors nearest to ``z_e``, -1 where masked.
+
+        Args:
+            z_e, mask: as in ``forward``.
+
+        Returns:
+            int64 ``(B, *spatial)``, or with several heads ``(B, *spatial, heads)``.
+
+        Raises:
+            TypeError, ValueError: as in ``forward``.
+
+        Example:
+            >>> vq = vqfast.VQLayer(3, 1)
+            >>> vq.set_codebook(torch.tensor([[0.0], [1.0], [2.0]]))
+            >>> vq.encode(torch.tensor([[1.9], [0.2]]))
+            tensor([2, 0])
+        """
         z, dim = self._vectors(z_e, mask)
         return self._hide(self._nearest(z, dim, mask)[1].indices, mask)
 
     @whole
     def decode(self, indices: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Codes of integer ``indices (B, *spatial)``: ``(B, D, *spatial)``, or with ``D`` last.
+        """The code vectors of ``indices``, arranged as ``z_e``; index -1, as ``encode`` gives it, is zero.
 
-        Several heads stand last in ``indices``. Where ``mask (B, *spatial)`` is ``False`` they aren't looked
-        at, and the result is zero.
+        Args:
+            indices: integer ``(B, *spatial)``, or with several heads ``(B, *spatial, heads)``; -1 to K - 1. A
+                head with -1 adds nothing.
+            mask: bool ``(B, *spatial)``; where it is ``False`` indices count as -1, whatever they are.
+
+        Returns:
+            ``(B, D, *spatial)``, or with ``channel_dim=-1`` ``D`` last.
 
         Raises:
-            TypeError: ``indices`` aren't integers.
-            ValueError: an index is out of range, or a shape doesn't fit.
+            TypeError: ``indices`` isn't an integer tensor.
+            ValueError: an index is out of range, a shape doesn't fit, or the devices differ.
+
+        Example:
+            >>> vq = vqfast.VQLayer(3, 1)
+            >>> vq.set_codebook(torch.tensor([[5.0], [6.0], [7.0]]))
+            >>> vq.decode(torch.tensor([2, -1])).tolist()
+            [[7.0], [0.0]]
         """
-        if mask is not None and isinstance(indices, Tensor):
-            check_mask(mask, indices.unsqueeze(-1) if self.heads == 1 else indices, -1)
-            indices = torch.where(self._by_head(mask), indices, 0)
-        check_indices("indices", indices, self.num_embeddings)
+        indices, shown = visible(indices, mask, self.codebook, self.heads > 1)
         if self.heads > 1 and (indices.ndim < 1 or indices.shape[-1] != self.heads):
             raise ValueError(
                 f"indices has shape {tuple(indices.shape)}; want (B, *spatial, {self.heads} heads)"
             )
         self.projection.check_place(indices, indices.ndim + (self.heads == 1))
-        return self.look_up(indices, mask)
+        return self.look_up(indices, shown)
 
-    def look_up(self, indices: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``decode`` without the checks, which wait for the host; indices that ``mask`` hides may be -1."""
-        codes, indices = self.codes(), indices.long().clamp(min=0)
+    def look_up(self, indices: Tensor, shown: Tensor | None) -> Tensor:
+        """``decode`` of int64 ``indices`` without its checks; zero where not ``shown``."""
+        codebook = self.code_vectors()
+        if shown is not None:
+            indices = indices.clamp(min=0)
         if self.separate:
-            quantized = codes[torch.arange(self.heads, device=indices.device), indices]
+            quantized = codebook[torch.arange(self.heads, device=indices.device), indices]
         else:
-            quantized = codes[indices]
+            quantized = codebook[indices]
+        if shown is not None and self.heads > 1:
+            quantized, shown = torch.where(shown.unsqueeze(-1), quantized, 0), shown.any(-1)
         dim = -1 if self.heads > 1 else self.projection.dim
-        return self._restore(dims.move(quantized, -1, dim), mask)
+        return self._restore(dims.move(quantized, -1, dim), shown)
 
     def perplexity(self, indices: Tensor) -> Tensor:
-        """How many codes ``indices`` use, as ``functional.perplexity``; take masked ones out before."""
+        """How many codes ``indices`` use, from 1 to K; see ``functional.perplexity``. Index -1 isn't counted.
+
+        Example:
+            >>> vqfast.VQLayer(8, 4).perplexity(torch.tensor([3, 3, 5, 5, -1]))
+            tensor(2.)
+        """
         return functional.perplexity(indices, self.num_embeddings)
 
     def extra_repr(self) -> str:
-        """What ``print`` shows."""
-        rule = "gradient" if self.decay is None else f"decay={self.decay}"
-        return f"{self.num_embeddings}, {self.embedding_dim}, beta={self.beta}, {rule}"
+        """The constructor's arguments."""
+        mapped = self.projection.project_in is not None
+        return describe(VQLayer, self, codebook_dim=self.codebook_dim if mapped else None)
 
     def _vectors(self, z_e: Tensor, mask: Tensor | None) -> tuple[Tensor, int]:
-        """What is compared with the codes (with heads ``(B, *spatial, heads, D)``), and its channel dim."""
+        """The vectors to compare with code vectors, with heads ``(B, *spatial, heads, D)``, and their channel
+        dimension.
+        """
         z, dim = self.projection.enter(z_e, mask), self.projection.dim
         z = z if self.heads == 1 else z.view(*z.shape[:-1], self.heads, self.codebook_dim)
         if self.metric == "cosine":
@@ -314,7 +335,7 @@ class VQLayer(Codebook):
         return z, dim
 
     def _flat(self, z: Tensor, dim: int, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Vectors ``(N, C, D)`` and mask ``(N,)`` as in ``Batch``; sharing heads give that many more."""
+        """Vectors ``(N, C, D)`` and mask ``(N,)`` as in ``Batch``; heads that share a codebook multiply N."""
         books = self.heads if self.separate else 1
         if mask is not None:
             mask = mask.flatten().repeat_interleave(self.heads // books)
@@ -323,15 +344,15 @@ class VQLayer(Codebook):
     def _nearest(
         self, z: Tensor, dim: int, mask: Tensor | None, kept: Kept | None = None, statistics: bool = False
     ) -> tuple[Tensor, Quantized]:
-        """``z`` as it was quantised, and ``functional.quantize`` of it, by all heads."""
-        codes = self.codes(kept)
-        if mask is not None:  # a vector on a code has no loss and no gradient
-            on_code = codes[..., 0, :].detach()
+        """``z``, masked vectors replaced by code vectors, and ``functional.quantize`` of it by all heads."""
+        codebook = self.code_vectors(kept)
+        if mask is not None:  # a vector that equals a code vector has no loss and no gradient
+            on_code = codebook[..., 0, :].detach()
             shown = self._by_head(mask).unsqueeze(-1)
             z = dims.move(torch.where(shown, dims.move(z, dim, -1), on_code), -1, dim)
         if not self.separate:
-            return z, functional.quantize(z, codes, channel_dim=dim, return_statistics=statistics)
-        heads = zip(z.unbind(-2), codes, strict=True)
+            return z, functional.quantize(z, codebook, channel_dim=dim, return_statistics=statistics)
+        heads = zip(z.unbind(-2), codebook, strict=True)
         outs = [
             functional.quantize(part, own, channel_dim=-1, return_statistics=statistics)
             for part, own in heads
@@ -342,15 +363,15 @@ class VQLayer(Codebook):
         return z, Quantized(*stacked, codebook_loss.mean(), commitment_loss.mean(), counts, sums)
 
     def _restore(self, quantized: Tensor, mask: Tensor | None) -> Tensor:
-        """Codes, arranged as ``_vectors`` does, in the place of ``z_e``; zero where masked."""
+        """Code vectors, arranged as ``_vectors`` does, in the place of ``z_e``; zero where masked."""
         return self.projection.leave(quantized if self.heads == 1 else quantized.flatten(-2), mask)
 
     def _hide(self, indices: Tensor, mask: Tensor | None) -> Tensor:
-        """-1 where masked."""
+        """``indices``, -1 where masked."""
         if mask is None:
             return indices
         return torch.where(self._by_head(mask), indices, -1)
 
     def _by_head(self, mask: Tensor) -> Tensor:
-        """``mask`` against indices."""
+        """``mask``, in the shape of ``indices``."""
         return mask if self.heads == 1 else mask.unsqueeze(-1)
