@@ -125,8 +125,8 @@ REFUSALS = [
     (masked_conv1d, (zeros(1, 2, 5), zeros(4, 2, 3), {"stack": "vertical"}), ValueError, "vertical"),
     (perplexity, (torch.tensor([0.5]), 4), TypeError, "indices has dtype torch.float32"),
     (perplexity, ([0], 4), TypeError, "indices is a list"),
-    (perplexity, (torch.tensor([4]), 4), ValueError, "indices has values 4..4; want 0..3"),
-    (perplexity, (torch.tensor([-1, 3]), 4), ValueError, "indices has values -1..3; want 0..3"),
+    (perplexity, (torch.tensor([4]), 4), ValueError, "indices has values 4..4; want -1..3"),
+    (perplexity, (torch.tensor([-2, 3]), 4), ValueError, "indices has values -2..3; want -1..3"),
 ]
 
 
