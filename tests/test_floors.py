@@ -33,7 +33,6 @@ CIRCLES = {"vqfast.sampling.trace.lower"}
 LONG = {
     "masked_conv.cpp",
     "sampler.cpp",
-    "test_plain.py",
     "test_masked_conv.py",
     "test_steps.py",
     "test_sampler.py",

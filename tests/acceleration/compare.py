@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import vqfast
-from vqfast.acceleration import swap
+from vqfast.acceleration import replacement
 from vqfast.ops import registry
 
 
@@ -20,7 +20,7 @@ def nearest(x: Tensor, codes: Tensor) -> Tensor:
 
 
 def tensors(tree: object) -> list[Tensor]:
-    """Those in what a model returns."""
+    """The tensors in what a model returns."""
     if isinstance(tree, Tensor):
         return [tree]
     items = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (tuple, list)) else ()
@@ -41,7 +41,7 @@ def step(module: nn.Module, call: Callable, z: Tensor) -> list[Tensor]:
 
 
 def searches(call: Callable, *args) -> tuple[object, int]:
-    """What ``call(*args)`` returns, and how many of our searches it ran."""
+    """What ``call(*args)`` returns, and how many searches of vqfast it ran."""
     found = []
     backend = registry.backend
 
@@ -58,17 +58,18 @@ def searches(call: Callable, *args) -> tuple[object, int]:
 
 
 def claims(module: nn.Module, call: Callable[[nn.Module], object]) -> tuple[vqfast.Report, list[str]]:
-    """The report, and the paths that it calls accelerated although ``call`` reaches none of our searches
-    when nothing else is.
+    """The report, and the paths in it that are reported as accelerated and aren't.
+
+    With only one of them accelerated at a time, ``call`` reaches no search of vqfast.
     """
     fast = copy.deepcopy(module)
     report = vqfast.accelerate(fast)
     empty = []
-    for entry in report.replaced:
+    for entry in report.accelerated:
         alone = copy.deepcopy(fast)
         for path, part in alone.named_modules():
             if path != entry.path and not path.startswith(f"{entry.path}.".lstrip(".")):
-                swap.restore(part)
+                replacement.restore(part)
         if not searches(call, alone)[1]:
             empty.append(entry.path)
     return report, empty
@@ -80,9 +81,9 @@ def same(
     call: Callable = lambda module, z: module(z),
     modes: tuple[bool, ...] = (True, False),
 ) -> nn.Module:
-    """The module and its accelerated copy, which is returned, do the same, batch after batch, mode by mode.
+    """Checks that a module and its accelerated copy do the same, batch after batch, in both modes.
 
-    In each of these modes the copy must search by ours.
+    The copy must search with vqfast in ``modes`` (training or not), and only in those. It is returned.
     """
     fast = copy.deepcopy(module)
     vqfast.accelerate(fast)

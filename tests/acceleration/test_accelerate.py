@@ -13,7 +13,7 @@ from torch import nn
 
 import vqfast
 from tests.acceleration.compare import searches, tensors
-from tests.acceleration.test_plain import D, K, VectorQuantizer
+from tests.acceleration.quantisers import D, K, VectorQuantizer
 from vqfast.ops import registry
 
 
@@ -36,7 +36,7 @@ def model() -> Model:
 
 
 def check(fast: nn.Module, slow: nn.Module) -> None:
-    """``fast`` searches by ours and returns what ``slow`` does."""
+    """``fast`` searches with vqfast and returns what ``slow`` does."""
     returned, searched = searches(fast, X)
     assert searched == 1
     torch.testing.assert_close(tensors(returned), tensors(slow(X)))
@@ -44,8 +44,8 @@ def check(fast: nn.Module, slow: nn.Module) -> None:
 
 def test_report(model):
     report = vqfast.accelerate(model)
-    assert report.replaced == [("quantizer", "VectorQuantizer", K, D, "")]
-    assert report.left == []
+    assert report.accelerated == [("quantizer", "VectorQuantizer", K, D, "")]
+    assert report.left_alone == []
     assert str(report) == "accelerated\n  quantizer: VectorQuantizer, K = 32, D = 8"
 
 
@@ -145,7 +145,7 @@ def test_distributed(model, wrapped_first, tmp_path):
             vqfast.accelerate(model)
         wrapped = nn.parallel.DistributedDataParallel(model)
         if wrapped_first:
-            (entry,) = vqfast.accelerate(wrapped).replaced
+            (entry,) = vqfast.accelerate(wrapped).accelerated
             assert entry.path == "module.quantizer"
         check(wrapped, slow)
         for module in (wrapped, slow):
@@ -159,22 +159,24 @@ def test_distributed(model, wrapped_first, tmp_path):
 def test_a_forward_replaced_on_the_instance_is_left_alone(model):
     forward = model.quantizer.forward
     model.quantizer.forward = lambda x: forward(x)
-    (entry,) = vqfast.accelerate(model).left
+    (entry,) = vqfast.accelerate(model).left_alone
     assert entry.note == "its forward was replaced in this instance"
 
 
-def test_without_a_compiled_search_all_is_left_alone(model, monkeypatch):
+def test_without_a_compiled_backend_all_is_left_alone(model, monkeypatch):
     monkeypatch.setenv("VQFAST_BACKEND", "reference")
     report = vqfast.accelerate(model)
-    assert report.replaced == [] and type(model.quantizer) is VectorQuantizer
-    assert report.left[0].note == "no compiled search runs on cpu here"
+    assert report.accelerated == [] and type(model.quantizer) is VectorQuantizer
+    assert report.left_alone[0].note == "no compiled backend runs on cpu here"
     assert str(report).startswith(
-        "left alone\n  quantizer: VectorQuantizer, K = 32, D = 8 (no compiled search"
+        "left alone\n  quantizer: VectorQuantizer, K = 32, D = 8 (no compiled backend"
     )
 
 
 def test_errors():
-    with pytest.raises(ValueError, match=r"no known quantiser: EncodecEuclideanCodebook, .*nn\.Embedding"):
+    with pytest.raises(
+        ValueError, match=r"no known quantiser; want EncodecEuclideanCodebook, .*nn\.Embedding"
+    ):
         vqfast.accelerate(nn.Linear(2, 2))
     with pytest.raises(TypeError, match=r"model is a str; want a torch\.nn\.Module"):
         vqfast.accelerate("model")

@@ -23,7 +23,7 @@ def quantiser(**options) -> torch.nn.Module:
 def test_quantiser(legacy, sane_index_shape):
     module = quantiser(legacy=legacy, sane_index_shape=sane_index_shape)
     fast = same(module, [torch.randn(2, 16, 4, 5) for _ in range(2)])
-    assert vqfast.accelerate(fast).replaced == [("", "VectorQuantizer", 64, 16, "")]
+    assert vqfast.accelerate(fast).accelerated == [("", "VectorQuantizer", 64, 16, "")]
 
 
 @pytest.mark.parametrize("unknown", ["random", "extra", 3])
@@ -50,7 +50,7 @@ def test_a_whole_model():
 
     slow = VQModel(block_out_channels=(32,), num_vq_embeddings=64, vq_embed_dim=4, latent_channels=4).eval()
     fast = copy.deepcopy(slow)
-    (entry,) = vqfast.accelerate(fast).replaced
+    (entry,) = vqfast.accelerate(fast).accelerated
     assert entry[:4] == ("quantize", "VectorQuantizer", 64, 4)
     x = torch.randn(1, 3, 16, 16)
     torch.testing.assert_close(fast(x).sample, slow(x).sample)

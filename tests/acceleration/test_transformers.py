@@ -14,7 +14,7 @@ import vqfast
 from tests.acceleration.compare import curve, nearest, same, searches, tensors
 from tests.acceleration.foreign import CASES, DAC_STAGES, RESIDUAL, STAGES, built, has
 from vqfast.acceleration import search
-from vqfast.acceleration.transformers import SWAPS
+from vqfast.acceleration.transformers import REPLACEMENTS
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 
@@ -39,7 +39,7 @@ def quantiser(name: str) -> nn.Module:
 def test_quantisers(name):
     _, _, method, shape = CASES[name]
     fast = same(quantiser(name), [torch.randn(shape)] * 2, lambda module, z: getattr(module, method)(z))
-    (entry,) = vqfast.accelerate(fast).replaced
+    (entry,) = vqfast.accelerate(fast).accelerated
     assert entry == ("", CASES[name][0], 64, 16, "")
 
 
@@ -50,7 +50,7 @@ def test_residual_stages(name):
     fast = same(slow, [torch.randn(shape)] * 2, lambda module, z: module.encode(z))
     x = torch.randn(shape)
     assert torch.equal(fast.encode(x, fewer), slow.encode(x, fewer))
-    assert len(vqfast.accelerate(fast).replaced) == 4
+    assert len(vqfast.accelerate(fast).accelerated) == 4
 
 
 @pytest.mark.parametrize("name", RESIDUAL)
@@ -99,7 +99,7 @@ def test_residual_stages_that_are_not_as_built_run_one_by_one(name):
 
 @pytest.mark.parametrize("codes, channels, searched", [(511, 512, 0), (512, 512, 1), (511, 511, 1)])
 def test_one_vector_is_enough_unless_the_codes_are_few_and_wide(monkeypatch, codes, channels, searched):
-    monkeypatch.setattr(search, "LITTLE", 2**20)
+    monkeypatch.setattr(search, "MIN_WORK", 2**20)
     sizes = {"codebook_size": codes, "codebook_dim": channels}
     fast = built("encodec", "EncodecEuclideanCodebook", sizes)
     vqfast.accelerate(fast)
@@ -125,7 +125,7 @@ def dac_calls(module: nn.Module, x: torch.Tensor, *args) -> tuple[object, int]:
 def test_stages_of_dac(stages):
     fast = same(dac_stages(), [torch.randn(2, 24, 30)] * 2, lambda module, z: module(z, stages))
     assert dac_calls(fast.eval(), torch.randn(2, 24, 30), stages)[1] == 0
-    assert len(vqfast.accelerate(fast).replaced) == 4
+    assert len(vqfast.accelerate(fast).accelerated) == 4
 
 
 def test_stages_of_dac_without_gradients_do_what_they_do_with_them():
@@ -240,7 +240,7 @@ def test_codes_are_those_of_float64_where_float32_products_cancel():
     x = torch.randn(4096, 16) + 100
     truth = nearest(x, slow.embed)
     assert torch.equal(fast.quantize(x), truth)
-    assert (slow.quantize(x) != truth).sum() > 10  # theirs is the side that errs
+    assert (slow.quantize(x) != truth).sum() > 10  # the library errs
 
 
 def test_glm_image_without_gradients_does_what_it_does_with_them():
@@ -291,7 +291,7 @@ def test_whole_models(name):
         if key.endswith((".embed", "codebook.weight")):
             codes.normal_()
     fast = copy.deepcopy(slow.eval())
-    assert len(vqfast.accelerate(fast).replaced) == codebooks
+    assert len(vqfast.accelerate(fast).accelerated) == codebooks
     x = torch.randn(1, 1, 16384)
     ours, searched = searches(torch.no_grad()(fast.encode), x)
     assert searched == 1  # for all stages
@@ -322,7 +322,7 @@ def searching(file: Path) -> set[str]:
 def test_every_class_that_searches_a_codebook_is_known():
     folder = Path(importlib.import_module("transformers").__file__).parent / "models"
     found = set().union(*(searching(file) for file in folder.glob("*/modeling_*.py")))
-    known = {f"{name.split('.')[2]}.{name.rpartition('.')[2]}" for name in SWAPS}
+    known = {f"{name.split('.')[2]}.{name.rpartition('.')[2]}" for name in REPLACEMENTS}
     assert found - known == NO_CODES.keys()
     assert len(found & known) == sum(has(name, class_name) for name, (class_name, *_) in CASES.items())
 
@@ -350,7 +350,7 @@ def test_restored_whole(name):
 def test_patch_reaches_models_built_later():
     names = vqfast.accelerate.patch("transformers")
     try:
-        classes = (name.rpartition(".")[::2] for name in SWAPS)
+        classes = (name.rpartition(".")[::2] for name in REPLACEMENTS)
         assert names == [f"{file}.{name}" for file, name in classes if has(file.split(".")[2], name)]
         model, _ = models()["encodec"]
         assert searches(model.eval().encode, torch.randn(1, 1, 16384))[1] == 1  # for all stages

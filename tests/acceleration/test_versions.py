@@ -1,4 +1,4 @@
-"""Classes that aren't, or aren't any more, as we know them: left alone, and the report says why."""
+"""Classes of other versions than the known ones are left alone, and the report says why."""
 
 import ast
 import importlib
@@ -12,7 +12,8 @@ from torch import nn
 import vqfast
 from tests.acceleration.compare import searches
 from tests.acceleration.foreign import LIBRARIES
-from vqfast.acceleration import SWAPS, swap
+from vqfast.acceleration import REPLACEMENTS, replacement
+from vqfast.acceleration.replacement import Replacement
 
 X = torch.randn(2, 30, 16)
 
@@ -20,8 +21,8 @@ X = torch.randn(2, 30, 16)
 def left(module: nn.Module) -> set[str]:
     """Why all quantisers in a module were left alone."""
     report = vqfast.accelerate(module)
-    assert report.replaced == []
-    return {entry.note for entry in report.left}
+    assert report.accelerated == []
+    return {entry.note for entry in report.left_alone}
 
 
 def built(name: str, library: str = "vector-quantize-pytorch") -> nn.Module:
@@ -38,7 +39,7 @@ def decorated(method):
 
 
 class Base(nn.Module):
-    """Holds by a buffer, a property and a parent what a swap may need."""
+    """Has what a replacement may need: as a buffer, a property, a parameter, or in a parent."""
 
     def __init__(self):
         super().__init__()
@@ -65,7 +66,7 @@ class Around(Base):
         return x
 
 
-def fast(original, self, x, extra):
+def same(original, self, x, extra):
     return x
 
 
@@ -80,44 +81,48 @@ def other(original, self, vectors):
 @pytest.mark.parametrize(
     ("cls", "methods", "needs", "reason"),
     [
-        (Kept, {"quantize": fast}, ("codes", "width", "inner", "given", "mask"), ""),
+        (Kept, {"quantize": same}, ("codes", "width", "inner", "given", "mask"), ""),
         (Kept, {"quantize": first_of}, (), ""),
         (Kept, {"quantize": other}, (), "this version's Kept.quantize takes other arguments"),
-        (Kept, {"quantize": fast}, ("codes", "scale", "beta"), "this version's Kept has no scale, beta"),
-        (Kept, {"encode": fast}, (), "this version's Kept has no encode"),
-        (Around, {"quantize": fast}, (), "this version's Around.forward doesn't call quantize"),
+        (Kept, {"quantize": same}, ("codes", "scale", "beta"), "this version's Kept has no scale, beta"),
+        (Kept, {"encode": same}, (), "this version's Kept has no encode"),
+        (Around, {"quantize": same}, (), "this version's Around.forward doesn't call quantize"),
     ],
 )
-def test_what_a_swap_needs_of_a_class(cls, methods, needs, reason):
-    exchange = swap.Swap(methods, lambda module: (4, 2), needs, via=("forward",))
-    assert swap.misfit(cls, exchange) == reason
-    swap.patch(Base, swap.Swap({"forward": first_of}, lambda module: (4, 2)))
+def test_what_a_replacement_needs_of_a_class(cls, methods, needs, reason):
+    wanted = Replacement(methods, lambda module: (4, 2), needs, callers=("forward",))
+    assert replacement.mismatch(cls, wanted) == reason
+    patched = Replacement({"forward": first_of}, lambda module: (4, 2))
+    replacement.patch(Base, patched)
     try:
-        assert swap.misfit(cls, exchange) == reason  # whether it was exchanged or not
+        assert replacement.mismatch(cls, wanted) == reason  # the same when its forward is replaced
     finally:
-        swap.unpatch(Base, swap.Swap({"forward": first_of}, lambda module: (4, 2)))
+        replacement.unpatch(Base, patched)
 
 
 @pytest.mark.parametrize("library", ["transformers", "diffusers", "vector_quantize_pytorch"])
-def test_swaps_declare_all_that_they_read_of_a_module(library):
+def test_replacements_declare_all_that_they_read_of_a_module(library):
     tree = ast.parse(inspect.getsource(importlib.import_module(f"vqfast.acceleration.{library}")))
     read = {
         node.attr
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute)
         and isinstance(node.value, ast.Name)
-        and node.value.id in ("self", "codebook", "residual")
+        and node.value.id in ("self", "residual")
         and isinstance(node.ctx, ast.Load)
     }
-    swaps = [exchange for name, exchange in SWAPS.items() if name.startswith(library)]
-    declared = {name for exchange in swaps for name in (*exchange.needs, *exchange.methods)}
+    known = [each for name, each in REPLACEMENTS.items() if name.startswith(library)]
+    declared = {name for each in known for name in (*each.needs, *each.methods)}
     assert {name for name in read if not hasattr(nn.Module(), name)} <= declared
 
 
 @pytest.mark.parametrize(("cls", "need"), [("Codebook", "vq_bridge"), ("VectorQuantize", "gumbel_sample")])
 def test_a_version_without_what_is_needed_is_left_alone_and_not_patched(monkeypatch, cls, need):
-    module, names = built("ResidualVQ"), swap._names
-    monkeypatch.setattr(swap, "_names", lambda of: names(of) - ({need} if of.__name__ == cls else set()))
+    module, names = built("ResidualVQ"), replacement._names
+    without = {need}
+    monkeypatch.setattr(
+        replacement, "_names", lambda of: names(of) - (without if of.__name__ == cls else set())
+    )
     assert left(module) == {f"this version's {cls} has no {need}"}
     try:
         patched = vqfast.accelerate.patch("vector_quantize_pytorch")
@@ -139,11 +144,11 @@ def test_a_part_that_is_not_the_librarys_is_left_alone_with_the_whole():
 
 
 def test_stages_that_are_asked_for_more_than_a_search():
-    assert left(built("ResidualVQ of beams")) == {"the residual quantiser searches by beams"}
+    assert left(built("ResidualVQ of beams")) == {"the residual quantiser uses beam search"}
     report = vqfast.accelerate(built("ResidualVQ, implicit codebooks"))
-    assert [entry.path for entry in report.replaced] == ["layers.0"]
-    assert {(entry.path, entry.note) for entry in report.left} == {
-        (f"layers.{q}", "a network makes its codes for each vector") for q in (1, 2)
+    assert [entry.path for entry in report.accelerated] == ["layers.0"]
+    assert {(entry.path, entry.note) for entry in report.left_alone} == {
+        (f"layers.{q}", "a network computes its codebook for each vector") for q in (1, 2)
     }
 
 

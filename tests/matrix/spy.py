@@ -47,20 +47,20 @@ def cell(foreign: Foreign) -> str:
         fast = copy.deepcopy(module)
         vqfast.accelerate(fast)
         torch.testing.assert_close(step(fast, call, x), expected, rtol=1e-4, atol=1e-5)
-    if not report.left:
+    if not report.left_alone:
         return "accelerated"
-    reasons = "; ".join(dict.fromkeys(entry.note for entry in report.left))
-    some = f"{len(report.replaced)} accelerated, {len(report.left)} " if report.replaced else ""
+    reasons = "; ".join(dict.fromkeys(entry.note for entry in report.left_alone))
+    some = f"{len(report.accelerated)} accelerated, {len(report.left_alone)} " if report.accelerated else ""
     return f"{some}left alone: {reasons}"
 
 
 def seen(library: str) -> dict[str, str]:
     """A cell by quantiser."""
-    few, search.LITTLE = search.LITTLE, 0
+    few, search.MIN_WORK = search.MIN_WORK, 0
     try:
         return {name: cell(foreign) for name, foreign in LIBRARIES[library].items()}
     finally:
-        search.LITTLE = few
+        search.MIN_WORK = few
 
 
 if __name__ == "__main__":

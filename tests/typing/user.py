@@ -64,6 +64,6 @@ class Autoencoder(nn.Module):
 
 
 report = assert_type(vqfast.accelerate(Autoencoder()), vqfast.Report)
-assert_type(report.replaced[0].path, str)
+assert_type(report.accelerated[0].path, str)
 assert_type(vqfast.accelerate.patch("vector_quantize_pytorch"), list[str])
 vqfast.accelerate.patch("vector_quantize_pytorch", restore=True)

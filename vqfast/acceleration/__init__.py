@@ -1,4 +1,7 @@
-"""One line speeds up a model that somebody already has: ``accelerate``. One file a library."""
+"""``vqfast.accelerate``: the quantisers of an existing model search and train by vqfast, in place.
+
+There is a file for each library, and ``probing`` for classes in plain PyTorch.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +12,28 @@ from typing import NamedTuple
 
 from torch import nn
 
-from vqfast.acceleration import diffusers, plain, swap, transformers, vector_quantize_pytorch
+from vqfast.acceleration import diffusers, probing, replacement, transformers, vector_quantize_pytorch
+from vqfast.acceleration.replacement import Replacement
 from vqfast.ops import registry
 
 LIBRARIES = {
-    "transformers": transformers.SWAPS,
-    "diffusers": diffusers.SWAPS,
-    "vector_quantize_pytorch": vector_quantize_pytorch.SWAPS,
+    "transformers": transformers.REPLACEMENTS,
+    "diffusers": diffusers.REPLACEMENTS,
+    "vector_quantize_pytorch": vector_quantize_pytorch.REPLACEMENTS,
 }
-SWAPS = {name: swap for swaps in LIBRARIES.values() for name, swap in swaps.items()}
+REPLACEMENTS = {name: each for library in LIBRARIES.values() for name, each in library.items()}
 
 
 class Entry(NamedTuple):
-    """A quantiser: path in the model, class, K, D, and why it, or one of its modes, was left alone."""
+    """A quantiser that ``accelerate`` found.
+
+    Attributes:
+        path: where it is in the model; empty for the model itself.
+        class_name: the name of its class.
+        num_embeddings: K, the number of codes.
+        embedding_dim: D, the channels of a code vector.
+        note: why it, or one of its modes, keeps its own code; else empty.
+    """
 
     path: str
     class_name: str
@@ -35,79 +47,98 @@ class Entry(NamedTuple):
 
 
 class Report(NamedTuple):
-    """The quantisers that search with vqfast now, and those that were recognised and left alone."""
+    """What ``accelerate`` did; ``print`` shows it line by line.
 
-    replaced: list[Entry]
-    left: list[Entry]
+    Attributes:
+        accelerated: the quantisers that use vqfast now.
+        left_alone: the quantisers that were recognised and keep their own code; ``note`` says why.
+    """
+
+    accelerated: list[Entry]
+    left_alone: list[Entry]
 
     def __str__(self) -> str:
-        parts = {"accelerated": self.replaced, "left alone": self.left}
-        return "\n".join("\n  ".join([title, *map(str, rows)]) for title, rows in parts.items() if rows)
+        parts = {"accelerated": self.accelerated, "left alone": self.left_alone}
+        return "\n".join(
+            "\n  ".join([title, *map(str, entries)]) for title, entries in parts.items() if entries
+        )
 
 
 class Accelerate:
-    """``vqfast.accelerate(model)`` for a model, ``vqfast.accelerate.patch(library)`` for all of a library."""
+    """``vqfast.accelerate(model)`` for a model, ``vqfast.accelerate.patch(library)`` for a whole library."""
 
     def __call__(self, model: nn.Module, restore: bool = False) -> Report:
-        """Gives every vector quantiser found in ``model`` our search and training step, in place.
+        """Makes every vector quantiser found in ``model`` use vqfast, in place.
 
-        Codes are exact, outputs, losses and gradients the same up to rounding; state_dict, signatures and
-        hooks stay. Works on a model that is compiled, wrapped by DistributedDataParallel or copied, before or
-        after. Modules on a device without a compiled search are left alone; so accelerate a model where it is
-        to run. A call with too little to search keeps its own code, which is faster then.
+        Indices are exact; outputs, losses and gradients are the same up to rounding; state_dict, signatures
+        and hooks stay. It works before or after the model is compiled, copied, or wrapped in
+        DistributedDataParallel. Move the model to its device first: on a device without a compiled backend,
+        modules are left alone. A call that is too small to gain runs the module's own code.
 
         Args:
-            model: with modules of transformers, diffusers, vector-quantize-pytorch, or plain PyTorch ones.
-            restore: whether to put back what was there instead. The report is then empty.
+            model: holds quantisers of transformers, diffusers, vector-quantize-pytorch, or plain PyTorch.
+            restore: undoes it. The report is then empty.
 
         Returns:
-            What was replaced, and what was recognised and left alone, and why. Calling it again changes
+            Which quantisers were accelerated, and which were left alone and why. A second call changes
             nothing.
 
         Raises:
             TypeError: ``model`` isn't a module.
-            ValueError: no quantiser was recognised; the message says which are.
+            ValueError: there is no quantiser in it that is recognised. The message lists the known classes.
+
+        >>> from vector_quantize_pytorch import VectorQuantize
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), VectorQuantize(dim=16, codebook_size=64))
+        >>> print(vqfast.accelerate(model))
+        accelerated
+          1: VectorQuantize, K = 64, D = 16
         """
         if not isinstance(model, nn.Module):
             raise TypeError(f"model is a {type(model).__name__}; want a torch.nn.Module")
         report = Report([], [])
-        leaves: dict[str, str] = {}
+        excluded: dict[str, str] = {}
         for path, module in list(model.named_modules()):
             if restore:
-                swap.restore(module)
+                replacement.restore(module)
             else:
-                _accelerate(path, module, report, leaves)
-        if not restore and not report.replaced and not report.left:
-            classes = ", ".join(name.rpartition(".")[2] for name in SWAPS)
+                _accelerate(path, module, report, excluded)
+        if not restore and not report.accelerated and not report.left_alone:
+            classes = ", ".join(name.rpartition(".")[2] for name in REPLACEMENTS)
             raise ValueError(
-                f"model has no known quantiser: {classes}, or a plain one with its codes in an nn.Embedding, "
-                "a buffer or a parameter"
+                f"model has no known quantiser; want {classes}, or a class in plain PyTorch with its "
+                "codebook in an nn.Embedding, a buffer or a parameter"
             )
         return report
 
     def patch(self, library: str, restore: bool = False) -> list[str]:
-        """Gives every module of a library our search, now and in future; with ``restore`` takes it back.
+        """Makes every module of a library use vqfast, those built later too.
 
         Args:
             library: ``"transformers"``, ``"diffusers"`` or ``"vector_quantize_pytorch"``.
+            restore: undoes it.
 
         Returns:
-            The full names of the classes that search with vqfast now: those that the installed version has
-            as we know them.
+            The full names of the classes that use vqfast now. A class that the installed version lacks, or
+            has in another form, isn't among them.
 
         Raises:
             ValueError: the library isn't one of these.
             ModuleNotFoundError: it isn't installed.
+
+        >>> vqfast.accelerate.patch("diffusers")
+        ['diffusers.models.autoencoders.vae.VectorQuantizer']
+        >>> vqfast.accelerate.patch("diffusers", restore=True)
+        ['diffusers.models.autoencoders.vae.VectorQuantizer']
         """
         if library not in LIBRARIES:
             raise ValueError(f"library is {library!r}; want one of {', '.join(LIBRARIES)}")
         importlib.import_module(library)
         patched = []
-        for full_name, exchange in LIBRARIES[library].items():
+        for full_name, found in LIBRARIES[library].items():
             cls = _imported(full_name)
-            if cls is None or not exchange.methods or _misfit(cls, exchange):
+            if cls is None or not found.methods or _mismatch(cls, found):
                 continue
-            (swap.unpatch if restore else swap.patch)(cls, exchange)
+            (replacement.unpatch if restore else replacement.patch)(cls, found)
             patched.append(full_name)
         return patched
 
@@ -115,23 +146,23 @@ class Accelerate:
 accelerate = Accelerate()
 
 
-def _accelerate(path: str, module: nn.Module, report: Report, leaves: dict[str, str]) -> None:
-    """Exchanges what is to be exchanged in one module, and says so in ``report``.
+def _accelerate(path: str, module: nn.Module, report: Report, excluded: dict[str, str]) -> None:
+    """Accelerates one module if it is a quantiser, and says so in ``report``.
 
-    ``leaves``: by path, why modules are to be left alone; those inside this one are added.
+    ``excluded`` has the paths to leave alone, and why; those that this module excludes are added.
     """
-    exchange = _known(type(module)) or plain.prepare(module)
-    if exchange is None:
+    found = _known(type(module)) or probing.prepare(module)
+    if found is None:
         return
-    reason = leaves.get(path) or _refusal(module, exchange)
-    inside = {exchange.part[0]: reason} if exchange.part else {}
+    reason = excluded.get(path) or _refusal(module, found)
+    inside = {found.part[0]: reason} if found.part else {}
     if not reason:
-        swap.accelerate(module, exchange)
-        inside = exchange.leaves(module)
-    leaves.update((f"{path}.{child}".lstrip("."), why) for child, why in inside.items())
-    if exchange.reported:
-        rows, note = (report.left, reason) if reason else (report.replaced, exchange.note(module))
-        rows.append(Entry(path, type(module).__name__, *exchange.size(module), note))
+        replacement.accelerate(module, found)
+        inside = found.excluded(module)
+    excluded.update((f"{path}.{child}".lstrip("."), why) for child, why in inside.items())
+    if found.reported:
+        entries, note = (report.left_alone, reason) if reason else (report.accelerated, found.note(module))
+        entries.append(Entry(path, type(module).__name__, *found.size(module), note))
 
 
 def _names(cls: type) -> Iterator[tuple[type, str]]:
@@ -139,13 +170,13 @@ def _names(cls: type) -> Iterator[tuple[type, str]]:
     return ((base, f"{base.__module__}.{base.__qualname__}") for base in cls.__mro__)
 
 
-def _known(cls: type) -> swap.Swap | None:
-    """What to exchange in a class of a library, or in one made from it."""
-    return next((SWAPS[name] for _, name in _names(cls) if name in SWAPS), None)
+def _known(cls: type) -> Replacement | None:
+    """What to replace in a class of a library, or in a subclass of one."""
+    return next((REPLACEMENTS[name] for _, name in _names(cls) if name in REPLACEMENTS), None)
 
 
 def _imported(full_name: str) -> type | None:
-    """A class by its name; ``None`` if this version lacks it, or what it imports isn't installed."""
+    """A class by its name; ``None`` if this version lacks it, or lacks a dependency of its module."""
     module_name, _, class_name = full_name.rpartition(".")
     try:
         return getattr(importlib.import_module(module_name), class_name, None)
@@ -153,39 +184,42 @@ def _imported(full_name: str) -> type | None:
         return None
 
 
-def _misfit(cls: type, exchange: swap.Swap) -> str:
-    """Why this version of a class, or of the part that searches for it, can't be exchanged, if so."""
-    if (reason := swap.misfit(cls, exchange)) or exchange.part is None:
+def _mismatch(cls: type, found: Replacement) -> str:
+    """Why this version of a class, or of the part that searches for it, can't be accelerated; else empty."""
+    if (reason := replacement.mismatch(cls, found)) or found.part is None:
         return reason
-    name = exchange.part[1]
+    name = found.part[1]
     part = _imported(name)
-    return swap.misfit(part, SWAPS[name]) if part else f"this version has no {name.rpartition('.')[2]}"
+    if part is None:
+        return f"this version has no {name.rpartition('.')[2]}"
+    return replacement.mismatch(part, REPLACEMENTS[name])
 
 
-def _refusal(module: nn.Module, exchange: swap.Swap) -> str:
-    """Why a module keeps its search, if it does."""
-    library = next((base for base, name in _names(type(module)) if name in SWAPS), type(module))
-    if reason := _misfit(library, exchange):
+def _refusal(module: nn.Module, found: Replacement) -> str:
+    """Why a module keeps its own code; empty if it can be accelerated."""
+    library = next((base for base, name in _names(type(module)) if name in REPLACEMENTS), type(module))
+    if reason := _mismatch(library, found):
         return reason
-    for name in (*exchange.methods, *exchange.via):
+    for name in (*found.methods, *found.callers):
         if name in vars(module):
             return f"its {name} was replaced in this instance"
-        if getattr(type(module), name) is not getattr(library, name) and not swap.is_fast(type(module), name):
+        own = getattr(type(module), name) is not getattr(library, name)
+        if own and not replacement.is_replaced(type(module), name):
             return f"its class has its own {name}"
-    if reason := exchange.refusal(module):
+    if reason := found.refusal(module):
         return reason
-    if exchange.part:
-        child, name = exchange.part
+    if found.part:
+        child, name = found.part
         part = getattr(module, child)
-        known = _known(type(part)) is SWAPS[name]
-        return _refusal(part, SWAPS[name]) if known else f"its {child} is a {type(part).__name__}"
+        known = _known(type(part)) is REPLACEMENTS[name]
+        return _refusal(part, REPLACEMENTS[name]) if known else f"its {child} is a {type(part).__name__}"
     tensors = itertools.chain(module.parameters(), module.buffers())
     example = next((tensor for tensor in tensors if tensor.is_floating_point()), None)
     if example is None:
         return ""
     try:
-        backend = registry.backend("nearest", example, exchange.size(module)[1])
+        backend = registry.backend("nearest", example, found.size(module)[1])
     except registry.NoBackendError as error:
         return str(error)
     slow = backend.__name__.endswith("reference")
-    return f"no compiled search runs on {example.device} here" if slow else ""
+    return f"no compiled backend runs on {example.device} here" if slow else ""

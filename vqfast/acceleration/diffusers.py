@@ -6,17 +6,17 @@ from typing import Any
 
 from torch import Tensor
 
-from vqfast.acceleration.search import little, straight_through
-from vqfast.acceleration.swap import Fast, Swap
+from vqfast.acceleration.replacement import Method, Replacement
+from vqfast.acceleration.search import straight_through, too_small
 
 
-def _forward(original: Fast, self: Any, z: Tensor) -> tuple[Tensor, Tensor, tuple[None, None, Tensor]]:
+def _forward(original: Method, self: Any, z: Tensor) -> Any:
     """``(B, D, H, W)`` -> the same, loss, (None, None, int64 ``(B * H * W,)`` or as remapped or reshaped)."""
-    codes = self.embedding.weight
-    if little(z, codes):
+    codebook = self.embedding.weight
+    if too_small(z, codebook):
         return original(self, z)
-    commitment, codebook = (1, self.beta) if self.legacy else (self.beta, 1)
-    z_q, loss, indices = straight_through(z, codes, commitment, codebook)
+    commitment_weight, codebook_weight = (1, self.beta) if self.legacy else (self.beta, 1)
+    z_q, loss, indices = straight_through(z, codebook, commitment_weight, codebook_weight)
     if self.remap is not None:
         indices = self.remap_to_used(indices.view(len(z), -1)).view(-1, 1)
     if self.sane_index_shape:
@@ -24,8 +24,8 @@ def _forward(original: Fast, self: Any, z: Tensor) -> tuple[Tensor, Tensor, tupl
     return z_q, loss, (None, None, indices)
 
 
-SWAPS = {
-    "diffusers.models.autoencoders.vae.VectorQuantizer": Swap(
+REPLACEMENTS = {
+    "diffusers.models.autoencoders.vae.VectorQuantizer": Replacement(
         {"forward": _forward},
         lambda module: tuple(module.embedding.weight.shape),
         needs=("embedding", "beta", "legacy", "remap", "remap_to_used", "sane_index_shape"),

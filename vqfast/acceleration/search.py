@@ -1,4 +1,4 @@
-"""What several of the libraries share."""
+"""What replaced methods of several libraries share: when a call is worth it, and the search itself."""
 
 from __future__ import annotations
 
@@ -8,47 +8,52 @@ from torch import Tensor
 
 from vqfast.functional import nearest_code, quantize
 
-FEW, WIDE = 512, 512  # codes, channels
-LITTLE = 2**20  # multiplications
+MIN_WORK = 2**20  # multiplications of a search that is worth it
+FEW_CODES, WIDE_VECTORS = 512, 512  # below and from which a single vector isn't searched on a CPU
 
 
-def little(x: Tensor, codes: Tensor) -> bool:
-    """Whether ``x`` and ``codes (..., K, D)`` are so little that a step takes longer by ours.
+def too_small(x: Tensor, codebook: Tensor) -> bool:
+    """Whether a step on vectors ``x (..., D)`` and ``codebook (..., K, D)`` is faster by the library's code.
 
-    Gradients take another op, and codes that aren't contiguous a copy: so much more has to make up for them.
+    Gradients cost an op more here, and a codebook that isn't contiguous a copy, which larger searches repay.
     """
-    work = x.numel() * codes.size(-2)
-    if work < LITTLE or work >= 32 * LITTLE:  # at once, where a call takes no longer than the questions
-        return work < LITTLE
-    return work < LITTLE * (8 if torch.is_grad_enabled() else 1) * (1 if codes.is_contiguous() else 4)
+    work = x.numel() * codebook.size(-2)
+    if work < MIN_WORK or work >= 32 * MIN_WORK:  # decided already: small calls feel each further question
+        return work < MIN_WORK
+    return work < MIN_WORK * (8 if torch.is_grad_enabled() else 1) * (1 if codebook.is_contiguous() else 4)
 
 
-def little_to_search(x: Tensor, codes: Tensor) -> bool:
-    """The same of a search alone: on a CPU, one vector is enough unless the codes are few and wide."""
-    if x.is_cpu and (codes.size(-1) < WIDE or codes.size(-2) >= FEW):
+def too_small_to_search(x: Tensor, codebook: Tensor) -> bool:
+    """``too_small`` for a search without gradients.
+
+    On a CPU, one vector is enough, unless codes are few and wide.
+    """
+    if x.is_cpu and (codebook.size(-1) < WIDE_VECTORS or codebook.size(-2) >= FEW_CODES):
         return False
-    return little(x, codes)
+    return too_small(x, codebook)
 
 
 def straight_through(
-    z: Tensor, codes: Tensor, commitment: float, codebook: float
+    z_e: Tensor, codebook: Tensor, commitment_weight: float, codebook_weight: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``z (B, D, *spatial)`` quantised: the same shape, contiguous, the weighted loss, int64 indices, flat.
+    """Quantises ``z_e (B, D, *spatial)`` with ``codebook (K, D)`` and a straight-through gradient.
 
-    dtypes are those of eager arithmetic between ``z`` and ``codes (K, D)``.
+    Returns:
+        The quantised vectors in the shape of ``z_e``, contiguous; the weighted loss; int64 indices ``(N,)``.
+        Dtypes are those of eager arithmetic between the two inputs.
     """
-    z = z.to(torch.promote_types(z.dtype, codes.dtype)).contiguous()
-    out = quantize(z, codes)
-    loss = commitment * out.commitment_loss + codebook * out.codebook_loss
-    return out.quantized, loss.to(z.dtype), out.indices.flatten()
+    z_e = z_e.to(torch.promote_types(z_e.dtype, codebook.dtype)).contiguous()
+    out = quantize(z_e, codebook)
+    loss = commitment_weight * out.commitment_loss + codebook_weight * out.codebook_loss
+    return out.quantized, loss.to(z_e.dtype), out.indices.flatten()
 
 
-def largest_product(x: Tensor, codes: Tensor) -> Tensor:
-    """``argmax_k x_n . e_k`` of ``x (..., N, D)`` and ``codes (..., K, D)``: int64 ``(..., N)``.
+def largest_product(x: Tensor, codebook: Tensor) -> Tensor:
+    """``argmax_k x_n . e_k`` of ``x (..., N, D)`` and ``codebook (..., K, D)``: int64 ``(..., N)``.
 
-    With one more channel, 0 in ``x`` and in a code what brings it to the length of the longest, the code of
-    the largest product is the nearest one.
+    It is a search of nearest codes with one channel more: 0 in ``x``, and in each code vector the value that
+    makes it as long as the longest one.
     """
-    squares = codes.double().square().sum(-1, keepdim=True)
-    missing = (squares.amax(-2, keepdim=True) - squares).sqrt().to(codes.dtype)
-    return nearest_code(F.pad(x, (0, 1)), torch.cat([codes, missing], -1))
+    squares = codebook.double().square().sum(-1, keepdim=True)
+    missing = (squares.amax(-2, keepdim=True) - squares).sqrt().to(codebook.dtype)
+    return nearest_code(F.pad(x, (0, 1)), torch.cat([codebook, missing], -1))

@@ -1,7 +1,7 @@
-"""vector-quantize-pytorch: VectorQuantize, SimVQ, and so all that is built of them. Checked with 1.32.0.
+"""vector-quantize-pytorch: VectorQuantize and SimVQ, and so all classes built of them. Checked with 1.32.0.
 
-``VectorQuantize`` says whether a pass needs the distances to all codes; if not, its ``Codebook`` searches.
-No search is too little for ours: theirs take a dozen steps.
+``VectorQuantize`` decides whether a pass needs the distances to all codes. If not, its ``Codebook`` searches
+with vqfast. No call is too small: the library's own search takes a dozen steps.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vqfast.acceleration.replacement import Method, Replacement
 from vqfast.acceleration.search import largest_product
-from vqfast.acceleration.swap import Fast, Swap
 from vqfast.functional import nearest_code, quantize
 from vqfast.nn.batch import masked_statistics
 
 
 def _training_reason(module: Any) -> str:
-    """Why training steps need the distances to all codes, if they do."""
+    """Why training steps need the distances to all codes; empty if they don't."""
     options = getattr(module._codebook.gumbel_sample, "keywords", {"stochastic": True})
     reasons = {
-        "codes are sampled": options.get("stochastic") or options.get("straight_through"),
+        "codes are sampled at random": options.get("stochastic") or options.get("straight_through"),
         "a diversity loss": module.has_codebook_diversity_loss,
         "a cross-entropy loss": module.has_commitment_loss and module.commitment_use_cross_entropy_loss,
     }
@@ -32,13 +32,16 @@ def _training_reason(module: Any) -> str:
 
 def _note(module: Any) -> str:
     reason = _training_reason(module)
-    return f"training keeps the full distance matrix: {reason}" if reason else ""
+    return f"training keeps the library's code, which computes all distances: {reason}" if reason else ""
 
 
 def _vector_quantize(
-    original: Fast, self: Any, x: Tensor, indices: Tensor | None = None, *args: Any, **kwargs: Any
+    original: Method, self: Any, x: Tensor, indices: Tensor | None = None, *args: Any, **kwargs: Any
 ) -> Any:
-    """Cross-entropy against given ``indices`` needs the distances."""
+    """Lets the codebook search with vqfast, unless this call needs all distances.
+
+    A cross-entropy loss against given ``indices`` needs them too.
+    """
     self._codebook.vqfast_search = indices is None and not (self.training and _training_reason(self))
     try:
         return original(self, x, indices, *args, **kwargs)
@@ -46,16 +49,19 @@ def _vector_quantize(
         self._codebook.vqfast_search = False
 
 
-@torch.autocast("cuda", enabled=False)
-def _codebook(original: Fast, self: Any, x: Tensor, *args: Any, **options: Any) -> Any:
-    """``(C, B, N, D)`` or ``(B, N, D)`` -> codes of that shape, int64 indices, no distances."""
-    searched = getattr(self, "vqfast_search", False)
-    if not searched or options["topk"] not in (None, 1) or options["codebook_transform_fn"] is not None:
-        return original(self, x, *args, **options)
-    x = x.float()
+def _codebook(original: Method, self: Any, x: Tensor, *args: Any, **options: Any) -> Any:
+    """``(C, B, N, D)`` or ``(B, N, D)`` -> code vectors of that shape, int64 indices, no distances."""
+    searches = getattr(self, "vqfast_search", False)
+    with torch.autocast("cuda", enabled=False):
+        if not searches or options["topk"] not in (None, 1) or options["codebook_transform_fn"] is not None:
+            return original(self, x, *args, **options)
+        return _search(self, x.float(), **options)
+
+
+def _search(self: Any, x: Tensor, **options: Any) -> tuple[Tensor, Tensor, None]:
     flat = x.reshape(self.num_codebooks, -1, x.shape[-1])
     mask = options["mask"]
-    if mask is not None:  # heads that share a codebook stand behind the batch
+    if mask is not None:  # heads that share a codebook extend the batch
         mask = mask.repeat_interleave(flat.shape[1] // mask.numel(), 0).flatten().expand(len(flat), -1)
     self.init_embed_(flat, mask=mask)
     if self.affine_param:
@@ -66,20 +72,20 @@ def _codebook(original: Fast, self: Any, x: Tensor, *args: Any, **options: Any) 
     if self.affine_param:
         codes = (codes - self.codebook_mean) * _spread(self) + self.batch_mean
     indices = (largest_product if self.use_cosine_sim else nearest_code)(flat, codes)
-    first = torch.arange(len(flat), device=x.device).unsqueeze(1) * self.codebook_size  # of each codebook
+    first = torch.arange(len(flat), device=x.device).unsqueeze(1) * self.codebook_size
     quantized = F.embedding(indices + first, codes.flatten(0, 1))
-    best_of_one = options["topk"] == 1  # has a dimension of its own, and learns by update_indices
-    updates = options.get("update_usage", True) and not options["freeze_codebook"] and not best_of_one
+    is_top_one = options["topk"] == 1  # its results have an extra dimension; update_indices learns from them
+    updates = options.get("update_usage", True) and not options["freeze_codebook"] and not is_top_one
     if self.training and updates:
         learning = {name: options[name] for name in ("ema_update_weight", "accum_ema_update", "ema_update")}
         self.update_codebook(flat, indices, mask, **learning)
-    shape = (*x.shape[:-1], 1) if best_of_one else x.shape[:-1]
+    shape = (*x.shape[:-1], 1) if is_top_one else x.shape[:-1]
     return quantized.view(*shape, x.shape[-1]), indices.view(shape), None
 
 
 @torch.no_grad()
 def _track(
-    original: Fast,
+    original: Method,
     self: Any,
     flatten: Tensor,
     embed_onehot: Tensor,
@@ -87,9 +93,9 @@ def _track(
     ema_update_weight: Tensor | Callable[[Tensor, Tensor], Tensor] | None = None,
     accum_ema_update: bool = False,
 ) -> None:
-    """Moves the averages by ``flatten (C, N, D)`` and one-hot rows ``(C, N, K)`` or indices ``(C, N)``.
+    """Moves the averages by vectors ``flatten (C, N, D)`` with indices ``(C, N)``, or one-hot ``(C, N, K)``.
 
-    Both are summed in one way, so that a step and ``update_indices`` end with the same bits.
+    Both are added up in the same way, so that a step and ``update_indices`` end with the same bits.
     """
     from vector_quantize_pytorch.vector_quantize_pytorch import accum_grad_, ema_inplace
 
@@ -110,22 +116,23 @@ def _track(
             ema_inplace(average, batch, self.decay, ema_update_weight)
 
 
-def _spread(codebook: Any) -> Tensor:
-    """Standard deviation of the vectors over that of the codes."""
-    return (codebook.batch_variance.clamp(min=1e-5) / codebook.codebook_variance.clamp(min=1e-5)).sqrt()
+def _spread(self: Any) -> Any:
+    """The vectors' standard deviation over that of the code vectors, ``(C, 1, D)``."""
+    return (self.batch_variance.clamp(min=1e-5) / self.codebook_variance.clamp(min=1e-5)).sqrt()
 
 
 def _rotate(x: Tensor, codes: Tensor) -> Tensor:
-    """The library's ``rotate_to``, without its products of matrices of one row."""
-    length = x.norm(dim=-1, keepdim=True).clamp(min=1e-6)
-    reach = codes.norm(dim=-1, keepdim=True)
-    u, q = (x / length).detach(), codes / reach.clamp(min=1e-6)
+    """The library's ``rotate_to`` of ``x`` to ``codes``, both ``(..., D)``, by sums over D."""
+    x_length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=1e-6)
+    code_length = torch.linalg.vector_norm(codes, dim=-1, keepdim=True)
+    u, q = (x / x_length).detach(), codes / code_length.clamp(min=1e-6)
     w = F.normalize(u + q, dim=-1, eps=1e-6)
     turned = x - 2 * (x * w).sum(-1, keepdim=True) * w + 2 * (x * u).sum(-1, keepdim=True) * q
-    return turned * (reach / length).detach()
+    rotated: Tensor = turned * (code_length / x_length).detach()
+    return rotated
 
 
-def _sim_vq(original: Fast, self: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _sim_vq(original: Method, self: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """``(B, ..., D)``, or channels first -> the same, int64 ``(B, ...)``, loss."""
     z = x.movedim(1, -1) if self.channel_first else x
     out = quantize(z, self.codebook, channel_dim=-1)
@@ -135,19 +142,19 @@ def _sim_vq(original: Fast, self: Any, x: Tensor) -> tuple[Tensor, Tensor, Tenso
     return quantized, out.indices, loss * self.commitment_weight
 
 
-def _stages_left(residual: Any) -> dict[str, str]:
-    """Stages of a ``ResidualVQ`` that are asked for more than one code, or for codes made for each vector."""
+def _excluded_stages(residual: Any) -> dict[str, str]:
+    """The stages of a ``ResidualVQ`` that need more than the nearest code of one codebook, and why."""
     stages = len(residual.layers)
     if max(residual.beam_size or 1, residual.eval_beam_size or 1) > 1:
-        return {f"layers.{q}": "the residual quantiser searches by beams" for q in range(stages)}
+        return {f"layers.{q}": "the residual quantiser uses beam search" for q in range(stages)}
     networks = (f"layers.{q}" for q in range(1, stages) if residual.mlps[q - 1] is not None)
-    return dict.fromkeys(networks, "a network makes its codes for each vector")
+    return dict.fromkeys(networks, "a network computes its codebook for each vector")
 
 
 LIBRARY = "vector_quantize_pytorch.vector_quantize_pytorch"
 CODEBOOK = f"{LIBRARY}.Codebook"
-SWAPS = {
-    f"{LIBRARY}.VectorQuantize": Swap(
+REPLACEMENTS = {
+    f"{LIBRARY}.VectorQuantize": Replacement(
         {"forward": _vector_quantize},
         lambda module: tuple(module._codebook.embed.shape[1:]),
         needs=(
@@ -157,7 +164,7 @@ SWAPS = {
         part=("_codebook", CODEBOOK),
         note=_note,
     ),
-    CODEBOOK: Swap(
+    CODEBOOK: Replacement(
         {"forward": _codebook, "track_cluster_size_and_embed_avg": _track},
         lambda module: tuple(module.embed.shape[1:]),
         needs=(
@@ -169,14 +176,14 @@ SWAPS = {
         ),
         reported=False,
     ),
-    "vector_quantize_pytorch.residual_vq.ResidualVQ": Swap(
+    "vector_quantize_pytorch.residual_vq.ResidualVQ": Replacement(
         {},
         lambda module: tuple(module.layers[0]._codebook.embed.shape[1:]),
         needs=("layers", "beam_size", "eval_beam_size", "mlps"),
-        leaves=_stages_left,
+        excluded=_excluded_stages,
         reported=False,
     ),
-    "vector_quantize_pytorch.sim_vq.SimVQ": Swap(
+    "vector_quantize_pytorch.sim_vq.SimVQ": Replacement(
         {"forward": _sim_vq},
         lambda module: tuple(module.frozen_codebook.shape),
         needs=(
