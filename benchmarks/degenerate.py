@@ -1,8 +1,8 @@
-"""Data that a search could stumble over, beside random data of the same shape.
+"""Degenerate data, beside random data of the same shape.
 
-A search that rounds first must decide between what rounding leaves: where codes repeat, tie or lie far away,
-that could be all of them. Wanted: at most 1.5 times the time on random data, and less than eager's.
-Floor: as in ``nearest``.
+The search first excludes codes by rounded scores, then compares the codes that are left. Where code vectors
+repeat, tie or lie far away, all could be left. Aim: at most 1.5 times the time on random data, and less than
+eager takes. Floor: as in ``nearest``.
 """
 
 from __future__ import annotations
@@ -10,34 +10,32 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 import vqfast
 from benchmarks import layer, nearest
-from benchmarks.core import Call, Case, Floor, Outputs
+from benchmarks.core import Call, Case, Contenders, Floor, Outputs
 from benchmarks.machine import DEVICE
 from vqfast.functional import nearest_code
 
 RANDOM = "vqfast, random data"
-UNCHECKED = (
-    RANDOM,
-    "eager",
-    "as it was",
-)  # they are there for their time; eager's codes are often wrong here
-Make = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+UNCHECKED = (RANDOM, "eager", "as it was")  # only timed: eager's codes are often wrong here
+Make = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # of vectors and a codebook, others
+Layer = TypeVar("Layer", vqfast.VQLayer, vqfast.ResidualVQLayer)
 
 
-def some(codebook: Tensor, every: int, value: float) -> Tensor:
-    """``codebook`` with every so manieth code vector set to a value."""
-    codebook = codebook.clone()
-    codebook[every // 2 :: every] = value
-    return codebook
+def set_every(nth: int, vectors: Tensor, value: float) -> Tensor:
+    """``vectors`` with every ``nth`` one set to ``value``."""
+    vectors = vectors.clone()
+    vectors[nth // 2 :: nth] = value
+    return vectors
 
 
 def of_codebook(change: Callable[[Tensor], Tensor]) -> Make:
-    """Another codebook for the same vectors."""
+    """Changes the codebook and leaves the vectors."""
     return lambda x, codebook: (x, change(codebook))
 
 
@@ -45,19 +43,19 @@ KINDS: dict[str, Make] = {
     "all codes zero": of_codebook(torch.zeros_like),
     "all codes equal": of_codebook(lambda c: c[:1].repeat(len(c), 1)),
     "few distinct codes": of_codebook(lambda c: c[torch.arange(len(c), device=c.device) * 7 % 64 % len(c)]),
-    "half of the codes zero": of_codebook(lambda c: some(c, 2, 0)),
+    "half of the codes zero": of_codebook(lambda c: set_every(2, c, 0)),
     "codes of +-1": of_codebook(torch.sign),
     "codes and vectors of +-1": lambda x, c: (x.sign(), c.sign()),
-    "one code far away": of_codebook(lambda c: some(c, len(c), 1e20)),
-    "every ninth code far away": of_codebook(lambda c: some(c, 9, 1e20)),
+    "one code far away": of_codebook(lambda c: set_every(len(c), c, 1e20)),
+    "every ninth code far away": of_codebook(lambda c: set_every(9, c, 1e20)),
     "codes of all magnitudes": of_codebook(
         lambda c: c * 10 ** torch.linspace(-6, 6, len(c), device=c.device)[:, None]
     ),
     "codes are vectors": lambda x, c: (x, x.repeat(-(-len(c) // len(x)), 1)[: len(c)].clone()),
     "codes uniform in +-1/K": of_codebook(lambda c: (torch.rand_like(c) * 2 - 1) / len(c)),
     "codes near one another": of_codebook(lambda c: c[:1] + 1e-5 * c),
-    "every ninth code NaN": of_codebook(lambda c: some(c, 9, torch.nan)),
-    "every ninth code infinite": of_codebook(lambda c: some(c, 9, torch.inf)),
+    "every ninth code NaN": of_codebook(lambda c: set_every(9, c, torch.nan)),
+    "every ninth code infinite": of_codebook(lambda c: set_every(9, c, torch.inf)),
     "vectors equal": lambda x, c: (x[:1].repeat(len(x), 1), c),
     "vectors zero": lambda x, c: (torch.zeros_like(x), c),
     "vectors zero, codes of +-1": lambda x, c: (torch.zeros_like(x), c.sign()),
@@ -65,13 +63,13 @@ KINDS: dict[str, Make] = {
         (c[torch.randint_like(x[:, 0], len(c)).long()] + c[torch.randint_like(x[:, 0], len(c)).long()]) / 2,
         c,
     ),
-    "half of the vectors NaN": lambda x, c: (some(x, 2, torch.nan), c),
+    "half of the vectors NaN": lambda x, c: (set_every(2, x, torch.nan), c),
     "all shifted by 1000": lambda x, c: (x + 1000, c + 1000),
 }
 
 
 def check(data: tuple[Tensor, Tensor, Tensor, Tensor], outputs: Outputs) -> None:
-    """Each code is at the distance of float64's nearest; the first of equal ones."""
+    """Each chosen code is as near as the nearest in float64, and the first of equal code vectors."""
     x, codebook = data[0][:128].double(), data[1].double()
     exact = torch.cdist(x, codebook, compute_mode="donot_use_mm_for_euclid_dist")
     exact.masked_fill_(~codebook.isfinite().all(1), torch.inf)
@@ -87,7 +85,7 @@ def check(data: tuple[Tensor, Tensor, Tensor, Tensor], outputs: Outputs) -> None
 
 
 def search(n: int, k: int, d: int, kind: str) -> Case:
-    """``n`` vectors, ``k`` code vectors, ``d`` channels."""
+    """``n`` vectors of ``d`` channels, ``k`` code vectors."""
 
     def data() -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x, codebook = torch.randn(n, d, device=DEVICE), torch.randn(k, d, device=DEVICE)
@@ -108,15 +106,15 @@ def search(n: int, k: int, d: int, kind: str) -> Case:
     )
 
 
-def quantiser(module: torch.nn.Module, codebook: Tensor) -> torch.nn.Module:
-    """A layer with this codebook in every stage."""
-    for stage in module.stages if hasattr(module, "stages") else [module]:
+def with_codebook(layer: Layer, codebook: Tensor) -> Layer:
+    """The layer with ``codebook`` in every stage."""
+    for stage in layer.stages if isinstance(layer, vqfast.ResidualVQLayer) else [layer]:
         stage.codebook.data.copy_(codebook)
-    return module.to(DEVICE)
+    return layer.to(DEVICE)
 
 
 def finite(data: Tensor, outputs: Outputs) -> None:
-    """Vectors stay finite, codes are codes."""
+    """Outputs are finite, and of equal codes the first is chosen."""
     for name in outputs.keys() - set(UNCHECKED):
         tensors = outputs[name] if isinstance(outputs[name], tuple) else (outputs[name],)
         for tensor in tensors:
@@ -125,24 +123,24 @@ def finite(data: Tensor, outputs: Outputs) -> None:
                 assert (tensor == 0).all(), f"{name} finds later ones of equal codes"
 
 
-def zeros(name: str, shape: tuple[int, ...], contenders: dict[str, Callable[[], Call]]) -> Case:
-    """Layers whose codebooks are all zeros, as many are before their first step."""
+def zeros(name: str, shape: tuple[int, ...], contenders: Contenders) -> Case:
+    """A layer whose codebooks are all zeros, as many are before their first step."""
     data = lambda: torch.randn(shape, device=DEVICE)  # noqa: E731
     return Case(f"{name}, zeros, {', '.join(map(str, shape))}", {}, contenders, data, finite, memory=False)
 
 
 def training(k: int, shape: tuple[int, int, int, int], decay: float | None) -> Case:
-    """A step of ``VQLayer``, by gradient or by moving averages."""
+    """A training step of ``VQLayer``, by gradients or by a moving average."""
     d = shape[1]
 
     def ours(codebook: Tensor) -> Call:
-        # zeros that learn would not stay zeros
-        module = quantiser(vqfast.VQLayer(k, d, beta=layer.BETA, decay=decay), codebook)
-        return lambda z_e: layer.train(quantiser(module, codebook), z_e)
+        module = with_codebook(vqfast.VQLayer(k, d, beta=layer.BETA, decay=decay), codebook)
+        # set again for each step, because zeros that learn don't stay zeros
+        return lambda z_e: layer.train(with_codebook(module, codebook), z_e)
 
-    contenders = {
+    contenders: Contenders = {
         "vqfast": partial(ours, torch.zeros(k, d)),
-        RANDOM: partial(ours, layer.codes(k, d)),
+        RANDOM: partial(ours, layer.random_codebook(k, d)),
         "eager": lambda: partial(layer.train, layer.EagerVQ(torch.zeros(k, d, device=DEVICE))),
     }
     return zeros(f"{'VQ' if decay is None else 'EMA VQ'} step, K {k}", shape, contenders)
@@ -153,17 +151,17 @@ def encoding(stages: int, k: int, shape: tuple[int, int, int]) -> Case:
     sizes = k, shape[1], stages
 
     def ours(codebook: Tensor) -> Call:
-        return quantiser(vqfast.ResidualVQLayer(*sizes, beta=layer.BETA), codebook).encode
+        return with_codebook(vqfast.ResidualVQLayer(*sizes, beta=layer.BETA), codebook).encode
 
     contenders = {
         "vqfast": partial(ours, torch.zeros(k, shape[1])),
-        RANDOM: partial(ours, layer.codes(k, shape[1])),
+        RANDOM: partial(ours, layer.random_codebook(k, shape[1])),
     }
     return zeros(f"residual encode, {stages} stages, K {k}", shape, contenders)
 
 
 def codec(name: str, quantizer: str, shape: tuple[int, int, int], *options: float) -> Case:
-    """The quantiser of a codec in transformers, as it is built."""
+    """The quantiser of a codec of transformers, with codebooks of zeros as it is built."""
 
     def build(fast: bool, random: bool) -> Call:
         package = f"transformers.models.{name.lower()}"

@@ -1,17 +1,18 @@
-"""The way from images to new ones: an epoch of training, tokens, samples.
+"""The whole pipeline: an epoch of training, tokenising images, and drawing new ones.
 
-The eager contender has the same model around the common quantiser, and draws by the naive loop. Floor: the
-products and convolutions of the eager model; of samples, the visible taps' and the decoder's.
+The eager contender is the same model around the usual quantiser; it draws by the naive loop. Floor: the
+products and convolutions of the eager model; for drawing, those of visible taps and of the decoder.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 import vqfast
 from benchmarks.core import Call, Case, Floor, Outputs, counted
@@ -22,25 +23,25 @@ from benchmarks.sampling import NAIVE_POSITIONS, flop, naive
 BATCH = 32
 
 
-def model(kind: str, hidden: int) -> nn.Module:
-    """The paper's VQ-VAE with our quantiser or the common one; the same weights."""
+def model(kind: str, hidden: int) -> vqfast.VQVAE:
+    """The paper's VQ-VAE with vqfast's quantiser or the eager one; both have the same weights."""
     vqvae = vqfast.VQVAE.named("paper", hidden_channels=hidden)
     if kind == "eager":
-        vqvae.vq = EagerVQ(vqvae.vq.codebook.detach())
+        vqvae.add_module("vq", EagerVQ(vqvae.vq.codebook.detach()))
     return vqvae.to(DEVICE)
 
 
 def epoch(kind: str, hidden: int, dtype: torch.dtype = torch.float32) -> Call:
-    """Adam over all batches; the last loss."""
+    """One epoch of training with Adam; returns the last loss."""
     vqvae = model(kind, hidden).to(dtype)
     optimizer = torch.optim.Adam(vqvae.parameters(), 2e-4)
 
     def run(images: Tensor) -> Tensor:
-        for batch in images.split(BATCH):
+        for batch in torch.split(images, BATCH):
             optimizer.zero_grad()
-            reconstruction, _, loss = vqvae(batch)
-            loss = loss + F.mse_loss(reconstruction, batch)
-            loss.backward()
+            reconstruction, _, vq_loss = vqvae(batch)
+            loss: Tensor = vq_loss + F.mse_loss(reconstruction, batch)
+            torch.autograd.backward(loss)
             optimizer.step()
         return loss.detach()
 
@@ -48,12 +49,12 @@ def epoch(kind: str, hidden: int, dtype: torch.dtype = torch.float32) -> Call:
 
 
 def tokenise(kind: str, hidden: int) -> Call:
-    """All codes."""
+    """The codes of all images."""
     vqvae = model(kind, hidden).eval()
 
     @torch.no_grad()
     def run(images: Tensor) -> Tensor:
-        parts = images.split(BATCH)
+        parts = torch.split(images, BATCH)
         if kind == "vqfast":
             return torch.cat([vqvae.encode(part) for part in parts])
         return torch.cat([vqvae.vq(vqvae.encoder(part))[1] for part in parts])
@@ -62,27 +63,34 @@ def tokenise(kind: str, hidden: int) -> Call:
 
 
 def prior() -> vqfast.PixelCNN:
-    """A gated one."""
+    """The gated PixelCNN that draws the codes."""
     return vqfast.PixelCNN(512, 64, 15)
 
 
 def generate(kind: str, hidden: int, num: int, side: int) -> Call:
-    """Codes from a gated prior and their images; the naive loop is cut short and decodes nothing."""
+    """Draws codes and decodes them. The naive loop stops after its first positions and decodes nothing."""
     if kind == "eager":
         return naive(prior, num, (side, side))
-    draw, vqvae = prior().to(DEVICE).eval().sample, model(kind, hidden).eval()
-    return torch.no_grad()(lambda seed: vqvae.decode(draw(num, (side, side), seed=seed)))
+    drawn, vqvae = prior().to(DEVICE).eval(), model(kind, hidden).eval()
+
+    @torch.no_grad()
+    def run(seed: int) -> Tensor:
+        return vqvae.decode(drawn.sample(num, (side, side), seed=seed))
+
+    return run
 
 
 def drawing(hidden: int, num: int, side: int, _: int) -> Floor:
-    """Of ``generate``."""
-    decode = torch.no_grad()(model("vqfast", hidden).eval().decode)
+    """The floor of ``generate``."""
+    decode = model("vqfast", hidden).eval().decode
     codes = torch.zeros(num, side, side, dtype=torch.int64, device=DEVICE)
-    return Floor(num * flop(prior(), (side, side)) + counted(lambda: decode, codes).flop)
+    with torch.no_grad():
+        decoding = counted(lambda: decode, codes)
+    return Floor(num * flop(prior(), (side, side)) + decoding.flop)
 
 
 def right_loss(hidden: int, images: Tensor, outputs: Outputs) -> None:
-    """All train as the common model does in float64."""
+    """All losses equal the eager model's in float64, to 1 %."""
     torch.manual_seed(0)  # as the contenders' weights
     want = epoch("eager", hidden, torch.float64)(images.double())
     for name, loss in outputs.items():
@@ -90,7 +98,7 @@ def right_loss(hidden: int, images: Tensor, outputs: Outputs) -> None:
 
 
 def right_codes(hidden: int, images: Tensor, outputs: Outputs) -> None:
-    """The first images' codes are the nearest in float64, but for what rounding in the encoder decides."""
+    """The first images' codes equal float64's; 1 % may differ, because the encoder rounds."""
     torch.manual_seed(0)  # as the contenders' weights
     vqvae = model("vqfast", hidden).double().eval()
     with torch.no_grad():
@@ -103,17 +111,23 @@ def right_codes(hidden: int, images: Tensor, outputs: Outputs) -> None:
 
 
 def finite_images(num: int, _: int, outputs: Outputs) -> None:
-    """What the samplers draw is checked in ``sampling``."""
+    """The images are finite; the suite ``sampling`` checks the codes."""
     for name, images in outputs.items():
         if images is not None:  # the naive loop, cut short
             assert len(images) == num and images.isfinite().all(), f"{name}'s images"
 
 
 def cases(num: int, side: int, hidden: int) -> list[Case]:
-    """Of ``num`` colour images of ``side`` x ``side``, by a model of ``hidden`` channels."""
+    """``num`` colour images of ``side`` x ``side``, a model of ``hidden`` channels."""
     shape = {"images": num, "side": side, "hidden": hidden}
 
-    def case(name: str, build: Callable[..., Call], check: Callable, data: Callable, *more: int) -> Case:
+    def case(
+        name: str,
+        build: Callable[..., Call],
+        check: Callable[[Any, Outputs], None],
+        data: Callable[[], Any],
+        *more: int,
+    ) -> Case:
         contenders = {kind: partial(build, kind, hidden, *more) for kind in ("vqfast", "eager")}
         parts = {"eager": NAIVE_POSITIONS / more[1] ** 2} if more else {}
         floor = partial(drawing, hidden, *more) if more else partial(counted, contenders["eager"])

@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqfast import PixelCNN, ResidualPixelCNN
-
 
 class PlainMasked(nn.Conv2d):
     """The usual masked convolution: a convolution whose kernel is multiplied by a mask."""
@@ -72,8 +70,8 @@ class PlainGated(nn.Module):
         logits: Tensor = self.head(h)
         return logits
 
-    def load(self, prior: PixelCNN) -> None:
-        """Takes over the prior's weights; taps that mask A hides become zeros."""
+    def load(self, prior: nn.Module) -> None:
+        """Takes over the weights of a ``PixelCNN``; taps that mask A hides become zeros."""
         state = prior.state_dict()
         for name, pad in (("vertical", [0, 0, 0, 1]), ("horizontal", [0, 1])):
             state[f"layers.0.{name}.weight"] = F.pad(state[f"layers.0.{name}.weight"], pad)
@@ -116,6 +114,6 @@ class PlainResidual(nn.Module):
         logits: Tensor = self.head(x)
         return logits
 
-    def load(self, prior: ResidualPixelCNN) -> None:
-        """Takes over the prior's weights."""
+    def load(self, prior: nn.Module) -> None:
+        """Takes over the weights of a ``ResidualPixelCNN``."""
         self.load_state_dict(prior.state_dict(), strict=False)  # all but the masks

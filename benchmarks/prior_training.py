@@ -1,6 +1,6 @@
 """A training step of a prior (forward, cross-entropy, backward, Adam) against the same in plain PyTorch.
 
-Floor: the products of visible taps and 1x1 kernels, as often again for each gradient.
+Floor: the products of visible taps and 1x1 kernels, once forward and once for each of the two gradients.
 """
 
 from __future__ import annotations
@@ -21,22 +21,26 @@ from vqfast import PixelCNN, ResidualPixelCNN
 from vqfast.priors.base import CausalPrior
 
 Make = Callable[[], CausalPrior]
+MakePlain = Callable[[], PlainGated | PlainResidual]
 
 
-def trainer(make: Make, make_plain: Callable[[], nn.Module] | None, compiled: bool = False) -> Call:
-    """A step of ours, or of the plain model with the same weights."""
-    model = make()
-    if make_plain is not None:
-        prior, model = model, make_plain()
-        model.load(prior)
-    model = model.to(DEVICE)
+def with_weights(make: Make, make_plain: MakePlain) -> nn.Module:
+    """The plain model with the prior's weights."""
+    prior, plain = make(), make_plain()
+    plain.load(prior)
+    return plain
+
+
+def trainer(make: Callable[[], nn.Module], compiled: bool = False) -> Call:
+    """A training step."""
+    model = make().to(DEVICE)
     optimizer = torch.optim.Adam(model.parameters(), 3e-4)
     forward = core.compiled(model) if compiled else model
 
     def step(codes: Tensor) -> tuple[Tensor, ...]:
         optimizer.zero_grad()
         loss = F.cross_entropy(forward(codes), codes)
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         return loss.detach(), *gradients(model)
 
@@ -44,16 +48,17 @@ def trainer(make: Make, make_plain: Callable[[], nn.Module] | None, compiled: bo
 
 
 def gradients(model: nn.Module) -> list[Tensor]:
-    """By the parameters' names."""
-    return [parameter.grad for _, parameter in sorted(model.named_parameters())]
+    """The gradients of all parameters, in the order of their names."""
+    found = [parameter.grad for _, parameter in sorted(model.named_parameters())]
+    return [grad for grad in found if grad is not None]
 
 
 def check(make: Make, data: Tensor, outputs: Outputs) -> None:
-    """Loss and gradients are float64's, but those of plain weights with taps that ours do without."""
+    """Loss and gradients equal float64's. Plain weights that have more taps than the prior's are left out."""
     torch.manual_seed(0)  # as the contenders' weights
     model = make().to(DEVICE).double()
     want = F.cross_entropy(model(data), data)
-    want.backward()
+    torch.autograd.backward(want)
     for name, output in outputs.items():
         for got, true in zip(output, (want.detach(), *gradients(model)), strict=True):
             if got.shape == true.shape:  # by norm: rounding decides whether a ReLU near zero passes
@@ -63,18 +68,17 @@ def check(make: Make, data: Tensor, outputs: Outputs) -> None:
                 )
 
 
-def training(
-    name: str, make: Make, make_plain: Callable[[], nn.Module], k: int, shape: tuple[int, int, int]
-) -> Case:
+def training(name: str, make: Make, make_plain: MakePlain, k: int, shape: tuple[int, int, int]) -> Case:
     """One step on codes of ``shape`` ``(B, H, W)`` below ``k``."""
     batch, *grid = shape
+    plain = partial(with_weights, make, make_plain)
     return Case(
         name=f"{name}, {', '.join(map(str, shape))}",
         shape={"batch": batch, "grid": grid[0], "K": k},
         contenders={
-            "vqfast": partial(trainer, make, None),
-            "plain": partial(trainer, make, make_plain),
-            "compiled": partial(trainer, make, make_plain, compiled=True),
+            "vqfast": partial(trainer, make),
+            "plain": partial(trainer, plain),
+            "compiled": partial(trainer, plain, compiled=True),
         },
         data=lambda: torch.randint(k, shape, device=DEVICE),
         check=partial(check, make),

@@ -1,6 +1,6 @@
-"""Residual VQ, as audio codecs have it: a training step with moving averages, and encoding.
+"""Residual VQ as in audio codecs: a training step with moving averages, and encoding.
 
-Floor: the products of all stages' searches.
+Floor: the operations of the searches of all stages.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 
 import vqfast
 from benchmarks.core import Call, Case, Floor, Outputs
-from benchmarks.layer import BETA, codes, train
+from benchmarks.layer import BETA, random_codebook, train
 from benchmarks.machine import DEVICE
 
 DECAY = 0.8
@@ -22,19 +22,19 @@ def ours(sizes: tuple[int, int, int], training: bool) -> Call:
     """``ResidualVQLayer``."""
     q, k, d = sizes
     layer = vqfast.ResidualVQLayer(k, d, q, beta=BETA, decay=DECAY).to(DEVICE).train(training)
-    for stage, codebook in zip(layer.stages, codes(*sizes), strict=True):
+    for stage, codebook in zip(layer.stages, random_codebook(*sizes), strict=True):
         stage.codebook.copy_(codebook)
     return partial(train, layer) if training else layer.encode
 
 
 def peer(sizes: tuple[int, int, int], training: bool) -> Call:
-    """vector-quantize-pytorch's."""
+    """The layer of vector-quantize-pytorch."""
     from vector_quantize_pytorch import ResidualVQ
 
     q, k, d = sizes
     options = {"commitment_weight": BETA, "rotation_trick": False}
     layer = ResidualVQ(dim=d, num_quantizers=q, codebook_size=k, decay=DECAY, **options).to(DEVICE)
-    for stage, codebook in zip(layer.train(training).layers, codes(*sizes), strict=True):
+    for stage, codebook in zip(layer.train(training).layers, random_codebook(*sizes), strict=True):
         stage._codebook.embed.data.copy_(codebook[None])
         stage._codebook.embed_avg.data.copy_(codebook[None])
 
@@ -46,12 +46,12 @@ def peer(sizes: tuple[int, int, int], training: bool) -> Call:
 
 
 def check(sizes: tuple[int, int, int], data: Tensor, outputs: Outputs) -> None:
-    """All but near ties are float64's codes, stage after stage; vectors and gradient are those codes' own.
+    """Codes equal float64's but for near ties; quantised vectors and the gradient follow from the codes.
 
-    The gradient is ours alone: vector-quantize-pytorch's goes straight through once a stage.
+    Only vqfast's gradient is checked: vector-quantize-pytorch goes straight through each stage by itself.
     """
     residual, want = data[:1].transpose(1, 2)[0].double(), []
-    for codebook in codes(*sizes).double():
+    for codebook in random_codebook(*sizes).double():
         distances = torch.cdist(residual, codebook, compute_mode="donot_use_mm_for_euclid_dist")
         want.append(distances.argmin(1))
         residual = residual - codebook[want[-1]]
@@ -68,19 +68,19 @@ def _check_step(
 ) -> None:
     residual = data[:1].double()
     slope = torch.zeros_like(residual)
-    for codebook, chosen in zip(codes(*sizes).double(), indices[:1].unbind(-1), strict=True):
+    for codebook, chosen in zip(random_codebook(*sizes).double(), indices[:1].unbind(-1), strict=True):
         residual = residual - codebook[chosen].transpose(1, 2)
         slope = slope + 2 * BETA * residual / data.numel()
     want = data[:1].double() - residual
     torch.testing.assert_close(quantized[:1].double(), want, rtol=1e-4, atol=1e-4, msg=f"{name}'s vectors")
     if name == "vqfast":
         want = slope + 2 * want / data.numel()
-        close = {"rtol": 1e-3, "atol": 1e-3 / data.numel()}
-        torch.testing.assert_close(grad[:1].double(), want, **close, msg=f"{name}'s gradient")
+        atol = 1e-3 / data.numel()
+        torch.testing.assert_close(grad[:1].double(), want, rtol=1e-3, atol=atol, msg=f"{name}'s gradient")
 
 
 def residual(name: str, batch: int, frames: int, sizes: tuple[int, int, int], training: bool) -> Case:
-    """``batch`` clips of so many frames; ``sizes``: stages, K, D."""
+    """``batch`` clips of ``frames`` vectors; ``sizes``: stages, K, D."""
     q, k, d = sizes
     return Case(
         name=f"{name}, {batch}, {d}, {frames}; {q} stages, K {k}",

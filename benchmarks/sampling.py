@@ -1,8 +1,8 @@
-"""Sampling a prior: the naive loop, the cached sampler in PyTorch, and the default.
+"""Sampling a prior: vqfast's default, its PyTorch executor ("cached"), and the naive loop.
 
-The naive loop, over plain PyTorch's convolutions, runs for its first positions only, and its time is scaled
-to all: each costs the same full pass. Floor: the products of visible taps; those with one-hot codes are mere
-lookups.
+The naive loop runs the whole network for each position, with PyTorch's convolutions. Only its first positions
+are timed, and scaled: each costs the same. Floor: the products of visible taps; those with one-hot codes are
+lookups and don't count.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class _EnoughError(Exception):
 
 @contextmanager
 def plain_convolutions() -> Iterator[None]:
-    """The prior's forward as people write it: ours would make the naive loop faster."""
+    """Makes the prior's forward use PyTorch's convolutions; vqfast's would make the naive loop faster."""
     before = os.environ.get("VQFAST_BACKEND", "")
     os.environ["VQFAST_BACKEND"] = "reference"
     try:
@@ -40,7 +40,7 @@ def plain_convolutions() -> Iterator[None]:
 
 
 def naive(make: Callable[[], CausalPrior], batch: int, shape: tuple[int, ...]) -> Call:
-    """The loop that everybody writes, over plain PyTorch's convolutions, for its first positions."""
+    """The naive loop, for its first positions."""
     prior = make().to(DEVICE).eval()
 
     def run(seed: int) -> None:
@@ -66,13 +66,13 @@ def naive(make: Callable[[], CausalPrior], batch: int, shape: tuple[int, ...]) -
 def sampler(
     make: Callable[[], CausalPrior], batch: int, shape: tuple[int, ...], method: str, dtype: torch.dtype
 ) -> Call:
-    """One of ours."""
+    """A sampler of vqfast."""
     prior = make().to(DEVICE, dtype).eval()
     return lambda seed: prior.sample(batch, shape, method=method, batch_size=batch, seed=seed)
 
 
 def check(make: Callable[[], CausalPrior], shape: tuple[int, ...], seed: int, outputs: Outputs) -> None:
-    """The first sample's codes maximise the model's own logits plus the noise, but for rounding."""
+    """The first sample's codes maximise the prior's logits plus the noise, but for rounding."""
     torch.manual_seed(0)  # as the contenders' weights
     prior, number = make().to(DEVICE).eval(), torch.zeros(1, dtype=torch.int64, device=DEVICE)
     positions = torch.arange(torch.Size(shape).numel(), device=DEVICE)
@@ -87,10 +87,11 @@ def check(make: Callable[[], CausalPrior], shape: tuple[int, ...], seed: int, ou
 
 
 def flop(prior: CausalPrior, shape: tuple[int, ...]) -> float:
-    """Operations a sample on visible taps."""
+    """The operations of one sample on visible taps."""
     program, weights = prior.lower()
-    terms = [t for step in program.steps for t in step.terms if t.source != CODES and t.weight is not None]
-    return 2.0 * sum(weights[t.weight].numel() for t in terms) * torch.Size(shape).numel()
+    names = [term.weight for step in program.steps for term in step.terms if term.source != CODES]
+    products = sum(weights[name].numel() for name in names if name is not None)
+    return 2.0 * products * torch.Size(shape).numel()
 
 
 def sampling(
@@ -101,7 +102,7 @@ def sampling(
     sizes: dict[str, int] | None = None,
     sweep: str | None = None,
 ) -> Case:
-    """``batch`` samples of ``shape``; ``sizes``: of the prior, for the plots."""
+    """``batch`` samples of ``shape``. ``sizes`` are the prior's, by the names of the plots' axes."""
     positions = torch.Size(shape).numel()
     by = partial(sampler, make, batch, shape)
     contenders = {

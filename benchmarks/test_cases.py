@@ -6,6 +6,7 @@ A suite is chosen by ``-k``; rounds of one contender follow one another there, u
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ MODULES = {name: import_module(f"benchmarks.{name}") for name in SUITES}
         for contender in case.contenders
     ],
 )
-def test_case(case: Case, contender: str, benchmark) -> None:
+def test_case(case: Case, contender: str, benchmark: Any) -> None:
     """Times one contender on new data in each round, once its output is checked."""
     torch.manual_seed(0)
     try:
