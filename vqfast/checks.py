@@ -125,11 +125,12 @@ def check_placement(device: object, dtype: object) -> None:
     if device is not None:
         try:
             torch.device(device)
-        except RuntimeError:
+        except (RuntimeError, ValueError):
             raise ValueError(f"device is {device!r}; want one that torch knows, or None") from None
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype is {dtype!r}; want {_dtypes()} or None")
     if dtype is not None and dtype not in FLOATS:
-        kind = ValueError if isinstance(dtype, torch.dtype) else TypeError
-        raise kind(f"dtype is {dtype!r}; want {_dtypes()} or None")
+        raise ValueError(f"dtype is {dtype!r}; want {_dtypes()} or None")
 
 
 def _dtypes() -> str:
@@ -231,7 +232,7 @@ def check_indices(name: str, indices: Tensor, num_embeddings: int, *, minimum: i
         raise TypeError(f"{name} has dtype {indices.dtype}; want an integer one")
     unreadable = (
         torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         or (indices.is_cuda and torch.cuda.is_current_stream_capturing())
     )
     if unreadable or indices.numel() == 0 or indices.is_meta:

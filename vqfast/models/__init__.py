@@ -1,4 +1,4 @@
-"""Models: encoders and decoders around a ``VQLayer``."""
+"""Models: an encoder and a decoder around a ``VQLayer``."""
 
 from vqfast.models.vqvae import CONFIGS, VQVAE, VQVAEOutput
 

@@ -182,7 +182,9 @@ class MaskedConv2d(nn.Module):
             raise TypeError(f"bias has dtype {self.bias.dtype}; want the weight's, {self.weight.dtype}")
         taps, anchor = functional.visible_taps(self._kernel, self.mask_type, self.stack)
         weight = self.weight.view(*self.weight.shape[:2], *self._kernel)
-        return embed(indices, weight, self.bias, taps, anchor, (self.dilation, self.dilation))
+        dilation = self.dilation, self.dilation
+        embedded: Tensor = embed(indices, weight, self.bias, taps, anchor, dilation)
+        return embedded
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""

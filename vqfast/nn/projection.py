@@ -70,7 +70,8 @@ class Projection(nn.Module):
         if self.project_in is None:
             return z
         check_device("z_e", z_e, "project_in", self.project_in.weight.device)
-        return self.project_in(z)
+        mapped: Tensor = self.project_in(z)
+        return mapped
 
     def check_place(self, indices: Tensor, ndim: int) -> None:
         """Raises ValueError unless ``channel_dim`` is one of the ``ndim`` dimensions of decoded vectors."""

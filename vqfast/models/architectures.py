@@ -1,0 +1,128 @@
+"""Encoders and decoders of well-known VQ-VAEs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from vqfast.models.batch_norm import BatchNorm2d
+
+
+class Architecture(NamedTuple):
+    """How a VQ-VAE's encoder and decoder are built.
+
+    Attributes:
+        build: makes both of ``ndim``, ``in_channels``, ``embedding_dim`` and the options.
+        ndims: the numbers of spatial axes that it can have.
+        defaults: the options that it has, and their defaults.
+    """
+
+    build: Callable[..., tuple[nn.Module, nn.Module]]
+    ndims: tuple[int, ...]
+    defaults: dict[str, int]
+
+
+class _ResidualBlock(nn.Module):
+    def __init__(self, conv: type[nn.Module], channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.ReLU(), conv(channels, channels, 3, padding=1), nn.ReLU(), conv(channels, channels, 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        change: Tensor = self.body(x)
+        return x + change
+
+
+def _paper(
+    ndim: int,
+    in_channels: int,
+    embedding_dim: int,
+    *,
+    hidden_channels: int,
+    num_downsamplings: int,
+    num_residual_blocks: int,
+) -> tuple[nn.Sequential, nn.Sequential]:
+    conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[ndim - 1]
+    transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[ndim - 1]
+    widths = [in_channels] + [hidden_channels] * num_downsamplings
+    down: list[nn.Module] = []
+    up: list[nn.Module] = []
+    for narrow, wide in pairwise(widths):
+        down += [conv(narrow, wide, 4, 2, 1), nn.ReLU()]
+        up = [nn.ReLU(), transposed(wide, narrow, 4, 2, 1), *up]
+    # no ReLU after the last strided convolution: a residual block begins with one
+    down, blocks = down[:-1], range(num_residual_blocks)
+    return (
+        nn.Sequential(
+            *down,
+            *(_ResidualBlock(conv, hidden_channels) for _ in blocks),
+            nn.ReLU(),
+            conv(hidden_channels, embedding_dim, 1),
+        ),
+        nn.Sequential(
+            conv(embedding_dim, hidden_channels, 3, padding=1),
+            *(_ResidualBlock(conv, hidden_channels) for _ in blocks),
+            *up,
+        ),
+    )
+
+
+def _widths(hidden_channels: int, num_downsamplings: int) -> list[int]:
+    """Widths that double with every downsampling, up to ``hidden_channels``."""
+    first = hidden_channels >> (num_downsamplings - 1)
+    if first << (num_downsamplings - 1) != hidden_channels:
+        wanted = f"a multiple of 2 ** (num_downsamplings - 1) = {1 << (num_downsamplings - 1)}"
+        raise ValueError(f"hidden_channels is {hidden_channels}; want {wanted}")
+    return [first << i for i in range(num_downsamplings)]
+
+
+def _keras(
+    ndim: int, in_channels: int, embedding_dim: int, *, hidden_channels: int, num_downsamplings: int
+) -> tuple[nn.Sequential, nn.Sequential]:
+    widths = _widths(hidden_channels, num_downsamplings)
+    # Keras' padding "same" with stride 2 pads, and crops, at the far end only
+    pad, crop = nn.ZeroPad2d((0, 1, 0, 1)), nn.ZeroPad2d((0, -1, 0, -1))
+    down: list[nn.Module] = []
+    up: list[nn.Module] = []
+    for before, after in pairwise([in_channels, *widths]):
+        down += [pad, nn.Conv2d(before, after, 3, 2), nn.ReLU()]
+    for before, after in pairwise([embedding_dim, *widths[::-1]]):
+        up += [nn.ConvTranspose2d(before, after, 3, 2), crop, nn.ReLU()]
+    last = nn.ConvTranspose2d(widths[0], in_channels, 3, padding=1)
+    return nn.Sequential(*down, nn.Conv2d(widths[-1], embedding_dim, 1)), nn.Sequential(*up, last)
+
+
+def _ruseckas(
+    ndim: int, in_channels: int, embedding_dim: int, *, hidden_channels: int, num_downsamplings: int
+) -> tuple[nn.Sequential, nn.Sequential]:
+    widths = _widths(hidden_channels, num_downsamplings)
+
+    def conv(before: int, after: int) -> list[nn.Module]:
+        return [nn.Conv2d(before, after, 3, padding=1, bias=False), BatchNorm2d(after), nn.ReLU()]
+
+    down: list[nn.Module] = []
+    up: list[nn.Module] = []
+    for before, after in pairwise([in_channels, *widths]):
+        down += [nn.MaxPool2d(2), *conv(before, after)]
+    for before, after in pairwise([embedding_dim, *widths[::-1]]):
+        up += [nn.Upsample(scale_factor=2), *conv(before, after)]
+    last = nn.Conv2d(widths[0], in_channels, 3, padding=1)
+    return (
+        nn.Sequential(*down, nn.Conv2d(widths[-1], embedding_dim, 1)),
+        nn.Sequential(*up, last, nn.Sigmoid()),
+    )
+
+
+ARCHITECTURES = {
+    "paper": Architecture(
+        _paper, (1, 2, 3), {"hidden_channels": 256, "num_downsamplings": 2, "num_residual_blocks": 2}
+    ),
+    "keras": Architecture(_keras, (2,), {"hidden_channels": 64, "num_downsamplings": 2}),
+    "ruseckas": Architecture(_ruseckas, (2,), {"hidden_channels": 256, "num_downsamplings": 5}),
+}
+# minimum, and maximum where there is one; the stride of a model is 2 ** num_downsamplings
+RANGES = {"hidden_channels": (1,), "num_downsamplings": (1, 62), "num_residual_blocks": (0,)}
