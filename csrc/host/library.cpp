@@ -1,45 +1,41 @@
-// Which kernels this CPU runs, and what vqfast/ops/library.py calls when it loads the library.
+// Which kernels this CPU runs, and the C functions that vqfast/ops/library.py calls when it loads the library.
 #include "host/library.h"
 
-// GCC's headers call it since GCC 11; a libstdc++ from before, which torch's own wheels get along with, has none.
+// GCC's headers call this function since GCC 11. Older versions of libstdc++ lack it, and torch's wheels run with them.
 #if defined(__GLIBCXX__) && _GLIBCXX_RELEASE >= 11
 void std::__throw_bad_array_new_length() { throw std::bad_alloc(); }
 #endif
 
 namespace vqfast {
 
-// Weak: a variant that the compiler couldn't build is null.
-#define VQFAST_VARIANT(name)                                                   \
-  namespace name {                                                             \
-  extern const Kernel kernel __attribute__((weak));                            \
-  extern const QuantizeKernel quantize_kernel __attribute__((weak));           \
-  extern const MaskedConvKernel masked_conv_kernel __attribute__((weak));      \
-  extern const SamplerKernel sampler_kernel __attribute__((weak));             \
-  extern const ProjectedKernel projected_kernel __attribute__((weak));         \
+// The kernels of each instruction set. They are weak: one that wasn't compiled is null.
+#define VQFAST_WEAK(Kernel, name) extern const Kernel name##_kernel __attribute__((weak));
+#define VQFAST_IS_THERE(Kernel, name) &name##_kernel&&
+#define VQFAST_REFERENCE(Kernel, name) name##_kernel,
+#define VQFAST_INSTRUCTION_SET(isa)                                                   \
+  namespace isa {                                                                     \
+  VQFAST_KERNELS(VQFAST_WEAK)                                                         \
+  static bool are_there() { return VQFAST_KERNELS(VQFAST_IS_THERE) true; }            \
+  static Kernels kernels() { return {VQFAST_KERNELS(VQFAST_REFERENCE)}; }             \
   }
-VQFAST_VARIANT(portable)
+VQFAST_INSTRUCTION_SET(portable)
 #if defined(__x86_64__)
-VQFAST_VARIANT(avx2)
-VQFAST_VARIANT(avx512)
-VQFAST_VARIANT(avx512bf16)
+VQFAST_INSTRUCTION_SET(avx2)
+VQFAST_INSTRUCTION_SET(avx512)
+VQFAST_INSTRUCTION_SET(avx512bf16)
 #endif
 
 Kernels best_kernels() {
-#define VQFAST_KERNELS(name)                                                   \
-  {name::kernel, name::quantize_kernel, name::masked_conv_kernel, name::sampler_kernel, name::projected_kernel}
-#define VQFAST_RETURN(name)                                                    \
-  if (&name::kernel && &name::quantize_kernel && &name::masked_conv_kernel && &name::sampler_kernel && \
-      &name::projected_kernel)                                                 \
-    return VQFAST_KERNELS(name);
 #if defined(__x86_64__)
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni")) VQFAST_RETURN(avx512bf16)
-  if (avx512) VQFAST_RETURN(avx512)
-  if (avx2) VQFAST_RETURN(avx2)
+  const bool avx512bf16 = avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+  if (avx512bf16 && avx512bf16::are_there()) return avx512bf16::kernels();
+  if (avx512 && avx512::are_there()) return avx512::kernels();
+  if (avx2 && avx2::are_there()) return avx2::kernels();
 #endif
-  VQFAST_RETURN(portable)
+  if (portable::are_there()) return portable::kernels();
   throw std::runtime_error("the library holds no kernels that this CPU runs");
 }
 
@@ -47,20 +43,20 @@ Kernels best_kernels() {
 
 #define VQFAST_EXPORT extern "C" __attribute__((visibility("default")))
 
-// The names of the functions of torch's that are wanted, and a null.
-VQFAST_EXPORT const char* const* vqfast_wanted() {
+// The names of torch's functions that the library calls, and a null behind them.
+VQFAST_EXPORT const char* const* vqfast_torch_functions() {
 #define VQFAST_NAME(name, arguments) #name,
   static const char* const names[] = {VQFAST_TORCH(VQFAST_NAME) nullptr};
   return names;
 }
 
-// Given those functions, in that order, registers torch.ops.vqfast_native. Returns whether that went well.
+// Given those functions, in that order, registers torch.ops.vqfast_native. Returns false if torch refuses an op.
 VQFAST_EXPORT bool vqfast_register(void* const* functions) {
   std::memcpy(&vqfast::torch, functions, sizeof vqfast::torch);
   try {
     vqfast::best_kernels();
     const vqfast::Ops ops("vqfast_native");
-    for (const auto add : {vqfast::add_masked_conv, vqfast::add_nearest, vqfast::add_projected, vqfast::add_quantize,
+    for (const auto add : {vqfast::add_nearest, vqfast::add_residual, vqfast::add_projected, vqfast::add_masked_conv,
                            vqfast::add_sampler})
       add(ops);
   } catch (const std::exception&) {

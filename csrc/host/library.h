@@ -1,79 +1,62 @@
-// What the host sides of the ops share. One library fits every Python and every torch from 2.10 on.
+// What the host sides of the ops share: the kernels of this CPU, and memory.
 #pragma once
 
-#include <algorithm>
-#include <atomic>
-#include <thread>
-
+#include "host/ops.h"
+#include "host/threads.h"
 #include "masked_conv/masked_conv.h"
 #include "nearest/nearest.h"
 #include "residual/projected.h"
 #include "residual/residual.h"
 #include "sampler/sampler.h"
-#include "host/torch.h"
 
 namespace vqfast {
 
+// All kernels: each is a table of functions, `name_kernel` in the namespace of its instruction set.
+#define VQFAST_KERNELS(F)          \
+  F(NearestKernel, nearest)        \
+  F(ResidualKernel, residual)      \
+  F(ProjectedKernel, projected)    \
+  F(MaskedConvKernel, masked_conv) \
+  F(SamplerKernel, sampler)
+
+// The kernels of one instruction set.
 struct Kernels {
-  const Kernel& nearest;
-  const QuantizeKernel& quantize;
-  const MaskedConvKernel& masked_conv;
-  const SamplerKernel& sampler;
-  const ProjectedKernel& projected;
+#define VQFAST_MEMBER(Kernel, name) const Kernel& name;
+  VQFAST_KERNELS(VQFAST_MEMBER)
+#undef VQFAST_MEMBER
 };
 
-// The best kernels that this CPU runs.
+// Those of the best instruction set that the library holds and this CPU runs.
 Kernels best_kernels();
 
-void add_masked_conv(const Ops& ops);
+// The ops of each folder.
 void add_nearest(const Ops& ops);
+void add_residual(const Ops& ops);
 void add_projected(const Ops& ops);
-void add_quantize(const Ops& ops);
+void add_masked_conv(const Ops& ops);
 void add_sampler(const Ops& ops);
 
-inline Type type_of(const Tensor& x) {
+inline Precision precision_of(const Tensor& x) {
   switch (x.scalar_type()) {
-    case ScalarType::Float: return Type::f32;
-    case ScalarType::Double: return Type::f64;
-    case ScalarType::BFloat16: return Type::bf16;
-    case ScalarType::Half: return Type::f16;
+    case ScalarType::Float: return Precision::f32;
+    case ScalarType::Double: return Precision::f64;
+    case ScalarType::BFloat16: return Precision::bf16;
+    case ScalarType::Half: return Precision::f16;
     default: throw std::runtime_error("want floating-point numbers");
   }
 }
 
-// Uninitialised memory, torch's so that it is aligned and counted.
+// Bytes of a number that is float64 where tensors are, else float32.
+inline int64_t wide_size(Precision precision) {
+  return int64_t(precision == Precision::f64 ? sizeof(double) : sizeof(float));
+}
+
+// Uninitialised memory for `count` of T. It is torch's, so that it is aligned and counted.
 template <class T>
 struct Buffer {
   Tensor tensor;
   explicit Buffer(int64_t count) : tensor(empty({count * int64_t(sizeof(T))}, ScalarType::Byte)) {}
   T* data() { return static_cast<T*>(tensor.mutable_data_ptr()); }
 };
-
-// f(part, its span) for `parts` even parts of `count`, in parallel.
-template <class F>
-void for_parts(int64_t parts, int64_t count, const F& f) {
-  parallel_for(0, parts, [&](int64_t begin, int64_t end) {
-    for (int64_t part = begin; part < end; ++part) f(part, part_of(count, parts, part));
-  });
-}
-
-// Work that some threads share on their way. To start them again for what follows takes longer than many a kernel.
-class Shared {
- public:
-  // f(n) for the next n below `count` until none is left; returns when all are done, whoever did them.
-  template <class F>
-  void run(int64_t count, const F& f) {
-    for (int64_t n; (n = next_++) < count; ++done_) f(n);
-    while (done_ < count) std::this_thread::yield();
-  }
-
- private:
-  std::atomic<int64_t> next_{0}, done_{0};
-};
-
-// A thread for every 2^18 steps: fewer aren't worth its start.
-inline int64_t threads_for(double work) {
-  return int64_t(std::clamp(work / (1 << 18), 1.0, double(num_threads())));
-}
 
 }  // namespace vqfast

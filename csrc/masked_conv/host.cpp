@@ -8,7 +8,8 @@
 namespace vqfast {
 namespace {
 
-// A dense (B, C, H, W) tensor, or what repeats over the grid, (B, C, 1, 1).
+// The grid of a dense tensor (B, C, H, W), or one that is repeated over positions, (B, C, 1, 1). last: channels last.
+// like: a tensor of the full size.
 Grid grid(const Tensor& t, const Tensor& like, bool last) {
   const int64_t c = t.size(1), h = t.size(2), w = t.size(3);
   Grid g{t.mutable_data_ptr(), c * h * w, last ? 1 : h * w, last ? w * c : w, last ? c : 1};
@@ -18,16 +19,26 @@ Grid grid(const Tensor& t, const Tensor& like, bool last) {
 }
 Grid grid(const std::optional<Tensor>& t, const Tensor& like, bool last) { return t ? grid(*t, like, last) : Grid{}; }
 
-// The problem's sizes and tensors; all but x are channels last where the result is.
-MaskedConv masked_conv_of(const Tensor& x, const std::optional<Tensor>& extra, const std::optional<Tensor>& residual,
-                          const Tensor& result, const std::optional<Tensor>& kept) {
+Epilogue epilogue_of(Activation activation) {
+  switch (activation) {
+    case Activation::none: return Epilogue::none;
+    case Activation::relu: return Epilogue::relu;
+    case Activation::gate: return Epilogue::gate;
+    default: throw std::runtime_error("the activation of a masked convolution is none, relu or gate");
+  }
+}
+
+// A problem with its sizes and tensors. All tensors but x are channels last if the result is.
+MaskedConvProblem masked_conv_of(const Tensor& x, const std::optional<Tensor>& extra,
+                                 const std::optional<Tensor>& residual, const Tensor& result,
+                                 const std::optional<Tensor>& kept) {
   const bool codes = x.scalar_type() == ScalarType::Long;
   const bool point = x.size(2) * x.size(3) == 1;
   const bool last = codes || point || (x.stride(1) == 1 && x.size(1) > 1);
   const bool result_last = point || result.size(1) == 1 ? last : result.stride(1) == 1;
-  MaskedConv p{};
-  p.type = type_of(result);
-  p.batch = x.size(0), p.in = x.size(1), p.height = x.size(2), p.width = x.size(3);
+  MaskedConvProblem p{};
+  p.precision = precision_of(result);
+  p.batch = x.size(0), p.in_channels = x.size(1), p.height = x.size(2), p.width = x.size(3);
   if (codes)
     p.codes = static_cast<const int64_t*>(x.const_data_ptr());
   else
@@ -37,89 +48,94 @@ MaskedConv masked_conv_of(const Tensor& x, const std::optional<Tensor>& extra, c
   return p;
 }
 
-// (C_out, C_in, kh, kw) of any strides but contiguous kernels, of which the taps are used.
-void set_weight(MaskedConv& p, const Tensor& weight, const std::vector<int64_t>& taps, const std::vector<int64_t>& dy,
-                const std::vector<int64_t>& dx) {
-  p.out = weight.size(0);
+// Sets the weight (C_out, C_in, kh, kw), of any strides but with contiguous kernels, and its taps (see `masked_conv`).
+void set_weight(MaskedConvProblem& p, const Tensor& weight, const std::vector<int64_t>& taps,
+                const std::vector<int64_t>& dy, const std::vector<int64_t>& dx) {
+  p.out_channels = weight.size(0);
   for (int64_t n = 0; p.codes && n < p.batch * p.height * p.width; ++n)
     if (p.codes[n] < 0 || p.codes[n] >= weight.size(1))
       throw std::runtime_error(
           "codes hold " + std::to_string(p.codes[n]) + "; want 0 to " + std::to_string(weight.size(1) - 1));
-  if (p.codes) p.in = weight.size(1);
+  if (p.codes) p.in_channels = weight.size(1);
   p.weight = weight.mutable_data_ptr();
-  p.weight_out = weight.stride(0), p.weight_in = weight.stride(1);
-  p.taps = int64_t(taps.size()), p.tap = taps.data(), p.dy = dy.data(), p.dx = dx.data();
+  p.weight_out_stride = weight.stride(0), p.weight_in_stride = weight.stride(1);
+  p.num_taps = int64_t(taps.size()), p.tap = taps.data(), p.dy = dy.data(), p.dx = dx.data();
 }
 
-// Room for what `plan` fills.
+// Plans a problem, and holds the room that this takes.
 struct Plan {
-  std::vector<Product> products;
-  std::vector<Matrix> matrices;
-  std::vector<Look> looks;
-  Plan(MaskedConv& p, const MaskedConvKernel& kernel, int64_t threads)
-      : products(4 * p.taps), matrices(2 * p.taps), looks(p.taps) {
-    p.products = products.data(), p.matrices = matrices.data(), p.looks = looks.data();
+  std::vector<ConvProduct> products;
+  std::vector<TapMatrix> matrices;
+  std::vector<ViewSet> view_sets;
+  Plan(MaskedConvProblem& p, const MaskedConvKernel& kernel, int64_t threads)
+      : products(4 * p.num_taps), matrices(2 * p.num_taps), view_sets(p.num_taps) {
+    p.products = products.data(), p.matrices = matrices.data(), p.view_sets = view_sets.data();
     kernel.plan(p, threads);
   }
 };
 
-double multiplications(const MaskedConv& p) {
-  return double(p.batch * p.height * p.width) * double(p.taps + 1) * double(p.in) * double(p.out);
+// Multiplications of a pass.
+double multiplications(const MaskedConvProblem& p) {
+  return double(p.batch * p.height * p.width) * double(p.num_taps + 1) * double(p.in_channels) * double(p.out_channels);
 }
 
-// result = activation(conv(x) + bias + extra) + residual, and the sums into kept. Tap t of the weight's kernels sees
-// the position (dy, dx) away. x is contiguous or channels last, and so are all others together; int64 x (B, 1, H, W)
-// names one-hot vectors.
+// result = activation(conv(x) + bias + extra) + residual; kept, if given, gets the sums. Entry taps[i] of the weight's
+// kernels multiplies x at (dy[i], dx[i]) relative to each position, and other entries count for nothing. x is
+// contiguous or channels last, and so are all other tensors alike; int64 x (B, 1, H, W) are codes, that is one-hot
+// vectors.
+// activation: none, relu or gate.
 void masked_conv(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> extra,
                  std::optional<Tensor> residual, Tensor result, std::optional<Tensor> kept, std::vector<int64_t> taps,
                  std::vector<int64_t> dy, std::vector<int64_t> dx, int64_t activation) {
   const MaskedConvKernel& kernel = best_kernels().masked_conv;
-  MaskedConv p = masked_conv_of(x, extra, residual, result, kept);
+  MaskedConvProblem p = masked_conv_of(x, extra, residual, result, kept);
   set_weight(p, weight, taps, dy, dx);
   p.bias = bias ? bias->mutable_data_ptr() : nullptr;
-  p.epilogue = Epilogue(activation);
+  p.epilogue = epilogue_of(Activation(activation));
   const int64_t threads = threads_for(multiplications(p));
   const Plan plan(p, kernel, threads);
-  const int64_t bytes = kernel.scratch(p);
-  Buffer<char> packed(kernel.packed(p)), scratch(threads * bytes);
-  Shared packing;
+  const int64_t bytes = kernel.scratch_bytes(p);
+  Buffer<char> packed(kernel.packed_bytes(p)), scratch(threads * bytes);
+  SharedWork packing;
   for_parts(threads, kernel.blocks(p), [&](int64_t part, Span blocks) {
     packing.run(kernel.tiles(p), [&](int64_t tile) { kernel.pack(p, {tile, tile + 1}, packed.data()); });
     kernel.forward(p, blocks, packed.data(), scratch.data() + part * bytes);
   });
 }
 
-// Gradients of the weight (its taps only) and of the bias, of that of the sums.
+// The gradients of the weight, at its taps only, and of the bias, given that of the sums.
 void masked_conv_weight_gradient(Tensor grad, Tensor x, Tensor grad_weight, Tensor grad_bias, std::vector<int64_t> taps,
                                  std::vector<int64_t> dy, std::vector<int64_t> dx) {
   const MaskedConvKernel& kernel = best_kernels().masked_conv;
-  MaskedConv p = masked_conv_of(x, std::nullopt, std::nullopt, grad, std::nullopt);
+  MaskedConvProblem p = masked_conv_of(x, std::nullopt, std::nullopt, grad, std::nullopt);
   set_weight(p, grad_weight, taps, dy, dx);
   p.bias = grad_bias.mutable_data_ptr();
   const int64_t threads = threads_for(multiplications(p));
   const Plan plan(p, kernel, threads);
-  const int64_t bytes = kernel.scratch(p), sums = kernel.packed(p), parts = kernel.weight_parts(p);
-  // Threads share the positions, as far as room for sums allows, then the weight.
+  const int64_t bytes = kernel.scratch_bytes(p), sums = kernel.packed_bytes(p), parts = kernel.weight_parts(p);
+  // Threads divide the positions, as far as there is room for their sums (64 MB), and then the weight.
   const int64_t room = (int64_t{1} << 26) / std::max<int64_t>(1, sums);
   const int64_t shares = std::clamp<int64_t>(std::min(room, kernel.blocks(p)), 1, threads);
-  const int64_t groups = (threads + shares - 1) / shares;
+  const int64_t slices = (threads + shares - 1) / shares;
   Buffer<char> packed(shares * sums), scratch(threads * bytes);
-  Shared adding, putting;
+  SharedWork adding, writing;
   for_parts(threads, threads, [&](int64_t thread, Span) {
-    adding.run(shares * groups, [&](int64_t unit) {
-      const int64_t share = unit / groups, group = unit % groups;
-      kernel.weight_gradient(p, part_of(kernel.blocks(p), shares, share), part_of(parts, groups, group),
+    adding.run(shares * slices, [&](int64_t unit) {
+      const int64_t share = unit / slices, slice = unit % slices;
+      kernel.weight_gradient(p, part_of(kernel.blocks(p), shares, share), part_of(parts, slices, slice),
                              packed.data() + share * sums, scratch.data() + thread * bytes);
     });
-    putting.run(threads, [&](int64_t n) { kernel.put_gradient(p, part_of(parts, threads, n), shares, packed.data()); });
+    writing.run(threads,
+                [&](int64_t n) { kernel.write_gradient(p, part_of(parts, threads, n), shares, packed.data()); });
   });
 }
 
-// result = tanh(a) * sigmoid(b) of the channels' halves of x + extra; with the gradient of that, x's gradient.
+// result = tanh(a) * sigmoid(b), where a and b are the halves of the channels of x + extra. Or, given grad, the
+// gradient of that: the gradient of x.
 void gate(Tensor x, std::optional<Tensor> extra, std::optional<Tensor> grad, Tensor result) {
   const MaskedConvKernel& kernel = best_kernels().masked_conv;
-  MaskedConv p = masked_conv_of(x, extra, grad, result, std::nullopt);
-  p.out = p.in;
+  MaskedConvProblem p = masked_conv_of(x, extra, grad, result, std::nullopt);
+  p.out_channels = p.in_channels;
   p.epilogue = grad ? Epilogue::gate_gradient : Epilogue::gate;
   const int64_t threads = threads_for(double(x.numel()) * 16);
   kernel.plan(p, threads);

@@ -1,73 +1,93 @@
-// What library_masked_conv.cpp hands to the kernel of masked_conv.cpp.
+// What the host hands to the kernel of masked convolution.
 #pragma once
 
 #include <cstdint>
 
-#include "nearest/nearest.h"
+#include "shared/precision.h"
+#include "shared/span.h"
 
 namespace vqfast {
 
+// What a kernel does with the sums: an activation, or the gradient of the gate.
 enum class Epilogue { none, relu, gate, gate_gradient };
 
-// A tensor (B, C, H, W), or none: where it is, and the distances of neighbours in numbers. A distance of 0 repeats.
-// Either channels or columns are adjacent.
+// A tensor (B, C, H, W): its memory, or null where there is none, and the distances of neighbours in numbers. A
+// distance of 0 repeats a number. Neighbouring channels (channels last), or else columns, are adjacent.
 struct Grid {
   void* at;
   int64_t sample, channel, row, column;
 };
 
-// What stands for some taps side by side: numbers read in place of x, times a matrix made of the taps', are part of one
-// of the sums that outputs are made of. See blocks.h.
-struct Product {
-  int64_t look, view;  // -1: x itself
-  int64_t dy, dx, matrix;
+// One matrix product over the input channels: numbers made of x, times a matrix made of the taps', added to one sum. It
+// is a tap, or where neighbours are computed together one Winograd product (winograd.h).
+struct ConvProduct {
+  int64_t view_set, view;  // the numbers: a view of a set; -1 for x itself
+  int64_t dy, dx;          // where they are, relative to the position
+  int64_t matrix;          // the number of the matrix
 };
-struct Matrix {
+
+// The matrix sum over k of factors[k] * (the weight's matrix at taps[k]), which counts in its kernels.
+struct TapMatrix {
   int64_t taps[3];
   float factors[3];
 };
-struct Look {
-  int64_t kind, dx, top, bottom;  // what it makes of x from column dx on, and the rows that products need it of
+
+// The views of one kind (winograd.h) that are made of x from column dx on, and the rows [top, bottom] in which products
+// read them, relative to the position.
+struct ViewSet {
+  int64_t kind, dx, top, bottom;
 };
 
-// sums = bias + sum over taps of x shifted by (dy, dx) times the tap's matrix, + extra;
-// out = activation(sums) + residual.
-struct MaskedConv {
-  Type type;
+// Sums that each cluster of four positions is made of, see winograd.h.
+constexpr int64_t kSums = 12;
+
+// sums = bias + extra + the sum over taps of x at (dy, dx) times the tap's matrix; result = epilogue(sums) + residual.
+// All numbers have one precision and all memory is the host's; what may be missing is null.
+struct MaskedConvProblem {
+  Precision precision;
   Epilogue epilogue;
-  int64_t batch, height, width, in, out;  // in and out: channels of x and of the sums
-  int64_t taps;
-  const int64_t *dy, *dx, *tap;           // tap: where its number is in each of the weight's kernels
-  Grid x, extra, residual, result, kept;  // kept: the sums, or none
-  const int64_t* codes;                   // (B, H, W) in place of x, which is one-hot vectors of them; or none
-  void* weight;
-  int64_t weight_out, weight_in;          // distances in the weight
-  void* bias;                             // (out), or none
-  // Room for `plan` to fill, or none: 4, 2 and 1 a tap.
-  Product* products;
-  Matrix* matrices;
-  Look* looks;
-  // Set by `plan`: positions of a block; positions computed together; where each sum's products begin.
-  int64_t rows, columns, together;
-  int64_t first[13], num_matrices, num_looks;
+  int64_t batch, height, width;
+  int64_t in_channels, out_channels;  // of x, and of the sums
+  int64_t num_taps;
+  const int64_t *dy, *dx;             // (num_taps), where a tap reads relative to the position
+  const int64_t* tap;                 // (num_taps), the tap's number in each kernel of the weight
+  Grid x, extra, residual, result;
+  Grid kept;                          // receives the sums; or none
+  const int64_t* codes;               // (B, H, W) in place of x, which then is one-hot vectors of them
+  void* weight;                       // (out_channels, in_channels, kernel), kernels contiguous
+  int64_t weight_out_stride, weight_in_stride;
+  void* bias;                         // (out_channels), or null
+
+  // Room that `plan` fills: 4, 2 and 1 for each tap; or null, and it plans no products.
+  ConvProduct* products;              // sum by sum
+  TapMatrix* matrices;
+  ViewSet* view_sets;
+
+  // Set by `plan`.
+  int64_t block_rows, block_columns;  // of the largest block of positions
+  int64_t cluster;                    // neighbours that are computed together: 4, or 1
+  int64_t first_product[kSums + 1];   // where each sum's products begin, and their end
+  int64_t num_matrices, num_view_sets;
 };
 
+// Parts of the work are counted: tiles of output channels, blocks of positions, and parts of the weight.
 struct MaskedConvKernel {
-  void (*plan)(MaskedConv&, int64_t threads);
-  int64_t (*tiles)(const MaskedConv&);    // of the sums' channels
-  int64_t (*blocks)(const MaskedConv&);   // of positions
-  int64_t (*packed)(const MaskedConv&);   // bytes of the packed weight
-  int64_t (*scratch)(const MaskedConv&);  // bytes that a thread needs
-  void (*pack)(const MaskedConv&, Span tiles, void* packed);
-  void (*forward)(const MaskedConv&, Span blocks, const void* packed, void* scratch);
-  // With codes: the result is channels last, nothing follows the sums.
-  // With the sums' gradient as `result`: what blocks of positions add to the weight and the bias, for some parts of
-  // them, in room like `packed` above; then the gradients, from several such rooms side by side.
-  int64_t (*weight_parts)(const MaskedConv&);
-  void (*weight_gradient)(const MaskedConv&, Span blocks, Span parts, void* packed, void* scratch);
-  void (*put_gradient)(const MaskedConv&, Span parts, int64_t shares, const void* packed);
-  // result = gate(x + extra); or, of the gradient of that in `residual`, the gradient of x. `out` counts x's channels.
-  void (*gate)(const MaskedConv&, Span blocks);
+  void (*plan)(MaskedConvProblem&, int64_t threads);
+  int64_t (*tiles)(const MaskedConvProblem&);
+  int64_t (*blocks)(const MaskedConvProblem&);
+  int64_t (*packed_bytes)(const MaskedConvProblem&);   // of the packed weight
+  int64_t (*scratch_bytes)(const MaskedConvProblem&);  // that a thread needs
+  void (*pack)(const MaskedConvProblem&, Span tiles, void* packed);
+  // With codes, the result is channels last and nothing follows the sums.
+  void (*forward)(const MaskedConvProblem&, Span blocks, const void* packed, void* scratch);
+  // The gradient of the weight and the bias; `result` is the gradient of the sums. `weight_gradient` writes what some
+  // blocks of positions (a share) add to some parts to `packed`, of packed_bytes; then `write_gradient` adds up all
+  // shares, whose `packed` are side by side, and writes to `weight` and `bias`.
+  int64_t (*weight_parts)(const MaskedConvProblem&);
+  void (*weight_gradient)(const MaskedConvProblem&, Span blocks, Span parts, void* packed, void* scratch);
+  void (*write_gradient)(const MaskedConvProblem&, Span parts, int64_t shares, const void* packed);
+  // result = gate(x + extra), or with the gradient of that in `residual`, the gradient of x. out_channels are x's.
+  void (*gate)(const MaskedConvProblem&, Span blocks);
 };
 
 }  // namespace vqfast

@@ -1,28 +1,28 @@
-// What a block of positions sees, copied channels last.
+// A patch: what the taps of a block of positions read, copied channels last, or views of it.
 #pragma once
 
-#include "masked_conv/blocks.h"
+#include "masked_conv/multiply.h"
 
 namespace vqfast::VQFAST_ISA {
 namespace {
 
-// `count` channels of a block of positions, channels last, `pitch` apart; 0 outside the grid, and behind the channels
-// up to a whole vector.
+// Copies `count` channels of a grid at a block of positions, which may reach beyond the grid, to (positions, pitch).
+// Numbers are 0 outside the grid, and behind the channels up to a whole register.
 template <class T>
-void copy_patch(const MaskedConv& p, const Grid& g, const Block& at, int64_t channel, int64_t count,
+void copy_patch(const MaskedConvProblem& p, const Grid& g, const PositionBlock& at, int64_t channel, int64_t count,
                 typename Types<T>::A* to, int64_t pitch) {
   using A = typename Types<T>::A;
   using V = typename Types<T>::V;
   constexpr int kLanes = Types<T>::kLanes;
   const int64_t columns = at.columns.end - at.columns.begin;
-  const int64_t first = least(columns, most(0, -at.columns.begin));
-  const int64_t inside = most(0, least(p.width, at.columns.end) - most(0, at.columns.begin));
+  const int64_t first = min(columns, max(0, -at.columns.begin));
+  const int64_t inside = max(0, min(p.width, at.columns.end) - max(0, at.columns.begin));
   const auto line = [&](int64_t y) { return to + ((y - at.rows.begin) * columns + first) * pitch; };
   const auto source = [&](int64_t y, int64_t c) {
     return static_cast<const T*>(g.at) + at.sample * g.sample + y * g.row + (at.columns.begin + first) * g.column +
            (channel + c) * g.channel;
   };
-  const Span seen{most(0, at.rows.begin), inside ? least(p.height, at.rows.end) : 0};
+  const Span seen{max(0, at.rows.begin), inside ? min(p.height, at.rows.end) : 0};
   for (int64_t y = at.rows.begin; y < at.rows.end; ++y) {
     const bool out = y < seen.begin || y >= seen.end;
     memset(line(y) - first * pitch, 0, sizeof(A) * (out ? columns : first) * pitch);
@@ -37,7 +37,7 @@ void copy_patch(const MaskedConv& p, const Grid& g, const Block& at, int64_t cha
     }
     return;
   }
-  for (int64_t c = 0; c < count; c += kLanes)  // outermost: each channel's rows are adjacent in memory
+  for (int64_t c = 0; c < count; c += kLanes)  // the outermost loop, as each channel's rows are adjacent in memory
     for (int64_t y = seen.begin; y < seen.end; ++y)
       for (int64_t x = 0; x < inside; x += kLanes) {
         V m[kLanes];
@@ -48,83 +48,85 @@ void copy_patch(const MaskedConv& p, const Grid& g, const Block& at, int64_t cha
       }
 }
 
-// What the products of a block of positions read: x itself, or views of it.
+// What the products of a block read, and the distances of its rows and of positions, or clusters, that are computed one
+// after another.
 template <class A>
 struct Patch {
   const A* at;
-  int64_t row, step;  // distances of rows, and of what is computed at once
+  int64_t row, step;
 };
 
-// Where the rows and the columns of a product begin.
-struct Offset {
-  int64_t row, column;
-};
-
+// Whether x itself can be read: as it is channels last, of the right type, and taps read their own position alone.
 template <class T>
-bool in_place(const MaskedConv& p) {
+bool in_place(const MaskedConvProblem& p) {
   return __is_same(T, typename Types<T>::A) && p.x.channel == 1 && Reach(p).none();
 }
 
-// Not a power of two, whose multiples would share few places in L1.
+// The distance of positions in a patch. It isn't a power of two, whose multiples would compete for few places in L1.
 template <class T>
-int64_t patch_pitch(const MaskedConv& p) {
-  return round_up(p.in, Types<T>::kLanes) + Types<T>::kLanes;
+int64_t patch_pitch(const MaskedConvProblem& p) {
+  return round_up(p.in_channels, Types<T>::kLanes) + Types<T>::kLanes;
 }
 
-// Groups of positions that are computed together, side by side.
-int64_t groups(const MaskedConv& p, int64_t columns) { return ceil_div(columns, p.together); }
+// Clusters of so many columns.
+int64_t clusters(const MaskedConvProblem& p, int64_t columns) { return ceil_div(columns, p.cluster); }
 
-int64_t look_rows(const Look& look, int64_t rows) { return rows + look.bottom - look.top; }
+// Rows of the views of a set, for so many rows of positions.
+int64_t rows_of_views(const ViewSet& view_set, int64_t rows) { return rows + view_set.bottom - view_set.top; }
 
-// All that is seen of a block.
-Block seen(const MaskedConv& p, const Block& block) {
+// All positions that the taps of a block read.
+PositionBlock seen(const MaskedConvProblem& p, const PositionBlock& block) {
   const Reach reach(p);
-  const int64_t last = block.columns.begin + p.together * (groups(p, block.columns.end - block.columns.begin) - 1);
+  const int64_t last = block.columns.begin + p.cluster * (clusters(p, block.columns.end - block.columns.begin) - 1);
   int64_t end = block.columns.end + reach.right;
-  for (int64_t l = 0; l < p.num_looks; ++l) end = most(end, last + p.looks[l].dx + kKinds[p.looks[l].kind].inputs);
+  for (int64_t l = 0; l < p.num_view_sets; ++l)
+    end = max(end, last + p.view_sets[l].dx + kRunKinds[p.view_sets[l].kind].inputs);
   return {block.sample,
           {block.rows.begin + reach.top, block.rows.end + reach.bottom},
           {block.columns.begin + reach.left, end}};
 }
 
-// Numbers of x before they are looked at.
+// The numbers of x that views are made of at a time: a row, or kLanes channels.
 template <class T>
-int64_t raw_size(const MaskedConv& p) {
-  const Block all = seen(p, {0, {0, p.rows}, {0, p.columns}});
+int64_t raw_size(const MaskedConvProblem& p) {
+  const PositionBlock all = seen(p, {0, {0, p.block_rows}, {0, p.block_columns}});
   const int64_t columns = all.columns.end - all.columns.begin;
-  return columns * most((all.rows.end - all.rows.begin) * kLanes, round_up(p.in, kLanes));
+  return columns * max((all.rows.end - all.rows.begin) * kLanes, round_up(p.in_channels, kLanes));
 }
 
+// Those numbers for the views of a set: the first, the distances of rows and columns, and the numbers of rows and
+// clusters.
 struct Raw {
   const float* at;
-  int64_t row, column;  // distances
-  int64_t rows, groups;
+  int64_t row, column;
+  int64_t rows, clusters;
 };
 
+// The size of a block's patch in numbers.
 template <class T>
-int64_t patch_size(const MaskedConv& p) {
+int64_t patch_size(const MaskedConvProblem& p) {
   if (p.codes || in_place<T>(p)) return 0;
-  const Block all = seen(p, {0, {0, p.rows}, {0, p.columns}});
+  const PositionBlock all = seen(p, {0, {0, p.block_rows}, {0, p.block_columns}});
   const int64_t positions = (all.rows.end - all.rows.begin) * (all.columns.end - all.columns.begin);
-  if (p.together == 1) return positions * patch_pitch<T>(p);
+  if (p.cluster == 1) return positions * patch_pitch<T>(p);
   int64_t views = 0;
-  for (int64_t l = 0; l < p.num_looks; ++l)
-    views += kKinds[p.looks[l].kind].views * look_rows(p.looks[l], p.rows);
-  return raw_size<T>(p) + views * groups(p, p.columns) * patch_pitch<T>(p);
+  for (int64_t l = 0; l < p.num_view_sets; ++l)
+    views += kRunKinds[p.view_sets[l].kind].views * rows_of_views(p.view_sets[l], p.block_rows);
+  return raw_size<T>(p) + views * clusters(p, p.block_columns) * patch_pitch<T>(p);
 }
 
-// A vector of channels of all views of some rows of groups.
+// Makes one register of channels of all views of a kind. `view` is the distance of views, `pitch` that of clusters.
 template <int kKind>
 void make_views(const Raw& x, float* to, int64_t view, int64_t pitch) {
-  constexpr const Kind& kind = kKinds[kKind];
-  for (int64_t n = 0; n < x.rows * x.groups; ++n) {
-    const float* column = x.at + n / x.groups * x.row + n % x.groups * kTogether * x.column;
-    Vec d[kind.inputs];
+  constexpr const RunKind& kind = kRunKinds[kKind];
+  for (int64_t n = 0; n < x.rows * x.clusters; ++n) {
+    const float* column = x.at + n / x.clusters * x.row + n % x.clusters * kCluster * x.column;
+    Floats d[kind.inputs];
 #pragma GCC unroll 6
     for (int i = 0; i < kind.inputs; ++i) d[i] = load(column + i * x.column);
 #pragma GCC unroll 8
     for (int v = 0; v < kind.views; ++v) {
-      Vec sum{};
+      Floats sum{};
       bool any = false;
 #pragma GCC unroll 6
       for (int i = 0; i < kind.inputs; ++i) {
@@ -137,65 +139,66 @@ void make_views(const Raw& x, float* to, int64_t view, int64_t pitch) {
   }
 }
 
-// All looks at a block's x, which stays in L1 for it: a row, or some channels, whichever lies side by side in memory.
+// Makes all views of a block. x is read once, in pieces that stay in L1: a row, or kLanes channels, whichever is
+// adjacent in memory.
 template <class T>
-void make_looks(const MaskedConv& p, const Block& block, float* room) {
-  const Block all = seen(p, block);
+void make_all_views(const MaskedConvProblem& p, const PositionBlock& block, float* room) {
+  const PositionBlock all = seen(p, block);
   const int64_t height = all.rows.end - all.rows.begin, width = all.columns.end - all.columns.begin;
-  const int64_t rows = block.rows.end - block.rows.begin, across = groups(p, block.columns.end - block.columns.begin);
-  const int64_t pitch = patch_pitch<T>(p), vectors = ceil_div(p.in, kLanes);
+  const int64_t rows = block.rows.end - block.rows.begin, across = clusters(p, block.columns.end - block.columns.begin);
+  const int64_t pitch = patch_pitch<T>(p), pieces = ceil_div(p.in_channels, kLanes);
   const bool by_row = p.x.channel == 1;
-  for (int64_t n = 0; n < (by_row ? height : vectors); ++n) {
+  for (int64_t n = 0; n < (by_row ? height : pieces); ++n) {
     const Span lines = by_row ? Span{n, n + 1} : Span{0, height};
-    const Span channels = by_row ? Span{0, p.in} : Span{n * kLanes, least(p.in, (n + 1) * kLanes)};
+    const Span channels = by_row ? Span{0, p.in_channels} : Span{n * kLanes, min(p.in_channels, (n + 1) * kLanes)};
     const int64_t column = round_up(channels.end - channels.begin, kLanes);
-    const Block part{all.sample, {all.rows.begin + lines.begin, all.rows.begin + lines.end}, all.columns};
+    const PositionBlock part{all.sample, {all.rows.begin + lines.begin, all.rows.begin + lines.end}, all.columns};
     copy_patch<T>(p, p.x, part, channels.begin, channels.end - channels.begin, room, column);
     float* to = room + raw_size<T>(p);
-    for (const Look* look = p.looks; look < p.looks + p.num_looks; ++look) {
-      const int64_t first = block.rows.begin + look->top, count = look_rows(*look, rows);
-      const Span mine{most(first, part.rows.begin), least(first + count, part.rows.end)};
-      const int64_t left = block.columns.begin + look->dx - all.columns.begin;
+    for (const ViewSet* view_set = p.view_sets; view_set < p.view_sets + p.num_view_sets; ++view_set) {
+      const int64_t first = block.rows.begin + view_set->top, count = rows_of_views(*view_set, rows);
+      const Span mine{max(first, part.rows.begin), min(first + count, part.rows.end)};
+      const int64_t left = block.columns.begin + view_set->dx - all.columns.begin;
       const float* corner = room + ((mine.begin - part.rows.begin) * width + left) * column;
       for (int64_t c = channels.begin; c < channels.end; c += kLanes, corner += kLanes) {
         const Raw here{corner, width * column, column, mine.end - mine.begin, across};
         float* const at = to + (mine.begin - first) * across * pitch + c;
         const int64_t view = count * across * pitch;
-        switch (look->kind) {
+        switch (view_set->kind) {
           case kLone: make_views<kLone>(here, at, view, pitch); break;
           case kTwo: make_views<kTwo>(here, at, view, pitch); break;
           case kThree: make_views<kThree>(here, at, view, pitch); break;
           default: make_views<kWide>(here, at, view, pitch);
         }
       }
-      to += kKinds[look->kind].views * count * across * pitch;
+      to += kRunKinds[view_set->kind].views * count * across * pitch;
     }
   }
 }
 
-// The patch of a block, and where the products of its first position begin in it.
+// Makes the patch of a block, in `room` of patch_size, and the offsets of all products for its first position.
 template <class T>
-Patch<typename Types<T>::A> make_patch(const MaskedConv& p, const Block& block, typename Types<T>::A* room,
-                                       Offset* offsets) {
+Patch<typename Types<T>::A> make_patch(const MaskedConvProblem& p, const PositionBlock& block,
+                                       typename Types<T>::A* room, Offset* offsets) {
   using A = typename Types<T>::A;
-  const int64_t rows = block.rows.end - block.rows.begin, across = groups(p, block.columns.end - block.columns.begin);
+  const int64_t rows = block.rows.end - block.rows.begin, across = clusters(p, block.columns.end - block.columns.begin);
   const int64_t pitch = patch_pitch<T>(p);
-  const Block all = seen(p, block);
+  const PositionBlock all = seen(p, block);
   const auto put = [&](int64_t n, int64_t row) {
-    offsets[n] = {row, p.products[n].matrix * p.in * Types<T>::kColumns};
+    offsets[n] = {row, p.products[n].matrix * p.in_channels * Types<T>::kColumns};
   };
   Patch<A> patch{room, (all.columns.end - all.columns.begin) * pitch, pitch};
   if constexpr (__is_same(A, float))
-    if (p.together > 1) {
-      make_looks<T>(p, block, room);
+    if (p.cluster > 1) {
+      make_all_views<T>(p, block, room);
       patch.row = across * pitch;
       int64_t at = raw_size<T>(p);
-      for (int64_t l = 0; l < p.num_looks; ++l) {
-        const int64_t count = look_rows(p.looks[l], rows);
-        for (int64_t n = 0; n < p.first[kSums]; ++n)
-          if (const Product& product = p.products[n]; product.look == l)
-            put(n, at + (product.view * count + product.dy - p.looks[l].top) * patch.row);
-        at += kKinds[p.looks[l].kind].views * count * patch.row;
+      for (int64_t l = 0; l < p.num_view_sets; ++l) {
+        const int64_t count = rows_of_views(p.view_sets[l], rows);
+        for (int64_t n = 0; n < p.first_product[kSums]; ++n)
+          if (const ConvProduct& product = p.products[n]; product.view_set == l)
+            put(n, at + (product.view * count + product.dy - p.view_sets[l].top) * patch.row);
+        at += kRunKinds[p.view_sets[l].kind].views * count * patch.row;
       }
       return patch;
     }
@@ -203,10 +206,10 @@ Patch<typename Types<T>::A> make_patch(const MaskedConv& p, const Block& block, 
     const A* at = static_cast<const A*>(p.x.at) + block.sample * p.x.sample;
     patch = {at + block.rows.begin * p.x.row + block.columns.begin * p.x.column, p.x.row, p.x.column};
   } else {
-    copy_patch<T>(p, p.x, all, 0, p.in, room, pitch);
+    copy_patch<T>(p, p.x, all, 0, p.in_channels, room, pitch);
     patch.at += (block.rows.begin - all.rows.begin) * patch.row + (block.columns.begin - all.columns.begin) * pitch;
   }
-  for (int64_t n = 0; n < p.first[kSums]; ++n)
+  for (int64_t n = 0; n < p.first_product[kSums]; ++n)
     put(n, p.products[n].dy * patch.row + p.products[n].dx * patch.step);
   return patch;
 }

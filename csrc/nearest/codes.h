@@ -1,17 +1,17 @@
-// How nearest.cpp takes codes: about a pivot, rounded, in groups, each with what bounds its error.
+// The codes of a search: about a pivot, rounded, in groups of a tile's rows, each with what bounds its error.
 #pragma once
 
-#include "simd/floats.h"
 #include "nearest/nearest.h"
+#include "simd/floats.h"
 
 namespace vqfast::VQFAST_ISA {
 namespace {
 
-constexpr int64_t kMostIntegers = 1024;     // channels of vectors that int8 pays for
-constexpr int64_t kMostChannels = 1 << 17;  // of vectors that a bound holds for
-constexpr float kFar = 0x1p30f;             // length of a code that is taken into the products, at the most
+constexpr int64_t kMaxIntegerChannels = 1024;  // D of vectors for which int8 pays
+constexpr int64_t kMaxChannels = 1 << 17;      // D of vectors for which the bound holds
+constexpr float kMaxLength = 0x1p30f;          // |b| of codes that are multiplied, see nearest.cpp
 
-int64_t clamp(int64_t x, int64_t low, int64_t high) { return x < low ? low : least(x, high); }
+int64_t clamp(int64_t x, int64_t low, int64_t high) { return x < low ? low : min(x, high); }
 
 template <class C>
 bool all_finite(const C* x, int64_t count) {
@@ -20,15 +20,16 @@ bool all_finite(const C* x, int64_t count) {
   return !bad;
 }
 
-// What one integer stands for, where the largest component is so long.
-float unit_of(float most) {
-  const uint32_t bits = (__builtin_bit_cast(uint32_t, most / 127) + 0xffff) & 0xffff0000;
-  return most > 0x1p-100f ? __builtin_bit_cast(float, bits) : 1;
+// What one integer of a vector stands for, whose largest component has this size: largest / 127, rounded up to
+// bfloat16, so that its product with up to 127 is exact in float32; 1 for a vector of nearly 0.
+float unit_of(float largest) {
+  const uint32_t bits = (__builtin_bit_cast(uint32_t, largest / 127) + 0xffff) & 0xffff0000;
+  return largest > 0x1p-100f ? __builtin_bit_cast(float, bits) : 1;
 }
 
-// Code k; where there are lengths, divided by its own, in `room`.
+// Code k: (D), in the codebook, or in `room` where it is divided by its length.
 template <class C>
-const C* code_of(const Problem& p, const Codebook& book, int64_t k, void* room) {
+const C* code_of(const NearestProblem& p, const Codebook& book, int64_t k, void* room) {
   const C* code = static_cast<const C*>(book.codes) + k * p.d;
   if (!book.lengths) return code;
   const C length = static_cast<const C*>(book.lengths)[k];
@@ -37,20 +38,20 @@ const C* code_of(const Problem& p, const Codebook& book, int64_t k, void* room) 
   return divided;
 }
 
-// Whether two codes are the same, bit by bit.
+// Whether two codes are equal, bit by bit.
 template <class C>
-bool same_code(const Problem& p, const Codebook& book, int64_t k, int64_t other) {
+bool same_code(const NearestProblem& p, const Codebook& book, int64_t k, int64_t other) {
   const C *codes = static_cast<const C*>(book.codes), *lengths = static_cast<const C*>(book.lengths);
   return !__builtin_memcmp(codes + k * p.d, codes + other * p.d, size_t(p.d) * sizeof(C)) &&
          (!lengths || lengths[k] == lengths[other]);
 }
 
-// The largest component of a difference.
+// The size of the largest component of a - b, both (d).
 template <class C>
-C apart(const C* a, const C* b, int64_t d) {
-  constexpr int kWidth = sizeof(Vec) / sizeof(C);
-  typedef C Numbers __attribute__((vector_size(sizeof(Vec))));
-  Numbers most = {};
+C max_difference(const C* a, const C* b, int64_t d) {
+  constexpr int kWidth = sizeof(Floats) / sizeof(C);
+  typedef C Numbers __attribute__((vector_size(sizeof(Floats))));
+  Numbers in_lanes = {};
   C largest = 0;
   int64_t i = 0;
   for (; i + kWidth <= d; i += kWidth) {
@@ -58,9 +59,9 @@ C apart(const C* a, const C* b, int64_t d) {
     memcpy(&away, a + i, sizeof away), memcpy(&from, b + i, sizeof from);
     away -= from;
     away = away < 0 ? -away : away;
-    most = away > most ? away : most;
+    in_lanes = away > in_lanes ? away : in_lanes;
   }
-  for (int lane = 0; lane < kWidth; ++lane) largest = most[lane] > largest ? most[lane] : largest;
+  for (int lane = 0; lane < kWidth; ++lane) largest = in_lanes[lane] > largest ? in_lanes[lane] : largest;
   for (; i < d; ++i) {
     const C away = a[i] - b[i], distance = away < 0 ? -away : away;
     largest = distance > largest ? distance : largest;
@@ -68,22 +69,24 @@ C apart(const C* a, const C* b, int64_t d) {
   return largest;
 }
 
-// pivot: the mean of what lies together in a sample of finite codes; scale: 2^-exponent of its largest component about
-// that. Any pivot and scale are right, these make the bound small: codes far away, even most of them, must not matter.
+// Sets a codebook's pivot, the mean of those finite codes of a sample that lie together, and its scale, the power of
+// two that brings their largest component about the pivot near 1. The search is right with any pivot and scale; good
+// ones make the bound small. Codes far away, even if they are the majority, must not spoil them.
 template <class C>
-void centre(const Problem& p, Codebook& book, void* room) {
+void centre(const NearestProblem& p, Codebook& book, void* room) {
   const int64_t step = ceil_div(p.k, kSample), own = book.lengths ? p.d : 0;
   const C* sample[kSample];
   C away[kSample][kSample];
-  int64_t count = 0;  // of different ones
+  int64_t count = 0;  // of the sample's different codes
   for (int64_t k = 0; k < p.k; k += step) {
     const C* code = sample[count] = code_of<C>(p, book, k, static_cast<C*>(room) + count * own);
     bool other = all_finite(code, p.d);
-    for (int64_t n = 0; n < count; ++n) other &= (away[n][count] = away[count][n] = apart(code, sample[n], p.d)) > 0;
+    for (int64_t n = 0; n < count; ++n)
+      other &= (away[n][count] = away[count][n] = max_difference(code, sample[n], p.d)) > 0;
     away[count][count] = 0;
     count += other;
   }
-  // The middle has the nearest quarter nearest.
+  // The middle is the code whose nearest quarter of the others lies nearest.
   C radius = C(__builtin_inf());
   int64_t middle = 0;
   for (int64_t n = 0; n < count; ++n) {
@@ -93,7 +96,7 @@ void centre(const Problem& p, Codebook& book, void* room) {
       for (; at > 0 && nearest[at - 1] > away[n][m]; --at) nearest[at] = nearest[at - 1];
       nearest[at] = away[n][m];
     }
-    const C here = nearest[least(count - 1, most(1, (count - 1) / 4))];
+    const C here = nearest[min(count - 1, max(1, (count - 1) / 4))];
     if (here < radius) radius = here, middle = n;
   }
   C* pivot = static_cast<C*>(book.pivot);
@@ -105,7 +108,7 @@ void centre(const Problem& p, Codebook& book, void* room) {
     for (int64_t i = 0; i < p.d; ++i) pivot[i] += (sample[n][i] - pivot[i]) * (1 / together);
   }
   for (int64_t n = 0; n < count; ++n) {
-    const C distance = apart(sample[n], pivot, p.d);
+    const C distance = max_difference(sample[n], pivot, p.d);
     if (away[middle][n] <= 8 * radius && distance > largest) largest = distance;
   }
   const int limit = sizeof(C) == sizeof(float) ? 126 : 1000;
@@ -113,12 +116,13 @@ void centre(const Problem& p, Codebook& book, void* room) {
   book.scale = __builtin_ldexp(1, int(clamp(-exponent, -limit, limit)));
 }
 
-// What is added to a row's score for the bound of some codes: length * of_length + residual * of_residual + own.
+// The bound B of a vector's scores with some codes is length * of_length + residual * of_residual + own, where length
+// and residual are the vector's: those of a~ and of a~ - a^ in nearest.cpp.
 struct Bound {
   float of_length, of_residual, own;
 };
 
-// Of codes of d channels, given the largest squares of their lengths and of what rounding left out.
+// The bound of codes of d channels, given the largest squares of |b~| and of |b~ - b^|.
 Bound bound_of(int64_t d, float square, float left_out) {
   const double slope = 1.02 * 0x1p-24 * double(d + 6);
   const double length = __builtin_sqrt(square > 0x1p-46f ? double(square) : 0x1p-46);
@@ -126,34 +130,38 @@ Bound bound_of(int64_t d, float square, float left_out) {
   return {float(1.02 * (slope * length + rest)), float(1.02 * (length + rest)), float(1.02 * slope * length * length)};
 }
 
-// A group of codes beside their numbers.
-struct Group {
-  Bound bound;
-  float bias[kRows];     // -|b|^2 / 2
-  float unit[kRows];     // of a code's integers
-  int32_t start[kRows];  // what sums of integers begin with
-  float far;             // no more than the length of any finite code that is left out; infinity where none is
-  bool mixed;            // whether lengths differ so much that each code needs a bound of its own
-  Bound own[kRows];      // if mixed
+// What the search knows of a group of kTileRows codes, beside their numbers.
+struct CodeGroup {
+  Bound bound;                // of all its codes
+  float bias[kTileRows];      // -|b~|^2 / 2; -inf for codes that aren't multiplied
+  float unit[kTileRows];      // int8: what one integer of the code stands for
+  int32_t start[kTileRows];   // int8: what the sum of integers begins with, -128 * the sum of the code's integers
+  float left_out_length;      // no more than |b| of any finite code that isn't multiplied; infinity if there is none
+  bool mixed;                 // whether lengths differ so much that each code has a bound of its own
+  Bound own[kTileRows];       // those, if mixed
 };
 
-// Floats that a group's numbers take.
-constexpr int64_t group_size(int64_t d, int64_t per) { return ceil_div(d, per * kLanes) * kRows * kLanes; }
-
-// A prepared codebook: its groups, and from a whole cache line on their numbers.
-Group* groups_of(const Codebook& book) { return static_cast<Group*>(book.prepared); }
-int64_t whole_groups(const Problem& p) { return ceil_div(p.groups, 16) * 16; }
-float* codes_of(const Problem& p, const Codebook& book) {
-  return reinterpret_cast<float*>(groups_of(book) + whole_groups(p));
-}
-int64_t prepared(const Problem& p) {
-  return whole_groups(p) * int64_t(sizeof(Group)) + p.groups * group_size(p.d, p.per) * int64_t(sizeof(float));
+// The numbers of a group are words of 32 bits, (ceil(D / (packing * kLanes)), kTileRows, kLanes), 0 past D. This is how
+// many they are.
+constexpr int64_t group_size(int64_t d, int64_t packing) {
+  return ceil_div(d, packing * kLanes) * kTileRows * kLanes;
 }
 
-// The next numbers of a code about the pivot, 0 past its end.
+// A prepared codebook: all its groups, padded to whole cache lines, then all their numbers.
+CodeGroup* groups_of(const Codebook& book) { return static_cast<CodeGroup*>(book.prepared); }
+int64_t padded_groups(const NearestProblem& p) { return ceil_div(p.groups, 16) * 16; }
+float* numbers_of(const NearestProblem& p, const Codebook& book) {
+  return reinterpret_cast<float*>(groups_of(book) + padded_groups(p));
+}
+int64_t prepared_bytes(const NearestProblem& p) {
+  return padded_groups(p) * int64_t(sizeof(CodeGroup)) + p.groups * group_size(p.d, p.packing) * int64_t(sizeof(float));
+}
+
+// scale * (code - pivot), in float32, of the first kLanes of `count` numbers; 0 in lanes past the end.
 template <class C>
-[[gnu::always_inline]] inline Vec centred(const C* code, const C* pivot, C scale, int64_t count) {
-  if constexpr (sizeof(C) == sizeof(float)) return (load_part<Vec>(code, count) - load_part<Vec>(pivot, count)) * scale;
+[[gnu::always_inline]] inline Floats centred(const C* code, const C* pivot, C scale, int64_t count) {
+  if constexpr (sizeof(C) == sizeof(float))
+    return (load_part<Floats>(code, count) - load_part<Floats>(pivot, count)) * scale;
   float part[kLanes] = {};
   const auto fill = [&](int64_t width) {
     for (int64_t i = 0; i < width; ++i) part[i] = float((code[i] - pivot[i]) * scale);
@@ -162,70 +170,73 @@ template <class C>
   return load(part);
 }
 
-// Groups of codes as the tile's rows. Codes that aren't finite get the score -inf, as do those that the last group
-// lacks and those so far from the others that float32 doesn't hold both.
-template <class Product, class C>
-void prepare(const Problem& p, const Codebook& book, Span groups, float* numbers, Group* group, void* room) {
-  using Stored = typename Product::Stored;
-  constexpr int kPer = sizeof(Vec) / sizeof(Stored);
+// Writes groups of codes, rounded as the arithmetic stores them, to `numbers` and `group`. Codes that aren't finite
+// get the bias -inf; so do those that the last group lacks, and those longer than kMaxLength, whose float32 products
+// might overflow.
+template <class Arithmetic, class C>
+void prepare(const NearestProblem& p, const Codebook& book, Span groups, float* numbers, CodeGroup* group, void* room) {
+  using Stored = typename Arithmetic::Stored;
+  constexpr int kWidth = sizeof(Floats) / sizeof(Stored);
   const C* pivot = static_cast<const C*>(book.pivot);
   const C scale = C(book.scale);
-  for (int64_t g = groups.begin; g < groups.end; ++g, ++group, numbers += group_size(p.d, Product::kPer)) {
-    float lengths[kRows], rests[kRows], reach = 0, left_out = 0, shortest = __builtin_inff();  // their squares
-    group->far = __builtin_inff();
-    for (int64_t r = 0; r < kRows; ++r) {
-      const int64_t k = g * kRows + r, d = k < p.k ? p.d : 0;
+  for (int64_t g = groups.begin; g < groups.end; ++g, ++group, numbers += group_size(p.d, Arithmetic::kPacking)) {
+    float norms[kTileRows], rests[kTileRows];  // |b~|^2 and |b~ - b^|^2 of each code
+    float longest = 0, left_out = 0, shortest = __builtin_inff();  // the extremes of these
+    group->left_out_length = __builtin_inff();
+    for (int64_t r = 0; r < kTileRows; ++r) {
+      const int64_t k = g * kTileRows + r, d = k < p.k ? p.d : 0;
       const C* code = k < p.k ? code_of<C>(p, book, k, room) : nullptr;
-      Stored* to = reinterpret_cast<Stored*>(numbers) + r * kPer;
-      Vec squares = {}, residuals = {}, most = {}, integers = {};
+      Stored* to = reinterpret_cast<Stored*>(numbers) + r * kWidth;
+      Floats squares = {}, residuals = {}, integers = {};
       const auto each = [&](auto f) {
         for (int64_t i = 0; i < d; i += kLanes) f(uint64_t(i), centred(code + i, pivot + i, scale, d - i));
       };
       float unit = 1;
-      const auto place = [&](uint64_t i) { return to + i / kPer * kPer * kRows + i % kPer; };
-      if constexpr (Product::kPer == 4) {
-        float row[kMostIntegers];
-        each([&](uint64_t i, Vec value) {
-          store(value, row + i);
+      const auto place = [&](uint64_t i) { return to + i / kWidth * kWidth * kTileRows + i % kWidth; };
+      if constexpr (Arithmetic::kPacking == 4) {
+        float values[kMaxIntegerChannels];
+        Floats largest = {};
+        each([&](uint64_t i, Floats value) {
+          store(value, values + i);
           squares += value * value;
-          most = max(most, max(value, -value));
+          largest = max(largest, max(value, -value));
         });
-        unit = unit_of(highest(most));
+        unit = unit_of(max_lane(largest));
         const float inverse = 1 / unit;
         for (int64_t i = 0; i < d; i += kLanes) {
-          const Vec value = load(row + i), integer = Product::write(value * inverse, place(i));
-          const Vec left = value - integer * unit;
+          const Floats value = load(values + i), integer = Arithmetic::write(value * inverse, place(i));
+          const Floats left = value - integer * unit;
           residuals += left * left;
           integers += integer;
         }
       } else {
-        each([&](uint64_t i, Vec value) {
-          const Vec written = Product::write(value, place(i));
+        each([&](uint64_t i, Floats value) {
+          const Floats written = Arithmetic::write(value, place(i));
           squares += value * value;
-          if constexpr (Product::kPer > 1) residuals += (value - written) * (value - written);
+          if constexpr (Arithmetic::kPacking > 1) residuals += (value - written) * (value - written);
         });
       }
-      float norm = total(squares), residual = total(residuals);
-      const bool in = d > 0 && norm <= kFar * kFar;
-      if (!in) {
+      float norm = sum_lanes(squares), residual = sum_lanes(residuals);
+      const bool multiplied = d > 0 && norm <= kMaxLength * kMaxLength;
+      if (!multiplied) {
         if (d > 0 && all_finite(code, d)) {
           const float length = 0.98f * (norm < 0x1p120f ? __builtin_sqrtf(norm) : 0x1p60f);
-          group->far = length < group->far ? length : group->far;
+          group->left_out_length = length < group->left_out_length ? length : group->left_out_length;
         }
-        for (int64_t i = 0; i < p.d; i += kPer) memset(to + i * kRows, 0, sizeof(Vec));
-        norm = residual = 0, integers = Vec{}, unit = 1;
+        for (int64_t i = 0; i < p.d; i += kWidth) memset(to + i * kTileRows, 0, sizeof(Floats));
+        norm = residual = 0, integers = Floats{}, unit = 1;
       }
       group->unit[r] = unit;
-      group->start[r] = -128 * int32_t(total(integers));
-      group->bias[r] = in ? -norm / 2 : -__builtin_inff();
-      lengths[r] = norm, rests[r] = residual;
-      reach = norm > reach ? norm : reach;
+      group->start[r] = -128 * int32_t(sum_lanes(integers));
+      group->bias[r] = multiplied ? -norm / 2 : -__builtin_inff();
+      norms[r] = norm, rests[r] = residual;
+      longest = norm > longest ? norm : longest;
       left_out = residual > left_out ? residual : left_out;
-      shortest = in && norm < shortest ? norm : shortest;
+      shortest = multiplied && norm < shortest ? norm : shortest;
     }
-    group->bound = bound_of(p.d, reach, left_out);
-    group->mixed = reach > (p.d > 1 ? 0x1p10f : 0x1p16f) * shortest && reach > 0x1p10f;
-    for (int64_t r = 0; group->mixed && r < kRows; ++r) group->own[r] = bound_of(p.d, lengths[r], rests[r]);
+    group->bound = bound_of(p.d, longest, left_out);
+    group->mixed = longest > (p.d > 1 ? 0x1p10f : 0x1p16f) * shortest && longest > 0x1p10f;
+    for (int64_t r = 0; group->mixed && r < kTileRows; ++r) group->own[r] = bound_of(p.d, norms[r], rests[r]);
   }
 }
 

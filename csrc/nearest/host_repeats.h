@@ -9,8 +9,9 @@
 
 namespace vqfast {
 
-// codes (k, d), each divided by its length where there are lengths (k) -> (k). Zeros of either sign are equal; codes
-// that aren't finite equal none. Takes k d steps, and room for 2 to 4 k numbers.
+// codes (k, d), each divided by its length where there are lengths (k) -> (k), 1 for codes that equal an earlier one,
+// else 0. Zeros of either sign are equal; codes that aren't finite equal none. Time is k d, by a hash table of 2 k to 4
+// k slots.
 template <class C>
 std::vector<uint8_t> repeats_of(const C* codes, const C* lengths, int64_t k, int64_t d) {
   constexpr int64_t kWays = 4;  // sums that don't wait for each other
@@ -26,10 +27,11 @@ std::vector<uint8_t> repeats_of(const C* codes, const C* lengths, int64_t k, int
     for (int64_t i = 0; i < d; ++i) divided[i] = code[i] / lengths[n];
     return static_cast<const C*>(divided);
   };
-  const auto same = [&](int64_t n, int64_t other) {  // in far less time than a hash
+  // Whether two codes are equal bit by bit, which is quicker to tell than a hash.
+  const auto same = [&](int64_t n, int64_t other) {
     return !std::memcmp(codes + n * d, codes + other * d, d * sizeof(C)) && (!lengths || lengths[n] == lengths[other]);
   };
-  int64_t last = -1;  // the finite code before
+  int64_t last = -1;  // the last finite code
   for (int64_t n = 0; n < k; ++n) {
     if (last >= 0 && same(n, last)) {
       repeats[n] = 1;

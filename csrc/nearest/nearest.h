@@ -1,81 +1,83 @@
-// What books.h and stages.h hand to the kernel of nearest.cpp.
+// What the host hands to the kernel that finds the nearest codes.
 #pragma once
 
 #include <cstdint>
 
+#include "shared/contract.h"
+#include "shared/precision.h"
 #include "shared/span.h"
 
 namespace vqfast {
 
-enum class Type { f32, f64, bf16, f16 };
-
-// A dimension that rows run over.
+// A dimension of the vectors' tensor: its size, and the distances of neighbours in x and in `out`, in numbers.
 struct Axis {
   int64_t size, x_stride, out_stride;
 };
 
-// One codebook. `centre` fills what stands from `pivot` on, `prepare` what `prepared` points to.
+// One codebook and what is derived from it. All memory is the host's. Codes are float64 where x is, else float32.
 struct Codebook {
-  const void* codes;    // (K, D) contiguous: float64 where x is, else float32
-  const void* lengths;  // (K), like codes: what each code is divided by; or null
-  int64_t x, out;       // where its rows begin
-  void* pivot;          // (D), like codes; the caller's memory
-  double scale;         // a power of two that brings the codes near 1
-  void* prepared;       // the codes as a first pass of `per` takes them, or null: `search` makes them on its way
-  int64_t per;
-  const uint8_t* repeats;  // (K): codes that equal an earlier one; null until `find_repeats` is asked for them
-  const uint8_t* (*find_repeats)(const Codebook&);
-  void* owner;             // what finds them
+  const void* codes;      // (K, D) contiguous
+  const void* lengths;    // (K), what each code is divided by, in the type of the codes; or null
+  int64_t x, out;         // where its vectors and their indices begin, in numbers from the problem's x and out
+  void* pivot;            // (D), in the type of the codes; `centre` fills it
+  double scale;           // a power of two that brings the codes' distances from the pivot near 1; `centre` sets it
+  void* prepared;         // `prepared_bytes` that `prepare` fills, in the precision `packing`; or null, and `search`
+  int64_t packing;        // rounds codes on its way
+  const uint8_t* repeats;  // (K), 1 for codes that equal an earlier one; null until `find_repeats` was asked
+  const uint8_t* (*find_repeats)(const Codebook&);  // any thread may call it; sets `repeats` and returns it
+  void* owner;             // for find_repeats
 };
 
-// What a search took, for tests: it must not depend on what the numbers are.
-struct Work {
-  int64_t products;    // vectors times codes, in quarters: a float32 product counts 4, bf16 2, int8 1
-  int64_t candidates;  // codes that the products left to be looked at
-  int64_t distances;   // of vectors and codes, in float64
-};
-
-struct Problem {
-  Type type;
-  const void* x;
-  int64_t *out;
-  int64_t d, d_stride, k;
-  int64_t rows, num_axes;     // rows of each codebook; they run over the axes, the last one fastest
+// Which codes are nearest to which vectors. A packing names the precision of products: the numbers in 32 bits, that is
+// 4 for int8, 2 for bfloat16, 1 for float32.
+struct NearestProblem {
+  Precision precision;  // of x
+  const void* x;        // the vectors, of any strides
+  int64_t* out;         // their indices
+  int64_t d, d_stride;  // D, and the distance of a vector's numbers in x
+  int64_t k;            // codes of a codebook
+  int64_t vectors;      // of each codebook; they run over the axes, the last one fastest
+  int64_t num_axes;
   const Axis* axes;
   int64_t num_books;
-  Codebook* books;
-  int64_t beside;             // numbers that go with a row and are wanted in cache beside it
-  Work* work;                 // what the search adds its work to, or null
-  // set by `plan`
-  int64_t per;                // numbers that a step of the first pass multiplies: 4 (int8), 2 (bf16) or 1 (float32)
-  bool keep;                  // whether all scores are kept, else those of few groups are taken again
-  int64_t groups, chunk;      // of codes, in all and in a chunk
-  int64_t candidates;         // of a row, at the most
-  int64_t tile;               // rows side by side
-  int64_t block, blocks;      // rows in a block at the most, and blocks
-  int64_t parts;              // of the codes, for a thread each
+  Codebook* books;         // (num_books)
+  int64_t extra_channels;  // numbers of a vector that the caller needs in cache beside x
+  SearchCounts* counts;    // what the search adds its counts to, or null
+
+  // Set by `plan`.
+  int64_t packing;                // precision of the first pass
+  bool keep_scores;               // whether all scores of a chunk are kept; else those of few groups are computed again
+  int64_t groups, chunk;          // groups of kTileRows codes, in all and in a chunk
+  int64_t max_candidates;         // of a vector
+  int64_t tile;                   // vectors of a tile
+  int64_t blocks, max_block;      // blocks of the vectors of a codebook, and vectors of the largest
+  int64_t parts;                  // parts of the codes, each searched by a thread of its own
 };
-constexpr int64_t kMostParts = 64;
+constexpr int64_t kMaxParts = 64;
 constexpr int64_t kSample = 16;  // codes that `centre` looks at
 
-// The rows of a block: whole tiles, as many in one as in another.
-static constexpr Span rows_of(const Problem& p, int64_t block) {
-  const Span tiles = part_of((p.rows + p.tile - 1) / p.tile, p.blocks, block);
+// The vectors of a block: whole tiles, of which blocks have equal numbers, give or take one.
+static constexpr Span vectors_in(const NearestProblem& p, int64_t block) {
+  const Span tiles = part_of((p.vectors + p.tile - 1) / p.tile, p.blocks, block);
   const int64_t end = tiles.end * p.tile;
-  return {tiles.begin * p.tile, end < p.rows ? end : p.rows};
+  return {tiles.begin * p.tile, end < p.vectors ? end : p.vectors};
 }
 
-struct Kernel {
-  void (*plan)(Problem&, int64_t threads, bool share_codes);
-  void (*centre)(const Problem&, Codebook&, void* room);     // pivot and scale; room (kSample, D), like codes
-  int64_t (*prepared)(const Problem&);                       // bytes of a prepared codebook
-  void (*prepare)(const Problem&, const Codebook&, Span groups, void* room);
-  int64_t (*scratch)(const Problem&);                        // bytes that a `search` needs
-  // Units count the parts of the codes for a block of rows, then blocks, then codebooks. Where there is one part,
-  // the indices are written. Returns `per` as it would have been better.
-  int64_t (*search)(const Problem&, Span units, void* scratch);
-  // The indices of a block, counted through all codebooks, from the scratches of its parts side by side.
-  void (*finish)(const Problem&, int64_t block, void* scratches);
+struct NearestKernel {
+  // Fills the lower half of a problem. With `share_codes`, threads may share the codes of few vectors.
+  void (*plan)(NearestProblem&, int64_t threads, bool share_codes);
+  // Sets a codebook's pivot and scale. room: (kSample, D) in the type of the codes, where there are lengths.
+  void (*centre)(const NearestProblem&, Codebook&, void* room);
+  int64_t (*prepared_bytes)(const NearestProblem&);  // of one codebook
+  // Prepares groups of a codebook. room: (D) in the type of the codes, where there are lengths.
+  void (*prepare)(const NearestProblem&, const Codebook&, Span groups, void* room);
+  int64_t (*scratch_bytes)(const NearestProblem&);  // that a thread's `search` needs
+  // Searches units, which count the parts of a block's codes, then blocks, then codebooks. Where there is one part, the
+  // indices are written; where there are several, each thread searches one unit and `finish` follows. Returns the
+  // packing with which the next block should start.
+  int64_t (*search)(const NearestProblem&, Span units, void* scratch);
+  // Writes the indices of a block, counted through all codebooks, from the scratches of its parts, side by side.
+  void (*finish)(const NearestProblem&, int64_t block, void* scratches);
 };
 
 }  // namespace vqfast

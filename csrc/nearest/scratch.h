@@ -1,4 +1,4 @@
-// A thread's memory in nearest.cpp.
+// The memory of a thread that searches.
 #pragma once
 
 #include "nearest/vectors.h"
@@ -6,32 +6,37 @@
 namespace vqfast::VQFAST_ISA {
 namespace {
 
-constexpr int64_t kManyRows = 64;  // fewer are sooner compared with all codes than anything else is tried
+// Of fewer vectors, a comparison with all codes takes less than any attempt to avoid it.
+constexpr int64_t kManyVectors = 64;
 
 // How a thread's search goes.
 struct State {
-  const uint8_t* repeats;  // of the codebook, if they are known
-  int64_t spare;           // rows that may have too many candidates before it is worth while to ask for repeats
-  int64_t lost;            // rows that have too many
-  Work work;
+  const uint8_t* repeats;  // the codebook's, once they are known
+  int64_t spare;           // vectors that may still have too many candidates before repeats are looked for
+  int64_t lost;            // vectors that have too many
+  SearchCounts counts;
 };
 
-// A thread's memory.
+// A thread's memory, for the vectors of one block. Columns are the vectors that a pass is for, in the order of `list`;
+// low, length, residual and unit say for each column what `Vector` and `pack_vectors` say.
 struct Scratch {
   State* state;
-  Row* rows;                         // (block)
-  Row** list;                        // (block) those that a pass is for
-  Candidate* candidates;             // (block, candidates)
-  float *columns;                    // (block / kTile, steps, kTile) rows
-  float *low, *length, *residual;    // (block) of the columns: low as above, lengths of a~ and of a~ - a^
-  float* unit;                       // (block) of the columns: of integers
-  float* codes;                      // (chunk, group_size)
-  Group* groups;                     // (chunk)
-  float *scores, *high;              // (chunk, kRows, kTile) and their maxima (chunk, kTile)
-  void *row, *code;                  // (D) one row as it is given, float64 or float32; room for a code
-  double* wide;                      // (kRows, D) codes to be compared
+  Vector* vectors;                 // (max_block)
+  Vector** list;                   // (max_block), the vectors that a pass is for
+  Candidate* candidates;           // (max_block, max_candidates)
+  float* columns;                  // (max_block / kTileColumns, ceil(D / packing), kTileColumns) words
+  float *low, *length, *residual;  // (max_block); low is NaN where no candidates are wanted: no score reaches that
+  float* unit;                     // (max_block)
+  float* codes;                    // (chunk, group_size), the numbers of a chunk that isn't prepared
+  CodeGroup* groups;               // (chunk)
+  float* scores;                   // (chunk, kTileRows, kTileColumns), or of one group
+  float* high;                     // (chunk, kTileColumns), the largest score of a group, then that + its error
+  void* vector;                    // (D), one vector in the type of the codes
+  void* code;                      // (D), one code divided by its length
+  double* wide;                    // (kTileRows, D), codes that are compared in float64
 };
 
+// The next `count` of T from `at`, which moves on by whole cache lines.
 template <class T>
 T* take(char*& at, int64_t count) {
   T* taken = reinterpret_cast<T*>(at);
@@ -39,29 +44,30 @@ T* take(char*& at, int64_t count) {
   return taken;
 }
 
-Scratch carve(const Problem& p, char* begin, char*& at) {
+// Lays a scratch out from `begin` on; `at` becomes its end.
+Scratch carve(const NearestProblem& p, char* begin, char*& at) {
   at = begin;
   Scratch s;
   s.state = take<State>(at, 1);
-  s.rows = take<Row>(at, p.block);
-  s.list = take<Row*>(at, p.block);
-  s.candidates = take<Candidate>(at, p.block * p.candidates);
-  s.columns = take<float>(at, p.block * p.d);
-  s.low = take<float>(at, p.block);
-  s.length = take<float>(at, p.block);
-  s.residual = take<float>(at, p.block);
-  s.unit = take<float>(at, p.block);
+  s.vectors = take<Vector>(at, p.max_block);
+  s.list = take<Vector*>(at, p.max_block);
+  s.candidates = take<Candidate>(at, p.max_block * p.max_candidates);
+  s.columns = take<float>(at, p.max_block * p.d);
+  s.low = take<float>(at, p.max_block);
+  s.length = take<float>(at, p.max_block);
+  s.residual = take<float>(at, p.max_block);
+  s.unit = take<float>(at, p.max_block);
   s.codes = take<float>(at, p.chunk * group_size(p.d, 1));
-  s.groups = take<Group>(at, p.chunk);
-  s.scores = take<float>(at, (p.keep ? p.chunk : 1) * kRows * kTile);
-  s.high = take<float>(at, p.chunk * kTile);
-  s.row = take<double>(at, p.d + kLanes);
+  s.groups = take<CodeGroup>(at, p.chunk);
+  s.scores = take<float>(at, (p.keep_scores ? p.chunk : 1) * kTileRows * kTileColumns);
+  s.high = take<float>(at, p.chunk * kTileColumns);
+  s.vector = take<double>(at, p.d + kLanes);
   s.code = take<double>(at, p.d);
-  s.wide = take<double>(at, kRows * p.d);
+  s.wide = take<double>(at, kTileRows * p.d);
   return s;
 }
 
-int64_t scratch(const Problem& p) {
+int64_t scratch_bytes(const NearestProblem& p) {
   char* end;
   carve(p, nullptr, end);
   return end - static_cast<char*>(nullptr);

@@ -1,4 +1,4 @@
-// How nearest.cpp takes vectors: about the codes' pivot, rounded, side by side.
+// The vectors of a search: about the codes' pivot, rounded, side by side as a tile's columns.
 #pragma once
 
 #include "nearest/codes.h"
@@ -6,7 +6,7 @@
 namespace vqfast::VQFAST_ISA {
 namespace {
 
-// The arithmetic that x - p needs to round only once: float32 up to float32, else float64.
+// The type in which x - pivot is rounded once at most: float32 for all narrower types, else float64.
 template <class T>
 struct Compute {
   using type = float;
@@ -16,35 +16,37 @@ struct Compute<double> {
   using type = double;
 };
 
+// A code that may be nearest to a vector, and a bound from above of its t (nearest.cpp).
 struct Candidate {
-  float high;  // no less than its t
+  float high;
   int32_t code;
 };
 
-struct Row {
-  int64_t x, out;   // where it is, where its index goes
-  float square;     // of its length about the pivot; -inf where its units are its own, NaN where it isn't finite
-  float low;        // no more than the largest t
-  float far;        // no less than the t of any code that the products leave out
-  int32_t count;    // of candidates, in rising order; kAll: every code
-  Candidate* candidates;
-  const Row* same;  // an equal row, whose index is this one's too
+// What a search knows of one vector.
+struct Vector {
+  int64_t x, out;         // where it is in x, and where its index goes in `out`
+  float square;           // |a~|^2; -inf where it has a scale of its own, NaN where it isn't finite
+  float low;              // a bound from below of the largest t
+  float left_out_high;    // a bound from above of the t of all codes that aren't multiplied
+  int32_t count;          // of its candidates, or kAll
+  Candidate* candidates;  // (max_candidates), in rising order of codes
+  const Vector* same;     // an equal vector with the same index, or null
 };
-constexpr int32_t kAll = -1;
+constexpr int32_t kAll = -1;  // every code is a candidate
 
-constexpr int kMostPart = 256;
+constexpr int kPackedChannels = 256;  // channels that are packed at a time
 
-// to[i * width + n] = scale[n] * (vector n [i] - pivot[i]) for `count` vectors of d <= kMostPart channels; vector(n)
-// points to the n-th.
-template <class T, class C, class Vector>
+// to[i * width + n] = scales[n] * (vector n [i] - pivot[i]) for `count` vectors of d <= kPackedChannels channels, which
+// are `stride` apart. pointer(n) points to the first channel of vector n.
+template <class T, class C, class Pointer>
 void centre_into(
-    float* to, int width, int64_t count, Vector vector, int64_t stride, int d, const C* pivot, const C* scales) {
+    float* to, int width, int64_t count, Pointer pointer, int64_t stride, int d, const C* pivot, const C* scales) {
   typedef float Four __attribute__((vector_size(16)));
   for (int64_t n = 0; n < count; n += 4) {
-    float part[4][kMostPart];
-    const int lines = int(least(4, count - n));
+    float part[4][kPackedChannels];
+    const int lines = int(min(4, count - n));
     for (int l = 0; l < lines; ++l) {
-      const T* x = vector(n + l);
+      const T* x = pointer(n + l);
       const C scale = scales[n + l];
       if (stride == 1)
         for (int i = 0; i < d; ++i) part[l][i] = float((C(x[i]) - pivot[i]) * scale);
@@ -59,17 +61,18 @@ void centre_into(
       memcpy(&c, &part[2][i], 16), memcpy(&e, &part[3][i], 16);
       const Four ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab2 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
       const Four ce = __builtin_shufflevector(c, e, 0, 4, 1, 5), ce2 = __builtin_shufflevector(c, e, 2, 6, 3, 7);
-      const Four rows[4] = {
+      const Four columns[4] = {
           __builtin_shufflevector(ab, ce, 0, 1, 4, 5), __builtin_shufflevector(ab, ce, 2, 3, 6, 7),
           __builtin_shufflevector(ab2, ce2, 0, 1, 4, 5), __builtin_shufflevector(ab2, ce2, 2, 3, 6, 7)};
-      for (int j = 0; j < 4; ++j) memcpy(out + (i + j) * width, &rows[j], 16);
+      for (int j = 0; j < 4; ++j) memcpy(out + (i + j) * width, &columns[j], 16);
     }
     for (; i < d; ++i)
       for (int l = 0; l < lines; ++l) out[i * width + l] = part[l][i];
   }
 }
 
-// Pairs of bf16 of each column's consecutive numbers, and the squared lengths of what the rounding left out.
+// Rounds (d, width) numbers to bfloat16, two channels a word, (ceil(d / 2), width). Adds the squares of what rounding
+// leaves out to residuals (width).
 void pair_up(const float* from, int width, int64_t d, float* to, float* residuals) {
   for (int64_t i = 0; i < d; i += 2, from += 2 * width, to += width)
     for (int n = 0; n < width; ++n) {
@@ -85,19 +88,19 @@ void pair_up(const float* from, int width, int64_t d, float* to, float* residual
     }
 }
 
-// As `pair_up`, four integers of each column in its own units.
+// As `pair_up` to integers of `unit` (width) each, four channels a word, as uint8 with 128 added.
 void quantize(const float* from, int width, int64_t d, const float* unit, float* to, float* residuals) {
-  const Vec whole = Vec{} + 0x1.8p23f;  // added to a number, leaves its nearest integer in the last bits
+  const Floats whole = Floats{} + 0x1.8p23f;  // a sum with it has the nearest integer in its last bits
   for (int n = 0; n < width; n += kLanes) {
-    const Vec units = load(unit + n), inverse = 1 / units;
-    Vec squares = load(residuals + n);
+    const Floats units = load(unit + n), inverse = 1 / units;
+    Floats squares = load(residuals + n);
     for (int64_t i = 0; i < d; i += 4) {
-      WideBits bits = WideBits{} + 0x80808080;
+      Bits32 bits = Bits32{} + 0x80808080;
       for (int j = 0; j < 4 && i + j < d; ++j) {
-        const Vec value = load(from + (i + j) * width + n), integer = value * inverse + whole;
-        const Vec left = value - (integer - whole) * units;
+        const Floats value = load(from + (i + j) * width + n), integer = value * inverse + whole;
+        const Floats left = value - (integer - whole) * units;
         squares += left * left;
-        bits ^= ((WideBits)integer & 0xff) << 8 * j;
+        bits ^= ((Bits32)integer & 0xff) << 8 * j;
       }
       store(bits, to + i / 4 * width + n);
     }
@@ -105,8 +108,8 @@ void quantize(const float* from, int width, int64_t d, const float* unit, float*
   }
 }
 
-// Where rows begin .. begin + count of a codebook are.
-void locate(const Problem& p, const Codebook& book, int64_t begin, int64_t count, Row* rows) {
+// Sets x and out of `count` vectors of a codebook, from number `begin` on.
+void locate(const NearestProblem& p, const Codebook& book, int64_t begin, int64_t count, Vector* vectors) {
   int64_t at[64], rest = begin, x = book.x, out = book.out;
   for (int64_t a = p.num_axes - 1; a >= 0; --a) {
     at[a] = rest % p.axes[a].size;
@@ -115,8 +118,8 @@ void locate(const Problem& p, const Codebook& book, int64_t begin, int64_t count
     out += at[a] * p.axes[a].out_stride;
   }
   for (int64_t n = 0; n < count; ++n) {
-    rows[n].x = x;
-    rows[n].out = out;
+    vectors[n].x = x;
+    vectors[n].out = out;
     for (int64_t a = p.num_axes - 1; a >= 0; --a) {
       const Axis& axis = p.axes[a];
       x += axis.x_stride;
@@ -129,33 +132,33 @@ void locate(const Problem& p, const Codebook& book, int64_t begin, int64_t count
   }
 }
 
-// Lists a row unless it equals the last one that is listed; returns how many are.
+// Appends a vector to a list of `count`, unless it equals the last one there: then it is `same`. Returns the new count.
 template <class T>
-int64_t list(const Problem& p, Row& row, Row** listed, int64_t count) {
-  const auto number = [&](const Row& of, int64_t i) {
+int64_t list(const NearestProblem& p, Vector& vector, Vector** listed, int64_t count) {
+  const auto number = [&](const Vector& of, int64_t i) {
     return typename Compute<T>::type(static_cast<const T*>(p.x)[of.x + i * p.d_stride]);
   };
   int64_t same = 0;
-  for (Row* last = count ? listed[count - 1] : nullptr; last && same < p.d; ++same)
-    if (number(row, same) != number(*last, same)) break;
+  for (Vector* last = count ? listed[count - 1] : nullptr; last && same < p.d; ++same)
+    if (number(vector, same) != number(*last, same)) break;
   if (count && same == p.d)
-    row.same = listed[count - 1];
+    vector.same = listed[count - 1];
   else
-    listed[count++] = &row;
+    listed[count++] = &vector;
   return count;
 }
 
-// Whether a vector's numbers are finite.
+// Whether all numbers of a vector are finite.
 template <class T>
-bool finite_row(const Problem& p, const T* x) {
+bool all_finite(const NearestProblem& p, const T* x) {
   for (int64_t i = 0; i < p.d; ++i)
     if (!__builtin_isfinite(double(typename Compute<T>::type(x[i * p.d_stride])))) return false;
   return true;
 }
 
-// A power of two that brings a vector's length about the pivot to 2^59 or more, but below 2^60; or NaN.
+// The power of two that brings |x - pivot| into [2^59, 2^60); NaN where the difference overflows.
 template <class T, class C>
-C scale_of_long(const Problem& p, const T* x, const C* pivot) {
+C scale_of_long_vector(const NearestProblem& p, const T* x, const C* pivot) {
   C largest = 0;
   double squares = 0;
   const auto away = [&](int64_t i) { return C(__builtin_fabs(C(x[i * p.d_stride]) - pivot[i])); };
@@ -167,49 +170,49 @@ C scale_of_long(const Problem& p, const T* x, const C* pivot) {
   return C(__builtin_ldexp(1, 59 - exponent - __builtin_ilogb(__builtin_sqrt(squares))));
 }
 
-// Up to kTile rows as `width` columns, rounded to pairs where a step takes those, and their lengths. A row that isn't
-// finite has no candidates, one that float32 doesn't hold about the pivot all.
-template <class T, class Product>
-void pack_rows(
-    const Problem& p, const Codebook& book, Row** rows, int64_t count, int width, float* packed, float* length,
-    float* residual, float* unit) {
+// Packs up to kTileColumns vectors as `width` columns, (ceil(D / packing), width) words, rounded as the arithmetic
+// wants them. Sets length |a~|, residual |a~ - a^| and, for int8, unit, each (width); and each vector's square and
+// count: 0, or kAll where its differences from the pivot overflow. A vector that isn't finite has no candidates.
+template <class T, class Arithmetic>
+void pack_vectors(const NearestProblem& p, const Codebook& book, Vector** vectors, int64_t count, int width,
+                  float* packed, float* length, float* residual, float* unit) {
   using C = typename Compute<T>::type;
   const T* x = static_cast<const T*>(p.x);
   const C* pivot = static_cast<const C*>(book.pivot);
-  constexpr int kPart = Product::kPer == 4 ? kMostPart : 64;  // channels that are packed at a time, in L1
+  constexpr int kPart = Arithmetic::kPacking == 4 ? kPackedChannels : 64;  // channels whose float32 numbers stay in L1
   bool adjacent = count == width;
-  for (int64_t r = 1; r < count; ++r) adjacent &= rows[r]->x == rows[0]->x + r;
-  C scales[kTile];
-  float single[kPart * kTile];
+  for (int64_t r = 1; r < count; ++r) adjacent &= vectors[r]->x == vectors[0]->x + r;
+  C scales[kTileColumns];
+  float single[kPart * kTileColumns];
   if (count < width) memset(single, 0, sizeof single);
   const auto read = [&](int64_t first, int d) {
     const T* from = x + first * p.d_stride;
     if (adjacent)
       for (int64_t i = 0; i < d; ++i)
         for (int r = 0; r < width; ++r)
-          single[i * width + r] = float((C(from[rows[0]->x + i * p.d_stride + r]) - pivot[first + i]) * scales[r]);
+          single[i * width + r] = float((C(from[vectors[0]->x + i * p.d_stride + r]) - pivot[first + i]) * scales[r]);
     else
       centre_into<T>(
-          single, width, count, [&](int64_t r) { return from + rows[r]->x; }, p.d_stride, d, pivot + first, scales);
+          single, width, count, [&](int64_t r) { return from + vectors[r]->x; }, p.d_stride, d, pivot + first, scales);
   };
   const auto pack = [&] {
     for (int r = 0; r < width; ++r) length[r] = residual[r] = unit[r] = 0;
     for (int64_t first = 0; first < p.d; first += kPart) {
-      const int d = int(least(kPart, p.d - first));
+      const int d = int(min(kPart, p.d - first));
       read(first, d);
       for (int i = 0; i < d; ++i)
         for (int r = 0; r < width; ++r) {
           const float value = single[i * width + r], size = __builtin_fabsf(value);
           length[r] += value * value;
-          if constexpr (Product::kPer == 4) unit[r] = size > unit[r] ? size : unit[r];
+          if constexpr (Arithmetic::kPacking == 4) unit[r] = size > unit[r] ? size : unit[r];
         }
-      if constexpr (Product::kPer == 2) pair_up(single, width, d, packed + first / 2 * width, residual);
-      if constexpr (Product::kPer == 1) memcpy(packed + first * width, single, sizeof(float) * d * width);
+      if constexpr (Arithmetic::kPacking == 2) pair_up(single, width, d, packed + first / 2 * width, residual);
+      if constexpr (Arithmetic::kPacking == 1) memcpy(packed + first * width, single, sizeof(float) * d * width);
     }
-    if constexpr (Product::kPer == 4) {
+    if constexpr (Arithmetic::kPacking == 4) {
       for (int r = 0; r < width; ++r) unit[r] = unit_of(unit[r]);
       for (int64_t first = 0; first < p.d; first += kPart) {
-        const int d = int(least(kPart, p.d - first));
+        const int d = int(min(kPart, p.d - first));
         if (p.d > kPart) read(first, d);
         quantize(single, width, d, unit, packed + first / 4 * width, residual);
       }
@@ -217,16 +220,16 @@ void pack_rows(
   };
   for (int r = 0; r < width; ++r) scales[r] = C(book.scale);
   pack();
-  bool longer = false;  // some row
+  bool longer = false;  // whether some vector needs a scale of its own
   for (int64_t r = 0; r < count; ++r) {
-    Row& row = *rows[r];
-    row.square = length[r], row.count = 0;
+    Vector& vector = *vectors[r];
+    vector.square = length[r], vector.count = 0;
     if (length[r] <= 0x1p120f) continue;
-    longer = true, row.square = -__builtin_inff();
-    if (finite_row(p, x + row.x))
-      scales[r] = scale_of_long(p, x + row.x, pivot), row.count = scales[r] > 0 ? 0 : kAll;
+    longer = true, vector.square = -__builtin_inff();
+    if (all_finite(p, x + vector.x))
+      scales[r] = scale_of_long_vector(p, x + vector.x, pivot), vector.count = scales[r] > 0 ? 0 : kAll;
     else
-      row.square = __builtin_nanf("");
+      vector.square = __builtin_nanf("");
   }
   if (longer) pack();
   for (int r = 0; r < width; ++r) length[r] = __builtin_sqrtf(length[r]), residual[r] = __builtin_sqrtf(residual[r]);

@@ -1,4 +1,5 @@
-// The host side of quantisation, which is nearest codes, stage by stage, and sums over them.
+// The host side of residual quantisation: nearest codes, stage by stage, and sums over them. One stage is plain
+// quantisation.
 #include <algorithm>
 #include <tuple>
 #include <vector>
@@ -8,7 +9,7 @@
 namespace vqfast {
 namespace {
 
-// Where the codes of each stage are, (stages, K, D), each contiguous.
+// Where the codes of each stage are: codebooks (stages, K, D), each contiguous.
 Pointers stages_of(const Tensor& codebooks) {
   Pointers codes(codebooks.size(0));
   const int64_t step = codebooks.stride(0) * size_of(codebooks.scalar_type());
@@ -17,10 +18,10 @@ Pointers stages_of(const Tensor& codebooks) {
   return codes;
 }
 
-// codes: of each stage, (K, D); indices (outer, inner, stages).
-Assigned assigned(const Tensor& z, const Pointers& codes, int64_t k, const Tensor& indices) {
-  Assigned v{};
-  v.type = type_of(z);
+// codes: of each stage, (k, D); indices (outer, inner, stages). The arguments outlive the problem.
+ResidualProblem problem_of(const Tensor& z, const Pointers& codes, int64_t k, const Tensor& indices) {
+  ResidualProblem v{};
+  v.precision = precision_of(z);
   v.z = z.const_data_ptr();
   v.codes = codes.data();
   v.indices = static_cast<const int64_t*>(indices.const_data_ptr());
@@ -29,60 +30,63 @@ Assigned assigned(const Tensor& z, const Pointers& codes, int64_t k, const Tenso
   return v;
 }
 
-// Vectors as they are, and at the end of a block `follow(here)`.
-template <class Follow>
-struct Straight {
-  const QuantizeKernel& kernel;
-  const Assigned& v;
-  char* rows;
-  Follow follow;
+// A thread's path through the stages (see Stages): each is given what the one before left, and after the last stage of
+// a block comes done(its vectors).
+template <class Done>
+struct ResidualPath {
+  const ResidualKernel& kernel;
+  const ResidualProblem& v;
+  char* residuals;  // (max_block, D)
+  Done done;
   Span here{};
 
-  void begin(Span block) { kernel.gather(v, here = block, rows); }
-  void enter(int64_t, Problem& p, Axis* axes) const {
-    p.x = rows, p.num_axes = 1;
-    axes[0] = {p.rows, v.d, v.stages};
+  void begin(Span block) { kernel.gather(v, here = block, residuals); }
+  void enter(int64_t, NearestProblem& p, Axis* axes) const {
+    p.x = residuals, p.num_axes = 1;
+    axes[0] = {p.vectors, v.d, v.stages};
   }
   void leave(int64_t stage) const {
-    if (stage + 1 < v.stages) kernel.subtract(v, here, stage, rows);
+    if (stage + 1 < v.stages) kernel.subtract(v, here, stage, residuals);
   }
-  void end() const { follow(here); }
+  void end() const { done(here); }
 };
 
-// The indices of what is assigned, by codes of a type.
-struct Search {
+// Finds the indices of a problem.
+struct ResidualSearch {
   const Kernels kernels;
-  const Assigned& v;
+  const ResidualProblem& v;
   Stages stages;
-  int64_t bytes;  // of a block's rows
-  Buffer<char> rows;
+  int64_t bytes;  // of a block's residuals
+  Buffer<char> residuals;
 
-  Search(const Kernels& kernels, const Assigned& v, Type type, const Pointers& codes, Tensor& indices)
+  // precision: of the codes.
+  ResidualSearch(
+      const Kernels& kernels, const ResidualProblem& v, Precision precision, const Pointers& codes, Tensor& indices)
       : kernels(kernels),
         v(v),
         stages(
-            kernels.nearest, type, v.outer * v.inner, v.d, v.k, 0, codes,
+            kernels.nearest, precision, v.outer * v.inner, v.d, v.k, 0, codes,
             static_cast<int64_t*>(indices.mutable_data_ptr())),
-        bytes(stages.block() * v.d * int64_t(type == Type::f64 ? sizeof(double) : sizeof(float))),
-        rows(stages.threads() * bytes) {}
+        bytes(stages.max_block() * v.d * wide_size(precision)),
+        residuals(stages.threads() * bytes) {}
 
-  // follow(thread, a block), once its indices are there
-  template <class Follow>
-  void run(const Follow& follow) {
-    stages.search([&](int64_t part) {
-      const auto own = [&follow, part](Span here) { follow(part, here); };
-      return Straight<decltype(own)>{kernels.quantize, v, rows.data() + part * bytes, own};
+  // done(thread, vectors) follows each block.
+  template <class Done>
+  void run(const Done& done) {
+    stages.search([&](int64_t thread) {
+      const auto own = [&done, thread](Span here) { done(thread, here); };
+      return ResidualPath<decltype(own)>{kernels.residual, v, residuals.data() + thread * bytes, own};
     });
   }
 };
 
-// Parts of the vectors that each have sums of their own, (stages, K, D). Their number is the problem's alone, so that no
-// sum depends on the number of threads. A power of two divides among most of those; four times as many vectors as a
-// stage's sums make these cheap, and two parts are for a thread each.
-int64_t parts_of(const Assigned& v) {
-  const int64_t rows = v.outer * v.inner;
-  int64_t parts = rows < 2 * v.k ? 1 : 2;
-  while (parts < 16 && 8 * parts * v.k <= rows) parts *= 2;
+// How many parts of the vectors have sums (stages, K, D) of their own. It depends on the problem alone, so that no sum
+// depends on the number of threads; as a power of two it divides among usual numbers of those. With four times as many
+// vectors as a stage has codes, a part's sums cost little; two parts always pay, one for each thread.
+int64_t parts_of(const ResidualProblem& v) {
+  const int64_t vectors = v.outer * v.inner;
+  int64_t parts = vectors < 2 * v.k ? 1 : 2;
+  while (parts < 16 && 8 * parts * v.k <= vectors) parts *= 2;
   return parts;
 }
 
@@ -92,14 +96,15 @@ Tensor zeros(std::initializer_list<int64_t> sizes, ScalarType type) {
   return made;
 }
 
-// Sums that parts add up apart, (parts, ...), and then onto the first one's, always in the same order.
-struct Shares {
+// Sums that each part adds up for itself, (parts, ...), zero at first; `join` adds them to the first part's, always in
+// the same order.
+struct PartSums {
   Tensor tensor;
   int64_t parts, count;
 
-  Shares(std::initializer_list<int64_t> sizes, ScalarType type)
+  PartSums(std::initializer_list<int64_t> sizes, ScalarType type)
       : tensor(zeros(sizes, type)), parts(*sizes.begin()), count(tensor.numel() / parts) {}
-  // Null where there is nothing to add up.
+  // The sums of a part; null where they have no numbers.
   void* of(int64_t part) const {
     if (count == 0) return nullptr;
     return static_cast<char*>(tensor.mutable_data_ptr()) + part * count * size_of(tensor.scalar_type());
@@ -123,83 +128,89 @@ struct Shares {
   }
 };
 
-// z (outer, D, inner) contiguous, codebooks (stages, K, D), each contiguous, float64 where z is, else float32 -> each
-// stage's codes of what the ones before it left over, int64 (outer, inner, stages); quantized, their sum, as z; each
-// stage's sum of (residual - e)^2, float64 (parts, stages); counts (parts, stages, K) and sums (parts, stages, K, D) of
-// the residuals. The first part has the whole; of no codes unless asked. A block of vectors is read once: it stays in
-// L2 from the first stage's search to its sums.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> quantize(const Tensor& z, const Tensor& codebooks, bool statistics) {
+// z (outer, D, inner) contiguous, codebooks (stages, K, D), each contiguous, float64 where z is, else float32 ->
+// - indices int64 (outer, inner, stages), each stage's codes of what the ones before it left;
+// - quantized, their sum, as z;
+// - errors float64 (parts, stages), the sums of (residual - e)^2;
+// - counts int64 (parts, stages, K) and sums (parts, stages, K, D) of the residuals of each code; K = 0 without
+//   `statistics`.
+// The totals are in the first part. A block of vectors is read once: it stays in L2 from its first search to its sums.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> residual_quantize(
+    const Tensor& z, const Tensor& codebooks, bool statistics) {
   const Kernels kernels = best_kernels();
   Tensor indices = empty({z.size(0), z.size(2), codebooks.size(0)}, ScalarType::Long);
   const Pointers books = stages_of(codebooks);
-  const Assigned v = assigned(z, books, codebooks.size(1), indices);
-  Search search(kernels, v, type_of(codebooks), books, indices);
+  const ResidualProblem v = problem_of(z, books, codebooks.size(1), indices);
+  ResidualSearch search(kernels, v, precision_of(codebooks), books, indices);
 
   const int64_t threads = search.stages.threads(), parts = statistics ? parts_of(v) : threads;
-  const int64_t codes = statistics ? v.k : 0, each = parts / threads;
+  const int64_t codes = statistics ? v.k : 0, parts_of_thread = parts / threads;
   Tensor quantized = empty(z.sizes(), z.dim(), z.scalar_type());
-  Shares errors({parts, v.stages}, ScalarType::Double), counts({parts, v.stages, codes}, ScalarType::Long);
-  Shares sums({parts, v.stages, codes, v.d}, codebooks.scalar_type());
-  const auto follow = [&](int64_t part, Span span) {
-    kernels.quantize.forward(
+  PartSums errors({parts, v.stages}, ScalarType::Double), counts({parts, v.stages, codes}, ScalarType::Long);
+  PartSums sums({parts, v.stages, codes, v.d}, codebooks.scalar_type());
+  const auto add_up = [&](int64_t part, Span span) {
+    kernels.residual.forward(
         v, span, quantized.mutable_data_ptr(), static_cast<double*>(errors.of(part)),
         static_cast<int64_t*>(counts.of(part)), sums.of(part));
   };
 
   const bool whole = search.stages.whole(parts);  // else the sums wait until all codes are found
   search.run([&](int64_t thread, Span here) {
-    if (!statistics) return follow(thread, here);
-    for (int64_t part = thread * each; whole && part < (thread + 1) * each; ++part) {
-      const Span own = search.stages.vectors_of(parts, part);
+    if (!statistics) return add_up(thread, here);
+    for (int64_t part = thread * parts_of_thread; whole && part < (thread + 1) * parts_of_thread; ++part) {
+      const Span own = search.stages.part(parts, part);
       const Span both{std::max(here.begin, own.begin), std::min(here.end, own.end)};
-      if (both.begin < both.end) follow(part, both);
+      if (both.begin < both.end) add_up(part, both);
     }
   });
   if (statistics && !whole)
-    for_parts(parts, parts, [&](int64_t part, Span) { follow(part, search.stages.vectors_of(parts, part)); });
-  for (const Shares* shares : {&errors, &counts, &sums}) shares->join();
+    for_parts(parts, parts, [&](int64_t part, Span) { add_up(part, search.stages.part(parts, part)); });
+  for (const PartSums* each : {&errors, &counts, &sums}) each->join();
   return {std::move(indices), std::move(quantized), std::move(errors.tensor), std::move(counts.tensor),
           std::move(sums.tensor)};
 }
 
-// z (outer, D, inner) contiguous, each stage's codebook (K, D) contiguous, float64 where z is, else float32 -> the
-// indices of `quantize`.
+// z (outer, D, inner) contiguous, codebooks: of each stage, (K, D) contiguous, float64 where z is, else float32 -> the
+// indices of `residual_quantize`.
 Tensor residual_codes(const Tensor& z, const std::vector<Tensor>& codebooks) {
   Tensor indices = empty({z.size(0), z.size(2), int64_t(codebooks.size())}, ScalarType::Long);
   Pointers books;
   for (const Tensor& book : codebooks) books.push_back(book.const_data_ptr());
-  const Assigned v = assigned(z, books, codebooks[0].size(0), indices);
-  Search(best_kernels(), v, type_of(codebooks[0]), books, indices).run([](int64_t, Span) {});
+  const ResidualProblem v = problem_of(z, books, codebooks[0].size(0), indices);
+  ResidualSearch(best_kernels(), v, precision_of(codebooks[0]), books, indices).run([](int64_t, Span) {});
   return indices;
 }
 
-// The arguments and indices of `quantize`, laid out as z the gradient of quantized, and slopes (stages) in the type of
-// codebooks -> the gradient of z, and sums of residual - e, (parts, stages, K, D) with the whole in the first part; of
-// no codes unless asked.
-std::tuple<Tensor, Tensor> quantize_backward(
+// The gradient of quantized, laid out as z; z, codebooks and indices of `residual_quantize`; slopes (stages) in the
+// dtype of codebooks ->
+// - the gradient of z: grad + the sum over stages of slopes[stage] * (residual - e);
+// - the sums of residual - e at each code, (parts, stages, K, D), with the totals in the first part; K = 0 without
+//   `differences`.
+std::tuple<Tensor, Tensor> residual_backward(
     const Tensor& grad, const Tensor& z, const Tensor& codebooks, const Tensor& indices, const Tensor& slopes,
-    bool residuals) {
-  const QuantizeKernel& kernel = best_kernels().quantize;
+    bool differences) {
+  const ResidualKernel& kernel = best_kernels().residual;
   const Pointers books = stages_of(codebooks);
-  const Assigned v = assigned(z, books, codebooks.size(1), indices);
-  const int64_t parts = residuals ? parts_of(v) : num_threads();
+  const ResidualProblem v = problem_of(z, books, codebooks.size(1), indices);
+  const int64_t parts = differences ? parts_of(v) : num_threads();
   Tensor grad_z = empty(z.sizes(), z.dim(), z.scalar_type());
-  Shares away({parts, v.stages, residuals ? v.k : 0, v.d}, codebooks.scalar_type());
+  PartSums sums({parts, v.stages, differences ? v.k : 0, v.d}, codebooks.scalar_type());
   for_parts(parts, v.outer * v.inner, [&](int64_t part, Span span) {
     kernel.backward(
-        v, span, grad.const_data_ptr(), slopes.const_data_ptr(), grad_z.mutable_data_ptr(), away.of(part));
+        v, span, grad.const_data_ptr(), slopes.const_data_ptr(), grad_z.mutable_data_ptr(), sums.of(part));
   });
-  away.join();
-  return {std::move(grad_z), std::move(away.tensor)};
+  sums.join();
+  return {std::move(grad_z), std::move(sums.tensor)};
 }
 
 }  // namespace
 
-void add_quantize(const Ops& ops) {
-  ops.add<quantize>("quantize(Tensor z, Tensor codebooks, bool statistics) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+void add_residual(const Ops& ops) {
+  ops.add<residual_quantize>(
+      "residual_quantize(Tensor z, Tensor codebooks, bool statistics) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   ops.add<residual_codes>("residual_codes(Tensor z, Tensor[] codebooks) -> Tensor");
-  ops.add<quantize_backward>(
-      "quantize_backward(Tensor grad, Tensor z, Tensor codebooks, Tensor indices, Tensor slopes, bool residuals)"
+  ops.add<residual_backward>(
+      "residual_backward(Tensor grad, Tensor z, Tensor codebooks, Tensor indices, Tensor slopes, bool differences)"
       " -> (Tensor, Tensor)");
 }
 

@@ -1,10 +1,10 @@
-// The training step once the codes are found: one pass over the vectors forward, one backward, whatever the number of
+// The training step once the codes are found: one pass over the vectors forward, one backward, for any number of
 // stages.
 //
-// Floor: read z, write quantized; read z and its gradient, write another: 5 x the bytes of a number. Vectors whose
-// channels aren't adjacent go through a tile in L1, so that codes and sums are always read along their rows. Each stage
-// adds the read of a code, 4 bytes a number, and of a sum that is written back, 8 bytes, each way: from the last cache,
-// which at many stages is what counts.
+// Floor: forward reads z and writes quantized, backward reads z and a gradient and writes another: 5 numbers of each
+// channel of a vector. Vectors whose channels aren't adjacent go through a buffer in L1, so that codes and sums are
+// always read along their channels. Each stage adds, each way, the read of a code, 4 bytes a number, and the read and
+// write of a sum, 8 bytes. Those come from the last cache, and with many stages they decide.
 
 #include "residual/residual.h"
 
@@ -13,38 +13,41 @@
 namespace vqfast::VQFAST_ISA {
 namespace {
 
-constexpr int64_t kPositions = 128, kChannels = 64;
+// Vectors and channels that are in L1 at a time.
+constexpr int64_t kVectors = 128, kChannels = 64;
 
+// For z of type T: a register of wide numbers, a wide number, a buffer of them, and the lanes of a register.
 template <class T>
-using Vector = typename Accumulate<T>::Product::Vector;
+using Register = typename Accumulate<T>::Arithmetic::Register;
 template <class T>
-using Number = typename Accumulate<T>::Product::Element;
+using Number = typename Accumulate<T>::Arithmetic::Element;
 template <class T>
-using Tile = Number<T>[kPositions][kChannels];
+using Staged = Number<T>[kVectors][kChannels];
 template <class T>
-constexpr int64_t kWidth = sizeof(Vector<T>) / sizeof(Number<T>);
+constexpr int64_t kWidth = sizeof(Register<T>) / sizeof(Number<T>);
 
-// Some vectors side by side: where they begin, their number, and the distances of vectors and of channels.
-struct Block {
-  int64_t at, count, first, position, channel;
+// Some vectors that follow each other at one distance: `first` and their number; where the first begins in z; the
+// distances of neighbouring vectors and of neighbouring channels. One of these is 1.
+struct Batch {
+  int64_t first, count, at, vector_stride, channel_stride;
 };
 
-// The block from vector n on.
-Block locate(const Assigned& v, int64_t n, int64_t end) {
-  if (v.inner == 1) return {n * v.d, least(kPositions, end - n), n, v.d, 1};
-  const int64_t a = n / v.inner, p = n % v.inner;
-  return {a * v.d * v.inner + p, least(kPositions, least(v.inner - p, end - n)), n, 1, v.inner};
+// The largest batch from vector n on, up to `end`.
+Batch batch_at(const ResidualProblem& v, int64_t n, int64_t end) {
+  if (v.inner == 1) return {n, min(kVectors, end - n), n * v.d, v.d, 1};
+  const int64_t o = n / v.inner, p = n % v.inner;
+  return {n, min(kVectors, min(v.inner - p, end - n)), o * v.d * v.inner + p, 1, v.inner};
 }
 
-// `count` channels of a block's vectors; up to the next whole register those beyond are 0.
+// Reads channels [first, first + count) of a batch. Behind them, up to the next whole register, are zeros.
 template <class T>
-void read(const T* from, const Block& b, int64_t first, int64_t count, Tile<T>& to) {
-  using V = Vector<T>;
-  from += b.at + first * b.channel;
-  if (b.channel == 1) {
+void read(const T* from, const Batch& b, int64_t first, int64_t count, Staged<T>& to) {
+  using V = Register<T>;
+  from += b.at + first * b.channel_stride;
+  if (b.channel_stride == 1) {
     for (int64_t p = 0; p < b.count; ++p)
       for (int64_t i = 0; i < count; i += kWidth<T>)
-        store(load_part<V>(from + p * b.position + i, count - i), to[p] + i);
+        store(load_part<V>(from + p * b.vector_stride + i, count - i), to[p] + i);
     return;
   }
   for (int64_t i = 0; i < count; i += kWidth<T>)
@@ -52,21 +55,22 @@ void read(const T* from, const Block& b, int64_t first, int64_t count, Tile<T>& 
       V rows[kWidth<T>];
 #pragma GCC unroll 16
       for (int64_t l = 0; l < kWidth<T>; ++l)
-        rows[l] = i + l < count ? load_part<V>(from + (i + l) * b.channel + p, b.count - p) : V{};
+        rows[l] = i + l < count ? load_part<V>(from + (i + l) * b.channel_stride + p, b.count - p) : V{};
       transpose(rows);
 #pragma GCC unroll 16
       for (int64_t l = 0; l < kWidth<T>; ++l) store(rows[l], to[p + l] + i);
     }
 }
 
+// Writes channels [first, first + count) of a batch.
 template <class T>
-void write(const Tile<T>& from, const Block& b, int64_t first, int64_t count, T* to) {
-  using V = Vector<T>;
-  to += b.at + first * b.channel;
-  if (b.channel == 1) {
+void write(const Staged<T>& from, const Batch& b, int64_t first, int64_t count, T* to) {
+  using V = Register<T>;
+  to += b.at + first * b.channel_stride;
+  if (b.channel_stride == 1) {
     for (int64_t p = 0; p < b.count; ++p)
       for (int64_t i = 0; i < count; i += kWidth<T>)
-        store_part<V>(load(from[p] + i), to + p * b.position + i, count - i);
+        store_part<V>(load(from[p] + i), to + p * b.vector_stride + i, count - i);
     return;
   }
   for (int64_t i = 0; i < count; i += kWidth<T>)
@@ -77,66 +81,69 @@ void write(const Tile<T>& from, const Block& b, int64_t first, int64_t count, T*
       transpose(rows);
 #pragma GCC unroll 16
       for (int64_t l = 0; l < kWidth<T>; ++l)
-        if (i + l < count) store_part(rows[l], to + (i + l) * b.channel + p, b.count - p);
+        if (i + l < count) store_part(rows[l], to + (i + l) * b.channel_stride + p, b.count - p);
     }
 }
 
-// Which of all stages' codes a vector's is.
-int64_t slot(const Assigned& v, int64_t n, int64_t stage) { return stage * v.k + v.indices[n * v.stages + stage]; }
+// The number of vector n's code of a stage among the codes of all stages.
+int64_t slot(const ResidualProblem& v, int64_t n, int64_t stage) {
+  return stage * v.k + v.indices[n * v.stages + stage];
+}
 
 template <class T>
-const Number<T>* code_of(const Assigned& v, int64_t n, int64_t stage) {
+const Number<T>* code_of(const ResidualProblem& v, int64_t n, int64_t stage) {
   return static_cast<const Number<T>*>(v.codes[stage]) + v.indices[n * v.stages + stage] * v.d;
 }
 
 template <class T>
-void gather(const Assigned& v, Span span, void* to) {
-  auto* rows = static_cast<Number<T>*>(to);
-  Tile<T> tile;
+void gather(const ResidualProblem& v, Span span, void* to) {
+  auto* vectors = static_cast<Number<T>*>(to);
+  Staged<T> staged;
   for (int64_t n = span.begin; n < span.end;) {
-    const Block b = locate(v, n, span.end);
+    const Batch b = batch_at(v, n, span.end);
     for (int64_t first = 0; first < v.d; first += kChannels) {
-      const int64_t count = least(kChannels, v.d - first);
-      read(static_cast<const T*>(v.z), b, first, count, tile);
-      for (int64_t p = 0; p < b.count; ++p) memcpy(rows + p * v.d + first, tile[p], sizeof(Number<T>) * count);
+      const int64_t count = min(kChannels, v.d - first);
+      read(static_cast<const T*>(v.z), b, first, count, staged);
+      for (int64_t p = 0; p < b.count; ++p) memcpy(vectors + p * v.d + first, staged[p], sizeof(Number<T>) * count);
     }
-    rows += b.count * v.d;
+    vectors += b.count * v.d;
     n += b.count;
   }
 }
 
 template <class T>
-void subtract(const Assigned& v, Span span, int64_t stage, void* from) {
-  auto* rows = static_cast<Number<T>*>(from);
-  for (int64_t n = span.begin; n < span.end; ++n, rows += v.d) {
+void subtract(const ResidualProblem& v, Span span, int64_t stage, void* from) {
+  auto* vector = static_cast<Number<T>*>(from);
+  for (int64_t n = span.begin; n < span.end; ++n, vector += v.d) {
     const Number<T>* code = code_of<T>(v, n, stage);
-    for (int64_t i = 0; i < v.d; ++i) rows[i] -= code[i];
+    for (int64_t i = 0; i < v.d; ++i) vector[i] -= code[i];
   }
 }
 
-Wide wide(Wide x) { return x; }
-Wide wide(Vec x) {  // its halves together
-  typedef float Narrow __attribute__((vector_size(sizeof(Vec) / 2)));
-  Narrow halves[2];
-  memcpy(halves, &x, sizeof x);
-  return __builtin_convertvector(halves[0], Wide) + __builtin_convertvector(halves[1], Wide);
+// The sum of the halves of a register, in float64.
+Doubles halves(Doubles x) { return x; }
+Doubles halves(Floats x) {
+  typedef float Narrow __attribute__((vector_size(sizeof(Floats) / 2)));
+  Narrow half[2];
+  memcpy(half, &x, sizeof x);
+  return __builtin_convertvector(half[0], Doubles) + __builtin_convertvector(half[1], Doubles);
 }
 
-// From the first stage on that was given a vector which isn't finite, everything of that vector is NaN.
+// Vector p of a batch isn't finite at some stage: from that stage on, all that comes of it is NaN.
 template <class T>
-void spoil(const Assigned& v, const Block& b, int64_t p, T* quantized, double* errors, Number<T>* sums) {
+void spoil(const ResidualProblem& v, const Batch& b, int64_t p, T* quantized, double* errors, Number<T>* sums) {
   const int64_t n = b.first + p;
   int64_t bad = v.stages;
   for (int64_t i = 0; i < v.d; ++i) {
-    auto residual = Number<T>(static_cast<const T*>(v.z)[b.at + p * b.position + i * b.channel]);
+    auto residual = Number<T>(static_cast<const T*>(v.z)[b.at + p * b.vector_stride + i * b.channel_stride]);
     for (int64_t stage = 0; stage < bad; ++stage) {
       if (!__builtin_isfinite(residual)) bad = stage;
       residual -= code_of<T>(v, n, stage)[i];
     }
   }
   if (bad == v.stages) return;
-  const auto nan = Vector<T>{} + __builtin_nanf("");
-  for (int64_t i = 0; i < v.d; ++i) store_part(nan, quantized + b.at + p * b.position + i * b.channel, 1);
+  const auto nan = Register<T>{} + __builtin_nanf("");
+  for (int64_t i = 0; i < v.d; ++i) store_part(nan, quantized + b.at + p * b.vector_stride + i * b.channel_stride, 1);
   for (int64_t stage = bad; stage < v.stages; ++stage) {
     errors[stage] = __builtin_nan("");
     for (int64_t i = 0; sums && stage > bad && i < v.d; ++i) sums[slot(v, n, stage) * v.d + i] = nan[0];
@@ -144,19 +151,19 @@ void spoil(const Assigned& v, const Block& b, int64_t p, T* quantized, double* e
 }
 
 template <class T>
-void forward(const Assigned& v, Span span, void* to, double* errors, int64_t* counts, void* adding) {
-  using V = Vector<T>;
+void forward(const ResidualProblem& v, Span span, void* to, double* errors, int64_t* counts, void* adding) {
+  using V = Register<T>;
   auto* quantized = static_cast<T*>(to);
   auto* sums = static_cast<Number<T>*>(adding);
-  Tile<T> residual, out;
+  Staged<T> residual, out;
   for (int64_t n = span.begin; n < span.end;) {
-    const Block b = locate(v, n, span.end);
+    const Batch b = batch_at(v, n, span.end);
     bool finite = true;
     for (int64_t first = 0; first < v.d; first += kChannels) {
-      const int64_t count = least(kChannels, v.d - first);
+      const int64_t count = min(kChannels, v.d - first);
       read(static_cast<const T*>(v.z), b, first, count, residual);
       for (int64_t stage = 0; stage < v.stages; ++stage) {
-        Wide error = {};
+        Doubles error = {};
         for (int64_t p = 0; p < b.count; ++p) {
           const Number<T>* code = code_of<T>(v, n + p, stage) + first;
           const int64_t at = slot(v, n + p, stage);
@@ -170,9 +177,9 @@ void forward(const Assigned& v, Span span, void* to, double* errors, int64_t* co
             store(left, residual[p] + i);
             squares += left * left;
           }
-          error += wide(squares);
+          error += halves(squares);
         }
-        const double here = total(error);
+        const double here = sum_lanes(error);
         errors[stage] += here;
         finite &= __builtin_isfinite(here) != 0;
       }
@@ -184,21 +191,22 @@ void forward(const Assigned& v, Span span, void* to, double* errors, int64_t* co
 }
 
 template <class T>
-void backward(const Assigned& v, Span span, const void* given, const void* steep, void* to, void* adding) {
-  using V = Vector<T>;
-  const auto* slopes = static_cast<const Number<T>*>(steep);
-  auto* away = static_cast<Number<T>*>(adding);
-  Tile<T> residual, grad;
+void backward(const ResidualProblem& v, Span span, const void* grad_quantized, const void* steepness, void* to,
+              void* adding) {
+  using V = Register<T>;
+  const auto* slopes = static_cast<const Number<T>*>(steepness);
+  auto* differences = static_cast<Number<T>*>(adding);
+  Staged<T> residual, grad;
   for (int64_t n = span.begin; n < span.end;) {
-    const Block b = locate(v, n, span.end);
+    const Batch b = batch_at(v, n, span.end);
     for (int64_t first = 0; first < v.d; first += kChannels) {
-      const int64_t count = least(kChannels, v.d - first);
+      const int64_t count = min(kChannels, v.d - first);
       read(static_cast<const T*>(v.z), b, first, count, residual);
-      read(static_cast<const T*>(given), b, first, count, grad);
+      read(static_cast<const T*>(grad_quantized), b, first, count, grad);
       for (int64_t stage = 0; stage < v.stages; ++stage)
         for (int64_t p = 0; p < b.count; ++p) {
           const Number<T>* code = code_of<T>(v, n + p, stage) + first;
-          Number<T>* sum = away ? away + slot(v, n + p, stage) * v.d + first : nullptr;
+          Number<T>* sum = differences ? differences + slot(v, n + p, stage) * v.d + first : nullptr;
           for (int64_t i = 0; i < count; i += kWidth<T>) {
             const V left = load(residual[p] + i) - load_part<V>(code + i, count - i);
             if (sum) store_part(load_part<V>(sum + i, count - i) + left, sum + i, count - i);
@@ -214,10 +222,13 @@ void backward(const Assigned& v, Span span, const void* given, const void* steep
 
 }  // namespace
 
-extern const QuantizeKernel quantize_kernel;
-#define VQFAST_ANY_TYPE(function) \
-  [](const Assigned& v, auto... rest) { with_type(v.type, [&](auto x) { function<decltype(x)>(v, rest...); }); }
-const QuantizeKernel quantize_kernel{
-    VQFAST_ANY_TYPE(gather), VQFAST_ANY_TYPE(subtract), VQFAST_ANY_TYPE(forward), VQFAST_ANY_TYPE(backward)};
+extern const ResidualKernel residual_kernel;
+// The function for the precision of z.
+#define VQFAST_ANY_PRECISION(function)                                               \
+  [](const ResidualProblem& v, auto... rest) {                                       \
+    with_precision(v.precision, [&](auto x) { function<decltype(x)>(v, rest...); }); \
+  }
+const ResidualKernel residual_kernel{VQFAST_ANY_PRECISION(gather), VQFAST_ANY_PRECISION(subtract),
+                                     VQFAST_ANY_PRECISION(forward), VQFAST_ANY_PRECISION(backward)};
 
 }  // namespace vqfast::VQFAST_ISA

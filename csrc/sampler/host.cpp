@@ -1,4 +1,4 @@
-// The host side of sampling.
+// The host side of sampling: its inputs, its threads, and the restriction of draws.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -12,8 +12,9 @@
 namespace vqfast {
 namespace {
 
-// Hides the logits that top_k and top_p leave out, as vqfast/sampling/draw.py says. What isn't finite is the draw's to report.
-void restrict_to(const Sampling& s, double* logits, void* scratch) {
+// Sets the logits (K) that top_k and top_p leave out to -inf, as vqfast/sampling/draw.py defines it. Logits with a NaN
+// stay as they are, for the draw to report. scratch: K numbers of 8 bytes.
+void restrict_to(const SamplerProblem& s, double* logits, void* scratch) {
   const int64_t k = s.num_embeddings;
   double* sorted = static_cast<double*>(scratch);
   auto* order = static_cast<int64_t*>(scratch);
@@ -21,8 +22,8 @@ void restrict_to(const Sampling& s, double* logits, void* scratch) {
   if (s.top_k > 0 && s.top_k < k) {
     std::copy(logits, logits + k, sorted);
     std::nth_element(sorted, sorted + s.top_k - 1, sorted + k, std::greater<>());
-    const double least = sorted[s.top_k - 1];
-    std::replace_if(logits, logits + k, [=](double x) { return x < least; }, -INFINITY);
+    const double smallest = sorted[s.top_k - 1];
+    std::replace_if(logits, logits + k, [=](double x) { return x < smallest; }, -INFINITY);
   }
   if (s.top_p >= 1 || s.temperature <= 0) return;
   for (int64_t i = 0; i < k; ++i) order[i] = i;
@@ -39,35 +40,28 @@ void restrict_to(const Sampling& s, double* logits, void* scratch) {
   }
 }
 
-// steps, terms, taps: rows of the structs in sampler.h; sizes: num_embeddings, batch, height, width, block,
-// condition_channels, the codes' rows, left and right, threads, groups, seed, top_k; all int64.
-Sampling sampling(
+// steps, terms, taps and sizes: int64, the fields of Step, Term, Tap and SamplerSizes (contract.def). The tensors
+// outlive the problem.
+SamplerProblem problem_of(
     const Tensor& steps, const Tensor& terms, const Tensor& taps, const Tensor& sizes, const Tensor& weights) {
-  Sampling s{};
-  const auto* size = static_cast<const int64_t*>(sizes.const_data_ptr());
-  const ScalarType type = weights.scalar_type();
-  s.precision = type == ScalarType::Double     ? Precision::f64
-                : type == ScalarType::BFloat16 ? Precision::bf16
-                                               : Precision::f32;
+  SamplerProblem s{};
+  static_cast<SamplerSizes&>(s) = *static_cast<const SamplerSizes*>(sizes.const_data_ptr());
+  s.precision = precision_of(weights);
   s.steps = static_cast<const Step*>(steps.const_data_ptr());
   s.terms = static_cast<const Term*>(terms.const_data_ptr());
   s.taps = static_cast<const Tap*>(taps.const_data_ptr());
   s.num_steps = steps.size(0);
   s.weights = weights.const_data_ptr();
-  s.num_embeddings = size[0], s.batch = size[1], s.height = size[2], s.width = size[3], s.block = size[4];
-  s.condition_channels = size[5];
-  s.cache = {size[6], size[7], size[8]};
-  s.threads = size[9], s.groups = size[10];
-  s.seed = uint64_t(size[11]), s.top_k = size[12];
   return s;
 }
 
-// A sampler's memory: weights packed, caches empty. labels (B), or none of them.
+// The memory of a sampler: its weights are packed, its caches empty. weights: float32, float64 or bfloat16. labels:
+// int64 (B), or (0).
 Tensor prepare_sampler(
     const Tensor& steps, const Tensor& terms, const Tensor& taps, const Tensor& sizes, const Tensor& weights,
     const Tensor& labels) {
   const SamplerKernel& kernel = best_kernels().sampler;
-  Sampling s = sampling(steps, terms, taps, sizes, weights);
+  SamplerProblem s = problem_of(steps, terms, taps, sizes, weights);
   s.labels = static_cast<const int64_t*>(labels.const_data_ptr());
   Buffer<char> memory(kernel.bytes(s));
   s.memory = memory.data();
@@ -76,13 +70,15 @@ Tensor prepare_sampler(
   return std::move(memory.tensor);
 }
 
-// Draws `count` positions of every image into codes, from `first` on.
+// Draws `count` positions of every sample, from `first` on in raster order, into codes (B, H, W). memory is what
+// `prepare_sampler` returned for the same program and sizes, or an earlier call has left; other arguments are as
+// SamplerProblem says.
 void run_sampler(
     const Tensor& steps, const Tensor& terms, const Tensor& taps, const Tensor& sizes, const Tensor& weights,
     const Tensor& condition, const Tensor& known, const Tensor& numbers, const Tensor& codes, const Tensor& memory,
     double temperature, double top_p, int64_t first, int64_t count) {
   const SamplerKernel& kernel = best_kernels().sampler;
-  Sampling s = sampling(steps, terms, taps, sizes, weights);
+  SamplerProblem s = problem_of(steps, terms, taps, sizes, weights);
   s.condition = condition.const_data_ptr();
   s.known = static_cast<const int64_t*>(known.const_data_ptr());
   s.numbers = static_cast<const int64_t*>(numbers.const_data_ptr());
@@ -91,7 +87,7 @@ void run_sampler(
   s.temperature = temperature, s.top_p = top_p;
   if (s.top_k > 0 || top_p < 1) s.restrict_to = restrict_to;
 
-  // Threads of our own, which wait for each other: a pool might not run all of them at once.
+  // The threads wait for each other. So they are new ones, as a pool might not run all of them at once.
   std::atomic<int> go{0};
   const auto work = [&](int64_t thread) {
     go.wait(0);

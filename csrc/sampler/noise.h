@@ -1,9 +1,10 @@
 // The draw: argmax of logits + temperature * gumbel, with the noise of vqfast/sampling/draw.py.
 //
-// Two logarithms a category in float64 would cost more than the network. A first pass computes the noise in float32, a
-// register at a time; categories whose score comes within twice its error of the best are compared in float64. The
-// error: u = (word + 1/2) / 2^32 and 1 - u are each rounded once (2^-24 relative), their logarithms are off by 2^-20
-// relative at most, so the outer logarithm is off by 2^-19 and its own 2^-20 of at most 23: kNoise is four times that.
+// Two logarithms of each category in float64 would cost more than the network. A first pass computes the noise in
+// float32, a register at a time; categories whose score comes within twice its error of the best are compared in
+// float64. The error: u = (word + 1/2) / 2^32 and 1 - u are each rounded once (2^-24 relative), their logarithms are
+// off by 2^-20 relative at most. So the outer logarithm is off by 2^-19, and by its own 2^-20 of 23 at most. kNoise is
+// four times that.
 #pragma once
 
 #include "shared/glibc.h"
@@ -13,14 +14,15 @@ namespace vqfast::VQFAST_ISA {
 namespace {
 
 constexpr double kNoise = 1e-4;
-constexpr int kWords = 64;  // computed at once
+constexpr int kWords = 64;  // words of noise that are computed at a time
 
+// What the noise of a position depends on: its number in raster order, the sample's number and the seed as two words.
 struct Counter {
   uint32_t position, low, high, key_low, key_high;
 };
 
-// A 32-bit word in each 64-bit lane; the upper half counts for nothing.
-typedef uint64_t Lanes64 __attribute__((vector_size(sizeof(Vec))));
+// A 32-bit word in each 64-bit lane, whose upper half is ignored; `product` fills all 64 bits.
+typedef uint64_t Lanes64 __attribute__((vector_size(sizeof(Floats))));
 inline Lanes64 product(Lanes64 words, uint32_t factor) {
 #if defined(__AVX512F__)
   return (Lanes64)_mm512_mul_epu32((__m512i)words, _mm512_set1_epi64(factor));
@@ -31,8 +33,8 @@ inline Lanes64 product(Lanes64 words, uint32_t factor) {
 #endif
 }
 
-// Philox 4x32-10 (Salmon et al. 2011): words [first, first + kWords) of the stream, word 4 c + i being output i of
-// counter c.
+// Philox 4x32-10 (Salmon et al. 2011): words [first, first + kWords) of a position's stream, where word 4 c + i is
+// output i of counter c.
 inline void philox(const Counter& at, uint32_t first, uint32_t (&words)[kWords]) {
   constexpr int kCounters = sizeof(Lanes64) / sizeof(uint64_t);
   for (int begin = 0; begin < kWords / 4; begin += kCounters) {
@@ -51,28 +53,31 @@ inline void philox(const Counter& at, uint32_t first, uint32_t (&words)[kWords])
   }
 }
 
+// The noise that a word stands for.
 inline double gumbel(uint32_t word) { return -__builtin_log(-__builtin_log((word + 0.5) * 0x1p-32)); }
 
-typedef int32_t Ints __attribute__((vector_size(sizeof(Vec))));
+typedef int32_t Ints __attribute__((vector_size(sizeof(Floats))));
 
-// log(x) for normal x > 0: the exponent, and 2 artanh of what is left.
-[[gnu::always_inline]] inline Vec fast_log(Vec x) {
+// log(x) of normal x > 0: exponent * log(2) + 2 artanh((m - 1) / (m + 1)) with the mantissa m.
+[[gnu::always_inline]] inline Floats fast_log(Floats x) {
   const Ints bits = (Ints)x, exponent = (bits - 0x3f3504f3) >> 23;
-  const Vec rest = (Vec)(bits - (exponent << 23)), s = (rest - 1) / (rest + 1), t = s * s;
-  return __builtin_convertvector(exponent, Vec) * 0.69314718f +
+  const Floats rest = (Floats)(bits - (exponent << 23)), s = (rest - 1) / (rest + 1), t = s * s;
+  return __builtin_convertvector(exponent, Floats) * 0.69314718f +
          s * (2 + t * (0.66666667f + t * (0.4f + t * (0.28571429f + t * 0.22222222f))));
 }
 
-[[gnu::always_inline]] inline Vec fast_gumbel(Ints words) {
-  const Ints upper = words < 0;  // there 1 - u is exact to rounding, u isn't
-  const Vec t = (__builtin_convertvector(upper ? ~words : words, Vec) + 0.5f) * 0x1p-32f;
-  const Vec s = t / (2 - t), q = s * s;
-  const Vec series =  // of -log(1 - t)
+// `gumbel` in float32, off by kNoise / 4 at most.
+[[gnu::always_inline]] inline Floats fast_gumbel(Ints words) {
+  const Ints upper = words < 0;  // u above 1/2, where 1 - u is exact to rounding and u isn't
+  const Floats t = (__builtin_convertvector(upper ? ~words : words, Floats) + 0.5f) * 0x1p-32f;
+  const Floats s = t / (2 - t), q = s * s;
+  const Floats series =  // of -log(1 - t)
       s * (2 + q * (0.66666667f + q * (0.4f + q * (0.28571429f + q * (0.22222222f + q * 0.18181818f)))));
   return -fast_log(upper ? series : -fast_log(t));
 }
 
-// The code; -1 where a logit is NaN or the highest isn't finite. `scores` has room for k floats, rounded up to kWords.
+// The drawn code of logits (k); -1 where one is NaN or the largest isn't finite. scores: room for k floats, rounded up
+// to kWords.
 template <class L>
 int64_t draw(const L* logits, int64_t k, double temperature, const Counter& at, float* scores) {
   const int64_t padded = (k + kWords - 1) / kWords * kWords;
@@ -81,37 +86,37 @@ int64_t draw(const L* logits, int64_t k, double temperature, const Counter& at, 
 
   uint32_t words[kWords];
   const float infinity = __builtin_inff(), t = float(temperature);
-  Vec best = Vec{} - infinity, largest = {}, finite = {};  // finite: NaN where a logit is
+  Floats best = Floats{} - infinity, largest = {}, finite = {};  // finite: NaN where a logit is
   for (int64_t first = 0; first < padded; first += kWords) {
     philox(at, uint32_t(first), words);
     for (int i = 0; i < kWords; i += kLanes) {
       Ints word;
       memcpy(&word, words + i, sizeof word);
-      const Vec logit = load(scores + first + i), size = logit < 0 ? -logit : logit;
-      const Vec score = logit + t * fast_gumbel(word);
+      const Floats logit = load(scores + first + i), size = logit < 0 ? -logit : logit;
+      const Floats score = logit + t * fast_gumbel(word);
       finite = logit != logit ? logit : finite;
-      largest = max(largest, size < infinity ? size : Vec{});
+      largest = max(largest, size < infinity ? size : Floats{});
       best = max(best, score);
       store(score, scores + first + i);
     }
   }
-  const double reach = double(highest(largest)) + 23 * temperature;
-  const float least = highest(best) - 2 * float(kNoise * temperature + 0x1p-21 * reach);
-  const bool bounded = least - least == 0;  // else float32 doesn't hold the scores: look at all
+  const double reach = double(max_lane(largest)) + 23 * temperature;
+  const float threshold = max_lane(best) - 2 * float(kNoise * temperature + 0x1p-21 * reach);
+  const bool bounded = threshold - threshold == 0;  // else float32 doesn't hold the scores: compare all in float64
   int64_t code = -1;
   bool failed = false;
   for (int l = 0; l < kLanes; ++l) failed |= finite[l] != finite[l];
-  double most = -__builtin_inf();
+  double highest = -__builtin_inf();
   for (int64_t first = 0, drawn = -1; first < padded; first += kLanes) {
-    const uint32_t within = bounded ? at_least(load(scores + first), Vec{} + least) : (1u << kLanes) - 1;
+    const uint32_t within = bounded ? lanes_at_least(load(scores + first), Floats{} + threshold) : (1u << kLanes) - 1;
     for (uint32_t lanes = within; lanes; lanes &= lanes - 1) {
       const int64_t i = first + __builtin_ctz(lanes);
       if (i / kWords != drawn) philox(at, uint32_t((drawn = i / kWords) * kWords), words);
-      const double score = i < k ? double(logits[i]) + temperature * gumbel(words[i % kWords]) : most;
-      if (score > most) most = score, code = i;
+      const double score = i < k ? double(logits[i]) + temperature * gumbel(words[i % kWords]) : highest;
+      if (score > highest) highest = score, code = i;
     }
   }
-  return failed || most > __DBL_MAX__ ? -1 : code;
+  return failed || highest > __DBL_MAX__ ? -1 : code;
 }
 
 }  // namespace

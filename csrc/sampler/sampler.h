@@ -1,70 +1,51 @@
-// What library_sampler.cpp hands to the kernel of sampler.cpp: a sampling program as plain data.
+// What the host hands to the sampler's kernel: a sampling program as plain data (vqfast/sampling/program.py says what
+// it means), and one call's inputs and outputs.
 #pragma once
 
 #include <cstdint>
 
+#include "shared/contract.h"
+#include "shared/precision.h"
+
 namespace vqfast {
 
-// The columns of the tensors `taps`, `terms` and `steps`; what they mean says vqfast/sampling/program.py.
-struct Tap {
-  int64_t dy, dx;
-  int64_t early;  // whether it can be read when its row starts
-};
+constexpr int64_t kCodes = int64_t(Source::codes), kCondition = int64_t(Source::condition);
 
-struct Term {
-  int64_t source, channels;
-  int64_t weight;  // where in the weights, -1 for none
-  int64_t first_tap, num_taps;
-};
-constexpr int64_t kCodes = -1, kCondition = -2;
-
-struct Step {
-  int64_t width, activation, phase, residual;
-  int64_t bias, label_bias;    // where in the weights, -1 for none
-  int64_t rows, left, right;   // of the grid that its cache keeps: rows, columns beside a block
-  int64_t first_term, num_terms;
-};
-// In the order of vqfast/sampling/activations.py; from kGate on they multiply two halves of the sums.
-enum Activation : int64_t { kNone, kRelu, kElu, kSilu, kGelu, kSigmoid, kTanh, kGate, kGlu, kProduct };
-enum Phase : int64_t { kRow, kPosition, kCode };
-
-// The codes' own cache.
-struct CodeCache {
+// What a cache keeps: so many of the last rows of the grid, and of each a block and columns left and right of it.
+struct CacheShape {
   int64_t rows, left, right;
 };
 
-enum class Precision { f32, f64, bf16 };  // bf16: weights only, the rest is float32
-
-struct Sampling {
-  Precision precision;
-  const Step* steps;
+// All memory is the host's. B is `batch`, the number of samples; H and W are the grid's height and width. Values are
+// float64 where weights are, else float32.
+struct SamplerProblem : SamplerSizes {
+  Precision precision;     // of weights: f32, f64 or bf16
+  const Step* steps;       // (num_steps)
   const Term* terms;
   const Tap* taps;
   int64_t num_steps;
-  CodeCache cache;
-  const void* weights;
-  int64_t num_embeddings, batch, height, width;
-  int64_t block;               // columns of a row that are kept at once
-  int64_t condition_channels;
-  const void* condition;       // (B, condition_channels, H, W) in the values' type
-  const int64_t *labels, *known, *numbers;  // (B) or null, (B, H, W), (B)
-  int64_t* codes;              // (B, H, W)
-  uint64_t seed;
-  double temperature;
-  // Hides the logits that a draw may not choose; null where all may be.
-  void (*restrict_to)(const Sampling&, double* logits, void* scratch);
-  int64_t top_k;               // 0: all
-  double top_p;                // 1: all
-  int64_t threads, groups;     // the images are split over groups of threads; a group's split the channels
-  char* memory;
+  const void* weights;     // all matrices and biases, one after another
+  const void* condition;   // (B, condition_channels, H, W), as values
+  const int64_t* labels;   // (B), or null
+  const int64_t* known;    // (B, H, W), codes that are given, -1 where they are to be drawn
+  const int64_t* numbers;  // (B), the number of each sample, which its noise depends on
+  int64_t* codes;          // (B, H, W), the result
+  double temperature;      // 0: the most probable code
+  double top_p;            // 1: all codes
+  // Sets logits (K) that a draw may not choose to -inf. scratch: K numbers of 8 bytes. Null where all may be chosen.
+  void (*restrict_to)(const SamplerProblem&, double* logits, void* scratch);
+  char* memory;            // `bytes`, kept from `begin` to the last `run`
+
+  CacheShape code_cache() const { return {code_rows, code_left, code_right}; }
 };
 
 struct SamplerKernel {
-  int64_t (*bytes)(const Sampling&);               // of memory
-  void (*begin)(const Sampling&);                  // lays it out
-  void (*pack)(const Sampling&, int64_t step);     // packs a step's weights, clears its caches
-  // One thread's share of the positions from `first` on; a code is -1 where its logits are NaN or have no finite maximum.
-  void (*run)(const Sampling&, int64_t thread, int64_t first, int64_t count);
+  int64_t (*bytes)(const SamplerProblem&);              // of memory
+  void (*begin)(const SamplerProblem&);                 // lays it out
+  void (*pack)(const SamplerProblem&, int64_t step);    // packs a step's weights, clears its caches; once for each step
+  // One thread's share of `count` positions from `first` on, in raster order. All threads must run at once: they wait
+  // for each other. A code is -1 where its logits are NaN or have no finite maximum.
+  void (*run)(const SamplerProblem&, int64_t thread, int64_t first, int64_t count);
 };
 
 }  // namespace vqfast

@@ -1,5 +1,5 @@
-// Versions of glibc's functions that torch's own wheels have too: else a library that is built where glibc is newer
-// than 2.28 loads nowhere else. The results are the same.
+// Asks for the versions of glibc's functions that torch's own wheels ask for. Otherwise a library that is built where
+// glibc is newer than 2.28 would load only there. The results are the same.
 #pragma once
 
 #if defined(__gnu_linux__) && defined(__x86_64__)

@@ -1,37 +1,41 @@
-// Activations, and the gradient of the gate of a gated convolution, a register at a time.
+// Activations, and the gradient of a gate, a register at a time.
 #pragma once
 
+#include "shared/contract.h"
 #include "simd/tile.h"
 
 namespace vqfast::VQFAST_ISA {
 namespace {
 
-template <class V>
-struct Exponential;  // what exp needs: the Taylor terms for |x| <= log(2) / 2, and how the exponent is stored
+// What `exp_less` needs: kTerms Taylor terms for |x| <= log(2) / 2, log(2) as kHigh + kLow, the number kRound whose
+// addition leaves the nearest integer in the low bits, the bits of the mantissa, and an argument whose exponential is
+// as good as 0.
+template <class Register>
+struct Exponential;
 template <>
-struct Exponential<Vec> {
+struct Exponential<Floats> {
   using T = float;
-  typedef int32_t Bits __attribute__((vector_size(sizeof(Vec))));
+  typedef int32_t Bits __attribute__((vector_size(sizeof(Floats))));
   static constexpr int kTerms = 7, kMantissa = 23;
-  static constexpr float kRound = 0x1.8p23f, kHigh = 0x1.62e4p-1f, kLow = 0x1.7f7d1cp-20f, kLeast = -87;
+  static constexpr float kRound = 0x1.8p23f, kHigh = 0x1.62e4p-1f, kLow = 0x1.7f7d1cp-20f, kSmallest = -87;
 };
 template <>
-struct Exponential<Wide> {
+struct Exponential<Doubles> {
   using T = double;
-  typedef int64_t Bits __attribute__((vector_size(sizeof(Wide))));
+  typedef int64_t Bits __attribute__((vector_size(sizeof(Doubles))));
   static constexpr int kTerms = 13, kMantissa = 52;
-  static constexpr double kRound = 0x1.8p52, kHigh = 0x1.62e42fefa38p-1, kLow = 0x1.ef35793c7673p-45, kLeast = -708;
+  static constexpr double kRound = 0x1.8p52, kHigh = 0x1.62e42fefa38p-1, kLow = 0x1.ef35793c7673p-45, kSmallest = -708;
 };
 
-// exp(x) - kLess, which is 0 or 1, for x <= 0, to rounding, relative. NaN stays.
+// exp(x) - kLess for x <= 0, where kLess is 0 or 1; the relative error is that of rounding. NaN stays NaN.
 template <int kLess, class V>
 [[gnu::always_inline]] inline V exp_less(V x) {
   using E = Exponential<V>;
   using T = typename E::T;
   using Bits = typename E::Bits;
-  const V least = V{} + E::kLeast;
-  x = x < least ? least : x;
-  V whole = x * T(1.4426950408889634) + E::kRound;  // the nearest integer, in the low bits
+  const V smallest = V{} + E::kSmallest;
+  x = x < smallest ? smallest : x;
+  V whole = x * T(1.4426950408889634) + E::kRound;
   const Bits exponent = (Bits)whole;
   whole -= E::kRound;
   const V rest = x - whole * E::kHigh - whole * E::kLow;
@@ -67,7 +71,7 @@ template <class V>
   return x < 0 ? exp_less<1>(x < 0 ? x : V{}) : x;
 }
 
-// x times the normal distribution's probability of less than x.
+// x times the probability that a standard normal variable is below x.
 template <class V>
 [[gnu::always_inline]] inline V gelu(V x) {
   using T = typename Exponential<V>::T;
@@ -82,10 +86,35 @@ struct Gate {
   [[gnu::always_inline]] Gate(V a, V b)
       : tanh(VQFAST_ISA::tanh(a)), sigmoid(VQFAST_ISA::sigmoid(b)) {}
   [[gnu::always_inline]] V value() const { return tanh * sigmoid; }
-  // To a and to b, for a gradient of 1.
+  // The derivatives by a and by b.
   [[gnu::always_inline]] V to_a() const { return (1 - tanh * tanh) * sigmoid; }
   [[gnu::always_inline]] V to_b() const { return tanh * sigmoid * (1 - sigmoid); }
 };
+
+constexpr bool is_paired(Activation activation) { return activation >= Activation::gate; }
+
+// An activation of sums.
+template <class V>
+[[gnu::always_inline]] inline V activated(Activation activation, V x) {
+  switch (activation) {
+    case Activation::relu: return x < 0 ? V{} : x;
+    case Activation::elu: return elu(x);
+    case Activation::silu: return x * sigmoid(x);
+    case Activation::gelu: return gelu(x);
+    case Activation::sigmoid: return sigmoid(x);
+    case Activation::tanh: return tanh(x);
+    default: return x;
+  }
+}
+// An activation of pairs of sums.
+template <class V>
+[[gnu::always_inline]] inline V activated(Activation activation, V a, V b) {
+  switch (activation) {
+    case Activation::gate: return Gate<V>(a, b).value();
+    case Activation::glu: return a * sigmoid(b);
+    default: return a * b;
+  }
+}
 
 }  // namespace
 }  // namespace vqfast::VQFAST_ISA

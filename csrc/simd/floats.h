@@ -1,22 +1,27 @@
-// The floating-point types that tensors hold, and their numbers in and out of vectors.
+// The four floating-point precisions that tensors have: their numbers in and out of registers, rounded to nearest.
 #pragma once
 
-#include "nearest/nearest.h"
+#include "shared/precision.h"
 #include "simd/tile.h"
 
 namespace vqfast::VQFAST_ISA {
 namespace {
 
-// bf16's bits of a float32's, rounded to nearest; of one, or in vectors.
+typedef uint32_t Bits32 __attribute__((vector_size(sizeof(Floats))));
+typedef uint16_t Bits16 __attribute__((vector_size(sizeof(Floats) / 2)));
+
+// The bits of the bfloat16 nearest to a float32, both as uint32 or Bits32; NaN stays NaN.
 template <class Bits>
 Bits narrow_to_bf16(Bits wide) {
   return (wide & 0x7fffffffu) > 0x7f800000u ? wide >> 16 | 0x40u : (wide + 0x7fffu + (wide >> 16 & 1u)) >> 16;
 }
 
-// The other sixteen bits, and how they become and are made from those of a float32, one by one or in vectors.
-struct Half {
+// A float16 number in memory. `widen` and `narrow` convert bits to and from those of a float32, of one number (uint32)
+// or of a register (Bits32).
+struct Fp16 {
   uint16_t bits;
-  // A float of the same bits has an exponent that is too small by 112; scaled, subnormals come right too.
+  // A float32 with float16's bits in place has an exponent that is too small by 112. Scaling mends that, and makes
+  // subnormals right too.
   template <class Bits>
   static Bits widen(Bits narrow) {
     const Bits sign = (narrow & 0x8000u) << 16, rest = (narrow & 0x7fffu) << 13;
@@ -26,7 +31,7 @@ struct Half {
   static Bits narrow(Bits wide) {
     const Bits sign = wide >> 16 & 0x8000u, size = wide & 0x7fffffffu;
     const Bits normal = (size - (112u << 23) + 0xfffu + (size >> 13 & 1u)) >> 13;
-    const Bits subnormal = added(size, 0.5f) - (126u << 23);  // its bits shifted to the end, rounded
+    const Bits subnormal = added(size, 0.5f) - (126u << 23);  // the addition shifts its bits to the end and rounds
     const Bits finite = size < 113u << 23 ? subnormal : normal;
     return sign | (size > 0x7f800000u ? Bits{} + 0x7e00u : size >= 0x477ff000u ? Bits{} + 0x7c00u : finite);
   }
@@ -40,78 +45,76 @@ struct Half {
     return __builtin_bit_cast(uint32_t, __builtin_bit_cast(float, bits) + to);
   }
   template <class Bits>
-  static Bits scaled(Bits bits, float by) { return (Bits)((Vec)bits * by); }
+  static Bits scaled(Bits bits, float by) { return (Bits)((Floats)bits * by); }
   template <class Bits>
-  static Bits added(Bits bits, float to) { return (Bits)((Vec)bits + to); }
+  static Bits added(Bits bits, float to) { return (Bits)((Floats)bits + to); }
 };
 
+// f(a number of the type that a precision names)
 template <class F>
-auto with_type(Type type, F f) {
-  switch (type) {
-    case Type::f64: return f(double{});
-    case Type::bf16: return f(Bf16{});
-    case Type::f16: return f(Half{});
+auto with_precision(Precision precision, F f) {
+  switch (precision) {
+    case Precision::f64: return f(double{});
+    case Precision::bf16: return f(Bf16{});
+    case Precision::f16: return f(Fp16{});
     default: return f(float{});
   }
 }
 
-// What sums of a type are held in.
+// How numbers of type T are multiplied and summed: in float64 if T is that, else in float32.
 template <class T>
 struct Accumulate {
-  using Product = Single;
+  using Arithmetic = Float32;
 };
 template <>
 struct Accumulate<double> {
-  using Product = Double;
+  using Arithmetic = Float64;
 };
 
-typedef uint32_t WideBits __attribute__((vector_size(sizeof(Vec))));
-typedef uint16_t NarrowBits __attribute__((vector_size(sizeof(Vec) / 2)));
-
-// Whole vectors of any type's numbers.
-template <class V, class T>
-[[gnu::always_inline]] inline V load_as(const T* from) {
-  if constexpr (__is_same(T, Half)) {
-    NarrowBits bits;
+// A whole register of numbers of any type, widened or narrowed.
+template <class Register, class T>
+[[gnu::always_inline]] inline Register load_as(const T* from) {
+  if constexpr (__is_same(T, Fp16)) {
+    Bits16 bits;
     memcpy(&bits, from, sizeof bits);
-    return (V)Half::widen(__builtin_convertvector(bits, WideBits));
+    return (Register)Fp16::widen(__builtin_convertvector(bits, Bits32));
   } else {
     return load(from);
   }
 }
-template <class V, class T>
-[[gnu::always_inline]] inline void store_as(V v, T* to) {
+template <class Register, class T>
+[[gnu::always_inline]] inline void store_as(Register numbers, T* to) {
   if constexpr (sizeof(T) == 2) {
-    WideBits wide = (WideBits)v;
-    if constexpr (__is_same(T, Half))
-      wide = Half::narrow(wide);
+    Bits32 wide = (Bits32)numbers;
+    if constexpr (__is_same(T, Fp16))
+      wide = Fp16::narrow(wide);
     else
       wide = narrow_to_bf16(wide);
-    const NarrowBits bits = __builtin_convertvector(wide, NarrowBits);
+    const Bits16 bits = __builtin_convertvector(wide, Bits16);
     memcpy(to, &bits, sizeof bits);
   } else {
-    store(v, to);
+    store(numbers, to);
   }
 }
 
-// The first `count` numbers of a vector, the others 0.
-template <class V, class T>
-[[gnu::always_inline]] inline V load_part(const T* from, int64_t count) {
-  constexpr int kWidth = sizeof(V) / sizeof(V{}[0]);
-  if (count >= kWidth) return load_as<V>(from);
+// As `load_as` and `store_as`, of the first `count` numbers alone: memory behind them isn't touched, other lanes are 0.
+template <class Register, class T>
+[[gnu::always_inline]] inline Register load_part(const T* from, int64_t count) {
+  constexpr int kWidth = sizeof(Register) / sizeof(Register{}[0]);
+  if (count >= kWidth) return load_as<Register>(from);
 #if defined(__AVX512F__)
   if constexpr (__is_same(T, float)) return _mm512_maskz_loadu_ps((1u << count) - 1, from);
 #endif
   T part[kWidth] = {};
   for (int i = 0; i < count; ++i) part[i] = from[i];
-  return load_as<V>(part);
+  return load_as<Register>(part);
 }
-template <class V, class T>
-[[gnu::always_inline]] inline void store_part(V v, T* to, int64_t count) {
-  constexpr int kWidth = sizeof(V) / sizeof(V{}[0]);
-  if (count >= kWidth) return store_as(v, to);
+template <class Register, class T>
+[[gnu::always_inline]] inline void store_part(Register numbers, T* to, int64_t count) {
+  constexpr int kWidth = sizeof(Register) / sizeof(Register{}[0]);
+  if (count >= kWidth) return store_as(numbers, to);
   T part[kWidth];
-  store_as(v, part);
+  store_as(numbers, part);
   for (int i = 0; i < count; ++i) to[i] = part[i];
 }
 

@@ -255,5 +255,7 @@ def test_an_installed_library_that_can_not_run_is_explained_and_replaced(
         assert not calls.exists()
     else:
         assert warned.count("vqfast compiled its native library anew: ") == 1
-        assert {"cut": "can't be loaded", "another": "vqfast_wanted"}.get(installed, "none_such") in warned
+        assert {"cut": "can't be loaded", "another": "vqfast_torch_functions"}.get(
+            installed, "none_such"
+        ) in warned
         assert links(calls) == 1

@@ -20,7 +20,7 @@ def work():
         pytest.skip(reason)
 
     def count(x: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
-        return torch.ops.vqfast_native.nearest_work(x, codebook) / len(x)
+        return torch.ops.vqfast_native.nearest_counts(x, codebook) / len(x)
 
     return count
 

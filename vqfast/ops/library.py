@@ -1,7 +1,8 @@
 """The library of native ops: as it was installed, else compiled on first use into the user's cache.
 
 Its ops are ``torch.ops.vqfast_native.*``. It calls torch through C functions that are stable since torch 2.10
-and that it is handed here: one binary fits every Python and every torch since, and is built without either.
+and that this module hands to it. So one binary fits every Python and every torch since, and is built without
+either.
 """
 
 from __future__ import annotations
@@ -24,14 +25,16 @@ import torch
 
 from vqfast.files import take_lock
 from vqfast.ops import build
+from vqfast.ops.contract import Contract
 
 _SAY_AFTER, _GIVE_UP_AFTER = 5.0, 1800.0  # seconds of waiting for another process that compiles
 _LOG = logging.getLogger("vqfast")
+_loaded: ctypes.CDLL | None = None
 
 
 @functools.cache
 def unavailable() -> str | None:
-    """Why the library can't be used, ``None`` once it is loaded. The first call may compile it."""
+    """Why the library can't be used; ``None`` once it is loaded. The first call may compile it."""
     reasons = []
     for find in (_installed, _compiled) if build.PREBUILT.exists() else (_compiled,):
         try:
@@ -48,25 +51,43 @@ def unavailable() -> str | None:
     return reason
 
 
+@functools.cache
+def contract() -> Contract:
+    """The structs and enums of the library.
+
+    Raises:
+        RuntimeError: the library can't be used.
+    """
+    if (reason := unavailable()) is not None or _loaded is None:
+        raise RuntimeError(reason)
+    return Contract(_loaded.vqfast_contract().decode())
+
+
 def _register(path: Path) -> None:
-    """Hands the library the functions of torch's that it wants; it registers its ops.
+    """Loads a library and hands it the functions of torch that it calls, so that it registers its ops.
 
     Raises:
         OSError: it can't be loaded.
         AttributeError: it is another library, or torch is older than 2.10.
+        RuntimeError: torch refuses an op.
     """
+    global _loaded
     library = ctypes.CDLL(str(path))
-    library.vqfast_wanted.restype = ctypes.POINTER(ctypes.c_char_p)
+    library.vqfast_torch_functions.restype = ctypes.POINTER(ctypes.c_char_p)
     library.vqfast_register.restype = ctypes.c_bool
-    names = itertools.takewhile(lambda name: name is not None, library.vqfast_wanted())
-    functions = ctypes.CDLL(torch._C.__file__)  # what it depends on is searched too
+    library.vqfast_contract.restype = ctypes.c_char_p
+    names = itertools.takewhile(lambda name: name is not None, library.vqfast_torch_functions())
+    functions = ctypes.CDLL(torch._C.__file__)  # the libraries that it depends on are searched too
     pointers = [ctypes.cast(functions[name.decode()], ctypes.c_void_p) for name in names]
     if not library.vqfast_register((ctypes.c_void_p * len(pointers))(*pointers)):
         raise RuntimeError(f"torch {torch.__version__} doesn't take the ops of {path}")
+    _loaded = library
 
 
 def _installed() -> Path:
-    """The library that was installed; one that isn't as it was built (stripped, cut) might kill the process.
+    """The library that was installed.
+
+    One that isn't as it was built (stripped or cut) might kill its process: another one loads it first.
 
     Raises:
         OSError: it can't be loaded.
@@ -77,7 +98,7 @@ def _installed() -> Path:
 
 
 def _compiled() -> Path:
-    """The library of these sources in the user's cache, compiled if it isn't there."""
+    """The library of these sources and this compiler in the user's cache, compiled if it isn't there."""
     compiler, own = build.find_compiler(), build.own_variants()
     programs = [Path(found).stat() for word in compiler if (found := shutil.which(word))]
     built_by = (compiler, [(p.st_size, p.st_mtime_ns) for p in programs], build.FLAGS, build.VARIANTS, own)
@@ -95,7 +116,7 @@ def _compiled() -> Path:
 
 
 def _cache() -> Path:
-    """A folder that nobody else can write to: what lies in it will run.
+    """A folder that nobody else can write to, as code in it will run.
 
     Raises:
         RuntimeError: there is none.
@@ -115,7 +136,10 @@ def _cache() -> Path:
 
 
 def _private(path: Path, sticky: bool = False) -> bool:
-    """Whether only root and the user can write to ``path``; a ``sticky`` folder keeps what they have."""
+    """Whether only root and the user can write to ``path``.
+
+    With ``sticky``, a sticky folder counts as private: others can't replace files in it.
+    """
     info = path.lstat()
     if os.name != "posix":
         return True
@@ -133,7 +157,9 @@ def _usable(target: Path) -> bool:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Waits for another process that compiles, and says so; the system frees the lock of one that dies.
+    """Holds the lock ``path``. Waits for another process that compiles, and says so.
+
+    The system frees the lock of a process that dies.
 
     Raises:
         RuntimeError: it takes too long.

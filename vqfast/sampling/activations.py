@@ -22,7 +22,7 @@ _PAIRED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "product": lambda a, b: a * b,
 }
 PAIRED = tuple(_PAIRED)  # of two halves of the sums
-ACTIVATIONS = (*_SINGLE, *PAIRED)  # in csrc/sampler/sampler.h's order
+ACTIVATIONS = (*_SINGLE, *PAIRED)
 
 
 def channels(width: int, activation: str) -> int:

@@ -7,8 +7,8 @@ import functools
 import torch
 from torch import Tensor
 
+from vqfast.ops import library
 from vqfast.ops.masked_conv.layout import (
-    ACTIVATIONS,
     embedded,
     empty,
     keeps_sums,
@@ -17,22 +17,28 @@ from vqfast.ops.masked_conv.layout import (
 )
 
 
+@functools.cache
+def _number(activation: str) -> int:
+    """The number of an activation in the native library."""
+    return library.contract().number("Activation", activation)
+
+
 def _alike(x: Tensor, *others: Tensor | None) -> tuple[Tensor, list[Tensor | None]]:
-    """All of them contiguous or channels last, as ``x`` is; copied where they aren't."""
+    """``x`` and the others, all contiguous or all channels last, as ``x`` is; copied where they aren't."""
     layout = memory_format(x)
     rest = [None if t is None else t.contiguous(memory_format=layout) for t in others]
     return x.contiguous(memory_format=layout), rest
 
 
 def _dense(t: Tensor) -> Tensor:
-    """As it is if contiguous or channels last."""
+    """``t``, copied unless it is contiguous or channels last."""
     return t if t.is_contiguous(memory_format=torch.channels_last) else t.contiguous()
 
 
 def _offsets(
     x: Tensor, weight: Tensor, taps: int, anchor: list[int], dilation: list[int]
 ) -> tuple[tuple[int, ...], ...]:
-    """Numbers of the taps that see anything of the grid, and how far they look, down and to the right."""
+    """``taps, dy, dx``: the taps that reach the grid from some position, and their offsets from it."""
     return _seen(*x.shape[2:], weight.shape[3], taps, *anchor, *dilation)
 
 
@@ -56,7 +62,7 @@ def masked_conv2d(
     dilation: list[int],
     activation: str,
 ) -> tuple[Tensor, Tensor]:
-    """As ``reference.masked_conv2d``; float32 sums for what is narrower."""
+    """As ``reference.masked_conv2d``; sums of narrower types are float32."""
     x, (extra, residual) = _alike(x, extra, residual)
     out = empty(x, out_channels(weight, activation))
     kept = empty(x, weight.shape[0]) if keeps_sums(activation, residual) else None
@@ -69,7 +75,7 @@ def masked_conv2d(
         out,
         kept,
         *_offsets(x, weight, taps, anchor, dilation),
-        ACTIVATIONS.index(activation),
+        _number(activation),
     )
     return out, x.new_empty(0) if kept is None else kept
 
@@ -77,15 +83,15 @@ def masked_conv2d(
 def masked_conv2d_backward(
     grad: Tensor, x: Tensor, weight: Tensor, taps: int, anchor: list[int], dilation: list[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As ``reference.masked_conv2d_backward``: ``x``'s gradient is a convolution that looks the other way."""
-    x, grad = _dense(x), _dense(grad)  # each as it is: a loss wants channels apart, layers side by side
+    """As ``reference.masked_conv2d_backward``. ``x``'s gradient is a convolution with opposite offsets."""
+    x, grad = _dense(x), _dense(grad)  # each may keep its layout: losses use contiguous, layers channels last
     tap, dy, dx = _offsets(x, weight, taps, anchor, dilation)
     grad_x, grad_weight = empty(x, x.shape[1]), weight.new_zeros(weight.shape)
     grad_bias = weight.new_empty(len(weight))
     back = [-d for d in dy], [-d for d in dx]
     turned = weight.contiguous().transpose(0, 1)
     native = torch.ops.vqfast_native
-    native.masked_conv(grad, turned, None, None, None, grad_x, None, tap, *back, ACTIVATIONS.index("none"))
+    native.masked_conv(grad, turned, None, None, None, grad_x, None, tap, *back, _number("none"))
     native.masked_conv_weight_gradient(grad, x, grad_weight, grad_bias, tap, dy, dx)
     return grad_x, grad_weight, grad_bias
 
@@ -97,7 +103,7 @@ def embed(
     codes, out = codes.contiguous().unsqueeze(1), embedded(codes, weight)
     bias = None if bias is None else bias.contiguous()
     where = _offsets(codes, weight, taps, anchor, dilation)
-    none = ACTIVATIONS.index("none")
+    none = _number("none")
     torch.ops.vqfast_native.masked_conv(codes, weight.contiguous(), bias, None, None, out, None, *where, none)
     return out
 

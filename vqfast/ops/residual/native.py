@@ -58,7 +58,7 @@ def residual_quantize(
     if z.numel() == 0:
         return reference.residual_quantize(z, codebooks, channel_dim, statistics)
     laid_out, vectors, books = _arguments(z, codebooks, channel_dim)
-    found = torch.ops.vqfast_native.quantize(vectors, books, statistics)
+    found = torch.ops.vqfast_native.residual_quantize(vectors, books, statistics)
     indices, quantized, errors, counts, sums = found
     losses = (errors[0] / z.numel()).to(books.dtype)
     indices = indices.view(*z.movedim(channel_dim, -1).shape[:-1], len(codebooks))
@@ -85,7 +85,7 @@ def residual_backward(
     to_codebooks, to_vectors = (loss * (2 / z.numel()) for loss in losses)
     wanted = any(to_codebooks.tolist())
     grad = grad.as_strided(vectors.shape, vectors.stride())
-    grad_z, away = torch.ops.vqfast_native.quantize_backward(
+    grad_z, away = torch.ops.vqfast_native.residual_backward(
         grad, vectors, books, indices.contiguous(), to_vectors, wanted
     )
     if wanted:

@@ -1,6 +1,6 @@
-"""The whole of sampling in C++ (``csrc/sampler/``), for CPUs.
+"""Sampling on CPUs: the whole of it is ``csrc/sampler/``.
 
-Float64 priors run in float64, all others in float32; the weights of a bfloat16 prior stay bfloat16.
+A float64 prior is computed in float64, all others in float32. The weights of a bfloat16 prior stay bfloat16.
 """
 
 from __future__ import annotations
@@ -10,43 +10,76 @@ import time
 import torch
 from torch import Tensor
 
-from vqfast.sampling.activations import ACTIVATIONS
+from vqfast.ops import library
 from vqfast.sampling.program import CODES, CONDITION, Phase, Program, available
 from vqfast.sampling.request import Request
 
-_SECONDS = 0.1  # between looks at the keyboard
-_IMAGES = 16  # a thread works alone when it has as many
-_PRODUCTS = 1 << 14  # of a step for each thread: fewer take less time than threads to meet
+_SECONDS = 0.1  # of one call of the library, after which Python handles Ctrl-C
+_SAMPLES = 16  # a thread works alone if it has as many
+_PRODUCTS = 1 << 14  # of a step for each thread: fewer take less time than threads need to meet
 
 
 def _plan(
     program: Program, offsets: dict[str, int], condition_channels: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``steps``, ``terms`` and ``taps`` as ``csrc/sampler/sampler.h`` has them."""
+    """The program as the native library takes it (``csrc/shared/contract.def``).
+
+    Args:
+        program: the steps.
+        offsets: where each weight begins among all.
+        condition_channels: of the conditioning map; 0 where there is none.
+
+    Returns:
+        int64 tensors ``steps``, ``terms`` and ``taps``, one record a row.
+    """
+    contract = library.contract()
+    sources = {
+        CODES: contract.number("Source", "codes"),
+        CONDITION: contract.number("Source", "condition"),
+    }
     steps: list[list[int]] = []
     terms: list[list[int]] = []
     taps: list[list[int]] = []
     phases = program.phases()
     for number, step in enumerate(program.steps):
-        first = len(terms)
+        first_term = len(terms)
         for term in step.terms:
-            inputs = condition_channels if term.source == CONDITION else 0  # of codes they are the embeddings
-            channels = program.steps[term.source].channels if term.source >= 0 else inputs
+            inputs = condition_channels if term.source == CONDITION else 0
             terms.append(
-                [term.source, channels, offsets.get(term.weight or "", -1), len(taps), len(term.taps)]
+                contract.record(
+                    "Term",
+                    source=sources.get(term.source, term.source),
+                    channels=program.steps[term.source].channels if term.source >= 0 else inputs,
+                    weight=offsets.get(term.weight or "", -1),
+                    first_tap=len(taps),
+                    num_taps=len(term.taps),
+                )
             )
-            early = [available(term.source, tap, phases[:number]) == Phase.ROW for tap in term.taps]
-            taps += [[*tap, known] for tap, known in zip(term.taps, early, strict=True)]
-        residual = -1 if step.residual is None else step.residual
-        biases = offsets.get(step.bias or "", -1), offsets.get(step.label_bias or "", -1)
-        activation = ACTIVATIONS.index(step.activation)
-        row = [step.width, activation, phases[number], residual, *biases, *program.reach(number)]
-        steps.append([*row, first, len(terms) - first])
+            for dy, dx in term.taps:
+                early = available(term.source, (dy, dx), phases[:number]) == Phase.ROW
+                taps.append(contract.record("Tap", dy=dy, dx=dx, early=int(early)))
+        rows, left, right = program.reach(number)
+        steps.append(
+            contract.record(
+                "Step",
+                width=step.width,
+                activation=contract.number("Activation", step.activation),
+                phase=contract.number("Phase", phases[number].name.lower()),
+                residual=-1 if step.residual is None else step.residual,
+                bias=offsets.get(step.bias or "", -1),
+                label_bias=offsets.get(step.label_bias or "", -1),
+                rows=rows,
+                left=left,
+                right=right,
+                first_term=first_term,
+                num_terms=len(step.terms),
+            )
+        )
     return torch.tensor(steps), torch.tensor(terms), torch.tensor(taps)
 
 
 def _threads(program: Program, weights: dict[str, Tensor], batch: int) -> int:
-    """As many threads as the average step of a position keeps busy."""
+    """How many threads the average step of a position keeps busy."""
     late = [step for step, phase in zip(program.steps, program.phases(), strict=True) if phase != Phase.ROW]
     matrices = [t.weight for step in late for t in step.terms if t.source != CODES and t.weight]
     products = batch * sum(weights[name].numel() for name in matrices) // max(1, len(late))
@@ -56,7 +89,8 @@ def _threads(program: Program, weights: dict[str, Tensor], batch: int) -> int:
 def run(request: Request) -> Tensor:
     """Codes ``(B, H, W)``."""
     program, weights = request.program, request.weights
-    offsets, end = {}, 0
+    offsets: dict[str, int] = {}
+    end = 0
     for name, weight in weights.items():
         offsets[name] = end
         end += weight.numel()
@@ -69,22 +103,24 @@ def run(request: Request) -> Tensor:
         condition = flat.new_empty(batch, 0, height, width)
     threads = _threads(program, weights, batch)
     draw = request.draw
-    sizes = torch.tensor(
-        [
-            program.num_embeddings,
-            batch,
-            height,
-            width,
-            program.block(height, width),
-            condition.shape[1],
-            *program.reach(CODES),
-            threads,
-            max(1, min(threads, batch // _IMAGES)),
-            draw.seed - (draw.seed >> 63 << 64),
-            draw.top_k or 0,
-        ]
+    code_rows, code_left, code_right = program.reach(CODES)
+    sizes = library.contract().record(
+        "SamplerSizes",
+        num_embeddings=program.num_embeddings,
+        batch=batch,
+        height=height,
+        width=width,
+        block=program.block(height, width),
+        condition_channels=condition.shape[1],
+        code_rows=code_rows,
+        code_left=code_left,
+        code_right=code_right,
+        threads=threads,
+        teams=max(1, min(threads, batch // _SAMPLES)),
+        seed=draw.seed - (draw.seed >> 63 << 64),
+        top_k=draw.top_k or 0,
     )
-    plan = (*_plan(program, offsets, condition.shape[1]), sizes, flat)
+    plan = (*_plan(program, offsets, condition.shape[1]), torch.tensor(sizes), flat)
     none = flat.new_empty(0)
     labels = none.long() if request.labels is None else request.labels.contiguous()
     condition = condition.to(torch.float64 if flat.dtype == torch.float64 else torch.float32).contiguous()

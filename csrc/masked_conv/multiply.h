@@ -1,0 +1,55 @@
+// The call of the inner loop: a tile's columns times a few rows, over several products.
+#pragma once
+
+#include "simd/tile.h"
+#include "masked_conv/winograd.h"
+
+namespace vqfast::VQFAST_ISA {
+namespace {
+
+// Where the rows and the columns of one product begin, in numbers from `rows` and `columns` of a SumOfProducts.
+struct Offset {
+  int64_t row, column;
+};
+
+// The sum of several products of a few rows with one tile of columns. All products have the same strides and number of
+// steps; numbers are of type A.
+template <class A>
+struct SumOfProducts {
+  const A* from;            // (rows, kColumns), what the sums begin with
+  int64_t from_stride;      // distance of its rows; 0 if all begin with the same
+  const A *rows, *columns;
+  const Offset* offsets;    // (products)
+  int64_t products, steps, row_stride, step_stride;  // see Sums::add
+  A* to;                    // (rows, kColumns), the result
+  int64_t to_stride;        // distance of its rows
+};
+
+template <class Arithmetic, int kR>
+void multiply(const SumOfProducts<typename Arithmetic::Element>& w) {
+  Sums<Arithmetic, kR> sums;
+  using S = Sums<Arithmetic, kR>;
+  sums.start(w.from, w.from_stride);
+  for (int64_t i = 0; i < w.products; ++i)
+    sums.add(w.steps, w.rows + w.offsets[i].row, w.row_stride, w.step_stride, w.columns + w.offsets[i].column);
+#pragma GCC unroll 16
+  for (int r = 0; r < kR; ++r)
+    for (int v = 0; v < kTileRegisters; ++v) store(sums.of[r][v], w.to + r * w.to_stride + v * S::kLanes);
+}
+
+template <class Arithmetic, int... kI>
+void multiply_rows(int64_t rows, const SumOfProducts<typename Arithmetic::Element>& w,
+                   std::integer_sequence<int, kI...>) {
+  static constexpr void (*kOf[])(const SumOfProducts<typename Arithmetic::Element>&) = {
+      multiply<Arithmetic, kI + 1>...};
+  kOf[rows - 1](w);
+}
+
+// For 1 to kMaxRows rows.
+template <class Arithmetic>
+void multiply(int64_t rows, const SumOfProducts<typename Arithmetic::Element>& w) {
+  multiply_rows<Arithmetic>(rows, w, std::make_integer_sequence<int, kMaxRows>{});
+}
+
+}  // namespace
+}  // namespace vqfast::VQFAST_ISA

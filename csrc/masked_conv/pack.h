@@ -1,0 +1,74 @@
+// The packed weight: tiles of output channels, and which channels each register of a tile has.
+#pragma once
+
+#include "masked_conv/positions.h"
+
+namespace vqfast::VQFAST_ISA {
+namespace {
+
+// The channels that one register of a tile has: the first, and how many. Before a gate the two registers of a tile have
+// channels of the first half and, in the same lanes, of the second.
+struct ChannelRun {
+  int64_t channel, count;
+};
+
+template <class T>
+ChannelRun channel_run(const MaskedConvProblem& p, int64_t tile, int vector) {
+  constexpr int kLanes = Types<T>::kLanes;
+  const int64_t half = p.out_channels / 2;
+  if (p.epilogue == Epilogue::gate) return {vector * half + tile * kLanes, min(kLanes, half - tile * kLanes)};
+  const int64_t channel = (tile * kTileRegisters + vector) * kLanes;
+  return {channel, max(0, min(kLanes, p.out_channels - channel))};
+}
+
+// Tiles that the output channels take.
+template <class T>
+int64_t tiles(const MaskedConvProblem& p) {
+  const bool gate = p.epilogue == Epilogue::gate;
+  return ceil_div(gate ? p.out_channels / 2 : p.out_channels, gate ? Types<T>::kLanes : Types<T>::kColumns);
+}
+
+// The size of a packed tile in numbers: its matrices (num_matrices, in_channels, kColumns), its bias (kColumns), and as
+// many zeros, with which some sums begin.
+template <class T>
+int64_t tile_size(const MaskedConvProblem& p) {
+  return (p.num_matrices * p.in_channels + 2) * Types<T>::kColumns;
+}
+
+// A register of `count` numbers that are `stride` apart; other lanes are 0.
+template <class T>
+[[gnu::always_inline]] inline typename Types<T>::V gather(const T* from, int64_t stride, int64_t count) {
+  typename Types<T>::A numbers[Types<T>::kLanes] = {};
+  for (int64_t l = 0; l < count; ++l) numbers[l] = typename Types<T>::A(from[l * stride]);
+  return load(numbers);
+}
+
+// Packs some tiles: each matrix is the combination of taps that its product wants.
+template <class T>
+void pack(const MaskedConvProblem& p, Span span, void* packed) {
+  using A = typename Types<T>::A;
+  constexpr int kLanes = Types<T>::kLanes, kColumns = Types<T>::kColumns;
+  for (int64_t j = span.begin; j < span.end; ++j) {
+    A* tile = static_cast<A*>(packed) + j * tile_size<T>(p);
+    memset(tile, 0, sizeof(A) * tile_size<T>(p));
+    for (int v = 0; v < kTileRegisters; ++v) {
+      const ChannelRun to = channel_run<T>(p, j, v);
+      A* column = tile + v * kLanes;
+      const T* from = static_cast<const T*>(p.weight) + to.channel * p.weight_out_stride;
+      for (int64_t i = 0; i < p.in_channels && to.count; ++i, from += p.weight_in_stride)
+        for (int64_t n = 0; n < p.num_matrices; ++n) {
+          const TapMatrix& matrix = p.matrices[n];
+          typename Types<T>::V sum{};
+          for (int k = 0; k < 3; ++k)
+            if (matrix.factors[k])
+              sum += matrix.factors[k] * gather<T>(from + matrix.taps[k], p.weight_out_stride, to.count);
+          store(sum, column + (n * p.in_channels + i) * kColumns);
+        }
+      const T* bias = static_cast<const T*>(p.bias) + to.channel;
+      if (p.bias && to.count) store(gather<T>(bias, 1, to.count), column + p.num_matrices * p.in_channels * kColumns);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace vqfast::VQFAST_ISA

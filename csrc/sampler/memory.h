@@ -1,0 +1,217 @@
+// The sampler's memory: packed weights, which all threads share, and the values and caches of each team of threads.
+//
+// Values are [row of the cache][column][sample][channel]. So the rows of a product are the samples side by side, or
+// those of a whole row of the grid, and every tap has them at the same distance from each other.
+#pragma once
+
+#include "sampler/barrier.h"
+#include "sampler/noise.h"
+#include "sampler/sampler.h"
+#include "shared/span.h"
+#include "simd/activate.h"
+
+namespace vqfast::VQFAST_ISA {
+namespace {
+
+// Where a step's things are: offsets in bytes. Shared ones count from the beginning of memory, a team's from the
+// beginning of the team's.
+struct StepMemory {
+  int64_t tiles, columns;        // of the sums; columns are padded. A tile of pairs has their first and second sums
+  int64_t channels, stride;      // of the value; and padded
+  int64_t matrix[2], depth[2];   // shared: (tiles, depth, kColumns) of taps that are late [0] and early [1]
+  int64_t tables;                // shared: (num_embeddings + 1, columns) for each tap on codes
+  int64_t value, start;          // a team's: the cache; what each sample's sums start with, bias and label
+  int64_t partial;               // a team's: the sums over early taps of a block; -1 if the step has none
+};
+
+// Where all else is, as above; and sizes in bytes.
+struct MemoryLayout {
+  int64_t codes, condition;      // a team's: the cache of codes, int32; the conditioning map of a row
+  int64_t condition_stride;      // channels of that, padded
+  int64_t scratch, scratch_bytes, segment_bytes;  // a team's, of each thread; of that, for segments
+  int64_t teams, team_bytes, end;
+};
+
+// Numbers are of the arithmetic's type; weights are stored as Stored.
+template <class Arithmetic, class Stored>
+struct Memory {
+  using Sum = Arithmetic;
+  using Weight = Stored;
+  using T = typename Arithmetic::Element;
+  using V = typename Arithmetic::Register;
+  static constexpr int kLanes = Sums<Arithmetic>::kLanes, kColumns = Sums<Arithmetic>::kColumns;
+
+  // Values that are multiplied by a matrix: `depth` numbers for each row of the product, the rows `stride` apart.
+  struct Segment {
+    const T* rows;
+    int64_t stride, depth;
+  };
+
+  const SamplerProblem& s;
+  MemoryLayout* layout;
+  StepMemory* steps;
+  Barrier* barriers;  // of each team
+
+  explicit Memory(const SamplerProblem& problem) : s(problem) {
+    layout = reinterpret_cast<MemoryLayout*>(s.memory);
+    barriers = reinterpret_cast<Barrier*>(s.memory + padded(sizeof(MemoryLayout)));
+    steps = reinterpret_cast<StepMemory*>(barriers + s.teams);
+  }
+
+  static int64_t padded(int64_t bytes) { return ceil_div(bytes, 64) * 64; }
+  // Bytes for `count` numbers, and for the registers that are loaded past their end.
+  static int64_t room(int64_t count) { return padded((count + kColumns) * int64_t(sizeof(T))); }
+  int64_t max_samples() const { return ceil_div(s.batch, s.teams); }  // of the largest team
+  int64_t cells(int64_t rows, int64_t left, int64_t right) const {    // of a cache, in the largest team
+    return rows * (left + s.block + right) * max_samples();
+  }
+
+  // Places everything. Writes to memory only if `store` says that it is there.
+  MemoryLayout lay_out(bool store) const {
+    MemoryLayout l{};
+    int64_t shared =
+        padded(sizeof(MemoryLayout)) + s.teams * sizeof(Barrier) + padded(s.num_steps * sizeof(StepMemory));
+    int64_t own = 0;
+    const auto take = [](int64_t& at, int64_t bytes) { return (at += bytes) - bytes; };
+    l.codes = take(own, padded(cells(s.code_rows, s.code_left, s.code_right) * 4));
+    l.condition_stride = ceil_div(s.condition_channels, kColumns) * kColumns;
+    l.condition = take(own, room(s.block * max_samples() * l.condition_stride));
+    for (int64_t i = 0; i < s.num_steps; ++i) {
+      const Step& step = s.steps[i];
+      StepMemory m{};
+      const bool paired = is_paired(step.activation);
+      m.channels = paired ? step.width / 2 : step.width;
+      m.tiles = paired ? ceil_div(m.channels, kLanes) : ceil_div(step.width, kColumns);
+      m.columns = m.tiles * kColumns;
+      m.stride = paired ? m.tiles * kLanes : m.columns;
+      int64_t tables = 0, early = 0, count = 0;
+      for_taps(step, [&](const Term& term, const Tap& tap, int64_t) {
+        ++count;
+        early |= tap.early;
+        if (term.source == kCodes) ++tables;
+        else if (term.weight >= 0) m.depth[tap.early] += term.channels;
+      });
+      for (int e = 0; e < 2; ++e) m.matrix[e] = take(shared, padded(m.depth[e] * m.columns * sizeof(Stored)));
+      m.tables = take(shared, room(tables * (s.num_embeddings + 1) * m.columns));
+      m.value = take(own, room(cells(step.rows, step.left, step.right) * m.stride));
+      m.start = take(own, room(max_samples() * m.columns));
+      m.partial = early && step.phase != Phase::row ? take(own, room(s.block * max_samples() * m.columns)) : -1;
+      l.segment_bytes = max(l.segment_bytes, padded(count * sizeof(Segment)));
+      if (store) steps[i] = m;
+    }
+    l.scratch_bytes = l.segment_bytes + padded((s.num_embeddings + kWords) * 4) + 3 * padded(s.num_embeddings * 8);
+    l.scratch = take(own, l.scratch_bytes * s.threads);
+    l.teams = shared;
+    l.team_bytes = own;
+    l.end = shared + own * s.teams;
+    return l;
+  }
+
+  // f(term, tap, number of the tap in its term), in the order in which matrices are packed.
+  template <class F>
+  void for_taps(const Step& step, const F& f) const {
+    for (int64_t t = step.first_term; t < step.first_term + step.num_terms; ++t)
+      for (int64_t n = 0; n < s.terms[t].num_taps; ++n) f(s.terms[t], s.taps[s.terms[t].first_tap + n], n);
+  }
+
+  // The number of the sum that lane l of register v of tile j holds; -1 for padding. A tile of pairs holds their first
+  // sums in one register and their second sums in the other.
+  static int64_t sum_at(const Step& step, const StepMemory& m, int64_t j, int64_t v, int64_t l) {
+    const bool paired = is_paired(step.activation);
+    const int64_t channel = paired ? j * kLanes + l : j * kColumns + v * kLanes + l;
+    return channel >= m.channels ? -1 : channel + (paired ? v * m.channels : 0);
+  }
+
+  // Puts from[width] into the order of the tiles, of which tile j goes to to + j * distance. Null stands for zeros.
+  template <class From, class To>
+  static void spread(const Step& step, const StepMemory& m, const From* from, To* to, int64_t distance) {
+    for (int64_t j = 0; j < m.tiles; ++j)
+      for (int64_t v = 0; v < kTileRegisters; ++v)
+        for (int64_t l = 0; l < kLanes; ++l) {
+          const int64_t at = sum_at(step, m, j, v, l);
+          to[j * distance + v * kLanes + l] = from && at >= 0 ? To(from[at]) : To{};
+        }
+  }
+
+  void begin() const {
+    *layout = lay_out(true);
+    for (int64_t team = 0; team < s.teams; ++team) barriers[team] = {};
+  }
+
+  // Packs the weights of a step, and fills each team's cache with zeros and, once, that of the codes with the number of
+  // the code outside the grid, num_embeddings.
+  void pack(int64_t i) const {
+    const Step& step = s.steps[i];
+    const StepMemory& m = steps[i];
+    const Stored* weights = static_cast<const Stored*>(s.weights);
+    int64_t row[2] = {};
+    T* table = shared<T>(m.tables);
+    for_taps(step, [&](const Term& term, const Tap& tap, int64_t n) {
+      if (term.weight < 0) return;
+      const int64_t inputs = term.source == kCodes ? s.num_embeddings : term.channels;
+      const Stored* from = weights + term.weight + n * inputs * step.width;
+      if (term.source == kCodes) {
+        for (int64_t k = 0; k <= inputs; ++k, table += m.columns)  // zeros for the code outside the grid
+          spread(step, m, k < inputs ? from + k * step.width : nullptr, table, kColumns);
+      } else {
+        Stored* to = shared<Stored>(m.matrix[tap.early]) + row[tap.early] * kColumns;
+        for (int64_t c = 0; c < inputs; ++c)
+          spread(step, m, from + c * step.width, to + c * kColumns, m.depth[tap.early] * kColumns);
+        row[tap.early] += inputs;
+      }
+    });
+    for (int64_t t = 0; t < s.teams; ++t) {
+      const Team team{*this, t};
+      memset(team.template at<char>(m.value), 0, m.start - m.value);
+      T* start = team.template at<T>(m.start);
+      for (int64_t b = 0; b < team.batch; ++b, start += m.columns) {
+        spread(step, m, step.bias < 0 ? nullptr : weights + step.bias, start, kColumns);
+        if (step.label_bias < 0) continue;
+        const Stored* label = weights + step.label_bias + s.labels[team.first + b] * step.width;
+        for (int64_t j = 0; j < m.columns; ++j) {
+          const int64_t at = sum_at(step, m, j / kColumns, j % kColumns / kLanes, j % kLanes);
+          if (at >= 0) start[j] += T(label[at]);
+        }
+      }
+      if (i > 0) continue;
+      int32_t* codes = team.template at<int32_t>(layout->codes);
+      const int64_t count = s.code_rows * (s.code_left + s.block + s.code_right) * team.batch;
+      for (int64_t n = 0; n < count; ++n) codes[n] = int32_t(s.num_embeddings);
+    }
+  }
+
+  template <class U>
+  U* shared(int64_t offset) const { return reinterpret_cast<U*>(s.memory + offset); }
+
+  // Some threads, the samples that they draw, and their part of memory.
+  struct Team {
+    const Memory& all;
+    char* memory;
+    int64_t first, batch;  // number of the first sample, and of samples
+
+    Team(const Memory& memory_of_all, int64_t team) : all(memory_of_all) {
+      const Span own = part_of(all.s.batch, all.s.teams, team);
+      first = own.begin, batch = count_of(own);
+      memory = all.s.memory + all.layout->teams + team * all.layout->team_bytes;
+    }
+    template <class U>
+    U* at(int64_t offset) const { return reinterpret_cast<U*>(memory + offset); }
+
+    // Where position (y, x) of the grid is in a cache, counted in samples.
+    template <class Cache>
+    int64_t cell(const Cache& cache, int64_t y, int64_t x) const {
+      const int64_t row = (y + cache.rows) % cache.rows, columns = cache.left + all.s.block + cache.right;
+      return (row * columns + cache.left + x % all.s.block) * batch;
+    }
+    // The value of step i at a position, of the first sample; and the code there.
+    T* value(int64_t i, int64_t y, int64_t x) const {
+      return at<T>(all.steps[i].value) + cell(all.s.steps[i], y, x) * all.steps[i].stride;
+    }
+    int32_t* codes(int64_t y, int64_t x) const {
+      return at<int32_t>(all.layout->codes) + cell(all.s.code_cache(), y, x);
+    }
+  };
+};
+
+}  // namespace
+}  // namespace vqfast::VQFAST_ISA

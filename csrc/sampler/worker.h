@@ -1,0 +1,140 @@
+// What one thread of a team does, row by row and position by position.
+#pragma once
+
+#include "sampler/step.h"
+
+namespace vqfast::VQFAST_ISA {
+namespace {
+
+template <class Memory>
+struct Worker {
+  using T = typename Memory::T;
+  using Segment = typename Memory::Segment;
+
+  typename Memory::Team team;
+  int64_t me, threads;  // number of this thread, and of the team's threads
+  Barrier& barrier;
+  char* scratch;      // for a draw: K + kWords float32, then 3 * K numbers of 8 bytes, each padded
+  Segment* segments;  // room for the taps of a step
+
+  // Waits until the whole team is here.
+  void meet() const {
+    if (threads > 1) barrier.wait(int32_t(threads));
+  }
+
+  // Computes this thread's share of a step at some columns of row y from x on: some of its tiles, or if these are fewer
+  // than threads, some rows of the product.
+  void compute(int64_t i, bool early, int64_t y, int64_t x, int64_t columns) const {
+    StepJob<Memory> job{team, i, y, x, early, segments};
+    job.find_segments();
+    alignas(64) typename StepJob<Memory>::Tile sums;
+    Span tiles{0, job.memory().tiles}, rows{0, columns * team.batch};
+    if (tiles.end >= threads) tiles = part_of(tiles.end, threads, me);
+    else rows = part_of(rows.end, threads, me);
+    const int64_t parts = ceil_div(count_of(rows), kTileRows);
+    for (int64_t j = tiles.begin; j < tiles.end; ++j)
+      for (int64_t n = 0; n < parts; ++n) {
+        const Span part = part_of(count_of(rows), parts, n);
+        const int64_t m = rows.begin + part.begin;
+        job.start(j, m, count_of(part), sums);
+        job.multiply(count_of(part), j, m, sums);
+        job.finish(j, m, count_of(part), sums);
+      }
+  }
+
+  // Computes all that can be known when row y starts, or its block from column x on.
+  void start_row(int64_t y, int64_t x) const {
+    const Memory& all = team.all;
+    const SamplerProblem& s = all.s;
+    const int64_t columns = min(s.block, s.width - x);
+    if (x > 0) {  // the next block of one long row: keep the columns that taps reach back to
+      for (int64_t i = me; i < s.num_steps; i += threads)
+        pass_on(team.value(i, 0, 0), s.steps[i].left, all.steps[i].stride);
+      if (me == 0) pass_on(team.codes(0, 0), s.code_left, 1);
+    }
+    T* map = team.template at<T>(all.layout->condition);
+    const Span samples = part_of(team.batch, threads, me);
+    for (int64_t b = samples.begin; b < samples.end; ++b)
+      for (int64_t c = 0; c < s.condition_channels; ++c) {
+        const T* from = static_cast<const T*>(s.condition) +
+                        (((team.first + b) * s.condition_channels + c) * s.height + y) * s.width + x;
+        for (int64_t n = 0; n < columns; ++n) map[(n * team.batch + b) * all.layout->condition_stride + c] = from[n];
+      }
+    meet();
+    for (int64_t i = 0; i < s.num_steps; ++i) {
+      if (s.steps[i].phase != Phase::row && all.steps[i].partial < 0) continue;
+      compute(i, true, y, x, columns);
+      meet();
+    }
+  }
+
+  // Moves the last `left` columns of a block, which begins at `origin`, to the left of the next.
+  template <class U>
+  void pass_on(U* origin, int64_t left, int64_t stride) const {
+    const int64_t kept = left * team.batch * stride, passed = team.all.s.block * team.batch * stride;
+    memmove(origin - kept, origin - kept + passed, kept * sizeof(U));
+  }
+
+  // Computes the steps of a phase at a position.
+  void compute_phase(Phase phase, int64_t y, int64_t x) const {
+    for (int64_t i = 0; i < team.all.s.num_steps; ++i)
+      if (team.all.s.steps[i].phase == phase) {
+        compute(i, false, y, x, 1);
+        meet();
+      }
+  }
+
+  // Draws the codes of this thread's samples at a position, or takes those that are known.
+  void draw_codes(int64_t y, int64_t x) const {
+    const Memory& all = team.all;
+    const SamplerProblem& s = all.s;
+    const int64_t last = s.num_steps - 1, position = y * s.width + x, k = s.num_embeddings;
+    float* scores = reinterpret_cast<float*>(scratch);
+    double* restricted = reinterpret_cast<double*>(scratch + Memory::padded((k + kWords) * 4));
+    const Span samples = part_of(team.batch, threads, me);
+    for (int64_t b = samples.begin; b < samples.end; ++b) {
+      const int64_t sample = team.first + b, at = (sample * s.height + y) * s.width + x;
+      const T* logits = team.value(last, y, x) + b * all.steps[last].stride;
+      const uint64_t number = uint64_t(s.numbers[sample]), seed = uint64_t(s.seed);
+      const Counter counter{uint32_t(position), uint32_t(number), uint32_t(number >> 32), uint32_t(seed),
+                            uint32_t(seed >> 32)};
+      int64_t drawn;
+      if (s.restrict_to) {
+        for (int64_t i = 0; i < k; ++i) restricted[i] = logits[i];
+        s.restrict_to(s, restricted, reinterpret_cast<char*>(restricted) + Memory::padded(k * 8));
+        drawn = draw(restricted, k, s.temperature, counter, scores);
+      } else {
+        drawn = draw(logits, k, s.temperature, counter, scores);
+      }
+      s.codes[at] = s.known[at] < 0 ? drawn : s.known[at];
+      team.codes(y, x)[b] = int32_t(max(0, s.codes[at]));
+    }
+    meet();
+  }
+};
+
+// See SamplerKernel.
+template <class Memory>
+void run(const Memory& memory, int64_t thread, int64_t first, int64_t count) {
+  const SamplerProblem& s = memory.s;
+  const MemoryLayout& layout = *memory.layout;
+  int64_t number = 0;
+  while (part_of(s.threads, s.teams, number).end <= thread) ++number;
+  const Span threads = part_of(s.threads, s.teams, number);
+  const typename Memory::Team team{memory, number};
+  const int64_t me = thread - threads.begin;
+  char* scratch = team.template at<char>(layout.scratch) + me * layout.scratch_bytes;
+  auto* segments = reinterpret_cast<typename Memory::Segment*>(scratch);
+  const Worker<Memory> worker{
+      team, me, count_of(threads), memory.barriers[number], scratch + layout.segment_bytes, segments};
+  for (int64_t position = first; position < first + count; ++position) {
+    const int64_t y = position / s.width, x = position % s.width;
+    if (x % s.block == 0) worker.start_row(y, x);
+    worker.compute_phase(Phase::position, y, x);
+    worker.draw_codes(y, x);
+    worker.compute_phase(Phase::code, y, x);
+  }
+}
+
+}  // namespace
+}  // namespace vqfast::VQFAST_ISA

@@ -1,0 +1,132 @@
+// The widest registers of an instruction set, and their numbers in and out of memory.
+//
+// Per target: every file in simd/, and every kernel, is compiled once for each instruction set with VQFAST_ISA as the
+// name of its namespace. Everything in here has internal linkage, and no template of the standard library is
+// instantiated: the linker keeps one copy of a function that several files define, and must never keep one that was
+// compiled for a CPU with more instructions than the one it runs on.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <utility>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace vqfast::VQFAST_ISA {
+namespace {
+
+// Each instruction set defines:
+// - Floats and Doubles, a register of float32 and one of float64 lanes, of the same size;
+// - kTileRows, the rows of a tile whose sums fit into the registers, with kTileRegisters registers a row;
+// - max(a, b), the larger number in each lane; b where one of them is NaN;
+// - lanes_at_least(a, b), a mask whose bit i says a[i] >= b[i]; never set where one of them is NaN;
+// - max_lane(a) and sum_lanes(a), the largest lane and the sum of all.
+#if defined(__AVX512F__)
+using Floats = __m512;
+using Doubles = __m512d;
+constexpr int kTileRows = 12;
+inline Floats max(Floats a, Floats b) { return _mm512_max_ps(a, b); }
+inline uint32_t lanes_at_least(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
+inline float max_lane(Floats a) { return _mm512_reduce_max_ps(a); }
+inline float sum_lanes(Floats a) { return _mm512_reduce_add_ps(a); }
+inline double sum_lanes(Doubles a) { return _mm512_reduce_add_pd(a); }
+#elif defined(__AVX2__)
+using Floats = __m256;
+using Doubles = __m256d;
+constexpr int kTileRows = 6;
+inline Floats max(Floats a, Floats b) { return _mm256_max_ps(a, b); }
+inline uint32_t lanes_at_least(Floats a, Floats b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ)); }
+#else
+typedef float Floats __attribute__((vector_size(16)));
+typedef double Doubles __attribute__((vector_size(16)));
+constexpr int kTileRows = 6;
+inline Floats max(Floats a, Floats b) { return a > b ? a : b; }
+inline uint32_t lanes_at_least(Floats a, Floats b) {
+  return (a[0] >= b[0]) | (a[1] >= b[1]) << 1 | (a[2] >= b[2]) << 2 | (a[3] >= b[3]) << 3;
+}
+#endif
+#if !defined(__AVX512F__)
+inline float max_lane(Floats a) {
+  float largest = a[0];
+  for (unsigned i = 1; i < sizeof a / sizeof largest; ++i) largest = a[i] > largest ? a[i] : largest;
+  return largest;
+}
+template <class Register>
+inline auto sum_lanes(Register a) {
+  auto sum = a[0];
+  for (unsigned i = 1; i < sizeof a / sizeof sum; ++i) sum += a[i];
+  return sum;
+}
+#endif
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+
+constexpr int kLanes = sizeof(Floats) / sizeof(float);
+constexpr int kTileRegisters = 2;                       // registers of columns side by side in a tile
+constexpr int kTileColumns = kTileRegisters * kLanes;  // float32 columns of a tile
+
+// A bfloat16 number in memory. Conversions cut bits off; floats.h rounds.
+struct Bf16 {
+  uint16_t bits;
+  Bf16() = default;
+  explicit Bf16(float x) : bits(uint16_t(__builtin_bit_cast(uint32_t, x) >> 16)) {}
+  explicit operator float() const { return __builtin_bit_cast(float, uint32_t{bits} << 16); }
+};
+
+// A register of the numbers from p on, at any address; bfloat16 widened to float32.
+inline Floats load(const float* p) {
+  Floats numbers;
+  memcpy(&numbers, p, sizeof numbers);
+  return numbers;
+}
+inline Doubles load(const double* p) {
+  Doubles numbers;
+  memcpy(&numbers, p, sizeof numbers);
+  return numbers;
+}
+inline Floats load(const Bf16* p) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16);
+#elif defined(__AVX2__)
+  return (Floats)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16);
+#else
+  Floats numbers;
+  for (int i = 0; i < int(sizeof numbers / sizeof numbers[0]); ++i) numbers[i] = float(p[i]);
+  return numbers;
+#endif
+}
+
+// A register's lanes, as they are, to any address.
+template <class T, class Register>
+inline void store(Register numbers, T* p) {
+  memcpy(p, &numbers, sizeof numbers);
+}
+
+// Lanes of a whose number has the bit kHalf change places with the lanes of b whose number lacks it.
+template <int kHalf, class Register, int... kLane>
+[[gnu::always_inline]] inline void exchange(Register& a, Register& b, std::integer_sequence<int, kLane...>) {
+  constexpr int kLanes = sizeof...(kLane);
+  const Register first = __builtin_shufflevector(a, b, (kLane & kHalf ? kLanes + (kLane ^ kHalf) : kLane)...);
+  b = __builtin_shufflevector(a, b, (kLane & kHalf ? kLanes + kLane : kLane | kHalf)...);
+  a = first;
+}
+
+// Transposes a square matrix in place: as many registers as each has lanes.
+template <int kHalf, class Register>
+[[gnu::always_inline]] inline void transpose(Register* rows) {
+  constexpr int kLanes = sizeof(Register) / sizeof(Register{}[0]);
+#pragma GCC unroll 16
+  for (int r = 0; r < kLanes; ++r)
+    if (!(r & kHalf)) exchange<kHalf>(rows[r], rows[r | kHalf], std::make_integer_sequence<int, kLanes>{});
+  if constexpr (kHalf > 1) transpose<kHalf / 2>(rows);
+}
+template <class Register, int kLanes>
+[[gnu::always_inline]] inline void transpose(Register (&rows)[kLanes]) {
+  transpose<kLanes / 2>(&rows[0]);
+}
+
+}  // namespace
+}  // namespace vqfast::VQFAST_ISA
