@@ -42,8 +42,8 @@ if __name__ == "__main__":
     report = vqfast.accelerate(model)
     after, fast = timed(model, audio)
 
-    print(f"accelerated: {len(report.replaced)} quantisers, left alone: {len(report.left)}")
-    for entry in report.left:
+    print(f"accelerated: {len(report.accelerated)} quantisers, left alone: {len(report.left_alone)}")
+    for entry in report.left_alone:
         print(f"  {entry}")
     print(f"codes that differ: {(before != after).sum().item()} of {before.numel()}")
     for name in slow:
