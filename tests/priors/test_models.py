@@ -231,6 +231,21 @@ def test_constructors_name_the_size_that_is_out_of_range(
         make_prior(kind, **overrides)
 
 
+@torch.no_grad()
+def test_constructors_take_device_and_dtype(make_prior: Callable[..., CausalPrior], kind: str) -> None:
+    options = make_prior(kind, num_classes=2, condition_channels=1).config
+    cls = type(make_prior(kind))
+    assert {p.dtype for p in cls(**options, dtype=torch.bfloat16).parameters()} == {torch.bfloat16}
+    assert {p.device.type for p in cls(**options, device="meta").parameters()} == {"meta"}
+    torch.manual_seed(0)
+    plain = cls(**options)
+    torch.manual_seed(0)
+    for name, parameter in cls(**options, device="cpu", dtype=torch.float32).named_parameters():
+        assert torch.equal(parameter, plain.get_parameter(name))
+    with pytest.raises(TypeError, match="dtype is"):
+        cls(**options, dtype="float32")
+
+
 @pytest.mark.parametrize("value", [True, 1.5, "2", torch.tensor(2)], ids=str)
 def test_constructors_name_the_size_that_is_no_integer(
     make_prior: Callable[..., CausalPrior], kind: str, value: object

@@ -81,6 +81,14 @@ def test_a_million_samples_are_drawn_one_batch_at_a_time(make_prior: MakePrior) 
     assert torch.equal(torch.cat([first, second]), expected)
 
 
+@pytest.mark.parametrize("labels", [2, lambda samples: 2, lambda samples: torch.full((len(samples),), 2)])
+def test_one_label_stands_for_all_of_a_batch(make_prior: MakePrior, labels: Any) -> None:
+    prior = make_prior("gated", num_classes=3)
+    expected = prior.sample(5, (2, 2), labels=torch.full((5,), 2))
+    batches = prior.sample_batches(5, (2, 2), labels=labels, batch_size=2)
+    assert torch.equal(torch.cat(list(batches)), expected)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

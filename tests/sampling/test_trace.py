@@ -23,10 +23,10 @@ from vqfast.priors import traced as traced_prior
 from vqfast.sampling.draw import gumbel
 
 CASES: dict[str, tuple[type[nn.Module], tuple[int, ...], dict[str, Any]]] = {
-    "in-place-masks": (networks.InPlaceMasked, (4, 5), {"labels": 3}),
+    "in-place-masks": (networks.InPlaceMasked, (4, 5), {"num_classes": 3}),
     "buffers": (networks.Buffered, (4, 5), {}),
-    "shifts": (networks.Shifted, (4, 5), {"labels": 3}),
-    "next": (networks.Dilated, (19,), {"labels": 3, "predicts": "next"}),
+    "shifts": (networks.Shifted, (4, 5), {"num_classes": 3}),
+    "next": (networks.Dilated, (19,), {"num_classes": 3, "predicts": "next"}),
     "activations": (networks.Activated, (4, 5), {}),
     "conditioned": (networks.Conditioned, (4, 6), {"condition": torch.arange(6).view(1, 2, 3) % 4}),
 }
@@ -55,7 +55,7 @@ def make_network() -> Callable[[str], nn.Module]:
 def given_of(case: str, num: int) -> dict[str, Tensor]:
     """Labels and condition of ``num`` samples, in the order of the network's arguments."""
     options, given = CASES[case][2], {}
-    if "labels" in options:
+    if "num_classes" in options:
         given["labels"] = torch.arange(num) % 3
     if "condition" in options:
         given["condition"] = torch.arange(6 * num).view(num, 2, 3) * 7 % 4
@@ -180,7 +180,7 @@ def test_network_is_lowered_once(
 
 def test_traced_network_has_the_steps_of_a_lowered_one(make_network: Callable[[str], nn.Module]) -> None:
     """The same layers as a PixelCNN's: no step, product or read more."""
-    prior = program_of(make_network("in-place-masks"), K, (4, 5), labels=3)
+    prior = program_of(make_network("in-place-masks"), K, (4, 5), num_classes=3)
     channels = prior.networks[0].embedding.embedding_dim
     like = PixelCNN(
         K, channels, 3, num_classes=3, kernel_size=3, first_kernel_size=3, head_channels=9
@@ -201,7 +201,7 @@ def test_function_of_a_network_and_float32(make_network: Callable[[str], nn.Modu
     def call(codes: Tensor) -> Tensor:
         return network(codes, codes.new_ones(len(codes)))
 
-    prior, labelled = program_of(call, K, (4, 5)), program_of(network, K, (4, 5), labels=3)
+    prior, labelled = program_of(call, K, (4, 5)), program_of(network, K, (4, 5), num_classes=3)
     assert torch.equal(prior.sample(5, (4, 5)), labelled.sample(5, (4, 5), labels=1))
     assert dict(prior.named_parameters()).keys() == dict(labelled.named_parameters()).keys()
 
@@ -255,7 +255,7 @@ def test_all_that_is_missing_is_listed_with_its_lines() -> None:
     [
         (
             "ahead",
-            r"trace\.py:\d+ computes reads a later .*; its output at \(1, 0\) sees the code at \(1, 1\)",
+            r"computed at .*trace\.py:\d+ reads a later .*; its output at \(1, 0\) sees the code at \(1, 1\)",
         ),
         ("probabilities", "softmax; return the logits"),
         ("noisy", "dropout in training mode"),
@@ -290,16 +290,16 @@ def test_shapes_that_the_network_does_not_take_are_refused(make_network: Callabl
     ("change", "error", "message"),
     [
         ({"call": 3}, TypeError, "call is 3; want a module with weights"),
-        ({"call": lambda codes: codes}, TypeError, "or a function that reads one"),
+        ({"call": lambda codes: codes}, TypeError, "or a function that uses one"),
         ({"num_embeddings": True}, TypeError, "num_embeddings is True"),
         ({"call": partial(lambda network, codes: (codes,), nn.Linear(1, 1))}, TypeError, "returns a tuple"),
         ({"call": nn.ReLU()}, TypeError, "want a module with weights"),
         ({"shape": (4, 5.0)}, TypeError, "shape"),
         ({"shape": (4, 5, 6)}, ValueError, r"shape is \(4, 5, 6\); want"),
-        ({"labels": 0}, ValueError, "num_classes is 0"),
+        ({"num_classes": 0}, ValueError, "num_classes is 0"),
         ({"condition": 3}, TypeError, "condition is a int; want a tensor"),
         ({"predicts": "next"}, ValueError, "predicts is 'next'; want 'own'"),
-        ({"num_embeddings": K + 1}, ValueError, r"result has shape .*; want \(B, num_embeddings"),
+        ({"num_embeddings": K + 1}, ValueError, rf"num_embeddings is {K + 1}; want {K}, the channels"),
     ],
     ids=str,
 )
@@ -309,3 +309,56 @@ def test_bad_argument_is_named(
     arguments = {"call": make_network("buffers"), "num_embeddings": K, "shape": (4, 5)}
     with pytest.raises(error, match=message):
         program_of(**{**arguments, **change})
+
+
+class ByColumn(nn.Module):
+    """Generates column by column: sees the two columns to the left, and two codes above in its own column."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(K, 4)
+        self.columns = nn.Conv2d(4, 4, (3, 2))
+        self.above = nn.Conv2d(4, 4, (2, 1))
+        self.head = nn.Conv2d(4, K, 1)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        x = self.embedding(codes).permute(0, 3, 1, 2)
+        left = self.columns(F.pad(x, (2, 0, 1, 1)))[..., :-1]
+        above = self.above(F.pad(x, (0, 0, 2, 0)))[:, :, :-1]
+        return self.head((left + above).relu())
+
+
+@torch.no_grad()
+def test_network_of_another_order_is_told_and_samples_transposed(executor: str) -> None:
+    torch.manual_seed(0)
+    network = ByColumn().double().eval()
+    with pytest.raises(
+        ValueError, match=r"its output at \(0, 2\) sees the code at \(1, 1\); it generates column by"
+    ):
+        program_of(network, K, (4, 5))
+    prior = program_of(lambda codes: network(codes.mT).mT, K, (5, 4))
+    expected = prior.sample(5, (5, 4), method="reference")
+    assert torch.equal(prior.sample(5, (5, 4), method=executor), expected)
+    assert len(expected.unique(dim=0)) == 5
+
+
+@pytest.mark.parametrize(
+    ("case", "num_embeddings", "num_classes", "message"),
+    [
+        ("in-place-masks", K + 2, 3, rf"if all codes are 0: num_embeddings is {K + 2}, want fewer"),
+        ("in-place-masks", K - 1, 3, rf"num_embeddings is {K - 1}; want {K}, the channels of the logits"),
+        ("in-place-masks", K, 4, "if all labels are 0: num_classes is 4, want fewer"),
+        ("in-place-masks", K, None, r"call fails for codes \(2, 4, 5\) in 0..5: TypeError: .*labels"),
+        ("buffers", K, 3, r"call fails for .* labels \(2,\) in 0..2: TypeError"),
+    ],
+    ids=str,
+)
+def test_network_that_does_not_take_the_inputs_is_refused_at_the_door(
+    make_network: Callable[[str], nn.Module],
+    case: str,
+    num_embeddings: int,
+    num_classes: int | None,
+    message: str,
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        program_of(make_network(case), num_embeddings, (4, 5), num_classes=num_classes)

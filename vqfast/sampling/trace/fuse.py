@@ -1,4 +1,4 @@
-"""Steps made fewer, and looked through for what looks ahead."""
+"""Makes the steps of a program fewer, and finds the step that looks ahead, if one does."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from vqfast.sampling.trace.graph import place
 
 
 class NotCausal(ValueError):
-    """A step, or the logits, see what comes later."""
+    """A step, or the logits, depend on later codes."""
 
 
-def fused(builder: ProgramBuilder, places: list[fx.Node]) -> tuple[list[Step], list[fx.Node]]:
-    """Fewer steps with the same logits, and the nodes that they stand for."""
+def fuse_steps(builder: ProgramBuilder, origins: list[fx.Node]) -> tuple[list[Step], list[fx.Node]]:
+    """Fewer steps with the same logits, and the node of the graph that each of them computes."""
     steps = list(builder.steps)
     for number in range(len(steps) - 1):
         _join_sum(steps, number, builder)
     for number in reversed(range(len(steps) - 1)):
-        _add_residual(steps, number)
-    return _needed(steps, places)
+        _fold_residual(steps, number)
+    return _drop_unread(steps, origins)
 
 
 def _readers(steps: list[Step], number: int) -> list[int]:
+    """The steps that read step ``number``."""
     return [
         n
         for n, step in enumerate(steps)
@@ -34,11 +35,12 @@ def _readers(steps: list[Step], number: int) -> list[int]:
 
 
 def _is_sum(step: Step) -> bool:
+    """Whether a step is a sum of terms and biases alone."""
     return step.activation == "none" and step.residual is None and bool(step.terms)
 
 
 def _join_sum(steps: list[Step], number: int, builder: ProgramBuilder) -> None:
-    """A plain sum joins the only sum that reads it, at its own position as it is."""
+    """Moves the terms of a sum into the only step that reads it, if that adds it as it is."""
     readers, step, bare = _readers(steps, number), steps[number], Term(number)
     if not _is_sum(step) or len(readers) != 1:
         return
@@ -58,8 +60,8 @@ def _join_sum(steps: list[Step], number: int, builder: ProgramBuilder) -> None:
     steps[number] = replace(step, terms=())
 
 
-def _add_residual(steps: list[Step], number: int) -> None:
-    """The sum of a value and of one that nothing else reads: that one's residual."""
+def _fold_residual(steps: list[Step], number: int) -> None:
+    """Replaces the sum of two values by a residual of the later one, if nothing else reads that one."""
     step = steps[number]
     if not _is_sum(step) or step.bias or step.label_bias or len(step.terms) != 2:
         return
@@ -74,17 +76,18 @@ def _add_residual(steps: list[Step], number: int) -> None:
         ):
             steps[added.source] = replace(target, residual=other.source)
             steps[number] = replace(step, terms=())
-            steps[:] = [_renamed(each, number, added.source) for each in steps]
+            steps[:] = [_renumbered(each, number, added.source) for each in steps]
             return
 
 
-def _renamed(step: Step, old: int, new: int) -> Step:
+def _renumbered(step: Step, old: int, new: int) -> Step:
+    """The step, which reads step ``new`` where it read step ``old``."""
     terms = tuple(replace(term, source=new) if term.source == old else term for term in step.terms)
     return replace(step, terms=terms, residual=new if step.residual == old else step.residual)
 
 
-def _needed(steps: list[Step], places: list[fx.Node]) -> tuple[list[Step], list[fx.Node]]:
-    """The steps that the last one reads, by others or itself, numbered anew."""
+def _drop_unread(steps: list[Step], origins: list[fx.Node]) -> tuple[list[Step], list[fx.Node]]:
+    """The steps that the last one depends on, numbered anew."""
     needed, stack = set(), [len(steps) - 1]
     while stack:
         number = stack.pop()
@@ -95,20 +98,24 @@ def _needed(steps: list[Step], places: list[fx.Node]) -> tuple[list[Step], list[
             stack += [] if step.residual is None else [step.residual]
     kept = sorted(needed)
     for new, old in enumerate(kept):
-        steps = [_renamed(step, old, new) for step in steps]
-    return [steps[number] for number in kept], [places[number] for number in kept]
+        steps = [_renumbered(step, old, new) for step in steps]
+    return [steps[number] for number in kept], [origins[number] for number in kept]
 
 
-def check_causal(steps: list[Step], places: list[fx.Node]) -> None:
-    """Raises NotCausal with the first step that looks ahead."""
+def check_causal(steps: list[Step], origins: list[fx.Node]) -> None:
+    """Checks that no step reads a later position, and that the logits don't depend on their own code.
+
+    Raises:
+        NotCausal: one does; the message has the line of the network that computes the first such step.
+    """
     phases: list[Phase] = []
-    for step, node in zip(steps, places, strict=True):
+    for step, node in zip(steps, origins, strict=True):
         try:
             needs = [available(term.source, tap, phases) for term in step.terms for tap in term.taps]
         except ValueError:
-            raise NotCausal(f"what {place(node)} computes reads a later position") from None
+            raise NotCausal(f"the value computed at {place(node)} reads a later position") from None
         if step.residual is not None:
             needs.append(available(step.residual, (0, 0), phases))
         phases.append(max(needs))
     if phases[-1] == Phase.CODE:
-        raise NotCausal("the logits see the code that they are for")
+        raise NotCausal("the logits depend on the code that they are for")

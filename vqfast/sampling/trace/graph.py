@@ -1,4 +1,4 @@
-"""The front end: a call of the user's network as a graph of ATen operations."""
+"""A call of the user's network as a graph of ATen operations."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 
-_OURS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
+# Frames of these files aren't lines of the user's network: torch, and vqfast's priors and sampling.
+_ROOMS = Path(__file__).parents[2]
+_NOT_THE_USERS = (str(Path(torch.__file__).parent), str(_ROOMS / "sampling"), str(_ROOMS / "priors"))
 
 
 class _PlainOneHot(TorchFunctionMode):
-    """``one_hot`` looks at its input's values, which no trace can follow."""
+    """Replaces ``one_hot``, which looks at its input's values, so that no trace can follow it."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Replaces it by a comparison with every class."""
+        """A comparison with every class in place of ``one_hot``."""
         if func is not F.one_hot:
             return func(*args, **(kwargs or {}))
         return self.one_hot(*args, **(kwargs or {}))
@@ -28,15 +30,17 @@ class _PlainOneHot(TorchFunctionMode):
     def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
         """See ``torch.nn.functional.one_hot``."""
         if num_classes < 0:
-            raise ValueError("one_hot's num_classes is missing: how many there are would depend on the codes")
+            raise ValueError(
+                "num_classes of one_hot is -1; want a number, which no trace can read from codes"
+            )
         return (tensor.unsqueeze(-1) == torch.arange(num_classes, device=tensor.device)).long()
 
 
-@torch.inference_mode(False)  # where composite operations aren't taken apart
+@torch.inference_mode(False)  # inference mode doesn't decompose composite operations
 @torch.no_grad()
 def trace(call: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> fx.Graph:
-    """The operations of ``call(*inputs)``, on values."""
-    from torch.fx.experimental.proxy_tensor import make_fx  # takes its time to import
+    """The operations of ``call(*inputs)``; each node has its value as ``meta["val"]``."""
+    from torch.fx.experimental.proxy_tensor import make_fx  # slow to import
 
     with _PlainOneHot():
         traced = make_fx(call, tracing_mode="real", record_stack_traces=True)(*inputs)
@@ -45,19 +49,19 @@ def trace(call: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> fx.Graph:
 
 
 def constant(node: fx.Node) -> Tensor:
-    """The tensor of a ``get_attr`` node: the network's own, whatever becomes of it."""
+    """The tensor of a ``get_attr`` node: the network's own, with the values that it has now."""
     return getattr(node.graph.owning_module, str(node.target))
 
 
 def constants(graph: fx.Graph) -> list[Tensor]:
-    """The tensors that the graph reads."""
+    """The network's tensors that the graph reads."""
     return [constant(node) for node in graph.nodes if node.op == "get_attr"]
 
 
 @torch.inference_mode(False)
 @torch.no_grad()
 def evaluate(nodes: list[fx.Node], inputs: tuple[Tensor | None, ...]) -> list[Tensor]:
-    """The values of nodes, which need not all of the inputs."""
+    """The values of some nodes for these inputs; ``None`` for inputs that they don't depend on."""
     if not nodes:
         return []
     needed, stack = set(), list(nodes)
@@ -67,12 +71,12 @@ def evaluate(nodes: list[fx.Node], inputs: tuple[Tensor | None, ...]) -> list[Te
             needed.add(node)
             stack += node.all_input_nodes
     values: dict[fx.Node, Any] = {}
-    places = [node for node in nodes[0].graph.nodes if node.op == "placeholder"]
+    placeholders = [node for node in nodes[0].graph.nodes if node.op == "placeholder"]
     for node in nodes[0].graph.nodes:
         if node not in needed:
             continue
         if node.op == "placeholder":
-            values[node] = inputs[places.index(node)]
+            values[node] = inputs[placeholders.index(node)]
         elif node.op == "get_attr":
             values[node] = constant(node)
         else:
@@ -82,10 +86,10 @@ def evaluate(nodes: list[fx.Node], inputs: tuple[Tensor | None, ...]) -> list[Te
 
 
 def place(node: fx.Node) -> str:
-    """``file:line`` of the user's code that asked for a node, or for the last one before it that tells."""
+    """``file:line`` of the user's code that made a node, or the last node before it that has a line."""
     while node.op != "root":
         for frame in reversed(re.findall(r'File "(.+?)", line (\d+)', node.meta.get("stack_trace") or "")):
-            if not frame[0].startswith(_OURS):
+            if not frame[0].startswith(_NOT_THE_USERS):
                 return ":".join(frame)
         node = node.prev
     return "the network"

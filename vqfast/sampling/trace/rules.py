@@ -1,20 +1,25 @@
-"""The table of rules: what ATen's operations do to values that depend on the codes."""
+"""The table of rules: what each ATen operation does to values that depend on the codes.
+
+To add an operation, decorate its rule with ``@rule("name")``. The rule gets the ``Context`` and the
+operation's arguments, tensors as ``Sum`` or ``Known``, and returns a ``Sum``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
-RULES: dict[str, Callable[..., Any]] = {}  # (lowering, *arguments) -> value, by an operation's name
-OF_SHAPE = [  # what depends on a tensor's shape alone
+Rule = TypeVar("Rule", bound=Callable[..., Any])
+RULES: dict[str, Callable[..., Any]] = {}  # by the name of an operation's overload packet
+OF_SHAPE = [  # operations whose result depends on a tensor's shape, dtype and device alone
     name for what in ("zeros", "ones", "full", "empty") for name in (f"{what}_like", f"new_{what}")
 ]
 
 
-def rule(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Registers the rule of the operations of these names."""
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Registers a function as the rule of the operations of these names."""
 
-    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+    def register(function: Rule) -> Rule:
         RULES.update(dict.fromkeys(names, function))
         return function
 

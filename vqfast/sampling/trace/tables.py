@@ -1,73 +1,65 @@
-"""Functions of one code: computed for all codes, they are tables."""
+"""Rules of values that depend on a single code: any function of it is a table, computed for all codes."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from vqfast.sampling.trace.context import Context
+from vqfast.sampling.trace.layout import Unsupported, by_position, num_channels, shape_of
 from vqfast.sampling.trace.rules import rule
-from vqfast.sampling.trace.values import (
-    Grid,
-    Known,
-    Unsupported,
-    by_position,
-    channels,
-    shape_of,
-)
-
-if TYPE_CHECKING:
-    from vqfast.sampling.trace.lower import Lowering
+from vqfast.sampling.trace.values import Known, Sum, Tap
 
 
-def in_tables(low: Lowering, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Grid | None:
-    """An elementwise operation of functions of one code, for all codes; ``None`` for other values."""
-    grids = [arg for arg in args if isinstance(arg, Grid)]
-    keys = {key for grid in grids for key in grid.taps}
-    if any(grid.own() is None for grid in grids) or len(keys) != 1:
+def in_tables(ctx: Context, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sum | None:
+    """The result of an elementwise operation as a table; ``None`` if it depends on more than one code."""
+    sums = [arg for arg in args if isinstance(arg, Sum)]
+    taps = {tap for each in sums for tap in each.taps}
+    if any(each.code_table() is None for each in sums) or len(taps) != 1:
         return None
-    layout = low.layout(*grids)
-    shape = [channels(dim) for dim in layout]
+    layout = ctx.layout(*sums)
+    shape = [num_channels(dim) for dim in layout]
 
     def rows(value: Any) -> Any:
-        """By code, and last outside of the grid."""
-        if isinstance(value, Grid):
+        """An operand, with a row for each code and a last one for positions outside of the grid."""
+        if isinstance(value, Sum):
             ones = (1,) * (len(layout) - len(value.layout))
-            return with_outside(value).view(-1, *ones, *map(channels, value.layout))
+            return with_outside(value).view(-1, *ones, *map(num_channels, value.layout))
         if not isinstance(value, Known) or value.value.ndim == 0:
             return getattr(value, "value", value)
-        places = by_position(value.value.expand(shape_of(layout)), layout)
-        if value.needs or not (places == places[:1, :1, :1]).all():
-            raise Unsupported(f"{target.__name__} of codes with what depends on more than them")
-        return places[0, 0, 0].view(1, *shape)
+        positions = by_position(value.value.expand(shape_of(layout)), layout)
+        if value.needs or not (positions == positions[:1, :1, :1]).all():
+            raise Unsupported(f"{target.__name__} of codes and a value that differs by position or label")
+        return positions[0, 0, 0].view(1, *shape)
 
-    done = target(*map(rows, args), **kwargs).expand(-1, *shape).flatten(1)
-    return tabulated(low, layout, keys.pop(), done)
+    result = target(*map(rows, args), **kwargs).expand(-1, *shape).flatten(1)
+    return tabulated(ctx, layout, taps.pop(), result)
 
 
-def tabulated(low: Lowering, layout: Any, key: tuple[int, int, int], rows: Tensor) -> Grid:
-    """The grid of a table by code, whose last row is what stands outside of the grid."""
+def tabulated(ctx: Context, layout: Any, tap: Tap, rows: Tensor) -> Sum:
+    """The value of a table with a row for each code and a last one for positions outside of the grid."""
     table, outside = rows[:-1], rows[-1]
-    grid = Grid(layout, {key: table})
-    if key[1:] == (0, 0) and low.is_whole(grid):
-        return grid  # there is no outside
+    value = Sum(layout, {tap: table})
+    if tap[1:] == (0, 0) and ctx.covers_grid(value):
+        return value  # no position outside is read
     if table.dtype == torch.bool:
         table, outside = table.long(), outside.long()
-    return Grid(layout, {key: table - outside}, outside if outside.any() else None)
+    return Sum(layout, {tap: table - outside}, outside if outside.any() else None)
 
 
 @rule("embedding")
-def embedding(low: Lowering, weight: Known, codes: Grid, *_: Any) -> Grid:
-    """A row of the weight for each code."""
-    if codes.own() is None or codes.size("c") != 1:
-        raise Unsupported("an embedding of what isn't a function of one code")
+def embedding(ctx: Context, weight: Known, codes: Sum, *_: Any) -> Sum:
+    """The row of the weight for each code."""
+    if codes.code_table() is None or codes.size("c") != 1:
+        raise Unsupported("an embedding of a value that depends on more than one code")
     layout = (*codes.layout, (("c", weight.value.shape[1]),))
-    return tabulated(low, layout, next(iter(codes.taps)), weight.value[with_outside(codes)[:, 0]])
+    return tabulated(ctx, layout, next(iter(codes.taps)), weight.value[with_outside(codes)[:, 0]])
 
 
-def with_outside(grid: Grid) -> Tensor:
-    """The rows of a function of one code, and last what stands outside of the grid."""
-    table = next(iter(grid.taps.values()))
+def with_outside(value: Sum) -> Tensor:
+    """The table of a value that depends on one code, and a last row for positions outside of the grid."""
+    table = next(iter(value.taps.values()))
     rows = torch.cat([table, torch.zeros_like(table[:1])])
-    return rows if grid.bias is None else rows + grid.bias
+    return rows if value.bias is None else rows + value.bias

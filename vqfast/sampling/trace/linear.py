@@ -1,0 +1,118 @@
+"""Rules of linear maps with constant weights: convolutions, matrix products, batch normalisation."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import product
+from typing import Any
+
+from torch import Tensor
+
+from vqfast.sampling.trace.arithmetic import add, scaled
+from vqfast.sampling.trace.context import Context
+from vqfast.sampling.trace.layout import Layout, Unsupported
+from vqfast.sampling.trace.rules import rule
+from vqfast.sampling.trace.values import Known, Sum, is_identity, total
+
+
+@rule("native_batch_norm", "cudnn_batch_norm", "_native_batch_norm_legit")
+def batch_norm(
+    ctx: Context, x: Sum, weight: Any, bias: Any, mean: Any, var: Any, training: bool, _: float, eps: float
+) -> tuple[Sum, None, None]:
+    """A scale and a shift of each channel, by the running statistics."""
+    if training or mean is None:
+        raise Unsupported("batch normalisation in training mode; call .eval() first")
+    scale = (var.value + eps).rsqrt() * (1 if weight is None else weight.value)
+    shift = (0 if bias is None else bias.value) - mean.value * scale
+    x = scaled(ctx.linear(x), scale)
+    return total([x, Sum(x.layout, {}, shift)]), None, None
+
+
+@rule("_native_batch_norm_legit_no_training")
+def batch_norm_eval(
+    ctx: Context, x: Sum, weight: Any, bias: Any, mean: Any, var: Any, momentum: float, eps: float
+) -> tuple[Sum, None, None]:
+    """See ``batch_norm``."""
+    return batch_norm(ctx, x, weight, bias, mean, var, False, momentum, eps)
+
+
+@rule("convolution")
+def convolution(
+    ctx: Context, x: Sum, weight: Known, bias: Known | None, stride: list[int], padding: list[int],
+    dilation: list[int], transposed: bool, _: list[int], groups: int,
+) -> Sum:  # fmt: skip
+    """A product at each position of the kernel; the tensor may hold the grid transposed."""
+    if isinstance(weight, Sum) or isinstance(bias, Sum):
+        raise Unsupported("a convolution whose weight depends on the codes")
+    if transposed or any(s != 1 for s in stride):
+        raise Unsupported("a transposed convolution" if transposed else f"a convolution of stride {stride}")
+    spatial = _spatial_axes(x.layout)
+    kernel = without_groups(weight.value, groups)
+    if len(spatial) == 1:
+        kernel, padding, dilation = kernel.unsqueeze(2), [0, *padding], [1, *dilation]
+    sizes = ctx.shape()
+    places = [((axis, size),) for axis, size in zip(spatial, sizes[2:], strict=True)]
+    layout = (x.layout[0], (("c", sizes[1]),), *places)
+    taps = {}
+    for i, j in product(*map(range, kernel.shape[2:])):
+        offset = i * dilation[0] - padding[0], j * dilation[1] - padding[1]
+        if (kernel[:, :, i, j] != 0).any():
+            taps[offset[::-1] if spatial == ("x", "y") else offset] = kernel[:, :, i, j].T
+    if kernel.shape[2:] == (1, 1) and not any(padding):
+        x = ctx.multiplicand(x, len(kernel))
+    else:
+        x = ctx.readable(x, list(taps) if any(padding) else [])
+    parts = [x.map_columns(partial(times, by=by), layout).moved(*at) for at, by in taps.items()]
+    return total([Sum(layout, {}, None if bias is None else bias.value), *parts])
+
+
+def _spatial_axes(layout: Layout) -> tuple[str, ...]:
+    """The axis that each spatial dimension of a convolution's input runs through.
+
+    Raises:
+        Unsupported: the dimensions aren't samples, channels and the axes of the grid.
+    """
+    names = [{name for name, n in dim if n > 1} for dim in layout]
+    spatial: tuple[str, ...] = ("y", "x") if len(names) == 4 else ("x",)
+    if len(names) == 4 and ("x" in names[2] or "y" in names[3]):
+        spatial = ("x", "y")
+    expected = [{"b"}, {"c"}, *({axis} for axis in spatial)]
+    if any(not found <= allowed for found, allowed in zip(names, expected, strict=True)):
+        raise Unsupported(f"a convolution of dimensions {names}")
+    return spatial
+
+
+def without_groups(weight: Tensor, groups: int) -> Tensor:
+    """The weight of a convolution with groups as that of one without."""
+    if groups == 1:
+        return weight
+    out, inputs, *size = weight.shape
+    whole = weight.new_zeros(out, groups, inputs, *size)
+    for group, part in enumerate(weight.chunk(groups)):
+        count = out // groups
+        whole[group * count : (group + 1) * count, group] = part
+    return whole.flatten(1, 2)
+
+
+def times(matrix: Tensor, by: Tensor) -> Tensor:
+    """``matrix @ by``."""
+    return by if is_identity(matrix) else matrix.to(by.dtype) @ by
+
+
+@rule("mm")
+def mm(ctx: Context, x: Sum, weight: Known) -> Sum:
+    """The channels at each position times a matrix."""
+    if not isinstance(x, Sum) or isinstance(weight, Sum):
+        raise Unsupported("a matrix product whose right side depends on the codes")
+    if any(name == "c" for name, _ in x.layout[0]) or any(name != "c" for name, _ in x.layout[1]):
+        raise Unsupported("a matrix product along the grid of codes")
+    width = weight.value.shape[1]
+    layout = (x.layout[0], (("c", width),))
+    return ctx.multiplicand(x, width).map_columns(partial(times, by=weight.value), layout)
+
+
+@rule("addmm")
+def addmm(ctx: Context, bias: Known, x: Sum, weight: Known, beta: float = 1, alpha: float = 1) -> Sum:
+    """``beta * bias + alpha * x @ weight``."""
+    y = scaled(mm(ctx, x, weight), alpha)
+    return add(ctx, y, bias, beta)
