@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vqfast.checks import check_indices, check_integer
 from vqfast.sampling.batches import Options, as_labels, sample_batches
 from vqfast.sampling.program import Program
-from vqfast.sampling.request import Given
+from vqfast.sampling.request import Given, GivenLabels
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -83,13 +83,17 @@ class CausalPrior(nn.Module):
         """The shape of the condition of ``num`` grids; ``None`` if the prior takes no condition."""
         return (num, self.condition_channels, *shape) if self.condition_channels else None
 
-    def check_conditioning(self, num: int, shape: tuple[int, ...], labels: Given, condition: Given) -> None:
+    def check_conditioning(
+        self, num: int, shape: tuple[int, ...], labels: GivenLabels, condition: Given
+    ) -> None:
         """Checks labels and condition of ``num`` grids; of a function only that the prior takes the argument.
 
         Raises:
             TypeError: labels or condition have another type.
             ValueError: one is missing, isn't taken by this prior, has another shape or is out of range.
         """
+        if not callable(labels):
+            labels = as_labels(labels, num)
         if labels is None and self.num_classes is not None:
             raise ValueError(
                 f"labels is None; want integers in 0..{self.num_classes - 1}, since the prior has "

@@ -14,7 +14,7 @@ from vqfast.priors.base import CausalPrior
 from vqfast.priors.causality import later_code_seen
 from vqfast.sampling import parallel
 from vqfast.sampling.program import Program
-from vqfast.sampling.request import Given
+from vqfast.sampling.request import Given, GivenLabels
 from vqfast.sampling.trace.fuse import NotCausal
 from vqfast.sampling.trace.graph import constants, evaluate, trace
 from vqfast.sampling.trace.layout import by_position, shape_of
@@ -65,7 +65,9 @@ class TracedPrior(CausalPrior):
         """See ``CausalPrior``: that of the example."""
         return None if self.example is None else (num, *self.example.shape[1:])
 
-    def check_conditioning(self, num: int, shape: tuple[int, ...], labels: Given, condition: Given) -> None:
+    def check_conditioning(
+        self, num: int, shape: tuple[int, ...], labels: GivenLabels, condition: Given
+    ) -> None:
         """See ``CausalPrior``; also checks that the network takes the shape."""
         super().check_conditioning(num, shape, labels, condition)
         if shape != self.shape and not self.any_shape:
@@ -269,9 +271,9 @@ def _check_call(
     try:
         result = call(*inputs.values())
     except Exception as error:
-        ends = {"codes": num_embeddings, "labels": num_classes}
+        ends: dict[str, int | None] = {"codes": num_embeddings, "labels": num_classes}
         given = ", ".join(
-            f"{name} {tuple(value.shape)}" + (f" in 0..{ends[name] - 1}" if ends.get(name) else "")
+            f"{name} {tuple(value.shape)}" + (f" in 0..{end - 1}" if (end := ends.get(name)) else "")
             for name, value in inputs.items()
         )
         advice = ""

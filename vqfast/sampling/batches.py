@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from numbers import Integral
-from typing import TypedDict, TypeVar
+from typing import TypedDict, overload
 
 import torch
 from torch import Tensor
@@ -17,7 +17,6 @@ from vqfast.sampling.memory import free_memory, in_batches
 from vqfast.sampling.progress import Tick, check_progress, shown, taken_back
 from vqfast.sampling.request import Given, GivenLabels, Model, Request
 
-Labels = TypeVar("Labels")
 _NOISE_COPIES = 8  # float64 tensors as large as a position's noise that are alive while it is made
 
 
@@ -67,19 +66,17 @@ def sample_batches(
     check_draw(temperature, top_k, top_p, seed)
     check_progress(progress)
     check_choice("method", method, ("auto", *registry.TABLE["sampler"]))
-    _check_given(model, num, shape, as_labels(labels, num), condition, known, numbers)
+    _check_given(model, num, shape, labels, condition, known, numbers)
     weight = next(model.parameters())
     run = registry.backend("sampler", weight, name=None if method == "auto" else method).run
     grid = (math.prod(shape[:-1]), shape[-1])  # a sequence is a grid of one row
 
     def draw(samples: range, tick: Tick) -> Tensor:
-        own_labels, own_condition, own_known, own_numbers = given = (
-            as_labels(_part(labels, samples), len(samples)),
-            _part(condition, samples),
-            _part(known, samples),
-            _part(numbers, samples),
+        own_labels = as_labels(_part(labels, samples), len(samples))
+        own_condition, own_known, own_numbers = (
+            _part(given, samples) for given in (condition, known, numbers)
         )
-        _check_given(model, len(samples), shape, *given)
+        _check_given(model, len(samples), shape, own_labels, own_condition, own_known, own_numbers)
         if own_known is None:
             own_known = torch.full((len(samples), *shape), -1)
         if own_numbers is None:
@@ -117,7 +114,7 @@ def sample_batches(
     return batches()
 
 
-def as_labels(labels: Labels | int, num: int, device: torch.device | None = None) -> Labels | Tensor:
+def as_labels(labels: Tensor | int | None, num: int, device: torch.device | None = None) -> Tensor | None:
     """``labels`` as they are, but an integer as the labels of ``num`` samples, int64 ``(num,)``.
 
     Raises:
@@ -130,6 +127,10 @@ def as_labels(labels: Labels | int, num: int, device: torch.device | None = None
     return torch.tensor(int(labels), device=device).expand(num)
 
 
+@overload
+def _part(value: Given, samples: range) -> Tensor | None: ...
+@overload
+def _part(value: GivenLabels, samples: range) -> Tensor | int | None: ...
 def _part(value: GivenLabels, samples: range) -> Tensor | int | None:
     """The part of ``value`` that belongs to a batch's samples."""
     if callable(value):
@@ -141,7 +142,7 @@ def _check_given(
     model: Model,
     num: int,
     shape: tuple[int, ...],
-    labels: Given,
+    labels: GivenLabels,
     condition: Given,
     known: Given,
     numbers: Given,

@@ -42,7 +42,7 @@ class Model(Protocol):
         """Raises ValueError if a code that the model can't draw isn't known."""
 
     def check_conditioning(
-        self, batch: int, spatial: tuple[int, ...], labels: Given, condition: Given
+        self, num: int, shape: tuple[int, ...], labels: GivenLabels, condition: Given
     ) -> None:
         """Raises TypeError or ValueError unless ``labels`` and ``condition`` are what the model takes."""
 

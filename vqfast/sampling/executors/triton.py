@@ -62,8 +62,8 @@ class Sampling:
         batch = padded(images, max(launch.images for launch in tuning))
         index = torch.arange(batch, device=weight.device).clamp(max=images - 1)  # the last image fills it up
         channels = 0 if condition is None else condition.shape[1]
-        by_label = [request.weights[step.label_bias] for step in request.program.steps if step.label_bias]
-        num_classes = len(by_label[0]) if by_label else 1
+        tables = [request.weights[step.label_bias] for step in request.program.steps if step.label_bias]
+        num_classes, labels = (len(tables[0]), request.labels) if tables else (1, None)
         plan = self.plan = Plan(
             request.program, request.weights, request.grid, batch, num_classes, channels, tuning
         )
@@ -82,7 +82,7 @@ class Sampling:
             "values": values,
             "sums": sums,
             "codes": codes.int(),
-            "labels": request.labels[index] if by_label else torch.zeros_like(index),
+            "labels": torch.zeros_like(index) if labels is None else labels[index],
             "known": known,
             "numbers": request.draw.numbers[index],
             "seed": index.new_tensor([seed - (seed >> 63 << 64)]),
@@ -139,7 +139,8 @@ class Sampling:
                     before.synchronize()
                 before = torch.cuda.current_stream(device).record_event()
             self.request.progress(self.images * count)
-        return self.arguments["out"][: self.images]
+        out: Tensor = self.arguments["out"]
+        return out[: self.images]
 
     def _positions(self, y: int, x: int, count: int) -> None:
         plan, draw = self.plan, self.request.draw

@@ -20,6 +20,9 @@ TFLOP, 160 ms at 500 TFLOP/s, and move 0.4 TB of values, 150 ms: predicted 350 t
 images/s. In float32, multiplied without tensor cores at 60 TFLOP/s: at most 4,600. The draw's float64
 logarithms are 20 us of a position's 400 there; certifying them in float32 would pay on consumer chips."""
 
+# mypy: ignore-errors
+# Triton compiles these functions; their arguments have no Python types.
+
 from __future__ import annotations
 
 import triton

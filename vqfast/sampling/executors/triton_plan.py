@@ -187,7 +187,7 @@ class Plan:
     def _ordered(self, step: Step, weight: Tensor) -> Tensor:
         """``(..., width)`` as the sums stand: padded, two that are multiplied side by side."""
         if step.activation in PAIRED:
-            weight = weight.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
+            weight = weight.reshape(*weight.shape[:-1], 2, -1).transpose(-1, -2).flatten(-2)
         return F.pad(weight, (0, -step.width % self._columns))
 
     def _add_phase(self, phase: Phase) -> None:

@@ -110,7 +110,7 @@ class Context:
     def phase(self, value: Sum) -> Phase | None:
         """When a step of the value could run; ``None`` if never, since it looks ahead."""
         try:
-            phases = [available(source, tap, self.phases) for source, *tap in value.taps if source >= CODES]
+            phases = [available(tap[0], tap[1:], self.phases) for tap in value.taps if tap[0] >= CODES]
             return max(phases, default=Phase.ROW)
         except ValueError:
             return None

@@ -50,7 +50,8 @@ def trace(call: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> fx.Graph:
 
 def constant(node: fx.Node) -> Tensor:
     """The tensor of a ``get_attr`` node: the network's own, with the values that it has now."""
-    return getattr(node.graph.owning_module, str(node.target))
+    tensor: Tensor = getattr(node.graph.owning_module, str(node.target))
+    return tensor
 
 
 def constants(graph: fx.Graph) -> list[Tensor]:

@@ -141,13 +141,12 @@ def cat(ctx: Context, values: list[Sum | Known], dim: int = 0) -> Sum:
 
 def cat_zeros(ctx: Context, values: list[Sum | Known], dim: int) -> Sum:
     """A grid with zeros before and after it, as by ``pad``."""
-    grids = [i for i, value in enumerate(values) if isinstance(value, Sum)]
-    zeros = [value.value for value in values if isinstance(value, Known)]
-    if len(grids) > 1 or any(value.any() for value in zeros):
+    (place, grid), *others = [(i, value) for i, value in enumerate(values) if isinstance(value, Sum)]
+    if others or any(value.value.any() for value in values if isinstance(value, Known)):
         raise Unsupported("a concatenation along the grid of codes")
     sizes = [0 if isinstance(value, Sum) else value.value.shape[dim] for value in values]
-    after = len(ctx.shape()) - 1 - dim
-    return pad(ctx, values[grids[0]], [0, 0] * after + [sum(sizes[: grids[0]]), sum(sizes[grids[0] :])])
+    later_dims = len(ctx.shape()) - 1 - dim
+    return pad(ctx, grid, [0, 0] * later_dims + [sum(sizes[:place]), sum(sizes[place:])])
 
 
 @rule("constant_pad_nd")
