@@ -68,6 +68,7 @@ def spoilt(output):
     return (output + 1) % (output.amax() + 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_contenders_are_right_and_every_round_of_each_is_kept(case) -> None:
     try:
@@ -80,6 +81,7 @@ def test_contenders_are_right_and_every_round_of_each_is_kept(case) -> None:
     assert not row["seconds"].keys() & row["absent"].keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_a_spoilt_contender_is_not_timed(case) -> None:
     build = case.contenders["vqfast"]

@@ -164,6 +164,7 @@ def fit(counts: np.ndarray, probabilities: np.ndarray) -> float:
     return scipy.stats.chisquare(counts, expected).pvalue
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", registry.TABLE["sampler"])
 @torch.no_grad()
 def test_samples_have_the_models_distribution_and_no_other(

@@ -96,6 +96,7 @@ def test_traced_network_draws_what_its_own_loop_draws(
         assert len(expected.unique(dim=0)) == 5
 
 
+@pytest.mark.slow
 @settings(derandomize=True, deadline=None, max_examples=20)
 @given(blocks=st.lists(st.sampled_from(networks.BLOCKS), min_size=1, max_size=6), seed=st.integers(0, 99))
 def test_any_stack_of_blocks_is_a_program(blocks: list[str], seed: int) -> None:
