@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from vqfast import functional
 from vqfast.acceleration import Report, accelerate
 from vqfast.convert import convert_state_dict
+from vqfast.functional import Quantized
 from vqfast.models import VQVAE, VQVAEOutput
 from vqfast.nn import LossParts, MaskedConv1d, MaskedConv2d, ResidualVQLayer, VQLayer, VQOutput
 from vqfast.priors import PixelCNN, ResidualPixelCNN, WaveNet, program_of
@@ -19,6 +20,7 @@ __all__ = [
     "MaskedConv1d",
     "MaskedConv2d",
     "PixelCNN",
+    "Quantized",
     "Report",
     "ResidualPixelCNN",
     "ResidualVQLayer",

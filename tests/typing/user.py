@@ -1,5 +1,6 @@
-"""A user's program, which ``mypy --strict`` accepts: each result has the type that is written here."""
+"""A user's program before type checkers: it uses every public name and says the type of each result."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -7,63 +8,136 @@ from torch import Tensor, nn
 from typing_extensions import assert_type
 
 import vqfast
-from vqfast import functional
+from vqfast import functional, models, priors, sampling
 
-z = torch.randn(2, 8, 4, 4)
+z_e = torch.randn(2, 8, 4, 4)
+mask = torch.ones(2, 4, 4, dtype=torch.bool)
 
-layer = vqfast.VQLayer(32, 8, decay=0.99, metric="cosine", kmeans_init=True, revive_below=0.5)
-output = assert_type(layer(z), vqfast.VQOutput)
-output, parts = assert_type(layer(z, return_parts=True), tuple[vqfast.VQOutput, vqfast.LossParts])
-loss: Tensor = output.loss + parts.commitment + parts.codebook
-codes = assert_type(layer.encode(z), Tensor)
-assert_type(layer.decode(codes), Tensor)
-assert_type(layer.codebook, Tensor)
-layer.set_codebook(torch.randn(32, 8))
-layer.freeze()
 
-residual = vqfast.ResidualVQLayer(32, 8, 3, quantize_dropout=True, beta=0.5)
-assert_type(residual(z), vqfast.VQOutput)
-assert_type(residual(z, return_parts=True)[1], vqfast.LossParts)
-assert_type(residual.encode(z), Tensor)
+def layers() -> None:
+    """The layers, their results, and states from other libraries."""
+    layer = vqfast.VQLayer(32, 8, decay=0.99, metric="cosine", kmeans_init=True, revive_below=0.5)
+    output = assert_type(layer(z_e), vqfast.VQOutput)
+    assert_type(layer(z_e, mask, return_parts=False), vqfast.VQOutput)
+    output, parts = assert_type(layer(z_e, return_parts=True), tuple[vqfast.VQOutput, vqfast.LossParts])
+    quantized, indices, loss = output
+    assert_type(quantized + loss + parts.commitment + parts.codebook, Tensor)
+    assert_type(layer.decode(assert_type(layer.encode(z_e), Tensor)), Tensor)
+    assert_type(layer.codebook, Tensor)
+    assert_type(layer.perplexity(indices), Tensor)
+    layer.set_codebook(torch.randn(32, 8))
+    layer.reset_parameters()
+    layer.freeze()
 
-conv = vqfast.MaskedConv2d(8, 8, 3, mask_type="A", stack="full")
-assert_type(conv(z), Tensor)
+    residual = vqfast.ResidualVQLayer(32, 8, 3, quantize_dropout=True, beta=0.5, device="cpu")
+    assert_type(residual(z_e), vqfast.VQOutput)
+    assert_type(residual(z_e, return_parts=True)[1], vqfast.LossParts)
+    assert_type(residual.decode(residual.encode(z_e)), Tensor)
+    residual.set_codebooks(assert_type(residual.codebooks, Tensor))
 
-assert_type(functional.nearest_code(torch.randn(5, 8), layer.codebook), Tensor)
-assert_type(
-    functional.nearest_code(torch.randn(5, 8), layer.codebook, return_distances=True), tuple[Tensor, Tensor]
-)
-assert_type(functional.quantize(z, layer.codebook), functional.Quantized)
-assert_type(functional.perplexity(codes, 32), Tensor)
-assert_type(functional.residual_codes(z, [layer.codebook]), Tensor)
+    assert_type(vqfast.MaskedConv1d(8, 8, 3, mask_type="A")(z_e[:, :, 0]), Tensor)
+    assert_type(vqfast.MaskedConv2d(8, 8, 3, mask_type="A", stack="full")(z_e), Tensor)
 
-model = vqfast.VQVAE(hidden_channels=16)
-reconstruction = assert_type(model(torch.randn(1, 3, 16, 16)), vqfast.VQVAEOutput)
-assert_type(model.encode(torch.randn(1, 3, 16, 16)), Tensor)
-assert_type(vqfast.load_model("run", "model"), nn.Module)
-vqfast.load_model(Path("run"), "prior")
+    state = {"quantize.embedding.weight": torch.randn(32, 8)}
+    converted = vqfast.convert_state_dict(state, layer, prefix="quantize.")
+    layer.load_state_dict(assert_type(converted, dict[str, Tensor]))
 
-prior = vqfast.PixelCNN(32, num_classes=10)
-assert_type(prior(codes), Tensor)
-assert_type(prior.sample(4, (4, 4), labels=torch.arange(4), temperature=0.9, seed=1), Tensor)
-assert_type(prior.bits_per_code(codes, labels=3), Tensor)
-vqfast.WaveNet(32).sample(1, (64,))
-vqfast.ResidualPixelCNN(32).sample(1, (4, 4))
+
+def functions() -> None:
+    """``vqfast.functional``, also as ``vqfast.functional``."""
+    x, codebook = torch.randn(5, 8), torch.randn(32, 8)
+    indices = assert_type(vqfast.functional.nearest_code(x, codebook), Tensor)
+    assert_type(functional.nearest_code(x, codebook, return_distances=True), tuple[Tensor, Tensor])
+    assert_type(functional.nearest_unit_code(x, codebook), Tensor)
+    assert_type(functional.unit(x), Tensor)
+    quantized = assert_type(functional.quantize(z_e, codebook, return_statistics=True), vqfast.Quantized)
+    assert_type(quantized.counts, Tensor)
+    codebooks = codebook.expand(3, -1, -1)
+    assert_type(functional.residual_quantize(z_e, codebooks), functional.Quantized)
+    assert_type(functional.residual_codes(z_e, [codebook, codebook]), Tensor)
+    maps = [[torch.randn(8, 4), torch.randn(8), torch.randn(4, 8), torch.randn(4)]]
+    audio = torch.randn(2, 4, 9)
+    assert_type(functional.projected_codes(audio, [codebook], maps), Tensor)
+    assert_type(
+        functional.projected_codes(audio, [codebook], maps, return_parts=True), tuple[Tensor, Tensor, Tensor]
+    )
+    assert_type(functional.perplexity(indices, 32), Tensor)
+    kernel = assert_type(functional.kernel_shape(3, "A", "full"), tuple[int, int])
+    assert_type(functional.visible_taps(kernel, "A", "full"), tuple[int, tuple[int, int]])
+    assert_type(functional.masked_conv1d(audio, torch.randn(8, 4, 2)), Tensor)
+    assert_type(functional.masked_conv2d(z_e, torch.randn(8, 8, *kernel)), Tensor)
+    assert_type(functional.gate(z_e), Tensor)
+
+
+def autoencoders() -> None:
+    """The model of the package, and models of runs."""
+    x = torch.randn(1, 3, 16, 16)
+    model = vqfast.VQVAE(hidden_channels=16)
+    reconstruction = assert_type(model(x), vqfast.VQVAEOutput)
+    assert_type(reconstruction.loss, Tensor)
+    assert_type(model.decode(assert_type(model.encode(x), Tensor)), Tensor)
+    assert_type(model.code_shape((16, 16)), tuple[int, ...])
+    assert_type(models.VQVAE.named(next(iter(models.CONFIGS))), models.VQVAE)
+    assert_type(vqfast.load_model("run", "vqvae"), vqfast.VQVAE)
+    assert_type(vqfast.load_model(Path("run"), "prior"), priors.CausalPrior)
+
+
+class Network(nn.Module):
+    """A causal network of one's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(32, 8)
+        self.conv = vqfast.MaskedConv2d(8, 32, 3, mask_type="A")
+
+    def forward(self, indices: Tensor) -> Tensor:
+        """Logits ``(B, K, H, W)``."""
+        return self.conv(self.embedding(indices).movedim(-1, 1))
+
+
+def own_prior() -> priors.CausalPrior:
+    """That network as a prior."""
+    return priors.program_of(Network(), 32, (4, 4))
+
+
+def samples() -> Iterator[Tensor]:
+    """Priors, their samples, and what they lower to."""
+    prior = vqfast.PixelCNN(32, num_classes=10)
+    indices = assert_type(
+        prior.sample(4, (4, 4), labels=torch.arange(4), temperature=0.9, top_k=5, seed=1), Tensor
+    )
+    assert_type(prior(indices, labels=3), Tensor)
+    assert_type(prior.bits_per_code(indices, labels=3), Tensor)
+    vqfast.WaveNet(32).sample(1, (64,))
+    vqfast.ResidualPixelCNN(32).sample(1, (4, 4))
+    program, weights = assert_type(prior.lower(), tuple[sampling.Program, dict[str, Tensor]])
+    assert_type(weights, dict[str, Tensor])
+    assert_type(program.steps[0], sampling.Step)
+    assert_type(program.steps[0].terms[0], sampling.Term)
+    assert_type(max(sampling.Phase), sampling.Phase)
+    builder = sampling.ProgramBuilder()
+    assert_type(builder.dense(sampling.CODES, torch.randn(8, 32)), sampling.Term)
+    assert_type(builder.dense(sampling.CONDITION, torch.randn(8, 32)), sampling.Term)
+    network = vqfast.program_of(Network(), 32, (4, 4))
+    yield from network.sample_batches(10**6, (4, 4), labels=None)
 
 
 class Autoencoder(nn.Module):
-    """A model of one's own."""
+    """A model of one's own with a layer of vqfast."""
 
     def __init__(self) -> None:
         super().__init__()
         self.vq = vqfast.VQLayer(32, 8)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Straight through."""
+        """``x`` quantised."""
         return self.vq(x).quantized
 
 
-report = assert_type(vqfast.accelerate(Autoencoder()), vqfast.Report)
-assert_type(report.accelerated[0].path, str)
-assert_type(vqfast.accelerate.patch("vector_quantize_pytorch"), list[str])
-vqfast.accelerate.patch("vector_quantize_pytorch", restore=True)
+def acceleration() -> None:
+    """A model of another library."""
+    report = assert_type(vqfast.accelerate(Autoencoder()), vqfast.Report)
+    assert_type([entry.path for entry in report.accelerated + report.left_alone], list[str])
+    vqfast.accelerate(Autoencoder(), restore=True)
+    assert_type(vqfast.accelerate.patch("vector_quantize_pytorch"), list[str])
+    vqfast.accelerate.patch("vector_quantize_pytorch", restore=True)
