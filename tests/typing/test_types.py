@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,18 +21,16 @@ def check(command: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--follow-imports=silent", "tests/typing/user.py"], ["vqfast"]], ids=["user", "package"]
+    "arguments", [["--strict", "--follow-imports=silent", str(USER)], ["vqfast"]], ids=["user", "package"]
 )
 def test_mypy(arguments):
     pytest.importorskip("mypy", reason="mypy is not installed")
-    check([sys.executable, "-m", "mypy", "--strict", *arguments])
+    check([sys.executable, "-m", "mypy", *arguments])
 
 
 def test_pyright():
-    pyright = shutil.which("pyright", path=Path(sys.executable).parent) or shutil.which("pyright")
-    if pyright is None:
-        pytest.skip("pyright is not installed")
-    check([pyright, "--pythonpath", sys.executable, str(USER)])
+    pytest.importorskip("pyright", reason="pyright is not installed")
+    check([sys.executable, "-m", "pyright", "--pythonpath", sys.executable, str(USER)])
 
 
 def test_the_user_has_all_public_names():

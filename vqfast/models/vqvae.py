@@ -19,6 +19,7 @@ from vqfast.checks import (
 )
 from vqfast.functional.autocast import autocast_dtype
 from vqfast.models.architectures import ARCHITECTURES, RANGES
+from vqfast.nn.calls import typed_as
 from vqfast.nn.sharded import whole
 from vqfast.nn.vq import VQLayer
 
@@ -171,7 +172,9 @@ class VQVAE(nn.Module):
         return VQVAEOutput(self.decoder(quantized), indices, loss)
 
     if TYPE_CHECKING:
-        __call__ = forward
+
+        @typed_as(forward)
+        def __call__(self, *args: Any, **options: Any) -> Any: ...
 
     @whole
     @torch.no_grad()

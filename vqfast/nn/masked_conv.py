@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from vqfast.checks import (
     check_tensor,
 )
 from vqfast.functional.masked_conv import MASK_TYPES, STACKS, check_activation
+from vqfast.nn.calls import typed_as
 from vqfast.nn.describe import describe
 from vqfast.nn.script import refuse_script
 from vqfast.ops.onnx import embed
@@ -154,7 +155,9 @@ class MaskedConv2d(nn.Module):
         )
 
     if TYPE_CHECKING:
-        __call__ = forward
+
+        @typed_as(forward)
+        def __call__(self, *args: Any, **options: Any) -> Any: ...
 
     def embed(self, indices: Tensor) -> Tensor:
         """The convolution of one-hot vectors, before the activation, in the dtype of the weight.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from vqfast.checks import (
 )
 from vqfast.nn import passes, ranks
 from vqfast.nn.batch import Batch
+from vqfast.nn.calls import typed_as
 from vqfast.nn.codebook import Kept
 from vqfast.nn.describe import describe
 from vqfast.nn.gradient import GRADIENTS, pass_gradient
@@ -250,7 +251,9 @@ class ResidualVQLayer(nn.Module):
         return (output, parts) if return_parts else output
 
     if TYPE_CHECKING:
-        __call__ = forward
+
+        @typed_as(forward)
+        def __call__(self, *args: Any, **options: Any) -> Any: ...
 
     @whole
     @torch.no_grad()

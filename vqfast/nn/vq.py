@@ -19,6 +19,7 @@ from vqfast.checks import (
 from vqfast.functional import Quantized
 from vqfast.nn import passes
 from vqfast.nn.batch import Batch, masked_statistics
+from vqfast.nn.calls import typed_as
 from vqfast.nn.codebook import Codebook, Kept
 from vqfast.nn.describe import describe
 from vqfast.nn.gradient import GRADIENTS, pass_gradient
@@ -206,7 +207,9 @@ class VQLayer(Codebook):
         return (output, parts) if return_parts else output
 
     if TYPE_CHECKING:
-        __call__ = forward
+
+        @typed_as(forward)
+        def __call__(self, *args: Any, **options: Any) -> Any: ...
 
     def assign(self, z_e: Tensor, mask: Tensor | None, kept: Kept | None = None) -> Assigned:
         """``forward`` without learning; with ``kept`` by the codebook of that pass, and without a start."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqfast.checks import check_indices, check_integer
+from vqfast.nn.calls import typed_as
 from vqfast.sampling.batches import Options, as_labels, sample_batches
 from vqfast.sampling.program import Program
 from vqfast.sampling.request import Given, GivenLabels
@@ -156,7 +157,9 @@ class CausalPrior(nn.Module):
         return logits.reshape(-1, self.num_embeddings, *shape)
 
     if TYPE_CHECKING:
-        __call__ = forward
+
+        @typed_as(forward)
+        def __call__(self, *args: Any, **options: Any) -> Any: ...
 
     def bits_per_code(
         self, indices: Tensor, labels: Tensor | int | None = None, condition: Tensor | None = None
