@@ -11,10 +11,8 @@ import torch
 from PIL import Image
 
 from tests.cli.command import PRIOR, TRAIN, UNLABELLED, files, run, without_data
-from vqfast.pipeline.checkpoint import Run, load_model
-from vqfast.pipeline.codes import stored
-from vqfast.pipeline.images import GAP, MARGIN
-from vqfast.pipeline.parts import reopen_images
+from vqfast.data.images.sheet import GAP, MARGIN
+from vqfast.pipeline import Run, load_model, reopen_parts, stage_codes
 
 
 def test_commands_say_what_they_did(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -27,9 +25,9 @@ def test_commands_say_what_they_did(here: Path, capsys: pytest.CaptureFixture[st
         ("encode --run new --data wide.npy --out other", "10 images encoded in other/codes/all"),
         (
             f"train-prior --run new {PRIOR}",
-            r"trained new/prior\.safetensors; \d\.\d{3} bits a code on held-out images",
+            r"trained new/prior\.safetensors; \d\.\d{3} bits per code on held-out data",
         ),
-        ("sample --run new --out s --num 7", "7 samples in s/samples; images in s/grid"),
+        ("sample --run new --out s --num 7", "7 samples in s/samples; decoded in s/grid"),
         ("sample --run new --out s --num 7 --format codes", "7 samples in s/samples"),
         ("decode --run new --codes new/codes/train --out d --format png", "36 images in d/png"),
         (
@@ -38,7 +36,7 @@ def test_commands_say_what_they_did(here: Path, capsys: pytest.CaptureFixture[st
         ),
         (
             "likelihood --run new --out bits.npy",
-            r"4 grids of codes: \d\.\d{3} bits a code; each one's in bits\.npy",
+            r"4 grids of codes: \d\.\d{3} bits per code; those of each grid in bits\.npy",
         ),
         (
             "reconstruct --run new --out p.png",
@@ -62,9 +60,9 @@ def test_other_images_are_read_as_the_runs_were(capsys: pytest.CaptureFixture[st
     assert run(f"{rgb} rgb") == 0
     assert run("encode --run rgb --data unequal --out a") == 0
     assert "data: 10 images of unequal: RGB 4x4" in capsys.readouterr().err
-    assert stored(Run("a", lock=False), "codes/all").all()[0].shape == (10, 1, 1)
+    assert stage_codes(Run("a", lock=False), "codes/all").all()[0].shape == (10, 1, 1)
     assert run("encode --run rgb --data images.npy --size 8 --out b") == 0
-    assert stored(Run("b", lock=False), "codes/all").all()[0].shape == (40, 2, 2)
+    assert stage_codes(Run("b", lock=False), "codes/all").all()[0].shape == (40, 2, 2)
     assert run("reconstruct --run begun --data colour.npy --out c.png") == 0
     assert run("likelihood --run plain --data colour.npy --out bits.npy") == 0
     assert run("likelihood --run plain --data photos/3.png --out bits.npy --overwrite") == 0
@@ -83,9 +81,9 @@ def test_labels_of_samples() -> None:
     assert labels_of("twos") == [2, 2, 2]
     assert run("sample --run plain --out none --num 3") == 0
     with np.load("none/samples/00000.npz") as shard:
-        assert shard.files == ["codes"] and shard["codes"].shape == (3, 2, 2)
+        assert shard.files == ["indices"] and shard["indices"].shape == (3, 2, 2)
     with np.load("twos/samples/00000.npz") as shard:
-        assert shard["codes"].shape == (3, 1, 5)
+        assert shard["indices"].shape == (3, 1, 5)
 
 
 @pytest.mark.usefixtures("here")
@@ -114,7 +112,7 @@ def test_completions_keep_the_images_codes(here: Path, keep: str, kept: list[lis
     codes = vqvae.encode(torch.from_numpy(images[:, None] / np.float32(255)))
     assert run(f"sample --run whole --out c --complete five.npy --keep {keep} --draws 4 --label 1") == 0
     with np.load("c/samples/00000.npz") as shard:
-        drawn, labels = torch.from_numpy(shard["codes"].astype(np.int64)), shard["labels"]
+        drawn, labels = torch.from_numpy(shard["indices"].astype(np.int64)), shard["labels"]
     assert drawn.shape == (20, 2, 2) and (labels == 1).all()
     expected = codes.repeat_interleave(4, 0)
     mask = torch.tensor(kept, dtype=torch.bool)
@@ -132,7 +130,7 @@ def test_the_picture_of_completions() -> None:
     assert run(command) == 0
     with np.load("c/samples/00000.npz") as shard:
         samples = shard["labels"].tolist()
-    held_out = reopen_images(Run("whole", lock=False))["held-out"]
+    held_out = reopen_parts(Run("whole", lock=False))["held-out"]
     assert samples == held_out.labels.repeat(3)[:11].tolist()
     pixels, originals = np.load("c/npy/0000000.npy"), held_out.batch(range(4)) * 255
     sheet = np.asarray(Image.open("c/completions.png").convert("L"))
@@ -156,13 +154,13 @@ def test_the_picture_of_completions() -> None:
 def test_one_image_is_completed() -> None:
     assert run("sample --run plain --out c --complete photos/3.png --num 5") == 0
     with np.load("c/samples/00000.npz") as shard:
-        codes = shard["codes"]
+        codes = shard["indices"]
     assert codes.shape == (5, 2, 2) and (codes[:, 0] == codes[0, 0]).all()
 
 
 @pytest.mark.usefixtures("here")
 def test_likelihood(capsys: pytest.CaptureFixture[str]) -> None:
-    codes, labels = stored(Run("whole", lock=False), "codes/train").all()
+    codes, labels = stage_codes(Run("whole", lock=False), "codes/train").all()
     prior = load_model(Path("whole"), "prior")
     np.save("codes.npy", codes.numpy())
     with torch.no_grad():
@@ -176,7 +174,7 @@ def test_likelihood(capsys: pytest.CaptureFixture[str]) -> None:
         capsys.readouterr()
         assert run(f"likelihood --run whole {options} --out bits.npy --overwrite") == 0
         bits = np.load("bits.npy")
-        assert f"{len(bits)} grids of codes: {bits.mean():.3f} bits a code" in capsys.readouterr().out
+        assert f"{len(bits)} grids of codes: {bits.mean():.3f} bits per code" in capsys.readouterr().out
         if expected is None:
             assert len(bits) == 40  # among them the 36 of the training part
             assert np.abs(bits[:, None] - own.numpy()).min(axis=0).max() < 1e-4

@@ -125,7 +125,7 @@ def test_status_and_streams_of_a_process(here: Path) -> None:
     with started(*TRAIN.split(), "new", "--lr", "0", cwd=here) as process:
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (2, "")
-    assert without_data(err) == "vqfast: error: lr is 0.0; want a positive number\n"
+    assert without_data(err) == "vqfast: error: lr is 0.0; want a finite number, above 0\n"
     with started("info", cwd=here) as process:
         process.stdout.close()  # as `head` does when it has seen enough
         assert process.wait(60) == 1 and process.stderr.read() == ""

@@ -12,8 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.cli.command import PRIOR, TRAIN, files, refused, run
-from vqfast.pipeline import train
-from vqfast.pipeline.checkpoint import Run
+from vqfast.pipeline import Run, loop
 
 DAMAGE = {  # file, what becomes of it, the command that needs it, what it says
     "truncated VQ-VAE": ("whole/vqvae.safetensors", 999, "encode --run whole", "no whole safetensors file"),
@@ -40,7 +39,7 @@ DAMAGE = {  # file, what becomes of it, the command that needs it, what it says
         "whole/vqvae.config.json",
         b'{"name": "x"}',
         "encode --run whole",
-        "vqvae.config.json is no config of a model of ours",
+        "vqvae.config.json is no config of a vqfast model",
     ),
     "broken run.json": ("whole/run.json", 100, "sample --run whole --out new", "run.json is no JSON file"),
     "foreign run.json": ("whole/run.json", b'{"name": "x"}', f"{TRAIN} whole", "run.json is no vqfast run's"),
@@ -122,14 +121,14 @@ def test_one_process_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
 def test_no_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for command in (f"{TRAIN} new", "encode --run begun", "sample --run whole --out new", "demo --out new"):
-        refused(f"{command} --device cuda", "device is cuda, but torch sees no GPU here", capsys)
+        refused(f"{command} --device cuda", "device is 'cuda', but torch sees no GPU here", capsys)
 
 
 @pytest.mark.parametrize("seconds", [-1.0, 15.0])
 def test_a_full_disk(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], seconds: float
 ) -> None:
-    monkeypatch.setattr(train, "SAVE_SECONDS", seconds)
+    monkeypatch.setattr(loop, "SAVE_SECONDS", seconds)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = files(here)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2500, hard))  # room for notes, but for no picture or weights

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data.sources import folder, idx, pixels, same, saved
-from vqfast.data import Images, arrays, load_images
+from vqfast.data import Images, load_images
+from vqfast.data.images import arrays
 
 # digits
 
@@ -63,9 +64,9 @@ def test_labels_given(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (np.arange(4), "labels of shape .*; want 3"),
-        (np.arange(2), "want 3, one an image"),
-        (np.zeros((3, 1), int), "want 3, one an image"),
+        (np.arange(4), r"labels of shape .*; want \(3,\)"),
+        (np.arange(2), r"want \(3,\), one for each image"),
+        (np.zeros((3, 1), int), r"want \(3,\), one for each image"),
         (np.zeros(3), "labels of dtype float64; want integers"),
         (np.zeros(3, bool), "labels of dtype bool; want integers"),
         (np.array([0, -1, 1]), "the label -1; want 0 or more"),
@@ -120,9 +121,9 @@ def test_channels_of_arrays(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kwargs", "error", "message"),
     [
-        ({"size": 0}, ValueError, "size is 0; want 1 or more"),
+        ({"size": 0}, ValueError, "size is 0; want an integer in 1..2147483647, or None"),
         ({"size": -3}, ValueError, "size"),
-        ({"size": 8.0}, TypeError, "size is 8.0; want an integer"),
+        ({"size": 8.0}, TypeError, "size is 8.0; want an integer in 1..2147483647, or None"),
         ({"size": True}, TypeError, "size"),
         ({"channels": 2}, ValueError, "channels is 2; want 1 or 3"),
         ({"channels": "3"}, TypeError, "channels"),
@@ -154,16 +155,21 @@ def values(images: Images) -> list[int]:
 
 
 @settings(deadline=None)
-@given(rows=st.lists(st.integers(0, 49), max_size=20))
-def test_batch_takes_any_rows(fifty: Images, rows: list[int]) -> None:
-    for given_rows in (rows, np.array(rows, np.int32), torch.tensor(rows, dtype=torch.int64), tuple(rows)):
-        found = fifty.batch(given_rows)
-        assert found.shape == (len(rows), 1, 1, 1) and found.dtype == torch.float32
-        assert (found.flatten() * 255).round().int().tolist() == rows
+@given(numbers=st.lists(st.integers(0, 49), max_size=20))
+def test_batch_takes_any_numbers(fifty: Images, numbers: list[int]) -> None:
+    for form in (
+        numbers,
+        np.array(numbers, np.int32),
+        torch.tensor(numbers, dtype=torch.int64),
+        tuple(numbers),
+    ):
+        found = fifty.batch(form)
+        assert found.shape == (len(numbers), 1, 1, 1) and found.dtype == torch.float32
+        assert (found.flatten() * 255).round().int().tolist() == numbers
 
 
 @pytest.mark.parametrize(
-    ("rows", "error"),
+    ("numbers", "error"),
     [
         ([50], ValueError),
         ([0, -1], ValueError),
@@ -176,9 +182,9 @@ def test_batch_takes_any_rows(fifty: Images, rows: list[int]) -> None:
         (None, TypeError),
     ],
 )
-def test_bad_rows(fifty: Images, rows: object, error: type[Exception]) -> None:
-    with pytest.raises(error, match=r"rows (is|has) .*; want"):
-        fifty.batch(rows)
+def test_bad_numbers(fifty: Images, numbers: object, error: type[Exception]) -> None:
+    with pytest.raises(error, match=r"numbers (is|has) .*; want"):
+        fifty.batch(numbers)
 
 
 def test_batches_do_not_share_memory_with_the_data(tmp_path: Path) -> None:
@@ -193,12 +199,12 @@ def test_split(fifty: Images, holdout: float, seed: int) -> None:
     held_out = round(holdout * 50)
     if held_out in (0, 50):
         with pytest.raises(ValueError, match="holdout"):
-            fifty.split(holdout, seed)
+            fifty.split(holdout, seed=seed)
         return
-    train, held = fifty.split(holdout, seed)
+    train, held = fifty.split(holdout, seed=seed)
     assert (len(train), len(held)) == (50 - held_out, held_out)
     assert sorted(values(train) + values(held)) == list(range(50))
-    for part, again in zip((train, held), fifty.split(holdout, seed), strict=True):
+    for part, again in zip((train, held), fifty.split(holdout, seed=seed), strict=True):
         assert part.labels.tolist() == values(part) == values(again)
         assert part.fingerprint == again.fingerprint != fifty.fingerprint
         assert part.num_classes == 50 and part.shape == fifty.shape
@@ -206,11 +212,11 @@ def test_split(fifty: Images, holdout: float, seed: int) -> None:
 
 
 def test_split_is_random_pinned_and_nests(fifty: Images) -> None:
-    held = {tuple(values(fifty.split(0.2, seed)[1])) for seed in range(20)}
+    held = {tuple(values(fifty.split(0.2, seed=seed)[1])) for seed in range(20)}
     assert len(held) == 20
-    assert values(fifty.split(0.1, 0)[1]) == [2, 3, 11, 13, 20]  # must never change: runs are resumed
-    train, _ = fifty.split(0.2, 1)
-    first, second = train.split(0.5, 2)
+    assert values(fifty.split(0.1, seed=0)[1]) == [2, 3, 11, 13, 20]  # must never change: runs are resumed
+    train, _ = fifty.split(0.2, seed=1)
+    first, second = train.split(0.5, seed=2)
     assert sorted(values(first) + values(second)) == values(train)
 
 
@@ -230,7 +236,7 @@ def test_split_is_random_pinned_and_nests(fifty: Images) -> None:
 )
 def test_bad_splits(fifty: Images, holdout: float, seed: int, error: type[Exception]) -> None:
     with pytest.raises(error, match="seed" if seed else "holdout"):
-        fifty.split(holdout, seed)
+        fifty.split(holdout, seed=seed)
 
 
 def test_fingerprint_of_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

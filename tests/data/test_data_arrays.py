@@ -60,8 +60,8 @@ def test_floats_outside_0_to_1(tmp_path: Path, bad: float) -> None:
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros((0, 4, 4), np.uint8), "want some images"),
-        (np.zeros((3, 0, 4), np.uint8), "want some images"),
+        (np.zeros((0, 4, 4), np.uint8), "want at least one image"),
+        (np.zeros((3, 0, 4), np.uint8), "want at least one image"),
         (np.zeros((4, 4), np.uint8), "shape"),
         (np.zeros((), np.uint8), "shape"),
         (np.zeros((1, 2, 3, 4, 5), np.uint8), "shape"),
@@ -157,5 +157,5 @@ def test_broken_idx(tmp_path: Path, content: bytes) -> None:
 
 def test_idx_without_images(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(idx(pixels(0, 4, 4)))
-    with pytest.raises(ValueError, match=r"want some images|has no image in it"):
+    with pytest.raises(ValueError, match=r"want at least one image|has no image in it"):
         load_images(str(tmp_path / "x"))

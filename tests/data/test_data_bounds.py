@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from tests.data.sources import folder, idx, pixels, png, png16, saved
-from vqfast.data import arrays, load_images
+from vqfast.data import load_images
+from vqfast.data.images import arrays
 
 LOAD = """
 import resource, sys
@@ -59,7 +60,7 @@ def test_pipes_and_devices(tmp_path: Path, name: str) -> None:
         folder(tmp_path / "in", a_png=pixels(4, 4))
         (tmp_path / "in" / name).unlink(missing_ok=True)
         (tmp_path / "in" / name).symlink_to(tmp_path / name)
-        assert load_images(str(tmp_path / "in")).found["left_out"] == {
+        assert load_images(str(tmp_path / "in")).findings["left_out"] == {
             "devices or pipes": {"files": 1, "first": [name]}
         }
 

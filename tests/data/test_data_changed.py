@@ -11,8 +11,7 @@ import pytest
 
 from tests.cli.command import MODEL, refused, run
 from tests.data.sources import folder, pixels, png16
-from vqfast.data import disk, load_images
-from vqfast.data.images import Images
+from vqfast.data import Images, disk, load_images
 
 TRAIN = f"train {MODEL} --steps 1 --batch-size 2 --out run --data"
 
@@ -91,7 +90,7 @@ def test_untouched_files_are_not_read(here: Path, monkeypatch: pytest.MonkeyPatc
     def fails(*_: object) -> bytes:
         raise AssertionError("the bytes were read")
 
-    monkeypatch.setattr(disk, "contents_of", fails)
+    monkeypatch.setattr(disk, "contents_digest", fails)
     assert run("encode --run run") == 0
     with pytest.raises(AssertionError, match="were read"):
         _ = load_images("photos").fingerprint

@@ -33,7 +33,7 @@ def test_16_bit_png_files(tmp_path: Path, bits: int, channels: int) -> None:
         (tmp_path / f"{i}.png").write_bytes(png16(each))
     images = load_images(str(tmp_path))
     colours = array[..., :1] if channels < 3 else array[..., :3]
-    assert images.found["depth"] == bits
+    assert images.findings["depth"] == bits
     torch.testing.assert_close(images.batch(range(3)), unit(colours, bits), rtol=0, atol=1e-7)
     assert load_images(str(tmp_path), size=3).batch([0]).shape == (1, colours.shape[-1], 3, 3)
 
@@ -45,7 +45,7 @@ def test_other_wide_files(tmp_path: Path, compression: str, byte_order: str) -> 
     Image.fromarray(array.astype(f"{byte_order}u2")).save(tmp_path / "a.tif", compression=compression)
     Image.fromarray(array.astype(np.int32)).save(tmp_path / "b.tif")
     images = load_images(str(tmp_path))
-    assert images.found["depth"] == 12
+    assert images.findings["depth"] == 12
     torch.testing.assert_close(images.batch([0, 1]), unit(np.stack([array, array])[..., None], 12))
     Image.fromarray(np.full((7, 5), -1, np.int32)).save(tmp_path / "c.tif")
     with pytest.raises(ValueError, match=r"c\.tif: cannot read image: it has the value -1; want 0 or more"):
@@ -88,7 +88,7 @@ def test_integer_arrays(tmp_path: Path, dtype: str, bits: int, suffix: str) -> N
     path = tmp_path / f"x{suffix}"
     np.save(path, array.astype(dtype)) if suffix == ".npy" else np.savez(path, array.astype(dtype))
     images = load_images(str(path))
-    assert images.found["depth"] == bits
+    assert images.findings["depth"] == bits
     torch.testing.assert_close(images.batch(range(5)), unit(array, bits), rtol=0, atol=1e-7)
 
 

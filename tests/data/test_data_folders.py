@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.data.sources import folder, pixels, same
 from vqfast.data import load_images
-from vqfast.data.picture import SUFFIXES
+from vqfast.data.images.picture import SUFFIXES
 
 
 def test_class_folders(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_unequal_sizes(tmp_path: Path) -> None:
 
 def test_empty_folder(tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("hello")
-    with pytest.raises(ValueError, match=r"want some images|has no image in it"):
+    with pytest.raises(ValueError, match=r"want at least one image|has no image in it"):
         load_images(str(tmp_path))
 
 

@@ -13,12 +13,14 @@ from PIL import Image
 from tests.cli.command import MODEL, refused, run
 from tests.data.sources import folder, pixels, same, saved
 from vqfast.data import Unreadable, load_images
-from vqfast.pipeline.checkpoint import Run, read_json
-from vqfast.pipeline.codes import stored
+from vqfast.pipeline import Run, stage_codes
+from vqfast.pipeline.storage import read_json
 
 
 def left_out(root: Path, **options: object) -> dict[str, list[str]]:
-    return {why: those["first"] for why, those in load_images(str(root), **options).found["left_out"].items()}
+    return {
+        why: those["first"] for why, those in load_images(str(root), **options).findings["left_out"].items()
+    }
 
 
 def test_linked_folders_and_files(tmp_path: Path) -> None:
@@ -31,7 +33,7 @@ def test_linked_folders_and_files(tmp_path: Path) -> None:
         (tmp_path / "linked" / "a" / f"{i}.png").symlink_to(tmp_path / "elsewhere" / f"{i}")
     (tmp_path / "linked" / "b").symlink_to(tmp_path / "straight" / "b")
     linked = load_images(str(tmp_path / "linked"))
-    assert linked.labels.tolist() == [0, 0, 0, 1, 1, 1] and linked.found["classes"] == ["a", "b"]
+    assert linked.labels.tolist() == [0, 0, 0, 1, 1, 1] and linked.findings["classes"] == ["a", "b"]
     assert torch.equal(linked.batch(range(6)), straight.batch(range(6)))
     (tmp_path / "link").symlink_to(tmp_path / "linked")
     assert len(load_images(str(tmp_path / "link"))) == 6
@@ -54,10 +56,10 @@ def test_a_link_to_no_class_folder_is_unreadable(tmp_path: Path) -> None:
         load_images(str(tmp_path))
     for split in ("", "train"):
         images = load_images(str(tmp_path / split), skip_bad=True)
-        assert images.found["classes"] == ["cat", "owl"] and images.labels.tolist() == [0, 1]
-        assert [Path(name).name for name in images.found["bad"]] == ["fish"]
-        assert any("fish/, which can't be read: " in line for line in images.told())
-        again = load_images(str(tmp_path / split), skip_bad=images.found["bad"])
+        assert images.findings["classes"] == ["cat", "owl"] and images.labels.tolist() == [0, 1]
+        assert [Path(name).name for name in images.findings["bad"]] == ["fish"]
+        assert any("fish/, which can't be read: " in line for line in images.describe())
+        again = load_images(str(tmp_path / split), skip_bad=images.findings["bad"])
         assert again.fingerprint == images.fingerprint
     (tmp_path / "val" / "fish").symlink_to("nowhere")  # outside what is read
     (tmp_path / "train" / "fish").unlink()
@@ -112,17 +114,17 @@ def test_splits(tmp_path: Path, names: tuple[str, ...], classes: bool) -> None:
     images = load_images(folder(tmp_path, **arrays))
     train = sorted(name for name in arrays if name.startswith(names[0]))
     assert same(images, np.stack([arrays[name] for name in train])[:, None])
-    assert images.found["classes"] == (["cat", "dog"] if classes else None)
+    assert images.findings["classes"] == (["cat", "dog"] if classes else None)
     assert (images.labels is not None) == classes
     why = f"outside {names[0]}/, the split that is read"
-    assert images.found["left_out"][why]["files"] == len(arrays) - len(train) + 1
+    assert images.findings["left_out"][why]["files"] == len(arrays) - len(train) + 1
     held = load_images(str(tmp_path / names[1]))
     assert len(held) == len(images) and (held.labels is not None) == classes
 
 
 def test_what_is_no_split(tmp_path: Path) -> None:
     images = load_images(folder(tmp_path, train__0_png=pixels(4, 4), bus__0_png=pixels(4, 4)))
-    assert images.found["classes"] == ["bus", "train"] and images.found["left_out"] == {}
+    assert images.findings["classes"] == ["bus", "train"] and images.findings["left_out"] == {}
 
 
 def test_stray_images(tmp_path: Path) -> None:
@@ -165,7 +167,7 @@ def test_every_bad_file_is_named(spoilt: Path) -> None:
         (spoilt / "a" / f"0{i}.png").unlink()
     images = load_images(str(spoilt))
     with pytest.raises(Unreadable) as caught:
-        images.look(3, lambda n: None)
+        images.check()
     assert sorted(caught.value.bad) == [str(spoilt / "b" / f"0{i}.png") for i in range(4)]
     many = Unreadable({f"{i}.png": "no" for i in range(10**5)}, skippable=True)
     assert len(str(many)) < 500 and "and 99995 more" in str(many) and len(many.bad) == 10**5
@@ -180,14 +182,14 @@ def test_bad_files_are_left_out(spoilt: Path, tmp_path: Path) -> None:
     images = load_images(str(spoilt), skip_bad=True)
     truth = np.stack([np.asarray(Image.open(spoilt / name))[None] for name in good])
     assert same(images, truth) and images.labels.tolist() == [0] * 6 + [1] * 6
-    assert sorted(images.found["bad"]) == [f"{c}/0{i}.png" for c in "ab" for i in range(4)]
-    again = load_images(str(spoilt), skip_bad=images.found["bad"])
-    assert again.fingerprint == images.fingerprint and again.found == images.found
-    told = "\n".join(images.told())
-    assert "12 images" in told and all(f"left out {name}" in told for name in images.found["bad"])
+    assert sorted(images.findings["bad"]) == [f"{c}/0{i}.png" for c in "ab" for i in range(4)]
+    again = load_images(str(spoilt), skip_bad=images.findings["bad"])
+    assert again.fingerprint == images.fingerprint and again.findings == images.findings
+    told = "\n".join(images.describe())
+    assert "12 images" in told and all(f"left out {name}" in told for name in images.findings["bad"])
     (spoilt / "a" / "09.png").write_bytes(b"junk")  # which wasn't bad before
     with pytest.raises(Unreadable, match=r"a/09\.png: cannot read image") as caught:
-        load_images(str(spoilt), skip_bad=images.found["bad"])
+        load_images(str(spoilt), skip_bad=images.findings["bad"])
     assert "--skip-bad" not in str(caught.value)  # which wouldn't help
     (spoilt / "a" / "09.png").write_bytes((spoilt / "a" / "08.png").read_bytes())
     labels = saved(tmp_path / "y.npy", np.arange(20))  # of all, the bad ones too
@@ -203,7 +205,7 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
         )
     images = load_images(str(tmp_path))
     assert len(images) == 3 and len(images.fingerprint) == len(images.stamp) == 32
-    assert all(line.isprintable() for line in images.told())
+    assert all(line.isprintable() for line in images.describe())
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")).write_bytes(b"")
     with pytest.raises(Unreadable, match=r"caf\\udce9\.png"):
         load_images(str(tmp_path))
@@ -241,8 +243,8 @@ def test_classes_of_other_data_are_those_of_the_run(tmp_path: Path) -> None:
     images = load_images(source, classes=["ant", "owl", "cat"])
     assert images.labels.tolist() == [2, 1] and images.num_classes == 3
     images = load_images(source, classes=["ant", "cat"])
-    assert images.labels is None and images.found["classes"] is None
-    assert "no labels: owl is no class of the run" in images.told()
+    assert images.labels is None and images.findings["classes"] is None
+    assert "no labels: owl is no class of the run" in images.describe()
     labels = saved(tmp_path / "y.npy", np.array([5, 6]))
     assert load_images(source, labels=labels, classes=["ant"]).labels.tolist() == [5, 6]
 
@@ -255,4 +257,4 @@ def test_commands_number_classes_as_the_run_does(
     folder(tmp_path / "some", **{f"{c}__{i}_png": pixels(8, 8) for c in "bc" for i in range(2)})
     assert run(f"train --data photos {MODEL} --steps 1 --batch-size 2 --out run") == 0
     assert run("encode --run run --data some --out codes") == 0
-    assert stored(Run(tmp_path / "codes"), "codes/all").all()[1].tolist() == [1, 1, 2, 2]
+    assert stage_codes(Run(tmp_path / "codes"), "codes/all").all()[1].tolist() == [1, 1, 2, 2]

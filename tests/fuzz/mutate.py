@@ -137,7 +137,7 @@ def npz_of(rng: random.Random, data: bytes) -> bytes:
         arrays.pop(name)
         np.savez(buffer, **arrays)
     elif kind == 2:
-        np.savez(buffer, **{**arrays, rng.choice(("more", "labels", "codes", "images")): arrays[name]})
+        np.savez(buffer, **{**arrays, rng.choice(("more", "labels", "indices", "images")): arrays[name]})
     elif kind == 3:  # a bomb: some megabytes of zeros a kilobyte
         np.savez_compressed(buffer, **{**arrays, name: np.zeros((rng.choice((10**6, 3 * 10**8)),), np.uint8)})
     else:

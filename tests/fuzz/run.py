@@ -105,7 +105,7 @@ def workspace(folder: Path) -> None:
     halfway(folder)
     pixels = np.load("images.npy")
     np.savez("images.npz", images=pixels, labels=np.load("labels.npy"))
-    np.save("codes.npy", np.load("whole/codes/train/00000.npz")["codes"])
+    np.save("codes.npy", np.load("whole/codes/train/00000.npz")["indices"])
     images = bytes([0, 0, 8, 3]) + np.array(pixels.shape, ">u4").tobytes() + pixels.tobytes()
     Path("t-images-idx3-ubyte").write_bytes(images)
     Path("t-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1]) + np.array([40], ">u4").tobytes() + bytes(40))
@@ -117,17 +117,17 @@ def workspace(folder: Path) -> None:
 
 def halfway(folder: Path) -> None:
     """A training that was killed after some steps."""
-    from vqfast.pipeline import train
+    from vqfast.pipeline import loop
 
     def killed(*arguments: object) -> None:
         save(*arguments)
         raise KeyboardInterrupt
 
-    save, seconds, train.SAVE_SECONDS, train._save = train._save, train.SAVE_SECONDS, -1.0, killed
+    save, seconds, loop.SAVE_SECONDS, loop._save = loop._save, loop.SAVE_SECONDS, -1.0, killed
     try:
         assert run(f"{TRAIN} halfway") == 130
     finally:
-        train.SAVE_SECONDS, train._save = seconds, save
+        loop.SAVE_SECONDS, loop._save = seconds, save
 
 
 @contextmanager

@@ -12,19 +12,19 @@ from PIL import Image
 from vqfast.cli import main
 from vqfast.data import Images, load_images
 from vqfast.pipeline import demo as module
-from vqfast.pipeline.checkpoint import load_model, read_json
-from vqfast.pipeline.demo import Shifted, accuracy, all_of, demo, fit_classifier, race, summary
-from vqfast.pipeline.ranks import Ranks
+from vqfast.pipeline import load_model
+from vqfast.pipeline.demo import Shifted, accuracy, all_of, fit_classifier, race, run_demo, summary
+from vqfast.pipeline.ranks import ALONE
+from vqfast.pipeline.storage import read_json
 from vqfast.priors import PixelCNN
 
-ALONE = Ranks(0, 1, torch.device("cpu"))
 NAMED = {"reconstructions.png", "code_maps.png", "samples.png", "vqvae.png", "prior.png", "metrics.json"}
 MODELS = {f"{model}.{suffix}" for model in ("vqvae", "prior") for suffix in ("safetensors", "config.json")}
 
 
 @pytest.fixture(scope="module")
 def digits() -> tuple[Images, Images]:
-    return load_images("digits").split(module.HOLDOUT, 0)
+    return load_images("digits").split(module.HOLDOUT, seed=0)
 
 
 # its pieces
@@ -138,9 +138,9 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
     assert main(command) == 0  # all is done
     assert capsys.readouterr().out == said and files(folder) == made
-    assert demo(str(folder), ALONE, 1, 0.02) == metrics and files(folder) == made
+    assert run_demo(folder, ALONE, seed=1, steps_scale=0.02) == metrics and files(folder) == made
     assert main([*command[:-1], "2"]) == 2
-    assert "holds another vqvae: images.seed was 1, now 2, seed was 1, now 2" in capsys.readouterr().err
+    assert "holds another vqvae: data.seed was 1, now 2, seed was 1, now 2" in capsys.readouterr().err
     assert files(folder) == made
 
 

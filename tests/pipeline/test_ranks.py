@@ -16,8 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from vqfast.cli import main
-from vqfast.pipeline import codes
-from vqfast.pipeline.ranks import Ranks, joined
+from vqfast.pipeline import Ranks, joined, shards
 
 SMALL = "--hidden-channels 8 --num-embeddings 8 --embedding-dim 4 --holdout 0.25 --lr 1e-3"
 KINDS = {  # batches of 5, which two processes can't share evenly
@@ -41,11 +40,11 @@ import sys
 from pathlib import Path
 import torch.distributed
 from vqfast.cli import main
-from vqfast.pipeline import codes
+from vqfast.pipeline import shards
 
 leave = torch.distributed.destroy_process_group
 torch.distributed.destroy_process_group = lambda: None
-codes.SHARD = int(sys.argv[1])
+shards.SHARD = int(sys.argv[1])
 for command in Path(sys.argv[2]).read_text().splitlines():
     assert main(command.split()) == 0, command
 leave()
@@ -82,7 +81,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     said = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
         patch.chdir(one)
-        patch.setattr(codes, "SHARD", SHARD)
+        patch.setattr(shards, "SHARD", SHARD)
         assert [main(command.split()) for command in train] == [0] * 3
         for count in (one, two):
             shutil.copytree(one / "average", count / "trained")
@@ -167,17 +166,17 @@ def test_bad_input_ends_all_processes_with_one_clear_error(folder: Path, command
 
 def test_alone() -> None:
     with joined("auto" if not torch.cuda.is_available() else "cpu") as ranks:
-        assert ranks == Ranks(0, 1, torch.device("cpu")) and ranks.first
+        assert ranks == Ranks() and ranks.first
         tensor = torch.ones(2)
         ranks.add_up([tensor])
         ranks.barrier()
         assert tensor.tolist() == [1, 1]
-    assert not Ranks(1, 2, torch.device("cpu")).first
+    assert not Ranks(1, 2).first
 
 
 @pytest.mark.parametrize("device", ["gpu", "", "cuda:0", "meta"])
 def test_unknown_devices(device: str) -> None:
-    with pytest.raises(ValueError, match="want auto, cpu or cuda"), joined(device):
+    with pytest.raises(ValueError, match="want 'auto', 'cpu' or 'cuda'"), joined(device):
         pass
 
 

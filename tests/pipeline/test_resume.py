@@ -29,13 +29,13 @@ from pathlib import Path
 import matplotlib.figure, PIL.Image, sklearn.datasets, sklearn.svm, tqdm, torch._dynamo
 import vqfast.sampling.executors.reference, vqfast.sampling.executors.torch
 from vqfast.cli import main
-from vqfast.pipeline import codes, demo, images, steps, train
+from vqfast.pipeline import curves, demo, loop, shards
 
-train.SAVE_SECONDS, codes.SHARD, demo.SHIFT, demo.SAMPLES_PER_CLASS = -1, 16, 0, 12
+loop.SAVE_SECONDS, shards.SHARD, demo.SHIFT, demo.SAMPLES_PER_CLASS = -1, 16, 0, 12
 demo.VQVAE = {"hidden_channels": 8, "num_embeddings": 16, "embedding_dim": 4, "decay": 0.95}
 demo.PRIOR = {"channels": 8, "num_layers": 2, "first_kernel_size": 3, "head_channels": 8}
 torch.set_num_threads(1)
-images.curves({"loss": [1.0]}, [0], "")  # the first picture takes longest
+curves.draw_curves({"step": [0], "loss": [1.0]}, title="")  # the first picture takes longest
 
 def child(argv, die_at, after):
     replace, writes = Path.replace, 0

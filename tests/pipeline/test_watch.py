@@ -20,11 +20,11 @@ from vqfast.pipeline import ranks, watch
 watch.BEAT_SECONDS, watch.SAY_SECONDS, ranks.LIMIT_SECONDS = 0.1, 1.0, 4.0
 try:
     with ranks.joined("cpu") as joined:
-        joined.begin("the first work")
+        joined.works_at("the first work")
         if not joined.first:
             time.sleep(2)
         joined.barrier()
-        joined.begin("the second work")
+        joined.works_at("the second work")
         if not joined.first:
             os.kill(os.getpid(), signal.SIGSTOP)
         total(torch.ones(3))

@@ -1,4 +1,4 @@
-"""The command line: ``vqfast demo | train | encode | train-prior | sample | decode | likelihood | ...``."""
+"""The command line: see ``vqfast --help``."""
 
 from __future__ import annotations
 
@@ -12,12 +12,21 @@ from contextlib import contextmanager
 from types import FrameType
 
 from vqfast.cli.parser import make_parser
+from vqfast.ops.registry import NoBackendError
+from vqfast.sampling.memory import out_of_memory
 
 EXTRAS = {"safetensors", "PIL", "tqdm", "matplotlib", "sklearn"}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command; returns the exit status: 0, 2 for bad input, 130 when interrupted."""
+    """Runs a command.
+
+    Args:
+        argv: its words; by default those that the process was started with.
+
+    Returns:
+        The exit status: 0; 1 where nobody reads the output; 2 for bad input; 130 when interrupted.
+    """
     arguments = vars(make_parser().parse_args(argv))
     command = arguments.pop("command")
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -25,13 +34,13 @@ def main(argv: list[str] | None = None) -> int:
     with _interrupts() as interrupts:
         try:
             command(**arguments)
-            sys.stdout.flush()  # a pipe that nobody reads any more shows here
+            sys.stdout.flush()  # raises here if nobody reads the pipe any more
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
             return 1
         except BaseException as error:
             if interrupts or isinstance(error, KeyboardInterrupt):
-                sys.unraisablehook = lambda unraisable: None  # what is half made complains as it goes
+                sys.unraisablehook = lambda unraisable: None  # half-made objects complain as they go
                 line, status = "interrupted; the same command goes on from here", 130
             else:
                 line, status = f"error: {_explained(error)}", 2
@@ -43,31 +52,31 @@ def main(argv: list[str] | None = None) -> int:
 @contextmanager
 def _interrupts() -> Iterator[list[int]]:
     """Notes every Ctrl-C: an import or native code that is interrupted may raise an error of its own."""
-    seen: list[int] = []
+    received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        seen.append(number)
+        received.append(number)
         if _imports(frame) and hasattr(signal, "setitimer"):  # C++ that is interrupted there ends the process
             signal.signal(signal.SIGALRM, note)
             signal.setitimer(signal.ITIMER_REAL, 0.1)
         else:
             raise KeyboardInterrupt
 
-    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # and not ignored, as by nohup
-    ours = ours and threading.current_thread() is threading.main_thread()
-    if ours:
+    noted = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # and not ignored, as by nohup
+    noted = noted and threading.current_thread() is threading.main_thread()
+    if noted:
         signal.signal(signal.SIGINT, note)
     try:
-        yield seen
+        yield received
     finally:
-        if ours:
+        if noted:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        if seen and hasattr(signal, "setitimer"):
+        if received and hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _imports(frame: FrameType | None) -> bool:
-    """Whether ``main`` has got to an import."""
+    """Whether an import is going on in ``main``."""
     while frame is not None and frame.f_code is not main.__code__:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             return True
@@ -76,15 +85,11 @@ def _imports(frame: FrameType | None) -> bool:
 
 
 def _explained(error: BaseException) -> str:
-    """One line about an error that the user can mend; any other goes on its way."""
+    """One line about an error that the user can mend; raises any other error again."""
     if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
         return f"{error.name} is missing: pip install 'vqfast[demo]'"
-    from vqfast.ops.registry import NoBackendError
-    from vqfast.sampling.memory import out_of_memory
-
     if out_of_memory(error):
-        return "out of memory: ask for smaller sizes or batches"
-
+        return "out of memory: use smaller sizes or batches"
     if isinstance(error, (ValueError, TypeError, OverflowError, OSError, NoBackendError)):
         return " ".join(str(error).split())
     raise error

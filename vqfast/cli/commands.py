@@ -1,4 +1,4 @@
-"""What each command does. Each imports its part of the pipeline, which needs packages that are optional."""
+"""The commands: words in, words out. The work is done by ``vqfast.pipeline``."""
 
 from __future__ import annotations
 
@@ -6,15 +6,47 @@ import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
+from vqfast.checks import check_choice, check_integer, check_number
+from vqfast.cli.info import machine_lines
+from vqfast.data import Source
+from vqfast.data.disk import quantity
+from vqfast.files import write_file
+from vqfast.models import VQVAE
+from vqfast.pipeline import (
+    Completion,
+    Ranks,
+    Run,
+    SampleRequest,
+    bits_per_code,
+    joined,
+    load_model,
+    measure_reconstruction,
+    modality_of,
+    open_codes,
+    reopen_parts,
+    stage_codes,
+)
+from vqfast.pipeline import decode as decode_step
+from vqfast.pipeline import encode as encode_step
+from vqfast.pipeline import sample as sample_step
+from vqfast.pipeline import train_prior as train_prior_step
+from vqfast.pipeline import train_vqvae as train_vqvae_step
+from vqfast.pipeline.coding import decoded, encoded
+from vqfast.pipeline.demo import run_demo, summary
+from vqfast.pipeline.parts import HELD_OUT, load_like_run
+from vqfast.pipeline.progress import write_lines
+from vqfast.pipeline.sampling import check_label
+
+READING = ("labels", "size", "channels", "depth", "skip_bad")  # options about reading data
+
 
 def demo(out: str, seed: int, steps_scale: float, device: str) -> None:
-    from vqfast.pipeline.demo import demo, summary
-    from vqfast.pipeline.ranks import joined
-
-    if not 0 < steps_scale <= 1:
-        raise ValueError(f"steps-scale is {steps_scale}; want a number above 0, up to 1")
+    check_number("steps_scale", steps_scale, above=0, maximum=1)
     with joined(device) as ranks:
-        demo(out, ranks, seed, steps_scale)
+        run_demo(out, ranks, seed=seed, steps_scale=steps_scale)
         if ranks.first:
             print(summary(out))
 
@@ -22,11 +54,6 @@ def demo(out: str, seed: int, steps_scale: float, device: str) -> None:
 def train(
     out: str,
     data: str,
-    labels: str | None,
-    size: int | None,
-    channels: int | None,
-    depth: int | None,
-    skip_bad: bool,
     holdout: float,
     model: str,
     codebook: str,
@@ -35,58 +62,44 @@ def train(
     lr: float,
     seed: int,
     device: str,
-    **overrides: Any,
+    **options: Any,
 ) -> None:
-    from vqfast.pipeline import steps as step
-    from vqfast.pipeline.checkpoint import Run
-    from vqfast.pipeline.ranks import joined
-
+    reading = {name: options.pop(name) for name in READING}
     with joined(device) as ranks:
         run = Run.shared(out, ranks, create=True)
-        where = [None if path is None else _absolute(path) for path in (data, labels)]
-        note: dict[str, Any] = {"source": where[0], "labels": where[1], "size": size, "channels": channels}
-        note |= {"depth": depth, "skip_bad": skip_bad, "holdout": holdout, "seed": seed}
-        fit = {"codebook": codebook, "steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
-        step.train_vqvae(run, note, ranks, model, _given(overrides), fit)
-        _say(ranks, f"trained {run.folder / 'vqvae.safetensors'}; curves in {run.folder / 'vqvae.png'}")
-
-
-def _absolute(source: str) -> str:
-    return source if source == "digits" else str(Path(source).absolute())
-
-
-def _given(overrides: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in overrides.items() if value is not None}
-
-
-def _say(ranks: Any, line: str) -> None:
-    if ranks.first:
-        print(line)
+        train_vqvae_step(
+            run,
+            data,
+            reading=reading,
+            holdout=holdout,
+            model=model,
+            model_options=_given(options),
+            codebook=codebook,
+            steps=steps,
+            batch_size=batch_size,
+            lr=lr,
+            seed=seed,
+            ranks=ranks,
+        )
+        _print(ranks, f"trained {run.folder / 'vqvae.safetensors'}; curves in {run.folder / 'vqvae.png'}")
 
 
 def encode(run: str, data: str | None, out: str | None, device: str, **reading: Any) -> None:
-    from vqfast.data.disk import counted
-    from vqfast.pipeline import parts
-    from vqfast.pipeline import steps as step
-    from vqfast.pipeline.checkpoint import Run, load_model
-    from vqfast.pipeline.ranks import joined
-
     _check_reading(data, reading)
     if (data is None) != (out is None):
-        raise ValueError(
-            "--data and --out go together: other images than the run's go to a folder of their own"
-        )
+        raise ValueError("--data and --out go together: codes of other data go to a folder of their own")
     with joined(device) as ranks:
         source = Run.shared(run, ranks, lock=out is None)
-        vqvae = load_model(source.folder, "vqvae", ranks.device)
+        vqvae = load_model(source.folder, "vqvae", device=ranks.device)
         if out is None:
-            target, opened = source, parts.reopen_images(source)
+            target, parts = source, reopen_parts(source)
         else:
-            opened = {"all": _images(source, vqvae, data, ranks, reading)}
+            parts = {"all": _data(source, vqvae, data, ranks, reading)}
             target = Run.shared(out, ranks, create=True)
-        for part, images in opened.items():
-            step.encode(source, target, vqvae, part, images, ranks)
-            _say(ranks, f"{counted(len(images), 'image')} encoded in {target.folder / 'codes' / part}")
+        item = modality_of(source).item
+        for part, dataset in parts.items():
+            encode_step(source, vqvae, dataset, part=part, out=target, ranks=ranks)
+            _print(ranks, f"{quantity(len(dataset), item)} encoded in {target.folder / 'codes' / part}")
 
 
 def train_prior(
@@ -98,29 +111,24 @@ def train_prior(
     lr: float,
     seed: int,
     device: str,
-    **overrides: Any,
+    **options: Any,
 ) -> None:
-    from vqfast.pipeline import parts
-    from vqfast.pipeline import steps as step
-    from vqfast.pipeline.checkpoint import Run, load_model
-    from vqfast.pipeline.codes import stored
-    from vqfast.pipeline.ranks import joined
-
     with joined(device) as ranks:
         target = Run.shared(run, ranks)
-        vqvae = load_model(target.folder, "vqvae")
-        codes = stored(target, f"codes/{parts.HELD_OUT}")
-        classes = None
-        if not no_labels and codes.read(range(1))[1] is not None:
-            classes = parts.reopen_images(target)[parts.TRAIN].num_classes
-        fit = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
-        trained = step.train_prior(
-            target, vqvae.vq.num_embeddings, classes, ranks, prior, _given(overrides), fit
+        trained = train_prior_step(
+            target,
+            prior=prior,
+            prior_options=_given(options),
+            use_labels=not no_labels,
+            steps=steps,
+            batch_size=batch_size,
+            lr=lr,
+            seed=seed,
+            ranks=ranks,
         )
-        bits = step.bits_per_code(trained, codes, ranks).mean()
-        _say(
-            ranks, f"trained {target.folder / 'prior.safetensors'}; {bits:.3f} bits a code on held-out images"
-        )
+        bits = bits_per_code(trained, stage_codes(target, f"codes/{HELD_OUT}"), ranks=ranks).mean()
+        trained_file = target.folder / "prior.safetensors"
+        _print(ranks, f"trained {trained_file}; {bits:.3f} bits per code on held-out data")
 
 
 def sample(
@@ -136,69 +144,48 @@ def sample(
     device: str,
     **options: Any,
 ) -> None:
-    from vqfast.data.disk import counted
-    from vqfast.files import write_file
-    from vqfast.pipeline import parts
-    from vqfast.pipeline import steps as step
-    from vqfast.pipeline.checkpoint import Run, load_model
-    from vqfast.pipeline.codes import stored
-    from vqfast.pipeline.completion import Completion
-    from vqfast.pipeline.formats import check_format
-    from vqfast.pipeline.ranks import joined
-
-    if num is not None and not 1 <= num < 2**63:
-        raise ValueError(f"num is {num}; want 1 or more, below 2^63")
-    check_format(format, "codes")
+    if num is not None:
+        check_integer("num", num)
     if complete is None and (keep is not None or draws is not None):
         raise ValueError("--keep and --draws go with --complete")
     if complete is not None and shape is not None:
-        raise ValueError("--shape and --complete exclude each other: the codes' shape is the images'")
+        raise ValueError("--shape and --complete exclude each other: the items give the shape of the codes")
     with joined(device) as ranks:
         source = Run.shared(run, ranks, lock=False)
-        vqvae = load_model(source.folder, "vqvae", ranks.device)
-        prior = load_model(source.folder, "prior", ranks.device)
+        check_choice("format", format, (*modality_of(source).formats, "codes"))
+        vqvae = load_model(source.folder, "vqvae", device=ranks.device)
+        prior = load_model(source.folder, "prior", device=ranks.device)
+        completion = None
         if complete is None:
-            height, width = shape or stored(source, f"codes/{parts.HELD_OUT}").read(range(1))[0].shape[1:]
-            labels = step.labels_of(prior, label)
-            wanted = step.Wanted(num or 100, (height, width), {"label": label}, labels)
+            height, width = shape or _trained_shape(source)
+            request = SampleRequest(100 if num is None else num, (height, width), labels=label)
         else:
-            others = None if complete == parts.HELD_OUT else complete
-            reading: dict[str, Any] = {
-                "skip_bad": {}
-            }  # none: an error then names no option, there being none
-            images = _images(source, vqvae, others, ranks, reading)
-            completion = Completion(vqvae, images, keep or "top-half", 8 if draws is None else draws, ranks)
-            wanted = completion.wanted(prior, num, label)
+            completion = _completion(source, vqvae, complete, keep, draws, ranks)
+            request = completion.request(prior, num=num, label=label)
         target = Run.shared(out, ranks, create=True)
-        samples = step.sample(source, target, prior, wanted, ranks, **options)
-        said = [f"{counted(samples.num, 'sample')} in {target.folder / 'samples'}"]
+        samples = sample_step(source, prior, request, out=target, ranks=ranks, **options)
+        made = [f"{quantity(samples.num, 'sample')} in {target.folder / 'samples'}"]
         if format != "codes":
-            step.decode(source, target, vqvae, samples, format, ranks)
-            said.append(f"images in {target.folder / format}")
-        if complete is not None and ranks.first:
+            decode_step(source, vqvae, samples, format=format, out=target, ranks=ranks)
+            made.append(f"decoded in {target.folder / format}")
+        if completion is not None and ranks.first:
             picture = target.folder / "completions.png"
             if not picture.is_file():
-                write_file(picture, completion.sheet(samples))
-            said.append(f"some beside their originals in {picture}")
-        _say(ranks, "; ".join(said))
+                write_file(picture, completion.picture(samples))
+            made.append(f"some beside their originals in {picture}")
+        _print(ranks, "; ".join(made))
 
 
 def decode(run: str, codes: str, out: str, format: str, device: str) -> None:
-    from vqfast.data.disk import counted
-    from vqfast.pipeline import steps as step
-    from vqfast.pipeline.checkpoint import Run, load_model
-    from vqfast.pipeline.codes import open_codes
-    from vqfast.pipeline.formats import check_format
-    from vqfast.pipeline.ranks import joined
-
-    check_format(format)
     with joined(device) as ranks:
         source = Run.shared(run, ranks, lock=False)
-        vqvae = load_model(source.folder, "vqvae", ranks.device)
-        found = open_codes(codes)
+        check_choice("format", format, modality_of(source).formats)
+        vqvae = load_model(source.folder, "vqvae", device=ranks.device)
+        grids = open_codes(codes)
         target = Run.shared(out, ranks, create=True)
-        step.decode(source, target, vqvae, found, format, ranks)
-        _say(ranks, f"{counted(found.num, 'image')} in {target.folder / format}")
+        decode_step(source, vqvae, grids, format=format, out=target, ranks=ranks)
+        item = modality_of(source).item
+        _print(ranks, f"{quantity(grids.num, item)} in {target.folder / format}")
 
 
 def likelihood(
@@ -211,60 +198,26 @@ def likelihood(
     device: str,
     **reading: Any,
 ) -> None:
-    import numpy as np
-
-    from vqfast.data.disk import counted
-    from vqfast.files import write_file
-    from vqfast.pipeline import steps as step
-    from vqfast.pipeline.checkpoint import Run, load_model
-    from vqfast.pipeline.codes import open_codes
-    from vqfast.pipeline.ranks import joined
-
     _check_new(out, overwrite)
     _check_reading(data, reading)
     if codes is not None and data is not None:
         raise ValueError("--codes and --data exclude each other")
     with joined(device) as ranks:
         source = Run.shared(run, ranks, lock=False)
-        prior = load_model(source.folder, "prior", ranks.device)
-        step.labels_of(prior, label)  # refuses a class that there isn't
+        prior = load_model(source.folder, "prior", device=ranks.device)
+        check_label(prior, label)
         if codes is not None:
-            found = open_codes(codes)
+            grids = open_codes(codes)
         else:
-            vqvae = load_model(source.folder, "vqvae", ranks.device)
-            images = _images(source, vqvae, data, ranks, reading)
-            found = step.encoded(vqvae, images, ranks)
-        bits = step.bits_per_code(prior, found, ranks, label)
+            vqvae = load_model(source.folder, "vqvae", device=ranks.device)
+            grids = encoded(vqvae, _data(source, vqvae, data, ranks, reading), ranks)
+        bits = bits_per_code(prior, grids, label=label, ranks=ranks)
         if ranks.first:
             buffer = io.BytesIO()
             np.save(buffer, bits.numpy())
             write_file(Path(out), buffer.getvalue())
-            print(
-                f"{counted(len(bits), 'grid')} of codes: {bits.mean():.3f} bits a code; each one's in {out}"
-            )
-
-
-def _images(run: Any, vqvae: Any, data: str | None, ranks: Any, reading: dict[str, Any]) -> Any:
-    """Those that are named, read as the run's were where nothing else is said; else what the run held out."""
-    from vqfast.pipeline import parts
-    from vqfast.pipeline.progress import say
-
-    if data is None:
-        return parts.reopen_images(run)[parts.HELD_OUT]
-    images = parts.like_the_runs(run, vqvae, data, **_given(reading))
-    say(ranks, "data", images.told())
-    return images
-
-
-def _check_reading(data: str | None, reading: dict[str, Any]) -> None:
-    given = [f"--{name.replace('_', '-')}" for name, value in reading.items() if value]
-    if data is None and given:
-        raise ValueError(f"{', '.join(given)} without --data: the run's own images are read as for training")
-
-
-def _check_new(out: str, overwrite: bool) -> None:
-    if Path(out).exists() and not overwrite:
-        raise ValueError(f"{out} exists; say --overwrite or choose another name")
+            count = quantity(len(bits), "grid")
+            print(f"{count} of codes: {bits.mean():.3f} bits per code; those of each grid in {out}")
 
 
 def reconstruct(
@@ -276,50 +229,67 @@ def reconstruct(
     device: str,
     **reading: Any,
 ) -> None:
-    import torch
-
-    from vqfast.data.disk import counted
-    from vqfast.files import write_file
-    from vqfast.pipeline import images as pictures
-    from vqfast.pipeline import steps as step
-    from vqfast.pipeline.checkpoint import Run, load_model
-    from vqfast.pipeline.ranks import joined
-
-    if num < 1:
-        raise ValueError(f"num is {num}; want 1 or more")
+    check_integer("num", num)
     _check_new(out, overwrite)
     _check_reading(data, reading)
     with joined(device) as ranks:
         source = Run.shared(run, ranks, lock=False)
-        vqvae = load_model(source.folder, "vqvae", ranks.device)
-        images = _images(source, vqvae, data, ranks, reading)
-        figures = step.reconstruct(vqvae, images, ranks)
+        vqvae = load_model(source.folder, "vqvae", device=ranks.device)
+        dataset, modality = _data(source, vqvae, data, ranks, reading), modality_of(source)
+        figures = measure_reconstruction(vqvae, dataset, ranks=ranks)
         if ranks.first:
-            shown = range(min(num, len(images)))
-            outputs = torch.cat(list(step.decoded(vqvae, step.encoded(vqvae, images, ranks), shown, ranks)))
-            write_file(Path(out), pictures.pairs(images.batch(shown), outputs, min(12, len(shown))))
-            found = ", ".join(f"{name} {value:.5g}" for name, value in figures.items())
-            print(f"{counted(len(images), 'image')}: {found}; {len(shown)} of them in {out}")
+            shown = range(min(num, len(dataset)))
+            outputs = torch.cat(list(decoded(vqvae, encoded(vqvae, dataset, ranks), shown, ranks)))
+            write_file(Path(out), modality.show_pairs(dataset.batch(shown), outputs))
+            values = ", ".join(f"{name} {value:.5g}" for name, value in figures.items())
+            print(f"{quantity(len(dataset), modality.item)}: {values}; {len(shown)} of them in {out}")
 
 
 def info() -> None:
-    import platform
+    for line in machine_lines():
+        print(line)
 
-    import torch
 
-    import vqfast
-    from vqfast.ops import registry
+def _print(ranks: Ranks, line: str) -> None:
+    if ranks.first:
+        print(line)
 
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    print(f"vqfast {vqfast.__version__}, torch {torch.__version__}, Python {platform.python_version()}")
-    capability = torch.backends.cpu.get_cpu_capability()
-    print(f"CPU: {platform.machine()}, {torch.get_num_threads()} threads, {capability}")
-    print(f"GPU: {', '.join(gpus) or 'none'}")
-    print(f"VQFAST_BACKEND: {registry.forced_backend() or 'not set, the first that can'}")
-    for device in ("cpu", "cuda") if gpus else ("cpu",):
-        probe = torch.empty(0, device=device)
-        for op in registry.TABLE:
-            for backend in registry.BACKENDS:
-                refused = registry.refusal(op, backend, probe)
-                record = "" if refused else registry.record_of(op, backend, probe.device)
-                print(f"{device:5} {op:12} {backend:10} {refused or 'runs'}{record and f' ({record})'}")
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _trained_shape(run: Run) -> list[int]:
+    """The shape of the run's own grids of codes."""
+    indices, _ = stage_codes(run, f"codes/{HELD_OUT}").read(range(1))
+    return list(indices.shape[1:])
+
+
+def _completion(
+    run: Run, vqvae: VQVAE, complete: str, keep: str | None, draws: int | None, ranks: Ranks
+) -> Completion:
+    own = complete == HELD_OUT
+    # the command has no --skip-bad: with an empty mapping, an error doesn't propose it
+    dataset = _data(run, vqvae, None if own else complete, ranks, {} if own else {"skip_bad": {}})
+    options = _given({"keep": keep, "draws": draws})
+    return Completion(vqvae, dataset, modality_of(run), ranks=ranks, **options)
+
+
+def _data(run: Run, vqvae: VQVAE, data: str | None, ranks: Ranks, reading: dict[str, Any]) -> Source:
+    """The named data, read as the run's where no option says otherwise; or the run's held-out part."""
+    if data is None:
+        return reopen_parts(run)[HELD_OUT]
+    source = load_like_run(run, vqvae, data, **_given(reading))
+    write_lines(ranks, "data", source.describe())
+    return source
+
+
+def _check_reading(data: str | None, reading: dict[str, Any]) -> None:
+    given = [f"--{name.replace('_', '-')}" for name, value in reading.items() if value]
+    if data is None and given:
+        raise ValueError(f"{', '.join(given)} goes with --data: the run's own data is read as for training")
+
+
+def _check_new(out: str, overwrite: bool) -> None:
+    if Path(out).exists() and not overwrite:
+        raise ValueError(f"{out} exists; use --overwrite or another name")

@@ -1,156 +1,208 @@
-"""What the command line takes."""
+"""The parser: the commands, and all their options."""
 
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn
+import inspect
+from collections.abc import Callable
+from typing import Any, NoReturn
 
+from vqfast import pipeline
 from vqfast.cli import commands
+
+DESCRIPTION = """\
+Learns to draw new images like yours: a VQ-VAE turns images into small grids of codes and back, and a PixelCNN
+prior learns to draw new grids.
+
+  vqfast demo --out runs/digits                              the whole of it on handwritten digits, in minutes
+
+  vqfast train --data photos/ --size 128 --out runs/photos   1. train the VQ-VAE
+  vqfast encode --run runs/photos                            2. turn the images into codes
+  vqfast train-prior --run runs/photos                       3. train the prior on the codes
+  vqfast sample --run runs/photos --out runs/new             4. draw new codes, and decode them
+"""
+EPILOG = """\
+A command that was interrupted goes on where it was when it is given again; one that is done says so at once.
+Several processes share the work: torchrun --nproc-per-node N -m -- vqfast.cli COMMAND ...
+"""
+DATA = "a folder of images, an image, a .npy, .npz or IDX (MNIST) file, or 'digits' (scikit-learn's)"
+CODES = "a folder that encode or sample wrote, such as OUT/samples, or a .npy of integers (N, H, W)"
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
+    def option(self, name: str, help: str, like: Callable[..., Any] | None = None, **how: Any) -> None:
+        """Adds an option; one that is ``like`` a function's argument has its default."""
+        if like is not None:
+            default = inspect.signature(like).parameters[name[2:].replace("-", "_")].default
+            how["default"] = default
+            help += f" (default {default})"
+        self.add_argument(name, help=help, **how)
+
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser; among the arguments that it gives, ``command`` is the function that takes the others."""
     parser = _Parser(
-        prog="vqfast", description="VQ-VAEs and their PixelCNN priors, from images to new images."
+        prog="vqfast",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    subparsers = parser.add_subparsers(required=True, metavar="command", parser_class=_Parser)
+    parsers = parser.add_subparsers(title="commands", required=True, metavar="command", parser_class=_Parser)
 
-    def add(name: str, function, help: str) -> argparse.ArgumentParser:
-        sub = subparsers.add_parser(name, help=help, description=help)
-        sub.set_defaults(command=function)
+    def add(name: str, command: Callable[..., None], help: str) -> _Parser:
+        sub: _Parser = parsers.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
+        sub.set_defaults(command=command)
         return sub
 
-    def device(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    sub = add("demo", commands.demo, "learn real handwritten digits and draw new ones, in minutes on a CPU")
+    _run(sub, "--out", "folder of the new run")
+    sub.option("--seed", "number that fixes all that is random (default 0)", type=int, default=0)
+    scale = "share of the full training to do, above 0 and up to 1; less for a quick look (default 1)"
+    sub.option("--steps-scale", scale, type=float, default=1.0, metavar="X")
+    _device(sub)
 
-    def data(sub: argparse.ArgumentParser, default: str | None, help: str) -> None:
-        formats = "digits, a folder of images, .npy, .npz or an IDX file"
-        sub.add_argument("--data", default=default, help=f"{formats} ({help})")
-        sub.add_argument("--labels", help="a .npy or IDX file of labels")
-        sub.add_argument(
-            "--size", type=int, help="resize and crop to SIZE x SIZE; default: the run's, if any"
-        )
-        sub.add_argument("--channels", type=int, help="1 (grey) or 3 (RGB); default: the run's, if any")
-        sub.add_argument(
-            "--depth",
-            type=int,
-            help="bits of a channel in files and arrays of wider integers; default: the run's, or as many "
-            "as the largest value takes",
-        )
-        sub.add_argument("--skip-bad", action="store_true", help="leave out image files that can't be read")
-
-    def formats(sub: argparse.ArgumentParser, others: str) -> None:
-        kinds = "grid (sheets, default), png (a folder of pictures) or npy (uint8 N, C, H, W)"
-        sub.add_argument("--format", default="grid", help=f"of the images: {kinds}{others}")
-
-    codes = "a folder that encode or sample wrote, such as OUT/samples, or a .npy of codes (N, H, W)"
-
-    def fit(sub: argparse.ArgumentParser, steps: int, batch_size: int, lr: float) -> None:
-        sub.add_argument("--steps", type=int, default=steps, help=f"default {steps}")
-        sub.add_argument("--batch-size", type=int, default=batch_size, help=f"default {batch_size}")
-        sub.add_argument("--lr", type=float, default=lr, help=f"Adam's, decaying to 0; default {lr}")
-        sub.add_argument("--seed", type=int, default=0)
-
-    sub = add("demo", commands.demo, "learn real handwritten digits and make new ones, in minutes on a CPU")
-    sub.add_argument("--out", required=True, metavar="RUN", help="the run's folder")
-    sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--steps-scale", type=float, default=1.0, help="below 1 for a quick look")
-    device(sub)
-
-    sub = add("train", commands.train, "train a VQ-VAE on images")
-    sub.add_argument("--out", required=True, metavar="RUN", help="the run's folder")
-    data(sub, "digits", "default digits")
-    sub.add_argument("--holdout", type=float, default=0.1, help="share of the images kept out of training")
-    sub.add_argument("--model", default="paper", help="paper (default), keras or ruseckas")
-    for name, kind in (
-        ("hidden-channels", int),
-        ("num-downsamplings", int),
-        ("num-residual-blocks", int),
-        ("num-embeddings", int),
-        ("embedding-dim", int),
-        ("beta", float),
-        ("decay", float),
+    sub = add("train", commands.train, "step 1: train a VQ-VAE on images")
+    _run(sub, "--out", "folder of the new run")
+    sub.option("--data", f"{DATA} (default digits)", default="digits", metavar="PATH")
+    _reading(sub, "as found")
+    like: Callable[..., Any] = pipeline.train_vqvae
+    sub.option("--holdout", "share of the images that is kept out of training", like, type=float, metavar="X")
+    sub.option("--model", "configuration: paper, keras or ruseckas", like)
+    for name, kind, help in (
+        ("--hidden-channels", int, "channels inside the encoder and the decoder"),
+        ("--num-downsamplings", int, "how often the encoder halves height and width"),
+        ("--num-residual-blocks", int, "residual blocks in the encoder and in the decoder"),
+        ("--num-embeddings", int, "code vectors in the codebook"),
+        ("--embedding-dim", int, "numbers in a code vector"),
+        ("--beta", float, "weight of the commitment loss"),
+        ("--decay", float, "decay of the codebook's moving averages, below 1; without it gradients train it"),
     ):
-        sub.add_argument(f"--{name}", type=kind, help="overrides the model's")
-    sub.add_argument("--codebook", default="kmeans", help="how it starts: kmeans (default) or uniform")
-    fit(sub, 10_000, 128, 2e-4)
-    device(sub)
+        sub.option(name, f"{help} (default: the model's)", type=kind, metavar="X" if kind is float else "N")
+    codebook = "its start: kmeans, fitted to the encoder's output, or uniform, random numbers"
+    sub.option("--codebook", codebook, like)
+    _training(sub, like)
+    _device(sub)
 
-    sub = add("encode", commands.encode, "turn images into grids of codes")
-    sub.add_argument("--run", required=True, help="a trained run's folder")
-    data(sub, None, "default: what the run was trained on")
-    sub.add_argument("--out", help="a folder for the codes of --data")
-    device(sub)
+    sub = add("encode", commands.encode, "step 2: turn images into grids of codes")
+    _run(sub, "--run", "folder of a trained run")
+    sub.option("--data", f"{DATA} (default: the run's own images)", metavar="PATH")
+    _reading(sub, "the run's")
+    sub.option("--out", "folder for the codes of --data", metavar="FOLDER")
+    _device(sub)
 
-    sub = add("train-prior", commands.train_prior, "train a PixelCNN prior on a run's codes")
-    sub.add_argument("--run", required=True, help="the folder of a run whose codes are encoded")
-    sub.add_argument("--prior", default="gated", help="gated (default) or residual")
-    for name in ("channels", "num-layers", "num-residual-blocks", "head-channels"):
-        sub.add_argument(f"--{name}", type=int, help="overrides the prior's")
-    sub.add_argument("--no-labels", action="store_true", help="ignore the labels")
-    fit(sub, 10_000, 64, 3e-4)
-    device(sub)
+    sub = add("train-prior", commands.train_prior, "step 3: train a PixelCNN prior on a run's codes")
+    _run(sub, "--run", "folder of a run whose images are encoded")
+    like = pipeline.train_prior
+    sub.option("--prior", "kind of network: gated or residual", like)
+    for name, help in (
+        ("--channels", "channels of the hidden layers"),
+        ("--num-layers", "masked layers"),
+        ("--num-residual-blocks", "residual blocks, of the residual prior only"),
+        ("--head-channels", "channels of the layer before the logits"),
+    ):
+        sub.option(name, f"{help} (default: the network's)", type=int, metavar="N")
+    sub.option("--no-labels", "train without the labels that the images have", action="store_true")
+    _training(sub, like)
+    _device(sub)
 
-    sub = add("sample", commands.sample, "draw new codes from the prior, or complete images, and decode them")
-    sub.add_argument("--run", required=True, help="the folder of a run with a prior")
-    sub.add_argument("--out", required=True, help="a folder for the samples")
-    sub.add_argument("--num", type=int, help="default 100; with --complete, all that there are to draw")
-    sub.add_argument("--label", type=int, help="of all samples; by default the classes take turns")
-    sub.add_argument(
-        "--shape", type=int, nargs=2, metavar=("H", "W"), help="of the codes; default as trained"
-    )
-    sub.add_argument(
+    sub = add("sample", commands.sample, "step 4: draw new codes, or complete images, and decode them")
+    _run(sub, "--run", "folder of a run with a trained prior")
+    _run(sub, "--out", "folder for the samples")
+    number = "how many samples to draw (default 100; with --complete, every completion)"
+    sub.option("--num", number, type=int, metavar="N")
+    sub.option("--label", "class of all samples (default: the classes take turns)", type=int, metavar="N")
+    shape = "height and width of the grids, in codes (default: as trained)"
+    sub.option("--shape", shape, type=int, nargs=2, metavar=("H", "W"))
+    sub.option(
         "--complete",
-        metavar="IMAGES",
-        help="an image, or others as for train --data; or held-out, the run's: part of their codes is kept, "
-        "the rest drawn; completions.png shows them",
+        f"images to complete: {DATA}; or held-out, the run's own. A part of their codes is kept and the rest "
+        "is drawn; completions.png shows some of them",
+        metavar="PATH",
     )
-    sub.add_argument(
+    sub.option(
         "--keep",
-        help="top-half (default), left-half, bottom-0.3 and so on, or an image, bright where codes are "
-        "kept. Codes are drawn row by row, each from those in the rows above and those left of it: kept "
-        "ones further on stay, but what is drawn before them doesn't know them",
+        "the part to keep: a side and a share, such as left-half or bottom-0.3; or an image, bright where "
+        "codes are kept (default top-half). Codes are drawn from the top left, line by line, and know "
+        "only those drawn before them",
     )
-    sub.add_argument("--draws", type=int, help="completions of each image, default 8")
-    sub.add_argument("--temperature", type=float, default=1.0)
-    sub.add_argument("--top-k", type=int)
-    sub.add_argument("--top-p", type=float)
-    sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--method", default="auto", help="auto, native, triton, torch or reference")
-    sub.add_argument("--batch-size", type=int, default=256, help="at most, as memory allows; default 256")
-    formats(sub, "; or codes, for no images")
-    device(sub)
+    sub.option("--draws", "completions of each image (default 8)", type=int, metavar="N")
+    like = pipeline.sample
+    temperature = "divides the logits: below 1 makes likely codes likelier, 0 takes the likeliest"
+    sub.option("--temperature", temperature, like, type=float, metavar="X")
+    top_k = "draw from the N likeliest codes only (default: from all)"
+    sub.option("--top-k", top_k, type=int, metavar="N")
+    top_p = "draw from the likeliest codes only, as few as have this probability together (default: from all)"
+    sub.option("--top-p", top_p, type=float, metavar="X")
+    sub.option("--seed", "number that fixes the samples", like, type=int)
+    method = "backend: auto, native, triton, torch or reference; all give the same samples"
+    sub.option("--method", method, like)
+    batch = "samples drawn at a time; halved as often as the memory asks for"
+    sub.option("--batch-size", batch, like, type=int, metavar="N")
+    _format(sub, "; or codes, for the codes alone")
+    _device(sub)
 
-    sub = add("decode", commands.decode, "turn codes into images")
-    sub.add_argument("--run", required=True, help="a trained run's folder")
-    sub.add_argument("--codes", required=True, help=codes)
-    sub.add_argument("--out", required=True, help="a folder for the images")
-    formats(sub, "")
-    device(sub)
+    sub = add("decode", commands.decode, "step 5, as sample does it: turn codes into images")
+    _run(sub, "--run", "folder of a trained run")
+    sub.option("--codes", CODES, required=True, metavar="PATH")
+    _run(sub, "--out", "folder for the images")
+    _format(sub, "")
+    _device(sub)
 
-    sub = add(
-        "likelihood", commands.likelihood, "how likely codes or images are under the prior, in bits a code"
-    )
-    sub.add_argument("--run", required=True, help="the folder of a run with a prior")
-    sub.add_argument("--codes", help=codes)
-    data(sub, None, "default, without --codes: what the run held out")
-    sub.add_argument("--label", type=int, help="of all, in place of their own")
-    sub.add_argument("--out", required=True, help="the bits a code of each, a .npy")
-    sub.add_argument("--overwrite", action="store_true")
-    device(sub)
+    sub = add("likelihood", commands.likelihood, "tell how likely images or codes are, in bits per code")
+    _run(sub, "--run", "folder of a run with a trained prior")
+    sub.option("--codes", f"{CODES}, in place of images", metavar="PATH")
+    sub.option("--data", f"{DATA} (default: the images that the run holds out)", metavar="PATH")
+    _reading(sub, "the run's")
+    sub.option("--label", "class of all grids (default: their own)", type=int, metavar="N")
+    sub.option("--out", "a .npy for the bits per code of each grid", required=True, metavar="FILE")
+    sub.option("--overwrite", "replace --out if it is there", action="store_true")
+    _device(sub)
 
-    sub = add("reconstruct", commands.reconstruct, "encode and decode images; a picture and the error")
-    sub.add_argument("--run", required=True, help="a trained run's folder")
-    data(sub, None, "default: what the run held out")
-    sub.add_argument("--out", required=True, help="the picture, a .png")
-    sub.add_argument("--num", type=int, default=24, help="images in the picture")
-    sub.add_argument("--overwrite", action="store_true")
-    device(sub)
+    sub = add("reconstruct", commands.reconstruct, "encode and decode images, for a picture and the error")
+    _run(sub, "--run", "folder of a trained run")
+    sub.option("--data", f"{DATA} (default: the images that the run holds out)", metavar="PATH")
+    _reading(sub, "the run's")
+    sub.option("--out", "a .png for the picture", required=True, metavar="FILE")
+    sub.option("--num", "images in the picture (default 24)", type=int, default=24, metavar="N")
+    sub.option("--overwrite", "replace --out if it is there", action="store_true")
+    _device(sub)
 
-    add("info", commands.info, "what runs here, and what doesn't, and why")
+    add("info", commands.info, "tell which backends run on this machine, and why others don't")
     return parser
+
+
+def _run(sub: _Parser, name: str, help: str) -> None:
+    sub.option(name, help, required=True, metavar="FOLDER")
+
+
+def _device(sub: _Parser) -> None:
+    sub.option("--device", "auto (a GPU if there is one), cpu or cuda", like=pipeline.joined)
+
+
+def _format(sub: _Parser, others: str) -> None:
+    kinds = "grid (sheets of images), png (single pictures) or npy (arrays, uint8 N, C, H, W)"
+    sub.option("--format", f"files of the images: {kinds}{others} (default grid)", default="grid")
+
+
+def _training(sub: _Parser, like: Callable[..., Any]) -> None:
+    sub.option("--steps", "steps of training", like, type=int, metavar="N")
+    sub.option("--batch-size", "items in a step, over all processes", like, type=int, metavar="N")
+    rate = "Adam's learning rate at the start; it decays to 0"
+    sub.option("--lr", rate, like, type=float, metavar="X")
+    sub.option("--seed", "number that fixes the weights and the batches", like, type=int)
+
+
+def _reading(sub: _Parser, default: str) -> None:
+    """The options in ``commands.READING``."""
+    labels = "a .npy or IDX file with an integer for each image (default: class folders, if there are any)"
+    sub.option("--labels", labels, metavar="FILE")
+    size = f"pixels along a side: resize the images and cut out squares (default: {default})"
+    sub.option("--size", size, type=int, metavar="N")
+    sub.option("--channels", f"1 (grey) or 3 (RGB) (default: {default})", type=int, metavar="N")
+    depth = f"bits of a channel in files wider than 8 bits (default: {default}"
+    depth += ", or as many as the largest value needs)"
+    sub.option("--depth", depth, type=int, metavar="N")
+    sub.option("--skip-bad", "leave out image files that can't be read", action="store_true")

@@ -1,6 +1,9 @@
-"""Sets of equally sized images: scikit-learn's digits, image folders, NumPy files and IDX (MNIST) files."""
+"""Data of all kinds: reading, writing and showing it. ``protocol`` is what the pipeline relies on."""
 
 from vqfast.data.disk import Unreadable
-from vqfast.data.images import Images, load_images
+from vqfast.data.images import IMAGES, Images, load_images
+from vqfast.data.protocol import Dataset, Modality, Source
 
-__all__ = ["Images", "Unreadable", "load_images"]
+MODALITIES: dict[str, Modality] = {"images": IMAGES}
+
+__all__ = ["MODALITIES", "Dataset", "Images", "Modality", "Source", "Unreadable", "load_images"]

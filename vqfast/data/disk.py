@@ -1,4 +1,4 @@
-"""Files on disk: which there are, whether they are what they were, and which can't be read."""
+"""Files on disk: which there are, whether they have changed, and which can't be read."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import numpy as np
 
 from vqfast.files import open_file
 
-NAMED = 5  # files of a kind that a message names; the others it counts
+NAMES_SHOWN = 5  # files of a kind that a message names; it counts the others
 CHUNK = 1 << 20
 
-LeftOut = dict[str, list[str]]  # why -> the names of files
+LeftOut = dict[str, list[str]]  # reason -> names of files
 
 
 class Unreadable(ValueError):
@@ -25,46 +25,48 @@ class Unreadable(ValueError):
 
     Args:
         bad: their names, each with the reason.
-        skippable: whether ``skip_bad`` would leave them out: it does where it isn't given yet.
+        skippable: whether the caller can leave them out by ``skip_bad``, not having done so yet.
     """
 
     def __init__(self, bad: Mapping[str, str], skippable: bool) -> None:
         self.bad, self.skippable = dict(bad), skippable
-        some = [f"{shown(name)}: cannot read image: {why}" for name, why in islice(bad.items(), NAMED)]
-        more = [f"and {len(bad) - NAMED} more"] if len(bad) > NAMED else []
-        hint = ["--skip-bad goes on without such files"] if skippable else []
-        super().__init__("; ".join([*some, *more, *hint]))
+        shown = islice(bad.items(), NAMES_SHOWN)
+        lines = [f"{printable(name)}: cannot read image: {why}" for name, why in shown]
+        more = [f"and {len(bad) - NAMES_SHOWN} more"] if len(bad) > NAMES_SHOWN else []
+        hint = ["--skip-bad leaves such files out"] if skippable else []
+        super().__init__("; ".join([*lines, *more, *hint]))
 
 
-def shown(name: str) -> str:
-    """A file's name fit for a line of text, whatever its bytes are."""
+def printable(name: str) -> str:
+    """A file's name in characters that print, whatever its bytes are."""
     return name if name.isprintable() else ascii(name)
 
 
-def listed(names: Sequence[str]) -> str:
-    """The first of some names, fit for a line of text."""
-    return ", ".join([*map(shown, names[:NAMED]), *(["..."] if len(names) > NAMED else [])])
+def first_names(names: Sequence[str]) -> str:
+    """The first of some names, in characters that print."""
+    return ", ".join([*map(printable, names[:NAMES_SHOWN]), *(["..."] if len(names) > NAMES_SHOWN else [])])
 
 
-def counted(number: int, noun: str) -> str:
-    """``1 image``, ``2 images``."""
+def quantity(number: int, noun: str) -> str:
+    """``"1 image"``, ``"2 images"``."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def told(left_out: LeftOut) -> list[str]:
-    """What was left out, in words, a line for each reason."""
+def describe(left_out: LeftOut) -> list[str]:
+    """What was left out, in words: a line for each reason."""
     return [
-        f"left out {len(names)} {why}: {listed(sorted(names))}" for why, names in sorted(left_out.items())
+        f"left out {len(names)} {why}: {first_names(sorted(names))}"
+        for why, names in sorted(left_out.items())
     ]
 
 
-def existing(argument: str, path: str) -> Path:
-    """``path``, if a folder or a regular file (maybe by links) is there.
+def existing_path(argument: str, path: str | os.PathLike[str]) -> Path:
+    """``path``, if a folder, a regular file or a link to one is there.
 
     Raises:
-        TypeError: it's no path.
+        TypeError: ``path`` is no path.
         FileNotFoundError: nothing is there.
-        ValueError: it's a pipe, a device or a socket, which may never end.
+        ValueError: a pipe, a device or a socket is there, which may never end.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"{argument} is a {type(path).__name__}; want a path")
@@ -78,11 +80,11 @@ def existing(argument: str, path: str) -> Path:
     return found
 
 
-def found_under(root: Path) -> tuple[dict[str, os.stat_result], LeftOut, dict[str, str]]:
+def files_under(root: Path) -> tuple[dict[str, os.stat_result], LeftOut, dict[str, str]]:
     """The regular files under a folder, links followed, by their sorted relative names.
 
     Returns:
-        The files; what was left out; and names that can't be looked at, each with the reason.
+        The files; the files that are left out; and names that can't be looked at, each with the reason.
     """
     files: dict[str, os.stat_result] = {}
     left_out: LeftOut = {}
@@ -126,9 +128,9 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 def stamp_of(files: Mapping[str, os.stat_result]) -> bytes:
     """Identifies files by names, sizes and the times of their last change.
 
-    Equal stamps mean equal contents: whatever writes to a file, or puts another in its place, sets its change
-    time (ctime), which no program can set back. (A file system that keeps no such time, or a clock that was
-    turned back to the nanosecond, could deceive it.) Unequal ones mean nothing: a copy has times of its own.
+    Equal stamps mean equal contents: any write to a file, or another file in its place, sets its change time
+    (ctime), which no program can set back. (A file system that keeps no such time, or a clock that was turned
+    back to the nanosecond, could break that.) Unequal stamps mean nothing: a copy has times of its own.
     """
     numbers = ((s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in files.values())
     digest = hashlib.sha256(os.fsencode("\0".join(files)))
@@ -136,11 +138,11 @@ def stamp_of(files: Mapping[str, os.stat_result]) -> bytes:
     return digest.digest()
 
 
-def contents_of(root: Path, names: Sequence[str]) -> bytes:
+def contents_digest(root: Path, names: Sequence[str]) -> bytes:
     """Identifies files by names, sizes and all their bytes.
 
     Raises:
-        OSError: one can't be read.
+        OSError: a file can't be read.
     """
     digest = hashlib.sha256()
     for name in names:
@@ -152,14 +154,14 @@ def contents_of(root: Path, names: Sequence[str]) -> bytes:
 
 
 @contextmanager
-def naming(path: Path, kind: str) -> Iterator[None]:
-    """Turns what a decoder raises on bad bytes (nearly anything) into a one-line ValueError."""
+def decoding(path: Path, kind: str) -> Iterator[None]:
+    """Turns any error inside into a one-line ValueError: decoders raise nearly anything on bad bytes."""
     try:
         yield
     except Exception as error:
-        raise ValueError(f"{path}: cannot read {kind}: {reason(error)}") from error
+        raise ValueError(f"{path}: cannot read {kind}: {one_line(error)}") from error
 
 
-def reason(error: Exception) -> str:
-    """What an error says, in one line."""
+def one_line(error: Exception) -> str:
+    """The message of an error, in one line."""
     return " ".join(str(error).split()) or type(error).__name__

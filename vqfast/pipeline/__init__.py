@@ -1,0 +1,38 @@
+"""From data to new data in five steps: train a VQ-VAE, encode, train a prior, sample, decode.
+
+Each step notes its settings in the run's folder, does only what isn't done yet, and can be killed at any
+moment: begun again with the same settings, it ends with the same bits.
+"""
+
+from vqfast.pipeline.checkpoint import load_model, save_model
+from vqfast.pipeline.codes import CodeGrids, open_codes, stage_codes
+from vqfast.pipeline.coding import decode, encode
+from vqfast.pipeline.completion import Completion
+from vqfast.pipeline.measures import bits_per_code, measure_reconstruction
+from vqfast.pipeline.parts import modality_of, reopen_parts
+from vqfast.pipeline.ranks import Ranks, joined
+from vqfast.pipeline.run import Run
+from vqfast.pipeline.sampling import SampleRequest, sample
+from vqfast.pipeline.training import train_prior, train_vqvae
+
+__all__ = [
+    "CodeGrids",
+    "Completion",
+    "Ranks",
+    "Run",
+    "SampleRequest",
+    "bits_per_code",
+    "decode",
+    "encode",
+    "joined",
+    "load_model",
+    "measure_reconstruction",
+    "modality_of",
+    "open_codes",
+    "reopen_parts",
+    "sample",
+    "save_model",
+    "stage_codes",
+    "train_prior",
+    "train_vqvae",
+]

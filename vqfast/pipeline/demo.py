@@ -3,184 +3,201 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from vqfast.data import Images
+from vqfast.data import Dataset
+from vqfast.data.images.sheet import grid, show_codes, show_pairs
 from vqfast.files import write_file
-from vqfast.pipeline import images as pictures
-from vqfast.pipeline import steps
-from vqfast.pipeline.checkpoint import Run, read_json, write_json
-from vqfast.pipeline.codes import stored
-from vqfast.pipeline.parts import HELD_OUT, TRAIN, reopen_images
+from vqfast.pipeline.codes import stage_codes
+from vqfast.pipeline.coding import decoded, encode
+from vqfast.pipeline.measures import bits_per_code, measure_reconstruction
+from vqfast.pipeline.parts import HELD_OUT, TRAIN, reopen_parts
 from vqfast.pipeline.ranks import Ranks
+from vqfast.pipeline.run import Run
+from vqfast.pipeline.sampling import SampleRequest, sample
+from vqfast.pipeline.storage import read_json, write_json
+from vqfast.pipeline.training import train_prior, train_vqvae
 from vqfast.priors.base import CausalPrior
 
 VQVAE = {"hidden_channels": 64, "num_embeddings": 64, "embedding_dim": 16, "decay": 0.95}
-VQVAE_FIT = {"codebook": "kmeans", "steps": 600, "batch_size": 64, "lr": 1e-3}
+VQVAE_TRAINING = {"steps": 600, "batch_size": 64, "lr": 1e-3}
 PRIOR = {"channels": 64, "num_layers": 6, "first_kernel_size": 5, "head_channels": 128}
-PRIOR_FIT = {"steps": 1500, "batch_size": 32, "lr": 2e-3}
-SHIFT = 1  # pixels by which the prior's training images are moved about: nine of each
+PRIOR_TRAINING = {"steps": 1500, "batch_size": 32, "lr": 2e-3}
+SHIFT = 1  # pixels by which the prior's training images are moved in each direction: nine of each image
 SAMPLES_PER_CLASS = 100
 HOLDOUT = 0.2
+COLUMNS = 12  # of the pictures
+
+
+class Classifier(Protocol):
+    """A classifier of flat images, as scikit-learn makes them."""
+
+    def predict(self, images: np.ndarray) -> np.ndarray: ...
 
 
 class Shifted:
     """Images moved by up to ``SHIFT`` pixels: the prior's training set, nine times as large."""
 
-    def __init__(self, images: Any) -> None:
+    def __init__(self, images: Dataset) -> None:
         self.images, self.shape, self.num_classes = images, images.shape, images.num_classes
         self.corners = list(product(range(2 * SHIFT + 1), repeat=2))
-        self.labels = np.tile(images.labels, len(self.corners))
+        self.labels = None if images.labels is None else np.tile(images.labels, len(self.corners))
         self.fingerprint = f"{images.fingerprint} shifted by {SHIFT}"
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.images) * len(self.corners)
 
-    def batch(self, rows) -> torch.Tensor:
-        """As ``Images.batch``."""
-        move, row = np.divmod(np.asarray(rows), len(self.images))
+    def batch(self, numbers: Sequence[int] | np.ndarray | Tensor) -> Tensor:
+        """The images of these numbers: see ``Dataset.batch``."""
+        moves, own = np.divmod(np.asarray(numbers), len(self.images))
         height, width = self.shape[1:]
-        wide = F.pad(self.images.batch(row), (SHIFT, SHIFT, SHIFT, SHIFT))
-        corners = [self.corners[m] for m in move]
-        cuts = [
-            x[:, top : top + height, left : left + width]
-            for x, (top, left) in zip(wide, corners, strict=True)
-        ]
-        return torch.stack(cuts)
+        padded = F.pad(self.images.batch(own), (SHIFT, SHIFT, SHIFT, SHIFT))
+        corners = [self.corners[move] for move in moves]
+        return torch.stack(
+            [
+                image[:, top : top + height, left : left + width]
+                for image, (top, left) in zip(padded, corners, strict=True)
+            ]
+        )
 
 
-def demo(folder: str, ranks: Ranks, seed: int = 0, steps_scale: float = 1.0) -> dict[str, Any]:
-    """Digits to new digits in ``folder``; returns the figures that ``metrics.json`` holds.
+def run_demo(folder: str | Path, ranks: Ranks, *, seed: int = 0, steps_scale: float = 1.0) -> dict[str, Any]:
+    """Trains on digits and draws new ones, in ``folder``.
 
-    ``steps_scale`` shortens the training, for a quick look.
+    Args:
+        ranks: the processes that work together.
+        seed: of all that is random.
+        steps_scale: multiplies the steps of training, for a quick look.
+
+    Returns:
+        The figures that ``metrics.json`` holds; none on other processes than the first.
 
     Raises:
         ValueError: the folder holds something else, or a demo with other settings.
     """
     began = time.monotonic()
 
-    def scaled(fit: dict[str, Any]) -> dict[str, Any]:
-        return {**fit, "steps": max(1, round(fit["steps"] * steps_scale)), "seed": seed}
+    def scaled(training: Mapping[str, Any]) -> dict[str, Any]:
+        steps = max(1, round(training["steps"] * steps_scale))
+        return {**training, "steps": steps, "seed": seed, "ranks": ranks}
 
     run = Run.shared(folder, ranks, create=True)
-    note = {
-        "source": "digits",
-        "labels": None,
-        "size": None,
-        "channels": None,
-        "holdout": HOLDOUT,
-        "seed": seed,
-    }
-    vqvae = steps.train_vqvae(run, note, ranks, "paper", VQVAE, scaled(VQVAE_FIT))
-    parts: Any = reopen_images(run)
+    vqvae = train_vqvae(run, "digits", holdout=HOLDOUT, model_options=VQVAE, **scaled(VQVAE_TRAINING))
+    parts = reopen_parts(run)
     train, held_out = parts[TRAIN], parts[HELD_OUT]
-    shifted: Any = Shifted(train)
-    steps.encode(run, run, vqvae, TRAIN, shifted, ranks)
-    steps.encode(run, run, vqvae, HELD_OUT, held_out, ranks)
-    classes = train.num_classes
-    prior = steps.train_prior(run, vqvae.vq.num_embeddings, classes, ranks, "gated", PRIOR, scaled(PRIOR_FIT))
+    encode(run, vqvae, Shifted(train), part=TRAIN, ranks=ranks)
+    encode(run, vqvae, held_out, part=HELD_OUT, ranks=ranks)
+    prior = train_prior(run, prior_options=PRIOR, **scaled(PRIOR_TRAINING))
+    classes = prior.num_classes or 0
     labels = torch.arange(classes).repeat_interleave(SAMPLES_PER_CLASS)
     height, width = vqvae.code_shape(train.shape[1:])
-    shape = height, width
-    each = {"labels": f"{SAMPLES_PER_CLASS} of each class"}
-    wanted = steps.Wanted(len(labels), shape, each, lambda rows: labels[rows.start : rows.stop])
-    samples = steps.sample(run, run, prior, wanted, ranks, seed=seed)
+    request = SampleRequest(
+        len(labels),
+        (height, width),
+        labels=lambda numbers: labels[numbers.start : numbers.stop],
+        note={"labels": f"{SAMPLES_PER_CLASS} of each class"},
+    )
+    samples = sample(run, prior, request, seed=seed, ranks=ranks)
     if not ranks.first:
         return {}
     if (run.folder / "timings.json").is_file():  # the last of the files
-        return read_json(run.folder / "metrics.json")
+        return dict(read_json(run.folder / "metrics.json"))
 
-    alone = Ranks(0, 1, ranks.device)
-    train_codes, coded = (stored(run, f"codes/{part}") for part in (TRAIN, HELD_OUT))
-    in_use = len(train_codes.all()[0].unique()) / vqvae.vq.num_embeddings
-    generated = torch.cat(list(steps.decoded(vqvae, samples, range(samples.num), alone)))
+    alone = Ranks(device=ranks.device)
+    train_codes, held_out_codes = (stage_codes(run, f"codes/{part}") for part in (TRAIN, HELD_OUT))
+    generated = torch.cat(list(decoded(vqvae, samples, range(samples.num), alone)))
     classifier = fit_classifier(train)
     metrics = {
         "classifier_accuracy_on_held_out_digits": accuracy(classifier, all_of(held_out), held_out.labels),
         "classifier_agrees_with_requested_label": accuracy(classifier, generated, labels.numpy()),
         "generated": len(generated),
-        "reconstruction_held_out": steps.reconstruct(vqvae, held_out, alone),
-        "codes_in_use": in_use,
+        "reconstruction_held_out": measure_reconstruction(vqvae, held_out, ranks=alone),
+        "codes_in_use": len(np.unique(train_codes.all()[0])) / vqvae.vq.num_embeddings,
         "prior_bits_per_code": {
-            "train": steps.bits_per_code(prior, train_codes, alone).mean().item(),
-            "held_out": steps.bits_per_code(prior, coded, alone).mean().item(),
+            "train": bits_per_code(prior, train_codes, ranks=alone).mean().item(),
+            "held_out": bits_per_code(prior, held_out_codes, ranks=alone).mean().item(),
         },
     }
-    codes = coded.read(range(24))[0]
-    reconstructions = torch.cat(list(steps.decoded(vqvae, coded, range(24), alone)))
-    originals = held_out.batch(range(24))
-    shown = generated.view(classes, SAMPLES_PER_CLASS, *train.shape)[:, :12].flatten(0, 1)
-    maps = pictures.code_maps(codes, vqvae.vq.num_embeddings, originals, 12)
-    write_file(run.folder / "reconstructions.png", pictures.pairs(originals, reconstructions, 12))
+    shown = range(2 * COLUMNS)
+    originals, (indices, _) = held_out.batch(shown), held_out_codes.read(shown)
+    reconstructions = torch.cat(list(decoded(vqvae, held_out_codes, shown, alone)))
+    maps = show_codes(indices, vqvae.vq.num_embeddings, originals=originals, columns=COLUMNS)
+    drawn = generated.view(classes, SAMPLES_PER_CLASS, *train.shape)[:, :COLUMNS].flatten(0, 1)
+    digits = grid(drawn, columns=COLUMNS, captions=[str(label) for label in range(classes)])
+    write_file(run.folder / "reconstructions.png", show_pairs(originals, reconstructions, columns=COLUMNS))
     write_file(run.folder / "code_maps.png", maps)
-    write_file(run.folder / "samples.png", pictures.grid(shown, 12, [str(c) for c in range(classes)]))
+    write_file(run.folder / "samples.png", digits)
     write_json(run.folder / "metrics.json", metrics)
-    write_json(run.folder / "timings.json", {**race(prior, shape), "seconds": time.monotonic() - began})
+    timings = {**race(prior, request.shape), "seconds": time.monotonic() - began}
+    write_json(run.folder / "timings.json", timings)
     return metrics
 
 
-def all_of(images: Images) -> torch.Tensor:
-    """All images ``(N, C, H, W)``."""
-    return images.batch(range(len(images)))
+def all_of(dataset: Dataset) -> Tensor:
+    """All items ``(N, C, H, W)``."""
+    return dataset.batch(range(len(dataset)))
 
 
-def fit_classifier(images: Images):
+def fit_classifier(dataset: Dataset) -> Classifier:
     """A support-vector classifier of real images: the judge of generated ones."""
     from sklearn.svm import SVC
 
-    return SVC(C=10).fit(all_of(images).flatten(1).numpy(), images.labels)
+    classifier: Classifier = SVC(C=10).fit(all_of(dataset).flatten(1).numpy(), dataset.labels)
+    return classifier
 
 
-def accuracy(classifier, images: torch.Tensor, labels: np.ndarray) -> float:
-    """How often the classifier says ``labels (N,)`` of ``images (N, C, H, W)``."""
+def accuracy(classifier: Classifier, images: Tensor, labels: np.ndarray | None) -> float:
+    """The share of ``images (N, C, H, W)`` that the classifier gives their ``labels (N,)``."""
     return float((classifier.predict(images.flatten(1).numpy()) == labels).mean())
 
 
 def race(prior: CausalPrior, shape: tuple[int, int], batch: int = 64) -> dict[str, float]:
-    """Seconds for a batch by the naive and by the cached sampler, and how many codes they agree on."""
+    """Seconds for a batch by the naive sampler and by the cached one, and the share of codes that agree."""
     labels = torch.arange(batch) % prior.num_classes if prior.num_classes else None
-    seconds, codes = {}, {}
+    seconds, indices = {}, {}
     for method in ("torch", "reference"):
-        prior.sample(batch, shape, labels=labels, method="torch")  # warm
+        prior.sample(batch, shape, labels=labels, method="torch")  # warms up
         began = time.perf_counter()
-        codes[method] = prior.sample(batch, shape, labels=labels, method=method)
+        indices[method] = prior.sample(batch, shape, labels=labels, method=method)
         seconds[method] = time.perf_counter() - began
     return {
         "sampled_together": batch,
         "naive_seconds": seconds["reference"],
         "cached_seconds": seconds["torch"],
         "cached_is_times_faster": seconds["reference"] / seconds["torch"],
-        "codes_that_agree": float((codes["reference"] == codes["torch"]).double().mean()),
+        "codes_that_agree": float((indices["reference"] == indices["torch"]).double().mean()),
     }
 
 
-def summary(folder: str) -> str:
-    """What a person wants to know of a finished demo.
+def summary(folder: str | Path) -> str:
+    """The figures of a finished demo, in words.
 
     Raises:
-        ValueError: the folder's figures are another's.
+        ValueError: the figures in the folder are no demo's.
     """
     metrics, timings = (read_json(Path(folder) / f"{name}.json") for name in ("metrics", "timings"))
     try:
-        return _told(folder, metrics, timings)
+        return _in_words(folder, metrics, timings)
     except (LookupError, TypeError, ValueError) as error:
         raise ValueError(f"{folder} has metrics.json or timings.json of something else: {error!r}") from error
 
 
-def _told(folder: str, metrics: dict[str, Any], timings: dict[str, Any]) -> str:
+def _in_words(folder: str | Path, metrics: dict[str, Any], timings: dict[str, Any]) -> str:
     bits, reconstruction = metrics["prior_bits_per_code"], metrics["reconstruction_held_out"]
     return "\n".join(
         [
             f"reconstruction of held-out digits   psnr {reconstruction['psnr']:.1f} dB, "
             f"mse {reconstruction['mse']:.5f}",
             f"codes in use                        {metrics['codes_in_use']:.0%}",
-            f"prior, bits a code                  {bits['train']:.2f} train, {bits['held_out']:.2f} held out",
+            f"prior, bits per code                {bits['train']:.2f} train, {bits['held_out']:.2f} held out",
             "classifier on held-out real digits  "
             f"{metrics['classifier_accuracy_on_held_out_digits']:.1%} right",
             f"  on {metrics['generated']} generated digits         "

@@ -1,60 +1,124 @@
-"""The images of a run: those it trains on and those it holds out, the same ones whenever it is opened."""
+"""The data of a run: the part it trains on and the part it holds out, the same ones whenever it is opened."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from vqfast.data import Images, Unreadable, load_images
+from vqfast.checks import check_choice
+from vqfast.data import MODALITIES, Modality, Source, Unreadable
 from vqfast.models import VQVAE
-from vqfast.pipeline.checkpoint import Run
-from vqfast.pipeline.codes import BATCH
 from vqfast.pipeline.progress import bar
 from vqfast.pipeline.ranks import Ranks
+from vqfast.pipeline.run import Run
 
 HELD_OUT, TRAIN = "held-out", "train"
-NOTED = {"source", "labels", "size", "channels", "holdout", "seed"}  # of them in run.json, under vqvae
-FOUND = {"depth", "bad", "stamp", "fingerprints"}  # under data
+NOTED = {"modality", "path", "holdout", "seed"}  # keys of ``data`` in the settings of the stage vqvae
+FOUND = {"depth", "bad", "stamp", "fingerprints"}  # keys in the settings of the stage data
 
 
-def open_images(run: Run, note: dict[str, Any], ranks: Ranks) -> tuple[dict[str, Images], dict[str, Any]]:
-    """The images that a run is to be trained on by part, and what is found of them.
+def data_note(
+    data: str | Path, *, modality: str, holdout: float, seed: int, reading: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The settings that name a run's data.
 
     Args:
-        note: the arguments of ``load_images``, ``holdout`` and its ``seed``. Where the run notes the same, it
-            also knows what was found; else the first of the ``ranks`` looks at all.
+        data: a path, or ``"digits"``.
+        modality: a name in ``MODALITIES``.
+        holdout: the share that is held out.
+        seed: of the random split.
+        reading: options of ``Modality.load``; those that are None or False are left out.
+    """
+    check_choice("modality", modality, MODALITIES)
+    given = {name: value for name, value in reading.items() if value is not None and value is not False}
+    if "labels" in given:
+        given["labels"] = str(Path(given["labels"]).absolute())
+    path = data if data == "digits" else str(Path(data).absolute())
+    return {"modality": modality, "path": path, **given, "holdout": holdout, "seed": seed}
+
+
+def open_parts(run: Run, note: dict[str, Any], ranks: Ranks) -> tuple[dict[str, Source], dict[str, Any]]:
+    """Opens the data that a run is to be trained on.
+
+    Args:
+        note: see ``data_note``. Where the run has the same note, it also has the findings; else the first of
+            the ``ranks`` reads all items, so that a bad one shows before hours of training.
+
+    Returns:
+        The parts by name, and the findings: settings of the stage ``data``.
 
     Raises:
-        Unreadable: images can't be read.
-        ValueError: they have changed since they were noted; or as ``load_images``.
+        Unreadable: items can't be read.
+        ValueError: the data has changed since the note was made; or see ``Modality.load``.
     """
-    begun = (run.settings("vqvae") or {}).get("images") == note
-    return _opened(note, _noted_data(run) if begun and run.settings("data") else None, ranks)
+    begun = (run.settings("vqvae") or {}).get("data") == note
+    return _opened(note, _noted_findings(run) if begun and run.settings("data") else None, ranks)
+
+
+def reopen_parts(run: Run) -> dict[str, Source]:
+    """Opens the data that a run was trained on: its parts ``"train"`` and ``"held-out"``.
+
+    Raises:
+        FileNotFoundError: the run wasn't trained.
+        ValueError: ``run.json`` doesn't name the data, or see ``open_parts``.
+    """
+    return _opened(_noted_data(run), _noted_findings(run), None)[0]
+
+
+def modality_of(run: Run) -> Modality:
+    """The kind of data that a run was trained on.
+
+    Raises:
+        FileNotFoundError, ValueError: see ``reopen_parts``.
+    """
+    return MODALITIES[_noted_data(run)["modality"]]
+
+
+def load_like_run(run: Run, vqvae: VQVAE, data: str | Path, **reading: Any) -> Source:
+    """Opens other data as the run's data was read: with its size, channels, depth and classes.
+
+    Args:
+        vqvae: the run's.
+        data: see ``Modality.load``.
+        reading: options of ``Modality.load``, in place of the run's.
+
+    Raises:
+        FileNotFoundError, TypeError, ValueError: see ``Modality.load``.
+    """
+    found = run.settings("data") or {}
+    like_run = {
+        "size": _noted_data(run).get("size"),
+        "channels": vqvae.config["in_channels"],
+        "depth": found.get("depth"),
+        "classes": found.get("classes"),
+    }
+    return modality_of(run).load(data, **{**like_run, **reading})
 
 
 def _opened(
     note: dict[str, Any], found: dict[str, Any] | None, ranks: Ranks | None
-) -> tuple[dict[str, Images], dict[str, Any]]:
-    how: dict[str, Any] = {
-        name: note.get(name) for name in ("labels", "size", "channels", "depth", "skip_bad")
-    }
+) -> tuple[dict[str, Source], dict[str, Any]]:
+    modality = MODALITIES[note["modality"]]
+    reading = {name: value for name, value in note.items() if name not in NOTED}
     if found is not None:
-        how |= {"depth": found["depth"], "skip_bad": found["bad"]}
-    changed = f"{note['source']} has changed since the run was trained on it"
+        reading |= {"depth": found["depth"], "skip_bad": found["bad"]}
+    changed = f"{note['path']} has changed since the run was trained on it"
     try:
-        images = load_images(note["source"], **how)
+        source = modality.load(note["path"], **reading)
     except Unreadable as error:
         if found is None:
             raise
         raise ValueError(f"{changed}: {error}") from error
-    parts = dict(zip((TRAIN, HELD_OUT), images.split(note["holdout"], note["seed"]), strict=True))
+    parts = dict(zip((TRAIN, HELD_OUT), source.split(note["holdout"], seed=note["seed"]), strict=True))
     if found is None:
         if ranks is None or not ranks.first:
             return parts, {}
-        with bar(ranks, "look at images", len(images), unit="img") as progress:
-            images.look(BATCH, progress.update)  # a bad one shows now, not after hours of training
+        with bar(ranks, "check data", len(source), unit=modality.item) as progress:
+            source.check(progress.update)
         prints = {name: part.fingerprint for name, part in parts.items()}
-        found = {**images.found, "stamp": images.stamp, "fingerprints": prints}
-    elif found["stamp"] == images.stamp:  # nobody touched them: no need to read all their bytes
+        found = {**source.findings, "stamp": source.stamp, "fingerprints": prints}
+    elif found["stamp"] == source.stamp:  # nobody touched the files, so their bytes needn't be read
         for name, part in parts.items():
             part.fingerprint = found["fingerprints"].get(name)
     elif any(part.fingerprint != found["fingerprints"].get(name) for name, part in parts.items()):
@@ -62,42 +126,18 @@ def _opened(
     return parts, found
 
 
-def reopen_images(run: Run) -> dict[str, Images]:
-    """The images that the run was trained on.
-
-    Raises:
-        FileNotFoundError: it wasn't.
-        ValueError: run.json doesn't say which; or as ``open_images``.
-    """
-    return _opened(_noted_images(run), _noted_data(run), None)[0]
-
-
-def _noted_images(run: Run) -> dict[str, Any]:
+def _noted_data(run: Run) -> dict[str, Any]:
     settings = run.settings("vqvae")
     if settings is None:
         raise FileNotFoundError(f"{run.folder} holds no trained VQ-VAE: train one first")
-    note = settings.get("images")
-    if not isinstance(note, dict) or not note.keys() >= NOTED:
-        raise ValueError(f"{run.folder / 'run.json'} has no images with {', '.join(sorted(NOTED))} in vqvae")
+    note = settings.get("data")
+    if not isinstance(note, dict) or not note.keys() >= NOTED or note["modality"] not in list(MODALITIES):
+        raise ValueError(f"{run.folder / 'run.json'} has no data with {', '.join(sorted(NOTED))} in vqvae")
     return note
 
 
-def _noted_data(run: Run) -> dict[str, Any]:
+def _noted_findings(run: Run) -> dict[str, Any]:
     found = run.settings("data") or {}
     if not found.keys() >= FOUND or not all(isinstance(found[key], dict) for key in ("bad", "fingerprints")):
         raise ValueError(f"{run.folder / 'run.json'} has no data with {', '.join(sorted(FOUND))}")
     return found
-
-
-def like_the_runs(run: Run, vqvae: VQVAE, data: str, **reading: Any) -> Images:
-    """Images made as the run's were in size, channels and meaning.
-
-    Args:
-        reading: arguments of ``load_images``, in place of the run's.
-
-    Raises: see ``load_images``.
-    """
-    found = run.settings("data") or {}
-    like = {"size": _noted_images(run)["size"], "channels": vqvae.config["in_channels"]}
-    like |= {"depth": found.get("depth"), "classes": found.get("classes")}
-    return load_images(data, **{**like, **reading})

@@ -1,4 +1,4 @@
-"""One process, or several under torchrun."""
+"""The processes that work together: one alone, or several under torchrun."""
 
 from __future__ import annotations
 
@@ -12,18 +12,26 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from vqfast.checks import check_choice
 from vqfast.pipeline.watch import Watch
 
-LIMIT_SECONDS = 1800.0  # of waiting for another process, until it counts as lost
+LIMIT_SECONDS = 1800.0  # how long a process waits for another until it counts as lost
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which process of how many this is, its device, and what watches over the waiting of several."""
+    """This process among those that work together. ``Ranks()`` is one process alone, on the CPU.
 
-    rank: int
-    world: int
-    device: torch.device
+    Args:
+        rank: the number of this process.
+        world: how many there are.
+        device: the device of this process.
+        watch: tells the user when processes wait for each other.
+    """
+
+    rank: int = 0
+    world: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     watch: Watch | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -31,8 +39,8 @@ class Ranks:
         """Whether this process writes the files."""
         return self.rank == 0
 
-    def begin(self, label: str) -> None:
-        """Notes what this process works at."""
+    def works_at(self, label: str) -> None:
+        """Notes the work of this process, for the messages about waiting."""
         if self.watch is not None:
             self.watch.label = label
 
@@ -40,6 +48,12 @@ class Ranks:
         """Waits for all processes."""
         if self.world > 1:
             dist.barrier()
+
+    def any(self, value: bool) -> bool:
+        """Whether ``value`` is true in any process. All of them must call it."""
+        count = torch.tensor(float(value), device=self.device)
+        self.add_up([count])
+        return bool(count)
 
     def add_up(self, tensors: Iterable[Tensor]) -> None:
         """Replaces each tensor by its sum over all processes, in one message a dtype."""
@@ -51,31 +65,33 @@ class Ranks:
         for group in by_dtype.values():
             flat = torch.cat([t.flatten() for t in group])
             dist.all_reduce(flat)
-            for tensor, part in zip(group, flat.split([t.numel() for t in group]), strict=True):
+            for tensor, part in zip(group, torch.split(flat, [t.numel() for t in group]), strict=True):
                 tensor.copy_(part.view_as(tensor))
+
+
+ALONE = Ranks()
 
 
 @contextmanager
 def joined(device: str = "auto") -> Iterator[Ranks]:
-    """Joins the processes that torchrun started, if it did, and leaves them.
+    """Joins the processes that torchrun started, if it did, and leaves them at the end.
 
     Args:
-        device: ``auto`` (a GPU where there is one), ``cpu`` or ``cuda``.
+        device: ``"auto"`` (a GPU where there is one), ``"cpu"`` or ``"cuda"``.
 
     Raises:
         ValueError: there is no such device.
-        ConnectionError: another process ended, and said why.
-        TimeoutError: another process came to no message for ``LIMIT_SECONDS``.
+        ConnectionError: another process ended; it has said why.
+        TimeoutError: another process kept this one waiting for ``LIMIT_SECONDS``.
     """
+    check_choice("device", device, ("auto", "cpu", "cuda"))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device not in ("cpu", "cuda"):
-        raise ValueError(f"device is {device!r}; want auto, cpu or cuda")
     if device == "cuda":
         if not torch.cuda.is_available():
-            raise ValueError("device is cuda, but torch sees no GPU here")
+            raise ValueError("device is 'cuda', but torch sees no GPU here; want 'cpu'")
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what determinism asks for
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which deterministic algorithms need
         torch.use_deterministic_algorithms(True, warn_only=True)
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world > 1 and not dist.is_initialized():
@@ -87,7 +103,7 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
         if watch:
             watch.start()
         yield ranks
-        ranks.barrier()  # one that leaves early breaks the others' last message
+        ranks.barrier()  # a process that leaves early breaks the others' last message
     except RuntimeError as error:
         if watch and "by peer" in str(error):  # gloo's "Connection closed", or "reset"
             raise ConnectionError("another process stopped; its own error says why") from error

@@ -10,28 +10,28 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from vqfast.data import disk
-from vqfast.data.picture import FORMATS, SUFFIXES, Probe, probe, values
-from vqfast.data.pixels import fitted, outside, scaled
+from vqfast.data.images.picture import FORMATS, SUFFIXES, PictureFacts, picture_facts, read_values
+from vqfast.data.images.pixels import as_unit, first_outside, squares
 
 SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
 
 
-class Folder:
-    """Image files under a folder, or one. ``read``: rows -> (n, C, H, W), uint8 or float32 in [0, 1].
+class FolderPixels:
+    """Image files under a folder, or one image file; see ``Pixels``.
 
     Args:
         root: the folder or the file.
-        size: of the squares that the images become, or None.
-        depth: bits of the files with more than 8 bits a channel; None: as many as their largest value takes.
-        skip_bad: whether to leave out files that can't be read, which takes reading them all; or the names of
-            those that were found before, each with the reason.
-        labelled: whether labels come from elsewhere: then places say nothing.
-        classes: the names of the classes that there are, in the order of their labels; None: those found.
-            Where others are found, ``no_classes``, there are no labels.
+        size: pixels along a side of the squares that the images become; None leaves them as they are.
+        depth: bits of a channel in files with more than 8; None takes as many as their largest value needs.
+        skip_bad: whether to leave out files that can't be read, which takes reading all of them; or the names
+            of the bad files that were found before, each with the reason.
+        labelled: whether labels come from elsewhere; sub-folders then are no classes.
+        classes: the names of the classes, in the order of their labels; None takes the folders found. Where
+            other folders are found, they are in ``no_classes`` and there are no labels.
 
     Raises:
         Unreadable: files can't be read.
-        ValueError: there is no image, or they are of unequal size.
+        ValueError: there is no image, or the images have unequal sizes.
     """
 
     def __init__(
@@ -51,43 +51,43 @@ class Folder:
             files, self.left_out, bad = {root.name: root.stat()}, {}, {}
         else:
             self.root = root
-            files, self.left_out, unseen = disk.found_under(root)
+            files, self.left_out, unseen = disk.files_under(root)
             bad = {_as_folder_unless_image(name): why for name, why in unseen.items()}
         split = _training_split([*files, *bad])
         for name in [n for n in (*files, *bad) if not n.startswith(split)]:
             files.pop(name, None)
             bad.pop(name, None)
             self._leave_out(f"outside {split}, the split that is read", name)
-        probes, bad = self._probed(files, bad, depth, skip_bad)
-        folders = _class_folders([n[len(split) :] for n in (*probes, *bad)], labelled)
-        for name in [n for n in (*probes, *bad) if folders and "/" not in n[len(split) :]]:
-            probes.pop(name, None)
+        facts, bad = self._inspect(files, bad, depth, skip_bad)
+        folders = _class_folders([n[len(split) :] for n in (*facts, *bad)], labelled)
+        for name in [n for n in (*facts, *bad) if folders and "/" not in n[len(split) :]]:
+            facts.pop(name, None)
             bad.pop(name, None)
             self._leave_out("beside the class folders", name)
         known = skip_bad if isinstance(skip_bad, Mapping) else {}
         unknown = {str(self.root / name): why for name, why in bad.items() if name not in known}
         if unknown and skip_bad is not True:
             raise disk.Unreadable(unknown, self.skippable)
-        if not probes:
-            lines = disk.told(self.left_out)
+        if not facts:
+            lines = disk.describe(self.left_out)
             if bad:
                 first, why = next(iter(bad.items()))
-                lines.append(f"{len(bad)} can't be read, the first {disk.shown(first)}: {why}")
+                lines.append(f"{len(bad)} can't be read, the first {disk.printable(first)}: {why}")
             also = "".join(f"; {line}" for line in lines)
             raise ValueError(f"{root} has no image in it; want {', '.join(FORMATS)} files{also}")
-        self.bad, self.names = bad, list(probes)
+        self.bad, self.names = bad, list(facts)
         self.files = {name: files[name] for name in self.names}
-        self.kept = np.flatnonzero([name not in bad for name in sorted({*probes, *bad})])
+        self.used = np.flatnonzero([name not in bad for name in sorted({*facts, *bad})])
         tops = [name[len(split) :].split("/")[0] for name in self.names] if folders else []
-        number = {name: i for i, name in enumerate(classes or sorted(set(tops)))}
-        self.no_classes = sorted(set(tops) - number.keys()) if folders else []
+        label_of = {name: label for label, name in enumerate(classes or sorted(set(tops)))}
+        self.no_classes = sorted(set(tops) - label_of.keys()) if folders else []
         labelled = folders and not self.no_classes
-        self.classes = list(number) if labelled else None
-        self.labels = np.array([number[top] for top in tops]) if labelled else None
-        self.mode = "L" if all(p.grey for p in probes.values()) else "RGB"
-        highest = max((max(1, p.highest) for p in probes.values() if p.wide), default=0)
+        self.classes = list(label_of) if labelled else None
+        self.labels = np.array([label_of[top] for top in tops]) if labelled else None
+        self.mode = "L" if all(fact.grey for fact in facts.values()) else "RGB"
+        highest = max((max(1, fact.highest) for fact in facts.values() if fact.wide), default=0)
         self.depth = (depth or highest.bit_length()) if highest else None
-        width, height = _common_size(self.root, probes) if size is None else (size, size)
+        width, height = _common_size(self.root, facts) if size is None else (size, size)
         self.size, self.shape = size, (1 if self.mode == "L" else 3, height, width)
 
     def __len__(self) -> int:
@@ -96,27 +96,25 @@ class Folder:
     def stamp(self) -> bytes:
         return disk.stamp_of(self.files)
 
-    def contents(self, rows: np.ndarray) -> bytes:
+    def contents(self, numbers: np.ndarray) -> bytes:
         head = repr((self.mode, self.depth)).encode()
-        return head + disk.contents_of(self.root, [self.names[row] for row in rows])
+        return head + disk.contents_digest(self.root, [self.names[number] for number in numbers])
 
-    def read(self, rows: np.ndarray) -> np.ndarray:
-        found, bad = [], {}
-        for file in (self.root / self.names[row] for row in rows):
+    def read(self, numbers: np.ndarray) -> np.ndarray:
+        images, bad = [], {}
+        for file in (self.root / self.names[number] for number in numbers):
             try:
-                found.append(self._decoded(file))
-            except Exception as error:  # as a decoder raises on bad bytes
-                bad[str(file)] = disk.reason(error)
+                images.append(self._decoded(file))
+            except Exception as error:  # a decoder raises nearly anything on bad bytes
+                bad[str(file)] = disk.one_line(error)
         if bad:
             raise disk.Unreadable(bad, self.skippable)
-        return np.stack(found)
+        return np.stack(images)
 
     def _decoded(self, file: Path) -> np.ndarray:
-        pixels = np.atleast_3d(values(file, self.mode, self.size)).transpose(2, 0, 1)
-        if self.depth is not None:  # of the wide ones
-            pixels = np.stack(
-                [self._as_unit(channel) for channel in pixels]
-            )  # one at a time: they may be large
+        pixels = np.atleast_3d(read_values(file, self.mode, self.size)).transpose(2, 0, 1)
+        if self.depth is not None:  # one channel at a time, as wide files may be large
+            pixels = np.stack([self._as_unit(channel) for channel in pixels])
         if len(pixels) == 1:
             pixels = pixels.repeat(self.shape[0], axis=0)
         if pixels.shape != self.shape:
@@ -124,38 +122,39 @@ class Folder:
         return pixels
 
     def _as_unit(self, channel: np.ndarray) -> np.ndarray:
-        """(H, W), integers or uint8, as float32 in [0, 1], and a square if they are to be."""
+        """Integers ``(H, W)`` as float32 in [0, 1]; a square of ``size``, if that is given."""
         white = 255 if channel.dtype == np.uint8 else 2 ** (self.depth or 0) - 1
-        if (where := outside(channel, white)) is not None:
-            raise ValueError(f"it has the value {channel[where]}; want integers of {self.depth} bits")
-        unit = scaled(channel, white)
-        return unit if self.size is None else fitted(unit[None], self.size)[0]
+        if (place := first_outside(channel, white)) is not None:
+            raise ValueError(f"it has the value {channel[place]}; want integers of {self.depth} bits")
+        unit = as_unit(channel, white)
+        return unit if self.size is None else squares(unit[None], self.size)[0]
 
     def _leave_out(self, why: str, name: str) -> None:
         self.left_out.setdefault(why, []).append(name)
 
-    def _probed(
+    def _inspect(
         self,
         files: Iterable[str],
         unseen: Mapping[str, str],
         depth: int | None,
         skip_bad: bool | Mapping[str, str],
-    ) -> tuple[dict[str, Probe], dict[str, str]]:
-        """What the images hold, and why others can't be read. What isn't called an image may be none."""
-        probes, bad = {}, {} if isinstance(skip_bad, bool) else dict(skip_bad)
+    ) -> tuple[dict[str, PictureFacts], dict[str, str]]:
+        """Facts of the images, and bad files with the reasons. A bad file counts as an image by its name."""
+        facts, bad = {}, {} if isinstance(skip_bad, bool) else dict(skip_bad)
         failed = dict(unseen)
         for name in files:
             if name not in bad:
                 try:
-                    probes[name] = probe(self.root / name, whole=skip_bad is True, highest=depth is None)
-                except Exception as error:  # as a decoder raises on bad bytes
-                    failed[name] = disk.reason(error)
+                    file = self.root / name
+                    facts[name] = picture_facts(file, whole=skip_bad is True, highest=depth is None)
+                except Exception as error:  # a decoder raises nearly anything on bad bytes
+                    failed[name] = disk.one_line(error)
         for name, why in failed.items():
             if name.endswith("/") or _is_image_name(name):
                 bad[name] = why
             else:
                 self._leave_out("of no image format that is read", name)
-        return probes, bad
+        return facts, bad
 
 
 def _is_image_name(name: str) -> bool:
@@ -176,18 +175,18 @@ def _training_split(names: Iterable[str]) -> str:
 
 
 def _class_folders(names: Iterable[str], labelled: bool) -> bool:
-    """Whether first-level folders are classes: all images are in some, or most are and in several."""
+    """Whether first-level folders are classes: all images are in folders, or most are, in several."""
     tops = Counter(name.split("/")[0] if "/" in name else "" for name in names)
     beside = tops.pop("", 0)
     return bool(tops) and not labelled and (not beside or (len(tops) > 1 and beside < tops.total()))
 
 
-def _common_size(root: Path, probes: Mapping[str, Probe]) -> tuple[int, int]:
-    first, size = next((name, p.size) for name, p in probes.items())
-    for name, p in probes.items():
-        if p.size != size:
+def _common_size(root: Path, facts: Mapping[str, PictureFacts]) -> tuple[int, int]:
+    first, size = next((name, fact.size) for name, fact in facts.items())
+    for name, fact in facts.items():
+        if fact.size != size:
             raise ValueError(
-                f"{root} has images of unequal size: {disk.shown(first)} is {size[0]}x{size[1]}, "
-                f"{disk.shown(name)} is {p.size[0]}x{p.size[1]}; --size makes them equal"
+                f"{root} has images of unequal size: {disk.printable(first)} is {size[0]}x{size[1]}, "
+                f"{disk.printable(name)} is {fact.size[0]}x{fact.size[1]}; --size makes them equal"
             )
     return size

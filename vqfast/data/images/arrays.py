@@ -1,4 +1,4 @@
-"""Images in arrays: NumPy's files and MNIST's (IDX)."""
+"""Images in arrays: NumPy's files and the IDX files of MNIST."""
 
 from __future__ import annotations
 
@@ -13,27 +13,28 @@ from pathlib import Path
 import numpy as np
 
 from vqfast.data import disk
-from vqfast.data.pixels import fitted, outside, scaled
+from vqfast.data.images.pixels import as_unit, first_outside, squares
 from vqfast.files import open_file
 
 IMAGE_KEYS = ("images", "x", "data", "x_train", "arr_0")
 LABEL_KEYS = ("labels", "y", "y_train")
 UNPACKED = 4 << 30  # bytes that a compressed file may unpack to in memory
-BLOCK = 64 << 20  # bytes at a time, and how much decides what floats mean
+BLOCK = 64 << 20  # bytes read at a time, and the sample that decides on the range of floats
 
 
-class Stack:
-    """Images in an array, maybe memory-mapped. ``read``: rows -> (n, C, H, W), uint8 or float32 in [0, 1].
+class ArrayPixels:
+    """Images in an array, maybe memory-mapped; see ``Pixels``.
 
-    Integers other than uint8 are of ``depth`` bits, or as many as the largest takes. Floats are 0..1, or
-    0..255 where more than half of the positive ones exceed 1 and the largest exceeds 127; 64 MiB of them,
-    spread evenly, decide. Other ranges are refused.
+    Integers other than uint8 have ``depth`` bits, or as many as the largest value needs. Floats are 0..1, or
+    0..255 where more than half of the positive ones exceed 1 and the largest exceeds 127; a sample of 64 MiB,
+    spread evenly, decides. Other ranges are refused.
 
     Args:
-        array: (N, H, W), (N, H, W, C) or (N, C, H, W), C 1 or 3, or 4, of which the last (alpha) is dropped.
+        array: ``(N, H, W)``, ``(N, H, W, C)`` or ``(N, C, H, W)``; C is 1, 3 or 4, whose last (alpha) is
+            dropped.
         name: for messages.
-        file: where it comes from, or None.
-        size: of the squares that the images become, or None.
+        file: the file that the array was read from, or None.
+        size: pixels along a side of the squares that the images become; None leaves them as they are.
         depth: see above.
     """
 
@@ -45,10 +46,10 @@ class Stack:
         if array.ndim not in (3, 4):
             raise ValueError(f"{name} has shape {array.shape}; want (N, H, W), (N, H, W, C) or (N, C, H, W)")
         if not array.size:
-            raise ValueError(f"{name} has shape {array.shape}; want some images")
+            raise ValueError(f"{name} has shape {array.shape}; want at least one image")
         self.pixels = _channels_first(array, name)
         self.name, self.size, self.files = name, size, {} if file is None else {file.name: file.stat()}
-        self.kept = np.arange(len(array))
+        self.used = np.arange(len(array))
         self.left_out: disk.LeftOut = {}
         self.bad: dict[str, str] = {}
         self.classes: list[str] | None = None
@@ -64,54 +65,53 @@ class Stack:
             self.depth = depth or highest.bit_length()
             self.white = 2**self.depth - 1
         if not isinstance(array, np.memmap):
-            for rows, block in self._blocks():
-                self._as_unit(block, rows)
+            for numbers, block in self._blocks():
+                self._as_unit(block, numbers)  # refuses values out of range at once
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     def stamp(self) -> bytes:
-        return disk.stamp_of(self.files) if self.files else self.contents(self.kept)
+        return disk.stamp_of(self.files) if self.files else self.contents(self.used)
 
-    def contents(self, rows: np.ndarray) -> bytes:
+    def contents(self, numbers: np.ndarray) -> bytes:
         digest = hashlib.sha256(f"{self.pixels.shape[1:]} {self.pixels.dtype.str} {self.depth}".encode())
-        for some in np.array_split(rows, self._parts(len(rows))):
-            digest.update(self.pixels[some].tobytes())
+        for block in np.array_split(numbers, self._num_blocks(len(numbers))):
+            digest.update(self.pixels[block].tobytes())
         return digest.digest()
 
-    def read(self, rows: np.ndarray) -> np.ndarray:
-        pixels = self._as_unit(np.asarray(self.pixels[rows]), rows)
+    def read(self, numbers: np.ndarray) -> np.ndarray:
+        pixels = self._as_unit(np.asarray(self.pixels[numbers]), numbers)
         if self.size is None:
             return pixels
-        return fitted(pixels.reshape(-1, *pixels.shape[2:]), self.size).reshape(len(rows), *self.shape)
+        return squares(pixels.reshape(-1, *pixels.shape[2:]), self.size).reshape(len(numbers), *self.shape)
 
-    def _parts(self, num: int) -> int:
+    def _num_blocks(self, num: int) -> int:
         return max(1, min(num, -(-self.pixels[:1].nbytes * num // BLOCK)))
 
     def _blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for rows in np.array_split(self.kept, self._parts(len(self))):
-            yield rows, np.asarray(self.pixels[rows[0] : rows[-1] + 1])
+        for numbers in np.array_split(self.used, self._num_blocks(len(self))):
+            yield numbers, np.asarray(self.pixels[numbers[0] : numbers[-1] + 1])
 
     def _white(self) -> int:
-        some = np.asarray(self.pixels[:: self._parts(len(self))])
-        wide = bool(np.count_nonzero(some > 1) > np.count_nonzero(some > 0) / 2)
-        if wide and not 127 < some.max() <= 255:
+        """The value of white in floats: 1 or 255."""
+        sample = np.asarray(self.pixels[:: self._num_blocks(len(self))])
+        wide = bool(np.count_nonzero(sample > 1) > np.count_nonzero(sample > 0) / 2)
+        if wide and not 127 < sample.max() <= 255:
             raise ValueError(
-                f"{self.name} has floats {some.min():g}..{some.max():g}; want floats in [0, 1], or in 0..255 "
-                "with the largest above 127: divide them by what is white"
+                f"{self.name} has floats {sample.min():g}..{sample.max():g}; want floats in [0, 1], or in "
+                "0..255 with the largest above 127: divide them by the value of white"
             )
         return 255 if wide else 1
 
-    def _as_unit(self, pixels: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """uint8 as it is; else float32 in [0, 1]."""
+    def _as_unit(self, pixels: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        """uint8 as it is; other values as float32 in [0, 1]."""
         if pixels.dtype == np.uint8:
             return pixels
-        if (where := outside(pixels, self.white)) is not None:
-            kind = (
-                f"floats in [0, {self.white:g}]" if self.depth is None else f"integers of {self.depth} bits"
-            )
-            raise ValueError(f"{self.name} has {pixels[where]} in image {rows[where[0]]}; want {kind}")
-        return scaled(pixels, self.white)
+        if (place := first_outside(pixels, self.white)) is not None:
+            kind = f"floats in [0, {self.white}]" if self.depth is None else f"integers of {self.depth} bits"
+            raise ValueError(f"{self.name} has {pixels[place]} in image {numbers[place[0]]}; want {kind}")
+        return as_unit(pixels, self.white)
 
 
 def _channels_first(array: np.ndarray, name: str) -> np.ndarray:
@@ -127,16 +127,16 @@ def _channels_first(array: np.ndarray, name: str) -> np.ndarray:
 
 def read_npy(path: Path) -> np.ndarray:
     """A .npy file, memory-mapped."""
-    with disk.naming(path, ".npy file"):
+    with disk.decoding(path, ".npy file"):
         return np.lib.format.open_memmap(path, mode="r")  # refuses pickled objects
 
 
 def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """The images of a .npz file and the labels, if there are any."""
-    with disk.naming(path, ".npz file"), open_file(path) as file:
+    """The images of a .npz file, and its labels or None."""
+    with disk.decoding(path, ".npz file"), open_file(path) as file:
         with zipfile.ZipFile(file) as archive:
-            packed = (i for i in archive.infolist() if i.compress_type != zipfile.ZIP_STORED)
-            _check_unpacked(sum(info.file_size for info in packed))
+            packed = (member for member in archive.infolist() if member.compress_type != zipfile.ZIP_STORED)
+            _check_unpacked(sum(member.file_size for member in packed))
         arrays = np.lib.npyio.NpzFile(file, allow_pickle=False)
         found = [key for key in IMAGE_KEYS if key in arrays.files][:1]
         found = found or [key for key in arrays.files if np.ndim(arrays[key]) >= 3]
@@ -147,7 +147,7 @@ def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def read_idx_pair(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """The images of an IDX file, and the labels of the file beside it, if there."""
+    """The images of an IDX file, and the labels of the file beside it, or None."""
     name = path.name.removesuffix(".gz").replace("images", "labels").replace("idx3", "idx1")
     beside = (path.with_name(name + end) for end in ("", ".gz") if "images" in path.name)
     found = next((file for file in beside if file.is_file()), None)
@@ -159,15 +159,17 @@ def read_idx(path: Path, rank: int) -> np.ndarray:
 
     One that isn't gzipped is memory-mapped.
     """
-    with disk.naming(path, "IDX file"):
+    with disk.decoding(path, "IDX file"):
         magic, start = bytes([0, 0, 8, rank]), 4 + 4 * rank
         with open_file(path) as file:
             packed = file.read(2) == b"\x1f\x8b"
         with gzip.open(path) if packed else open_file(path) as opened:
             header = opened.read(start)
             if header[:4] != magic:
-                wanted = f"0x{magic.hex()}, being no NumPy file by its name and no image"
-                raise ValueError(f"its magic is 0x{header[:4].hex()}; want {wanted}")
+                raise ValueError(
+                    f"its magic is 0x{header[:4].hex()}; want 0x{magic.hex()}, as it is no image and, by its "
+                    "name, no NumPy file"
+                )
             if len(header) < start:
                 raise ValueError(f"it has {len(header)} bytes; want {start} of header")
             shape = struct.unpack(f">{rank}I", header[4:])

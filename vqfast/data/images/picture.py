@@ -1,4 +1,4 @@
-"""One image file, read by Pillow: upright, and with all the bits that it has."""
+"""One image file, read by Pillow: upright, and with all the bits of its channels."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ GREY = ("1", "L", "LA", "La")
 OTHER_BYTE = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
 
 
-class Probe(NamedTuple):
-    """What an image file holds.
+class PictureFacts(NamedTuple):
+    """Facts about an image file.
 
     Args:
         grey: whether it has no colour.
         wide: whether a channel has more than 8 bits.
         size: (width, height), upright.
-        highest: its largest value if it is wide and was asked for, else 0.
+        highest: its largest value, if the file is wide and the value was asked for; else 0.
     """
 
     grey: bool
@@ -40,12 +40,17 @@ class Probe(NamedTuple):
     highest: int
 
 
-def probe(file: Path, whole: bool, highest: bool) -> Probe:
-    """Looks at a file's header; ``whole``: at all of it; ``highest``: at the values of wide ones.
+def picture_facts(file: Path, *, whole: bool, highest: bool) -> PictureFacts:
+    """Facts about a file, from its header.
 
-    Raises: nearly anything, if the file can't be read.
+    Args:
+        whole: reads all of the file, so that damage shows.
+        highest: reads the values of a wide file.
+
+    Raises:
+        Exception: nearly any, if the file can't be read.
     """
-    with opened(file) as picture:
+    with open_picture(file) as picture:
         rawmode = _rawmode(picture)
         if picture.mode == "F":
             raise ValueError("it has 32-bit floats; want integers")
@@ -56,20 +61,25 @@ def probe(file: Path, whole: bool, highest: bool) -> Probe:
             width, height = height, width
         if whole and not wide:
             picture.load()
-    peak = int(values(file, "L").max()) if wide and (whole or highest) else 0
-    return Probe(grey, wide, (width, height), peak)
+    peak = int(read_values(file, "L").max()) if wide and (whole or highest) else 0
+    return PictureFacts(grey, wide, (width, height), peak)
 
 
-def values(file: Path, mode: str, size: int | None = None) -> np.ndarray:
+def read_values(file: Path, mode: str, size: int | None = None) -> np.ndarray:
     """The values of a file: ``(H, W)`` or ``(H, W, C)``.
 
-    They are uint8 in ``mode``, ``L`` or ``RGB``, and a square of ``size``; or wider integers, then of as many
-    channels as the file has without alpha, and of its size. An animation is its first frame. Alpha is
-    dropped, EXIF's rotation done.
+    Alpha is dropped, EXIF's rotation is applied, an animation gives its first frame.
 
-    Raises: nearly anything, if the file can't be read.
+    Args:
+        mode: ``L`` or ``RGB``: what a file of 8 bits a channel becomes, as uint8. A wider file gives wider
+            integers in the channels that it has.
+        size: pixels along a side of the square that a file of 8 bits a channel becomes. A wider file keeps
+            its size.
+
+    Raises:
+        Exception: nearly any, if the file can't be read.
     """
-    with opened(file) as picture:
+    with open_picture(file) as picture:
         rawmode = _rawmode(picture)
         if not _is_wide(picture.mode, rawmode):
             picture.info.pop("transparency", None)
@@ -77,23 +87,23 @@ def values(file: Path, mode: str, size: int | None = None) -> np.ndarray:
             upright = upright if upright.mode == mode else upright.convert(mode)
             return np.asarray(upright if size is None else square(upright, size))
         if picture.mode.startswith("I"):
-            found = np.asarray(_upright(picture))
-            if found.min() < 0:
-                raise ValueError(f"it has the value {found.min()}; want 0 or more")
-            return found
-    # Pillow keeps 8 bits of such files: the high byte, or by the rawmode of the other byte order the low one.
-    if rawmode.startswith("LA"):  # for which it has no other order; as RGBA all four bytes come
+            integers = np.asarray(_upright(picture))
+            if integers.min() < 0:
+                raise ValueError(f"it has the value {integers.min()}; want 0 or more")
+            return integers
+    # Pillow keeps 8 bits of such files: the high byte; and the low byte when told the other byte order.
+    if rawmode.startswith("LA"):  # has no name for the other order; read as RGBA, all four bytes come
         return np.ascontiguousarray(_unpacked(file, "RGBA")[..., :2]).view(">u2")[..., 0]
     high = _unpacked(file, rawmode)[..., :3]
     both = np.empty((*high.shape, 2), np.uint8)
     both[..., 0] = high
-    del high  # a large picture's takes much room
+    del high  # it may be large
     both[..., 1] = _unpacked(file, rawmode[:-1] + OTHER_BYTE[rawmode[-1]])[..., :3]
     return both.view(">u2")[..., 0]
 
 
 def square(picture: Image, size: int) -> Image:
-    """The shorter side resized to ``size``, the central square cut out."""
+    """Resizes the shorter side to ``size`` and cuts out the central square."""
     from PIL import Image, ImageOps
 
     if picture.size == (size, size):
@@ -102,22 +112,24 @@ def square(picture: Image, size: int) -> Image:
 
 
 @contextmanager
-def opened(file: Path) -> Iterator[ImageFile]:
-    """A file of one of ``FORMATS``, told by its content.
+def open_picture(file: Path) -> Iterator[ImageFile]:
+    """Opens a file that by its content has one of ``FORMATS``.
 
-    Raises: nearly anything; among it, for more pixels than Pillow's ``Image.MAX_IMAGE_PIXELS``.
+    Raises:
+        Exception: nearly any, if the file can't be read or has more pixels than Pillow's
+            ``Image.MAX_IMAGE_PIXELS``.
     """
     from PIL import Image
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of metadata that nobody needs
+        warnings.simplefilter("ignore")  # about metadata that nobody needs
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(file, formats=FORMATS) as picture:
             yield picture
 
 
 def _unpacked(file: Path, rawmode: str) -> np.ndarray:
-    with opened(file) as picture:
+    with open_picture(file) as picture:
         picture.tile = [
             tile._replace(args=rawmode if isinstance(tile.args, str) else (rawmode, *(tile.args or ())[1:]))
             for tile in picture.tile
@@ -126,7 +138,7 @@ def _unpacked(file: Path, rawmode: str) -> np.ndarray:
 
 
 def _rawmode(picture: ImageFile) -> str:
-    """How Pillow calls the layout of a file's values, such as ``RGB;16B``."""
+    """Pillow's name of the layout of a file's values, such as ``RGB;16B``."""
     args = picture.tile[0][3] if getattr(picture, "tile", None) else ""
     return str(args[0] if isinstance(args, tuple) and args else args)
 

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import copy
 import math
+import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,20 +18,20 @@ from torch import Tensor, nn
 
 from vqfast.data import Images, load_images
 from vqfast.models import VQVAE
-from vqfast.pipeline import train
-from vqfast.pipeline.checkpoint import read_tensors, write_tensors
-from vqfast.pipeline.ranks import Ranks
-from vqfast.pipeline.train import History, batch_rows, fit, fit_prior, fit_vqvae
+from vqfast.pipeline import Ranks, loop
+from vqfast.pipeline.loop import History, batch_numbers, fit
+from vqfast.pipeline.ranks import ALONE
+from vqfast.pipeline.storage import read_tensors, write_tensors
+from vqfast.pipeline.training import fit_prior, fit_vqvae
 from vqfast.priors import PixelCNN, ResidualPixelCNN
 from vqfast.priors.base import CausalPrior
 
-ALONE = Ranks(0, 1, torch.device("cpu"))
 CODES = torch.randint(8, (20, 3, 3), generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(autouse=True)
 def save_always(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "SAVE_SECONDS", -1.0)
+    monkeypatch.setattr(loop, "SAVE_SECONDS", -1.0)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +55,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Images:
 )
 def test_every_epoch_visits_each_item_once(num: int, batch_size: int, first: int, seed: int) -> None:
     steps = range(first, first + -(-2 * num // batch_size) + 1)
-    stream = torch.cat([batch_rows(num, batch_size, step, seed) for step in steps])
+    stream = torch.cat([batch_numbers(num, batch_size, step, seed) for step in steps])
     assert len(stream) == len(steps) * batch_size and stream.dtype == torch.int64
     start = -first * batch_size % num  # where an epoch begins
     for epoch in stream[start:].split(num):
@@ -63,7 +65,7 @@ def test_every_epoch_visits_each_item_once(num: int, batch_size: int, first: int
 
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     epochs = [
-        tuple(batch_rows(30, 30, epoch, seed).tolist())
+        tuple(batch_numbers(30, 30, epoch, seed).tolist())
         for epoch in range(5)
         for seed in (0, 1, 4096, 2**32 - 1)
     ]
@@ -120,13 +122,13 @@ class Stopped(BaseException):
 def stopped_at(last: int) -> Iterator[None]:
     """Ends the training as step ``last`` begins."""
 
-    def rows(num: int, batch_size: int, step: int, seed: int) -> Tensor:
+    def numbers(num: int, batch_size: int, step: int, seed: int) -> Tensor:
         if step >= last:
             raise Stopped
-        return batch_rows(num, batch_size, step, seed)
+        return batch_numbers(num, batch_size, step, seed)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(train, "batch_rows", rows)
+        patch.setattr(loop, "batch_numbers", numbers)
         yield
 
 
@@ -160,9 +162,75 @@ def test_stopped_at_every_step_in_turn(images: Images, tmp_path: Path) -> None:
 def test_a_state_is_saved_now_and_then(
     images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "SAVE_SECONDS", 15.0)
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 15.0)
     trained(vqvae(), images, tmp_path / "state")
     assert not (tmp_path / "state").exists()  # it took less
+
+
+@contextmanager
+def signalled_at(last: int, *numbers: int) -> Iterator[None]:
+    """Sends this process signals while step ``last`` runs."""
+
+    def batch(num: int, batch_size: int, step: int, seed: int) -> Tensor:
+        if step == last:
+            for number in numbers:
+                signal.raise_signal(number)
+        return batch_numbers(num, batch_size, step, seed)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "batch_numbers", batch)
+        yield
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("last", [0, 7, STEPS - 1])
+def test_a_signal_ends_the_training_when_its_step_is_saved(
+    images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, last: int
+) -> None:
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 1e9)
+    state, whole, model = tmp_path / "state", vqvae(decay=0.9), vqvae(decay=0.9)
+    history = trained(whole, images, tmp_path / "whole")
+
+    def leave(received: int, frame: object) -> None:
+        assert state.is_file()  # so the signal acts after it is saved
+        raise Stopped(received)
+
+    before = signal.signal(number, leave)
+    try:
+        with signalled_at(last, number), pytest.raises(Stopped, match=str(int(number))):
+            trained(vqvae(decay=0.9), images, state)
+        assert signal.getsignal(number) is leave
+    finally:
+        signal.signal(number, before)
+    progress = bytes(read_tensors(state)["progress"].tolist())
+    assert progress.startswith(b'{"step": %d,' % (last + 1))
+    assert trained(model, images, state) == history and same(model, whole)
+
+
+def test_a_second_signal_acts_at_once(
+    images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 1e9)
+    with signalled_at(3, signal.SIGINT, signal.SIGINT), pytest.raises(KeyboardInterrupt):
+        trained(vqvae(), images, tmp_path / "state")
+    assert not (tmp_path / "state").exists()
+
+
+def test_an_ignored_signal_stays_so(images: Images, tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with signalled_at(3, signal.SIGINT):
+            trained(vqvae(), images, tmp_path / "state")
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_thread_trains_without_signals(images: Images, tmp_path: Path) -> None:
+    whole, model = vqvae(), vqvae()
+    history = trained(whole, images, tmp_path / "whole")
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(trained, model, images, tmp_path / "state").result() == history
+    assert same(model, whole)
 
 
 def test_seeds(images: Images, tmp_path: Path) -> None:
@@ -177,12 +245,12 @@ def test_adam_decays_to_zero_by_a_cosine(tmp_path: Path) -> None:
     before, steps, lr = model.weight.item(), 20, 1e-2
     positions: list[float] = []
 
-    def loss_of(step: int, rows: Tensor) -> dict[str, Tensor]:
+    def metrics_of(step: int, numbers: Tensor) -> dict[str, Tensor]:
         positions.append(model.weight.item())
         return {"loss": model.weight.sum()}  # a gradient of 1: so Adam moves by its lr
 
     options = {"steps": steps, "batch_size": 1, "lr": lr, "seed": 0, "label": "", "ranks": ALONE}
-    fit(model, loss_of, 1, state=tmp_path / "state", **options)
+    fit(model, metrics_of, 1, state=tmp_path / "state", **options)
     moves = -np.diff([*positions, model.weight.item()])
     assert positions[0] == before
     np.testing.assert_allclose(
@@ -193,15 +261,15 @@ def test_adam_decays_to_zero_by_a_cosine(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 0}, "steps is 0; want 1 or more"),
+        ({"steps": 0}, "steps is 0; want a positive integer"),
         ({"steps": -1}, "steps is -1"),
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"lr": 0.0}, "lr is 0.0; want a positive number"),
+        ({"lr": 0.0}, "lr is 0.0; want a finite number, above 0"),
         ({"lr": -1.0}, "lr is -1.0"),
         ({"lr": float("nan")}, "lr is nan"),
         ({"lr": float("inf")}, "lr is inf"),
-        ({"codebook": "random"}, "codebook is 'random'; want kmeans or uniform"),
-        ({"ranks": Ranks(0, 7, torch.device("cpu"))}, "batch_size is 6; want 7"),
+        ({"codebook": "random"}, "codebook is 'random'; want 'kmeans' or 'uniform'"),
+        ({"ranks": Ranks(0, 7)}, "batch_size is 6; want 7"),
         ({"lr": 1e30, "steps": 30}, r"the loss is \S+ at step \d+: try a smaller lr"),
     ],
 )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from vqfast.pipeline.images import GAP, GROUND, MARGIN, code_maps, curves, grid, pairs
+from vqfast.data.images.sheet import GAP, GROUND, MARGIN, grid, png, show_codes, show_pairs
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -48,7 +48,7 @@ def tile(sheet: np.ndarray, left: int, top: int, width: int, height: int, scale:
 )
 def test_grid(count: int, channels: int, height: int, width: int, columns: int, scale: int) -> None:
     expected, images = random_images(count, channels, height, width)
-    sheet = decoded(grid(images, columns, scale=scale)).copy()
+    sheet = decoded(grid(images, columns=columns, scale=scale)).copy()
     across, down = min(columns, count), -(-count // columns)
     assert sheet.shape == (
         2 * MARGIN + down * height * scale + (down - 1) * GAP,
@@ -66,14 +66,14 @@ def test_grid(count: int, channels: int, height: int, width: int, columns: int, 
 @pytest.mark.parametrize(("side", "scale"), [(8, 8), (28, 3), (32, 2), (64, 1), (200, 1)])
 def test_small_images_are_enlarged_to_64_pixels(side: int, scale: int) -> None:
     expected, images = random_images(1, 3, side, side)
-    sheet = decoded(grid(images, 1))
+    sheet = decoded(grid(images, columns=1))
     assert sheet.shape[0] == 2 * MARGIN + side * scale
     assert np.array_equal(tile(sheet, MARGIN, MARGIN, side, side, scale), expected[0])
 
 
-def test_row_labels_stand_left_of_their_rows() -> None:
+def test_captions_stand_left_of_their_lines() -> None:
     expected, images = random_images(4, 1, 16, 16)
-    sheet = decoded(grid(images, 2, labels=["one", "a longer label"]))
+    sheet = decoded(grid(images, columns=2, captions=["one", "a longer label"]))
     gutter = sheet.shape[1] - (2 * MARGIN + 2 * 64 + GAP)
     assert gutter > 60
     assert np.array_equal(tile(sheet, MARGIN + gutter, MARGIN, 16, 16, 4), expected[0])
@@ -85,17 +85,17 @@ def test_row_labels_stand_left_of_their_rows() -> None:
 
 def test_out_of_range_is_clamped_and_not_finite_is_magenta() -> None:
     images = torch.tensor([[-0.5, 1.5], [0.5, float("nan")], [float("inf"), -float("inf")]]).view(1, 1, 3, 2)
-    found = tile(decoded(grid(images, 1, scale=2)), MARGIN, MARGIN, 2, 3, 2)
+    found = tile(decoded(grid(images, columns=1, scale=2)), MARGIN, MARGIN, 2, 3, 2)
     magenta = [255, 0, 255]
     assert found.tolist() == [[[0] * 3, [255] * 3], [[128] * 3, magenta], [magenta, magenta]]
     partly = torch.tensor([0.0, float("nan"), 1.0]).view(1, 3, 1, 1)
-    assert decoded(grid(partly, 1))[MARGIN, MARGIN].tolist() == magenta
+    assert decoded(grid(partly, columns=1))[MARGIN, MARGIN].tolist() == magenta
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_any_float_type_with_gradient(dtype: torch.dtype) -> None:
     images = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).to(dtype).requires_grad_()
-    sheet = decoded(grid(images, 2, scale=1))
+    sheet = decoded(grid(images, columns=2, scale=1))
     assert sheet[MARGIN, MARGIN].tolist() == [0] * 3
     assert sheet[MARGIN, MARGIN + 1 + GAP].tolist() == [255] * 3
 
@@ -103,12 +103,12 @@ def test_any_float_type_with_gradient(dtype: torch.dtype) -> None:
 def test_pairs_put_originals_above_reconstructions() -> None:
     above, originals = random_images(5, 3, 32, 32)
     below, reconstructions = random_images(5, 3, 32, 32)
-    sheet = decoded(pairs(originals, reconstructions, columns=3))
+    sheet = decoded(show_pairs(originals, reconstructions, columns=3))
     gutter = sheet.shape[1] - (2 * MARGIN + 3 * 64 + 2 * GAP)
     assert gutter > 60  # room for the captions, which are there:
     for top in (MARGIN, MARGIN + 64 + GAP):
         assert (sheet[top : top + 64, MARGIN : MARGIN + gutter] != GROUND).any()
-    second = sheet.shape[0] - MARGIN - 2 * 64 - GAP  # the pairs stand further apart than their rows
+    second = sheet.shape[0] - MARGIN - 2 * 64 - GAP  # the pairs stand further apart than their lines
     assert second > MARGIN + 3 * (64 + GAP) - 64
     for place in range(5):
         left, top = MARGIN + gutter + place % 3 * (64 + GAP), second if place >= 3 else MARGIN
@@ -118,9 +118,13 @@ def test_pairs_put_originals_above_reconstructions() -> None:
 
 def test_code_maps_give_every_code_its_own_colour() -> None:
     codes = torch.arange(1024).view(1, 32, 32)
-    colours = tile(decoded(code_maps(codes, 1024, None, 1)), MARGIN, MARGIN, 32, 32, 2).reshape(-1, 3)
+    colours = tile(
+        decoded(show_codes(codes, 1024, originals=None, columns=1)), MARGIN, MARGIN, 32, 32, 2
+    ).reshape(-1, 3)
     assert len(np.unique(colours, axis=0)) == 1024
-    few = tile(decoded(code_maps(codes[:, :4, :4] % 16, 16, None, 1)), MARGIN, MARGIN, 4, 4, 16)
+    few = tile(
+        decoded(show_codes(codes[:, :4, :4] % 16, 16, originals=None, columns=1)), MARGIN, MARGIN, 4, 4, 16
+    )
     assert np.array_equal(few[0], colours[:4])
     distances = np.linalg.norm(colours[:8, None].astype(float) - colours[None, :8], axis=-1)
     assert distances[~np.eye(8, dtype=bool)].min() > 40
@@ -130,8 +134,10 @@ def test_code_maps_give_every_code_its_own_colour() -> None:
 def test_code_maps_under_their_originals(dtype: torch.dtype) -> None:
     expected, originals = random_images(3, 1, 28, 28)
     codes = torch.randint(0, 10, (3, 7, 7), generator=GENERATOR).to(dtype)
-    palette = decoded(code_maps(torch.arange(10).view(1, 1, 10), 10, None, 1))[MARGIN, MARGIN:-MARGIN:7]
-    sheet = decoded(code_maps(codes, 10, originals, columns=3))
+    palette = decoded(show_codes(torch.arange(10).view(1, 1, 10), 10, originals=None, columns=1))[
+        MARGIN, MARGIN:-MARGIN:7
+    ]
+    sheet = decoded(show_codes(codes, 10, originals=originals, columns=3))
     gutter = sheet.shape[1] - (2 * MARGIN + 3 * 84 + 2 * GAP)
     for place in range(3):
         left = MARGIN + gutter + place * (84 + GAP)
@@ -147,40 +153,53 @@ CODES = torch.zeros(1, 2, 2, dtype=torch.int64)
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: grid(np.zeros((1, 1, 4, 4)), 1), TypeError, "images is ndarray; want a tensor of floats"),
-        (lambda: grid(ONE.byte(), 1), TypeError, "images is torch.uint8; want"),
-        (lambda: grid(ONE[0], 1), ValueError, r"images has shape \(1, 4, 4\)"),
-        (lambda: grid(torch.zeros(1, 2, 4, 4), 1), ValueError, "images has .*C 1 or 3"),
-        (lambda: grid(ONE[:0], 1), ValueError, "images has shape"),
-        (lambda: grid(ONE, 0), ValueError, "columns is 0; want 1 or more"),
-        (lambda: grid(ONE, 1.5), TypeError, "columns is 1.5; want an integer"),
-        (lambda: grid(ONE, 1, scale=0), ValueError, "scale"),
         (
-            lambda: grid(ONE, 1, labels=["a", "b"]),
-            ValueError,
-            "labels has 2 entries; want 1, one a row",
+            lambda: grid(np.zeros((1, 1, 4, 4)), columns=1),
+            TypeError,
+            "images is ndarray; want a tensor of floats",
         ),
-        (lambda: grid(ONE, 1, labels=[]), ValueError, "labels"),
+        (lambda: grid(ONE.byte(), columns=1), TypeError, "images is torch.uint8; want"),
+        (lambda: grid(ONE[0], columns=1), ValueError, r"images has shape \(1, 4, 4\)"),
+        (lambda: grid(torch.zeros(1, 2, 4, 4), columns=1), ValueError, "images has .*C 1 or 3"),
+        (lambda: grid(ONE[:0], columns=1), ValueError, "images has shape"),
+        (lambda: grid(ONE, columns=0), ValueError, "columns is 0; want a positive integer"),
+        (lambda: grid(ONE, columns=1.5), TypeError, "columns is 1.5; want a positive integer"),
+        (lambda: grid(ONE, columns=1, scale=0), ValueError, "scale"),
         (
-            lambda: pairs(ONE, torch.zeros(2, 1, 4, 4), 1),
+            lambda: grid(ONE, columns=1, captions=["a", "b"]),
+            ValueError,
+            "captions has 2 entries; want 1, one for each line",
+        ),
+        (lambda: grid(ONE, columns=1, captions=[]), ValueError, "captions"),
+        (
+            lambda: show_pairs(ONE, torch.zeros(2, 1, 4, 4), columns=1),
             ValueError,
             "reconstructions has shape .*; want the originals",
         ),
-        (lambda: pairs(ONE, None, 1), TypeError, "reconstructions is NoneType"),
-        (lambda: code_maps(CODES, 0, None, 1), ValueError, "num_embeddings"),
-        (lambda: code_maps(CODES + 4, 4, None, 1), ValueError, r"codes has values 4\.\.4; want 0\.\.3"),
-        (lambda: code_maps(CODES - 1, 4, None, 1), ValueError, "codes has .*; want"),
-        (lambda: code_maps(CODES.float(), 4, None, 1), TypeError, "codes is torch.float32"),
-        (lambda: code_maps(CODES.bool(), 4, None, 1), TypeError, "codes is torch.bool"),
-        (lambda: code_maps(CODES[0], 4, None, 1), ValueError, "codes has .*; want"),
+        (lambda: show_pairs(ONE, None, columns=1), TypeError, "reconstructions is NoneType"),
+        (lambda: show_codes(CODES, 0, originals=None, columns=1), ValueError, "num_embeddings"),
         (
-            lambda: code_maps(CODES, 4, torch.zeros(2, 1, 4, 4), 1),
+            lambda: show_codes(CODES + 4, 4, originals=None, columns=1),
+            ValueError,
+            r"indices has values 4\.\.4; want 0\.\.3",
+        ),
+        (lambda: show_codes(CODES - 1, 4, originals=None, columns=1), ValueError, "indices has .*; want"),
+        (
+            lambda: show_codes(CODES.float(), 4, originals=None, columns=1),
+            TypeError,
+            "indices has dtype torch.float32",
+        ),
+        (
+            lambda: show_codes(CODES.bool(), 4, originals=None, columns=1),
+            TypeError,
+            "indices has dtype torch.bool",
+        ),
+        (lambda: show_codes(CODES[0], 4, originals=None, columns=1), ValueError, "indices has .*; want"),
+        (
+            lambda: show_codes(CODES, 4, originals=torch.zeros(2, 1, 4, 4), columns=1),
             ValueError,
             "originals has 2 images; want 1",
         ),
-        (lambda: curves({}, [1], "t"), ValueError, "history has .*; want something"),
-        (lambda: curves({"a": []}, [], "t"), ValueError, "history has .*; want something"),
-        (lambda: curves({"a": [1.0]}, [1, 2], "t"), ValueError, r"history\['a'\] has 1 values; want 2"),
     ],
 )
 def test_bad_input(call, error: type[Exception], message: str) -> None:
@@ -188,46 +207,8 @@ def test_bad_input(call, error: type[Exception], message: str) -> None:
         call()
 
 
-@pytest.fixture
-def figures(monkeypatch: pytest.MonkeyPatch) -> list:
-    """The matplotlib figures that are saved."""
-    from matplotlib.figure import Figure
-
-    saved, save = [], Figure.savefig
-
-    def spy(self: Figure, *args, **kwargs) -> None:
-        saved.append(self)
-        save(self, *args, **kwargs)
-
-    monkeypatch.setattr(Figure, "savefig", spy)
-    return saved
-
-
-def test_curves(figures: list) -> None:
-    steps = list(range(0, 1000, 10))
-    falling = [np.exp(-step / 200) + 1e-4 for step in steps]
-    flat = [2.0 + step % 3 for step in steps]
-    negative = [0.5 - value for value in falling]
-    gappy = [value if step % 50 == 0 else float("nan") for value, step in zip(falling, steps, strict=True)]
-    history = {"loss": falling, "codes used": falling, "nll": flat, "log loss": negative, "val_mse": gappy}
-    png = curves(history, steps, r"no $\mathematics$ here")
-    assert png == curves(history, steps, r"no $\mathematics$ here")
-    with Image.open(io.BytesIO(png)) as picture:
-        assert set(picture.info) <= {"dpi"}
-        assert 1000 < picture.width < 2000 and picture.getpixel((0, 0))[:3] == (255, 255, 255)
-    panels = dict(zip(history, figures[0].axes, strict=True))
-    assert [panel.get_yscale() for panel in panels.values()] == ["log", "linear", "linear", "linear", "log"]
-    assert {panel.get_xlabel() for panel in panels.values()} == {"step"}
-    assert [panel.get_ylabel() for panel in panels.values()] == list(history)
-    raw, smooth = panels["nll"].lines  # long: the raw values faint, a smoothed line on top
-    assert raw.get_ydata().tolist() == flat and raw.get_alpha() < 0.5
-    assert smooth.get_ydata().std() < raw.get_ydata().std() / 2
-    np.testing.assert_allclose(smooth.get_ydata(), 3, atol=0.8)
-    (short,) = panels["val_mse"].lines  # what is not finite is left out
-    assert short.get_xdata().tolist() == list(range(0, 1000, 50))
-
-
-def test_curves_with_nothing_finite(figures: list) -> None:
-    curves({"loss": [float("nan"), float("inf")], "mse": [0.0, 1.0]}, [1, 2], "t")
-    assert figures[0].axes[0].get_title("right") == "no finite value"
-    assert figures[0].axes[1].get_yscale() == "linear"  # zero has no logarithm
+def test_colour_pictures() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (3, 5, 7), dtype=np.uint8)
+    with Image.open(io.BytesIO(png(image))) as opened:
+        assert opened.mode == "RGB"
+        np.testing.assert_array_equal(np.asarray(opened), image.transpose(1, 2, 0))

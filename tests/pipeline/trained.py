@@ -1,0 +1,57 @@
+"""A small run that has gone through all steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vqfast.models import VQVAE
+from vqfast.pipeline import Run, SampleRequest, train_prior, train_vqvae
+from vqfast.priors.base import CausalPrior
+
+MODEL = {"hidden_channels": 8, "num_embeddings": 8, "embedding_dim": 4}
+TRAINING: dict[str, Any] = {"steps": 12, "batch_size": 8, "lr": 1e-3, "seed": 0}
+PRIOR = {"channels": 8, "num_layers": 2, "head_channels": 8}
+REQUEST = SampleRequest(
+    21,
+    (2, 3),
+    labels=lambda numbers: torch.arange(numbers.start, numbers.stop) % 3,
+    note={"labels": "in turn"},
+)
+
+
+def train(
+    run: Run,
+    data: Path,
+    *,
+    labels: bool = True,
+    size: int | None = None,
+    holdout: float = 0.25,
+    model: str = "paper",
+    model_options: Mapping[str, Any] | None = None,
+    **training: Any,
+) -> VQVAE:
+    """A VQ-VAE trained on ``x.npy`` and ``y.npy`` in the folder ``data``."""
+    return train_vqvae(
+        run,
+        data / "x.npy",
+        reading={"labels": data / "y.npy" if labels else None, "size": size},
+        holdout=holdout,
+        model=model,
+        model_options={**MODEL, **(model_options or {})},
+        **{**TRAINING, **training},
+    )
+
+
+def train_its_prior(run: Run, **changes: Any) -> CausalPrior:
+    """A prior trained on a run's codes."""
+    return train_prior(run, **{"prior_options": PRIOR, **TRAINING, **changes})
+
+
+def files(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Time and contents of all files."""
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in found if path.name != ".lock"}

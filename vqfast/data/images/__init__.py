@@ -1,0 +1,22 @@
+"""Images: read from folders, files and arrays; written and shown as pictures and arrays."""
+
+from vqfast.data.images.dataset import Images
+from vqfast.data.images.formats import FORMATS
+from vqfast.data.images.load import load_images
+from vqfast.data.images.mask import kept_mask, show_completions
+from vqfast.data.images.sheet import show_pairs
+from vqfast.data.protocol import Modality
+
+
+class _ImageModality:
+    item = "image"
+    formats = FORMATS
+    load = staticmethod(load_images)
+    kept_mask = staticmethod(kept_mask)
+    show_pairs = staticmethod(show_pairs)
+    show_completions = staticmethod(show_completions)
+
+
+IMAGES: Modality = _ImageModality()
+
+__all__ = ["IMAGES", "Images", "load_images"]

@@ -1,0 +1,154 @@
+"""Steps 2 and 5: data to codes, and codes to data."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vqfast.checks import check_choice
+from vqfast.data import Dataset
+from vqfast.data.protocol import BATCH
+from vqfast.files import open_file
+from vqfast.models import VQVAE
+from vqfast.pipeline.codes import CodeGrids
+from vqfast.pipeline.parts import modality_of
+from vqfast.pipeline.ranks import ALONE, Ranks
+from vqfast.pipeline.run import Run
+from vqfast.pipeline.shards import Advance, pack, write_files, write_shards
+from vqfast.sampling.memory import in_batches
+
+
+def encode(
+    run: Run, vqvae: VQVAE, dataset: Dataset, *, part: str, out: Run | None = None, ranks: Ranks = ALONE
+) -> None:
+    """Step 2: encodes data; the codes and any labels lie in shards under ``codes/<part>``.
+
+    What is done isn't done again: see ``train_vqvae`` for an example.
+
+    Args:
+        run: the run of the VQ-VAE.
+        vqvae: the run's, on the device of ``ranks``.
+        dataset: the data, such as a part that ``reopen_parts`` gives.
+        part: the name of the data in the folder.
+        out: where the codes go; by default into the run.
+        ranks: the processes that work together.
+
+    Raises:
+        ValueError: items can't be read or don't fit the model, or the folder has other codes of that name.
+    """
+    out = out or run
+    codes = encoded(vqvae, dataset, ranks)
+
+    def make(numbers: range, advance: Advance) -> dict[str, np.ndarray]:
+        batches = []
+        for first in range(0, len(numbers), BATCH):
+            batches.append(codes.read(numbers[first : first + BATCH])[0])
+            advance(len(batches[-1]))
+        shard = {"indices": pack(torch.cat(batches), vqvae.vq.num_embeddings)}
+        if dataset.labels is not None:
+            shard["labels"] = dataset.labels[numbers.start : numbers.stop]
+        return shard
+
+    settings = {"data": dataset.fingerprint, "num": len(dataset), "weights": weights_digest(run, "vqvae")}
+    out.begin(f"codes/{part}", settings, ranks=ranks)
+    item = modality_of(run).item
+    folder = out.folder / "codes" / part
+    write_shards(folder, len(dataset), ranks, label=f"encode {part}", item=item, make=make)
+
+
+def decode(
+    run: Run,
+    vqvae: VQVAE,
+    codes: CodeGrids,
+    *,
+    format: str | None = None,
+    out: Run | None = None,
+    ranks: Ranks = ALONE,
+) -> None:
+    """Step 5: decodes codes; the items lie in files of a format, in the folder of its name.
+
+    What is done isn't done again: see ``train_vqvae`` for an example.
+
+    Args:
+        run: the run of the VQ-VAE.
+        vqvae: the run's, on the device of ``ranks``.
+        codes: such as ``sample`` or ``open_codes`` give.
+        format: of images ``"grid"`` (sheets, the default), ``"png"`` (single pictures) or ``"npy"`` (arrays
+            uint8 ``(N, C, H, W)``).
+        out: where the files go; by default into the run.
+        ranks: the processes that work together.
+
+    Raises:
+        ValueError: there is no such format, a code is out of range, or the folder has items of other codes.
+    """
+    out, modality = out or run, modality_of(run)
+    format = format or next(iter(modality.formats))
+    check_choice("format", format, modality.formats)
+    writer = modality.formats[format]
+
+    def make(numbers: range, advance: Advance) -> Iterator[bytes]:
+        def batches() -> Iterator[Tensor]:
+            for batch in decoded(vqvae, codes, numbers, ranks):
+                advance(len(batch))
+                yield batch
+
+        return writer.files(batches())
+
+    settings = {"codes": codes.fingerprint, "num": codes.num, "weights": weights_digest(run, "vqvae")}
+    out.begin(format, settings, ranks=ranks)
+    folder, names = out.folder / format, writer.file_names
+    write_files(folder, codes.num, ranks, label="decode", item=modality.item, names=names, make=make)
+
+
+def encoded(vqvae: VQVAE, dataset: Dataset, ranks: Ranks = ALONE) -> CodeGrids:
+    """The codes of data, made whenever they are read.
+
+    >>> from vqfast.data import load_images
+    >>> codes = encoded(VQVAE(hidden_channels=8, in_channels=1), load_images("digits", size=8))
+    >>> indices, labels = codes.read(range(3))
+    >>> indices.shape, labels
+    (torch.Size([3, 2, 2]), tensor([0, 1, 2]))
+    """
+
+    def read(numbers: range) -> tuple[Tensor, Tensor | None]:
+        batches = results(lambda batch: vqvae.encode(dataset.batch(batch).to(ranks.device)), numbers)
+        labels = dataset.labels
+        own = None if labels is None else torch.from_numpy(labels[numbers.start : numbers.stop])
+        return torch.cat(list(batches)), own
+
+    return CodeGrids(len(dataset), dataset.fingerprint, read)
+
+
+def decoded(vqvae: VQVAE, codes: CodeGrids, numbers: range, ranks: Ranks = ALONE) -> Iterator[Tensor]:
+    """The items of the codes of these numbers: floats ``(n, C, H, W)`` in [0, 1], ``BATCH`` at a time."""
+
+    def work(batch: range) -> Tensor:
+        return vqvae.decode(codes.read(batch)[0].to(ranks.device)).clamp(0, 1)
+
+    return results(work, numbers)
+
+
+@torch.no_grad()
+def results(work: Callable[[range], Tensor], numbers: range) -> Iterator[Tensor]:
+    """``work(numbers)`` on the CPU, ``BATCH`` numbers at a time; a batch too large for memory is divided."""
+    for first in range(0, len(numbers), BATCH):
+        batch = numbers[first : first + BATCH]
+
+        def piece(places: range, batch: range = batch) -> Tensor:
+            return work(batch[places.start : places.stop]).cpu()
+
+        yield torch.cat(list(in_batches(piece, len(batch), len(batch))))
+
+
+def weights_digest(run: Run, name: str) -> str:
+    """16 hex digits that identify the weights of a run's model."""
+    digest = hashlib.sha256()
+    with open_file(Path(run.folder, f"{name}.safetensors")) as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,168 @@
+"""The loop of every training: resumable to the bit."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vqfast.checks import check_integer, check_number
+from vqfast.pipeline.interrupts import held_back
+from vqfast.pipeline.progress import bar
+from vqfast.pipeline.ranks import Ranks
+from vqfast.pipeline.storage import read_tensors, write_tensors
+
+SAVE_SECONDS = 15.0
+RECORD_STEPS = 10
+
+History = dict[str, list[float]]
+
+
+def batch_numbers(num: int, batch_size: int, step: int, seed: int) -> Tensor:
+    """Which of ``num`` items make up a step's batch: int64 ``(batch_size,)``.
+
+    Epochs follow each other without a gap, each in an order of its own.
+    """
+    places = torch.arange(step * batch_size, (step + 1) * batch_size)
+    numbers = torch.empty_like(places)
+    for epoch in sorted(set((places // num).tolist())):
+        in_epoch = places // num == epoch
+        numbers[in_epoch] = _order(num, epoch, seed)[places[in_epoch] % num]
+    return numbers
+
+
+@lru_cache(maxsize=2)
+def _order(num: int, epoch: int, seed: int) -> Tensor:
+    # torch's generator would look at the low 32 bits of a seed only: too few for both
+    return torch.from_numpy(np.argsort(np.random.PCG64([seed, epoch]).random_raw(num), kind="stable"))
+
+
+def fit(
+    model: nn.Module,
+    metrics_of: Callable[[int, Tensor], dict[str, Tensor]],
+    num: int,
+    *,
+    steps: int,
+    batch_size: int,
+    lr: float,
+    seed: int,
+    state: Path,
+    ranks: Ranks,
+    label: str,
+) -> History:
+    """Trains a model by Adam, whose learning rate decays to zero by a cosine.
+
+    A step's batch depends on ``seed`` and the step alone, and the file ``state`` holds everything else: so a
+    killed training that is begun again ends with the same bits. On SIGINT (Ctrl-C) or SIGTERM the running
+    step is finished and saved before the signal acts; with several processes, which must stop at the same
+    step, the next of every ``RECORD_STEPS``. Each process takes its share of every batch.
+
+    Args:
+        metrics_of: a step and the numbers of the items in its batch -> means over them, among them ``loss``.
+        num: how many items there are.
+        steps: how many steps the whole training has.
+        batch_size: items in a batch, over all processes.
+        lr: the learning rate at the start.
+        state: the file that holds weights, optimiser and history meanwhile; the caller removes it.
+        label: of the progress bar.
+
+    Returns:
+        The metrics at every tenth step, means over all processes, by name; ``step`` has the steps.
+
+    Raises:
+        TypeError: ``steps`` or ``batch_size`` is no integer, or ``lr`` no number.
+        ValueError: an argument is out of range, the state is another model's, or the loss isn't finite.
+    """
+    check_integer("steps", steps)
+    check_integer("batch_size", batch_size)
+    check_number("lr", lr, above=0)
+    if batch_size < ranks.world:
+        raise ValueError(f"batch_size is {batch_size}; want {ranks.world} (the number of processes) or more")
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    parameters = list(model.parameters())
+    begin = 0
+    history: History = {}
+    if state.is_file():
+        begin, history = _restore(state, model, optimizer, steps)
+    ranks.barrier()  # all have read the state before one writes it
+    saved = time.monotonic()
+    model.train()
+    with bar(ranks, label, steps, done=begin, unit="step") as progress, held_back() as received:
+        for step in range(begin, steps):
+            numbers = batch_numbers(num, batch_size, step, seed)[ranks.rank :: ranks.world]
+            metrics = metrics_of(step, numbers)
+            share = len(numbers) / batch_size
+            optimizer.zero_grad()
+            torch.autograd.backward(metrics["loss"] * share)
+            ranks.add_up(p.grad for p in parameters if p.grad is not None)
+            for group in optimizer.param_groups:
+                group["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
+            optimizer.step()
+            recorded = step % RECORD_STEPS == 0 or step == steps - 1
+            if recorded:
+                values = torch.stack([v.detach().double() for v in metrics.values()]) * share
+                ranks.add_up([values])
+                _record(history, step, dict(zip(metrics, values.tolist(), strict=True)))
+                progress.set_postfix({name: f"{column[-1]:.4g}" for name, column in history.items()})
+            progress.update()
+            stop = (recorded or ranks.world == 1) and ranks.any(bool(received))
+            if ranks.first and (stop or time.monotonic() - saved > SAVE_SECONDS):
+                _save(state, model, optimizer, step + 1, history)
+                saved = time.monotonic()
+            if stop:
+                ranks.barrier()  # a process that ends makes torchrun end the others, which must have saved
+                raise KeyboardInterrupt
+    return history
+
+
+def _record(history: History, step: int, metrics: dict[str, float]) -> None:
+    if not math.isfinite(metrics["loss"]):
+        raise ValueError(
+            f"the loss is {metrics['loss']} at step {step}: try a smaller lr, or look at the data"
+        )
+    for name, value in {"step": step, **metrics}.items():
+        history.setdefault(name, []).append(value)
+
+
+def _save(
+    state: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, history: History
+) -> None:
+    tensors = {f"model.{name}": t for name, t in model.state_dict().items()}
+    for number, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"adam.{number}.{name}": t for name, t in moments.items()}
+    text = json.dumps({"step": step, "history": history}).encode()
+    tensors["progress"] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    write_tensors(state, tensors)
+
+
+def _restore(
+    state: Path, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int
+) -> tuple[int, History]:
+    tensors = read_tensors(state)
+    try:
+        progress = json.loads(bytes(tensors.pop("progress").tolist()))
+        step, history = progress["step"], progress["history"]
+        check_integer("step", step, 0, steps)
+        if len({len(list(map(float, column))) for column in history.values()}) > 1:
+            raise ValueError("the history's columns differ in length")
+        model.load_state_dict({n[6:]: t for n, t in tensors.items() if n.startswith("model.")})
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith("adam."):
+                _, number, moment = name.split(".")
+                moments.setdefault(int(number), {})[moment] = tensor
+        for place, found in moments.items():
+            shape = optimizer.param_groups[0]["params"][place].shape
+            if {n: t.shape for n, t in found.items()} != {"step": (), "exp_avg": shape, "exp_avg_sq": shape}:
+                raise ValueError(f"moments {place} have other shapes")
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+        return step, history
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{state} is no state of this training; remove it to start anew") from error

@@ -1,0 +1,98 @@
+"""Figures of trained models: how data survives the VQ-VAE, how likely codes are under the prior."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vqfast.data import Dataset
+from vqfast.models import VQVAE
+from vqfast.pipeline.codes import CodeGrids
+from vqfast.pipeline.coding import results
+from vqfast.pipeline.progress import bar
+from vqfast.pipeline.ranks import ALONE, Ranks
+from vqfast.pipeline.sampling import check_label
+from vqfast.pipeline.shards import shards
+from vqfast.priors.base import CausalPrior
+
+
+def measure_reconstruction(vqvae: VQVAE, dataset: Dataset, *, ranks: Ranks = ALONE) -> dict[str, float]:
+    """Encodes and decodes data, and compares.
+
+    Returns:
+        ``mse`` of values in 0..1; ``psnr`` in dB; ``perplexity`` of the codes; ``codes_in_use``, a share of
+        the codebook.
+
+    >>> from vqfast.data import load_images
+    >>> vqvae = VQVAE(hidden_channels=8, in_channels=1)
+    >>> list(measure_reconstruction(vqvae, load_images("digits", size=8)))
+    ['mse', 'psnr', 'perplexity', 'codes_in_use']
+    """
+    counts = torch.zeros(vqvae.vq.num_embeddings, dtype=torch.int64, device=ranks.device)
+
+    def squared_errors(numbers: range) -> Tensor:
+        x = dataset.batch(numbers).to(ranks.device)
+        indices = vqvae.encode(x)
+        errors = (vqvae.decode(indices).clamp(0, 1) - x).double().square().flatten(1).sum(1)
+        counts.add_(indices.flatten().bincount(minlength=len(counts)))
+        return errors
+
+    errors = _for_each(squared_errors, len(dataset), ranks, "reconstruct")
+    mse = errors.mean().item() / math.prod(dataset.shape)
+    ranks.add_up([counts])
+    shares = counts.double() / counts.sum()
+    return {
+        "mse": mse,
+        "psnr": -10 * np.log10(max(mse, 1e-12)),
+        "perplexity": torch.special.entr(shares).sum().exp().item(),
+        "codes_in_use": (counts > 0).double().mean().item(),
+    }
+
+
+def bits_per_code(
+    prior: CausalPrior, codes: CodeGrids, *, label: int | None = None, ranks: Ranks = ALONE
+) -> Tensor:
+    """How likely grids of codes are under a prior, in bits for each code: float64 ``(N,)``.
+
+    Args:
+        label: of all grids, in place of their own labels.
+
+    Raises:
+        ValueError: a code or the label is out of range, or the prior has classes and the codes have no
+            labels.
+
+    >>> from vqfast.priors import PixelCNN
+    >>> grids = CodeGrids(3, "zeros", lambda numbers: (torch.zeros(len(numbers), 4, 4).long(), None))
+    >>> bits_per_code(PixelCNN(16, channels=8, num_layers=2), grids).shape
+    torch.Size([3])
+    """
+    check_label(prior, label)
+
+    def bits(numbers: range) -> Tensor:
+        indices, labels = codes.read(numbers)
+        if label is not None:
+            labels = torch.full((len(numbers),), label)
+        labels = None if labels is None or prior.num_classes is None else labels.to(ranks.device)
+        return prior.bits_per_code(indices.to(ranks.device), labels).double()
+
+    return _for_each(bits, codes.num, ranks, "bits per code")
+
+
+def _for_each(work: Callable[[range], Tensor], num: int, ranks: Ranks, label: str) -> Tensor:
+    """A figure for each of ``num`` items, float64 ``(num,)`` on every process; they share the work out."""
+    figures = torch.zeros(num, dtype=torch.float64, device=ranks.device)
+    with bar(ranks, label, num) as progress:
+        for numbers in shards(num, ranks):
+            first = numbers.start
+            for batch in results(work, numbers):
+                figures[first : first + len(batch)] = batch
+                first += len(batch)
+                progress.update(len(batch) * ranks.world)
+            if first != numbers.stop:
+                raise ValueError(f"{label}: {first - numbers.start} items came for {len(numbers)} numbers")
+    ranks.add_up([figures])
+    return figures.cpu()

@@ -1,0 +1,123 @@
+"""A run's folder: the settings of its stages, and a lock."""
+
+from __future__ import annotations
+
+import json
+import weakref
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from vqfast.files import check_folder, remove_leftovers, take_lock
+from vqfast.pipeline.ranks import ALONE, Ranks
+from vqfast.pipeline.storage import read_json, write_json
+
+
+class Run:
+    """A run's folder. Each stage notes its settings in ``run.json``; only the same settings may go on there.
+
+    Args:
+        folder: the path.
+        create: whether to make the folder if it isn't there, or is empty.
+        lock: whether to keep other processes from working in the folder, as long as the object lives. Reading
+            needs no lock.
+
+    Raises:
+        FileNotFoundError: there is no run, and ``create`` is false.
+        ValueError: the folder holds something else, another process works in it, or its lock is a link or no
+            regular file.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = Run(folder, create=True)
+    ...     run.begin("vqvae", {"steps": 100})
+    ...     run.settings("vqvae"), run.settings("prior")
+    ({'steps': 100}, None)
+    """
+
+    def __init__(self, folder: str | Path, *, create: bool = False, lock: bool = True) -> None:
+        self.folder = Path(folder)
+        self._marker = self.folder / "run.json"
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"{self.folder} is a file; want a run folder")
+        if not self._marker.is_file():
+            if self.folder.is_dir() and any(path.name[0] != "." for path in self.folder.iterdir()):
+                raise ValueError(f"{self.folder} holds something else, not a vqfast run; use another folder")
+            if not create:
+                raise FileNotFoundError(f"{self.folder} holds no vqfast run: train one first")
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self._stages()  # refuses the run.json of something else
+        if lock:
+            file = take_lock(self.folder / ".lock")
+            if file is None:
+                raise ValueError(f"{self.folder} is in use by another vqfast process")
+            weakref.finalize(self, _release, file, self.folder, self._marker)
+            remove_leftovers(self.folder)
+
+    @classmethod
+    def shared(cls, folder: str | Path, ranks: Ranks, *, create: bool = False, lock: bool = True) -> Run:
+        """A run in which several processes work: the first of them creates and locks it."""
+        run = cls(folder, create=create, lock=lock) if ranks.first else None
+        ranks.barrier()
+        return run or cls(folder, create=create, lock=False)
+
+    def begin(self, stage: str, settings: Mapping[str, Any], *, ranks: Ranks = ALONE) -> None:
+        """Notes the settings of a stage. They replace others as long as there is no file ``<stage>*``.
+
+        Args:
+            stage: its name, such as ``"vqvae"`` or ``"codes/train"``.
+            settings: JSON values by name.
+            ranks: the processes that all call this; the first of them writes.
+
+        Raises:
+            ValueError: there are files of this stage with other settings, ``run.json`` is damaged, or a
+                folder is a link of another user.
+        """
+        if ranks.first:
+            self._begin(stage, settings)
+        ranks.barrier()
+
+    def _begin(self, stage: str, settings: Mapping[str, Any]) -> None:
+        for place in (self.folder / stage, *(self.folder / parent for parent in Path(stage).parents)):
+            check_folder(place)
+        remove_leftovers(self.folder / stage)
+        stages = self._stages()
+        settings = json.loads(json.dumps(settings))
+        if stages.get(stage) == settings:
+            return
+        if stage in stages and any(self.folder.glob(f"{stage}*")):
+            before, now = _flat(stages[stage]), _flat(settings)
+            changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+            changes = ", ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in changed)
+            raise ValueError(f"{self.folder} holds another {stage}: {changes}; use another folder")
+        write_json(self._marker, {"format": 1, "stages": {**stages, stage: settings}})
+
+    def settings(self, stage: str) -> dict[str, Any] | None:
+        """The settings of a stage; None if it wasn't begun."""
+        return self._stages().get(stage)
+
+    def _stages(self) -> dict[str, dict[str, Any]]:
+        run = read_json(self._marker) if self._marker.is_file() else {"stages": {}}
+        stages = run.get("stages") if isinstance(run, dict) else None
+        if not isinstance(stages, dict) or not all(isinstance(stage, dict) for stage in stages.values()):
+            raise ValueError(f"{self._marker} is no vqfast run's")
+        return stages
+
+
+def _release(lock: BinaryIO, folder: Path, marker: Path) -> None:
+    """Gives a run's folder back, and removes it if no stage was begun."""
+    if not marker.is_file():
+        (folder / ".lock").unlink(missing_ok=True)
+        with suppress(OSError):  # somebody put something there
+            folder.rmdir()
+    lock.close()
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without nesting: ``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        inner = {f".{key}": v for key, v in _flat(value).items()} if isinstance(value, dict) else {"": value}
+        flat |= {f"{name}{key}": v for key, v in inner.items()}
+    return flat

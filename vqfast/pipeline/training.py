@@ -1,0 +1,262 @@
+"""Steps 1 and 3: the VQ-VAE is trained on data, the prior on its codes."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vqfast.checks import check_choice, check_integer
+from vqfast.data import Dataset
+from vqfast.data.protocol import BATCH
+from vqfast.files import write_file
+from vqfast.functional import perplexity
+from vqfast.models import VQVAE
+from vqfast.nn.kmeans import kmeans
+from vqfast.pipeline.checkpoint import load_model, save_model
+from vqfast.pipeline.codes import stage_codes
+from vqfast.pipeline.curves import draw_curves
+from vqfast.pipeline.loop import History, fit
+from vqfast.pipeline.parts import HELD_OUT, TRAIN, data_note, open_parts, reopen_parts
+from vqfast.pipeline.progress import write_lines
+from vqfast.pipeline.ranks import ALONE, Ranks
+from vqfast.pipeline.run import Run
+from vqfast.pipeline.storage import write_json
+from vqfast.priors import PixelCNN, ResidualPixelCNN
+from vqfast.priors.base import CausalPrior
+
+PRIORS: dict[str, type[CausalPrior]] = {"gated": PixelCNN, "residual": ResidualPixelCNN}
+REFITS = (0.0, 0.05, 0.15, 0.3)  # shares of the training after which k-means fits the codebook anew
+
+
+def train_vqvae(
+    run: Run,
+    data: str | Path,
+    *,
+    modality: str = "images",
+    reading: Mapping[str, Any] | None = None,
+    holdout: float = 0.1,
+    model: str = "paper",
+    model_options: Mapping[str, Any] | None = None,
+    codebook: str = "kmeans",
+    steps: int = 10_000,
+    batch_size: int = 128,
+    lr: float = 2e-4,
+    seed: int = 0,
+    ranks: Ranks = ALONE,
+) -> VQVAE:
+    """Step 1: trains a VQ-VAE on data. A run in which that is done gives the model back at once.
+
+    Args:
+        run: the run to train in.
+        data: a path, or ``"digits"``: see ``load_images``.
+        modality: the kind of data, a name in ``vqfast.data.MODALITIES``.
+        reading: options of ``load_images``.
+        holdout: the share of the data that is kept out of training, above 0 and below 1.
+        model: a configuration that ``VQVAE.named`` knows.
+        model_options: arguments of ``VQVAE`` that replace those of the configuration.
+        codebook: ``"kmeans"`` fits it to the encoder's output at the start and three times early on, so that
+            no code is left behind while the encoder finds its range; ``"uniform"`` leaves it as it is made.
+        steps: of training.
+        batch_size: items in a step.
+        lr: Adam's learning rate at the start; it decays to 0 by a cosine.
+        seed: of the weights, the batches and the split, in 0..2^32 - 1.
+        ranks: the processes that work together.
+
+    Returns:
+        The trained model, in eval mode. It lies in ``vqvae.safetensors``, its curves in ``vqvae.png``.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong type or out of range, the data can't be read or
+            doesn't fit the model, or the run was begun with other settings.
+
+    >>> import tempfile
+    >>> from vqfast.pipeline import SampleRequest, decode, encode, sample
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = Run(folder, create=True)
+    ...     small = {"hidden_channels": 8, "num_embeddings": 16, "embedding_dim": 4}
+    ...     vqvae = train_vqvae(run, "digits", reading={"size": 8}, model_options=small, steps=2)
+    ...     for part, dataset in reopen_parts(run).items():
+    ...         encode(run, vqvae, dataset, part=part)
+    ...     prior = train_prior(run, prior_options={"channels": 8, "num_layers": 2}, steps=2)
+    ...     samples = sample(run, prior, SampleRequest(num=4, shape=(2, 2)))
+    ...     decode(run, vqvae, samples, format="png")
+    ...     sorted(path.name for path in Path(folder, "png").iterdir())
+    ['0000000.png', '0000001.png', '0000002.png', '0000003.png']
+    """
+    _check_seed(seed)
+    note = data_note(data, modality=modality, holdout=holdout, seed=seed, reading=reading or {})
+    parts, found = open_parts(run, note, ranks)
+    part = parts[TRAIN]
+    write_lines(ranks, "data", part.describe())
+    options = dict(model_options or {})
+    torch.manual_seed(seed)
+    vqvae = VQVAE.named(model, in_channels=part.shape[0], **options)
+    try:
+        vqvae.code_shape(part.shape[1:])
+    except ValueError as error:
+        if note.get("size") is not None:
+            stride = f"a multiple of {vqvae.stride}, the model's stride"
+            raise ValueError(f"size is {note['size']}; want {stride}") from None
+        raise ValueError(f"the data doesn't fit the model: {error}; --size resizes images") from None
+    training: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
+    settings = {"data": note, "model": model, **options, "codebook": codebook, **training}
+    run.begin("vqvae", settings, ranks=ranks)
+    run.begin("data", found, ranks=ranks)
+
+    def train(state: Path) -> History:
+        return fit_vqvae(vqvae, part, codebook=codebook, state=state, ranks=ranks, **training)
+
+    _train_once(run, "vqvae", vqvae, ranks, train)
+    return load_model(run.folder, "vqvae", device=ranks.device)
+
+
+def train_prior(
+    run: Run,
+    *,
+    prior: str = "gated",
+    prior_options: Mapping[str, Any] | None = None,
+    use_labels: bool = True,
+    steps: int = 10_000,
+    batch_size: int = 64,
+    lr: float = 3e-4,
+    seed: int = 0,
+    ranks: Ranks = ALONE,
+) -> CausalPrior:
+    """Step 3: trains a prior on the codes of a run. A run in which that is done gives the prior back at once.
+
+    Args:
+        run: a run whose codes are encoded.
+        prior: ``"gated"`` (``PixelCNN``) or ``"residual"`` (``ResidualPixelCNN``).
+        prior_options: arguments of that class.
+        use_labels: whether the prior learns each class, where the codes have labels.
+        steps, batch_size, lr, seed, ranks: see ``train_vqvae``.
+
+    Returns:
+        The trained prior, in eval mode. It lies in ``prior.safetensors``, its curves in ``prior.png``.
+
+    Raises:
+        FileNotFoundError: the run has no VQ-VAE or no codes.
+        TypeError, ValueError: an argument is of the wrong type or out of range, a file is damaged, or the run
+            has a prior with other settings.
+    """
+    _check_seed(seed)
+    check_choice("prior", prior, PRIORS)
+    options = dict(prior_options or {})
+    unknown = options.keys() - inspect.signature(PRIORS[prior]).parameters.keys()
+    if unknown:
+        raise ValueError(f"{', '.join(sorted(unknown))}: not an option of the {prior} prior")
+    num_embeddings = load_model(run.folder, "vqvae").vq.num_embeddings
+    stage_codes(run, f"codes/{HELD_OUT}")  # refuses a run that isn't encoded to the end
+    indices, labels = stage_codes(run, f"codes/{TRAIN}").all()
+    labels = labels if use_labels else None
+    num_classes = None if labels is None else reopen_parts(run)[TRAIN].num_classes
+    torch.manual_seed(seed)
+    network = PRIORS[prior](num_embeddings, num_classes=num_classes, **options)
+    training: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
+    settings = {"codes": run.settings(f"codes/{TRAIN}"), "prior": prior, "num_classes": num_classes}
+    run.begin("prior", {**settings, **options, **training}, ranks=ranks)
+
+    def train(state: Path) -> History:
+        return fit_prior(network, indices, labels, state=state, ranks=ranks, **training)
+
+    _train_once(run, "prior", network, ranks, train)
+    return load_model(run.folder, "prior", device=ranks.device)
+
+
+def fit_vqvae(
+    model: VQVAE, dataset: Dataset, *, codebook: str, ranks: Ranks, steps: int, seed: int, **options: Any
+) -> History:
+    """Trains a VQ-VAE: squared error over the data's variance (as in the Keras example) and the layer's loss.
+
+    Args:
+        codebook: see ``train_vqvae``.
+        options: see ``fit``.
+
+    Returns:
+        The history: loss, mse (of values in 0..1) and perplexity.
+    """
+    check_choice("codebook", codebook, ("kmeans", "uniform"))
+    check_integer("steps", steps)
+    refits = {int(steps * share) for share in REFITS} if codebook == "kmeans" else ()
+    num_embeddings = model.vq.num_embeddings
+    subset = dataset.batch(range(0, len(dataset), -(-len(dataset) // 1000)))
+    variance = subset.double().var(correction=0).clamp(min=1e-6).item()
+
+    def metrics_of(step: int, numbers: Tensor) -> dict[str, Tensor]:
+        if step in refits:
+            _refit(model, subset, seed, ranks)
+        x = dataset.batch(numbers).to(ranks.device)
+        out = model(x)
+        mse = F.mse_loss(out.reconstruction, x)
+        return {
+            "loss": mse / variance + out.loss,
+            "mse": mse,
+            "perplexity": perplexity(out.indices, num_embeddings),
+        }
+
+    return fit(
+        model, metrics_of, len(dataset), ranks=ranks, label="VQ-VAE", steps=steps, seed=seed, **options
+    )
+
+
+@torch.no_grad()
+def _refit(model: VQVAE, items: Tensor, seed: int, ranks: Ranks) -> None:
+    """Fits the codebook to the encoder's output for some items, the same ones on every process."""
+    num_embeddings, codes = model.vq.num_embeddings, math.prod(model.code_shape(items.shape[2:]))
+    items = items[: max(8, 64 * num_embeddings // codes)]
+    model.eval()
+    z_e = torch.cat([model.encoder(batch.to(ranks.device)) for batch in torch.split(items, BATCH)])
+    model.train()
+    if z_e.isfinite().all():  # otherwise the loss isn't finite either, and tells the user
+        model.vq.set_codebook(kmeans(z_e.movedim(1, -1).flatten(0, -2), num_embeddings, seed))
+
+
+def fit_prior(
+    prior: CausalPrior, indices: Tensor, labels: Tensor | None, *, ranks: Ranks, **options: Any
+) -> History:
+    """Trains a prior on grids of codes by cross-entropy.
+
+    Args:
+        indices: int64 ``(N, H, W)``.
+        labels: int64 ``(N,)`` or None.
+        options: see ``fit``.
+
+    Returns:
+        The history: loss (nats for a code) and bits_per_code.
+    """
+
+    def metrics_of(step: int, numbers: Tensor) -> dict[str, Tensor]:
+        batch = indices[numbers].to(ranks.device)
+        logits = prior(batch, None if labels is None else labels[numbers].to(ranks.device))
+        loss = F.cross_entropy(logits, batch)
+        return {"loss": loss, "bits_per_code": loss.detach() / math.log(2)}
+
+    return fit(prior, metrics_of, len(indices), ranks=ranks, label="prior", **options)
+
+
+def _check_seed(seed: int) -> None:
+    check_integer("seed", seed, 0, 2**32 - 1)  # torch's generator would look at the low 32 bits only
+
+
+def _train_once(
+    run: Run, name: str, model: VQVAE | CausalPrior, ranks: Ranks, train: Callable[[Path], History]
+) -> None:
+    """Trains and saves a model, unless its weights are in the run."""
+    state = run.folder / f"{name}.state.safetensors"
+    if not (run.folder / f"{name}.safetensors").is_file():
+        model.to(ranks.device)
+        history = train(state)
+        if ranks.first:
+            write_json(run.folder / f"{name}.history.json", history)
+            write_file(run.folder / f"{name}.png", draw_curves(history, title=name))
+            save_model(run.folder, name, model)  # last: its presence says that the stage is done
+    if ranks.first:
+        state.unlink(missing_ok=True)
+    ranks.barrier()
