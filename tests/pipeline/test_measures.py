@@ -58,7 +58,9 @@ def test_bits_per_code(trained: Run, prior: CausalPrior, monkeypatch: pytest.Mon
     with pytest.raises(ValueError, match="bits per code: 14 items came for 45 numbers"):
         bits_per_code(prior, short)
     unlabelled = CodeGrids(45, "", lambda numbers: (indices[numbers.start : numbers.stop], None))
-    with pytest.raises(ValueError, match="labels"):
+    with pytest.raises(
+        ValueError, match=r"labels is None; want integers in 0\.\.2, since the prior has 3 classes"
+    ):
         bits_per_code(prior, unlabelled)
     with pytest.raises(ValueError, match="label is 3; the prior has 3 classes"):
         bits_per_code(prior, codes, label=3)
