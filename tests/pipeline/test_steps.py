@@ -203,7 +203,7 @@ def test_other_settings_are_refused(trained: Run, data: Path, vqvae: VQVAE, prio
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"model": "nonsense"}, "want one of paper|want 'paper'"),
+        ({"model": "nonsense"}, "model is 'nonsense'; want 'paper', "),
         ({"model_options": {"num_embeddings": 0}}, "num_embeddings is 0"),
         (
             {"model_options": {"num_downsamplings": 3}},

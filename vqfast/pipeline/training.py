@@ -17,7 +17,7 @@ from vqfast.data import Dataset
 from vqfast.data.protocol import BATCH
 from vqfast.files import write_file
 from vqfast.functional import perplexity
-from vqfast.models import VQVAE
+from vqfast.models import CONFIGS, VQVAE
 from vqfast.nn.kmeans import kmeans
 from vqfast.pipeline.checkpoint import load_model, save_model
 from vqfast.pipeline.codes import stage_codes
@@ -91,6 +91,7 @@ def train_vqvae(
     ['0000000.png', '0000001.png', '0000002.png', '0000003.png']
     """
     _check_seed(seed)
+    check_choice("model", model, CONFIGS)
     note = data_note(data, modality=modality, holdout=holdout, seed=seed, reading=reading or {})
     parts, found = open_parts(run, note, ranks)
     part = parts[TRAIN]
