@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -98,8 +100,17 @@ def same(
     return fast
 
 
-def curve(module: nn.Module, loss: Callable[[object, Tensor], Tensor], shape: tuple[int, ...]) -> list[float]:
-    """Losses of ten training steps of ``module`` and a scale before it; ``loss(returned, z)``."""
+def assert_same_curve(
+    slow: nn.Module, loss: Callable[[Any, Tensor], Tensor], shape: tuple[int, ...], rel: float = 1e-4
+) -> None:
+    """A module and its accelerated copy have the same losses, ``loss(returned, z)``, in ten training steps."""
+    fast = copy.deepcopy(slow)
+    vqfast.accelerate(fast)
+    assert _losses(fast, loss, shape) == pytest.approx(_losses(slow, loss, shape), rel=rel)
+
+
+def _losses(module: nn.Module, loss: Callable[[Any, Tensor], Tensor], shape: tuple[int, ...]) -> list[float]:
+    """A scale before the module learns too."""
     torch.manual_seed(2)
     scale = nn.Parameter(torch.ones(()))
     optimizer = torch.optim.Adam([scale, *module.parameters()], lr=0.01)

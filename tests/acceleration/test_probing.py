@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import vqfast
-from tests.acceleration.compare import curve, nearest, same, searches
+from tests.acceleration.compare import assert_same_curve, nearest, same, searches
 from tests.acceleration.quantisers import (
     ChannelsLast,
     D,
@@ -116,14 +116,7 @@ def test_codes_are_those_of_float64():
 
 @pytest.mark.parametrize("cls", [VectorQuantizer, VectorQuantizerEMA])
 def test_ten_steps_give_the_same_curve(cls):
-    slow = cls()
-    fast = copy.deepcopy(slow)
-    vqfast.accelerate(fast)
-    ours, theirs = (
-        curve(module, lambda out, z: (out[1] - z).square().mean() + out[0], (4, D, 5, 5))
-        for module in (fast, slow)
-    )
-    assert ours == pytest.approx(theirs, rel=1e-3)
+    assert_same_curve(cls(), lambda out, z: (out[1] - z).square().mean() + out[0], (4, D, 5, 5), rel=1e-3)
 
 
 def test_a_changed_setting_or_another_call_goes_to_the_original():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -46,3 +48,18 @@ def state(module: torch.nn.Module) -> dict[str, Tensor]:
 def assert_states_close(one: torch.nn.Module, other: torch.nn.Module, atol: float = 1e-12) -> None:
     for name, value in one.state_dict().items():
         torch.testing.assert_close(other.state_dict()[name], value, rtol=0, atol=atol, msg=name)
+
+
+def assert_copies_continue(make: Callable[[], torch.nn.Module]) -> None:
+    """A copied, a pickled and a loaded layer learn on from a batch to the same bits as the original."""
+    original = make()
+    original(torch.randn(20, 6))
+    loaded = make()
+    loaded.load_state_dict(original.state_dict())
+    batch = torch.randn(20, 6)
+    for one in (original, copy.deepcopy(original), pickle.loads(pickle.dumps(original)), loaded):
+        torch.manual_seed(5)
+        one(batch)
+        assert all(
+            torch.equal(value, one.state_dict()[name]) for name, value in original.state_dict().items()
+        )

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import copy
-import pickle
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.nn.layers import randn
+from tests.nn.layers import assert_copies_continue, randn
 from vqfast.nn import ResidualVQLayer
 
 OPTIONS = {
@@ -193,16 +193,7 @@ def test_dropout_waits_for_the_kmeans_start_and_follows_torchs_seed() -> None:
 
 @ALL
 def test_copies_continue_as_the_original(options) -> None:
-    make = {"num_quantizers": 3, "num_embeddings": 9, "embedding_dim": 6, "kmeans_init": True, **options}
-    rvq = ResidualVQLayer(**make)
-    rvq(torch.randn(20, 6))
-    twins = [copy.deepcopy(rvq), pickle.loads(pickle.dumps(rvq)), ResidualVQLayer(**make)]
-    twins[2].load_state_dict(rvq.state_dict())
-    batch = torch.randn(20, 6)
-    for one in (rvq, *twins):
-        torch.manual_seed(5)
-        one(batch)
-        assert all(torch.equal(value, one.state_dict()[name]) for name, value in rvq.state_dict().items())
+    assert_copies_continue(partial(ResidualVQLayer, 9, 6, 3, kmeans_init=True, **options))
 
 
 def test_bfloat16_vectors_are_coded_in_float32() -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import pickle
 import re
 from functools import partial
 
 import pytest
 import torch
 
-from tests.nn.layers import ALL, RULES
+from tests.nn.layers import ALL, RULES, assert_copies_continue
 from vqfast.nn import ResidualVQLayer, VQLayer
 from vqfast.nn.codebook import Codebook
 
@@ -25,19 +24,7 @@ def test_state_dict_keys_are_the_options_own() -> None:
 @ALL
 @pytest.mark.parametrize("kmeans_init", [False, True])
 def test_copies_continue_as_the_original(options, kmeans_init) -> None:
-    vq = VQLayer(9, 6, kmeans_init=kmeans_init, **options)
-    vq(torch.randn(20, 6))
-    twins = [
-        copy.deepcopy(vq),
-        pickle.loads(pickle.dumps(vq)),
-        VQLayer(9, 6, kmeans_init=kmeans_init, **options),
-    ]
-    twins[2].load_state_dict(vq.state_dict())
-    batch = torch.randn(20, 6)
-    for one in (vq, *twins):
-        torch.manual_seed(5)
-        one(batch)
-        assert all(torch.equal(value, one.state_dict()[name]) for name, value in vq.state_dict().items())
+    assert_copies_continue(partial(VQLayer, 9, 6, kmeans_init=kmeans_init, **options))
 
 
 @ALL
