@@ -76,7 +76,7 @@ def run_matrices() -> Matrices:
 def files_of(op: str) -> list[str]:
     """The files whose tests decide whether an op's kernels may be used."""
     if op == "sampler":
-        return [str(TESTS / "sampling" / "test_triton.py")]
+        return [str(TESTS / "sampling" / "executors" / "test_triton.py")]
     return [str(TESTS / "ops" / name) for name in (f"test_{op}.py", "test_triton_kernels.py")]
 
 

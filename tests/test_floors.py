@@ -34,7 +34,6 @@ LONG = {
     "masked_conv.cpp",
     "sampler.cpp",
     "test_masked_conv.py",
-    "test_sampler.py",
     "triton_kernels.py",
 }
 

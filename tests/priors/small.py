@@ -21,10 +21,23 @@ PRIORS: dict[str, tuple[type[CausalPrior], dict[str, int]]] = {
     ),
     "wavenet": (WaveNet, {"channels": 4, "num_layers": 4, "dilation_cycle": 3}),
 }
+MakePrior = Callable[..., CausalPrior]
+Conditioning = Callable[..., dict[str, Tensor]]
+CONDITIONS = [{}, {"num_classes": 3}, {"condition_channels": 2}, {"num_classes": 3, "condition_channels": 2}]
+BOTH = CONDITIONS[-1]
+SHAPES = {"gated": (3, 4), "residual": (3, 4), "wavenet": (12,)}  # twelve codes each
+SMALL = {"gated": (2, 2), "residual": (2, 2), "wavenet": (4,)}
+
+
+def some_known(prior: CausalPrior, num: int, shape: tuple[int, ...], density: float, seed: int) -> Tensor:
+    """Random codes, each kept with probability ``density``, the others -1."""
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(prior.num_embeddings, (num, *shape), generator=generator)
+    return codes.where(torch.rand(codes.shape, generator=generator) < density, -1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of priors on a CPU the Triton sampler takes those in the interpreter alone."""
+    """Leaves out tests of the Triton executor on a CPU, unless its kernels are interpreted."""
     if not registry.interpreted():
         items[:] = [item for item in items if "triton" not in asked(item) or "gpu" in item.name]
 
@@ -42,13 +55,13 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session", params=[name for name in registry.TABLE["sampler"] if name != "reference"])
 def executor(request: pytest.FixtureRequest) -> str:
-    """Every executor but the definition."""
+    """Every executor but the reference."""
     return request.param
 
 
 @pytest.fixture(scope="session")
 def make_prior() -> Callable[..., CausalPrior]:
-    """``make_prior(kind, **overrides)``: K = 5, float64, weights so large that codes and labels matter."""
+    """``make_prior(kind, **overrides)``: K = 5, float64, and weights large enough for codes to matter."""
 
     def make(kind: str, **overrides: Any) -> CausalPrior:
         torch.manual_seed(0)

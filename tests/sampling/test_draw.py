@@ -1,14 +1,18 @@
+"""The noise and the draw."""
+
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import scipy.stats
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from vqfast.sampling.draw import gumbel, philox
+from tests.sampling.chi_square import p_value
+from vqfast.sampling.draw import Draw, gumbel, philox
 
 WORD = st.integers(0, 2**32 - 1)
 SEED = st.integers(0, 2**64 - 1)
@@ -104,3 +108,43 @@ def test_no_two_draws_share_their_noise() -> None:
     noise = torch.stack([gumbel(s, numbers, torch.arange(40), 32) for s in (0, 1, 2**32, 2**33, 2**64 - 1)])
     groups = noise.unflatten(-1, (-1, 4)).flatten(0, -2)  # a counter's four words
     assert len(groups.unique(dim=0)) == len(groups)
+
+
+# The draw
+
+
+def support(logits: np.ndarray, temperature: float, top_k: int | None, top_p: float | None) -> set[int]:
+    """Codes that top_k, then top_p leave, by sorting."""
+    order = sorted(range(len(logits)), key=lambda code: (-logits[code], code))
+    if top_k is not None:
+        order = [code for code in order if logits[code] >= logits[order[min(top_k, len(order)) - 1]]]
+    weights = np.exp((logits[order] - logits.max()) / temperature)
+    if top_p is None:
+        return set(order)
+    enough = np.searchsorted(np.cumsum(weights) / weights.sum(), top_p * (1 - 1e-12))
+    return set(order[: enough + 1])
+
+
+LOGITS = {
+    "distinct": [0.3, -1.0, 2.0, 1.1, 0.0, 0.7, -0.2],
+    "ties": [1.0, 0.0, 1.0, 1.0, 0.5, 0.0, 0.5],
+    "flat": [0.0] * 7,
+}
+
+
+@pytest.mark.parametrize("logits", LOGITS.values(), ids=LOGITS)
+@pytest.mark.parametrize("temperature", [0.7, 1.5])
+@pytest.mark.parametrize("top_k", [None, 1, 2, 4, 7, 99])
+@pytest.mark.parametrize("top_p", [None, 0.05, 0.4, 0.8, 1.0])
+def test_draws_are_softmax_draws_of_what_top_k_and_top_p_leave(
+    logits: list[float], temperature: float, top_k: int | None, top_p: float | None
+) -> None:
+    num = 4000
+    draw = Draw(0, torch.arange(num), temperature, top_k, top_p)
+    codes = draw(torch.tensor(logits).expand(num, 7), draw.noise(0, 1, 7)[:, 0])
+    counts = torch.bincount(codes, minlength=7).numpy()
+    kept = support(np.array(logits), temperature, top_k, top_p)
+    assert set(codes.tolist()) == kept
+    weights = np.array([np.exp(logits[code] / temperature) if code in kept else 0 for code in range(7)])
+    if len(kept) > 1:
+        assert p_value(counts[weights > 0], weights[weights > 0] / weights.sum()) > 1e-4  # of 90 cases

@@ -21,7 +21,8 @@ from vqfast.sampling.executors.triton_tunings import Launch, Tuning
 
 MakePrior = Callable[..., CausalPrior]
 Conditioning = Callable[..., dict[str, Tensor]]
-HERE = Path(__file__).parent
+SAMPLING = Path(__file__).parents[1]
+ROOT = SAMPLING.parents[1]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 BOTH = {"num_classes": 3, "condition_channels": 2}
@@ -207,7 +208,7 @@ def test_it_is_refused_where_it_cannot_run(make_prior: MakePrior) -> None:
 def test_sampling_on_a_cpu_does_not_import_triton() -> None:
     code = "import sys, vqfast; vqfast.WaveNet(4, 4, 2).sample(1, (3,)); assert 'triton' not in sys.modules"
     clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=HERE.parents[1], env=clean)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=clean)
 
 
 @pytest.mark.slow
@@ -215,10 +216,11 @@ def test_sampling_on_a_cpu_does_not_import_triton() -> None:
 def test_matrix_passes_in_the_interpreter() -> None:
     pytest.importorskip("triton")
     chosen = f"test_triton or (triton and ({' or '.join(f'({each})' for each in QUICK)}))"
-    files = [str(HERE / f"test_{name}.py") for name in ("triton", "sampler", "program", "trace")]
+    names = ["executors/test_triton", "test_samples", "test_program", "trace/test_networks"]
+    files = [str(SAMPLING / f"{name}.py") for name in names]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *files, "-k", chosen, "--tb=short", "--maxfail=5"],
-        cwd=HERE.parents[1],
+        cwd=ROOT,
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

@@ -1,0 +1,157 @@
+"""Networks of other people as programs: every executor draws what their own loop draws."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from tests.sampling.trace import networks
+from tests.sampling.trace.cases import CASES, given_of, known_of, make_network, own_loop
+from tests.sampling.trace.networks import K
+from vqfast.priors import PixelCNN, program_of
+
+
+@pytest.mark.parametrize("case", CASES)
+@torch.no_grad()
+def test_traced_network_draws_what_its_own_loop_draws(case: str, executor: str) -> None:
+    network, (_, shape, options) = make_network(case), CASES[case]
+    prior = program_of(network, K, shape, **options)
+    shapes = [shape] if case == "conditioned" else [shape, tuple(n - 2 for n in shape)]
+    for shape in shapes:
+        expected = own_loop(network, case, 5, shape)
+        given = given_of(case, 5) | known_of(case, 5, shape)
+        assert torch.equal(prior.sample(5, shape, method=executor, batch_size=3, **given), expected)
+        assert torch.equal(prior.sample(5, shape, method="reference", **given), expected)
+        assert len(expected.unique(dim=0)) == 5
+
+
+@pytest.mark.slow
+@settings(derandomize=True, deadline=None, max_examples=20)
+@given(blocks=st.lists(st.sampled_from(networks.BLOCKS), min_size=1, max_size=6), seed=st.integers(0, 99))
+def test_any_stack_of_blocks_is_a_program(blocks: list[str], seed: int) -> None:
+    prior = program_of(networks.Stack(blocks, seed).double().eval(), K, (3, 4))
+    expected = prior.sample(4, (3, 4), method="reference")
+    for executor in ("torch", "auto"):
+        assert torch.equal(prior.sample(4, (3, 4), method=executor), expected)
+
+
+def test_traced_network_has_the_steps_of_a_lowered_one() -> None:
+    """The same layers as a PixelCNN's: no step, product or read more."""
+    prior = program_of(make_network("in-place-masks"), K, (4, 5), num_classes=3)
+    channels = prior.networks[0].embedding.embedding_dim
+    like = PixelCNN(
+        K, channels, 3, num_classes=3, kernel_size=3, first_kernel_size=3, head_channels=9
+    ).double()
+    costs = []
+    for each in (prior, like):
+        program, weights = each.lower()
+        read = {name for step in program.steps for name in (*(t.weight for t in step.terms), step.bias)}
+        costs.append(
+            (len(program.steps), program.phases(), sum(weights[name].numel() for name in read if name))
+        )
+    assert costs[0] == costs[1]
+
+
+class ByColumn(nn.Module):
+    """Generates column by column: sees the two columns to the left, and two codes above in its own column."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(K, 4)
+        self.columns = nn.Conv2d(4, 4, (3, 2))
+        self.above = nn.Conv2d(4, 4, (2, 1))
+        self.head = nn.Conv2d(4, K, 1)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        x = self.embedding(codes).permute(0, 3, 1, 2)
+        left = self.columns(F.pad(x, (2, 0, 1, 1)))[..., :-1]
+        above = self.above(F.pad(x, (0, 0, 2, 0)))[:, :, :-1]
+        return self.head((left + above).relu())
+
+
+@torch.no_grad()
+def test_network_of_another_order_is_told_and_samples_transposed(executor: str) -> None:
+    torch.manual_seed(0)
+    network = ByColumn().double().eval()
+    with pytest.raises(
+        ValueError, match=r"its output at \(0, 2\) sees the code at \(1, 1\); it generates column by"
+    ):
+        program_of(network, K, (4, 5))
+    prior = program_of(lambda codes: network(codes.mT).mT, K, (5, 4))
+    expected = prior.sample(5, (5, 4), method="reference")
+    assert torch.equal(prior.sample(5, (5, 4), method=executor), expected)
+    assert len(expected.unique(dim=0)) == 5
+
+
+class Careless(nn.Module):
+    """Sees below, attends, takes steps of two, and is noisy."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.embedding = nn.Embedding(K, 4)
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+        self.strided = nn.Conv2d(4, 4, 3, stride=2, padding=1)
+        self.head = nn.Conv2d(4, K, 1)
+        self.dropout = nn.Dropout()
+
+    def forward(self, codes: Tensor) -> Tensor:
+        x = self.embedding(codes).permute(0, 3, 1, 2)
+        if self.kind == "ahead":
+            x = self.conv(x)
+        x = F.pad(x, (0, 0, 1, 0))[:, :, :-1]
+        if self.kind == "several":
+            flat = x.flatten(2)
+            weights = flat.transpose(1, 2) @ flat  # line of attention
+            halved = self.strided(x)  # line of stride
+            x = weights.softmax(2).mean(2).view(len(x), 1, 4, 5) + x + F.interpolate(halved, size=(4, 5))
+        x = self.dropout(x)
+        logits = self.head(x)
+        return logits.softmax(1) if self.kind == "probabilities" else logits
+
+
+def line(text: str) -> str:
+    """``file:line`` of this file."""
+    lines = Path(__file__).read_text().splitlines()
+    return f"{Path(__file__).name}:{next(n for n, each in enumerate(lines, 1) if each.endswith(text))}"
+
+
+def test_all_that_is_missing_is_listed_with_its_lines() -> None:
+    with pytest.raises(ValueError, match="no sampling program can do this") as caught:
+        program_of(Careless("several").eval(), K, (4, 5))
+    message = str(caught.value)
+    assert f"{line('# line of attention')}: bmm" in message
+    assert f"{line('# line of stride')}: a convolution of stride [2, 2]" in message
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [
+        (
+            "ahead",
+            r"at .*test_networks\.py:\d+ reads a later .*; its output at \(1, 0\) sees the code at \(1, 1\)",
+        ),
+        ("probabilities", "softmax; return the logits"),
+        ("noisy", "dropout in training mode"),
+    ],
+)
+def test_network_that_no_program_samples_is_refused(kind: str, error: str) -> None:
+    with pytest.raises(ValueError, match=error):
+        program_of(Careless(kind).train(kind == "noisy"), K, (4, 5))
+
+
+def test_logits_that_see_their_own_code_are_refused() -> None:
+    network = nn.Sequential(nn.Embedding(K, K))
+    with pytest.raises(
+        ValueError, match=r"the code that they are for; its output at \(0,\) sees the code at \(0,\)"
+    ):
+        program_of(lambda codes: network(codes).transpose(1, 2), K, (6,))
+    prior = program_of(lambda codes: network(codes).transpose(1, 2), K, (6,), predicts="next")
+    with pytest.raises(ValueError, match="known lacks first codes"):
+        prior.sample(2, (6,))
