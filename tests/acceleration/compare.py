@@ -103,7 +103,7 @@ def same(
 def assert_same_curve(
     slow: nn.Module, loss: Callable[[Any, Tensor], Tensor], shape: tuple[int, ...], rel: float = 1e-4
 ) -> None:
-    """A module and its accelerated copy have the same losses, ``loss(returned, z)``, in ten training steps."""
+    """A module and its accelerated copy have equal losses, ``loss(returned, z)``, in ten training steps."""
     fast = copy.deepcopy(slow)
     vqfast.accelerate(fast)
     assert _losses(fast, loss, shape) == pytest.approx(_losses(slow, loss, shape), rel=rel)
