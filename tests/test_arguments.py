@@ -10,6 +10,7 @@ import torch
 
 from vqfast.models import VQVAE
 from vqfast.nn import MaskedConv1d, MaskedConv2d, ResidualVQLayer, VQLayer
+from vqfast.priors import PixelCNN, ResidualPixelCNN, WaveNet
 
 VALID: dict[type, dict[str, Any]] = {
     VQLayer: {"num_embeddings": 8, "embedding_dim": 4},
@@ -17,6 +18,16 @@ VALID: dict[type, dict[str, Any]] = {
     MaskedConv1d: {"in_channels": 2, "out_channels": 4, "kernel_size": 3},
     MaskedConv2d: {"in_channels": 2, "out_channels": 4, "kernel_size": 3},
     VQVAE: {"hidden_channels": 8, "num_embeddings": 8},
+    PixelCNN: {"num_embeddings": 8, "channels": 4, "num_layers": 1, "first_kernel_size": 3},
+    ResidualPixelCNN: {"num_embeddings": 8, "channels": 4, "first_kernel_size": 3},
+    WaveNet: {"num_embeddings": 8, "channels": 4, "num_layers": 2},
+}
+# sizes that have a default; all other arguments with a default are keywords
+DEFAULT_SIZES: dict[type, tuple[str, ...]] = {kind: () for kind in VALID} | {
+    VQVAE: ("architecture",),
+    PixelCNN: ("num_embeddings", "channels", "num_layers"),
+    ResidualPixelCNN: ("num_embeddings", "channels", "num_residual_blocks", "num_layers"),
+    WaveNet: ("num_embeddings", "channels", "num_layers"),
 }
 NAN, INFINITY = float("nan"), float("inf")
 HUGE = 10**400  # too large for a float and for torch's sizes
@@ -36,6 +47,8 @@ DOCUMENTED: dict[str, list[Any]] = {
     "learnable": [True],
     "shared_codebook": [True],
     "quantize_dropout": [True],
+    "kernel_size": [],  # mask type A hides the only position of a kernel of one
+    "first_kernel_size": [],
     "mask_type": [],
     "stack": [],
     "bias": [True],
@@ -44,11 +57,13 @@ DOCUMENTED: dict[str, list[Any]] = {
     "ndim": [1],
     "hidden_channels": [None, 1],
     "num_downsamplings": [None, 1],
-    "num_residual_blocks": [None, 0, 1],
+    "VQVAE.num_residual_blocks": [None, 0, 1],
+    "num_classes": [None, 1],
+    "condition_channels": [0, 1],
     "device": [None],
     "dtype": [None],
 }
-NOT_HERE = {"kernel_size": [1], "device": [0, 1]}  # mask A hides a kernel of one; there may be such a device
+ELSEWHERE: dict[str, list[Any]] = {"device": [0, 1]}  # which exist on some machines
 
 
 def cases() -> list[Any]:
@@ -64,9 +79,9 @@ def among(value: object, values: list[Any]) -> bool:
 def test_a_wrong_value_is_named_and_a_documented_one_builds(kind: type, name: str) -> None:
     for value in VALUES:
         arguments = {**VALID[kind], name: value}
-        if among(value, NOT_HERE.get(name, [])):
+        if among(value, ELSEWHERE.get(name, [])):
             continue
-        if among(value, DOCUMENTED.get(name, [1])):
+        if among(value, DOCUMENTED.get(f"{kind.__name__}.{name}", DOCUMENTED.get(name, [1]))):
             kind(**arguments)
             continue
         with pytest.raises((TypeError, ValueError)) as error:
@@ -87,7 +102,7 @@ def test_options_are_keywords_of_one_order_and_say_where_last(kind: type) -> Non
     parameters = inspect.signature(kind).parameters
     assert list(parameters)[-2:] == ["device", "dtype"]
     for parameter in parameters.values():
-        positional = parameter.default is parameter.empty or parameter.name == "architecture"
+        positional = parameter.default is parameter.empty or parameter.name in DEFAULT_SIZES[kind]
         assert parameter.kind is (
             parameter.POSITIONAL_OR_KEYWORD if positional else parameter.KEYWORD_ONLY
         ), parameter
