@@ -168,7 +168,7 @@ def check_floating(optional: Collection[str] = (), /, **tensors: Tensor | None) 
         TypeError: a value isn't a dense tensor or has another dtype.
         ValueError: a tensor is on another device than the first.
     """
-    device = None
+    device, leader = None, ""
     for name, value in tensors.items():
         if value is None and name in optional:
             continue

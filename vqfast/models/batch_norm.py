@@ -21,8 +21,8 @@ class _SumOverRanks(torch.autograd.Function):
         return x
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return _sum_over_ranks(grad)
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        return _sum_over_ranks(*grad_outputs)
 
 
 def _sum_over_ranks(x: Tensor) -> Tensor:
@@ -41,19 +41,14 @@ class BatchNorm2d(nn.BatchNorm2d):
         ValueError: the input hasn't four dimensions, or has one value a channel in training in one process.
     """
 
-    running_mean: Tensor
-    running_var: Tensor
-    num_batches_tracked: Tensor
-    momentum: float
-
     def __init__(self, num_features: int) -> None:
         super().__init__(num_features)  # affine, with running statistics: forward relies on both
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         if not (self.training and ranks.several()):
-            return super().forward(x)
-        self._check_input_dim(x)
-        y = x.to(torch.promote_types(x.dtype, torch.float32)).movedim(1, -1)
+            return super().forward(input)
+        self._check_input_dim(input)
+        y = input.to(torch.promote_types(input.dtype, torch.float32)).movedim(1, -1)
         local = torch.cat([y.sum((0, 1, 2)), y.new_tensor([y[..., 0].numel()])])
         sums = _sum_over_ranks(local)
         count = sums[-1:]
@@ -62,8 +57,9 @@ class BatchNorm2d(nn.BatchNorm2d):
         var = _sum_over_ranks(y.square().sum((0, 1, 2))) / count
         with torch.no_grad():
             unbiased = var * count / (count - 1)
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-            self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
-            self.num_batches_tracked.add_(1)
-        y = y * (var + self.eps).rsqrt() * self.weight + self.bias
-        return y.movedim(-1, 1).to(x.dtype)
+            own: Any = self  # torch's annotations leave these optional
+            own.running_mean.lerp_(mean.to(own.running_mean.dtype), own.momentum)
+            own.running_var.lerp_(unbiased.to(own.running_var.dtype), own.momentum)
+            own.num_batches_tracked.add_(1)
+        normalised: Tensor = y * (var + self.eps).rsqrt() * self.weight + self.bias
+        return normalised.movedim(-1, 1).to(input.dtype)

@@ -36,12 +36,12 @@ def masked_statistics(
     Returns:
         ``counts (C, K)``, int64, and ``sums (C, K, D)``, float32 or wider.
     """
-    _, books, dim = vectors.shape
+    _, num_codebooks, dim = vectors.shape
     # each codebook has one bin more, for hidden vectors
-    first_bins = torch.arange(books, device=vectors.device) * (num_embeddings + 1)
+    first_bins = torch.arange(num_codebooks, device=vectors.device) * (num_embeddings + 1)
     bins = (torch.where(mask.unsqueeze(1), indices, num_embeddings) + first_bins).flatten()
     flat = vectors.reshape(-1, dim)
     flat = flat.to(torch.promote_types(flat.dtype, torch.float32))
-    counts = bins.new_zeros(books * (num_embeddings + 1)).index_add_(0, bins, torch.ones_like(bins))
+    counts = bins.new_zeros(num_codebooks * (num_embeddings + 1)).index_add_(0, bins, torch.ones_like(bins))
     sums = flat.new_zeros(len(counts), dim).index_add_(0, bins, flat)
-    return counts.view(books, -1)[:, :-1], sums.view(books, -1, dim)[:, :-1]
+    return counts.view(num_codebooks, -1)[:, :-1], sums.view(num_codebooks, -1, dim)[:, :-1]

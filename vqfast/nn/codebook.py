@@ -343,7 +343,9 @@ class Codebook(nn.Module):
         if start is not None and (gathered(self.codebook.detach()) != start).any():
             destination[prefix + "initialised"] = torch.ones_like(self.initialised)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
         """Loads a state, also one of a layer with other options."""
         names = {prefix + name for name in (*STATISTICS, "initialised")}
         own = {name for name in names if name.removeprefix(prefix) in self._buffers}
@@ -354,6 +356,6 @@ class Codebook(nn.Module):
         if isinstance(codebook, Tensor) and codebook.shape == self.codebook.shape:
             fresh = {**self._fresh(codebook), "initialised": torch.ones((), device=codebook.device)}
             state |= {name: fresh[name.removeprefix(prefix)] for name in own - state.keys()}
-        super()._load_from_state_dict(state, prefix, *args)
+        super()._load_from_state_dict(state, prefix, *args, **kwargs)
         if codebook is not None and self.kmeans_init and not self.initialised.is_meta:
             self._mark(initialised=bool(self.initialised))

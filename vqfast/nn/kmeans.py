@@ -125,8 +125,8 @@ def kmeans_of_ranks(
     if not len(joined):
         raise ValueError(f"z_e has shape {tuple(vectors.shape)} and no finite vector to start k-means from")
     num = codebook.shape[-2]
-    books = [kmeans(x, num, seed, cosine=cosine) for x in joined.unbind(1)]
-    return ranks.from_first(torch.stack(books)).view(codebook.shape).to(codebook.dtype)
+    codebooks = [kmeans(x, num, seed, cosine=cosine) for x in joined.unbind(1)]
+    return ranks.from_first(torch.stack(codebooks)).view(codebook.shape).to(codebook.dtype)
 
 
 @kmeans_of_ranks.register_fake

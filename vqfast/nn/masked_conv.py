@@ -110,7 +110,8 @@ class MaskedConv2d(nn.Module):
 
     @property
     def _kernel(self) -> tuple[int, int]:
-        return (1, *self.weight.shape[2:])[-2:]
+        height, width = (1, *self.weight.shape[2:])[-2:]
+        return height, width
 
     @property
     def taps(self) -> int:

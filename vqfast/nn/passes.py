@@ -33,13 +33,14 @@ def recall(layer: nn.Module, learns: bool) -> Any:
     if task == -1:
         return None
     first, again = _checkpoints(sys._getframe(1))
-    notes = vars(again).get("vqfast_notes", ()) if again is not None else ()
-    reading, position = vars(again).get("vqfast_reading", (task, 0)) if notes else (task, 0)
-    position = position if reading == task else 0
-    if position < len(notes) and notes[position][0] is layer:
-        again.vqfast_reading = task, position + 1
-        _leave(first, notes[position])
-        return notes[position][1]
+    if again is not None:
+        notes = vars(again).get("vqfast_notes", ())
+        reading, position = vars(again).get("vqfast_reading", (task, 0))
+        position = position if reading == task else 0
+        if position < len(notes) and notes[position][0] is layer:
+            again.vqfast_reading = task, position + 1
+            _leave(first, notes[position])
+            return notes[position][1]
     if learns:
         raise RuntimeError(
             f"{type(layer).__name__} learns in forward and runs in a backward pass other than that of "
@@ -53,7 +54,8 @@ def note(layer: nn.Module, kept: Callable[[], Any]) -> None:
     if torch.compiler.is_compiling():
         return
     # every checkpoint sets one of these; looking at the stack takes longer
-    if not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks  # pyright: ignore[reportAttributeAccessIssue]
+    if not torch.is_grad_enabled() or hooks(True) is not None:
         first, _ = _checkpoints(sys._getframe(1))
         if first:
             _leave(first, (layer, kept()))

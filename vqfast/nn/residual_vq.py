@@ -275,8 +275,8 @@ class ResidualVQLayer(nn.Module):
         """
         residual, indices = self._vectors(z_e, mask), []
         if self.stages[0].metric == "l2":
-            books = [self._stage(q).codebook for q in range(self.num_quantizers)]
-            found = functional.residual_codes(residual, books, channel_dim=self.projection.dim)
+            codebooks = [self._stage(q).codebook for q in range(self.num_quantizers)]
+            found = functional.residual_codes(residual, codebooks, channel_dim=self.projection.dim)
             return found if mask is None else torch.where(mask.unsqueeze(-1), found, -1)
         for q in range(self.num_quantizers):
             stage = self._stage(q)
@@ -362,8 +362,10 @@ class ResidualVQLayer(nn.Module):
         moves = moves and kept is None
         # a copy, as a codebook may move before backward; stages that share one are an expanded view
         held = [stage.held(kept and kept.stages[q]) for q, stage in enumerate(self.stages)]
-        books = passes.first(torch.stack(held), moves).expand(self.num_quantizers, -1, -1)
-        out = functional.residual_quantize(z, books, channel_dim=self.projection.dim, return_statistics=moves)
+        codebooks = passes.first(torch.stack(held), moves).expand(self.num_quantizers, -1, -1)
+        out = functional.residual_quantize(
+            z, codebooks, channel_dim=self.projection.dim, return_statistics=moves
+        )
         straight = self.gradient == "straight-through"
         quantized = out.quantized
         quantized = quantized if straight else pass_gradient(z, quantized, self.gradient, self.projection.dim)

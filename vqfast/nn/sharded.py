@@ -67,7 +67,8 @@ def _parts(module: nn.Module, name: str) -> Iterator[Tensor]:
 
 def gathered(tensor: Tensor) -> Tensor:
     """The whole tensor on every rank, of a tensor that may be sharded."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    full_tensor: Callable[[], Tensor] | None = getattr(tensor, "full_tensor", None)
+    return tensor if full_tensor is None else full_tensor()
 
 
 def write(module: nn.Module, name: str, value: Tensor, where: Tensor | None = None) -> None:

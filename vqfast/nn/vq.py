@@ -339,10 +339,10 @@ class VQLayer(Codebook):
 
     def _flat(self, z: Tensor, dim: int, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Vectors ``(N, C, D)`` and mask ``(N,)`` as in ``Batch``; heads that share a codebook multiply N."""
-        books = self.heads if self.separate else 1
+        num_codebooks = self.heads if self.separate else 1
         if mask is not None:
-            mask = mask.flatten().repeat_interleave(self.heads // books)
-        return z.movedim(dim, -1).reshape(-1, books, self.codebook_dim), mask
+            mask = mask.flatten().repeat_interleave(self.heads // num_codebooks)
+        return z.movedim(dim, -1).reshape(-1, num_codebooks, self.codebook_dim), mask
 
     def _nearest(
         self, z: Tensor, dim: int, mask: Tensor | None, kept: Kept | None = None, statistics: bool = False
