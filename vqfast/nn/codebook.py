@@ -20,6 +20,7 @@ from vqfast.checks import (
     check_placement,
 )
 from vqfast.functional import unit
+from vqfast.functional.nearest import METRICS
 from vqfast.nn import passes, ranks
 from vqfast.nn.batch import Batch
 from vqfast.nn.kmeans import draw_seed, kmeans_of_ranks
@@ -91,7 +92,7 @@ class Codebook(nn.Module):
         check_number("decay", decay, above=0, below=1, optional=True)
         check_number("eps", eps, above=0)
         check_number("revive_below", revive_below, minimum=0)
-        check_choice("metric", metric, ("l2", "cosine"))
+        check_choice("metric", metric, METRICS)
         check_flags(kmeans_init=kmeans_init, learnable=learnable)
         self.num_embeddings = shape[-2]
         self.decay, self.eps, self.metric, self.learnable = decay, eps, metric, learnable
@@ -125,7 +126,7 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def set_codebook(self, codebook: Tensor) -> None:
-        """Replaces the code vectors and restarts the moving average from them, as if each had been seen once.
+        """Replaces the code vectors and restarts the moving average from them.
 
         Args:
             codebook: floating point ``(K, D)``, or ``(heads, K, D)`` for separate codebooks, on the device of
@@ -168,7 +169,7 @@ class Codebook(nn.Module):
         they may move in place while backward still needs them.
         """
         moves = kept is None and (self.decay is not None or self.revive_below)
-        codebook = passes.first(self.codebook.clone(), self.follows) if moves else self.held(kept)
+        codebook = passes.once(self.codebook.clone(), self.follows) if moves else self.held(kept)
         return unit(codebook) if self.metric == "cosine" else codebook
 
     @property

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from vqfast.checks import check_sizes
 from vqfast.functional import nearest_code, quantize, unit
 from vqfast.nn import ranks
 
@@ -17,7 +18,7 @@ LARGE = 40  # binary exponent from which on sums of squares could overflow float
 
 @torch.no_grad()
 def kmeans(
-    x: Tensor, num_embeddings: int, seed: int = 0, iterations: int = 10, cosine: bool = False
+    vectors: Tensor, num_embeddings: int, *, seed: int = 0, iterations: int = 10, cosine: bool = False
 ) -> Tensor:
     """A codebook fitted to vectors by Lloyd's algorithm from k-means++ seeds.
 
@@ -25,21 +26,20 @@ def kmeans(
     them is a code vector, and the other code vectors stand near them, all different.
 
     Args:
-        x: floating point ``(N, D)``, finite.
+        vectors: floating point ``(N, D)``, finite.
         num_embeddings: K.
-        cosine: whether the code vectors have length 1, for ``x`` of length 1 (spherical k-means).
+        cosine: whether the code vectors have length 1, for vectors of length 1 (spherical k-means).
 
     Returns:
-        ``(K, D)``, of the dtype of ``x``, float32 at the least.
+        ``(K, D)``, of the dtype of ``vectors``, float32 at the least.
 
     Raises:
-        ValueError: ``x`` isn't ``(N, D)`` with N, D >= 1, or K is below 1.
+        ValueError: ``vectors`` isn't ``(N, D)`` with N, D >= 1, or K is below 1.
     """
-    if x.ndim != 2 or x.numel() == 0 or num_embeddings < 1:
-        raise ValueError(
-            f"x has shape {tuple(x.shape)}, num_embeddings is {num_embeddings}; want (N, D), K >= 1"
-        )
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    check_sizes(num_embeddings=num_embeddings)
+    if vectors.ndim != 2 or vectors.numel() == 0:
+        raise ValueError(f"vectors has shape {tuple(vectors.shape)}; want (N, D) with N, D >= 1")
+    x = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
     _, exponent = math.frexp(float(x.abs().max()))
     scale = 2.0 ** min(0, LARGE - exponent)  # multiplying by a power of two is exact
     x = x * scale
@@ -125,7 +125,7 @@ def kmeans_of_ranks(
     if not len(joined):
         raise ValueError(f"z_e has shape {tuple(vectors.shape)} and no finite vector to start k-means from")
     num = codebook.shape[-2]
-    codebooks = [kmeans(x, num, seed, cosine=cosine) for x in joined.unbind(1)]
+    codebooks = [kmeans(own, num, seed=seed, cosine=cosine) for own in joined.unbind(1)]
     return ranks.from_first(torch.stack(codebooks)).view(codebook.shape).to(codebook.dtype)
 
 

@@ -89,10 +89,9 @@ class MaskedConv2d(nn.Module):
         check_flags(bias=bias)
         check_activation(activation, out_channels)
         check_placement(device, dtype)
-        if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size is {kernel_size}; want an odd number")
-        if mask_type == "A" and kernel_size == 1:
-            raise ValueError("kernel_size is 1; want 3 or more, as mask type 'A' hides the only position")
+        minimum = 3 if mask_type == "A" else 1  # mask A hides the only position of a kernel of one
+        if kernel_size % 2 == 0 or kernel_size < minimum:
+            raise ValueError(f"kernel_size is {kernel_size}; want an odd integer, {minimum} or more")
         kernel = functional.kernel_shape(kernel_size, mask_type, stack)[-self.ndim :]
         self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel_size
         self.mask_type, self.stack, self.dilation, self.activation = mask_type, stack, dilation, activation
@@ -103,7 +102,7 @@ class MaskedConv2d(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws weight and bias uniformly within ``1 / sqrt(fan in)``, of which visible taps count only."""
+        """Draws weight and bias uniformly within ``1 / sqrt(fan in)``; only visible taps count."""
         bound = 1 / math.sqrt(max(1, self.taps) * self.weight.shape[1])
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound)

@@ -32,14 +32,14 @@ def recall(layer: nn.Module, learns: bool) -> Any:
     task = torch._C._current_graph_task_id()
     if task == -1:
         return None
-    first, again = _checkpoints(sys._getframe(1))
-    if again is not None:
-        notes = vars(again).get("vqfast_notes", ())
-        reading, position = vars(again).get("vqfast_reading", (task, 0))
+    running, recomputing = _checkpoints(sys._getframe(1))
+    if recomputing is not None:
+        notes = vars(recomputing).get("vqfast_notes", ())
+        reading, position = vars(recomputing).get("vqfast_reading", (task, 0))
         position = position if reading == task else 0
         if position < len(notes) and notes[position][0] is layer:
-            again.vqfast_reading = task, position + 1
-            _leave(first, notes[position])
+            recomputing.vqfast_reading = task, position + 1
+            _leave(running, notes[position])
             return notes[position][1]
     if learns:
         raise RuntimeError(
@@ -56,9 +56,9 @@ def note(layer: nn.Module, kept: Callable[[], Any]) -> None:
     # every checkpoint sets one of these; looking at the stack takes longer
     hooks = torch._C._autograd._top_saved_tensors_default_hooks  # pyright: ignore[reportAttributeAccessIssue]
     if not torch.is_grad_enabled() or hooks(True) is not None:
-        first, _ = _checkpoints(sys._getframe(1))
-        if first:
-            _leave(first, (layer, kept()))
+        running, _ = _checkpoints(sys._getframe(1))
+        if running:
+            _leave(running, (layer, kept()))
 
 
 def _leave(checkpoints: list[Any], entry: tuple[nn.Module, Any]) -> None:
@@ -67,28 +67,26 @@ def _leave(checkpoints: list[Any], entry: tuple[nn.Module, Any]) -> None:
 
 
 def _checkpoints(frame: FrameType | None) -> tuple[list[Any], Any]:
-    """The checkpoints around ``frame`` that run for the first time, and the one that recomputes, or None."""
-    first = []
+    """The checkpoints around ``frame`` that run for the first time, and the one that recomputes, if any."""
+    running = []
     while frame is not None:
         code = frame.f_code
         if code.co_filename == _FIRST.co_filename:
             if code is _FIRST:
-                first.append(frame.f_locals["ctx"])
+                running.append(frame.f_locals["ctx"])
             elif code is _AGAIN:
-                return first, frame.f_locals["ctx"]
+                return running, frame.f_locals["ctx"]
             elif code.co_name == "checkpoint" and "gen" in frame.f_locals:
-                first.append(frame.f_locals["gen"].gi_frame.f_locals["new_frame"])
+                running.append(frame.f_locals["gen"].gi_frame.f_locals["new_frame"])
             elif code.co_name == "unpack_hook" and "frame" in frame.f_locals:
-                return first, frame.f_locals["frame"]
+                return running, frame.f_locals["frame"]
         frame = frame.f_back
-    return first, None
+    return running, None
 
 
-def first(copy: Tensor, moves: bool) -> Tensor:
-    """``copy``, of a codebook that the pass ``moves``; a compiled graph, which leaves no notes, then refuses
-    to be recomputed.
-    """
-    return first_pass(copy) if moves and torch.compiler.is_compiling() else copy
+def once(codebook: Tensor, moves: bool) -> Tensor:
+    """``codebook``; a compiled graph, which leaves no notes, refuses to be recomputed if it ``moves`` it."""
+    return first_pass(codebook) if moves and torch.compiler.is_compiling() else codebook
 
 
 @torch.library.custom_op("vqfast::first_pass", mutates_args=())

@@ -362,7 +362,7 @@ class ResidualVQLayer(nn.Module):
         moves = moves and kept is None
         # a copy, as a codebook may move before backward; stages that share one are an expanded view
         held = [stage.held(kept and kept.stages[q]) for q, stage in enumerate(self.stages)]
-        codebooks = passes.first(torch.stack(held), moves).expand(self.num_quantizers, -1, -1)
+        codebooks = passes.once(torch.stack(held), moves).expand(self.num_quantizers, -1, -1)
         out = functional.residual_quantize(
             z, codebooks, channel_dim=self.projection.dim, return_statistics=moves
         )

@@ -53,9 +53,8 @@ class VQLayer(Codebook):
     codebook follows an exponential moving average (appendix A.1) and the first term is left out.
 
     The moving average is kept in float32 at the least. Code vectors that are copied or loaded into
-    ``codebook``
-    stay: learning goes on from them, and no k-means start overwrites them. A state of a layer with other
-    options loads; what is missing in it starts anew from its codebook.
+    ``codebook`` stay: learning goes on from them, and no k-means start overwrites them. A state of a layer
+    with other options loads; what is missing in it starts anew from its codebook.
 
     Under torch.distributed the moving average, k-means and revival see the joined batch of all ranks, of
     which a rank may have any share, or nothing. The loss is the mean over this rank's vectors. Where shares

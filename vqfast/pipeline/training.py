@@ -216,7 +216,7 @@ def _refit(model: VQVAE, items: Tensor, seed: int, ranks: Ranks) -> None:
     z_e = torch.cat([model.encoder(batch.to(ranks.device)) for batch in torch.split(items, BATCH)])
     model.train()
     if z_e.isfinite().all():  # otherwise the loss isn't finite either, and tells the user
-        model.vq.set_codebook(kmeans(z_e.movedim(1, -1).flatten(0, -2), num_embeddings, seed))
+        model.vq.set_codebook(kmeans(z_e.movedim(1, -1).flatten(0, -2), num_embeddings, seed=seed))
 
 
 def fit_prior(
