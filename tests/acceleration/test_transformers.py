@@ -256,9 +256,8 @@ def test_glm_image_without_gradients_does_what_it_does_with_them():
 
 
 def test_ten_steps_give_the_same_curve():
-    assert_same_curve(
-        quantiser("chameleon"), lambda out, z: (out[0] - z).square().mean() + out[1], (4, 16, 4, 5)
-    )
+    module = quantiser("chameleon")
+    assert_same_curve(module, lambda out, z: (out[0] - z).square().mean() + out[1], (4, 16, 4, 5))
 
 
 def test_accelerating_fills_no_cache_of_a_mimi_that_gets_its_weights_later():

@@ -186,11 +186,8 @@ def test_layers_made_of_it():
 
 
 def test_ten_steps_give_the_same_curve():
-    assert_same_curve(
-        library.ResidualVQ(dim=16, num_quantizers=3, codebook_size=32),
-        lambda out, z: (out[0] - z).square().mean() + out[2].sum(),
-        (2, 100, 16),
-    )
+    layer = library.ResidualVQ(dim=16, num_quantizers=3, codebook_size=32)
+    assert_same_curve(layer, lambda out, z: (out[0] - z).square().mean() + out[2].sum(), (2, 100, 16))
 
 
 @pytest.mark.parametrize("cosine", [False, True])

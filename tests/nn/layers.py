@@ -57,9 +57,10 @@ def assert_copies_continue(make: Callable[[], torch.nn.Module]) -> None:
     loaded = make()
     loaded.load_state_dict(original.state_dict())
     batch = torch.randn(20, 6)
+    states = []
     for one in (original, copy.deepcopy(original), pickle.loads(pickle.dumps(original)), loaded):
         torch.manual_seed(5)
         one(batch)
-        assert all(
-            torch.equal(value, one.state_dict()[name]) for name, value in original.state_dict().items()
-        )
+        states.append(one.state_dict())
+    for name, value in states[0].items():
+        assert all(torch.equal(value, other[name]) for other in states[1:]), name
