@@ -9,6 +9,8 @@ import vqfast
 
 project = "vqfast"
 version = release = vqfast.__version__
+highlight_language = "text"
+html_show_copyright = False
 html_title = f"vqfast {release}"
 extensions = [
     "myst_parser",

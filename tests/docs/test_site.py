@@ -12,6 +12,7 @@ import pytest
 
 import vqfast
 from tests.docs.pages import PAGES, ROOT
+from tests.test_floors import FLOORS
 from vqfast import functional
 
 
@@ -34,10 +35,18 @@ def test_the_api_pages_have_every_public_name(site: Path) -> None:
 
 
 def test_files_that_are_named_exist() -> None:
-    """Links between files, and paths in code spans that begin with a folder of the project."""
+    """Links between files, and paths that begin with a folder of the project."""
     for page in PAGES:
         text = page.read_text()
         links = {page.parent / link for link in re.findall(r"\]\((?!https?:|#)([^)#]+)(?:#[^)]*)?\)", text)}
-        paths = re.findall(r"`((?:vqfast|csrc|docs|tests|benchmarks|examples)/[\w./-]+)`", text)
+        paths = re.findall(r"(?<![\w/.-])((?:vqfast|csrc|docs|tests|benchmarks|examples)/[\w./-]*\w)", text)
         missing = {str(path) for path in links | {ROOT / path for path in paths} if not path.exists()}
         assert not missing, page
+
+
+def test_the_drawn_house_is_the_one_that_stands() -> None:
+    """The floors on the page are those that the imports are held to."""
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    drawn = re.findall(r"^ +(\d+)   ([\w.]+)/? ", page, re.MULTILINE)
+    wanted = [(str(len(FLOORS) - depth), room) for depth, rooms in enumerate(FLOORS) for room in rooms]
+    assert [(floor, room.removesuffix(".py")) for floor, room in drawn] == wanted
