@@ -105,7 +105,7 @@ def test_a_temporary_name_that_is_taken_is_no_way_in(
     assert victim.read_bytes() == b"precious"
 
 
-def test_what_killed_processes_left_goes(tmp_path: Path) -> None:
+def test_files_that_killed_processes_left_are_removed(tmp_path: Path) -> None:
     for name in (".vqfast-0123.tmp", ".other.tmp", "a.tmp"):
         (tmp_path / name).write_bytes(b"")
     remove_leftovers(tmp_path)
@@ -139,7 +139,7 @@ def test_no_lock_but_a_regular_file(tmp_path: Path, victim: Path, kind: str) -> 
     )
 
 
-def test_a_lock_is_one_processs(tmp_path: Path) -> None:
+def test_a_lock_belongs_to_one_process(tmp_path: Path) -> None:
     path = tmp_path / ".lock"
     path.write_bytes(b"kept")
     held = take_lock(path)

@@ -170,7 +170,7 @@ def test_cosine_metric_finds_the_smallest_angle(lead, dtype) -> None:
 
 
 @pytest.mark.parametrize("scale", [1e-18, 1e18])
-def test_cosine_metric_at_any_magnitude_and_with_codes_of_almost_one_direction(scale) -> None:
+def test_cosine_metric_at_any_magnitude_and_with_codes_of_nearly_equal_direction(scale) -> None:
     x, codebook = torch.randn(200, 5), torch.randn(1, 5) + 1e-3 * torch.randn(50, 5)
     want = cosines(x, codebook).argmax(-1)
     assert (nearest_code(x * scale, codebook, metric="cosine") == want).float().mean() > 0.99
@@ -199,7 +199,7 @@ def test_distance_is_euclidean_and_exact_far_from_zero(offset) -> None:
 
 
 @pytest.mark.parametrize("metric", ["l2", "cosine"])
-def test_distance_of_a_bad_row_is_nan_and_of_the_others_differentiable(metric) -> None:
+def test_distance_is_nan_for_a_bad_vector_and_differentiable_for_the_others(metric) -> None:
     x, codebook = torch.randn(4, 3, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
     x[1, 2], x[2, 0] = torch.inf, torch.nan
     indices, distance = nearest_code(x, codebook, metric=metric, return_distances=True)
@@ -308,7 +308,7 @@ def test_lengths_whose_squares_no_dtype_holds(dtype, scale, power) -> None:
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 @pytest.mark.parametrize("dtype, scale", [(torch.float32, 1), (torch.float64, 1e-300)])
-def test_a_code_that_is_not_finite_is_chosen_where_no_other_is(dtype, scale, bad) -> None:
+def test_a_code_that_is_not_finite_is_chosen_only_if_all_are(dtype, scale, bad) -> None:
     good = torch.randn(5, 3).to(dtype) * scale
     book = torch.full((8, 3), bad, dtype=dtype)
     places = torch.tensor([1, 2, 4, 6, 7])

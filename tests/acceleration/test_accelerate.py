@@ -56,7 +56,7 @@ def test_again_changes_nothing(model):
     assert type(model.quantizer) is cls
 
 
-def test_what_stays(model):
+def test_hooks_parameters_and_representation_stay(model):
     slow = copy.deepcopy(model)
     weights, text = list(model.parameters()), str(model)
     calls = []

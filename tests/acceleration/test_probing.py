@@ -44,7 +44,7 @@ def test_channels_last_of_any_number_of_dimensions():
 
 
 @pytest.mark.parametrize("cls", [Quantize, OwnCodebook, TurnedCodebook])
-def test_codes_in_a_tensor_of_its_own(cls):
+def test_a_codebook_in_a_tensor_of_its_own(cls):
     fast = same(cls(), [torch.randn(2, 4, 5, D), torch.randn(3, 9, D), torch.randn(2, 4, 5, D)])
     assert vqfast.accelerate(fast).accelerated == [("", cls.__name__, K, D, "")]
 

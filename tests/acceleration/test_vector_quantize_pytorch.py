@@ -116,7 +116,7 @@ def test_options_of_a_call():
     same(layer(), batches(2, 30, 16), lambda module, z: module(z, return_loss_breakdown=True))
 
 
-def test_the_best_of_one():
+def test_topk_of_one_is_the_nearest_code():
     same(layer(), batches(2, 30, 16), lambda module, z: module(z, topk=1))
     fast = layer()
     vqfast.accelerate(fast)

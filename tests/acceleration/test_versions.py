@@ -89,7 +89,7 @@ def other(original, self, vectors):
         (Around, {"quantize": same}, (), "this version's Around.forward doesn't call quantize"),
     ],
 )
-def test_what_a_replacement_needs_of_a_class(cls, methods, needs, reason):
+def test_attributes_that_a_replacement_needs_of_a_class(cls, methods, needs, reason):
     wanted = Replacement(methods, lambda module: (4, 2), needs, callers=("forward",))
     assert replacement.mismatch(cls, wanted) == reason
     patched = Replacement({"forward": first_of}, lambda module: (4, 2))
@@ -152,7 +152,7 @@ def test_stages_that_are_asked_for_more_than_a_search():
     }
 
 
-def test_a_way_to_the_search_of_its_own():
+def test_a_replaced_encode_is_left_alone():
     module = built("EncodecEuclideanCodebook", "transformers")
     module.encode = lambda x: x
     assert left(module) == {"its encode was replaced in this instance"}

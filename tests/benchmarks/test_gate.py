@@ -42,7 +42,7 @@ def test_gate_tests_every_gpu_kernel_and_records_what_passed(tmp_path: Path, mon
     assert "nearest" in shipped
 
 
-def test_what_passed_is_shipped_for_the_registry(tmp_path: Path, monkeypatch) -> None:
+def test_ops_that_passed_are_written_for_the_registry(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(records, "FOLDER", tmp_path / "records")
     monkeypatch.setattr(machine, "name", lambda: "NVIDIA H100 80GB HBM3")
     outcomes = {"nearest": {"passed": True}, "quantize": {"passed": False}}

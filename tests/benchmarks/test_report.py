@@ -87,7 +87,7 @@ def test_absent_peer_of_one_case_is_named_in_its_row() -> None:
     assert "| wrong |" in lines[4]
 
 
-def test_what_is_not_in_the_table_is_printed_with_the_reason() -> None:
+def test_peers_and_cases_that_are_missing_from_the_table_are_printed_with_the_reason() -> None:
     wrong = ROW | {"wrong": {"bad": "finds wrong codes"}}
     found = record_of(ROW, wrong, failed={"N 9": "RuntimeError: no memory"})
     assert tables.missing(found, "nearest").splitlines() == [

@@ -83,7 +83,7 @@ def test_memory_that_loading_takes(tmp_path: Path) -> None:
         assert said in line and int(line.split(" MB: ")[0]) < 100
 
 
-def test_what_unpacks_to_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_unpack_to_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arrays, "UNPACKED", 63)
     (tmp_path / "labels").write_bytes(gzip.compress(idx(pixels(64))))
     np.savez_compressed(tmp_path / "x.npz", x=pixels(4, 4, 4))

@@ -78,7 +78,7 @@ def test_nothing_readable_says_why(spoilt: Path) -> None:
         load_images(str(spoilt), skip_bad=True)
 
 
-def test_what_an_image_is_says_its_content(tmp_path: Path) -> None:
+def test_the_content_of_a_file_says_whether_it_is_an_image(tmp_path: Path) -> None:
     array = pixels(8, 8, 3)
     names = {"a": "png", "b.jfif": "png", "c.ppm": "ppm", "d.txt": "bmp", "e.PNG": "png", "f.jpg": "webp"}
     for name, kind in names.items():
@@ -122,7 +122,7 @@ def test_splits(tmp_path: Path, names: tuple[str, ...], classes: bool) -> None:
     assert len(held) == len(images) and (held.labels is not None) == classes
 
 
-def test_what_is_no_split(tmp_path: Path) -> None:
+def test_class_folders_with_names_like_train_are_no_split(tmp_path: Path) -> None:
     images = load_images(folder(tmp_path, train__0_png=pixels(4, 4), bus__0_png=pixels(4, 4)))
     assert images.findings["classes"] == ["bus", "train"] and images.findings["left_out"] == {}
 

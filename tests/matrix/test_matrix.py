@@ -13,7 +13,7 @@ from tests.matrix.spy import seen
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("library", VERSIONS)
-def test_what_a_report_claims_is_seen_by_a_spy_and_stands_in_the_table(library, monkeypatch):
+def test_a_spy_sees_what_the_report_and_the_table_claim(library, monkeypatch):
     pytest.importorskip(library.replace("-", "_"), reason=f"{library} is not installed")
     monkeypatch.setitem(sys.modules, "torchaudio", ModuleType("torchaudio"))
     cells = seen(library)

@@ -278,7 +278,7 @@ def test_batch_norm_joins_the_ranks(tmp_path: Path) -> None:
     torch.testing.assert_close(joined["far"].double(), y.detach(), rtol=0, atol=2e-3)  # no cancellation
 
 
-def test_batch_norm_alone_is_torch_s() -> None:
+def test_batch_norm_of_one_process_equals_torchs() -> None:
     ours, theirs = BatchNorm2d(3), torch.nn.BatchNorm2d(3)
     x = torch.randn(4, 3, 5, 5)
     assert torch.equal(ours(x), theirs(x))

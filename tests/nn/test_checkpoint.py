@@ -75,7 +75,7 @@ def train(model: Model, way, masked: bool) -> list[Tensor]:
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("masked", [False, True])
-def test_checkpointed_steps_are_those_without(name, way, masked) -> None:
+def test_checkpointed_steps_equal_steps_without_checkpoints(name, way, masked) -> None:
     torch.manual_seed(0)
     model = Model(LAYERS[name]()).double()
     twin = copy.deepcopy(model)

@@ -207,7 +207,7 @@ def test_revival_takes_no_vector_that_is_not_finite() -> None:
 
 @pytest.mark.parametrize("num, size", [(5, 5), (5, 6), (5, 1000), (7, 3), (1, 1)])
 @pytest.mark.parametrize("masked", [False, True])
-def test_sample_draws_distinct_rows_that_count_each_equally_often(num, size, masked) -> None:
+def test_sample_draws_distinct_vectors_each_equally_often(num, size, masked) -> None:
     mask = torch.zeros(2 * size, dtype=torch.bool)
     mask[torch.randperm(2 * size)[:size]] = True
     x = mask.nonzero() if not masked else torch.arange(2 * size).unsqueeze(1)

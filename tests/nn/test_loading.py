@@ -118,7 +118,7 @@ def test_a_state_of_codes_that_were_put_there_before_the_start_has_started() -> 
     assert torch.equal(second.codebook, codes)
 
 
-def test_what_is_missing_is_still_told() -> None:
+def test_keys_missing_from_a_state_are_still_named() -> None:
     vq = VQLayer(9, 4, decay=0.9)
     with pytest.raises(RuntimeError, match="codebook"):
         vq.load_state_dict({})

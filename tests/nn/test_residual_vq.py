@@ -45,7 +45,7 @@ def by_hand(z: Tensor, codebooks: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]
 @pytest.mark.parametrize("shared_codebook", [False, True])
 @pytest.mark.parametrize("decay", [None, 0.9])
 @pytest.mark.parametrize("channel_dim", [1, -1])
-def test_stages_code_what_is_left_over(channel_dim, decay, shared_codebook) -> None:
+def test_each_stage_codes_the_residual_of_the_stages_before(channel_dim, decay, shared_codebook) -> None:
     rvq = layer(channel_dim=channel_dim, decay=decay, shared_codebook=shared_codebook, beta=0.4)
     codebooks = rvq.codebooks.detach()
     z_e = randn(5, 6, 7) if channel_dim == 1 else randn(5, 7, 6)
@@ -275,7 +275,7 @@ def test_bad_vectors_are_named(z_e) -> None:
             call(z_e)
 
 
-def test_agrees_with_vector_quantize_pytorch() -> None:
+def test_equals_vector_quantize_pytorch() -> None:
     peers = pytest.importorskip("vector_quantize_pytorch")
     rvq = ResidualVQLayer(9, 6, 4, channel_dim=-1, decay=0.8, beta=1.0)
     peer = peers.ResidualVQ(dim=6, codebook_size=9, num_quantizers=4, rotation_trick=False, decay=0.8)

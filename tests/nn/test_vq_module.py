@@ -14,7 +14,7 @@ from vqfast.nn import ResidualVQLayer, VQLayer
 from vqfast.nn.codebook import Codebook
 
 
-def test_state_dict_keys_are_the_options_own() -> None:
+def test_state_dict_has_the_keys_that_the_options_need() -> None:
     assert list(VQLayer(9, 4).state_dict()) == ["codebook"]
     assert list(VQLayer(9, 4, decay=0.9).state_dict()) == ["codebook", "ema_counts", "ema_sums"]
     assert list(VQLayer(9, 4, revive_below=1.0).state_dict()) == ["codebook", "ema_counts"]

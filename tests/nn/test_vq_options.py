@@ -273,7 +273,7 @@ def test_parts_add_up_to_the_loss(options) -> None:
         ({"codebook_dim": 3}, {"codebook_dim": 3}),
     ],
 )
-def test_agrees_with_vector_quantize_pytorch(ours, theirs) -> None:
+def test_equals_vector_quantize_pytorch(ours, theirs) -> None:
     peers = pytest.importorskip("vector_quantize_pytorch")
     vq = VQLayer(9, 6, decay=0.8, beta=1.0, channel_dim=-1, **ours)
     theirs = {"rotation_trick": False, "decay": 0.8, **theirs}

@@ -88,7 +88,7 @@ def test_variants_of_this_cpu(tmp_path: Path, monkeypatch, flags: str | None, ow
 
 
 @pytest.mark.parametrize("written", ["junk", "nothing", "another library"])
-def test_what_a_compiler_wrote_is_loaded_before_it_is_kept(tmp_path: Path, written: str) -> None:
+def test_a_compiled_library_is_loaded_before_it_is_kept(tmp_path: Path, written: str) -> None:
     what = tmp_path / "what"
     if written == "another library":
         c_library(what, "int other;")
@@ -172,7 +172,7 @@ def test_a_cache_that_others_write_to_is_not_used(cache: Path, mode: int, above:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
-def test_what_another_user_owns_is_not_used(cache: Path) -> None:
+def test_a_cache_that_another_user_owns_is_not_used(cache: Path) -> None:
     target = library._cache() / "native.so"
     target.write_bytes(b"")
     sealed(target)

@@ -404,7 +404,7 @@ def test_embed_without_a_bias_or_visible_taps(backend) -> None:
 
 
 @pytest.mark.parametrize("bad", [-1, 5])
-def test_embed_refuses_what_is_no_code(backend, bad) -> None:
+def test_embed_refuses_indices_out_of_range(backend, bad) -> None:
     with pytest.raises((RuntimeError, IndexError)):
         op.embed(torch.full((1, 2, 2), bad), torch.randn(3, 4, 3, 3), None, 5, [1, 1], [1, 1])
 

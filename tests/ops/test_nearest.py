@@ -83,12 +83,12 @@ def test_squares_below_what_float32_holds(backend, assert_nearest, k, d) -> None
     assert_nearest(nearest_code(x, codebook), x, codebook)
 
 
-def test_rows_and_codes_of_all_magnitudes_together(backend, assert_nearest) -> None:
+def test_vectors_and_codes_of_all_magnitudes_together(backend, assert_nearest) -> None:
     x, codebook = (torch.randn(n, 9) * 10 ** (torch.rand(n, 1) * 36 - 18) for n in (500, 65))
     assert_nearest(nearest_code(x, codebook), x, codebook)
 
 
-def test_rows_between_codes_where_scores_are_not_kept(backend) -> None:
+def test_vectors_between_codes_where_scores_are_not_kept(backend) -> None:
     """Many short codes of several lengths, whose groups are scored again for their candidates."""
     trials, num = (60, 700) if backend == "native" else (1, 40)  # an interpreted kernel is slow
     for _ in range(trials):
@@ -128,7 +128,7 @@ def test_duplicate_and_symmetric_codes_give_the_lowest_index(backend, offset, dt
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_row_that_is_not_finite_gives_index_0_and_leaves_the_others(backend, dtype, bad) -> None:
+def test_vector_that_is_not_finite_gets_index_0_and_leaves_the_others(backend, dtype, bad) -> None:
     codebook = torch.arange(20).to(dtype).view(20, 1).repeat(1, 5)
     x = codebook.clone()
     x[::3, 2] = bad
@@ -181,7 +181,7 @@ def test_more_codes_at_one_distance_than_are_kept(backend) -> None:
 
 @pytest.mark.parametrize("n", [7, 300])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-def test_code_that_is_not_finite_is_nobodys_while_another_is(backend, n, bad) -> None:
+def test_code_that_is_not_finite_is_never_chosen_while_a_finite_one_exists(backend, n, bad) -> None:
     x, codebook = torch.randn(n, 10), torch.randn(400, 10)
     x[3, 5] = torch.nan
     codebook[::50, 7] = bad
@@ -258,7 +258,7 @@ def test_opcheck(backend, shape, dtype) -> None:
     torch.library.opcheck(nearest, (torch.randn(shape, dtype=dtype), torch.randn(7, 4, dtype=dtype)))
 
 
-def test_compiles_into_one_graph_for_any_number_of_rows(backend) -> None:
+def test_compiles_into_one_graph_for_any_number_of_vectors(backend) -> None:
     torch.compiler.reset()
     compiled = torch.compile(nearest_code, fullgraph=True, backend="aot_eager")
     codebook = torch.randn(6, 4)

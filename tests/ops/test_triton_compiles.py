@@ -338,12 +338,12 @@ def test_sampler_fits_the_chip_without_spills(size, arch, widest, which, tmp_pat
 
 
 @pytest.mark.parametrize("kernel, table, channels", [("_search", SEARCH, 64), ("_recheck", RECHECK, 256)])
-def test_what_the_sweep_tries_of_the_search_compiles(kernel, table, channels) -> None:
+def test_tunings_that_the_sweep_tries_of_the_search_compile(kernel, table, channels) -> None:
     for tuning in sweep.neighbours(pick(table, "sm_90", channels)):
         assert search_kernel(kernel, "sm_90", tuning, channels).asm["cubin"]
 
 
-def test_what_the_sweep_tries_of_the_convolution_compiles(conv_kernels) -> None:
+def test_tunings_that_the_sweep_tries_of_the_convolution_compile(conv_kernels) -> None:
     half, lines = conv_tunings.HALF, (conv_tunings.CONVOLVE["sm_90"], conv_tunings.WEIGHT["sm_90"])
     for tunings_of_both in zip(*(sweep.neighbours(each[half]) for each in lines), strict=True):
         with ExitStack() as stack:
@@ -354,6 +354,6 @@ def test_what_the_sweep_tries_of_the_convolution_compiles(conv_kernels) -> None:
         compiled.clear()
 
 
-def test_what_the_sweep_tries_of_the_sampler_compiles() -> None:
+def test_tunings_that_the_sweep_tries_of_the_sampler_compile() -> None:
     for launch in sweep.neighbours(SAMPLING[2]["sm_90"][256].position):
         assert sampler_kernel(2, "sm_90", launch, "position")[1].asm["cubin"]

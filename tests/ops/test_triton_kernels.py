@@ -21,7 +21,7 @@ def forced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("d", [100, 300])
-def test_wide_rows_far_from_zero(assert_nearest, d) -> None:
+def test_wide_vectors_far_from_zero(assert_nearest, d) -> None:
     x, codebook = torch.randn(150, d) + 100, torch.randn(140, d) + 100
     assert_nearest(nearest_code(x.to(DEVICE), codebook.to(DEVICE)).cpu(), x, codebook)
 
@@ -63,7 +63,7 @@ def test_deterministic_way_gives_the_same_gradients_and_sums(statistics) -> None
     torch.testing.assert_close(first, plain)
 
 
-def test_rows_on_five_strides_are_copied_not_refused(assert_nearest) -> None:
+def test_vectors_on_five_strides_are_copied_not_refused(assert_nearest) -> None:
     z_e = torch.randn(3, 4, 3, 4, 6, device=DEVICE)[:, :, ::2, ::2, ::2].transpose(2, 4)
     codebook = torch.randn(9, 4, device=DEVICE)
     out = quantize(z_e, codebook)

@@ -59,7 +59,7 @@ def test_every_image_is_moved_in_nine_ways(digits: tuple[Images, Images]) -> Non
     assert torch.equal(nine[4:5], images.batch([3]))
 
 
-def test_the_classifier_knows_real_digits(digits: tuple[Images, Images]) -> None:
+def test_the_classifier_recognises_real_digits(digits: tuple[Images, Images]) -> None:
     train, held_out = digits
     classifier = fit_classifier(train)
     images = all_of(held_out)

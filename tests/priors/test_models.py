@@ -123,7 +123,7 @@ PLAIN = {"gated": common_gated_pixelcnn, "residual": keras_pixelcnn, "wavenet": 
 
 @pytest.mark.parametrize("conditions", CONDITIONS, ids="-".join)
 @torch.no_grad()
-def test_forward_is_what_others_write_with_plain_convolutions(
+def test_forward_equals_the_same_network_in_plain_convolutions(
     make_prior: Callable[..., CausalPrior],
     random_codes: Callable[..., Tensor],
     conditioning: Callable[..., dict[str, Tensor]],

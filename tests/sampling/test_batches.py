@@ -112,7 +112,7 @@ def test_bad_arguments_are_seen_before_the_first_batch(
 
 
 @pytest.mark.parametrize("name", ["labels", "condition"])
-def test_a_function_for_what_the_prior_does_not_take(make_prior: MakePrior, name: str) -> None:
+def test_a_function_for_an_argument_that_the_prior_does_not_take(make_prior: MakePrior, name: str) -> None:
     with pytest.raises((ValueError, TypeError), match=name):
         make_prior("gated").sample_batches(4, (3, 4), **{name: lambda rows: torch.zeros(len(rows))})
 
@@ -126,7 +126,7 @@ def test_a_function_for_what_the_prior_does_not_take(make_prior: MakePrior, name
         ("numbers", torch.tensor([-1, 0]), "numbers has values"),
     ],
 )
-def test_what_a_function_returns_is_checked(
+def test_returned_values_of_functions_are_checked(
     make_prior: MakePrior, name: str, value: Tensor, message: str
 ) -> None:
     options = {"labels": lambda rows: torch.zeros(len(rows), dtype=torch.int64), name: lambda rows: value}
@@ -135,7 +135,7 @@ def test_what_a_function_returns_is_checked(
         next(batches)
 
 
-def test_a_bar(make_prior: MakePrior, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_progress_bar(make_prior: MakePrior, capsys: pytest.CaptureFixture[str]) -> None:
     prior = make_prior("gated")
     prior.sample(3, (2, 2))
     assert capsys.readouterr().err == ""
@@ -192,7 +192,7 @@ def test_one_sample_that_does_not_fit_is_an_error(make_prior: MakePrior, limited
 
 
 @pytest.mark.parametrize("error", [RuntimeError("mat1 and mat2 shapes"), ValueError("memory"), KeyError(1)])
-def test_other_errors_stand(make_prior: MakePrior, limited: SimpleNamespace, error: Exception) -> None:
+def test_other_errors_are_raised(make_prior: MakePrior, limited: SimpleNamespace, error: Exception) -> None:
     limited.error = error
     with pytest.raises(type(error)):
         make_prior("gated").sample(5, (2, 2), method="limited")

@@ -99,7 +99,7 @@ def test_lowering_keeps_no_graph_and_names_every_weight_it_uses(
 
 
 @pytest.mark.parametrize("conditions", CONDITIONS, ids="-".join)
-def test_gated_prior_runs_rows_then_positions_then_the_own_code(
+def test_gated_prior_computes_lines_then_positions_then_the_code_itself(
     make_prior: Callable[..., CausalPrior], conditions: dict[str, int]
 ) -> None:
     program, _ = make_prior("gated", num_layers=2, **conditions).lower()

@@ -119,7 +119,7 @@ def test_progress_adds_up_to_every_code(make_prior: MakePrior, kind: str, method
     [[-torch.inf] * 5, [torch.inf] * 5, [0, torch.inf, 0, 0, 0], [0, 0, 0, torch.nan, -torch.inf]],
     ids=str,
 )
-def test_logits_that_say_nothing_are_an_error(
+def test_logits_without_a_finite_maximum_are_an_error(
     make_prior: MakePrior, kind: str, method: str, bias: list[float], options: dict[str, Any]
 ) -> None:
     prior = make_prior(kind)

@@ -244,7 +244,7 @@ INDICES = {
 
 @pytest.mark.parametrize("dims", [(0, 0), (1, None), (None, 2)])
 @pytest.mark.parametrize("name", INDICES)
-def test_vmap_of_what_has_no_gradient(name, dims) -> None:
+def test_vmap_of_ops_without_gradient(name, dims) -> None:
     function, *shapes = INDICES[name]
     many, each = stacked([draw(*shape) for shape in shapes], dims)
     samples = [outputs(function(*sample)) for sample in each]

@@ -55,7 +55,7 @@ def test_sequence_longer_than_a_block(make_prior: MakePrior, batch: int) -> None
     assert torch.equal(prior.sample(batch, (700,), method="native", **given), expected)
 
 
-def test_as_many_codes_as_people_have() -> None:
+def test_large_codebooks() -> None:
     torch.manual_seed(0)
     prior = PixelCNN(16384, 8, 2).double()
     with torch.no_grad():

@@ -165,7 +165,7 @@ def test_other_draws(make_prior: MakePrior, use: Callable, options: dict[str, An
 
 @here
 @pytest.mark.parametrize("dtype", DTYPES[:1] if DEVICE == "cpu" else DTYPES)
-def test_small_prior_vouches_for_right_kernels(
+def test_the_probe_accepts_kernels_that_are_right(
     monkeypatch: pytest.MonkeyPatch, use: Callable, dtype: torch.dtype
 ) -> None:
     """On a GPU for those of every line."""
