@@ -77,7 +77,8 @@ def files_of(op: str) -> list[str]:
     """The files whose tests decide whether an op's kernels may be used."""
     if op == "sampler":
         return [str(TESTS / "sampling" / "executors" / "test_triton.py")]
-    return [str(TESTS / "ops" / name) for name in (f"test_{op}.py", "test_triton_kernels.py")]
+    files = (TESTS / "ops").glob(f"test_{op}*.py")
+    return [*map(str, sorted(files)), str(TESTS / "ops" / "test_triton_kernels.py")]
 
 
 def run_tests(files: list[str], *options: str) -> Outcome:

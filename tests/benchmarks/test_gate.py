@@ -21,7 +21,7 @@ def test_without_a_gpu_it_says_so_and_fails(capsys) -> None:
     assert "needs a CUDA device" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("fails", [None, "test_quantize.py"])
+@pytest.mark.parametrize("fails", [None, "test_residual.py"])
 def test_gate_tests_every_gpu_kernel_and_records_what_passed(tmp_path: Path, monkeypatch, fails) -> None:
     def run_tests(files: list[str], *options: str) -> dict[str, object]:
         return {"passed": fails is None or fails not in files[0], "summary": " ".join(options), "failed": []}
@@ -38,20 +38,20 @@ def test_gate_tests_every_gpu_kernel_and_records_what_passed(tmp_path: Path, mon
     ops = {op for op, supports in registry.TABLE.items() if "triton" in supports}
     assert matrices["triton"].keys() == ops
     shipped = json.loads((tmp_path / "records" / "a-gpu.json").read_text())["passed"]["triton"]
-    assert ("quantize" in shipped) is (fails is None)
+    assert ("residual" in shipped) is (fails is None)
     assert "nearest" in shipped
 
 
 def test_ops_that_passed_are_written_for_the_registry(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(records, "FOLDER", tmp_path / "records")
     monkeypatch.setattr(machine, "name", lambda: "NVIDIA H100 80GB HBM3")
-    outcomes = {"nearest": {"passed": True}, "quantize": {"passed": False}}
+    outcomes = {"nearest": {"passed": True}, "residual": {"passed": False}}
     written = gate.ship({"triton": outcomes})
     assert written.name == "nvidia-h100-80gb-hbm3.json"
     assert json.loads(written.read_text())["passed"] == {"triton": ["nearest"]}
     records._read.cache_clear()
     assert records.passed("nearest", "triton", "NVIDIA H100 80GB HBM3")
-    assert not records.passed("quantize", "triton", "NVIDIA H100 80GB HBM3")
+    assert not records.passed("residual", "triton", "NVIDIA H100 80GB HBM3")
 
 
 @pytest.mark.slow

@@ -16,15 +16,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vqfast.functional import masked_conv2d, quantize
 from vqfast.ops import define
 from vqfast.ops.masked_conv import op as conv
-from vqfast.ops.quantize import op as quantiser
 from vqfast.ops.residual import op as residual
 
 GEOMETRY = 5, [1, 1], [1, 1]
 CASES = {
     "masked_conv2d": (conv, lambda x: (x, x[..., 1:], x[:, 0, 0, 0], None, None, *GEOMETRY, "relu")),
     "gate": (conv, lambda x: (x, None)),
-    "quantize": (quantiser, lambda x: (x, x[:, :, 0, 0], 1, True)),
-    "residual_quantize": (residual, lambda x: (x, x[:, :, 0].mT, 1, True)),
+    "quantize": (residual, lambda x: (x, x[:, :, 0, 0], 1, True)),
+    "quantize in stages": (residual, lambda x: (x, x[:, :, 0].mT, 1, True)),
 }
 
 
@@ -50,8 +49,9 @@ def results(call, arguments: tuple) -> tuple[list[Tensor], list[Tensor]]:
 def twins(request) -> tuple:
     """Name, op, and a ``custom_op`` with the op's function, its fake and its gradient."""
     module, _ = CASES[request.param]
-    op = getattr(module, request.param)
-    twin = torch.library.custom_op(f"vqfast_test::{request.param}", define._FUNCTIONS[op], mutates_args=())
+    name = request.param.split()[0]
+    op = getattr(module, name)
+    twin = torch.library.custom_op(f"vqfast_test::{name}", define._FUNCTIONS[op], mutates_args=())
     setup, backward = (
         (module._setup_gate, module._gate_backward)
         if request.param == "gate"
@@ -90,7 +90,7 @@ def test_gradient_only_of_what_asks_for_it_and_none_when_it_is_off() -> None:
 
 def test_gradients_twice_by_one_graph() -> None:
     arguments = inputs("quantize", needs_grad=True)
-    loss = quantiser.quantize(*arguments)[2]
+    loss = residual.quantize(*arguments)[2]
     first, second = (torch.autograd.grad(loss, arguments[1], retain_graph=True) for _ in range(2))
     assert torch.equal(*first, *second)
 
@@ -113,8 +113,8 @@ def test_dispatch_mode_sees_every_op(needs_grad: bool) -> None:
 
     with Record():
         step(needs_grad)
-    ops = {conv.masked_conv2d, quantiser.quantize}
-    backward = {conv.masked_conv2d_backward, quantiser.quantize_backward}
+    ops = {conv.masked_conv2d, residual.quantize}
+    backward = {conv.masked_conv2d_backward, residual.quantize_backward}
     assert ops <= set(seen)
     assert backward & set(seen) == (backward if needs_grad else set())
     assert not any("vqfast_native" in str(func) for func in seen)
@@ -130,7 +130,7 @@ def test_function_mode_sees_the_op_once() -> None:
 
     with Record():
         step(False)
-    assert seen.count(conv.masked_conv2d) == seen.count(quantiser.quantize) == 1
+    assert seen.count(conv.masked_conv2d) == seen.count(residual.quantize) == 1
 
 
 def test_profiler_shows_the_op_and_its_gradient() -> None:

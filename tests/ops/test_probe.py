@@ -37,7 +37,7 @@ def raising(*_):
 
 
 def nan_sums(*args):
-    *head, sums = reference("quantize").quantize(*args)
+    *head, sums = reference("residual").quantize(*args)
     return (*head, sums * torch.nan)
 
 
@@ -78,21 +78,21 @@ def test_bad_kernel_that_was_asked_for_is_an_error_with_the_reason(install, monk
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("op", ["nearest", "quantize"])
-def test_right_kernel_is_probed_once_for_each_dtype_and_width(install, op, dtype) -> None:
+@pytest.mark.parametrize("op, name, calls_each", [("nearest", "nearest", 1), ("residual", "quantize", 2)])
+def test_right_kernel_is_probed_once_for_each_dtype_and_width(install, op, name, calls_each, dtype) -> None:
     calls = []
 
     def counted(*args):
         calls.append(args)
-        return getattr(reference(op), op)(*args)
+        return getattr(reference(op), name)(*args)
 
-    right = {"quantize_backward": reference("quantize").quantize_backward, op: counted}
+    right = {"quantize_backward": reference("residual").quantize_backward, name: counted}
     install(op, module_of(op, **right))
     for channels in (5, 8, 7):
         assert probe.verdict(op, "native", CPU, dtype, channels) is None
-    assert len(calls) == 1
+    assert len(calls) == calls_each
     assert probe.verdict(op, "native", CPU, dtype, 9) is None
-    assert len(calls) == 2
+    assert len(calls) == 2 * calls_each
 
 
 CONV = ("masked_conv2d", "masked_conv2d_backward", "gate", "gate_backward")
@@ -152,10 +152,10 @@ def test_masked_convolution_asks_for_its_probe(install) -> None:
 
 
 def test_wrong_statistics_are_noticed(install) -> None:
-    backward = reference("quantize").quantize_backward
-    install("quantize", module_of("quantize", quantize=nan_sums, quantize_backward=backward))
-    with pytest.warns(RuntimeWarning, match="native quantize failed"):
-        assert "quantize" in probe.verdict("quantize", "native", CPU, torch.float32, 4)
+    backward = reference("residual").quantize_backward
+    install("residual", module_of("residual", quantize=nan_sums, quantize_backward=backward))
+    with pytest.warns(RuntimeWarning, match="native residual failed"):
+        assert "residual" in probe.verdict("residual", "native", CPU, torch.float32, 4)
 
 
 def test_cpu_tensor_is_not_probed() -> None:

@@ -34,7 +34,7 @@ def write(folder: Path, **passed: list[str]) -> None:
 def test_ops_that_the_record_lists_have_passed_there_and_nothing_else(tensor, tmp_path) -> None:
     write(tmp_path, triton=["nearest"], native=[])
     assert records.passed("nearest", "triton", DEVICE)
-    assert not records.passed("quantize", "triton", DEVICE)
+    assert not records.passed("residual", "triton", DEVICE)
     assert not records.passed("nearest", "native", DEVICE)
     assert not records.passed("nearest", "triton", "NVIDIA A100")
 
@@ -54,12 +54,12 @@ def test_recorded_op_is_not_probed_and_any_other_is(tensor, tmp_path, monkeypatc
     write(tmp_path, triton=["nearest"])
     probed = []
     monkeypatch.setattr(probe, "verdict", lambda op, *_: probed.append(op))
-    for op in ("nearest", "quantize", "sampler"):
+    for op in ("nearest", "residual", "sampler"):
         probe.failure(op, "triton", tensor, 8)
-    assert probed == ["quantize", "sampler"]
+    assert probed == ["residual", "sampler"]
     write(tmp_path, triton=["sampler"])
     probe.failure("sampler", "triton", tensor, 1)
-    assert probed == ["quantize", "sampler"]
+    assert probed == ["residual", "sampler"]
 
 
 def test_info_can_say_what_a_record_shows(tensor, tmp_path) -> None:

@@ -12,10 +12,7 @@ from vqfast.ops import modules, registry
 
 CALLS = {
     "nearest": lambda dtype: functional.nearest_code(torch.zeros(2, 3, dtype=dtype), torch.zeros(4, 3)),
-    "quantize": lambda dtype: functional.quantize(torch.zeros(2, 3, dtype=dtype), torch.zeros(4, 3)),
-    "residual": lambda dtype: functional.residual_quantize(
-        torch.zeros(2, 3, dtype=dtype), torch.zeros(2, 4, 3)
-    ),
+    "residual": lambda dtype: functional.quantize(torch.zeros(2, 3, dtype=dtype), torch.zeros(4, 3)),
     "masked_conv": lambda dtype: functional.masked_conv2d(
         torch.zeros(1, 1, 3, 3, dtype=dtype), torch.zeros(1, 1, 3, 3, dtype=dtype)
     ),

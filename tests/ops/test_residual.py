@@ -213,7 +213,7 @@ def test_opcheck(backend, layout, statistics, shared) -> None:
     z_e, channel_dim = LAYOUTS[layout](4)
     codebooks = books(3, 7, 4, shared).requires_grad_()
     args = (z_e.detach().requires_grad_(), codebooks, channel_dim, statistics)
-    torch.library.opcheck(op.residual_quantize, args)
+    torch.library.opcheck(op.quantize, args)
 
 
 @pytest.mark.slow
@@ -230,7 +230,7 @@ def test_opcheck_backward(backend, layout, grad_layout) -> None:
     losses = torch.rand(2, 3, requires_grad=True).unbind()
     indices = residual_quantize(z_e, codebooks, channel_dim=channel_dim).indices
     args = (grad.requires_grad_(), *losses, z_e.detach().requires_grad_(), codebooks, indices, channel_dim)
-    torch.library.opcheck(op.residual_backward, args)
+    torch.library.opcheck(op.quantize_backward, args)
 
 
 @pytest.mark.parametrize("layout", ["audio", "channels at the end"])

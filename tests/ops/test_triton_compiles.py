@@ -136,14 +136,14 @@ def test_channels_first_float64_and_the_small_kernels_compile(arch, wide, tmp_pa
     import triton.language as tl
 
     from vqfast.ops.nearest import triton as nearest
-    from vqfast.ops.quantize import triton as quantize
+    from vqfast.ops.residual import triton as residual
 
     for kernel, constants in [
         (nearest._centre, {"WIDE": getattr(tl, f"float{wide[2:]}"), "BK": 128, "BD": 16}),
         (nearest._pack, {"BK": nearest.PACK_CODES, "BD": 16}),
-        (quantize._count, {"SUMS": True, "BM": 64, "BD": 64}),
-        (quantize._segments, {"DIFFERENCE": True, "BM": 64, "BD": 64}),
-        (quantize._backward, {"ATOMIC": True, "BM": 64, "BD": 64}),
+        (residual._count, {"SUMS": True, "BM": 64, "BD": 64}),
+        (residual._segments, {"DIFFERENCE": True, "BM": 64, "BD": 64}),
+        (residual._backward, {"ATOMIC": True, "BM": 64, "BD": 64}),
     ]:
         if wide == "fp32":
             assert spilled(build(kernel, arch, constants, 4, 3), tmp_path) == 0

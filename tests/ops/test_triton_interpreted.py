@@ -29,8 +29,8 @@ SLOW = [
 ]
 FILES = [
     "test_nearest.py",
-    "test_quantize.py",
     "test_residual.py",
+    "test_residual_one_stage.py",
     "test_residual_codes.py",
     "test_masked_conv.py",
     "test_triton_kernels.py",

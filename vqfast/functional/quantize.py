@@ -8,7 +8,6 @@ from torch import Tensor
 
 from vqfast.checks import check_channels, check_floating
 from vqfast.ops.onnx import quantize as _quantize
-from vqfast.ops.onnx import residual_quantize as _residual_quantize
 
 
 class Quantized(NamedTuple):
@@ -104,4 +103,4 @@ def residual_quantize(
     if codebooks.ndim != 3 or 0 in codebooks.shape:
         raise ValueError(f"codebooks has shape {tuple(codebooks.shape)}; want (Q, K, D) with Q, K, D >= 1")
     check_channels(z_e, channel_dim, codebooks.shape[2])
-    return Quantized(*_residual_quantize(z_e, codebooks, channel_dim, return_statistics))
+    return Quantized(*_quantize(z_e, codebooks, channel_dim, return_statistics))

@@ -16,8 +16,6 @@ from vqfast.ops.masked_conv import op as masked_conv_op
 from vqfast.ops.masked_conv import reference as masked_conv_reference
 from vqfast.ops.nearest import op as nearest_op
 from vqfast.ops.nearest.reference import divided
-from vqfast.ops.quantize import op as quantize_op
-from vqfast.ops.quantize import reference as quantize_reference
 from vqfast.ops.residual import op as residual_op
 from vqfast.ops.residual import reference as residual_reference
 
@@ -48,13 +46,10 @@ def _nearest(x: Tensor, codebook: Tensor, lengths: Tensor | None = None) -> Tens
     return distances.argmin(-1) * finite
 
 
-_quantize = partial(quantize_reference.quantize, search=_nearest)
+_stage = partial(residual_reference.quantize_stage, search=_nearest)
 
 nearest = _exportable(nearest_op.nearest, _nearest)
-quantize = _exportable(quantize_op.quantize, _quantize)
-residual_quantize = _exportable(
-    residual_op.residual_quantize, partial(residual_reference.residual_quantize, stage=_quantize)
-)
+quantize = _exportable(residual_op.quantize, partial(residual_reference.quantize, stage=_stage))
 residual_codes = _exportable(
     residual_op.residual_codes, partial(residual_reference.residual_codes, search=_nearest)
 )

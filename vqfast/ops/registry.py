@@ -56,7 +56,6 @@ ANYWHERE = Support(FLOATS)
 
 TABLE: dict[str, dict[str, Support]] = {  # each row in the order of preference
     "nearest": {"native": NATIVE, "triton": TRITON, "reference": ANYWHERE},
-    "quantize": {"native": NATIVE, "triton": TRITON, "reference": ANYWHERE},
     "residual": {"native": NATIVE, "triton": TRITON, "reference": ANYWHERE},
     "masked_conv": {"native": NATIVE, "triton": TRITON, "reference": ANYWHERE},
     "sampler": {"native": NATIVE, "triton": TRITON, "torch": ANYWHERE, "reference": ANYWHERE},

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from vqfast.ops.nearest.native import nearest
-from vqfast.ops.quantize.reference import accumulator
 from vqfast.ops.residual import reference
+from vqfast.ops.residual.reference import accumulator
 
 
 def _dense(x: Tensor, channel_dim: int) -> tuple[Tensor, Tensor]:
@@ -32,13 +32,14 @@ def _dense(x: Tensor, channel_dim: int) -> tuple[Tensor, Tensor]:
 
 
 def _arguments(z: Tensor, codebooks: Tensor, channel_dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    """``z`` in a dense layout, that as ``(outer, D, inner)``, and the codebooks, each contiguous; one for all
-    stages stays one. Codes are float32, or both are float64.
+    """``z`` in a dense layout, that as ``(outer, D, inner)``, and codebooks ``(Q, K, D)``, each contiguous.
+
+    One codebook for all stages isn't copied for each. Codebooks are float32, or both are float64.
     """
     dtype = accumulator(z, codebooks)
     laid_out, vectors = _dense(z.double() if dtype == torch.float64 else z, channel_dim)
-    codebooks = codebooks.to(dtype)
-    return laid_out, vectors, codebooks if codebooks[0].is_contiguous() else codebooks.contiguous()
+    books = (codebooks[None] if codebooks.ndim == 2 else codebooks).to(dtype)
+    return laid_out, vectors, books if books[0].is_contiguous() else books.contiguous()
 
 
 def _as(z: Tensor, laid_out: Tensor, values: Tensor) -> Tensor:
@@ -51,21 +52,22 @@ def _as(z: Tensor, laid_out: Tensor, values: Tensor) -> Tensor:
     return values if same else result.copy_(values)
 
 
-def residual_quantize(
+def quantize(
     z: Tensor, codebooks: Tensor, channel_dim: int, statistics: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As ``reference.residual_quantize``."""
+    """As ``reference.quantize``."""
     if z.numel() == 0:
-        return reference.residual_quantize(z, codebooks, channel_dim, statistics)
+        return reference.quantize(z, codebooks, channel_dim, statistics)
     laid_out, vectors, books = _arguments(z, codebooks, channel_dim)
-    found = torch.ops.vqfast_native.residual_quantize(vectors, books, statistics)
-    indices, quantized, errors, counts, sums = found
-    losses = (errors[0] / z.numel()).to(books.dtype)
-    indices = indices.view(*z.movedim(channel_dim, -1).shape[:-1], len(codebooks))
-    return _as(z, laid_out, quantized), indices, losses, losses.clone(), counts[0], sums[0]
+    indices, quantized, *parts = torch.ops.vqfast_native.residual_quantize(vectors, books, statistics)
+    # the first part has the sums of all; one stage has no dimension of its own
+    errors, counts, sums = (part[0, 0] if codebooks.ndim == 2 else part[0] for part in parts)
+    losses = (errors / z.numel()).to(books.dtype)
+    indices = indices.view(*z.movedim(channel_dim, -1).shape[:-1], *codebooks.shape[:-2])
+    return _as(z, laid_out, quantized), indices, losses, losses.clone(), counts, sums
 
 
-def residual_backward(
+def quantize_backward(
     grad_quantized: Tensor,
     grad_codebook_losses: Tensor,
     grad_commitment_losses: Tensor,
@@ -74,22 +76,23 @@ def residual_backward(
     indices: Tensor,
     channel_dim: int,
 ) -> tuple[Tensor, Tensor]:
-    """As ``reference.residual_backward``."""
+    """As ``reference.quantize_backward``."""
     losses = grad_codebook_losses, grad_commitment_losses
     if z.numel() == 0:
-        return reference.residual_backward(grad_quantized, *losses, z, codebooks, indices, channel_dim)
+        return reference.quantize_backward(grad_quantized, *losses, z, codebooks, indices, channel_dim)
     laid_out, vectors, books = _arguments(z, codebooks, channel_dim)
     grad = grad_quantized
     if grad.dtype != laid_out.dtype or grad.stride() != laid_out.stride():
         grad = torch.empty_like(laid_out, requires_grad=False).copy_(grad)
-    to_codebooks, to_vectors = (loss * (2 / z.numel()) for loss in losses)
+    to_codebooks, to_vectors = (loss.view(-1) * (2 / z.numel()) for loss in losses)
     wanted = any(to_codebooks.tolist())
     grad = grad.as_strided(vectors.shape, vectors.stride())
     grad_z, away = torch.ops.vqfast_native.residual_backward(
         grad, vectors, books, indices.contiguous(), to_vectors, wanted
     )
     if wanted:
-        grad_codebooks = (away[0] * -to_codebooks.view(-1, 1, 1)).to(codebooks.dtype)
+        grad_books = (away[0] * -to_codebooks.view(-1, 1, 1)).to(codebooks.dtype)
+        grad_codebooks = grad_books.view(codebooks.shape)
     else:
         grad_codebooks = torch.zeros_like(codebooks, memory_format=torch.contiguous_format)
     return _as(z, laid_out, grad_z), grad_codebooks

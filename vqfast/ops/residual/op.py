@@ -1,13 +1,20 @@
-"""``vqfast::residual_quantize``: all stages of a residual quantiser.
+"""``vqfast::quantize``: a quantiser of one stage or several, with its losses and, on request, statistics.
 
-``z (B, D, *spatial)`` with its channels at ``channel_dim``, ``codebooks (Q, K, D)`` ->
-``quantized`` (as ``z``), the sum of the stages' codes; ``indices`` int64 ``(B, *spatial, Q)``;
-``codebook_losses`` and ``commitment_losses`` ``(Q,)`` (of one value, whose gradients go to that stage's
-codebook and to ``z``); with ``statistics`` the ``counts`` int64 ``(Q, K)`` and ``sums`` ``(Q, K, D)`` of the
-residuals of each code (else ``(Q, 0)`` and ``(Q, 0, D)``). Residuals are kept in float32 or wider.
+``z (B, D, *spatial)`` with its channels at ``channel_dim``. ``codebooks`` is ``(K, D)`` for one stage or
+``(Q, K, D)`` for Q residual stages; the outputs have the dimension Q where ``codebooks`` has it:
 
-``vqfast::residual_codes``: the indices alone, of a list of codebooks; ``vqfast::projected_codes``: of stages
-that stand between maps. Neither has a gradient.
+- ``quantized``, the shape, dtype and layout of ``z``: the (sum of the) code vectors;
+- ``indices``, int64 ``(B, *spatial[, Q])``;
+- ``codebook_losses`` and ``commitment_losses``, ``([Q])``, of equal value; the gradients of the one go to the
+  stage's codebook, those of the other to ``z``;
+- ``counts``, int64 ``([Q,] K)``, and ``sums``, ``([Q,] K, D)``, of the vectors that each code was given;
+without
+  ``statistics`` of no code, ``([Q,] 0)`` and ``([Q,] 0, D)``.
+
+Losses, sums and residuals are float32 or wider.
+
+``vqfast::residual_codes`` finds the indices alone, with a list of codebooks; ``vqfast::projected_codes``
+those of stages between linear maps. Neither has a gradient.
 """
 
 from __future__ import annotations
@@ -21,34 +28,33 @@ from vqfast.ops import registry
 from vqfast.ops.autograd import differentiate_through
 from vqfast.ops.define import define, register_autograd, register_batched
 from vqfast.ops.nearest.op import nearest
-from vqfast.ops.quantize import reference as quantize_reference
-from vqfast.ops.quantize.reference import accumulator
 from vqfast.ops.residual import reference
 
 
 @define
-def residual_quantize(
+def quantize(
     z: Tensor, codebooks: Tensor, channel_dim: int, statistics: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See the module."""
-    run = registry.backend("residual", z, codebooks.shape[2]).residual_quantize
+    run = registry.backend("residual", z, codebooks.shape[-1]).quantize
     return run(z, codebooks, channel_dim, statistics)
 
 
-@torch.library.register_fake(residual_quantize)
+@torch.library.register_fake(quantize)
 def _(z, codebooks, channel_dim, statistics):
     dims = list(z.shape)
     dims.pop(channel_dim)
-    stages, codes = len(codebooks), codebooks.shape[1] if statistics else 0
-    losses = z.new_empty(stages, dtype=accumulator(z, codebooks))
-    indices = z.new_empty((*dims, stages), dtype=torch.int64)
-    counts = indices.new_empty(stages, codes)
-    sums = losses.new_empty(stages, codes, codebooks.shape[2])
+    *stages, codes, channels = codebooks.shape
+    codes = codes if statistics else 0
+    losses = z.new_empty(stages, dtype=reference.accumulator(z, codebooks))
+    indices = z.new_empty((*dims, *stages), dtype=torch.int64)
+    counts = indices.new_empty((*stages, codes))
+    sums = losses.new_empty((*stages, codes, channels))
     return torch.empty_like(z), indices, losses, losses.clone(), counts, sums
 
 
 @define
-def residual_backward(
+def quantize_backward(
     grad_quantized: Tensor,
     grad_codebook_losses: Tensor,
     grad_commitment_losses: Tensor,
@@ -58,12 +64,12 @@ def residual_backward(
     channel_dim: int,
 ) -> tuple[Tensor, Tensor]:
     """Gradients to ``z`` and to ``codebooks``."""
-    run = registry.backend("residual", z, codebooks.shape[2]).residual_backward
+    run = registry.backend("residual", z, codebooks.shape[-1]).quantize_backward
     losses = grad_codebook_losses, grad_commitment_losses
     return run(grad_quantized, *losses, z, codebooks, indices, channel_dim)
 
 
-@torch.library.register_fake(residual_backward)
+@torch.library.register_fake(quantize_backward)
 def _(grad_quantized, grad_codebook_losses, grad_commitment_losses, z, codebooks, indices, channel_dim):
     return torch.empty_like(z), codebooks.new_empty(codebooks.shape)
 
@@ -77,19 +83,18 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, grad_quantized, _indices, grad_codebook_losses, grad_commitment_losses, _counts, _sums):
     losses = grad_codebook_losses, grad_commitment_losses
-    grads = residual_backward(grad_quantized, *losses, *ctx.saved_tensors, ctx.channel_dim)
+    grads = quantize_backward(grad_quantized, *losses, *ctx.saved_tensors, ctx.channel_dim)
     return *grads, None, None
 
 
-_stage = partial(quantize_reference.quantize, search=nearest)
-_definition = partial(reference.residual_quantize, stage=_stage)
-register_autograd(residual_quantize, _backward, _setup_context, _definition)
-differentiate_through(residual_backward, reference.residual_backward)
+_stage = partial(reference.quantize_stage, search=nearest)
+register_autograd(quantize, _backward, _setup_context, partial(reference.quantize, stage=_stage))
+differentiate_through(quantize_backward, reference.quantize_backward)
 
 
 @define
 def residual_codes(z: Tensor, codebooks: list[Tensor], channel_dim: int) -> Tensor:
-    """The ``indices`` of ``residual_quantize``; each stage's codebook ``(K, D)``."""
+    """The ``indices`` of ``quantize``; each stage's codebook ``(K, D)``."""
     run = registry.backend("residual", z, codebooks[0].shape[1]).residual_codes
     return run(z, codebooks, channel_dim)
 
@@ -103,21 +108,30 @@ def _(z, codebooks, channel_dim):
 
 @define
 def projected_codes(
-    z: Tensor, codebooks: list[Tensor], maps: list[Tensor], unit: bool, details: bool
+    z: Tensor, codebooks: list[Tensor], maps: list[Tensor], unit: bool, parts: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``z (B, C, T)``, each stage's codebook ``(K, D)`` and ``maps``: weight ``(D, C)`` and bias ``(D,)``
-    into its width, weight ``(C, D)`` and bias ``(C,)`` back -> ``indices`` int64 ``(B, T, Q)`` and, with
-    ``details`` (else of no sample), ``latents (B, Q * D, T)``, what each stage was given, and ``quantized``,
-    as ``z``, the sum of what came back. ``unit``: nearest by unit vectors. All tensors have one dtype.
+    """Indices of residual stages that each search in a narrower space.
+
+    Args:
+        z: ``(B, C, T)``.
+        codebooks: each stage's, ``(K, D)``.
+        maps: four tensors for each stage: weight ``(D, C)`` and bias ``(D,)`` to its width, weight ``(C, D)``
+            and bias ``(C,)`` back. All tensors have one dtype.
+        unit: whether vectors and code vectors are divided by their lengths for the search.
+        parts: whether to return the latents and the sum; without, they have no sample.
+
+    Returns:
+        ``indices`` int64 ``(B, T, Q)``; ``latents (B, Q * D, T)``, the mapped residual of each stage; and
+        ``quantized``, the shape of ``z``, the sum of the code vectors mapped back.
     """
     run = registry.backend("residual", z, codebooks[0].shape[1]).projected_codes
-    return run(z, codebooks, maps, unit, details)
+    return run(z, codebooks, maps, unit, parts)
 
 
 @torch.library.register_fake(projected_codes)
-def _(z, codebooks, maps, unit, details):
+def _(z, codebooks, maps, unit, parts):
     batch, channels, length = z.shape
-    stages, shown = len(codebooks), batch if details else 0
+    stages, shown = len(codebooks), batch if parts else 0
     indices = z.new_empty((batch, length, stages), dtype=torch.int64)
     latents = z.new_empty(shown, stages * codebooks[0].shape[1], length)
     return indices, latents, z.new_empty(shown, channels, length)

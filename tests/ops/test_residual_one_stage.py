@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vqfast.functional import Quantized, quantize
-from vqfast.ops.quantize import op
+from vqfast.ops.residual import op
 
-OP = "quantize"
+OP = "residual"
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 MIXED = [
     (torch.bfloat16, torch.float32),
