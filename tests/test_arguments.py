@@ -110,12 +110,12 @@ def test_options_are_keywords_of_one_order_and_say_where_last(kind: type) -> Non
 
 
 def test_both_quantisers_have_the_same_options_in_the_same_order() -> None:
-    ours, residuals = (inspect.signature(kind).parameters for kind in (VQLayer, ResidualVQLayer))
-    assert [name for name in residuals if name in ours] == [name for name in ours if name in residuals]
-    assert set(ours) - set(residuals) == {"heads", "separate_codebooks"}
-    assert set(residuals) - set(ours) == {"num_quantizers", "shared_codebook", "quantize_dropout"}
-    for name in set(ours) & set(residuals):
-        assert ours[name].default == residuals[name].default
+    plain, residual = (inspect.signature(kind).parameters for kind in (VQLayer, ResidualVQLayer))
+    assert [name for name in residual if name in plain] == [name for name in plain if name in residual]
+    assert set(plain) - set(residual) == {"heads", "separate_codebooks"}
+    assert set(residual) - set(plain) == {"num_quantizers", "shared_codebook", "quantize_dropout"}
+    for name in set(plain) & set(residual):
+        assert plain[name].default == residual[name].default
 
 
 @pytest.mark.parametrize(

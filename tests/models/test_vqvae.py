@@ -279,7 +279,7 @@ def test_batch_norm_joins_the_ranks(tmp_path: Path) -> None:
 
 
 def test_batch_norm_of_one_process_equals_torchs() -> None:
-    ours, theirs = BatchNorm2d(3), torch.nn.BatchNorm2d(3)
+    norm, plain = BatchNorm2d(3), torch.nn.BatchNorm2d(3)
     x = torch.randn(4, 3, 5, 5)
-    assert torch.equal(ours(x), theirs(x))
-    assert torch.equal(ours.eval()(x), theirs.eval()(x))
+    assert torch.equal(norm(x), plain(x))
+    assert torch.equal(norm.eval()(x), plain.eval()(x))

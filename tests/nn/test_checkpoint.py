@@ -79,8 +79,8 @@ def test_checkpointed_steps_equal_steps_without_checkpoints(name, way, masked) -
     torch.manual_seed(0)
     model = Model(LAYERS[name]()).double()
     twin = copy.deepcopy(model)
-    for got, want in zip(train(twin, way, masked), train(model, plain, masked), strict=True):
-        assert torch.equal(got, want)
+    for got, expected in zip(train(twin, way, masked), train(model, plain, masked), strict=True):
+        assert torch.equal(got, expected)
 
 
 @pytest.mark.parametrize("way", [WAYS["reentrant"], WAYS["not reentrant"]])

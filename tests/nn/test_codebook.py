@@ -150,8 +150,8 @@ def test_dead_codes_become_vectors_of_the_batch_and_the_others_stay(decay) -> No
         vq.set_codebook(codes)
         for _ in range(6 if decay else 68):  # 0.9 ** 7 and 0.99 ** 69 are the first below a half
             vq(z_e)
-    assert_rows = [vq.codebook.detach().clone() for vq in twins]
-    torch.testing.assert_close(assert_rows[0], assert_rows[1])
+    codebooks = [vq.codebook.detach().clone() for vq in twins]
+    torch.testing.assert_close(codebooks[0], codebooks[1])
     for vq in twins:
         vq(z_e)
     alive, revived = twins[1].codebook[:5].detach(), twins[1].codebook[5:].detach()
@@ -159,9 +159,9 @@ def test_dead_codes_become_vectors_of_the_batch_and_the_others_stay(decay) -> No
         torch.testing.assert_close(alive, twins[0].codebook[:5].detach(), rtol=1e-6, atol=0)
     else:
         assert torch.equal(alive, twins[0].codebook[:5])
-    rows = (revived.unsqueeze(1) == z_e).all(-1).int().argmax(1)
-    assert torch.equal(revived, z_e[rows])
-    assert len(rows.unique()) == 4
+    picked = (revived.unsqueeze(1) == z_e).all(-1).int().argmax(1)
+    assert torch.equal(revived, z_e[picked])
+    assert len(picked.unique()) == 4
     assert twins[1].ema_counts[5:].tolist() == [1] * 4
     assert "ema_counts" not in VQLayer(9, 4).state_dict()
 
@@ -191,9 +191,9 @@ def test_neither_eval_mode_nor_a_frozen_codebook_revives(decay, change) -> None:
 def test_two_passes_before_one_backward_have_the_gradients_of_their_own_codes(decay) -> None:
     vq, inputs = layer(decay=decay, revive_below=3.0), [randn(30, 4), randn(30, 4)]
     twin = copy.deepcopy(vq)
-    want = torch.autograd.grad(twin(inputs[0]).loss, inputs[0])[0]
+    expected = torch.autograd.grad(twin(inputs[0]).loss, inputs[0])[0]
     losses = [vq(z_e).loss for z_e in inputs]
-    assert torch.equal(torch.autograd.grad(sum(losses), inputs)[0], want)
+    assert torch.equal(torch.autograd.grad(sum(losses), inputs)[0], expected)
 
 
 def test_revival_takes_no_vector_that_is_not_finite() -> None:
@@ -212,10 +212,10 @@ def test_sample_draws_distinct_vectors_each_equally_often(num, size, masked) -> 
     mask[torch.randperm(2 * size)[:size]] = True
     x = mask.nonzero() if not masked else torch.arange(2 * size).unsqueeze(1)
     draws = torch.stack([ranks.sample(x.double(), mask if masked else None, num) for _ in range(50)])
-    rows = draws.long().flatten(1)
-    assert mask[rows].all()
-    assert all(len(row.unique()) == min(num, size) for row in rows)
-    assert torch.isin(mask.nonzero(), rows).float().mean() > 0.2
+    picked = draws.long().flatten(1)
+    assert mask[picked].all()
+    assert all(len(one.unique()) == min(num, size) for one in picked)
+    assert torch.isin(mask.nonzero(), picked).float().mean() > 0.2
 
 
 def test_revival_that_no_batch_can_meet_is_told_once_and_scaled() -> None:

@@ -52,7 +52,7 @@ def test_a_captured_step_does_what_an_eager_one_does(name) -> None:
     eager = step(twin, again)
     assert torch.equal(captured[1], eager[1])
     torch.testing.assert_close((captured[0], captured[2], z.grad), (eager[0], eager[2], again.grad))
-    for (key, got), want in zip(layer.state_dict().items(), twin.state_dict().values(), strict=True):
-        torch.testing.assert_close(got, want, msg=key)
-    for got, want in zip(layer.parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(got.grad, want.grad)
+    for (key, got), expected in zip(layer.state_dict().items(), twin.state_dict().values(), strict=True):
+        torch.testing.assert_close(got, expected, msg=key)
+    for got, expected in zip(layer.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(got.grad, expected.grad)

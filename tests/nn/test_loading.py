@@ -153,8 +153,10 @@ def test_models_can_be_averaged(options, multi, use_buffers) -> None:
         average.update_parameters(model)
         seen.append(vq.codebook.detach().clone())
     if vq.decay is None or use_buffers:
-        want = torch.stack(seen).mean(0) if multi is None else (seen[0].lerp(seen[1], 0.1)).lerp(seen[2], 0.1)
-        torch.testing.assert_close(mean.codebook.detach(), want)
+        expected = (
+            torch.stack(seen).mean(0) if multi is None else (seen[0].lerp(seen[1], 0.1)).lerp(seen[2], 0.1)
+        )
+        torch.testing.assert_close(mean.codebook.detach(), expected)
     if vq.kmeans_init:
         assert mean.initialised > 0.99
     before = mean.codebook.detach().clone()

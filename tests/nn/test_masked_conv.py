@@ -29,12 +29,12 @@ def test_output_is_the_sum_over_offsets_of_shifted_inputs_times_matrix(stack, ma
     x = torch.randn(2, 3, 6, 7)
     margin = 2 * dilation
     padded = F.pad(x, [margin] * 4)
-    want = conv.bias.detach().view(4, 1, 1).expand(2, 4, 6, 7).clone()
+    expected = conv.bias.detach().view(4, 1, 1).expand(2, 4, 6, 7).clone()
     assert len(conv.offsets()) == len(conv.matrix()) == conv.taps
     for (dy, dx), matrix in zip(conv.offsets(), conv.matrix().detach(), strict=True):
         seen = padded[:, :, margin + dy : margin + dy + 6, margin + dx : margin + dx + 7]
-        want += torch.einsum("bihw,io->bohw", seen, matrix)
-    torch.testing.assert_close(conv(x), want)
+        expected += torch.einsum("bihw,io->bohw", seen, matrix)
+    torch.testing.assert_close(conv(x), expected)
 
 
 def test_offsets_and_matrix_of_one_dimension_agree_with_the_forward() -> None:
@@ -42,8 +42,10 @@ def test_offsets_and_matrix_of_one_dimension_agree_with_the_forward() -> None:
     assert conv.offsets() == [(0, -6), (0, -3), (0, 0)]
     x = torch.randn(2, 3, 20)
     matrix = conv.matrix()
-    want = sum(F.pad(x, [-dx, 0])[..., :20].mT @ m for (_, dx), m in zip(conv.offsets(), matrix, strict=True))
-    torch.testing.assert_close(conv(x), want.mT)
+    expected = sum(
+        F.pad(x, [-dx, 0])[..., :20].mT @ m for (_, dx), m in zip(conv.offsets(), matrix, strict=True)
+    )
+    torch.testing.assert_close(conv(x), expected.mT)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -58,8 +60,8 @@ def test_gradient_of_one_output_reaches_its_visible_positions_and_no_other(
     conv(x)[0, :, 4, 6].sum().backward()
     grad = x.grad.abs().sum((0, 1))
 
-    def reached(least: float) -> set[tuple[float, float]]:
-        found = zip(*(axis.tolist() for axis in (grad > least).nonzero(as_tuple=True)), strict=True)
+    def reached(minimum: float) -> set[tuple[float, float]]:
+        found = zip(*(axis.tolist() for axis in (grad > minimum).nonzero(as_tuple=True)), strict=True)
         return {((y - 4) / dilation, (x - 6) / dilation) for y, x in found}
 
     window = [(y, x) for y in range(-2, 3) for x in range(-2, 3)]
@@ -103,8 +105,8 @@ def test_modules_pass_activation_extra_and_residual_on(activation, width) -> Non
         bare.load_state_dict(conv.state_dict())
         sums = bare(x) + extra
         a, b = sums.chunk(2, 1)
-        want = {"none": sums, "relu": sums.relu(), "gate": a.tanh() * b.sigmoid()}[activation] + residual
-        torch.testing.assert_close(conv(x, extra, residual), want)
+        expected = {"none": sums, "relu": sums.relu(), "gate": a.tanh() * b.sigmoid()}[activation] + residual
+        torch.testing.assert_close(conv(x, extra, residual), expected)
         per_sample = extra[(..., *[slice(1)] * len(size))]
         torch.testing.assert_close(
             conv(x, per_sample), conv(x, per_sample.expand_as(extra).contiguous()), rtol=1e-6, atol=1e-6

@@ -62,8 +62,8 @@ def test_masked_indices_decode_to_zeros(kind, sizes, options, channel_dim) -> No
 def test_a_masked_head_adds_nothing_to_the_projection() -> None:
     vq = every_layer(VQLayer, (9, 6), {"heads": 2, "codebook_dim": 4})
     parts = vq.projection.project_out.weight.unflatten(1, (2, 4))
-    want = vq.codebook[5] @ parts[:, 1].T + vq.projection.project_out.bias
-    torch.testing.assert_close(vq.decode(torch.tensor([[-1, 5]]))[0], want)
+    expected = vq.codebook[5] @ parts[:, 1].T + vq.projection.project_out.bias
+    torch.testing.assert_close(vq.decode(torch.tensor([[-1, 5]]))[0], expected)
 
 
 def test_masked_indices_of_a_model_decode_as_zero_vectors() -> None:

@@ -65,14 +65,14 @@ def test_gradient_of_the_sum_is_passed_once_and_every_stage_commits() -> None:
     (grad,) = torch.autograd.grad(out.quantized.sin().sum(), z_e, retain_graph=True)
     torch.testing.assert_close(grad, out.quantized.detach().cos())
     out.loss.backward()
-    residual, want = z_e.detach(), torch.zeros_like(z_e)
+    residual, expected = z_e.detach(), torch.zeros_like(z_e)
     for q, stage in enumerate(rvq.stages):
         codes, nearest = stage.codebook.detach(), out.indices[:, q]
         residual = residual - codes[nearest]
-        want = want + 0.4 * 2 / z_e.numel() * residual
+        expected = expected + 0.4 * 2 / z_e.numel() * residual
         pulled = torch.zeros_like(codes).index_add(0, nearest, -2 / z_e.numel() * residual)
         torch.testing.assert_close(stage.codebook.grad, pulled)
-    torch.testing.assert_close(z_e.grad, want)
+    torch.testing.assert_close(z_e.grad, expected)
 
 
 def test_separate_stages_learn_as_layers_in_a_row_would() -> None:
@@ -85,9 +85,9 @@ def test_separate_stages_learn_as_layers_in_a_row_would() -> None:
     residual = z_e
     for stage in stages:
         residual = residual - stage(residual).quantized
-    for mine, its in zip(rvq.stages, stages, strict=True):
-        for name, value in its.state_dict().items():
-            torch.testing.assert_close(mine.state_dict()[name], value)
+    for stage, plain in zip(rvq.stages, stages, strict=True):
+        for name, value in plain.state_dict().items():
+            torch.testing.assert_close(stage.state_dict()[name], value)
 
 
 def test_shared_codebook_takes_one_average_step_over_all_stages() -> None:
@@ -117,12 +117,12 @@ def test_decode_of_encode_is_forward(options, channel_dim) -> None:
 def test_decode_from_fewer_stages_or_with_some_left_out() -> None:
     rvq, codes = layer(channel_dim=-1), torch.randint(9, (5, 7, 4))
     codes[1, 2, 1] = codes[3, :, 2:] = -1
-    want = torch.zeros(4, 5, 7, 6).double()
+    expected = torch.zeros(4, 5, 7, 6).double()
     for q, codebook in enumerate(rvq.codebooks.detach()):
         used = codes[..., q] >= 0
-        want[q][used] = codebook[codes[..., q][used]]
+        expected[q][used] = codebook[codes[..., q][used]]
     for q in range(1, 5):
-        torch.testing.assert_close(rvq.decode(codes[..., :q]).detach(), want[:q].sum(0))
+        torch.testing.assert_close(rvq.decode(codes[..., :q]).detach(), expected[:q].sum(0))
 
 
 def test_more_stages_leave_smaller_residuals_after_kmeans() -> None:
@@ -138,18 +138,18 @@ def test_masked_vectors_have_no_influence(options) -> None:
     alone, mask = copy.deepcopy(rvq), torch.rand(8, 11) < 0.6
     for step in range(2):
         z_e = torch.where(mask.unsqueeze(1), randn(8, 6, 11).detach(), torch.nan).requires_grad_()
-        rows = z_e.detach().movedim(1, -1)[mask].requires_grad_()
+        visible = z_e.detach().movedim(1, -1)[mask].requires_grad_()
         torch.manual_seed(step)
         out = rvq(z_e, mask)
         torch.manual_seed(step)
-        want = alone(rows)
-        torch.testing.assert_close(out.loss, want.loss)
-        torch.testing.assert_close(out.quantized.movedim(1, -1)[mask], want.quantized)
-        assert torch.equal(out.indices[mask], want.indices)
+        expected = alone(visible)
+        torch.testing.assert_close(out.loss, expected.loss)
+        torch.testing.assert_close(out.quantized.movedim(1, -1)[mask], expected.quantized)
+        assert torch.equal(out.indices[mask], expected.indices)
         assert (out.indices[~mask] == -1).all()
         (out.quantized.sin().sum() + out.loss).backward()
-        (want.quantized.sin().sum() + want.loss).backward()
-        torch.testing.assert_close(z_e.grad.movedim(1, -1)[mask], rows.grad)
+        (expected.quantized.sin().sum() + expected.loss).backward()
+        torch.testing.assert_close(z_e.grad.movedim(1, -1)[mask], visible.grad)
         assert not z_e.grad.movedim(1, -1)[~mask].any()
         for name, value in alone.state_dict().items():
             torch.testing.assert_close(rvq.state_dict()[name], value)
@@ -279,16 +279,16 @@ def test_equals_vector_quantize_pytorch() -> None:
     peers = pytest.importorskip("vector_quantize_pytorch")
     rvq = ResidualVQLayer(9, 6, 4, channel_dim=-1, decay=0.8, beta=1.0)
     peer = peers.ResidualVQ(dim=6, codebook_size=9, num_quantizers=4, rotation_trick=False, decay=0.8)
-    for stage, its in zip(rvq.stages, peer.layers, strict=True):
+    for stage, layer in zip(rvq.stages, peer.layers, strict=True):
         stage.set_codebook(torch.randn(9, 6))
-        its._codebook.embed.data.copy_(stage.codebook.unsqueeze(0))
-        its._codebook.embed_avg.data.copy_(its._codebook.embed)
-        its._codebook.cluster_size.data.fill_(1)
+        layer._codebook.embed.data.copy_(stage.codebook.unsqueeze(0))
+        layer._codebook.embed_avg.data.copy_(layer._codebook.embed)
+        layer._codebook.cluster_size.data.fill_(1)
     z_e = torch.randn(4, 7, 6)
     out, parts = rvq(z_e, return_parts=True)
     quantized, indices, losses = peer(z_e)
     assert torch.equal(out.indices, indices)
     torch.testing.assert_close(out.quantized, quantized)
     torch.testing.assert_close(parts.commitment, losses.squeeze())
-    theirs = torch.cat([its._codebook.embed for its in peer.layers])
-    torch.testing.assert_close(rvq.codebooks, theirs, rtol=1e-3, atol=1e-4)
+    expected = torch.cat([layer._codebook.embed for layer in peer.layers])
+    torch.testing.assert_close(rvq.codebooks, expected, rtol=1e-3, atol=1e-4)

@@ -52,14 +52,14 @@ def test_outputs_loss_and_gradients_equal_the_known_formulations(formulation, sp
     z_e = randn(7, 4, *spatial) if channel_dim == 1 else randn(7, *spatial, 4)
     out = vq(z_e)
     quantized, indices, loss = formulation(z_e.movedim(channel_dim, -1), vq.codebook, beta=0.4)
-    ours = out.quantized.movedim(channel_dim, -1)
-    torch.testing.assert_close(ours, quantized, rtol=0, atol=1e-10)
+    moved = out.quantized.movedim(channel_dim, -1)
+    torch.testing.assert_close(moved, quantized, rtol=0, atol=1e-10)
     torch.testing.assert_close(out.loss, loss, rtol=0, atol=1e-10)
     assert torch.equal(out.indices, indices)
     inputs = (z_e, vq.codebook)
-    grads = torch.autograd.grad(decoder_loss(ours) + out.loss, inputs)
-    wanted = torch.autograd.grad(decoder_loss(quantized) + loss, inputs)
-    torch.testing.assert_close(grads, wanted, rtol=0, atol=1e-10)
+    grads = torch.autograd.grad(decoder_loss(moved) + out.loss, inputs)
+    expected = torch.autograd.grad(decoder_loss(quantized) + loss, inputs)
+    torch.testing.assert_close(grads, expected, rtol=0, atol=1e-10)
     assert all(grad.any() for grad in grads)
 
 
@@ -69,8 +69,8 @@ def test_codebook_gradient_is_two_over_n_times_the_sum_of_code_minus_vector() ->
     out.loss.backward()
     vectors = z_e.detach().movedim(1, -1)
     for k, code in enumerate(vq.codebook.detach()):
-        want = 2 / z_e.numel() * (code - vectors[out.indices == k]).sum(0)
-        torch.testing.assert_close(vq.codebook.grad[k], want, rtol=0, atol=1e-12)
+        expected = 2 / z_e.numel() * (code - vectors[out.indices == k]).sum(0)
+        torch.testing.assert_close(vq.codebook.grad[k], expected, rtol=0, atol=1e-12)
 
 
 def test_ema_loss_is_the_commitment_alone_and_the_codebook_has_no_gradient() -> None:
@@ -181,24 +181,24 @@ def test_two_passes_of_a_shared_layer_before_one_backward(decay) -> None:
     """EMA moves the codes in place between the passes; each has the gradient of its own codes."""
     vq = layer(decay=decay)
     inputs = [randn(6, 4), randn(5, 4)]
-    want = []
+    expected = []
     for z_e in inputs:
         twin = copy.deepcopy(vq)
-        if decay and want:
+        if decay and expected:
             twin(inputs[0])
         out = twin(z_e)
-        want += torch.autograd.grad(decoder_loss(out.quantized) + out.loss, z_e)
+        expected += torch.autograd.grad(decoder_loss(out.quantized) + out.loss, z_e)
     outs = [vq(z_e) for z_e in inputs]
     total = sum(decoder_loss(out.quantized) + out.loss for out in outs)
-    torch.testing.assert_close(torch.autograd.grad(total, inputs), tuple(want), rtol=0, atol=1e-12)
+    torch.testing.assert_close(torch.autograd.grad(total, inputs), tuple(expected), rtol=0, atol=1e-12)
 
 
 def test_backward_of_an_eval_pass_works_after_a_training_pass() -> None:
     vq, z_e = layer(decay=0.9).eval(), randn(6, 4)
-    want = torch.autograd.grad(vq(z_e).loss, z_e)
+    expected = torch.autograd.grad(vq(z_e).loss, z_e)
     loss = vq(z_e).loss
     vq.train()(randn(6, 4))
-    torch.testing.assert_close(torch.autograd.grad(loss, z_e), want, rtol=0, atol=0)
+    torch.testing.assert_close(torch.autograd.grad(loss, z_e), expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
@@ -336,10 +336,10 @@ def test_bfloat16_vectors_with_a_float32_codebook(decay) -> None:
     z_e = torch.randn(6, 4, 5).bfloat16().requires_grad_()
     out = vq(z_e)
     wide = z_e.detach().double().movedim(1, -1)
-    want = (wide[..., None, :] - codes.double()).square().sum(-1).argmin(-1)
-    assert torch.equal(out.indices, want)
-    assert torch.equal(out.quantized, codes[want].movedim(-1, 1).bfloat16())
-    loss = (1.25 if decay is None else 0.25) * (wide - codes[want]).square().mean()
+    expected = (wide[..., None, :] - codes.double()).square().sum(-1).argmin(-1)
+    assert torch.equal(out.indices, expected)
+    assert torch.equal(out.quantized, codes[expected].movedim(-1, 1).bfloat16())
+    loss = (1.25 if decay is None else 0.25) * (wide - codes[expected]).square().mean()
     torch.testing.assert_close(out.loss, loss.float())
     (out.quantized.float().sum() + out.loss).backward()
     assert z_e.grad.dtype == torch.bfloat16
@@ -364,7 +364,7 @@ def test_compiled_and_exported_layer_equal_the_plain_one(decay, training) -> Non
     batch = {0: torch.export.Dim.DYNAMIC}
     exported = torch.export.export(twins[1], (example,), dynamic_shapes=(batch,)).module()
     for z_e in (example, randn(3, 4, 5).detach()):
-        want = vq(z_e)
-        torch.testing.assert_close(tuple(compiled(z_e)), tuple(want))
-        torch.testing.assert_close(tuple(exported(z_e)), tuple(want))
+        expected = vq(z_e)
+        torch.testing.assert_close(tuple(compiled(z_e)), tuple(expected))
+        torch.testing.assert_close(tuple(exported(z_e)), tuple(expected))
     torch.testing.assert_close(compiled.codebook, vq.codebook)

@@ -56,7 +56,7 @@ def test_training_step_compiles_into_one_graph_for_any_batch_size(name, masked) 
         mask = torch.rand(batch, 4) < 0.7 if masked else None
         for value in (z_e, mask) if masked else (z_e,):
             torch._dynamo.mark_dynamic(value, 0)
-        want = step(vq, z_e, mask)
+        expected = step(vq, z_e, mask)
         torch.manual_seed(0)
         found = z_e.clone().requires_grad_()
         torch._dynamo.mark_dynamic(found, 0)
@@ -64,7 +64,7 @@ def test_training_step_compiles_into_one_graph_for_any_batch_size(name, masked) 
         compiled.zero_grad()
         (out.quantized.square().sum() + out.loss).backward()
         grads = (found.grad, *(p.grad for p in compiled.parameters()))
-        torch.testing.assert_close((*out, *grads, *compiled.state_dict().values()), want)
+        torch.testing.assert_close((*out, *grads, *compiled.state_dict().values()), expected)
     assert counters["stats"]["unique_graphs"] == 1
 
 
@@ -87,9 +87,9 @@ def test_compiled_kmeans_start_is_a_graph_of_its_own_and_happens_once(vq) -> Non
     run = torch.compile(twin, fullgraph=True, backend="aot_eager")
     for z_e in batches:
         torch.manual_seed(0)
-        want = vq(z_e)
+        expected = vq(z_e)
         torch.manual_seed(0)
-        torch.testing.assert_close(tuple(run(z_e)), tuple(want))
+        torch.testing.assert_close(tuple(run(z_e)), tuple(expected))
     assert counters["stats"]["unique_graphs"] == 2
     for name, value in vq.state_dict().items():
         torch.testing.assert_close(twin.state_dict()[name], value)
@@ -105,9 +105,9 @@ def test_exported_layer_equals_the_plain_one(name, training) -> None:
     for size in (2, 5):
         z_e, mask = torch.randn(size, 6, 4).double(), torch.rand(size, 4) < 0.7
         torch.manual_seed(0)
-        want = vq(z_e, mask)
+        expected = vq(z_e, mask)
         torch.manual_seed(0)
-        torch.testing.assert_close(tuple(program(z_e, mask)), tuple(want))
+        torch.testing.assert_close(tuple(program(z_e, mask)), tuple(expected))
 
 
 @pytest.mark.parametrize("name", ["separate heads", "shared stages"])

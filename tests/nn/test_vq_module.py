@@ -48,10 +48,10 @@ def test_autocast_leaves_the_state_in_float32_and_the_codes_exact(options, dtype
     with torch.autocast("cpu", dtype):
         z_e = encoder(x)
         out = vq(z_e)
-        want = codes(z_e)
+        expected = codes(z_e)
     assert z_e.dtype == out.quantized.dtype == dtype
     assert out.loss.dtype == torch.float32
-    assert torch.equal(out.indices, want.indices)
+    assert torch.equal(out.indices, expected.indices)
     if vq.projection.project_in is None and vq.heads == 1 and vq.metric == "l2":
         distances = torch.cdist(z_e.detach().double(), codes.codebook.detach().double())
         assert torch.equal(out.indices, distances.argmin(-1))

@@ -59,11 +59,11 @@ def test_shared_heads_are_so_many_more_vectors(metric, decay) -> None:
     vq.set_codebook(plain.codebook.detach())
     z_e = randn(5, 12, 7)
     out = vq(z_e)
-    want = plain(z_e.movedim(1, -1).reshape(-1, 4))
+    expected = plain(z_e.movedim(1, -1).reshape(-1, 4))
     assert out.indices.shape == (5, 7, 3)
-    assert torch.equal(out.indices.flatten(), want.indices)
-    torch.testing.assert_close(out.quantized.movedim(1, -1).reshape(-1, 4), want.quantized)
-    torch.testing.assert_close(out.loss, want.loss)
+    assert torch.equal(out.indices.flatten(), expected.indices)
+    torch.testing.assert_close(out.quantized.movedim(1, -1).reshape(-1, 4), expected.quantized)
+    torch.testing.assert_close(out.loss, expected.loss)
     assert_states_close(plain, vq)
 
 
@@ -77,10 +77,10 @@ def test_separate_heads_are_layers_side_by_side(metric, decay) -> None:
         head.set_codebook(codes)
     z_e = randn(5, 12, 7)
     out = vq(z_e)
-    wanted = [head(part) for head, part in zip(alone, z_e.split(4, 1), strict=True)]
-    assert torch.equal(out.indices, torch.stack([want.indices for want in wanted], -1))
-    torch.testing.assert_close(out.quantized, torch.cat([want.quantized for want in wanted], 1))
-    torch.testing.assert_close(out.loss, sum(want.loss for want in wanted) / 3)
+    expected = [head(part) for head, part in zip(alone, z_e.split(4, 1), strict=True)]
+    assert torch.equal(out.indices, torch.stack([each.indices for each in expected], -1))
+    torch.testing.assert_close(out.quantized, torch.cat([each.quantized for each in expected], 1))
+    torch.testing.assert_close(out.loss, sum(each.loss for each in expected) / 3)
     for name, value in vq.state_dict().items():
         stacked = torch.stack([head.state_dict()[name] for head in alone])
         torch.testing.assert_close(value, stacked, rtol=0, atol=1e-12)
@@ -90,9 +90,9 @@ def test_projections_stand_around_a_plain_layer() -> None:
     vq, plain = layer(8, 12, codebook_dim=3, channel_dim=-1), layer(8, 3, channel_dim=-1)
     vq.set_codebook(plain.codebook.detach())
     z_e = randn(5, 7, 12)
-    out, want = vq(z_e), plain(vq.projection.project_in(z_e))
-    torch.testing.assert_close(out.loss, want.loss)
-    torch.testing.assert_close(out.quantized, vq.projection.project_out(want.quantized))
+    out, expected = vq(z_e), plain(vq.projection.project_in(z_e))
+    torch.testing.assert_close(out.loss, expected.loss)
+    torch.testing.assert_close(out.quantized, vq.projection.project_out(expected.quantized))
     (out.quantized.square().sum() + out.loss).backward()
     assert all(parameter.grad.any() for parameter in vq.parameters())
 
@@ -130,17 +130,17 @@ def test_masked_layer_learns_what_the_unmasked_vectors_alone_would_teach(options
         torch.manual_seed(step)
         out, parts = vq(z_e, mask, return_parts=True)
         torch.manual_seed(step)
-        rows = unmasked(z_e, mask).detach().requires_grad_()
-        want, wanted_parts = alone(rows, return_parts=True)
-        torch.testing.assert_close(out.loss, want.loss, rtol=1e-12, atol=0)
-        torch.testing.assert_close(parts, wanted_parts, rtol=1e-12, atol=0)
-        assert torch.equal(out.indices[mask], want.indices)
+        shown = unmasked(z_e, mask).detach().requires_grad_()
+        expected, expected_parts = alone(shown, return_parts=True)
+        torch.testing.assert_close(out.loss, expected.loss, rtol=1e-12, atol=0)
+        torch.testing.assert_close(parts, expected_parts, rtol=1e-12, atol=0)
+        assert torch.equal(out.indices[mask], expected.indices)
         assert (out.indices[~mask] == -1).all()
-        torch.testing.assert_close(unmasked(out.quantized, mask), want.quantized)
+        torch.testing.assert_close(unmasked(out.quantized, mask), expected.quantized)
         assert not unmasked(out.quantized, ~mask).any()
         (out.quantized.sin().sum() + out.loss).backward()
-        (want.quantized.sin().sum() + want.loss).backward()
-        torch.testing.assert_close(unmasked(z_e.grad, mask), rows.grad)
+        (expected.quantized.sin().sum() + expected.loss).backward()
+        torch.testing.assert_close(unmasked(z_e.grad, mask), shown.grad)
         assert not unmasked(z_e.grad, ~mask).any()
         for mine, its in zip(vq.parameters(), alone.parameters(), strict=True):
             torch.testing.assert_close(mine.grad, its.grad)
@@ -170,10 +170,10 @@ def test_bfloat16_padding_has_no_influence() -> None:
     vq.set_codebook(torch.randn(9, 4))
     z_e = torch.randn(6, 4, 2).bfloat16()
     out = vq(z_e, mask)
-    want = vq(z_e[..., :1])
+    expected = vq(z_e[..., :1])
     assert out.quantized.dtype == torch.bfloat16
-    torch.testing.assert_close(out.loss, want.loss)
-    grads = [torch.autograd.grad(one.loss, vq.codebook)[0] for one in (out, want)]
+    torch.testing.assert_close(out.loss, expected.loss)
+    grads = [torch.autograd.grad(one.loss, vq.codebook)[0] for one in (out, expected)]
     torch.testing.assert_close(*grads)
 
 
@@ -260,7 +260,7 @@ def test_parts_add_up_to_the_loss(options) -> None:
 
 
 @pytest.mark.parametrize(
-    "ours, theirs",
+    "options, peer_options",
     [
         ({}, {}),
         ({"metric": "cosine"}, {"use_cosine_sim": True}),
@@ -273,11 +273,10 @@ def test_parts_add_up_to_the_loss(options) -> None:
         ({"codebook_dim": 3}, {"codebook_dim": 3}),
     ],
 )
-def test_equals_vector_quantize_pytorch(ours, theirs) -> None:
+def test_equals_vector_quantize_pytorch(options, peer_options) -> None:
     peers = pytest.importorskip("vector_quantize_pytorch")
-    vq = VQLayer(9, 6, decay=0.8, beta=1.0, channel_dim=-1, **ours)
-    theirs = {"rotation_trick": False, "decay": 0.8, **theirs}
-    peer = peers.VectorQuantize(6, 9, **theirs)
+    vq = VQLayer(9, 6, decay=0.8, beta=1.0, channel_dim=-1, **options)
+    peer = peers.VectorQuantize(6, 9, **{"rotation_trick": False, "decay": 0.8, **peer_options})
     codes = torch.randn(vq.codebook.shape)
     codes = F.normalize(codes, dim=-1) if vq.metric == "cosine" else codes
     vq.set_codebook(codes)
@@ -289,8 +288,8 @@ def test_equals_vector_quantize_pytorch(ours, theirs) -> None:
         vq.projection.project_out.load_state_dict(peer.project_out.state_dict())
     inputs = [torch.randn(4, 7, 6, requires_grad=True)]
     inputs.append(inputs[0].detach().clone().requires_grad_())
-    # with a mask theirs compares codes with vectors before projection, split and normalisation
-    masked = set(ours) <= {"gradient"}
+    # with a mask the peer compares code vectors with vectors before projection, split and normalisation
+    masked = set(options) <= {"gradient"}
     mask = torch.arange(7) < torch.tensor([[7], [3], [5], [1]]) if masked else None
     out = vq(inputs[0], mask)
     quantized, indices, loss = peer(inputs[1], mask=mask)
