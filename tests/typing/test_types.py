@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 USER = ROOT / "tests" / "typing" / "user.py"
+STRICT = ("--strict", "--follow-imports=silent")
 PUBLIC = ("vqfast", "vqfast.functional", "vqfast.models", "vqfast.priors", "vqfast.sampling")
 
 
@@ -20,14 +21,18 @@ def check(command: list[str]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "arguments", [["--strict", "--follow-imports=silent", str(USER)], ["vqfast"]], ids=["user", "package"]
+    "arguments",
+    [[*STRICT, str(USER)], ["vqfast"], [*STRICT, "benchmarks"]],
+    ids=["user", "package", "benchmarks"],
 )
 def test_mypy(arguments):
     pytest.importorskip("mypy", reason="mypy is not installed")
     check([sys.executable, "-m", "mypy", *arguments])
 
 
+@pytest.mark.slow
 def test_pyright():
     pytest.importorskip("pyright", reason="pyright is not installed")
     check([sys.executable, "-m", "pyright", "--pythonpath", sys.executable, str(USER)])
