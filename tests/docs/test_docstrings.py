@@ -1,6 +1,7 @@
 """Runs the ``>>>`` examples of every module."""
 
 import doctest
+import inspect
 import pkgutil
 from importlib import import_module
 
@@ -27,3 +28,29 @@ def test_examples(name, monkeypatch, tmp_path, capsys):
         example.globs.update(torch=torch, vqfast=vqfast)
         runner.run(example)
     assert not runner.failures, capsys.readouterr().out
+
+
+ROOMS = ("vqfast", "vqfast.functional", "vqfast.nn", "vqfast.models", "vqfast.priors", "vqfast.sampling")
+
+
+def public() -> dict[str, object]:
+    """The exported functions and classes, and an object with methods, by name."""
+    found = {
+        name: getattr(import_module(room), name) for room in ROOMS for name in import_module(room).__all__
+    }
+    return {name: value for name, value in found.items() if callable(value)}
+
+
+@pytest.mark.parametrize("name, value", public().items())
+def test_public_names_explain_themselves(name, value):
+    """A docstring, one for each public method, and an example in one of them."""
+    documented = value if inspect.isclass(value) or inspect.isfunction(value) else type(value)
+    methods = dict(inspect.getmembers(documented, inspect.isfunction))
+    ours = {key: method for key, method in methods.items() if method.__module__.startswith("vqfast")}
+    assert documented.__doc__
+    assert not [key for key, method in ours.items() if not key.startswith("_") and not method.__doc__]
+    own = [
+        documented.__doc__,
+        *(method.__doc__ or "" for key, method in ours.items() if key in vars(documented)),
+    ]
+    assert any(">>>" in text for text in own), f"{name} has no example"

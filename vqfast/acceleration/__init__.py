@@ -52,6 +52,11 @@ class Report(NamedTuple):
     Attributes:
         accelerated: the quantisers that use vqfast now.
         left_alone: the quantisers that were recognised and keep their own code; ``note`` says why.
+
+    >>> from vector_quantize_pytorch import VectorQuantize
+    >>> report = vqfast.accelerate(VectorQuantize(dim=16, codebook_size=64))
+    >>> len(report.accelerated), report.left_alone
+    (1, [])
     """
 
     accelerated: list[Entry]

@@ -16,7 +16,12 @@ OPTIONAL = ("bias", "extra", "residual")
 
 
 def kernel_shape(kernel_size: int, mask_type: str, stack: str) -> tuple[int, int]:
-    """``(kh, kw)`` of the weight of a masked convolution ``kernel_size`` wide; see ``masked_conv2d``."""
+    """``(kh, kw)`` of the weight of a masked convolution ``kernel_size`` wide; see ``masked_conv2d``.
+
+    Example:
+        >>> vqfast.functional.kernel_shape(3, "B", "vertical")
+        (2, 3)
+    """
     before = kernel_size // 2 + (mask_type == "B")
     shapes = {
         "full": (kernel_size, kernel_size),
@@ -30,6 +35,10 @@ def visible_taps(kernel: tuple[int, int], mask_type: str, stack: str) -> tuple[i
     """``(taps, anchor)``: how many kernel positions are visible, and which one is the output's own.
 
     The visible ones come first in raster order.
+
+    Example:
+        >>> vqfast.functional.visible_taps((3, 3), "B", "full")
+        (5, (1, 1))
     """
     kh, kw = map(int, kernel) if isinstance(kernel[0], Tensor) else kernel  # as a trace has them
     b = mask_type == "B"

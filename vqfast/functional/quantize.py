@@ -23,6 +23,13 @@ class Quantized(NamedTuple):
         counts: int64 ``(K,)``, the number of vectors of each code; ``(Q, K)`` of stages. Like ``sums``
             without gradient, and of no code (``(0,)``, ``(0, D)``) where the statistics weren't asked for.
         sums: ``(K, D)``, the sum of the vectors of each code; ``(Q, K, D)`` of stages.
+
+    Example:
+        >>> codebook = torch.tensor([[0.0], [1.0]])
+        >>> z_e = torch.tensor([[0.1], [0.9], [1.2]])
+        >>> out = vqfast.functional.quantize(z_e, codebook, return_statistics=True)
+        >>> out.indices, out.counts, out.sums
+        (tensor([0, 1, 1]), tensor([1, 2]), tensor([[0.1000], [2.1000]]))
     """
 
     quantized: Tensor

@@ -39,6 +39,11 @@ class VQVAEOutput(NamedTuple):
         reconstruction: the decoder's output, of the input's shape.
         indices: int64 ``(B, *code_shape)``.
         loss: the quantiser's, a scalar to add to the reconstruction loss.
+
+    Example:
+        >>> out = vqfast.VQVAE(hidden_channels=8)(torch.randn(2, 3, 16, 16))
+        >>> out.reconstruction.shape, out.indices.shape, out.loss.shape
+        (torch.Size([2, 3, 16, 16]), torch.Size([2, 4, 4]), torch.Size([]))
     """
 
     reconstruction: Tensor

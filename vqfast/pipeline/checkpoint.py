@@ -73,6 +73,11 @@ def load_model(folder: str | Path, name: str, *, device: torch.device | str = "c
         FileNotFoundError: the folder has no such model.
         ValueError: a file is damaged, weights and config don't fit each other, a weight isn't finite, or the
             model is of another kind.
+
+    Example:
+        >>> save_model(Path("runs/small"), "vqvae", vqfast.VQVAE(hidden_channels=8))
+        >>> vqfast.load_model("runs/small", "vqvae").config["hidden_channels"]
+        8
     """
     weights, beside = Path(folder, f"{name}.safetensors"), Path(folder, f"{name}.config.json")
     for path in (weights, beside):

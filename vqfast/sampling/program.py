@@ -22,7 +22,11 @@ Offset = tuple[int, int]  # (dy, dx), from the position that is computed to the 
 
 
 class Phase(IntEnum):
-    """When a step's value at a position can be computed."""
+    """When a step's value at a position can be computed.
+
+    >>> max(Phase.ROW, Phase.POSITION)  # a step waits for the last of its terms
+    <Phase.POSITION: 1>
+    """
 
     ROW = 0  # when the position's row starts, for all of the row: it depends on rows above alone
     POSITION = 1  # when the codes before the position are drawn
