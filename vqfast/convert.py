@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vqfast.nn import ResidualVQLayer, VQLayer
 
-# Of each library: a quantiser's tensors by their names there, and the names of the same tensors here.
+# For each library, the names of a quantiser's tensors there and here.
 LIBRARIES = {
     "zalandoresearch/pytorch-vq-vae": {
         "_embedding.weight": "codebook",
@@ -42,7 +42,8 @@ PROJECTIONS = {
     for place in ("project_in", "project_out")
     for name in ("weight", "bias")
 }
-OPTIONAL = ("ema_counts", "ema_sums", "initialised")  # a layer that has none of these needs none
+# Dropped where the layer doesn't have them. Where the state doesn't, they start from the codebook.
+OPTIONAL = ("ema_counts", "ema_sums", "initialised")
 
 
 def convert_state_dict(state: Mapping[str, Any], module: nn.Module, *, prefix: str = "") -> dict[str, Tensor]:
@@ -65,7 +66,7 @@ def convert_state_dict(state: Mapping[str, Any], module: nn.Module, *, prefix: s
         A state dict for ``module.load_state_dict``. Tensors that belong to no quantiser keep their names.
 
     Raises:
-        TypeError: ``module`` isn't a module.
+        TypeError: ``state`` isn't a mapping, or ``module`` isn't a module.
         ValueError: ``module`` has no vqfast layer, or a layer's tensors in ``state`` are missing, unknown, or
             of other sizes than the layer's.
 
@@ -74,6 +75,8 @@ def convert_state_dict(state: Mapping[str, Any], module: nn.Module, *, prefix: s
     >>> layer.load_state_dict(vqfast.convert_state_dict(state, layer, prefix="quantize."))
     <All keys matched successfully>
     """
+    if not isinstance(state, Mapping):
+        raise TypeError(f"state is a {type(state).__name__}; want a mapping of names to tensors or arrays")
     if not isinstance(module, nn.Module):
         raise TypeError(f"module is a {type(module).__name__}; want a torch.nn.Module")
     layers = dict(_layers(module))
@@ -89,7 +92,7 @@ def convert_state_dict(state: Mapping[str, Any], module: nn.Module, *, prefix: s
 
 
 def _layers(module: nn.Module, path: str = "") -> Iterator[tuple[str, VQLayer | ResidualVQLayer]]:
-    """The layers of vqfast in ``module``, without the stages of residual ones, by their prefixes."""
+    """The layers of vqfast in ``module`` by their prefixes, without the stages of residual layers."""
     if isinstance(module, (VQLayer, ResidualVQLayer)):
         yield path, module
         return
@@ -138,7 +141,7 @@ def _arranged(name: str, value: Any, ndim: int) -> Tensor:
     """``value`` as a tensor in the arrangement of vqfast, without the dimension of a single codebook."""
     tensor = value.detach() if isinstance(value, Tensor) else torch.tensor(value)
     if name in TRANSPOSED:
-        tensor = tensor.T.contiguous()
+        tensor = tensor.movedim(0, -1).contiguous()
     return tensor.squeeze(0) if tensor.ndim > ndim else tensor
 
 
@@ -161,7 +164,7 @@ def _averages(new: dict[str, Tensor], layer: VQLayer | ResidualVQLayer) -> dict[
             continue
         new |= {name: factor * average for name, average in zip(names[1:], averages, strict=True)}
         if len(averages) == 2 and stage.metric == "cosine":
-            # only a codebook that is the average to the bit leaves the lengths of the sums as they are
+            # a layer keeps its sums only while the codebook is their average to the bit
             exact = stage._average(averages[0].unsqueeze(-1), averages[1])[0]
             new[names[0]] = exact if torch.allclose(exact, codebook, atol=1e-5) else codebook
     return new

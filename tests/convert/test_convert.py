@@ -126,6 +126,11 @@ def test_errors(state, module, error):
         vqfast.convert_state_dict(state, module)
 
 
+def test_no_state():
+    with pytest.raises(TypeError, match="state is a str; want a mapping of names to tensors or arrays"):
+        vqfast.convert_state_dict("model.pt", LAYER)
+
+
 def test_no_module():
     with pytest.raises(TypeError, match=r"module is a type; want a torch\.nn\.Module"):
         vqfast.convert_state_dict(WEIGHT, vqfast.VQLayer)

@@ -59,6 +59,7 @@ def _codebook(original: Method, self: Any, x: Tensor, *args: Any, **options: Any
 
 
 def _search(self: Any, x: Tensor, **options: Any) -> tuple[Tensor, Tensor, None]:
+    """``_codebook`` of float32 vectors, with the library's own k-means start, affine maps and averages."""
     flat = x.reshape(self.num_codebooks, -1, x.shape[-1])
     mask = options["mask"]
     if mask is not None:  # heads that share a codebook extend the batch
@@ -66,14 +67,14 @@ def _search(self: Any, x: Tensor, **options: Any) -> tuple[Tensor, Tensor, None]
     self.init_embed_(flat, mask=mask)
     if self.affine_param:
         self.update_affine(flat, self.embed, mask=mask)
-    codes = (self.embed if self.learnable_codebook else self.embed.detach()).float()
+    codebook = (self.embed if self.learnable_codebook else self.embed.detach()).float()
     if self.vq_bridge is not None:
-        codes = self.vq_bridge(codes)
+        codebook = self.vq_bridge(codebook)
     if self.affine_param:
-        codes = (codes - self.codebook_mean) * _spread(self) + self.batch_mean
-    indices = (largest_product if self.use_cosine_sim else nearest_code)(flat, codes)
+        codebook = (codebook - self.codebook_mean) * _spread(self) + self.batch_mean
+    indices = (largest_product if self.use_cosine_sim else nearest_code)(flat, codebook)
     first = torch.arange(len(flat), device=x.device).unsqueeze(1) * self.codebook_size
-    quantized = F.embedding(indices + first, codes.flatten(0, 1))
+    quantized = F.embedding(indices + first, codebook.flatten(0, 1))
     is_top_one = options["topk"] == 1  # its results have an extra dimension; update_indices learns from them
     updates = options.get("update_usage", True) and not options["freeze_codebook"] and not is_top_one
     if self.training and updates:
