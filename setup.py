@@ -1,4 +1,4 @@
-"""Packages the native library where there is a compiler; else it is compiled on first use. Needs no torch."""
+"""Packages the native library. That needs a compiler, else it is compiled on first use, and no torch."""
 
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
@@ -21,7 +21,7 @@ except RuntimeError as error:
 
 
 class BuildNative(build_ext):
-    """Builds beside the sources; an editable install compiles on first use, as its sources change."""
+    """Puts the library beside its sources. In an editable install these change: it compiles on first use."""
 
     def run(self) -> None:
         if self.editable_mode or self.inplace:
@@ -29,8 +29,8 @@ class BuildNative(build_ext):
         target = Path(self.build_lib, "vqfast", "csrc", build.PREBUILT.name)
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            for variant, reason in build.build(target, COMPILER).items():
-                print(f"native library without {variant}: {reason}", file=sys.stderr)
+            for name, reason in build.build(target, COMPILER).items():
+                print(f"native library without {name}: {reason}", file=sys.stderr)
         except (OSError, RuntimeError) as error:
             print(f"native library left for the first use: {error}", file=sys.stderr)
 
@@ -39,17 +39,17 @@ class BuildNative(build_ext):
 
 
 class Wheel(bdist_wheel):
-    """One for every Python of a platform, free-threaded ones too: the native library needs none."""
+    """A wheel for every Python of a platform, as the native library uses none of Python."""
 
     def get_tag(self) -> tuple[str, str, str]:
         return "py3", "none", super().get_tag()[2]
 
 
 class Editable(editable_wheel):
-    """The packages lie under the root, so that a path is all: type checkers follow no import hooks."""
+    """An editable install is a path to the root, as type checkers follow no import hooks."""
 
     def finalize_options(self) -> None:
-        self.distribution.packages.remove("vqfast.csrc")  # the sources are found where they lie
+        self.distribution.packages.remove("vqfast.csrc")  # build.py finds the sources in the checkout
         self.distribution.package_dir = {"": "."}
         super().finalize_options()
 

@@ -75,16 +75,19 @@ def test_a_link_to_a_compiler_is_called_by_its_own_name(tmp_path: Path, monkeypa
     [
         ("flags\t\t: fpu sse2 avx2 fma avx512f", ["portable", "avx2"]),
         ("flags\t\t: fpu avx2", ["portable"]),
-        ("flags : avx2 fma avx512f avx512bw avx512dq avx512vl avx512_bf16 avx512_vnni", list(build.VARIANTS)),
+        (
+            "flags : avx2 fma avx512f avx512bw avx512dq avx512vl avx512_bf16 avx512_vnni",
+            list(build.INSTRUCTION_SETS),
+        ),
         ("Features : asimd", []),
         (None, []),
     ],
 )
-def test_variants_of_this_cpu(tmp_path: Path, monkeypatch, flags: str | None, own: list[str]) -> None:
+def test_instruction_sets_of_this_cpu(tmp_path: Path, monkeypatch, flags: str | None, own: list[str]) -> None:
     monkeypatch.setattr(build, "CPU", tmp_path / "cpuinfo")
     if flags:
         build.CPU.write_text(f"processor\t: 0\n{flags}\n")
-    assert build.own_variants() == [name for name in own if name in build.VARIANTS]
+    assert build.own_instruction_sets() == [name for name in own if name in build.INSTRUCTION_SETS]
 
 
 @pytest.mark.parametrize("written", ["junk", "nothing", "another library"])
@@ -112,12 +115,12 @@ def test_a_compiler_that_hangs_is_stopped(tmp_path: Path, monkeypatch: pytest.Mo
         build.build(tmp_path / "native.so", script(tmp_path / "compiler", "exec sleep 60"))
 
 
-def test_a_variant_that_crashes_the_compiler_is_left_out_and_named(tmp_path: Path, counted) -> None:  # noqa: F811
+def test_an_instruction_set_that_crashes_the_compiler_is_left_out_and_named(tmp_path: Path, counted) -> None:  # noqa: F811
     compiler, calls = counted
     crash = 'case "$*" in *-Dcrash*nearest.cpp*) kill -SEGV $$;; esac'
     crashing = script(tmp_path / "crashing", f'{crash}\nexec {compiler} "$@"')
     code = f"""
-build.VARIANTS["crashing"] = ["-Dcrash"]
+build.INSTRUCTION_SETS["crashing"] = ["-Dcrash"]
 {FALLBACK}"""
     warning, refusal = finish(start(code, tmp_path, CXX=crashing[0])).splitlines()
     said = "nearest/nearest.cpp: crashing was ended by SIGSEGV"

@@ -20,18 +20,18 @@ import torch
 from vqfast.ops import build, library, registry
 from vqfast.functional import masked_conv2d, nearest_code
 build.PREBUILT = Path("not built")
-variants = {variants}
-build.VARIANTS = {{name: flags for name, flags in build.VARIANTS.items() if name in variants}}
+sets = {sets}
+build.INSTRUCTION_SETS = {{name: flags for name, flags in build.INSTRUCTION_SETS.items() if name in sets}}
 """
 USE = "print(nearest_code(torch.ones(3, 2), torch.eye(2) * 2).tolist())"
 
 
-def start(code: str, cache: Path, variants: tuple[str, ...] = ("portable",), **environment: str):
-    """A process that runs ``code``; only the kernel's portable variant is compiled, which is quicker."""
+def start(code: str, cache: Path, sets: tuple[str, ...] = ("portable",), **environment: str):
+    """A process that runs ``code``. It compiles the kernels for few instruction sets, which is quicker."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     inherited = {name: value for name, value in os.environ.items() if name != "VQFAST_BACKEND"}
     return subprocess.Popen(
-        [sys.executable, "-c", PRELUDE.format(variants=variants) + code],
+        [sys.executable, "-c", PRELUDE.format(sets=sets) + code],
         env=inherited | {"XDG_CACHE_HOME": str(cache), "PYTHONPATH": path} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -142,7 +142,7 @@ def test_cache_that_cannot_be_written_is_a_reason(tmp_path: Path, counted) -> No
 
 
 def test_instruction_set_that_the_compiler_does_not_know_is_left_out(tmp_path: Path, counted) -> None:
-    strange = "build.VARIANTS['avx512'] = ['-fno-such-instructions']\n"
+    strange = "build.INSTRUCTION_SETS['avx512'] = ['-fno-such-instructions']\n"
     out = finish(start(strange + USE, tmp_path, CXX=counted[0], VQFAST_BACKEND="native"))
     assert out == "[0, 0, 0]\n"
 
@@ -172,12 +172,12 @@ print(wrong)
 """
 
 
-@pytest.mark.parametrize("variant", build.VARIANTS)
-def test_every_instruction_set_is_exact(tmp_path: Path, variant: str) -> None:
+@pytest.mark.parametrize("instruction_set", build.INSTRUCTION_SETS)
+def test_every_instruction_set_is_exact(tmp_path: Path, instruction_set: str) -> None:
     """A library holds the portable kernel and this one; the best that the CPU has is the one that runs."""
     try:
         build.find_compiler()
     except RuntimeError as error:
         pytest.skip(str(error))
-    process = start(HARD, tmp_path, ("portable", variant), VQFAST_BACKEND="native")
+    process = start(HARD, tmp_path, ("portable", instruction_set), VQFAST_BACKEND="native")
     assert finish(process) == "0\n"

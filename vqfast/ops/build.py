@@ -1,6 +1,7 @@
-"""Compiles ``csrc/`` to one library with a C++ compiler alone; ``setup.py`` loads this file by itself.
+"""Compiles ``csrc/`` to one library, with a C++ compiler and nothing else.
 
-The library needs nothing of the Python and the torch that run it, see ``library.py``.
+Neither Python's nor torch's headers are needed (``library.py`` says why). ``setup.py`` loads this file alone,
+without the package.
 """
 
 from __future__ import annotations
@@ -19,25 +20,27 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 INSTALLED = Path(__file__).parents[1] / "csrc"
-SOURCES = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[2] / "csrc"  # or in a checkout
+SOURCES = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[2] / "csrc"  # the latter in a checkout
 PREBUILT = SOURCES / "native.so"
 FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-w"]
-# Sources in host/ and those named host*.cpp are compiled once, all others for each of these instruction sets.
-# The library picks one at run time.
-VARIANTS: dict[str, list[str]] = {"portable": []}
+# Sources in host/ and those named host*.cpp are compiled once, all others for each of these, worst first. The
+# library picks the best one that the CPU has when it runs (csrc/host/library.cpp).
+INSTRUCTION_SETS: dict[str, list[str]] = {"portable": []}
 if platform.machine() in ("x86_64", "AMD64"):
-    VARIANTS["avx2"] = ["-mavx2", "-mfma"]
-    VARIANTS["avx512"] = [f"-m{name}" for name in ("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma")]
-    VARIANTS["avx512"].append("-mprefer-vector-width=512")
-    VARIANTS["avx512bf16"] = [*VARIANTS["avx512"], "-mavx512bf16", "-mavx512vnni"]
+    INSTRUCTION_SETS["avx2"] = ["-mavx2", "-mfma"]
+    INSTRUCTION_SETS["avx512"] = [
+        f"-m{name}" for name in ("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma")
+    ]
+    INSTRUCTION_SETS["avx512"].append("-mprefer-vector-width=512")
+    INSTRUCTION_SETS["avx512bf16"] = [*INSTRUCTION_SETS["avx512"], "-mavx512bf16", "-mavx512vnni"]
 CPU = Path("/proc/cpuinfo")
-SECONDS = 600  # that one compilation may take
+SECONDS = 600  # a compilation that takes longer is stopped
 DIGEST = hashlib.sha256
 _LOAD = "import ctypes, sys; ctypes.CDLL(sys.argv[1]).vqfast_register"
 
 
 def find_compiler() -> list[str]:
-    """The command that compiles C++: ``$CXX``, a program or a command line, else the first compiler found.
+    """The command that compiles C++: ``$CXX``, a program or a command line, else a compiler that is found.
 
     Raises:
         RuntimeError: there is none.
@@ -53,8 +56,8 @@ def find_compiler() -> list[str]:
     raise RuntimeError(f"no C++ compiler ({asked or 'g++, clang++, c++'}) found")
 
 
-def own_variants() -> list[str]:
-    """The variants that this CPU runs, the best one last; empty where that can't be told."""
+def own_instruction_sets() -> list[str]:
+    """The instruction sets that this CPU has, the best one last; empty where the system doesn't say."""
     try:
         found = re.search(r"^flags\s*:(.*)", CPU.read_text(), re.MULTILINE)
     except OSError:
@@ -62,23 +65,27 @@ def own_variants() -> list[str]:
     if found is None:
         return []
     here = {f"-m{name.replace('_', '')}" for name in found[1].split()}
-    needs = {name: {f for f in flags if re.fullmatch("-m[a-z0-9]+", f)} for name, flags in VARIANTS.items()}
-    return [name for name in VARIANTS if needs[name] <= here]
+    needs = {
+        name: {f for f in flags if re.fullmatch("-m[a-z0-9]+", f)} for name, flags in INSTRUCTION_SETS.items()
+    }
+    return [name for name in INSTRUCTION_SETS if needs[name] <= here]
 
 
 def build(target: Path, compiler: list[str], own: list[str] | None = None) -> dict[str, str]:
     """Compiles the library to ``target``, which appears whole or not at all.
 
     Args:
-        own: variants, of which the last one that can be compiled is enough; else all are wanted.
+        target: a file, whose folder exists.
+        compiler: a command and its first arguments.
+        own: instruction sets, of which the last one that can be compiled is enough; ``None`` compiles all.
 
     Returns:
-        The variants that the compiler refuses or crashes on, which are left out, and what it said.
+        The instruction sets on which the compiler fails or crashes, which are left out, and its message.
 
     Raises:
-        RuntimeError: it refuses more than that, or what it wrote can't be loaded.
+        RuntimeError: it fails on the host's sources or the portable kernels, or its library can't be loaded.
     """
-    rounds = [["host", own[-1]], *([name] for name in own[-2::-1])] if own else [["host", *VARIANTS]]
+    rounds = [["host", own[-1]], *([name] for name in own[-2::-1])] if own else [["host", *INSTRUCTION_SETS]]
     left_out: dict[str, str] = {}
     objects: list[str] = []
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
@@ -99,13 +106,13 @@ def build(target: Path, compiler: list[str], own: list[str] | None = None) -> di
                 raise RuntimeError(reason)
             left_out |= failed
             objects += [name for (part, _), name in zip(jobs, made, strict=True) if part not in failed]
-            if len(failed) < len(set(parts) - {"host"}):  # a variant is there
+            if len(failed) < len(set(parts) - {"host"}):  # an instruction set is compiled
                 break
         linked = Path(folder, "linked")
         if failure := _failure([*compiler, "-shared", "-o", str(linked), *objects]):
             raise RuntimeError(failure)
         if reason := refusal(linked):
-            raise RuntimeError(f"what {shlex.join(compiler)} wrote can't be loaded: {reason}")
+            raise RuntimeError(f"the library that {shlex.join(compiler)} wrote can't be loaded: {reason}")
         with linked.open("rb+") as file:
             digest = DIGEST(file.read()).digest()
             file.write(digest)  # the loader ignores what follows the sections
@@ -114,12 +121,12 @@ def build(target: Path, compiler: list[str], own: list[str] | None = None) -> di
 
 
 def refusal(library: Path) -> str | None:
-    """Why another process can't load the library; ``None`` when it can. A damaged one kills its process."""
+    """Why the library can't be loaded, else ``None``. Another process tries, as a damaged one may kill it."""
     return _failure([sys.executable or "python3", "-I", "-S", "-c", _LOAD, str(library)])
 
 
 def whole(library: Path) -> bool:
-    """Whether the library is as ``build`` made it."""
+    """Whether the library is as ``build`` wrote it."""
     try:
         data = library.read_bytes()
     except FileNotFoundError:
@@ -133,14 +140,14 @@ def sources() -> list[Path]:
 
 
 def _units(part: str) -> list[Path]:
-    """The files that are compiled for a variant, or once, for the host."""
+    """The files that are compiled for an instruction set; for "host", those that are compiled once."""
     host = [path for path in sources() if path.parent.name == "host" or path.stem.startswith("host")]
     kernels = [path for path in sources() if path not in host]
     return [path for path in (host if part == "host" else kernels) if path.suffix == ".cpp"]
 
 
 def _flags(part: str) -> list[str]:
-    return [] if part == "host" else [*VARIANTS[part], f"-DVQFAST_ISA={part}"]
+    return [] if part == "host" else [*INSTRUCTION_SETS[part], f"-DVQFAST_ISA={part}"]
 
 
 def _failures(commands: list[list[str]]) -> list[str | None]:
@@ -153,7 +160,7 @@ def _failures(commands: list[list[str]]) -> list[str | None]:
 
 
 def _failure(command: list[str]) -> str | None:
-    """What a command says that fails; ``None`` where it succeeds."""
+    """The message of a command that fails; ``None`` if it succeeds."""
     program = Path(command[0]).name
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=SECONDS)

@@ -99,9 +99,15 @@ def _installed() -> Path:
 
 def _compiled() -> Path:
     """The library of these sources and this compiler in the user's cache, compiled if it isn't there."""
-    compiler, own = build.find_compiler(), build.own_variants()
+    compiler, own = build.find_compiler(), build.own_instruction_sets()
     programs = [Path(found).stat() for word in compiler if (found := shutil.which(word))]
-    built_by = (compiler, [(p.st_size, p.st_mtime_ns) for p in programs], build.FLAGS, build.VARIANTS, own)
+    built_by = (
+        compiler,
+        [(p.st_size, p.st_mtime_ns) for p in programs],
+        build.FLAGS,
+        build.INSTRUCTION_SETS,
+        own,
+    )
     key = build.DIGEST(str(built_by).encode())
     for source in build.sources():
         key.update(source.relative_to(build.SOURCES).as_posix().encode() + source.read_bytes())
@@ -110,8 +116,8 @@ def _compiled() -> Path:
         with _locked(target.with_suffix(".lock")):
             if not _usable(target):  # another process may have compiled it meanwhile
                 _LOG.warning("vqfast compiles its native library, once, which may take a minute")
-                for variant, reason in build.build(target, compiler, own).items():
-                    warnings.warn(f"vqfast's native library is without {variant}: {reason}", stacklevel=2)
+                for name, reason in build.build(target, compiler, own).items():
+                    warnings.warn(f"vqfast's native library is without {name}: {reason}", stacklevel=2)
     return target
 
 

@@ -1,8 +1,8 @@
 """Nearest code on CPUs: ``csrc/nearest/``.
 
-FLOORS (one core, 450 GFLOP/s in bfloat16, of few vectors): one pass over the codes, and 2 N K D operations.
-N, K, D = 125, 2048, 256: 2 MB and 131 MFLOP, 290 us; measured 272, as 96 vectors
-and more go through int8 first. One vector counts as 16: they are the tile's columns.
+FLOORS for few vectors, on one core of 450 GFLOP/s in bfloat16: one pass over the codes and
+2 N K D operations. N, K, D = 125, 2048, 256 read 2 MB and take 131 MFLOP, 290 us. Measured: 272 us, as
+from 96 vectors on int8 comes first. Vectors are the columns of a tile: a single one takes as long as 16.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ from vqfast.ops.nearest.reference import divided
 
 
 def nearest(x: Tensor, codebook: Tensor, lengths: Tensor | None = None) -> Tensor:
-    """As ``reference.nearest``: float32 scores with a proven error bound, close ones settled in float64.
+    """As ``reference.nearest``: by scores with a proven error bound, and where they are close in float64.
 
-    No divided codes are held.
+    Codes are divided by ``lengths`` a few at a time, so that no divided codebook is held.
     """
     if lengths is not None and x.dtype == codebook.dtype == lengths.dtype == torch.float32:
         return torch.ops.vqfast_native.nearest(x, codebook.contiguous(), lengths.contiguous())
     codebook = divided(codebook, lengths)
-    if x.dtype == codebook.dtype == torch.float32:  # of few vectors the questions below take longest
+    if (
+        x.dtype == codebook.dtype == torch.float32
+    ):  # first, as the conversions below take longer than the search of a vector
         return torch.ops.vqfast_native.nearest(x, codebook.contiguous())
     dtype = torch.promote_types(torch.promote_types(x.dtype, codebook.dtype), torch.float32)
     if dtype == torch.float64:

@@ -1,13 +1,15 @@
 """Residual quantisation on CPUs: ``csrc/residual/``, and ``csrc/nearest/`` for the search, block by block.
 
-A block of vectors goes through all stages before the next one is read: the search keeps its residuals in L2,
-and what follows, forward and backward, keeps a vector's in L1.
+A block of vectors goes through all stages before the next one is read. The search keeps the residuals of the
+block in L2; the passes after it, forward and backward, keep those of a vector in L1.
 
-FLOORS (one core, 450 GFLOP/s in bfloat16, which int8 passes), N, Q, K, D = 12000, 8, 1024, 128: the search
-multiplies 25 GFLOP, 56 ms, and reads 6 MB. Measured: search 54 ms; outputs 4, statistics 3 more, backward 3,
-with the codebook's gradient 5, all for the codes that they gather, 8 x 6 MB. N, Q, K, D = 32768, 1, 512, 64,
-channels first: forward 2.1 GFLOP, 4.8 ms, and 17 MB, 0.5 ms at the 37 GB/s that a core copies; backward
-25 MB, 0.7 ms. Measured: forward 8.3 ms, of which the search has 7.1, statistics 0.1 more; backward 1.9.
+FLOORS, on one core of 450 GFLOP/s in bfloat16 (int8 is faster) that copies 37 GB/s:
+
+- N, Q, K, D = 12000, 8, 1024, 128. The search takes 25 GFLOP, 56 ms, and reads 6 MB. Measured: search 54 ms,
+  outputs 4, statistics 3 more; backward 3, with the codebook's gradient 5. These gather codes, 8 x 6 MB,
+  which takes most of their time.
+- N, Q, K, D = 32768, 1, 512, 64, channels first. Forward takes 2.1 GFLOP, 4.8 ms, and 17 MB, 0.5 ms; backward
+  25 MB, 0.7 ms. Measured: forward 8.3 ms, of which the search is 7.1, statistics 0.1 more; backward 1.9.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from vqfast.ops.residual.reference import accumulator
 
 
 def _dense(x: Tensor, channel_dim: int) -> tuple[Tensor, Tensor]:
-    """``x``, or its copy in a dense layout, and that as ``(outer, D, inner)``, channels first or last."""
+    """``x``, copied unless its layout is dense, and the same memory as ``(outer, D, inner)``."""
     last = x.movedim(channel_dim, -1)
     if last.is_contiguous():
         return x, last.reshape(-1, last.shape[-1], 1)
@@ -43,7 +45,7 @@ def _arguments(z: Tensor, codebooks: Tensor, channel_dim: int) -> tuple[Tensor, 
 
 
 def _as(z: Tensor, laid_out: Tensor, values: Tensor) -> Tensor:
-    """``values``, in the memory layout of ``laid_out``, as ``z``."""
+    """``values``, whose memory is laid out as ``laid_out``, with the shape, strides and dtype of ``z``."""
     values = values.as_strided(laid_out.shape, laid_out.stride())
     if laid_out is z:
         return values
