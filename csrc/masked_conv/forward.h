@@ -21,15 +21,16 @@ void for_bands(const MaskedConvProblem& p, const PositionBlock& block, F f) {
   const int64_t rows = block.rows.end - block.rows.begin, width = block.columns.end - block.columns.begin;
   const int64_t across = clusters(p, width), room = p.cluster > 1 ? kMaxRows : kBandPositions;
   const int64_t tall = p.cluster > 1 ? max(1, room / across) : 1;
-  const int64_t down = ceil_div(rows, tall), beside = ceil_div(across, room);
-  for (int64_t n = 0; n < down * beside; ++n) {
-    const Span y = part_of(rows, down, n / beside), g = part_of(across, beside, n % beside);
+  const int64_t bands_down = ceil_div(rows, tall), bands_across = ceil_div(across, room);
+  for (int64_t n = 0; n < bands_down * bands_across; ++n) {
+    const Span y = part_of(rows, bands_down, n / bands_across);
+    const Span g = part_of(across, bands_across, n % bands_across);
     const int64_t left = block.columns.begin + g.begin * p.cluster;
     f(Band{{block.sample,
             {block.rows.begin + y.begin, block.rows.begin + y.end},
             {left, min(block.columns.end, left + (g.end - g.begin) * p.cluster)}},
            y.end - y.begin, g.end - g.begin, y.begin, g.begin},
-      down * beside);
+      bands_down * bands_across);
   }
 }
 

@@ -48,7 +48,8 @@ MaskedConvProblem masked_conv_of(const Tensor& x, const std::optional<Tensor>& e
   return p;
 }
 
-// Sets the weight (C_out, C_in, kh, kw), of any strides but with contiguous kernels, and its taps (see `masked_conv`).
+// Sets the weight (C_out, C_in, kh, kw), of any strides but with contiguous windows (kh, kw), and its taps (see
+// `masked_conv`).
 void set_weight(MaskedConvProblem& p, const Tensor& weight, const std::vector<int64_t>& taps,
                 const std::vector<int64_t>& dy, const std::vector<int64_t>& dx) {
   p.out_channels = weight.size(0);
@@ -80,7 +81,7 @@ double multiplications(const MaskedConvProblem& p) {
 }
 
 // result = activation(conv(x) + bias + extra) + residual; kept, if given, gets the sums. Entry taps[i] of the weight's
-// kernels multiplies x at (dy[i], dx[i]) relative to each position, and other entries count for nothing. x is
+// windows (kh, kw) multiplies x at (dy[i], dx[i]) relative to each position, and other entries count for nothing. x is
 // contiguous or channels last, and so are all other tensors alike; int64 x (B, 1, H, W) are codes, that is one-hot
 // vectors.
 // activation: none, relu or gate.

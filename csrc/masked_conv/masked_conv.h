@@ -26,7 +26,7 @@ struct ConvProduct {
   int64_t matrix;          // the number of the matrix
 };
 
-// The matrix sum over k of factors[k] * (the weight's matrix at taps[k]), which counts in its kernels.
+// The matrix sum over k of factors[k] * (the weight's matrix at taps[k]). Taps are numbered in the weight's window.
 struct TapMatrix {
   int64_t taps[3];
   float factors[3];
@@ -50,11 +50,11 @@ struct MaskedConvProblem {
   int64_t in_channels, out_channels;  // of x, and of the sums
   int64_t num_taps;
   const int64_t *dy, *dx;             // (num_taps), where a tap reads relative to the position
-  const int64_t* tap;                 // (num_taps), the tap's number in each kernel of the weight
+  const int64_t* tap;                 // (num_taps), the tap's number in the weight's window (kh, kw)
   Grid x, extra, residual, result;
   Grid kept;                          // receives the sums; or none
   const int64_t* codes;               // (B, H, W) in place of x, which then is one-hot vectors of them
-  void* weight;                       // (out_channels, in_channels, kernel), kernels contiguous
+  void* weight;                       // (out_channels, in_channels, kh, kw), windows contiguous
   int64_t weight_out_stride, weight_in_stride;
   void* bias;                         // (out_channels), or null
 

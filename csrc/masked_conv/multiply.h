@@ -1,4 +1,4 @@
-// The call of the inner loop: a tile's columns times a few rows, over several products.
+// A tile's sums over several products: the call of the inner loop.
 #pragma once
 
 #include "simd/tile.h"

@@ -13,11 +13,11 @@ struct ChannelRun {
 };
 
 template <class T>
-ChannelRun channel_run(const MaskedConvProblem& p, int64_t tile, int vector) {
+ChannelRun channel_run(const MaskedConvProblem& p, int64_t tile, int v) {
   constexpr int kLanes = Types<T>::kLanes;
   const int64_t half = p.out_channels / 2;
-  if (p.epilogue == Epilogue::gate) return {vector * half + tile * kLanes, min(kLanes, half - tile * kLanes)};
-  const int64_t channel = (tile * kTileRegisters + vector) * kLanes;
+  if (p.epilogue == Epilogue::gate) return {v * half + tile * kLanes, min(kLanes, half - tile * kLanes)};
+  const int64_t channel = (tile * kTileRegisters + v) * kLanes;
   return {channel, max(0, min(kLanes, p.out_channels - channel))};
 }
 
@@ -43,7 +43,7 @@ template <class T>
   return load(numbers);
 }
 
-// Packs some tiles: each matrix is the combination of taps that its product wants.
+// Packs some tiles: for each product its combination of the taps' matrices.
 template <class T>
 void pack(const MaskedConvProblem& p, Span span, void* packed) {
   using A = typename Types<T>::A;

@@ -60,7 +60,7 @@ constexpr RunKind kRunKinds[] = {
      {{1}, {-1 / 3.f, -1 / 3.f, -1 / 3.f}, {1 / 3.f, -1 / 3.f, 1 / 3.f}, {1 / 15.f, 2 / 15.f, 4 / 15.f},
       {-16 / 15.f, 8 / 15.f, -4 / 15.f}, {0, 0, 1}}}};
 
-// A run of up to three taps side by side: where its leftmost reads, and their numbers in a kernel, from the left.
+// A run of up to three taps side by side: where its leftmost reads, and their numbers in the window, from the left.
 struct Run {
   int64_t kind, dy, dx, taps[3];
 };
@@ -127,14 +127,14 @@ void plan_products(MaskedConvProblem& p) {
   p.first_product[kSums] = filled;
 }
 
-// Plans blocks whose patch takes a quarter of L2, and as many as there are threads.
+// Plans blocks whose patch takes a quarter of L2, or smaller ones, so that there is one for each thread.
 void plan(MaskedConvProblem& p, int64_t threads) {
   flatten(p);
   plan_products(p);
-  const int64_t fair = ceil_div(p.batch * p.height * p.width, threads);
-  const int64_t wanted = min(256, 32768 / max(1, p.in_channels));
-  const int64_t positions = max(1, min(fair, max(kBandPositions, wanted)));
-  p.block_columns = max(1, min(p.width, positions));  // one, where there are none
+  const int64_t share = ceil_div(p.batch * p.height * p.width, threads);
+  const int64_t in_cache = min(256, 32768 / max(1, p.in_channels));
+  const int64_t positions = max(1, min(share, max(kBandPositions, in_cache)));
+  p.block_columns = max(1, min(p.width, positions));  // 1 of an empty grid
   p.block_rows = max(1, min(p.height, positions / p.block_columns));
 }
 

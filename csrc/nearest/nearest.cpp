@@ -63,13 +63,13 @@ void plan(NearestProblem& p, int64_t threads, bool share_codes) {
   const int64_t extra_limit =
       p.extra_channels ? max(131072 / (p.extra_channels * kTileColumns), 1) * kTileColumns : 2048;
   const int64_t limit = min(extra_limit, clamp((p.packing == 4 ? 524288 : 98304) / p.d, 256, 2048));
-  const int64_t fair = ceil_div(p.vectors * p.num_books, threads);
+  const int64_t share = ceil_div(p.vectors * p.num_books, threads);
   const int64_t tiles = ceil_div(p.vectors, kTileColumns);
-  const bool few = share_codes && fair < kFew;
+  const bool few = share_codes && share < kFew;
   p.groups = ceil_div(p.k, kTileRows);
   p.chunk = clamp(24576 / (p.d * kTileRows), 1, min(128, p.groups));
   p.tile = kTileColumns;
-  p.blocks = ceil_div(p.vectors, few ? limit : min(limit, ceil_div(fair, kTileColumns) * kTileColumns));
+  p.blocks = ceil_div(p.vectors, few ? limit : min(limit, ceil_div(share, kTileColumns) * kTileColumns));
   if (!few) p.blocks = min(ceil_div(ceil_div(p.blocks * p.num_books, threads) * threads, p.num_books), tiles);
   p.max_block = ceil_div(tiles, p.blocks) * kTileColumns;
   p.parts = few ? clamp(threads / (p.blocks * p.num_books), 1, min(kMaxParts, p.groups)) : 1;

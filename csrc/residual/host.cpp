@@ -135,7 +135,7 @@ struct PartSums {
 // - counts int64 (parts, stages, K) and sums (parts, stages, K, D) of the residuals of each code; K = 0 without
 //   `statistics`.
 // The totals are in the first part. A block of vectors is read once: it stays in L2 from its first search to its sums.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> residual_quantize(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> quantize(
     const Tensor& z, const Tensor& codebooks, bool statistics) {
   const Kernels kernels = best_kernels();
   Tensor indices = empty({z.size(0), z.size(2), codebooks.size(0)}, ScalarType::Long);
@@ -171,7 +171,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> residual_quantize(
 }
 
 // z (outer, D, inner) contiguous, codebooks: of each stage, (K, D) contiguous, float64 where z is, else float32 -> the
-// indices of `residual_quantize`.
+// indices of `quantize`.
 Tensor residual_codes(const Tensor& z, const std::vector<Tensor>& codebooks) {
   Tensor indices = empty({z.size(0), z.size(2), int64_t(codebooks.size())}, ScalarType::Long);
   Pointers books;
@@ -181,12 +181,12 @@ Tensor residual_codes(const Tensor& z, const std::vector<Tensor>& codebooks) {
   return indices;
 }
 
-// The gradient of quantized, laid out as z; z, codebooks and indices of `residual_quantize`; slopes (stages) in the
+// The gradient of quantized, laid out as z; z, codebooks and indices of `quantize`; slopes (stages) in the
 // dtype of codebooks ->
 // - the gradient of z: grad + the sum over stages of slopes[stage] * (residual - e);
 // - the sums of residual - e at each code, (parts, stages, K, D), with the totals in the first part; K = 0 without
 //   `differences`.
-std::tuple<Tensor, Tensor> residual_backward(
+std::tuple<Tensor, Tensor> quantize_backward(
     const Tensor& grad, const Tensor& z, const Tensor& codebooks, const Tensor& indices, const Tensor& slopes,
     bool differences) {
   const ResidualKernel& kernel = best_kernels().residual;
@@ -206,11 +206,11 @@ std::tuple<Tensor, Tensor> residual_backward(
 }  // namespace
 
 void add_residual(const Ops& ops) {
-  ops.add<residual_quantize>(
-      "residual_quantize(Tensor z, Tensor codebooks, bool statistics) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  ops.add<quantize>(
+      "quantize(Tensor z, Tensor codebooks, bool statistics) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   ops.add<residual_codes>("residual_codes(Tensor z, Tensor[] codebooks) -> Tensor");
-  ops.add<residual_backward>(
-      "residual_backward(Tensor grad, Tensor z, Tensor codebooks, Tensor indices, Tensor slopes, bool differences)"
+  ops.add<quantize_backward>(
+      "quantize_backward(Tensor grad, Tensor z, Tensor codebooks, Tensor indices, Tensor slopes, bool differences)"
       " -> (Tensor, Tensor)");
 }
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from vqfast.ops import library
+from vqfast.ops import build, library
 from vqfast.ops.contract import Contract
 from vqfast.ops.masked_conv import layout
 from vqfast.sampling import activations
@@ -36,3 +38,19 @@ def test_the_library_declares_the_names_that_python_uses() -> None:
     assert set(enums["Source"]) == {"codes", "condition"}
     assert min(enums["Activation"][name] for name in activations.PAIRED) == enums["Activation"]["gate"]
     assert {"Tap", "Term", "Step", "SamplerSizes", "SearchCounts"} == set(library.contract().structs)
+
+
+@pytest.mark.skipif(
+    not (build.SOURCES / "README.md").exists(), reason="an installed package has no README.md here"
+)
+def test_the_readme_lists_every_file_in_its_room() -> None:
+    listed: dict[str, set[str]] = {}
+    for row in re.findall(r"^\| (.+?) \| .+ \|$", (build.SOURCES / "README.md").read_text(), re.MULTILINE):
+        if room := re.fullmatch(r"\*\*(\w+)/\*\*", row):
+            files = listed.setdefault(room[1], set())
+        elif listed:
+            files |= set(re.findall(r"`([\w.]+)`", row))
+    found: dict[str, set[str]] = {}
+    for path in build.sources():
+        found.setdefault(path.parent.name, set()).add(path.name)
+    assert listed == found

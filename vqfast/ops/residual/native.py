@@ -61,7 +61,7 @@ def quantize(
     if z.numel() == 0:
         return reference.quantize(z, codebooks, channel_dim, statistics)
     laid_out, vectors, books = _arguments(z, codebooks, channel_dim)
-    indices, quantized, *parts = torch.ops.vqfast_native.residual_quantize(vectors, books, statistics)
+    indices, quantized, *parts = torch.ops.vqfast_native.quantize(vectors, books, statistics)
     # the first part has the sums of all; one stage has no dimension of its own
     errors, counts, sums = (part[0, 0] if codebooks.ndim == 2 else part[0] for part in parts)
     losses = (errors / z.numel()).to(books.dtype)
@@ -89,7 +89,7 @@ def quantize_backward(
     to_codebooks, to_vectors = (loss.view(-1) * (2 / z.numel()) for loss in losses)
     wanted = any(to_codebooks.tolist())
     grad = grad.as_strided(vectors.shape, vectors.stride())
-    grad_z, away = torch.ops.vqfast_native.residual_backward(
+    grad_z, away = torch.ops.vqfast_native.quantize_backward(
         grad, vectors, books, indices.contiguous(), to_vectors, wanted
     )
     if wanted:
