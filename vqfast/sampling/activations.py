@@ -1,4 +1,4 @@
-"""The activations of a program's steps: their names, and what they do to a step's sums."""
+"""The activations of a program's steps: their names, and the function of a step's sums that each is."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _PAIRED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "glu": lambda a, b: a * b.sigmoid(),
     "product": lambda a, b: a * b,
 }
-PAIRED = tuple(_PAIRED)  # of two halves of the sums
+PAIRED = tuple(_PAIRED)  # functions of two values: the first and the second half of the sums
 ACTIVATIONS = (*_SINGLE, *PAIRED)
 
 
 def channels(width: int, activation: str) -> int:
-    """Of the value of a step with ``width`` sums."""
+    """How many channels the value of a step with ``width`` sums has."""
     return width // 2 if activation in PAIRED else width
 
 

@@ -1,4 +1,7 @@
-"""A sampling program at all positions at once: its definition, for codes that are known."""
+"""The logits of a sampling program at all positions at once, for codes that are known.
+
+This is the definition of a program; an executor computes the same position by position.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from vqfast.sampling.program import CODES, CONDITION, Offset, Program
 
 
 def shifted(value: Tensor, tap: Offset) -> Tensor:
-    """``value[:, y + dy, x + dx]`` of ``(B, H, W, C)``, zero outside of the grid."""
+    """``value[:, y + dy, x + dx]`` for all ``(y, x)`` of ``value (B, H, W, C)``; zero outside of the grid."""
     (dy, dx), (height, width) = tap, value.shape[1:3]
     padded = F.pad(value, (0, 0, max(-dx, 0), max(dx, 0), max(-dy, 0), max(dy, 0)))
     return padded[:, max(dy, 0) :, max(dx, 0) :][:, :height, :width]
@@ -23,13 +26,24 @@ def logits(
     labels: Tensor | None = None,
     condition: Tensor | None = None,
 ) -> Tensor:
-    """Logits ``(B, K, H, W)`` of int64 codes ``(B, H, W)``, labels ``(B,)`` and a map ``(B, C, H, W)``."""
-    some = next(iter(weights.values()))
-    values = {CODES: F.one_hot(codes, program.num_embeddings).to(some.dtype)}
+    """Logits of all codes.
+
+    Args:
+        program: what to compute.
+        weights: the tensors that the program names.
+        codes: int64 ``(B, H, W)``.
+        labels: int64 ``(B,)``, if the program has label biases.
+        condition: ``(B, C, H, W)``, if the program reads ``CONDITION``.
+
+    Returns:
+        ``(B, K, H, W)``.
+    """
+    weight = next(iter(weights.values()))
+    values = {CODES: F.one_hot(codes, program.num_embeddings).to(weight.dtype)}
     if condition is not None:
         values[CONDITION] = condition.movedim(1, -1)
     for number, step in enumerate(program.steps):
-        total = some.new_zeros(*codes.shape, step.width)
+        total = weight.new_zeros(*codes.shape, step.width)
         for term in step.terms:
             for i, tap in enumerate(term.taps):
                 value = shifted(values[term.source], tap)

@@ -1,9 +1,10 @@
-"""The GPU sampler: a row of the grid is two launches of ``triton_kernel.py``, one for what the row knows when
-it starts and one for its positions.
+"""The GPU sampler: each row of the grid is two launches of the kernel in ``triton_kernel.py``.
 
-A captured graph would only save the host's part in 64 launches a batch, which passes while the GPU is busy:
-there is none. Values have the prior's dtype; sums and logits are float32, of a float64 prior float64.
-``top_k`` and ``top_p`` want the logits in order: then PyTorch draws, between two launches a position.
+The first launch computes everything that is known when the row starts, the second one the row's positions. A
+CUDA graph would save nothing: the host prepares a launch while the GPU is busy with the one before.
+
+Values have the dtype of the weights. Sums and logits are float32, or float64 for float64 weights. ``top_k``
+and ``top_p`` need sorted logits: then PyTorch draws, between two launches for each position.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from vqfast.sampling.request import Request
 
 
 def tunings_of(weight: Tensor) -> dict[int, Tuning]:
-    """The lines of the table for priors with such weights."""
+    """The tunings for weights like ``weight``, by the largest batch that each serves."""
     from vqfast.ops.launch import architecture
 
     table, arch = SAMPLING[weight.element_size()], architecture(weight.device)
@@ -29,8 +30,8 @@ def tunings_of(weight: Tensor) -> dict[int, Tuning]:
 
 
 def constants(launch: Launch, dtype: torch.dtype, draws: bool) -> dict[str, object]:
-    """The kernel's constants."""
-    images = min(16, max(1, launch.images // launch.members))  # that are drawn at a time
+    """The kernel's compile-time constants."""
+    images = min(16, max(1, launch.images // launch.members))  # drawn at a time
     return {
         "IMAGES": launch.images,
         "BM": launch.rows,
@@ -40,12 +41,12 @@ def constants(launch: Launch, dtype: torch.dtype, draws: bool) -> dict[str, obje
         "BG": max(16, 128 // images),
         "DOT": launch.rows >= 16 and dtype != torch.float64,
         "SHARED": launch.members > 1,
-        "AHEAD": launch.stages == 1,  # more: the compiler overlaps loads and products
+        "AHEAD": launch.stages == 1,
     }
 
 
 def members_of(launch: Launch, groups: int, device: torch.device) -> int:
-    """Blocks a group: all run at once, one a multiprocessor, so that they can wait for one another."""
+    """Blocks of a group. All blocks run at once, one on each multiprocessor, so that they can wait."""
     if device.type != "cuda":
         return 1
     return max(
@@ -54,13 +55,15 @@ def members_of(launch: Launch, groups: int, device: torch.device) -> int:
 
 
 class Sampling:
-    """A plan's memory, and the launches that work on it."""
+    """The memory of a plan for one batch, and its launches."""
 
     def __init__(self, request: Request, tuning: Tuning) -> None:
         weight, condition, num_embeddings = request.weight, request.condition, request.program.num_embeddings
         images = len(request.known)
         batch = padded(images, max(launch.images for launch in tuning))
-        index = torch.arange(batch, device=weight.device).clamp(max=images - 1)  # the last image fills it up
+        index = torch.arange(batch, device=weight.device).clamp(
+            max=images - 1
+        )  # filled up with the last image
         channels = 0 if condition is None else condition.shape[1]
         tables = [request.weights[step.label_bias] for step in request.program.steps if step.label_bias]
         num_classes, labels = (len(tables[0]), request.labels) if tables else (1, None)
@@ -98,7 +101,7 @@ class Sampling:
     def launch(
         self, tables: Tables, begin: int, end: int, y: int, x: int, iterations: int, columns: int
     ) -> None:
-        """``iterations`` times some of the jobs of ``tables``, for ``columns`` positions."""
+        """Launches jobs ``begin..end - 1`` of ``tables``, ``iterations`` times for ``columns`` positions."""
         from vqfast.ops.launch import on
         from vqfast.sampling.executors.triton_kernel import sample
 
@@ -134,7 +137,7 @@ class Sampling:
             count = min(plan.block, width - x)
             self.launch(plan.row, 0, len(plan.row.jobs), y, x, 1, count)
             self._positions(y, x, count)
-            if device.type == "cuda":  # two rows are on their way at most: for progress' sake and Ctrl-C's
+            if device.type == "cuda":  # at most two rows are queued, for progress and Ctrl-C
                 if before is not None:
                     before.synchronize()
                 before = torch.cuda.current_stream(device).record_event()
@@ -143,6 +146,7 @@ class Sampling:
         return out[: self.images]
 
     def _positions(self, y: int, x: int, count: int) -> None:
+        """Computes and draws ``count`` positions of row ``y`` from column ``x`` on."""
         plan, draw = self.plan, self.request.draw
         jobs = len(plan.position.jobs)
         if draw.top_k is None and draw.top_p is None:
@@ -154,7 +158,7 @@ class Sampling:
             self.launch(plan.position, plan.drawing + 1, jobs, y, column, 1, 1)
 
     def _draw(self, y: int, x: int) -> None:
-        """What the kernel's draw does, in PyTorch."""
+        """The draw of the kernel, in PyTorch."""
         request, images, codes = self.request, self.images, self.plan.codes
         position = y * request.grid[1] + x
         num_embeddings = self.arguments["K"]

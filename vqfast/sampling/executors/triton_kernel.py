@@ -1,24 +1,26 @@
-"""The GPU sampler's kernel: it runs a sampling program from tables.
+"""The kernel of the Triton executor: it runs a sampling program from tables.
 
-A *group* of blocks owns its images through all positions and all steps, so that groups never wait for one
-another. A group of one block (many images) streams the weights from L2 and needs no barrier at all; the
-members of a larger group (few images) share out the tiles of each step and meet after it at a counter in
-memory. Between the meeting and the product lies nothing but the values' own load: tables, sums and the first
-weights of the next step are on their way before.
+A *group* of blocks owns its images through all positions and steps, so that groups never wait for each other.
+A group of one block (many images) streams the weights from L2 and needs no barrier. The blocks of a larger
+group (few images), its *members*, divide the tiles of each step and wait for each other after it, at a
+counter in memory. Tables, sums and the first weights of the next step are loaded before they wait, so that
+after it only the values are left to load.
 
-Values stand as ``[row slot][column slot][image][channel]``: the rows of a product are a group's images, or a
-whole row of the grid times them. What is wanted from a value is a *place*: where it begins, its stride, the
-slots of its rows and columns, and the offset from the position that is computed.
+Values are kept as ``[row slot][column slot][image][channel]``. The rows of a matrix product are a group's
+images, or the images of a whole row of the grid. A *place* says where a value is read: its base, its stride,
+its slots of rows and columns, and the offset from the position that is computed.
 
-A *job* is a product with one matrix (a step, or its part that only needs the rows above), or the draw.
+A *job* is a product with one matrix (a step, or the part of it that only depends on the rows above), or the
+draw.
 
-FLOORS (H100; 32x32 codes, K 512, 15 gated layers of 128 channels), nothing measured yet. Batch 1: 34 jobs a
-position, each about 0.7 us to meet and 0.7 us for one load, one product and one store: predicted 48 us a
-position, 50 ms an image, and up to 8 ms for the rows' parts. Batch 8192 in bf16: of 6.4 M weights 1.6 M are
-read a position by each of 128 blocks, 0.4 TB in all, 75 ms at 5.5 TB/s, for 26 TFLOP; the rows' parts are 80
-TFLOP, 160 ms at 500 TFLOP/s, and move 0.4 TB of values, 150 ms: predicted 350 to 550 ms, 15,000 to 23,000
-images/s. In float32, multiplied without tensor cores at 60 TFLOP/s: at most 4,600. The draw's float64
-logarithms are 20 us of a position's 400 there; certifying them in float32 would pay on consumer chips."""
+Predicted for an H100, not measured (32x32 codes, K 512, 15 gated layers of 128 channels). Batch 1: 34 jobs a
+position, each with 0.7 us to wait and 0.7 us for a load, a product and a store: 48 us a position, 50 ms an
+image, and up to 8 ms for the rows' parts. Batch 8192 in bfloat16: each of 128 blocks reads 1.6 M of 6.4 M
+weights for each position, 0.4 TB in all, 75 ms at 5.5 TB/s, for 26 TFLOP. The rows' parts are 80 TFLOP,
+160 ms at 500 TFLOP/s, and move 0.4 TB of values, 150 ms. Together 350 to 550 ms, 15,000 to 23,000 images/s;
+in float32, without tensor cores at 60 TFLOP/s, at most 4,600. Of a position's 400 us, the float64 logarithms
+of the draw are 20 us.
+"""
 
 # mypy: ignore-errors
 # Triton compiles these functions; their arguments have no Python types.
@@ -32,15 +34,16 @@ from vqfast.sampling.activations import ACTIVATIONS
 from vqfast.sampling.executors.triton_plan import JOB, PLACE, UNIT
 
 _UNIT, _PLACE, _JOB = tl.constexpr(UNIT), tl.constexpr(len(PLACE)), tl.constexpr(len(JOB))
+# Branches compare with these; sigmoid and product are what remains.
 _RELU, _ELU, _SILU = (tl.constexpr(ACTIVATIONS.index(name)) for name in ("relu", "elu", "silu"))
-_GELU, _TANH = (tl.constexpr(ACTIVATIONS.index(name)) for name in ("gelu", "tanh"))  # and sigmoid
-_GATE, _GLU = (tl.constexpr(ACTIVATIONS.index(name)) for name in ("gate", "glu"))  # and product
+_GELU, _TANH = (tl.constexpr(ACTIVATIONS.index(name)) for name in ("gelu", "tanh"))
+_GATE, _GLU = (tl.constexpr(ACTIVATIONS.index(name)) for name in ("gate", "glu"))
 
 
 @triton.jit
 def _cells(place, y, x, image, batch):
-    """Where the values at row ``y`` and columns ``x`` begin, for each image; in the place's units."""
-    # in the order of PLACE
+    """The unit where a place's values for row ``y``, columns ``x`` and each image begin."""
+    # fields in the order of PLACE
     rows = tl.load(place + 2).to(tl.int32)
     columns = tl.load(place + 3).to(tl.int32)
     slot = (y + tl.load(place + 4).to(tl.int32) + rows) % rows
@@ -50,7 +53,7 @@ def _cells(place, y, x, image, batch):
 
 @triton.jit
 def _wait(counter, arrivals, SHARED: tl.constexpr):
-    """Until the group's blocks have finished the jobs before."""
+    """Waits until the group's blocks have finished the jobs before."""
     if SHARED:
         while tl.atomic_add(counter, 0, sem="acquire") < arrivals:
             pass
@@ -59,7 +62,7 @@ def _wait(counter, arrivals, SHARED: tl.constexpr):
 
 @triton.jit
 def _arrive(counter, SHARED: tl.constexpr):
-    """After it the block's stores can be read, by all of the group."""
+    """Tells the group that the block's stores can be read."""
     tl.debug_barrier()
     if SHARED:
         tl.atomic_add(counter, 1, sem="release")
@@ -67,28 +70,28 @@ def _arrive(counter, SHARED: tl.constexpr):
 
 @triton.jit
 def _tanh(x):
-    """From an exponential that can't overflow; NaN stays NaN."""
+    """tanh, by an exponential that can't overflow; NaN stays NaN."""
     t = tl.exp(-2 * tl.abs(x))
     return tl.where(x < 0, t - 1, 1 - t) / (1 + t)
 
 
 @triton.jit
 def _sigmoid(x):
-    """As ``_tanh``."""
+    """The sigmoid; see ``_tanh``."""
     s = tl.exp(-tl.abs(x))
     return tl.where(x < 0, s, 1) / (1 + s)
 
 
 @triton.jit
 def _activated(x, activation):
-    """What the activation makes of the sums; in few branches, since more of them take registers from all."""
+    """The activation of the sums. More branches would take more registers, also where they aren't taken."""
     if activation > _RELU:
         if activation == _ELU:
             x = tl.where(x < 0, tl.exp(tl.where(x < 0, x, 0)) - 1, x)
         elif activation == _GELU:
             x *= 0.5 + 0.5 * tl.erf(x * 0.7071067811865476)
         else:
-            scale = tl.where(activation == _TANH, 2, 1)  # tanh is a sigmoid too
+            scale = tl.where(activation == _TANH, 2, 1)  # tanh is a scaled sigmoid
             p = scale * _sigmoid(scale * x) + (1 - scale)
             x = tl.where(activation == _SILU, x * p, p)
     return tl.where((activation == _RELU) & (x < 0), 0, x)
@@ -96,7 +99,7 @@ def _activated(x, activation):
 
 @triton.jit
 def _multiplied(a, b, activation):
-    """What the activation makes of the sums' halves."""
+    """The activation of the two halves of the sums."""
     if activation == _GATE:
         a = _tanh(a)
     if activation <= _GLU:
@@ -106,7 +109,7 @@ def _multiplied(a, b, activation):
 
 @triton.jit
 def _store(v, mask, c, place, source, target, y, x, image, batch, residual):
-    """``v`` and the residual's channels ``c`` to the place's; the residual's place comes after it."""
+    """Stores ``v`` plus the residual as channels ``c`` of the place. The residual's place is the next one."""
     if residual > 0:
         at = _cells(place + _PLACE, y, x, image, batch) * _UNIT
         v += tl.load(source + at[:, None] + c[None, :], mask=mask, other=0).to(v.dtype)
@@ -121,8 +124,11 @@ def _step(
     IMAGES: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     DOT: tl.constexpr, SHARED: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
-    """A member's tiles of a job: ``columns`` positions from ``(y, x)`` on of the group's images."""
-    # in the order of JOB
+    """Computes a member's tiles of a job, for ``columns`` positions from ``(y, x)`` on.
+
+    The member has the group's images from ``first`` on.
+    """
+    # fields in the order of JOB
     tiles = tl.load(job + 2).to(tl.int32)
     products = tl.load(job + 3).to(tl.int32)
     adds = tl.load(job + 4).to(tl.int32)
@@ -135,7 +141,9 @@ def _step(
     to_sums = tl.load(job + 11)
     activation = tl.load(job + 12)
     residual = tl.load(job + 13)
-    place = places + tl.load(job) * _PLACE  # of the result, the residual, the partial sums; then inputs
+    place = (
+        places + tl.load(job) * _PLACE
+    )  # of the result, the residual, the partial sums, then of the inputs
     ACC: tl.constexpr = sums.dtype.element_ty
     k = tl.arange(0, BK)
     tile = k[:, None] * BN + tl.arange(0, BN)[None, :]
@@ -148,11 +156,11 @@ def _step(
         column = x + m // IMAGES
         matrix = weights + (weight_tile + j * products) * (BK * BN)
         source = place + 3 * _PLACE
-        padded = tl.load(place + 2 * _PLACE + 1)  # width of the sums' rows, in units
+        padded = tl.load(place + 2 * _PLACE + 1)  # the stride of the sums, in units
         at = start + tl.load(labels + image) * padded
         at = tl.where(partial > 0, _cells(place + 2 * _PLACE, y, column, image, batch), at) * _UNIT
         acc = tl.load(sums + at[:, None] + n[None, :])
-        if AHEAD:  # only values are loaded after the meeting
+        if AHEAD:  # load before waiting; only the values are loaded after it
             w = tl.load(matrix + tile)
             at = _cells(source, y, column, image, batch) * _UNIT
         if item == member:
@@ -205,11 +213,12 @@ def _draw(
     first, member, members, y, x, position, positions, batch, K,
     IMAGES: tl.constexpr, BD: tl.constexpr, BG: tl.constexpr,
 ):  # fmt: skip
-    """The codes of the group's images at a position: argmax of logits + temperature * gumbel, in float64;
-    -1 where a logit is NaN or the highest isn't finite.
+    """Draws the codes of the group's images at a position: argmax of logits + temperature * gumbel.
 
-    A counter of Philox gives the words of four categories that stand side by side."""
-    place = places + tl.load(job) * _PLACE  # of the codes, the logits
+    It computes in float64. A code is -1 where a logit is NaN or the highest isn't finite. One counter of
+    Philox gives the words of four neighbouring categories.
+    """
+    place = places + tl.load(job) * _PLACE  # of the codes, then of the logits
     key = tl.load(seed)
     scale = tl.load(temperature)
     for item in range(member, IMAGES // BD, members):
@@ -233,7 +242,7 @@ def _draw(
                 drawn = tl.where(score > best, code, drawn)
                 best = tl.maximum(best, score)
         top = tl.max(best, axis=1)
-        code = tl.min(tl.where(best == top[:, None], drawn, K), axis=1)  # the first of those that tie
+        code = tl.min(tl.where(best == top[:, None], drawn, K), axis=1)  # the lowest code of a tie
         code = tl.where((tl.max(bad, axis=1) > 0) | (top == -float("inf")), -1, code)
         given = tl.load(known + image.to(tl.int64) * positions + position)
         code = tl.where(given < 0, code, given)
@@ -250,10 +259,11 @@ def sample(
     IMAGES: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     BD: tl.constexpr, BG: tl.constexpr, DOT: tl.constexpr, SHARED: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
-    """``iterations`` times the jobs ``begin .. end`` for ``columns`` positions from ``(y, x)`` on.
+    """Runs jobs ``begin..end - 1`` for ``columns`` positions from ``(y, x)`` on, ``iterations`` times.
 
-    One block a member of each group. ``values`` and ``weights`` are in the model's type, ``sums`` in the
-    accumulator's; ``counters`` are zero, one a group; ``BD = 0``: there is no draw among the jobs."""
+    Each member of each group is one block. ``values`` and ``weights`` have the model's dtype, ``sums`` the
+    accumulator's. ``counters`` has a zero for each group. ``BD`` is 0 if the draw isn't among the jobs.
+    """
     member = tl.program_id(0) % members
     group = tl.program_id(0) // members
     counter = counters + group

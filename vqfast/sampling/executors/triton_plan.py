@@ -1,4 +1,4 @@
-"""A sampling program laid out for the GPU: where its values stand, and the tables that the kernel reads."""
+"""A sampling program laid out for the GPU: where values are kept, and the tables that the kernel reads."""
 
 from __future__ import annotations
 
@@ -12,37 +12,41 @@ from vqfast.sampling.activations import ACTIVATIONS, PAIRED
 from vqfast.sampling.executors.triton_tunings import Launch, Tuning
 from vqfast.sampling.program import CODES, CONDITION, Offset, Phase, Program, Step, Term, available
 
-UNIT = 16  # elements that bases and strides count in, so that the compiler sees them aligned
-# Where a value is read or written: its cache, and the offset from the position that is computed.
+UNIT = 16  # elements in a unit; bases and strides count units, so that the compiler knows their alignment
+# A place: where a value is read or written. Its cache, and the offset from the position that is computed.
 PLACE = ("base", "stride", "rows", "columns", "dy", "dx")
-# The places of a product are those of its result, its residual and its partial sums, then those that it
-# multiplies, adds and looks up; of the draw, the codes and the logits.
+# A job: a matrix product, or the draw. The places of a product are those of its result, its residual and its
+# partial sums, then those of the values that it multiplies, adds and looks up. The draw has the places of the
+# codes and of the logits.
 JOB = (
-    "place",  # the first one
-    "draws",  # 1: the draw, which has no other fields
-    "tiles",  # of columns
-    "products",  # tiles of the matrix above one another
-    "adds",
-    "lookups",
-    "weights",  # the matrix's first tile
-    "table",  # where the first table begins
-    "start",  # where the sums start from, by label; or
-    "partial",  # 1: from the partial sums
-    "width",  # columns
-    "sums",  # 1: the result is one of the sums
+    "place",  # the number of its first place
+    "draws",  # 1 for the draw, whose other fields are 0
+    "tiles",  # number of tiles of columns
+    "products",  # number of tiles along the depth of the matrix
+    "adds",  # number of values that are added as they are
+    "lookups",  # number of tables
+    "weights",  # the first tile of the matrix
+    "table",  # the unit where the first table begins
+    "start",  # the unit of the biases by label, from which the sums start
+    "partial",  # 1 if they start from the partial sums instead
+    "width",  # number of columns
+    "sums",  # 1 if the result is kept among the sums
     "activation",
-    "residual",  # 1: has one
+    "residual",  # 1 if there is one
 )
 
 
 def padded(count: int, multiple: int) -> int:
-    """The next multiple."""
+    """``count`` rounded up to a multiple."""
     return -(-count // multiple) * multiple
 
 
 @dataclass(frozen=True)
 class Cache:
-    """The last rows of a value, ``[row slot][column slot][image][channel]``; base and stride in units."""
+    """The last rows of a value, ``[row slot][column slot][image][channel]``.
+
+    ``base`` and ``stride`` (from image to image) are in units; ``left`` counts columns of padding.
+    """
 
     base: int
     stride: int
@@ -51,7 +55,7 @@ class Cache:
     left: int = 0
 
     def place(self, tap: Offset = (0, 0), offset: int = 0) -> list[int]:
-        """The place at ``tap``, ``offset`` units into the channels."""
+        """The place of the value at ``tap``, from the channel at ``offset`` units on."""
         return [self.base + offset, self.stride, self.rows, self.columns, tap[0], self.left + tap[1]]
 
     def view(self, memory: Tensor, batch: int) -> Tensor:
@@ -60,12 +64,12 @@ class Cache:
         return memory[self.base * UNIT :][: size.numel()].view(size)
 
     def slot(self, y: int, x: int) -> tuple[int, int]:
-        """Where a view holds a position."""
+        """The row and column slot of a position."""
         return y % self.rows, (x + self.left) % self.columns
 
 
 class Tables:
-    """What one launch reads: jobs, their places, and weights packed for its tiles."""
+    """The tables of one launch: jobs, their places, and weights packed into its tiles."""
 
     def __init__(self, launch: Launch, like: Tensor) -> None:
         self.launch = launch
@@ -79,7 +83,7 @@ class Tables:
         self.places += places
 
     def multiply(self, matrices: list[Tensor], columns: int) -> dict[str, int]:
-        """Packs matrices ``(in, >= columns)`` above one another; the fields of their product."""
+        """Packs matrices ``(in, >= columns)``, one below the other; returns the fields of their product."""
         depth, wide = self.launch.depth, self.launch.columns
         tiles = -(-columns // wide)
         first = sum(map(len, self._weights)) // (depth * wide)
@@ -90,13 +94,13 @@ class Tables:
         return {"tiles": tiles, "products": sum(map(len, parts)) // depth, "weights": first}
 
     def look_up(self, tables: list[Tensor]) -> dict[str, int]:
-        """Keeps tables ``(K, columns)``, with a row of zeros for the code outside the grid; their fields."""
+        """Keeps tables ``(K, columns)``, with zeros for the code outside of the grid; returns the fields."""
         first = sum(map(len, self._tables)) // UNIT
         self._tables += [F.pad(table, (0, 0, 0, 1)).reshape(-1) for table in tables]
         return {"lookups": len(tables), "table": first}
 
     def tensors(self) -> dict[str, Tensor]:
-        """The kernel's arguments. One tile and one place after the last are read, ahead of time."""
+        """The tables as the kernel's arguments. It reads one tile and one place beyond the last."""
         spare = self._weights[0].new_zeros(self.launch.depth * self.launch.columns)
         return {
             "jobs": torch.tensor(self.jobs, device=spare.device),
@@ -110,12 +114,13 @@ class Plan:
     """A program laid out for a batch of codes on a grid.
 
     Args:
-        weights: what the program names.
-        shape: of the grid.
-        batch: how many images, a multiple of those of a group.
-        classes: how many labels there are, 1 for none.
-        condition_channels: of the conditioning map, 0 for none.
-        tuning: how the launches are cut up.
+        program: what to run.
+        weights: the tensors that the program names.
+        shape: of the grid, ``(H, W)``.
+        batch: number of images, a multiple of those of a group.
+        num_classes: number of labels, 1 for none.
+        condition_channels: of the map, 0 for none.
+        tuning: how the launches divide the work.
     """
 
     def __init__(
@@ -124,28 +129,30 @@ class Plan:
         weights: dict[str, Tensor],
         shape: tuple[int, int],
         batch: int,
-        classes: int,
+        num_classes: int,
         condition_channels: int,
         tuning: Tuning,
     ) -> None:
-        if program.steps[-1].activation in PAIRED:  # logits are sums, which no product of halves writes
+        if (
+            program.steps[-1].activation in PAIRED
+        ):  # logits are kept among the sums, where no paired activation writes
             copy = Step((Term(len(program.steps) - 1),), program.num_embeddings)
             program = Program((*program.steps, copy), program.num_embeddings)
-        self.program, self.weights, self.batch, self.classes = program, weights, batch, classes
+        self.program, self.weights, self.batch, self.num_classes = program, weights, batch, num_classes
         self.phases, self.block = program.phases(), program.block(*shape)
         self._columns, self._depth = (
             max(UNIT, *(getattr(launch, of) for launch in tuning)) for of in ("columns", "depth")
         )
-        self.units = {"values": 0, "sums": 0}  # that are taken
+        self.units = {"values": 0, "sums": 0}  # taken so far
         rows, left, right = program.reach(CODES)
         self.codes = Cache(0, 1, rows, left + self.block + right, left)
         self.condition = self._cache("values", condition_channels, *shape)
         self.values = [self._value(number) for number in range(len(program.steps))]
         self.partials = [self._partial(number) for number in range(len(program.steps))]
-        self.starts = [self._cache("sums", step.width, 1, 1, images=classes) for step in program.steps]
+        self.starts = [self._cache("sums", step.width, 1, 1, images=num_classes) for step in program.steps]
 
-        some = next(iter(weights.values()))
-        self.row, self.position = (Tables(launch, some) for launch in tuning)
+        weight = next(iter(weights.values()))
+        self.row, self.position = (Tables(launch, weight) for launch in tuning)
         for number, phase in enumerate(self.phases):
             if phase == Phase.ROW or self._taps(number, early=True):
                 self._add(self.row, number, early=True)
@@ -163,7 +170,7 @@ class Plan:
         return Cache(base, stride, rows, columns, left)
 
     def _value(self, number: int) -> Cache:
-        """Nobody looks back at what only its own position reads: that has one column, which stays in L2."""
+        """The cache of a step's value. A value that is read only at its own position keeps one column."""
         rows, left, right = self.program.reach(number)
         alone = self.phases[number] != Phase.ROW and (rows, left, right) == (1, 0, 0)
         memory = "sums" if number == len(self.program.steps) - 1 else "values"
@@ -171,12 +178,12 @@ class Plan:
         return self._cache(memory, channels, rows, 1 if alone else left + self.block + right, left)
 
     def _partial(self, number: int) -> Cache:
-        """Of steps that have one; others get its stride, and no room."""
+        """The cache of a step's partial sums; without columns for steps that have none."""
         early = self.phases[number] != Phase.ROW and self._taps(number, early=True)
         return self._cache("sums", self.program.steps[number].width, 1, self.block if early else 0)
 
     def _taps(self, number: int, early: bool) -> list[tuple[Term, int]]:
-        """The taps that can, or can't, be read when a row starts."""
+        """The taps that can (``early``), or can't, be read when a row starts."""
         return [
             (term, i)
             for term in self.program.steps[number].terms
@@ -185,7 +192,7 @@ class Plan:
         ]
 
     def _ordered(self, step: Step, weight: Tensor) -> Tensor:
-        """``(..., width)`` as the sums stand: padded, two that are multiplied side by side."""
+        """``(..., width)`` in the order of the sums: padded, channels that are multiplied side by side."""
         if step.activation in PAIRED:
             weight = weight.reshape(*weight.shape[:-1], 2, -1).transpose(-1, -2).flatten(-2)
         return F.pad(weight, (0, -step.width % self._columns))
@@ -196,7 +203,7 @@ class Plan:
                 self._add(self.position, number, early=False)
 
     def _add(self, to: Tables, number: int, early: bool) -> None:
-        """Appends the job of a step's early or late taps."""
+        """Appends the job of a step's early taps, or of its late ones."""
         step, partial = self.program.steps[number], self.partials[number]
         ordered = {
             term.weight: self._ordered(step, self.weights[term.weight]) for term in step.terms if term.weight
@@ -238,9 +245,9 @@ class Plan:
         )
 
     def write_starts(self, sums: Tensor) -> None:
-        """Biases, of each label."""
+        """Writes the biases for each label."""
         for step, start in zip(self.program.steps, self.starts, strict=True):
-            rows = start.view(sums, self.classes)[0, 0]
+            rows = start.view(sums, self.num_classes)[0, 0]
             for name in (step.bias, step.label_bias):
                 if name is not None:
                     rows += self._ordered(step, self.weights[name])

@@ -1,4 +1,7 @@
-"""How the GPU sampler is cut up, as data: bytes an element, architecture, widest batch that a line serves."""
+"""How the Triton executor divides its work, as data.
+
+The table is ordered by bytes an element, architecture, and the largest batch that an entry serves.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,16 @@ from vqfast.ops.nearest.tunings import ANY
 
 
 class Launch(NamedTuple):
-    """A group's images, the most blocks it may have, the tile of a product, and how it is compiled.
+    """One launch of the kernel.
 
-    Tiles of 16 rows or more multiply on tensor cores (float32: as a blocked product). One stage: the kernel
-    loads ahead itself, to have little to do after a meeting; more: the compiler overlaps loads and products.
+    Attributes:
+        images: samples of a group of blocks.
+        members: maximum number of blocks in a group.
+        rows, columns, depth: the tile of a matrix product. Tiles of 16 rows or more use ``tl.dot``, which
+            runs on tensor cores in half precision.
+        warps: of a block.
+        stages: with 1 the kernel itself loads weights ahead, so that little is left to do after the group's
+            blocks have waited for each other; with more the compiler overlaps loads and products.
     """
 
     images: int
@@ -24,14 +33,14 @@ class Launch(NamedTuple):
 
 
 class Tuning(NamedTuple):
-    """The launches of what a row knows when it starts, and of its positions."""
+    """The launch for everything that is known when a row starts, and the launch for its positions."""
 
     row: Launch
     position: Launch
 
 
-# Few images: as many members as a step of 256 columns has tiles. Up to 2048 images members still pay, since
-# they share out the weights; beyond it there is a block for every 64 images, and nobody waits.
+# Few images: as many members as a step of 256 columns has tiles. Up to 2048 images several members are
+# faster, since they divide the weights; with more images, each block has 64 and waits for no other block.
 _FEW = Launch(1, 32, 1, 16, 128, 4, 1)
 _HALF = {
     4: Tuning(Launch(1, 16, 16, 32, 64, 4, 3), _FEW),
@@ -45,7 +54,7 @@ _SINGLE = {
     2048: Tuning(Launch(64, 8, 64, 64, 32, 8, 2), Launch(64, 8, 64, 64, 16, 8, 1)),
     ANY: Tuning(Launch(64, 1, 64, 64, 32, 8, 2), Launch(64, 1, 64, 64, 16, 8, 2)),
 }
-# Where blocks have 64 KB, or their meetings are untried (AMD): each owns its images.
+# Blocks have 64 KB on AMD, and waiting for each other is untested there: each block has its own images.
 _FEW_ALONE = Launch(1, 1, 1, 64, 64, 4, 1)
 _HALF_ALONE = {
     4: Tuning(Launch(1, 1, 16, 64, 64, 4, 2), _FEW_ALONE),
@@ -57,7 +66,7 @@ _SINGLE_ALONE = {
     512: Tuning(Launch(4, 1, 64, 64, 32, 8, 2), Launch(4, 1, 16, 64, 32, 4, 2)),
     ANY: Tuning(Launch(32, 1, 64, 64, 32, 8, 2), Launch(32, 1, 32, 64, 32, 8, 2)),
 }
-# Float64 is there to be right: tensor cores don't do it everywhere.
+# Float64 is for correctness: not all tensor cores support it.
 _DOUBLE = {ANY: Tuning(Launch(4, 1, 8, 16, 16, 4, 1), Launch(4, 1, 4, 16, 16, 4, 1))}
 
 _NVIDIA = ("sm_80", "sm_90", "sm_100")
