@@ -180,8 +180,10 @@ def test_errors():
         vqfast.accelerate(nn.Linear(2, 2))
     with pytest.raises(TypeError, match=r"model is a str; want a torch\.nn\.Module"):
         vqfast.accelerate("model")
-    with pytest.raises(ValueError, match="library is 'numpy'; want one of transformers"):
+    with pytest.raises(ValueError, match="library is 'numpy'; want 'transformers', 'diffusers' or 'vector"):
         vqfast.accelerate.patch("numpy")
+    with pytest.raises(TypeError, match="restore is 'yes'; want True or False"):
+        vqfast.accelerate(nn.Linear(2, 2), restore="yes")
 
 
 def test_importing_vqfast_imports_no_other_library():

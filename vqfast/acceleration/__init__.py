@@ -14,6 +14,7 @@ from torch import nn
 
 from vqfast.acceleration import diffusers, probing, replacement, transformers, vector_quantize_pytorch
 from vqfast.acceleration.replacement import Replacement
+from vqfast.checks import check_choice, check_flags
 from vqfast.ops import registry
 
 LIBRARIES = {
@@ -72,7 +73,7 @@ class Report(NamedTuple):
 class Accelerate:
     """``vqfast.accelerate(model)`` for a model, ``vqfast.accelerate.patch(library)`` for a whole library."""
 
-    def __call__(self, model: nn.Module, restore: bool = False) -> Report:
+    def __call__(self, model: nn.Module, *, restore: bool = False) -> Report:
         """Makes every vector quantiser found in ``model`` use vqfast, in place.
 
         Indices are exact; outputs, losses and gradients are the same up to rounding; state_dict, signatures
@@ -89,7 +90,7 @@ class Accelerate:
             nothing.
 
         Raises:
-            TypeError: ``model`` isn't a module.
+            TypeError: an argument has the wrong type.
             ValueError: there is no quantiser in it that is recognised. The message lists the known classes.
 
         >>> from vector_quantize_pytorch import VectorQuantize
@@ -100,6 +101,7 @@ class Accelerate:
         """
         if not isinstance(model, nn.Module):
             raise TypeError(f"model is a {type(model).__name__}; want a torch.nn.Module")
+        check_flags(restore=restore)
         report = Report([], [])
         excluded: dict[str, str] = {}
         for path, module in list(model.named_modules()):
@@ -115,7 +117,7 @@ class Accelerate:
             )
         return report
 
-    def patch(self, library: str, restore: bool = False) -> list[str]:
+    def patch(self, library: str, *, restore: bool = False) -> list[str]:
         """Makes every module of a library use vqfast, those built later too.
 
         Args:
@@ -127,6 +129,7 @@ class Accelerate:
             has in another form, isn't among them.
 
         Raises:
+            TypeError: an argument has the wrong type.
             ValueError: the library isn't one of these.
             ModuleNotFoundError: it isn't installed.
 
@@ -135,8 +138,8 @@ class Accelerate:
         >>> vqfast.accelerate.patch("diffusers", restore=True)
         ['diffusers.models.autoencoders.vae.VectorQuantizer']
         """
-        if library not in LIBRARIES:
-            raise ValueError(f"library is {library!r}; want one of {', '.join(LIBRARIES)}")
+        check_choice("library", library, LIBRARIES)
+        check_flags(restore=restore)
         importlib.import_module(library)
         patched = []
         for full_name, found in LIBRARIES[library].items():
