@@ -30,7 +30,7 @@ def seen(prior: CausalPrior, codes: Tensor) -> Tensor:
         hook = prior.embedding.register_forward_hook(lambda module, args, output: leaf(output))
         logits = prior(codes).flatten(2)
         hook.remove()
-    else:  # the convolution of one-hot codes that ``embed`` stands for
+    else:  # the convolution of one-hot codes, which ``embed`` replaces
         vectors = torch.eye(prior.num_embeddings, dtype=torch.float64)
         prior.first.embed = lambda codes: prior.first(leaf(vectors[codes]).movedim(-1, 1))
         logits = prior(codes).flatten(2)
@@ -44,7 +44,7 @@ def seen(prior: CausalPrior, codes: Tensor) -> Tensor:
 
 
 def reachable(grid: tuple[int, int], layers: list[Offsets]) -> Tensor:
-    """What ``seen`` is if the first layer reads codes at ``layers[0]``, the next one that, and so on."""
+    """What ``seen`` returns if layer ``i`` reads its input at the offsets ``layers[i]``."""
     positions = list(product(range(grid[0]), range(grid[1])))
     matrix = torch.eye(len(positions))
     for offsets in layers:
@@ -54,13 +54,13 @@ def reachable(grid: tuple[int, int], layers: list[Offsets]) -> Tensor:
 
 
 def square(radius: int, mask_type: str) -> Offsets:
-    """Offsets that a square kernel's mask leaves: those before the centre, and the centre for mask B."""
+    """The offsets that a square kernel's mask keeps: all before the centre, and the centre for mask B."""
     reach = range(-radius, radius + 1)
     return {offset for offset in product(reach, reach) if offset < (0, mask_type == "B")}
 
 
 def gated(num_layers: int, first_kernel_size: int, kernel_size: int) -> Offsets:
-    """No blind spot: all of the past as far as the radii add up."""
+    """The offsets without a blind spot: all earlier positions within the sum of the layers' radii."""
     return square(first_kernel_size // 2 + (num_layers - 1) * (kernel_size // 2), "A")
 
 
@@ -98,7 +98,7 @@ def test_residual_pixelcnn_sees_what_its_masks_leave(
     grid: tuple[int, int],
     first: int,
 ) -> None:
-    prior = make_prior("residual", first_kernel_size=first, channels=24)  # enough of them past their ReLUs
+    prior = make_prior("residual", first_kernel_size=first, channels=24)  # so many that some pass each ReLU
     expected = reachable(grid, [square(first // 2, "A"), square(1, "B"), square(1, "B")])
     assert torch.equal(seen(prior, random_codes(prior, 32, grid)), expected)
 

@@ -21,7 +21,7 @@ State = dict[str, Tensor]
 
 
 def bias_of(state: State, name: str, given: dict[str, Tensor]) -> Tensor | float:
-    """An embedding of the label plus a 1x1 convolution of the map."""
+    """The bias of a layer: an embedding of the label plus a 1x1 convolution of the map."""
     bias = 0.0
     if "labels" in given:
         bias = state[f"{name}.labels.weight"][given["labels"]][:, :, None, None]
@@ -35,7 +35,7 @@ def bias_of(state: State, name: str, given: dict[str, Tensor]) -> Tensor | float
 
 
 def common_gated_pixelcnn(state: State, codes: Tensor, given: dict[str, Tensor]) -> Tensor:
-    """As the common PyTorch repositories write it: pad, convolve, crop, and zero weights for mask A."""
+    """The network as common PyTorch repositories write it: pad, convolve, crop; mask A zeroes weights."""
 
     def gate(x: Tensor) -> Tensor:
         return x.chunk(2, 1)[0].tanh() * x.chunk(2, 1)[1].sigmoid()
@@ -49,9 +49,7 @@ def common_gated_pixelcnn(state: State, codes: Tensor, given: dict[str, Tensor])
             if name.startswith(f"layers.{number}.")
         }
         vertical, horizontal = p["vertical.weight"], p["horizontal.weight"]
-        if (
-            number == 0
-        ):  # mask A: kernels of (k // 2 + 1, k) and (1, k // 2 + 1) whose last row, column is zero
+        if number == 0:  # mask A: the last row of the one kernel and the last column of the other are 0
             vertical, horizontal = F.pad(vertical, (0, 0, 0, 1)), F.pad(horizontal, (0, 1))
         half = vertical.shape[3] // 2
         assert vertical.shape[2:] == (half + 1, 2 * half + 1) and horizontal.shape[2:] == (1, half + 1)
@@ -68,7 +66,7 @@ def common_gated_pixelcnn(state: State, codes: Tensor, given: dict[str, Tensor])
 
 
 def keras_pixelcnn(state: State, codes: Tensor, given: dict[str, Tensor]) -> Tensor:
-    """As the Keras example writes it: ordinary convolutions, "same" padding, kernels times a mask."""
+    """The network as the Keras example writes it: "same" padding, kernels times a mask."""
 
     def conv(x: Tensor, name: str, mask_type: str = "") -> Tensor:
         weight = state[f"{name}.weight"]
@@ -192,7 +190,9 @@ def test_state_dict_keeps_its_names(
 def test_gated_pixelcnn_has_the_number_of_parameters_counted_by_hand() -> None:
     shared = (256 * 256 + 256) + (128 * 128 + 128)  # vertical to horizontal, and the output
     first = (21 * 128 * 256 + 256) + (3 * 128 * 256 + 256) + shared  # 3 x 7 above, 3 to the left
-    other = (6 * 128 * 256 + 256) + (2 * 128 * 256 + 256) + shared  # 2 x 3 and 2, the own ones included
+    other = (
+        (6 * 128 * 256 + 256) + (2 * 128 * 256 + 256) + shared
+    )  # 2 x 3 above and 2 to the left, its own position included
     head = (128 * 512 + 512) + (512 * 512 + 512)
     prior = PixelCNN(num_embeddings=512, channels=128, num_layers=15)
     count = sum(parameter.numel() for parameter in prior.parameters())
@@ -364,7 +364,7 @@ def test_every_backend_trains_alike(
     name: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Gradients of the loss are those of the plain formula."""
+    """The loss has the same gradients as with plain convolutions."""
     monkeypatch.setenv("VQFAST_BACKEND", name)
     prior = make_prior(kind, num_classes=3, condition_channels=2)
     codes, given = random_codes(prior, 3, GRIDS[kind]), conditioning(prior, 3, GRIDS[kind])

@@ -7,7 +7,7 @@ import scipy.stats
 
 
 def p_value(counts: np.ndarray, probabilities: np.ndarray) -> float:
-    """Of counts that have these probabilities; all bins that expect fewer than ten counts are merged."""
+    """The p-value of counts with these probabilities. Bins that expect fewer than ten counts are merged."""
     expected = probabilities * counts.sum()
     small = expected < 10
     if small.any():

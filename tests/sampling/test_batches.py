@@ -1,4 +1,4 @@
-"""Batches as they are finished, and batches that don't fit the memory."""
+"""Sampling batch by batch, and batches that don't fit the memory."""
 
 from __future__ import annotations
 
@@ -155,12 +155,12 @@ ERRORS = [
 
 @pytest.fixture
 def limited(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """An executor that raises ``error`` on batches of more than ``most``; it notes the ``sizes``."""
-    limit = SimpleNamespace(most=2, error=ERRORS[0], sizes=[])
+    """An executor that raises ``error`` on batches of more than ``fitting``, and records their ``sizes``."""
+    limit = SimpleNamespace(fitting=2, error=ERRORS[0], sizes=[])
 
     def run(request: Request) -> Tensor:
         limit.sizes.append(len(request.known))
-        if len(request.known) > limit.most:
+        if len(request.known) > limit.fitting:
             request.progress(len(request.known))
             raise limit.error
         return reference.run(request)
@@ -179,13 +179,13 @@ def test_a_batch_that_does_not_fit_is_split(
     limited.error, ticks = error, []
     options = {"method": "limited", "progress": ticks.append}
     drawn = prior.sample(11, shape, **arguments, **options)
-    assert limited.sizes == [11, 6, 3, 2, 2, 2, 2, 2, 1]  # what didn't fit isn't tried again
+    assert limited.sizes == [11, 6, 3, 2, 2, 2, 2, 2, 1]  # a size that didn't fit isn't tried again
     assert torch.equal(drawn, prior.sample(11, shape, method="reference", **arguments))
     assert sum(ticks) == 11 * 12
 
 
 def test_one_sample_that_does_not_fit_is_an_error(make_prior: MakePrior, limited: SimpleNamespace) -> None:
-    limited.most = 0
+    limited.fitting = 0
     with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
         make_prior("gated").sample(5, (2, 2), method="limited")
     assert limited.sizes == [5, 3, 2, 1]
@@ -202,7 +202,7 @@ def test_other_errors_are_raised(make_prior: MakePrior, limited: SimpleNamespace
 def test_batches_fit_the_free_memory(
     make_prior: MakePrior, limited: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prior, limited.most = make_prior("gated"), 99
+    prior, limited.fitting = make_prior("gated"), 99
     monkeypatch.setattr(batches, "free_memory", lambda device: 40_000)
     drawn = prior.sample(64, (3, 4), method="limited")
     fitting = limited.sizes[0]
@@ -220,9 +220,10 @@ def test_values_of_a_program() -> None:
     gated = Step((Term(0, ((-2, 1), (0, 0)), "w"),), width=8, activation="gate")
     logits = Step((Term(1, ((0, 0),), "w"),), width=5)
     program = Program((first, gated, logits), 5)
-    # of the first three rows, as it is read two rows up, and a column beside them; everyone's sums of a row
+    # the first value keeps three rows with a column beside them, since it is read two rows above and to the
+    # right; each step keeps its sums of a row
     assert program.values(9, 10) == 3 * (10 + 1) * 3 + 10 * (3 + (4 + 8) + (5 + 5))
-    assert program.values(1000, 10) == program.values(9, 10)  # rows that are done are let go
+    assert program.values(1000, 10) == program.values(9, 10)  # earlier rows aren't kept
 
 
 def test_a_sequence_keeps_a_block() -> None:
@@ -241,7 +242,7 @@ import os, resource, torch, vqfast
 from vqfast.sampling import batches
 
 torch.set_num_threads(1)
-batches.free_memory = lambda device: float("inf")  # nothing warns
+batches.free_memory = lambda device: float("inf")  # so that the batch isn't made smaller before
 prior = vqfast.PixelCNN(64, channels=128, num_layers=2, head_channels=16, first_kernel_size=3).eval()
 expected = prior.sample(4000, (1, 2), batch_size=500, seed=1)
 used = int(open("/proc/self/statm").read().split()[0]) * os.sysconf("SC_PAGE_SIZE")

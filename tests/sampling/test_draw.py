@@ -81,7 +81,7 @@ def test_gumbel_of_a_part_in_any_order_is_a_part_of_the_whole(categories: int, s
 
 def test_gumbel_has_the_gumbel_distribution() -> None:
     noise = gumbel(0, torch.arange(100), torch.arange(40), 50)
-    error = 1 / math.sqrt(noise.numel())  # the mean's is 1.3 times that, the variance's 3.5 times
+    error = 1 / math.sqrt(noise.numel())  # times 1.3 for the mean, times 3.5 for the variance
     assert noise.mean().item() == pytest.approx(0.5772156649, abs=5 * error)
     assert noise.var().item() == pytest.approx(math.pi**2 / 6, abs=15 * error)
     assert scipy.stats.kstest(noise.flatten().numpy(), "gumbel_r").pvalue > 1e-3
@@ -114,7 +114,7 @@ def test_no_two_draws_share_their_noise() -> None:
 
 
 def support(logits: np.ndarray, temperature: float, top_k: int | None, top_p: float | None) -> set[int]:
-    """Codes that top_k, then top_p leave, by sorting."""
+    """The codes that top_k, then top_p keep, found by sorting."""
     order = sorted(range(len(logits)), key=lambda code: (-logits[code], code))
     if top_k is not None:
         order = [code for code in order if logits[code] >= logits[order[min(top_k, len(order)) - 1]]]

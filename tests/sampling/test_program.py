@@ -34,7 +34,7 @@ ACTIVATE = {
 
 
 def interpret(program: Program, weights: dict[str, np.ndarray], codes, labels, condition) -> np.ndarray:
-    """Logits ``(B, H, W, K)`` of given codes: the definition of ``Step``, one position after the other."""
+    """Logits ``(B, H, W, K)`` of given codes, position by position, as ``Step`` is defined."""
     batch, height, width = codes.shape
     values = {CODES: np.eye(program.num_embeddings)[codes], CONDITION: condition}
     for number, step in enumerate(program.steps):
@@ -212,7 +212,7 @@ class Programmed(CausalPrior):
 
 @st.composite
 def causal_steps(draw: st.DrawFn) -> list[Step]:
-    """A few steps that read codes, the map and each other; the last one reads what is before it alone."""
+    """A few steps that read codes, the map and each other; the last one reads earlier positions only."""
     above = [(dy, dx) for dy in (-3, -2, -1) for dx in (-2, -1, 0, 1, 2)]
     past = [*above, (0, -3), (0, -2), (0, -1)]
     steps: list[Step] = []
@@ -277,7 +277,7 @@ def test_executor_runs_what_terms_and_steps_allow(executor: str, steps: list[Ste
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_executor_activates_to_rounding(executor: str, activation: str, dtype: torch.dtype) -> None:
-    """Greedy draws between the activated value and a bound just below and just above of what scipy says."""
+    """Greedy draws between the activated value and a bound, just below and just above scipy's value."""
     x = torch.cat([torch.linspace(-12, 12, 40), torch.logspace(-7, 3, 12), -torch.logspace(-7, 3, 12)]).to(
         dtype
     )

@@ -156,7 +156,7 @@ def test_logits_that_are_nan_for_one_sample_name_it(make_prior: MakePrior, kind:
 def test_logits_that_are_minus_infinity_hide_codes(
     make_prior: MakePrior, kind: str, method: str, options: dict[str, Any]
 ) -> None:
-    """Those of the other codes draw as the same prior does whose hidden ones are merely out of reach."""
+    """The other codes are drawn as if the hidden codes' logits were only very low."""
     prior = make_prior(kind)
     bias = list(prior.parameters())[-1].data
     bias[[0, 3]] = -1e9
@@ -183,8 +183,8 @@ def test_nan_weights_are_an_error_and_the_mode_is_restored(
 def test_samples_are_ordinary_tensors(make_prior: MakePrior, executor: str, kind: str) -> None:
     prior = make_prior(kind)
     drawn = prior.sample(2, SHAPES[kind], method=executor)
-    prior.bits_per_code(drawn).sum().backward()  # what training on samples does
-    drawn[:, 0] = -1  # what completing them does
+    prior.bits_per_code(drawn).sum().backward()  # as training on samples does
+    drawn[:, 0] = -1  # as completing them does
     assert (drawn[:, 0] == -1).all()
 
 

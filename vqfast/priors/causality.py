@@ -21,7 +21,7 @@ def later_code_seen(
         codes: int64 ``(1, *shape)``.
         others: the network's other inputs.
         num_embeddings: K, the number of codes.
-        lead: by how many positions logits stand before the code that they are for.
+        lead: by how many positions logits precede the code that they are for.
     """
     shape, size = codes.shape[1:], codes[0].numel()
     before = call(codes, *others).flatten(2)

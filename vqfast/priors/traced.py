@@ -50,7 +50,7 @@ class TracedPrior(CausalPrior):
         self.__dict__["call"] = call  # not registered as a module, since self.networks has it
         self.shape, self.ndim = shape, len(shape)
         self.example = condition
-        self.lead = int(predicts == "next")  # by how many positions logits stand before their code
+        self.lead = int(predicts == "next")  # by how many positions logits precede their code
         self.graphs: dict[tuple[int, ...], fx.Graph] = {}
         self.lowered_modes: list[bool] = []  # training or evaluation, of each module when it was lowered
         self.lowered_tensors: list[Tensor] = []  # copies of the network's tensors when it was lowered

@@ -1,4 +1,4 @@
-"""What only the native sampler can get wrong: its threads, tiles and blocks."""
+"""What only the native executor has: threads, tiles and blocks."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_large_codebooks() -> None:
 @pytest.mark.parametrize("temperature", [1e-30, 1e-3, 1e4, 1e30, 1e300])
 @pytest.mark.parametrize("scale", [0, 1e-30, 1, 1e30, 1e300])
 def test_scores_of_any_size(make_prior: MakePrior, temperature: float, scale: float) -> None:
-    """Those that float32 doesn't hold too."""
+    """Also scores that float32 can't represent."""
     prior = make_prior("gated")
     with torch.no_grad():
         for parameter in prior.head[2].parameters():
@@ -112,7 +112,7 @@ def test_control_c_stops_it_within_a_second() -> None:
     began = time.monotonic()
     _, error = process.communicate(timeout=60)
     assert error.rstrip().endswith("KeyboardInterrupt")
-    assert time.monotonic() - began < 5  # of which the interpreter's end takes most on a busy machine
+    assert time.monotonic() - began < 5  # on a busy machine, most of it for the interpreter to end
 
 
 def test_other_python_threads_run_meanwhile() -> None:

@@ -93,7 +93,9 @@ def test_executor_draws_what_the_naive_sampler_draws_where_noise_is_large(
     make_prior: MakePrior, executor: str, kind: str, shape: tuple[int, ...]
 ) -> None:
     prior = make_prior(kind, num_embeddings=1021)
-    expected = prior.sample(512, shape, method="reference", batch_size=512)  # 4 million draws of noise a row
+    expected = prior.sample(
+        512, shape, method="reference", batch_size=512
+    )  # 4 million numbers of noise for a row
     assert torch.equal(prior.sample(512, shape, method=executor, batch_size=512), expected)
 
 
@@ -101,7 +103,7 @@ def test_executor_draws_what_the_naive_sampler_draws_where_noise_is_large(
 def test_float32_draws_differ_only_where_two_codes_agree_to_rounding(
     make_prior: MakePrior, executor: str, kind: str
 ) -> None:
-    """Each draw against float64's, given the codes before it: 1 in 100,000 may differ."""
+    """Compares each draw with a draw in float64, given the earlier codes: 1 in 100,000 may differ."""
     prior = make_prior(kind, num_embeddings=16)
     shape, num = (4, 5) if prior.ndim == 2 else (20,), 6000
     drawn = prior.float().sample(num, shape, method=executor, batch_size=2000)

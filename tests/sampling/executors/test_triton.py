@@ -1,4 +1,4 @@
-"""What only the GPU sampler can get wrong: its tiles, groups, launches; interpreted, or on a GPU."""
+"""What only the Triton executor has: tiles, groups and launches; interpreted, or on a GPU."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ QUICK = [
 
 @pytest.fixture(autouse=True)
 def interpreter_knows_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton's interpreter multiplies the bits of bfloat16, and cuts float32 off where a GPU rounds."""
+    """Corrects Triton's interpreter, which multiplies bits of bfloat16 as integers and truncates float32."""
     if not registry.interpreted():
         return
     import triton.language as tl
@@ -75,7 +75,7 @@ def interpreter_knows_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[Tuning], None]:
-    """``use(tuning)`` for every batch."""
+    """``use(tuning)`` makes every batch use the tuning."""
     return lambda tuning: monkeypatch.setattr(executor, "tunings_of", lambda weight: {1 << 30: tuning})
 
 
@@ -104,7 +104,7 @@ def test_any_tile_draws_the_same(
     position: Launch,
     dtype: torch.dtype,
 ) -> None:
-    """Channels and codes that fill no tile, and a group that isn't full."""
+    """Channels and codes fill no tile, images fill no group."""
     prior = make_prior(kind, channels=18, num_embeddings=21, num_layers=2, **BOTH)
     shape = (2, 3) if prior.ndim == 2 else (6,)
     options = conditioning(prior, 3, shape) | {"numbers": torch.tensor([2**62, 2**32, 0])}
@@ -113,14 +113,14 @@ def test_any_tile_draws_the_same(
     given = {name: value.to(DEVICE) for name, value in options.items()}
     drawn = prior.to(DEVICE, dtype).sample(3, shape, method="triton", **given)
     differ = (drawn.cpu() != expected).sum()
-    assert differ <= (0 if dtype in (torch.float64, torch.float32) else 4)  # wrong ones: 17 of 18
+    assert differ <= (0 if dtype in (torch.float64, torch.float32) else 4)  # wrong kernels: 17 of 18 differ
 
 
 @here
 def test_members_share_out_the_tiles_of_each_job(
     make_prior: MakePrior, use: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One job a launch: in the interpreter no block waits for another."""
+    """Each job has a launch of its own, since blocks can't wait for each other in the interpreter."""
     launch = executor.Sampling.launch
 
     def one_by_one(
@@ -168,7 +168,7 @@ def test_other_draws(make_prior: MakePrior, use: Callable, options: dict[str, An
 def test_the_probe_accepts_kernels_that_are_right(
     monkeypatch: pytest.MonkeyPatch, use: Callable, dtype: torch.dtype
 ) -> None:
-    """On a GPU for those of every line."""
+    """On a GPU with every tuning and dtype."""
     monkeypatch.setattr(probe, "_verdicts", {})
     if DEVICE == "cpu":
         use(Tuning(OVERLAPPED, MULTIPLIED))

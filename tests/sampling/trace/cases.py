@@ -22,7 +22,7 @@ CASES: dict[str, tuple[type[nn.Module], tuple[int, ...], dict[str, Any]]] = {
 
 
 def make_network(case: str) -> nn.Module:
-    """Float64, with weights large enough for codes to matter."""
+    """A case's network in float64, with weights large enough for codes to matter."""
     torch.manual_seed(0)
     network = CASES[case][0]().double().eval()
     with torch.no_grad():
@@ -42,7 +42,7 @@ def given_of(case: str, num: int) -> dict[str, Tensor]:
 
 
 def own_loop(network: nn.Module, case: str, num: int, shape: tuple[int, ...]) -> Tensor:
-    """What people do: the whole network once a position, under the noise of seed 0."""
+    """The loop that people write, a pass of the network for each position, with the noise of seed 0."""
     given = given_of(case, num).values()
     codes = torch.zeros(num, *shape, dtype=torch.int64)
     flat, behind = codes.view(num, -1), int(case == "next")
@@ -54,7 +54,7 @@ def own_loop(network: nn.Module, case: str, num: int, shape: tuple[int, ...]) ->
 
 
 def known_of(case: str, num: int, shape: tuple[int, ...]) -> dict[str, Tensor]:
-    """The first code of a network that predicts what is next."""
+    """The first codes, for a network that predicts the next code."""
     known = torch.full((num, *shape), -1)
     known[..., 0] = 0
     return {"known": known} if case == "next" else {}

@@ -1,4 +1,4 @@
-"""Small causal networks in the styles of this field: how people mask, shift, gate, condition and return."""
+"""Small causal networks, written in the ways in which people mask, shift, gate, condition and return."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ K = 6
 
 
 class InPlaceMasked(nn.Module):
-    """Two stacks; masks written into the weights at every call; padded, cropped; labels before the gates."""
+    """A gated PixelCNN that zeroes masked weights at each call, pads and crops; labels precede the gates."""
 
     class Layer(nn.Module):
         def __init__(self, channels: int, kernel: int, first: bool) -> None:
@@ -53,7 +53,7 @@ class InPlaceMasked(nn.Module):
 
 
 class Buffered(nn.Module):
-    """Masks in buffers, batch normalisation, residual blocks of ReLU before; the input a scaled number."""
+    """A residual PixelCNN with masks in buffers and batch normalisation; codes are scaled numbers."""
 
     class Masked(nn.Conv2d):
         def __init__(self, kind: str, *sizes: int) -> None:
@@ -96,7 +96,7 @@ class Buffered(nn.Module):
 
 
 class Shifted(nn.Module):
-    """Strictly causal by shifts: pads, slices and zeros before; one-hot codes; a class projection; groups."""
+    """A network that is causal by shifts (pads, slices), with one-hot codes and grouped convolutions."""
 
     def __init__(self, channels: int = 6) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class Shifted(nn.Module):
 
 
 class Dilated(nn.Module):
-    """A WaveNet that predicts the next code: weight norm, padded on both sides and cropped, sqrt(1/2)."""
+    """A WaveNet that predicts the next code, with weight norm, padded on both sides and cropped."""
 
     def __init__(self, channels: int = 6, layers: int = 4) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ class Dilated(nn.Module):
 
 
 class Conditioned(nn.Module):
-    """Codes under a coarser grid of other codes: upsampled, convolved, added; coordinates; a ones channel."""
+    """A network conditioned on a coarser grid of codes, with coordinates and a channel of ones."""
 
     def __init__(self, channels: int = 6) -> None:
         super().__init__()
@@ -180,7 +180,7 @@ class Conditioned(nn.Module):
 
 
 class Activated(nn.Module):
-    """Residual blocks of every activation that people use, concat-ELU and GLU among them, on shifted rows."""
+    """Residual blocks on shifted rows, with every activation that people use."""
 
     def __init__(self, channels: int = 4) -> None:
         super().__init__()
@@ -207,7 +207,7 @@ BLOCKS = ["above", "composed", "left", "square", "gate", "glu", "linear", "norm"
 
 
 class Stack(nn.Module):
-    """Any of ``BLOCKS`` one after the other; channels stay 4, and what is read is past."""
+    """Blocks of these names one after another; each keeps 4 channels and is causal."""
 
     def __init__(self, blocks: list[str], seed: int) -> None:
         super().__init__()
@@ -225,7 +225,7 @@ class Stack(nn.Module):
 
     def block(self, name: str, i: int, x: Tensor, first: Tensor) -> Tensor:
         """``(B, 4, H, W)`` -> the same."""
-        if name == "above":  # the row above alone
+        if name == "above":  # reads only the row above
             return F.pad(self.row[i](x), (0, 0, 1, 0))[:, :, :-1]
         if name == "composed":  # a row of three, then a column of two, shifted
             return self.column[i](F.pad(self.row[i](x), (0, 0, 2, 0)))[:, :, :-1]

@@ -42,7 +42,7 @@ def test_any_stack_of_blocks_is_a_program(blocks: list[str], seed: int) -> None:
 
 
 def test_traced_network_has_the_steps_of_a_lowered_one() -> None:
-    """The same layers as a PixelCNN's: no step, product or read more."""
+    """A network with a PixelCNN's layers has no more steps, products or weights than a PixelCNN."""
     prior = program_of(make_network("in-place-masks"), K, (4, 5), num_classes=3)
     channels = prior.networks[0].embedding.embedding_dim
     like = PixelCNN(
@@ -90,7 +90,7 @@ def test_network_of_another_order_is_told_and_samples_transposed(executor: str) 
 
 
 class Careless(nn.Module):
-    """Sees below, attends, takes steps of two, and is noisy."""
+    """A network with what no program can do: it sees below, attends, has strides, or is random."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()

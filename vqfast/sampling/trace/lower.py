@@ -39,7 +39,7 @@ class Lowering(Context):
 
     Args:
         graph, inputs, num_embeddings, num_classes: see ``Context``.
-        lead: by how many columns logits stand before the code that they are for.
+        lead: by how many columns logits precede the code that they are for.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class Lowering(Context):
         self.step(self.linear(value).moved(0, -self.lead))
 
     def _weights(self, steps: list[Step]) -> dict[str, Tensor]:
-        """The weights that the steps name; those of maps have rows for the channels of all maps."""
+        """The weights that the steps name; weights of maps have rows for the channels of all maps."""
         named = {term.weight for step in steps for term in step.terms}
         named |= {name for step in steps for name in (step.bias, step.label_bias)}
         weights = {name: weight for name, weight in self.builder.weights.items() if name in named}
