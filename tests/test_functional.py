@@ -142,6 +142,7 @@ def test_perplexity_of_no_indices_is_nan() -> None:
     assert perplexity(torch.zeros(0, dtype=torch.int64), 4).isnan()
 
 
+@pytest.mark.slow
 def test_import_brings_no_optional_package_that_torch_does_not() -> None:
     program = """if True:
         import sys, torch

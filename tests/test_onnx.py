@@ -155,6 +155,7 @@ def vqvae_calls(model: VQVAE, x: Tensor) -> list[Tensor]:
     return [*model(x), codes, model.decode(codes)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "dynamo"), [("paper", True), *((name, False) for name in MODELS)])
 def test_vqvae(name, dynamo, tmp_path):
     if dynamo:

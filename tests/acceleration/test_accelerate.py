@@ -186,6 +186,7 @@ def test_errors():
         vqfast.accelerate(nn.Linear(2, 2), restore="yes")
 
 
+@pytest.mark.slow
 def test_importing_vqfast_imports_no_other_library():
     code = (
         "import sys, vqfast, vqfast.acceleration.transformers; assert callable(vqfast.accelerate);"

@@ -100,6 +100,7 @@ def test_a_spoilt_contender_is_not_timed(case) -> None:
         core.measure(replace(case, contenders={"vqfast": wrong, "right": build}), rounds=1)
 
 
+@pytest.mark.slow
 def test_without_a_compiler_a_matrix_product_is_the_peak(monkeypatch) -> None:
     def nowhere():
         raise RuntimeError("no C++ compiler found")
@@ -207,6 +208,7 @@ def test_memory_is_what_a_call_adds() -> None:
     assert machine.added_memory(lambda: keep.sum()) < 5e6
 
 
+@pytest.mark.slow
 def test_first_result_comes_from_a_process_of_its_own() -> None:
     case = first_result.first(False, ("eager",))
     calls, _ = core.built(case)

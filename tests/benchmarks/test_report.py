@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,18 +17,19 @@ ROOT = Path(__file__).parents[2]
 PEERS = {name: nearest.PEERS[name] for name in ("vqfast", "eager")}
 
 
-@pytest.fixture
-def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The record of a suite of three tiny cases, one of which fails."""
-    monkeypatch.setattr(core, "peak", lambda: machine.Peak(1e9, 1e8, "made up"))
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The record of a suite of four tiny cases, one of which fails."""
+    folder = tmp_path_factory.mktemp("results")
     cases = [nearest.search(40, k, 3, PEERS, "K") for k in (4, 8)] + [nearest.search(40, 9, 3, PEERS)]
     broken = nearest.search(40, 9, 3, {"vqfast": lambda: lambda data: data[0].argmin()})
-    monkeypatch.setattr(nearest, "CASES", [*cases, broken])
-    monkeypatch.setattr(nearest, "findings", lambda: {"wrong codes": {"vqfast": {"shifted by 0": 0}}})
-    monkeypatch.setattr(record, "RESULTS", tmp_path)
-    monkeypatch.setattr(pages, "RESULTS", tmp_path)
-    assert command.main(["nearest", "--rounds", "2"]) == 1  # as one failed
-    return record.path(machine.name())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(core, "peak", lambda: machine.Peak(1e9, 1e8, "made up"))
+        patch.setattr(nearest, "CASES", [*cases, broken])
+        patch.setattr(nearest, "findings", lambda: {"wrong codes": {"vqfast": {"shifted by 0": 0}}})
+        patch.setattr(record, "RESULTS", folder)
+        assert command.main(["nearest", "--rounds", "2"]) == 1  # as one failed
+        return record.path(machine.name())
 
 
 def test_record_holds_every_sample_and_how_it_was_made(recorded: Path) -> None:
@@ -40,10 +42,11 @@ def test_record_holds_every_sample_and_how_it_was_made(recorded: Path) -> None:
     assert suite["rounds"] == 2
 
 
-def test_other_suites_of_a_record_stay(recorded: Path) -> None:
-    before = record.read(recorded)["suites"]["nearest"]
-    record.add(recorded, machine.name(), {"other": {"rows": []}})
-    assert record.read(recorded)["suites"] == {"nearest": before, "other": {"rows": []}}
+def test_other_suites_of_a_record_stay(recorded: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copy(recorded, tmp_path))
+    before = record.read(copied)["suites"]["nearest"]
+    record.add(copied, machine.name(), {"other": {"rows": []}})
+    assert record.read(copied)["suites"] == {"nearest": before, "other": {"rows": []}}
 
 
 def test_plots_show_the_record_and_say_which(recorded: Path) -> None:

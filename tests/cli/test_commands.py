@@ -182,6 +182,7 @@ def test_likelihood(capsys: pytest.CaptureFixture[str]) -> None:
             np.testing.assert_allclose(bits, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_same_command_twice_gives_the_same_bytes(here: Path) -> None:
     commands = [
         f"{TRAIN} {{}}",

@@ -65,6 +65,7 @@ def test_pipes_and_devices(tmp_path: Path, name: str) -> None:
         }
 
 
+@pytest.mark.slow
 def test_memory_that_loading_takes(tmp_path: Path) -> None:
     zeros = gzip.compress(bytes(16 << 20), 6) * 64  # 1 GB
     huge = struct.pack(">4B3I", 0, 0, 8, 3, 2**31, 2**31, 2)

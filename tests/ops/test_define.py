@@ -187,6 +187,7 @@ def test_compiler_and_export_keep_one_op() -> None:
     assert torch.equal(compiled(x), Model()(x))
 
 
+@pytest.mark.slow
 def test_first_call_does_not_import_the_compiler() -> None:
     """It takes a second; ``torch.library.custom_op`` does it."""
     code = (

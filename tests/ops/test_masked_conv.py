@@ -305,6 +305,7 @@ def test_third_derivative_equals_that_of_the_padded_kernel(backend) -> None:
     torch.testing.assert_close(third(lambda *tensors: masked_conv2d(*tensors, mask_type="B")), want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "expanded"])
 @pytest.mark.parametrize("stack, mask, has_bias", [("full", "A", True), ("vertical", "A", False)])
 def test_opcheck(backend, layout, stack, mask, has_bias) -> None:

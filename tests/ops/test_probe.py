@@ -162,6 +162,7 @@ def test_cpu_tensor_is_not_probed() -> None:
     assert probe.failure("nearest", "triton", torch.zeros(1), 4) is None
 
 
+@pytest.mark.slow
 def test_importing_vqfast_does_not_import_triton() -> None:
     import subprocess
 

@@ -206,6 +206,7 @@ def test_losses_pass_gradcheck_and_gradgradcheck(backend) -> None:
             check(loss, codebooks[q].detach().requires_grad_())
 
 
+@pytest.mark.slow
 @STAGES
 @pytest.mark.parametrize("statistics", [False, True])
 @pytest.mark.parametrize("layout", ["rows", "channels_last image", "transposed", "expanded over space"])

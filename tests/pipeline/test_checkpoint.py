@@ -51,6 +51,7 @@ def test_models(tmp_path: Path, kind: str) -> None:
     assert sorted(files(tmp_path)) == ["m.config.json", "m.safetensors"]
 
 
+@pytest.mark.slow
 def test_models_from_vqfast_itself(tmp_path: Path) -> None:
     """``load_model`` takes a string, and nothing of the pipeline is imported before it is asked for."""
     code = """

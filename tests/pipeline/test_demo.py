@@ -112,6 +112,7 @@ def unit(value: Any) -> bool:
     return 0 <= value <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny")
 def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"

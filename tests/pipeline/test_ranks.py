@@ -113,6 +113,7 @@ def test_training_agrees_with_one_process_on_the_joined_batch(folder: Path, name
     np.testing.assert_allclose(two["loss"], one["loss"], rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shards",
     ["trained/codes/train", "trained/codes/held-out", "other/codes", "samples", "completed", "pictures"],

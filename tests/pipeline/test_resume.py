@@ -20,6 +20,8 @@ from safetensors.torch import load
 
 from tests.cli.command import without_data
 
+pytestmark = pytest.mark.slow
+
 # A process that has imported everything, and forks one for each command, to be killed: starting a new Python
 # each time would take longer than the commands. It saves after every step and makes shards of 16 items.
 DRIVER = """
@@ -238,7 +240,6 @@ def test_another_seed_gives_other_bytes(folder: Path, run: Run, undisturbed: lis
     assert same <= {"vqvae.config.json", "prior.config.json"}
 
 
-@pytest.mark.slow
 def test_demo_is_killed_and_goes_on(folder: Path, run: Run) -> None:
     command = "demo --steps-scale 0.01 --out {}"
     status, took, said = run(command.replace("{}", "demo"))

@@ -322,6 +322,7 @@ def test_states_of_something_else(images: Images, tmp_path: Path) -> None:
 # what is learned
 
 
+@pytest.mark.slow
 def test_vqvae_learns(images: Images, tmp_path: Path) -> None:
     model = vqvae(decay=0.9)
     history = trained(model, images, tmp_path / "state", steps=150, batch_size=20)
@@ -331,6 +332,7 @@ def test_vqvae_learns(images: Images, tmp_path: Path) -> None:
     assert 4 < history["perplexity"][-1] <= 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cls", [PixelCNN, ResidualPixelCNN])
 def test_prior_learns(cls: type[CausalPrior], tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -97,6 +97,7 @@ prior.sample(1, (10_000_000,), method="native")
 """
 
 
+@pytest.mark.slow
 def test_control_c_stops_it_within_a_second() -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED],

@@ -88,6 +88,7 @@ def test_executor_draws_what_the_naive_sampler_draws_from_odd_models(
         assert torch.equal(prior.sample(4, shape, method=executor), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "shape"), [("gated", (2, 9)), ("wavenet", (9,))])
 def test_executor_draws_what_the_naive_sampler_draws_where_noise_is_large(
     make_prior: MakePrior, executor: str, kind: str, shape: tuple[int, ...]
@@ -116,6 +117,7 @@ def test_float32_draws_differ_only_where_two_codes_agree_to_rounding(
     assert len(drawn.unique(dim=0)) > 5000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("method", registry.TABLE["sampler"])
 def test_low_precision_prior_samples_codes_of_the_right_frequency(

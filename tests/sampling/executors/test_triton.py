@@ -205,6 +205,7 @@ def test_it_is_refused_where_it_cannot_run(make_prior: MakePrior) -> None:
         make_prior("gated").to("meta").sample(1, (2, 2), method="triton")
 
 
+@pytest.mark.slow
 def test_sampling_on_a_cpu_does_not_import_triton() -> None:
     code = "import sys, vqfast; vqfast.WaveNet(4, 4, 2).sample(1, (3,)); assert 'triton' not in sys.modules"
     clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
