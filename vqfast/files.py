@@ -1,8 +1,8 @@
-"""Files in folders that others may write to: written beside and renamed, read within bounds, locked.
+"""Files in folders where other users may write: written whole, read within bounds, locked.
 
-A name that is written or locked may have been planted there as a link or a FIFO: it is never followed. A name
-that is read may be a link, since people link their data, but it must lead to a regular file: a FIFO would
-wait for ever and a device may never end.
+Another user may have put a link or a FIFO at a name that is written or locked, so links there are never
+followed. A name that is read may be a link, since people link their data, but it must lead to a regular file:
+a FIFO would block for ever, and a device may never end.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _SAFE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Writes ``path`` whole or not at all: a killed or failed write leaves what stood there before.
+    """Writes a file whole or not at all: a write that fails or is killed leaves the old file.
 
     A process that is killed meanwhile leaves a hidden file beside it; see ``remove_leftovers``.
 
     Raises:
-        OSError: the disk is full or read-only; nothing is left behind.
+        OSError: the disk is full or read-only; no hidden file is left.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".vqfast-{secrets.token_hex(8)}.tmp")
@@ -39,14 +39,14 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes what killed processes left of ``write_file`` in a folder in which none works any more."""
-    for left in folder.glob(".vqfast-*.tmp"):
+    """Removes the hidden files of killed processes from a folder in which no process works any more."""
+    for leftover in folder.glob(".vqfast-*.tmp"):
         with suppress(OSError):
-            left.unlink()
+            leftover.unlink()
 
 
 def check_folder(path: Path) -> None:
-    """Raises ValueError where a folder is a link that another user made: our files would land elsewhere."""
+    """Raises ValueError where a folder is a link that another user made: files would land elsewhere."""
     if path.is_symlink() and path.lstat().st_uid != os.geteuid():
         raise ValueError(f"{path} is a link of another user's; want a folder")
 
@@ -55,33 +55,35 @@ def open_file(path: Path) -> BinaryIO:
     """Opens a regular file, or a link to one, for reading.
 
     Raises:
-        OSError: it isn't there or can't be read.
-        ValueError: it's something else.
+        OSError: the file isn't there or can't be read.
+        ValueError: the path leads to something else.
     """
     descriptor = os.open(path, os.O_RDONLY | (_SAFE & ~getattr(os, "O_NOFOLLOW", 0)))
     return _regular(path, descriptor, "rb")
 
 
-def read_file(path: Path, most: int) -> bytes:
-    """All bytes of a regular file, of ``most`` bytes at most.
+def read_file(path: Path, max_bytes: int) -> bytes:
+    """All bytes of a regular file.
 
-    Raises: see ``open_file``; ValueError also: it's larger.
+    Raises:
+        OSError: the file isn't there or can't be read.
+        ValueError: the file is larger than ``max_bytes``, or the path leads to something else.
     """
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
-        if size > most:
-            raise ValueError(f"{path} has {size} bytes; want {most} at most")
+        if size > max_bytes:
+            raise ValueError(f"{path} has {size} bytes; want {max_bytes} at most")
         return file.read(size)
 
 
 def take_lock(path: Path) -> BinaryIO | None:
-    """Takes a lock, which the system frees when the file is closed or its process dies.
+    """Takes a lock, which the system frees when the file is closed or the process dies.
 
     Returns:
-        The open file; ``None`` if another process has the lock.
+        The open file, or None if another process has the lock.
 
     Raises:
-        OSError: there are no locks on this system, or the file can't be made.
+        OSError: this system has no locks, or the file can't be made.
         ValueError: the path is a link or no regular file.
     """
     try:
@@ -101,7 +103,7 @@ def take_lock(path: Path) -> BinaryIO | None:
             return None
         except FileNotFoundError:
             pass
-        file.close()  # who had it before has removed the file: its lock excludes nobody
+        file.close()  # the last owner has removed the file, so its lock excludes nobody
 
 
 def _regular(path: Path, descriptor: int, mode: str) -> BinaryIO:

@@ -16,9 +16,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.cli.command import PRIOR, TRAIN, refused, run, without_data
 from vqfast.ops import registry
+from vqfast.pipeline import loop
 
 VQFAST = [sys.executable, "-m", "vqfast.cli"]
 INTERRUPTED = "vqfast: interrupted; the same command goes on from here\n"
@@ -118,6 +120,34 @@ def test_ctrl_c(here: Path) -> None:
     assert process.returncode in (130, -signal.SIGINT)
     assert (out, without_data(err)) == ("", INTERRUPTED)
     assert not list(here.rglob("*.tmp"))
+
+
+def test_ctrl_c_loses_no_step(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The running step is saved, and the same command ends with the bytes of an undisturbed one."""
+
+    batch_numbers = loop.batch_numbers
+
+    def interrupted(num: int, batch_size: int, step: int, seed: int) -> torch.Tensor:
+        if step == 5:
+            signal.raise_signal(signal.SIGINT)
+        return batch_numbers(num, batch_size, step, seed)
+
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # main changes it
+    for command, folder, whole in (
+        (f"{TRAIN} new", "new/vqvae", "begun/vqvae"),
+        (f"train-prior --run coded {PRIOR}", "coded/prior", "whole/prior"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "batch_numbers", interrupted)
+            assert run(command) == 130
+        assert without_data(capsys.readouterr().err) == INTERRUPTED
+        state = load_file(here / f"{folder}.state.safetensors")
+        assert bytes(state["progress"].tolist()).startswith(b'{"step": 6,')
+        assert run(command) == 0
+        for end in ("safetensors", "history.json", "png"):
+            assert (here / f"{folder}.{end}").read_bytes() == (here / f"{whole}.{end}").read_bytes()
 
 
 @pytest.mark.slow

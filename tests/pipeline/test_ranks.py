@@ -165,6 +165,46 @@ def test_bad_input_ends_all_processes_with_one_clear_error(folder: Path, command
     assert (folder / "two" / "samples" / "run.json").read_bytes() == before
 
 
+INTERRUPTED = """
+import signal
+import torch.distributed
+from safetensors.torch import load_file
+from vqfast.cli import main
+from vqfast.pipeline import loop
+
+def interrupted(num, batch_size, step, seed):
+    if step == 3 and torch.distributed.get_rank() == 1:
+        signal.raise_signal(signal.SIGINT)
+    return batch_numbers(num, batch_size, step, seed)
+
+leave = torch.distributed.destroy_process_group
+torch.distributed.destroy_process_group = lambda: None
+model = "--hidden-channels 8 --num-embeddings 8 --embedding-dim 4"
+train = f"train --data images.npy {model} --steps 25 --out".split()
+assert main([*train, "undisturbed"]) == 0
+batch_numbers, loop.batch_numbers, loop.SAVE_SECONDS = loop.batch_numbers, interrupted, 1e9
+assert main([*train, "interrupted"]) == 130
+state = load_file("interrupted/vqvae.state.safetensors")
+assert bytes(state["progress"].tolist()).startswith(b'{"step": 11,')  # the next that is recorded
+torch.distributed.barrier()
+loop.batch_numbers = batch_numbers
+assert main([*train, "interrupted"]) == 0
+leave()
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_ends_all_at_the_same_step(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", pixels)
+    (tmp_path / "script.py").write_text(INTERRUPTED)
+    done = torchrun(tmp_path, "script.py")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("vqfast: interrupted; the same command goes on from here") == 2
+    one, two = (tmp_path / name / "vqvae.safetensors" for name in ("undisturbed", "interrupted"))
+    assert one.read_bytes() == two.read_bytes()
+
+
 def test_alone() -> None:
     with joined("auto" if not torch.cuda.is_available() else "cpu") as ranks:
         assert ranks == Ranks() and ranks.first
