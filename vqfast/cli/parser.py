@@ -25,7 +25,7 @@ EPILOG = """\
 A command that was interrupted goes on where it was when it is given again; one that is done says so at once.
 Several processes share the work: torchrun --nproc-per-node N -m -- vqfast.cli COMMAND ...
 """
-DATA = "a folder of images, an image, a .npy, .npz or IDX (MNIST) file, or 'digits' (scikit-learn's)"
+DATA = "a folder of images, an image, a .npy, .npz or IDX (MNIST) file, or digits, scikit-learn's"
 CODES = "a folder that encode or sample wrote, such as OUT/samples, or a .npy of integers (N, H, W)"
 
 
@@ -59,7 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     sub = add("demo", commands.demo, "learn real handwritten digits and draw new ones, in minutes on a CPU")
     _run(sub, "--out", "folder of the new run")
-    sub.option("--seed", "number that fixes all that is random (default 0)", type=int, default=0)
+    sub.option("--seed", "number that fixes all that is random (default 0)", type=int, default=0, metavar="N")
     scale = "share of the full training to do, above 0 and up to 1; less for a quick look (default 1)"
     sub.option("--steps-scale", scale, type=float, default=1.0, metavar="X")
     _device(sub)
@@ -136,7 +136,7 @@ def make_parser() -> argparse.ArgumentParser:
     sub.option("--top-k", top_k, type=int, metavar="N")
     top_p = "draw from the likeliest codes only, as few as have this probability together (default: from all)"
     sub.option("--top-p", top_p, type=float, metavar="X")
-    sub.option("--seed", "number that fixes the samples", like, type=int)
+    sub.option("--seed", "number that fixes the samples", like, type=int, metavar="N")
     method = "backend: auto, native, triton, torch or reference; all give the same samples"
     sub.option("--method", method, like)
     batch = "samples drawn at a time; halved as often as the memory asks for"
@@ -192,7 +192,7 @@ def _training(sub: _Parser, like: Callable[..., Any]) -> None:
     sub.option("--batch-size", "items in a step, over all processes", like, type=int, metavar="N")
     rate = "Adam's learning rate at the start; it decays to 0"
     sub.option("--lr", rate, like, type=float, metavar="X")
-    sub.option("--seed", "number that fixes the weights and the batches", like, type=int)
+    sub.option("--seed", "number that fixes the weights and the batches", like, type=int, metavar="N")
 
 
 def _reading(sub: _Parser, default: str) -> None:

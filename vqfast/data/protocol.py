@@ -29,9 +29,7 @@ class Dataset(Protocol):
     shape: tuple[int, ...]
     labels: np.ndarray | None
     num_classes: int | None
-
-    @property
-    def fingerprint(self) -> str: ...
+    fingerprint: str
 
     def __len__(self) -> int: ...
 
@@ -44,13 +42,11 @@ class Source(Dataset, Protocol):
     """A dataset in files.
 
     Attributes:
-        fingerprint: can be set by a caller who knows it from before, since all bytes are read for it.
+        fingerprint: takes reading all bytes, so a caller who knows it from before may set it.
         stamp: is the same only while nobody touches the files; quick.
         findings: how the files were read, what was left out and why, as JSON values: at least ``depth``,
             ``classes`` and ``bad``, which ``Modality.load`` takes as ``depth``, ``classes`` and ``skip_bad``.
     """
-
-    fingerprint: str
 
     @property
     def stamp(self) -> str: ...

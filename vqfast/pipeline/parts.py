@@ -110,7 +110,9 @@ def _opened(
         if found is None:
             raise
         raise ValueError(f"{changed}: {error}") from error
-    parts = dict(zip((TRAIN, HELD_OUT), source.split(note["holdout"], seed=note["seed"]), strict=True))
+    parts: dict[str, Source] = dict(
+        zip((TRAIN, HELD_OUT), source.split(note["holdout"], seed=note["seed"]), strict=True)
+    )
     if found is None:
         if ranks is None or not ranks.first:
             return parts, {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vqfast.pipeline.ranks import Ranks
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # tqdm is optional
     from tqdm import tqdm
 
 
-def bar(ranks: Ranks, label: str, total: int, *, done: int = 0, unit: str = "it") -> tqdm[None]:
+def bar(ranks: Ranks, label: str, total: int, *, done: int = 0, unit: str = "it") -> tqdm[Any]:
     """A progress bar on standard error; hidden unless that is a terminal and this is the first process."""
     from tqdm import tqdm
 

@@ -176,7 +176,7 @@ def read_idx(path: Path, rank: int) -> np.ndarray:
             want = math.prod(shape)
             if packed:
                 _check_unpacked(want)
-                content = opened.read(want + 1)
+            content = opened.read(want + 1) if packed else b""
         size = len(content) if packed else path.stat().st_size - start
         if size != want:
             raise ValueError(f"it has {size} bytes; want {want} for shape {shape}")

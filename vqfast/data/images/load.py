@@ -117,8 +117,8 @@ def _is_image(path: Path) -> bool:
 def _read_digits(size: int) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
-    return squares(np.round(digits.images * (255 / 16)).astype(np.uint8), size), digits.target
+    pixels, labels = load_digits(return_X_y=True)
+    return squares(np.round(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8), size), labels
 
 
 def _checked_labels(labels: np.ndarray, count: int, name: str) -> np.ndarray:
