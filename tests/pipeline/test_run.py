@@ -58,6 +58,15 @@ def test_run_json_of_something_else(tmp_path: Path, content: str) -> None:
     assert files(tmp_path) == {"run.json": content.encode()}
 
 
+def test_a_run_of_another_format_is_refused(tmp_path: Path) -> None:
+    Run(tmp_path, create=True).begin("vqvae", {"a": 1})
+    note = json.loads((tmp_path / "run.json").read_text())
+    for format in (1, None, "2"):
+        (tmp_path / "run.json").write_text(json.dumps({**note, "format": format}))
+        with pytest.raises(ValueError, match=rf"run\.json has format {format!r}; want 2: train the run anew"):
+            Run(tmp_path)
+
+
 def test_other_settings_are_refused_once_there_is_output(tmp_path: Path) -> None:
     run = Run(tmp_path, create=True)
     run.begin("vqvae", {"lr": float("nan"), "images": {"size": 8}})
@@ -105,5 +114,5 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     run.begin("vqvae", {"a": 1})
     assert Run(tmp_path, lock=False).settings("vqvae") == {"a": 1}  # reading is free
     del run
-    assert json.loads((tmp_path / "run.json").read_text())["format"] == 1
+    assert json.loads((tmp_path / "run.json").read_text())["format"] == 2
     Run(tmp_path)

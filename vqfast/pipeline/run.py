@@ -13,6 +13,8 @@ from vqfast.files import check_folder, remove_leftovers, take_lock
 from vqfast.pipeline.ranks import ALONE, Ranks
 from vqfast.pipeline.storage import read_json, write_json
 
+FORMAT = 2  # of run.json and of the files that it describes
+
 
 class Run:
     """A run's folder. Each stage notes its settings in ``run.json``; only the same settings may go on there.
@@ -91,7 +93,7 @@ class Run:
             changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
             changes = ", ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in changed)
             raise ValueError(f"{self.folder} holds another {stage}: {changes}; use another folder")
-        write_json(self._marker, {"format": 1, "stages": {**stages, stage: settings}})
+        write_json(self._marker, {"format": FORMAT, "stages": {**stages, stage: settings}})
 
     def settings(self, stage: str) -> dict[str, Any] | None:
         """The settings of a stage; None if it wasn't begun."""
@@ -102,6 +104,9 @@ class Run:
         stages = run.get("stages") if isinstance(run, dict) else None
         if not isinstance(stages, dict) or not all(isinstance(stage, dict) for stage in stages.values()):
             raise ValueError(f"{self._marker} is no vqfast run's")
+        if stages and run.get("format") != FORMAT:
+            wanted = f"want {FORMAT}: train the run anew"
+            raise ValueError(f"{self._marker} has format {run.get('format')!r}; {wanted}")
         return stages
 
 
