@@ -24,7 +24,6 @@ from vqfast.functional.nearest import METRICS
 from vqfast.nn import passes, ranks
 from vqfast.nn.batch import Batch
 from vqfast.nn.kmeans import draw_seed, kmeans_of_ranks
-from vqfast.nn.script import refuse_script
 from vqfast.nn.sharded import gathered, write
 
 USAGE_DECAY = 0.99  # of the average counts by which dead codes are found where there is no other average
@@ -72,7 +71,6 @@ class Codebook(nn.Module):
     ema_sums: Tensor
     initialised: Tensor
     _waits: bool
-    __prepare_scriptable__ = refuse_script
 
     def __init__(
         self,

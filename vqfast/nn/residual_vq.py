@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, overload
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +22,13 @@ from vqfast.checks import (
 )
 from vqfast.nn import passes, ranks
 from vqfast.nn.batch import Batch
-from vqfast.nn.calls import typed_as
 from vqfast.nn.codebook import Kept
 from vqfast.nn.describe import describe
 from vqfast.nn.gradient import GRADIENTS, pass_gradient
 from vqfast.nn.indices import visible
 from vqfast.nn.outputs import LossParts, VQOutput
 from vqfast.nn.projection import Projection
+from vqfast.nn.quantizer import Quantizer
 from vqfast.nn.sharded import whole
 from vqfast.nn.vq import VQLayer
 
@@ -47,7 +47,7 @@ class _Kept(NamedTuple):
     stages: list[Kept]
 
 
-class ResidualVQLayer(nn.Module):
+class ResidualVQLayer(Quantizer):
     """Residual vector quantisation, the quantiser of audio codecs.
 
     Source: Zeghidour et al. 2021, "SoundStream" (arXiv 2107.03312), algorithm 1.
@@ -189,38 +189,8 @@ class ResidualVQLayer(nn.Module):
         for stage in self.stages:
             stage.freeze(frozen)
 
-    @overload
-    def forward(
-        self, z_e: Tensor, mask: Tensor | None = None, *, return_parts: Literal[False] = False
-    ) -> VQOutput: ...
-    @overload
-    def forward(
-        self, z_e: Tensor, mask: Tensor | None = None, *, return_parts: Literal[True]
-    ) -> tuple[VQOutput, LossParts]: ...
-    def forward(
-        self, z_e: Tensor, mask: Tensor | None = None, *, return_parts: bool = False
-    ) -> VQOutput | tuple[VQOutput, LossParts]:
-        """Quantises ``z_e``; in training mode also moves the codebooks, as the options say.
-
-        Args:
-            z_e: floating point ``(B, D, *spatial)`` or, with ``channel_dim=-1``, with ``D`` last.
-            mask: bool ``(B, *spatial)``, ``False`` at padding, which is quantised to zero with indices -1 and
-                has no influence on anything else, even where it is NaN.
-            return_parts: whether to return ``(VQOutput, LossParts)``; the parts are ``(Q,)``.
-
-        Returns:
-            ``VQOutput``: ``quantized`` as ``z_e``; ``indices`` int64 ``(B, *spatial, Q)``, -1 for a dropped
-            stage; ``loss`` a scalar.
-
-        Raises:
-            TypeError, ValueError: as in ``VQLayer.forward``.
-
-        Example:
-            >>> rvq = vqfast.ResidualVQLayer(16, 4, 3)
-            >>> output, parts = rvq(torch.randn(10, 4), return_parts=True)
-            >>> parts.commitment.shape
-            torch.Size([3])
-        """
+    def quantize(self, z_e: Tensor, mask: Tensor | None) -> tuple[VQOutput, LossParts]:
+        """``forward``, with the parts of the loss."""
         stages = list(self.stages)
         starts = [stage.starts for stage in stages]
         following = [stage for stage in stages if stage.follows]
@@ -247,13 +217,7 @@ class ResidualVQLayer(nn.Module):
                 if stage in following:
                     stage.learn(*filter(None, batches[q :: len(stages)]))
         quantized = self.projection.leave(out.quantized, mask).to(z_e.dtype)
-        output = VQOutput(quantized, out.indices, out.loss)
-        return (output, parts) if return_parts else output
-
-    if TYPE_CHECKING:
-
-        @typed_as(forward)
-        def __call__(self, *args: Any, **options: Any) -> Any: ...
+        return VQOutput(quantized, out.indices, out.loss), parts
 
     @whole
     @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,13 +19,13 @@ from vqfast.checks import (
 from vqfast.functional import Quantized
 from vqfast.nn import passes
 from vqfast.nn.batch import Batch, masked_statistics
-from vqfast.nn.calls import typed_as
 from vqfast.nn.codebook import Codebook, Kept
 from vqfast.nn.describe import describe
 from vqfast.nn.gradient import GRADIENTS, pass_gradient
 from vqfast.nn.indices import visible
 from vqfast.nn.outputs import LossParts, VQOutput
 from vqfast.nn.projection import Projection
+from vqfast.nn.quantizer import Quantizer
 from vqfast.nn.sharded import whole
 from vqfast.ops import dims
 
@@ -44,7 +44,7 @@ class Assigned(NamedTuple):
     started: bool
 
 
-class VQLayer(Codebook):
+class VQLayer(Quantizer, Codebook):
     """Vector quantisation: each vector is replaced by its nearest code vector.
 
     Source: van den Oord et al. 2017, "Neural Discrete Representation Learning" (arXiv 1711.00937), section 3.
@@ -164,37 +164,8 @@ class VQLayer(Codebook):
         super().reset_parameters()
         self.projection.reset_parameters()
 
-    @overload
-    def forward(
-        self, z_e: Tensor, mask: Tensor | None = None, *, return_parts: Literal[False] = False
-    ) -> VQOutput: ...
-    @overload
-    def forward(
-        self, z_e: Tensor, mask: Tensor | None = None, *, return_parts: Literal[True]
-    ) -> tuple[VQOutput, LossParts]: ...
-    def forward(
-        self, z_e: Tensor, mask: Tensor | None = None, *, return_parts: bool = False
-    ) -> VQOutput | tuple[VQOutput, LossParts]:
-        """Quantises ``z_e``; in training mode also moves the codebook, as the options say.
-
-        Args:
-            z_e: floating point ``(B, D)``, ``(B, D, T)``, ``(B, D, H, W)``, ``(B, D, T, H, W)`` or, with
-                ``channel_dim=-1``, the same with ``D`` last.
-            mask: bool ``(B, *spatial)``, ``False`` at padding, which is quantised to zero with index -1 and
-                has no influence on anything else, even where it is NaN.
-            return_parts: whether to return ``(VQOutput, LossParts)``.
-
-        Raises:
-            TypeError: ``z_e`` isn't a floating-point tensor, or ``mask`` isn't a bool tensor.
-            ValueError: ``z_e`` is empty (and no other rank could have vectors), its channels aren't
-                ``embedding_dim``, ``mask`` has another shape, or the devices differ.
-
-        Example:
-            >>> vq = vqfast.VQLayer(16, 4)
-            >>> output, parts = vq(torch.randn(10, 4), return_parts=True)
-            >>> torch.equal(output.loss, parts.codebook + 0.25 * parts.commitment)
-            True
-        """
+    def quantize(self, z_e: Tensor, mask: Tensor | None) -> tuple[VQOutput, LossParts]:
+        """``forward``, with the parts of the loss."""
         kept = passes.recall(self, self.follows or self.starts)
         output, parts, batch, started = self.assign(z_e, mask, kept)
         if kept is not None:
@@ -203,12 +174,7 @@ class VQLayer(Codebook):
             passes.note(self, lambda: self.keep(started))
         if batch is not None:
             self.learn(batch)
-        return (output, parts) if return_parts else output
-
-    if TYPE_CHECKING:
-
-        @typed_as(forward)
-        def __call__(self, *args: Any, **options: Any) -> Any: ...
+        return output, parts
 
     def assign(self, z_e: Tensor, mask: Tensor | None, kept: Kept | None = None) -> Assigned:
         """``forward`` without learning; with ``kept`` by the codebook of that pass, and without a start."""
