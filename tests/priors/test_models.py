@@ -298,6 +298,21 @@ def test_forward_says_what_is_wrong_with_its_input(
     assert caught.match(error.split(": ", 1)[1]) and caught.typename == error.split(":")[0]
 
 
+@pytest.mark.parametrize("name", ["indices", "labels", "condition"])
+def test_tensor_on_another_device_than_the_prior_is_named(
+    make_prior: Callable[..., CausalPrior], kind: str, name: str
+) -> None:
+    prior = make_prior(kind, num_classes=3, condition_channels=1).to("meta")
+    given = {
+        "indices": torch.zeros(2, *GRIDS[kind], dtype=torch.int64),
+        "labels": torch.zeros(2, dtype=torch.int64),
+        "condition": torch.zeros(2, 1, *GRIDS[kind]),
+    }
+    given = {other: value if other == name else value.to("meta") for other, value in given.items()}
+    with pytest.raises(ValueError, match=f"{name} is on cpu; want the device of the prior's weights, meta"):
+        prior(**given)
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
 @torch.no_grad()
 def test_codes_and_labels_may_have_any_integer_dtype(

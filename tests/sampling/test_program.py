@@ -157,6 +157,30 @@ def test_program_that_looks_ahead_is_refused(steps: list[Step]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"width": True}, TypeError, "width is True; want a positive integer"),
+        ({"width": 0}, ValueError, "width is 0; want a positive integer"),
+        ({"width": 3, "activation": "gate"}, ValueError, "width is 3; want an even number"),
+        ({"activation": "softplus"}, ValueError, "activation is 'softplus'; want 'none', 'relu'"),
+        ({"activation": None}, TypeError, "activation is None; want"),
+    ],
+    ids=str,
+)
+def test_step_names_its_wrong_argument(
+    options: dict[str, object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        Step(**{"terms": (reads(CONDITION),), "width": 2, **options})
+
+
+@pytest.mark.parametrize("num_embeddings", [0, True, 2.0])
+def test_program_names_a_wrong_num_embeddings(num_embeddings: object) -> None:
+    with pytest.raises((TypeError, ValueError), match=f"num_embeddings is {num_embeddings}; want a positive"):
+        Program((Step((reads(CONDITION),), 2),), num_embeddings)
+
+
+@pytest.mark.parametrize(
     "steps",
     [
         [Step((), 2, "bias")],

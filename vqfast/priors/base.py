@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqfast.checks import check_indices, check_integer
+from vqfast.checks import check_device, check_indices, check_integer
 from vqfast.nn.calls import typed_as
 from vqfast.sampling.batches import Options, as_labels, sample_batches
 from vqfast.sampling.program import Program
@@ -133,7 +133,7 @@ class CausalPrior(nn.Module):
 
         Raises:
             TypeError: indices or labels aren't integers.
-            ValueError: a shape is wrong, or a value out of range.
+            ValueError: a shape is wrong, a value out of range, or a tensor on another device than the prior.
 
         >>> prior = vqfast.PixelCNN(16, channels=8, num_layers=2, num_classes=10)
         >>> codes = torch.zeros(4, 3, 5, dtype=torch.int64)
@@ -148,6 +148,10 @@ class CausalPrior(nn.Module):
         num, shape = indices.shape[0], tuple(indices.shape[1:])
         labels = as_labels(labels, num, indices.device)
         self.check_conditioning(num, shape, labels, condition)
+        device = next(self.parameters()).device
+        for name, tensor in (("indices", indices), ("labels", labels), ("condition", condition)):
+            if tensor is not None:
+                check_device(name, tensor, "the prior's weights", device)
         grid = (math.prod(shape[:-1]), shape[-1])  # a sequence is a grid of one row
         logits = self.grid_logits(
             indices.long().reshape(-1, *grid),
@@ -204,7 +208,7 @@ class CausalPrior(nn.Module):
         """Draws grids of codes.
 
         Sample ``i`` of a seed is the same for every batch size, device and method, as long as their logits
-        agree to rounding.
+        agree to rounding. Tensors on another device are copied to the prior's.
 
         Args:
             num: how many grids.

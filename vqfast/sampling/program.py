@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from vqfast.checks import check_choice, check_integer
-from vqfast.sampling.activations import ACTIVATIONS, channels
+from vqfast.sampling.activations import ACTIVATIONS, PAIRED, channels
 
 CODES = -1  # the codes as one-hot vectors: their product with a matrix is a lookup
 CONDITION = -2  # the conditioning map, known at every position from the start
@@ -66,6 +66,11 @@ class Step:
             above.
         residual: the number of an earlier step whose value is added after the activation, or ``None``.
 
+    Raises:
+        TypeError: ``width`` isn't an integer, or ``activation`` isn't a string.
+        ValueError: ``width`` isn't positive, or is odd for an activation that halves it; or there is no such
+            activation.
+
     >>> Step((Term(CODES, ((0, -1),), "left"),), width=8, activation="gate").channels
     4
     """
@@ -76,6 +81,12 @@ class Step:
     label_bias: str | None = None
     activation: str = "none"
     residual: int | None = None
+
+    def __post_init__(self) -> None:
+        check_integer("width", self.width)
+        check_choice("activation", self.activation, ACTIVATIONS)
+        if self.activation in PAIRED and self.width % 2:
+            raise ValueError(f"width is {self.width}; want an even number, which {self.activation} halves")
 
     @property
     def channels(self) -> int:
@@ -92,7 +103,7 @@ class Program:
         num_embeddings: K, the number of codes.
 
     Raises:
-        TypeError: ``num_embeddings`` isn't an integer, or an activation isn't a string.
+        TypeError: ``num_embeddings`` isn't an integer.
         ValueError: the logits depend on their own or a later code, or a term isn't as ``Term`` says.
 
     >>> hidden = Step((Term(CODES, ((-1, 0), (0, -1)), "codes"),), width=4, activation="relu")
@@ -113,7 +124,6 @@ class Program:
         if not self.steps:
             raise ValueError("steps is (); want at least one step")
         for number, step in enumerate(self.steps):
-            check_choice(f"activation of step {number}", step.activation, ACTIVATIONS)
             if not step.terms:
                 raise ValueError(f"step {number} has no terms")
             for term in step.terms:
