@@ -1,7 +1,7 @@
 """Tries ``accelerate`` with several versions of the libraries it knows: ``python -m tests.matrix FOLDER``.
 
-Each version has a virtual environment of its own in FOLDER, which sees this interpreter's packages behind it.
-What was seen stands in ``docs/versions.md``.
+Each version has a virtual environment of its own in FOLDER; packages that it lacks are this interpreter's.
+The results are written to ``docs/versions.md``.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 TABLE = ROOT / "docs" / "versions.md"
-VERSIONS = {  # a year old or more to the newest
+VERSIONS = {  # from a year ago to the newest
     "transformers": ("4.57.6", "5.0.0", "5.23.0", "5.24.0"),
     "diffusers": ("0.35.2", "0.42.1"),
     "vector-quantize-pytorch": ("1.25.2", "1.27.0", "1.28.3", "1.30.1", "1.32.0"),
 }
 HEAD = """# Versions of other libraries
 
-What `vqfast.accelerate` said of each quantiser, made by `python -m tests.matrix FOLDER`. Where it says
-"accelerated", a spy on the search saw that calls in evaluation and in training reached it, each stage by
-itself, and results, gradients and state were those of the library's own code. A dash: the version has
-no such quantiser.
+The table says what `vqfast.accelerate` reports of each quantiser. It is made by `python -m tests.matrix FOLDER`.
+Where it says "accelerated", a spy on vqfast's search saw every stage reach it in evaluation and in training, and
+results, gradients and state were those of the library's own code. A dash says that the version has no such
+quantiser.
 """
 
 
@@ -44,7 +44,7 @@ def environment(folder: Path, library: str, version: str) -> Path:
 
 
 def column(folder: Path, library: str, version: str) -> dict[str, str]:
-    """What the spy sees of a version."""
+    """The cells of a version, from the spy in its environment."""
     command = [str(environment(folder, library, version)), "-m", "tests.matrix.spy", library]
     path = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=path, stdout=subprocess.PIPE, text=True, check=True)

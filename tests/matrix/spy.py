@@ -1,6 +1,6 @@
-"""What ``accelerate`` says of the installed version of a library, and what a spy on our search sees.
+"""What ``accelerate`` says of the installed version of a library, and what a spy on vqfast's search sees.
 
-``python -m tests.matrix.spy LIBRARY`` prints it as JSON: a cell for each quantiser that the version has.
+``python -m tests.matrix.spy LIBRARY`` prints it as JSON: a cell of the table for each quantiser.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vqfast.acceleration import search
 
 
 def cell(foreign: Foreign) -> str:
-    """What is seen of one quantiser; a dash where this version has none.
+    """The cell of one quantiser; a dash where this version hasn't got it.
 
     Raises:
         AssertionError: the report claims a search that isn't reached, or the results differ.
@@ -50,17 +50,17 @@ def cell(foreign: Foreign) -> str:
     if not report.left_alone:
         return "accelerated"
     reasons = "; ".join(dict.fromkeys(entry.note for entry in report.left_alone))
-    some = f"{len(report.accelerated)} accelerated, {len(report.left_alone)} " if report.accelerated else ""
-    return f"{some}left alone: {reasons}"
+    counts = f"{len(report.accelerated)} accelerated, {len(report.left_alone)} " if report.accelerated else ""
+    return f"{counts}left alone: {reasons}"
 
 
 def seen(library: str) -> dict[str, str]:
-    """A cell by quantiser."""
-    few, search.MIN_WORK = search.MIN_WORK, 0
+    """The cells of a library by quantiser."""
+    before, search.MIN_WORK = search.MIN_WORK, 0  # small calls are searched too
     try:
         return {name: cell(foreign) for name, foreign in LIBRARIES[library].items()}
     finally:
-        search.MIN_WORK = few
+        search.MIN_WORK = before
 
 
 if __name__ == "__main__":
