@@ -22,10 +22,10 @@ VERSIONS = {  # from a year ago to the newest
 }
 HEAD = """# Versions of other libraries
 
-The table says what `vqfast.accelerate` reports of each quantiser. It is made by `python -m tests.matrix FOLDER`.
-Where it says "accelerated", a spy on vqfast's search saw every stage reach it in evaluation and in training, and
-results, gradients and state were those of the library's own code. A dash says that the version has no such
-quantiser.
+The tables say what `vqfast.accelerate` reports of each quantiser. They are made by
+`python -m tests.matrix FOLDER`. Where they say "accelerated", a spy on vqfast's search saw every stage reach
+it in evaluation and in training, and results, gradients and state were those of the library's own code. A
+dash says that the version has no such quantiser.
 """
 
 
