@@ -180,12 +180,12 @@ def measure(case: Case, rounds: int, full: bool = True) -> dict[str, object]:
 
 def _wrong(case: Case, data: Any, outputs: Outputs) -> dict[str, str]:
     """The peers whose outputs fail the check, with its message."""
-    ours: Outputs = {"vqfast": outputs["vqfast"]}
+    alone: Outputs = {"vqfast": outputs["vqfast"]}
     wrong: dict[str, str] = {}
-    case.check(data, ours)
-    for name in outputs.keys() - ours.keys():
+    case.check(data, alone)
+    for name in outputs.keys() - alone.keys():
         try:
-            case.check(data, {**ours, name: outputs[name]})
+            case.check(data, {**alone, name: outputs[name]})
         except AssertionError as error:
             wrong[name] = str(error)[:500]
     return wrong

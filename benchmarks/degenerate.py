@@ -133,14 +133,14 @@ def training(k: int, shape: tuple[int, int, int, int], decay: float | None) -> C
     """A training step of ``VQLayer``, by gradients or by a moving average."""
     d = shape[1]
 
-    def ours(codebook: Tensor) -> Call:
+    def build(codebook: Tensor) -> Call:
         module = with_codebook(vqfast.VQLayer(k, d, beta=layer.BETA, decay=decay), codebook)
         # set again for each step, because zeros that learn don't stay zeros
         return lambda z_e: layer.train(with_codebook(module, codebook), z_e)
 
     contenders: Contenders = {
-        "vqfast": partial(ours, torch.zeros(k, d)),
-        RANDOM: partial(ours, layer.random_codebook(k, d)),
+        "vqfast": partial(build, torch.zeros(k, d)),
+        RANDOM: partial(build, layer.random_codebook(k, d)),
         "eager": lambda: partial(layer.train, layer.EagerVQ(torch.zeros(k, d, device=DEVICE))),
     }
     return zeros(f"{'VQ' if decay is None else 'EMA VQ'} step, K {k}", shape, contenders)
@@ -150,12 +150,12 @@ def encoding(stages: int, k: int, shape: tuple[int, int, int]) -> Case:
     """``ResidualVQLayer.encode``."""
     sizes = k, shape[1], stages
 
-    def ours(codebook: Tensor) -> Call:
+    def build(codebook: Tensor) -> Call:
         return with_codebook(vqfast.ResidualVQLayer(*sizes, beta=layer.BETA), codebook).encode
 
     contenders = {
-        "vqfast": partial(ours, torch.zeros(k, shape[1])),
-        RANDOM: partial(ours, layer.random_codebook(k, shape[1])),
+        "vqfast": partial(build, torch.zeros(k, shape[1])),
+        RANDOM: partial(build, layer.random_codebook(k, shape[1])),
     }
     return zeros(f"residual encode, {stages} stages, K {k}", shape, contenders)
 

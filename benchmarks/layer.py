@@ -54,8 +54,8 @@ def train(layer: Callable[[Tensor], Any], z_e: Tensor) -> Step:
     return quantized.detach(), indices, z_e.grad
 
 
-def ours(k: int, d: int, decay: float | None) -> Call:
-    """``VQLayer``."""
+def vq_layer(k: int, d: int, decay: float | None) -> Call:
+    """vqfast's layer."""
     layer = vqfast.VQLayer(k, d, beta=BETA, decay=decay).to(DEVICE)
     layer.codebook.data.copy_(random_codebook(k, d))
     return partial(train, layer)
@@ -112,7 +112,7 @@ def by_gradient(shape: tuple[int, int, int, int], k: int) -> Case:
     """The codebook learns by gradients."""
     d = shape[1]
     contenders = {
-        "vqfast": partial(ours, k, d, None),
+        "vqfast": partial(vq_layer, k, d, None),
         "eager": partial(eager, k, d),
         "compiled": partial(eager, k, d, compiled=True),
     }
@@ -123,7 +123,7 @@ def by_average(shape: tuple[int, int, int, int], k: int, decay: float = 0.8) -> 
     """The codebook learns by a moving average."""
     d = shape[1]
     contenders = {
-        "vqfast": partial(ours, k, d, decay),
+        "vqfast": partial(vq_layer, k, d, decay),
         "vector-quantize-pytorch": partial(peer, k, d, decay),
     }
     return step("EMA VQ", shape, k, contenders)

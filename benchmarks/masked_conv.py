@@ -29,10 +29,10 @@ def contenders(channels: int, size: int, mask_type: str, backward: bool) -> Cont
         def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
             return F.conv2d(x, weight * conv.mask, bias, padding=size // 2)
 
-        def ours(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        def masked(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
             return masked_conv2d(x, weight, bias, mask_type=mask_type)
 
-        call = {"vqfast": ours, "conv2d": plain, "compiled": plain}[name]
+        call = {"vqfast": masked, "conv2d": plain, "compiled": plain}[name]
         if name == "compiled":
             call = core.compiled(plain)
 

@@ -18,8 +18,8 @@ from benchmarks.machine import DEVICE
 DECAY = 0.8
 
 
-def ours(sizes: tuple[int, int, int], training: bool) -> Call:
-    """``ResidualVQLayer``."""
+def residual_vq_layer(sizes: tuple[int, int, int], training: bool) -> Call:
+    """vqfast's layer."""
     q, k, d = sizes
     layer = vqfast.ResidualVQLayer(k, d, q, beta=BETA, decay=DECAY).to(DEVICE).train(training)
     for stage, codebook in zip(layer.stages, random_codebook(*sizes), strict=True):
@@ -86,7 +86,7 @@ def residual(name: str, batch: int, frames: int, sizes: tuple[int, int, int], tr
         name=f"{name}, {batch}, {d}, {frames}; {q} stages, K {k}",
         shape={"N": batch * frames, "Q": q, "K": k, "D": d},
         contenders={
-            "vqfast": partial(ours, sizes, training),
+            "vqfast": partial(residual_vq_layer, sizes, training),
             "vector-quantize-pytorch": partial(peer, sizes, training),
         },
         data=lambda: torch.randn(batch, d, frames, device=DEVICE),

@@ -26,7 +26,7 @@ def _memory(found: int | None) -> str:
     return f"; {found / 2**20:.0f} MB" if found >= 2**20 else "; <1 MB"
 
 
-def _ours(row: Row) -> str:
+def _vqfast(row: Row) -> str:
     """vqfast's cell: its median, half the distance of the quartiles, and memory."""
     samples = row["seconds"]["vqfast"]
     took, (lower, upper) = median(row)["vqfast"], quartiles(samples)
@@ -64,7 +64,7 @@ def suite(record: Record, name: str) -> str:
     with_floor = any(row["floor"] for row in rows)
     cells = []
     for row in rows:
-        cells.append([row["case"], _ours(row), *(_peer(row, peer) for peer in peers)])
+        cells.append([row["case"], _vqfast(row), *(_peer(row, peer) for peer in peers)])
         if with_floor:
             floor = row["floor"]
             cells[-1].append(f"{floor['seconds'] / median(row)['vqfast']:.1%}" if floor else "")

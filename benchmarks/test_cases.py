@@ -1,6 +1,6 @@
 """All cases under pytest-benchmark: ``python -m pytest benchmarks``, with its ``--benchmark-compare``.
 
-A suite is chosen by ``-k``; rounds of one contender follow one another there, unlike in the records.
+``-k`` chooses suites. Unlike in records, the rounds of one contender follow one another.
 """
 
 from __future__ import annotations

@@ -156,7 +156,7 @@ def test_absent_peers_say_why_and_slow_ones_are_for_the_full_form() -> None:
     assert "compiled" in core.measure(case, 1)["seconds"]
 
 
-def test_a_peer_that_fails_is_absent_and_ours_fails_the_case() -> None:
+def test_a_peer_that_fails_is_absent_and_if_vqfast_fails_so_does_the_case() -> None:
     def fails():
         def call(data):
             raise RuntimeError("no compiler\nand much more")
