@@ -198,6 +198,9 @@ def test_bad_inputs() -> None:
     for spatial in [(8,), (8, 8, 8), (8, 2), (-4, 8)]:
         with pytest.raises(ValueError, match=r"spatial is \(.*\); want 2 positive multiples of the stride 4"):
             model.code_shape(spatial)
+    for sizes in (8, "88", (8.0, 8), (True, 8), None):
+        with pytest.raises(TypeError, match=r"spatial is .*; want 2 positive multiples of the stride 4"):
+            model.code_shape(sizes)
     for shape in [(4, 4), (1, 1, 4, 4), (0, 4, 4), (1, 0, 4)]:
         with pytest.raises(ValueError, match=r"indices has shape \(.*\); want \(B, H, W\), not empty"):
             model.decode(torch.zeros(shape, dtype=torch.int64))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -227,17 +228,28 @@ class VQVAE(nn.Module):
         """The spatial shape of the codes of inputs ``(B, in_channels, *spatial)``.
 
         Raises:
+            TypeError: ``spatial`` isn't a sequence of integers.
             ValueError: the model doesn't take that size.
 
         Example:
             >>> vqfast.VQVAE(hidden_channels=32).code_shape((32, 64))
             (8, 16)
         """
-        spatial, ndim = tuple(spatial), self.config["ndim"]
-        if len(spatial) != ndim or any(size < 1 or size % self.stride for size in spatial):
-            wanted = f"{ndim} positive multiples of the stride {self.stride}"
-            raise ValueError(f"spatial is {spatial}; want {wanted}")
+        if not isinstance(spatial, Sequence) or not all(
+            isinstance(size, Integral) and not isinstance(size, bool) for size in spatial
+        ):
+            raise TypeError(f"spatial is {spatial!r}; want {self._spatial}")
+        self._check_spatial(spatial)
         return tuple(size // self.stride for size in spatial)
+
+    @property
+    def _spatial(self) -> str:
+        return f"{self.config['ndim']} positive multiples of the stride {self.stride}"
+
+    def _check_spatial(self, spatial: Sequence[int]) -> None:
+        # no check of types, as traced sizes are tensors
+        if len(spatial) != self.config["ndim"] or any(size < 1 or size % self.stride for size in spatial):
+            raise ValueError(f"spatial is {tuple(spatial)}; want {self._spatial}")
 
     def _z_e(self, x: Tensor) -> Tensor:
         ndim, channels = self.config["ndim"], self.config["in_channels"]
@@ -250,6 +262,6 @@ class VQVAE(nn.Module):
         if x.dtype != parameter.dtype and autocast_dtype(x) is None:
             raise TypeError(f"x has dtype {x.dtype}; want the model's, {parameter.dtype}")
         check_device("x", x, "the model", parameter.device)
-        self.code_shape(x.shape[2:])
+        self._check_spatial(x.shape[2:])
         encoded: Tensor = self.encoder(x)
         return encoded

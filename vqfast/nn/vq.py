@@ -279,7 +279,9 @@ class VQLayer(Quantizer, Codebook):
         return self._restore(dims.move(quantized, -1, dim), shown)
 
     def perplexity(self, indices: Tensor) -> Tensor:
-        """How many codes ``indices`` use, from 1 to K; see ``functional.perplexity``. Index -1 isn't counted.
+        """How many codes ``indices`` use, from 1 to K; see ``functional.perplexity``.
+
+        Index -1 isn't counted. The codes of all heads are counted together, also of separate codebooks.
 
         Example:
             >>> vqfast.VQLayer(8, 4).perplexity(torch.tensor([3, 3, 5, 5, -1]))
