@@ -54,9 +54,8 @@ class ResidualVQLayer(Quantizer):
 
     Stage q quantises the residual of the stages before it. The output is the sum of the stages' code vectors,
     and passes its gradient to ``z_e`` once. ``loss`` is the sum of the stages' losses, each as in ``VQLayer``
-    for the residual that the stage is given. The residual is kept in float32 at the least. Checkpoints,
-    states
-    of layers with other options, ranks and dtypes: as in ``VQLayer``.
+    for the residual that the stage is given. The residual is kept in float32 at the least. For checkpoints,
+    states of layers with other options, ranks and dtypes see ``VQLayer``.
 
     Args:
         num_embeddings: K, the number of codes of each stage.
