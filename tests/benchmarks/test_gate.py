@@ -124,7 +124,7 @@ def test_sweep_times_each_neighbour_in_its_place_and_puts_the_line_back() -> Non
 
     def call() -> None:
         tuning = tunings[64]
-        if tuning.rows == 256:
+        if tuning.vectors == 256:
             raise RuntimeError("out of resource")
         time.sleep(0.02 if tuning.warps != 8 else 0.001)
 

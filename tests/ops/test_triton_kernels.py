@@ -104,6 +104,6 @@ def test_gate_alone_of_more_channels_than_a_block_has() -> None:
 def test_more_positions_than_int32_counts_are_an_error(monkeypatch) -> None:
     from vqfast.ops.masked_conv import triton as conv
 
-    monkeypatch.setattr(conv, "MOST_POSITIONS", 15)
-    with pytest.raises(ValueError, match="x has 16 positions; want at most 15"):
+    monkeypatch.setattr(conv, "MAX_POSITIONS", 15)
+    with pytest.raises(ValueError, match="x has 16 positions; want 15 or fewer"):
         masked_conv2d(torch.zeros(1, 1, 4, 4, device=DEVICE), torch.zeros(1, 1, 3, 3, device=DEVICE))

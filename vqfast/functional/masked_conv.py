@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -56,18 +58,18 @@ def check_activation(activation: str, channels: int) -> None:
         raise ValueError(f"activation is 'gate' of {channels} channels; want an even number to halve")
 
 
-def _autocast(x: Tensor, *others: Tensor | None) -> tuple[Tensor, list[Tensor | None]]:
-    """The tensors in autocast's dtype, if it is on; float64 stays, as in ``conv2d``.
+def _autocast(x: Tensor, *others: Tensor | None) -> Any:
+    """``x`` and the others, in autocast's dtype if it is on; float64 stays, as in ``conv2d``.
 
     Raises:
         ValueError: their dtypes differ after all.
     """
     dtype = autocast_dtype(x)
     if dtype is not None and x.dtype != torch.float64:
-        return x.to(dtype), [None if t is None else t.to(dtype) for t in others]
+        return [None if t is None else t.to(dtype) for t in (x, *others)]
     if len(dtypes := {t.dtype for t in (x, *others) if t is not None}) > 1:
         raise ValueError(f"the tensors have dtypes {sorted(map(str, dtypes))}; want one dtype")
-    return x, list(others)
+    return x, *others
 
 
 def _check_added(name: str, tensor: Tensor, shapes: list[tuple[int, ...]]) -> None:
@@ -104,8 +106,8 @@ def gate(x: Tensor, *, extra: Tensor | None = None) -> Tensor:
     check_activation("gate", x.shape[1])
     if extra is not None:
         _check_added("extra", extra, [(*x.shape[:2], 1, 1), tuple(x.shape)])
-    x, others = _autocast(x, extra)
-    return _gate(x, *others)
+    x, extra = _autocast(x, extra)
+    return _gate(x, extra)
 
 
 def masked_conv2d(
@@ -182,8 +184,9 @@ def masked_conv2d(
     if residual is not None:
         _check_added("residual", residual, [(batch, layout.out_channels(weight, activation), *grid)])
     taps, anchor = visible_taps((kh, kw), mask_type, stack)
-    x, others = _autocast(x, weight, bias, extra, residual)
-    return _masked_conv2d(x, *others, taps, anchor, (dilation, dilation), activation)[0]
+    x, weight, bias, extra, residual = _autocast(x, weight, bias, extra, residual)
+    geometry = taps, list(anchor), [dilation, dilation]
+    return _masked_conv2d(x, weight, bias, extra, residual, *geometry, activation)[0]
 
 
 def masked_conv1d(

@@ -38,4 +38,5 @@ def perplexity(indices: Tensor, num_embeddings: int) -> Tensor:
     # not bincount, which vmap doesn't know
     counts = flat.new_zeros(num_embeddings + 1).index_add(0, bins, torch.ones_like(bins))[:num_embeddings]
     p = counts.double() / counts.sum()
-    return torch.special.entr(p).sum().exp().float()
+    entropy: Tensor = torch.special.entr(p).sum()
+    return entropy.exp().float()

@@ -1,8 +1,9 @@
-"""Double backward, for every op in one way."""
+"""Second derivatives: a backward op is differentiated through its definition in PyTorch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,15 +12,15 @@ from torch._ops import OpOverload
 from vqfast.ops.define import register_autograd
 
 
-def differentiate_through(op: OpOverload, reference: Callable) -> None:
-    """Gives ``op`` the gradient of its plain PyTorch definition, computed anew in the backward pass."""
+def differentiate_through(op: OpOverload[..., Any], reference: Callable[..., Any]) -> None:
+    """Gives ``op`` the gradient of ``reference``, its definition, which the backward pass computes anew."""
 
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.is_tensor = [isinstance(value, Tensor) for value in inputs]
         ctx.constants = [value for value in inputs if not isinstance(value, Tensor)]
         ctx.save_for_backward(*(value for value in inputs if isinstance(value, Tensor)))
 
-    def backward(ctx, *grad_outputs):
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         tensors, constants = iter(ctx.saved_tensors), iter(ctx.constants)
         inputs = [next(tensors) if is_tensor else next(constants) for is_tensor in ctx.is_tensor]
         needs_grad = ctx.needs_input_grad[: len(inputs)]

@@ -1,14 +1,14 @@
-"""How an op and its gradient are registered: as by ``torch.library.custom_op``, in a fraction of its time.
+"""Registers ops and their gradients as ``torch.library.custom_op`` does, with a fraction of its time a call.
 
-Calls go through the dispatcher all the same, so that whatever watches them (torch.compile, modes, transforms,
-subclasses, profilers) sees the op. What is left out are checks that ``opcheck`` makes once, in tests, and
-readings of the schema.
+Calls still go through the dispatcher, so that torch.compile, modes, transforms, subclasses and profilers see
+the op. Left out are the checks of every call, which ``opcheck`` makes once, in the tests, and lookups in the
+schema.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,58 +17,68 @@ from torch._ops import OpOverload
 from torch.autograd import forward_ad
 
 _LIBRARY = torch.library.Library("vqfast", "FRAGMENT")
-_FUNCTIONS: dict[OpOverload, Callable] = {}
+_FUNCTIONS: dict[OpOverload[..., Any], Callable[..., Any]] = {}
 _UNWATCHED = [DispatchKeySet(DispatchKey.CPU), DispatchKeySet(DispatchKey.CUDA)]
 
+P = ParamSpec("P")
+T = TypeVar("T")
 
-def define(function: Callable) -> OpOverload:
-    """``vqfast::<its name>`` on any device; ``function`` changes no argument and returns none, nor a view."""
+
+def define(function: Callable[P, T]) -> OpOverload[P, T]:
+    """Registers ``function`` as the op ``vqfast::<its name>`` on any device.
+
+    It changes no argument and returns neither an argument nor a view of one.
+    """
     name = function.__name__
     schema = torch.library.infer_schema(function, mutates_args=())
     _LIBRARY.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
     _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
-    op = getattr(torch.ops.vqfast, name).default
+    op: OpOverload[P, T] = getattr(torch.ops.vqfast, name).default
     _FUNCTIONS[op] = function
     return op
 
 
-in_functorch = torch._C._are_functorch_transforms_active  # whether a transform of ``torch.func`` is at work
+in_functorch = torch._C._are_functorch_transforms_active  # whether a transform of ``torch.func`` is active
 
 
 def transformed() -> bool:
-    """Whether ``torch.func`` or forward-mode differentiation may be at work."""
+    """Whether ``torch.func`` or forward-mode differentiation may be active."""
     return in_functorch() or forward_ad._current_level >= 0
 
 
 def behind_transforms(tensor: Tensor) -> Tensor:
-    """The tensor that ``torch.func`` has wrapped, with the dimensions that ``vmap`` hides."""
+    """The tensor inside the wrappers of ``torch.func``, with the dimensions that ``vmap`` hides."""
     while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         tensor = torch._C._functorch.get_unwrapped(tensor)
     return tensor
 
 
-def register_batched(op: OpOverload, definition: Callable) -> None:
-    """Under ``vmap`` the op is ``definition``, PyTorch code that gives the same results."""
+def register_batched(op: OpOverload[..., Any], definition: Callable[..., Any]) -> None:
+    """Replaces the op by ``definition`` under ``vmap``: PyTorch code that gives the same results."""
     _LIBRARY.impl(op._opname, definition, "FuncTorchBatched")
 
 
 def register_autograd(
-    op: OpOverload, backward: Callable, setup_context: Callable, definition: Callable
+    op: OpOverload[..., Any],
+    backward: Callable[..., tuple[Tensor | None, ...]],
+    setup_context: Callable[..., None],
+    definition: Callable[..., Any],
 ) -> None:
-    """As ``torch.library.register_autograd``; ``ctx.needs_input_grad`` has one more at its end.
+    """As ``torch.library.register_autograd``; ``ctx.needs_input_grad`` has an extra last entry, for the key
+    set.
 
-    Where the op is transformed, ``definition`` stands in its place: PyTorch code that gives the same results,
-    whose derivatives of any order and mode are right, and so need not be written here.
+    Transforms of the op see ``definition`` in its place: PyTorch code that gives the same results, so that
+    PyTorch derives it to any order, in either mode.
     """
     function = _FUNCTIONS[op]
     register_batched(op, definition)
 
-    def below(keyset, *inputs):
+    def below(keyset: DispatchKeySet, *inputs: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
             keyset = keyset & torch._C._after_ADInplaceOrView_keyset
             return function(*inputs) if keyset in _UNWATCHED else op.redispatch(keyset, *inputs)
 
-    def forward(ctx, *args):
+    def forward(ctx: Any, *args: Any) -> Any:
         *inputs, keyset = args
         output = below(keyset, *inputs)
         setup_context(ctx, inputs, output)
@@ -78,12 +88,12 @@ def register_autograd(
         "forward": staticmethod(forward),
         "backward": staticmethod(lambda ctx, *grads: (*backward(ctx, *grads), None)),
     }
-    # the name that torch.library gives it: profilers show it
+    # profilers show this name, which torch.library would give too
     name = f"GeneratedBackwardFor_vqfast_{op._opname}_default"
     function_class: Any = type(name, (torch.autograd.Function,), methods)
     differentiable = function_class.apply
 
-    def kernel(keyset, *inputs):
+    def kernel(keyset: DispatchKeySet, *inputs: Any) -> Any:
         if transformed():
             return definition(*inputs)
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs):

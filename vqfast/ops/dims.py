@@ -1,4 +1,4 @@
-"""Dimensions in another order."""
+"""Tensors with their dimensions in another order."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from torch import Tensor
 
 
 def move(x: Tensor, source: int, target: int) -> Tensor:
-    """``x.movedim``, by numbers from the front: torch's ONNX exporter by tracing takes no others."""
+    """``x.movedim(source, target)``; negative dimensions work in torch's ONNX exporter by tracing too."""
     return x.movedim(source % x.ndim, target % x.ndim)

@@ -1,4 +1,4 @@
-"""What launches of Triton kernels share: dtypes, the architecture, the current device."""
+"""Shared by the launches of Triton kernels: dtypes, the architecture, the current device."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TRITON_DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
 
 
 def architecture(device: torch.device) -> str:
-    """``sm_90``, ``gfx942`` ...; the interpreter, on a CPU, runs an H100's tunings."""
+    """The name of a GPU's architecture, ``sm_90``, ``gfx942`` ...; the interpreter counts as ``sm_90``."""
     if device.type == "cpu":
         return "sm_90"
     if torch.version.hip:
@@ -21,6 +21,6 @@ def architecture(device: torch.device) -> str:
     return f"sm_{major}{minor}"
 
 
-def on(tensor: Tensor) -> contextlib.AbstractContextManager:
-    """Kernels launch on the current device: makes it the tensor's."""
+def on(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Makes the tensor's device the current one, on which kernels are launched."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()

@@ -1,13 +1,13 @@
-"""The ops as they are called: ONNX knows none, so an exported model is composed of what it knows.
+"""The ops as ``functional`` calls them: while a model is exported to ONNX, their definitions run instead.
 
-By ``torch.onnx.export`` with ``dynamo`` or without: both run this Python.
+ONNX doesn't know the ops. ``torch.onnx.export`` runs this Python, with ``dynamo`` or without.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,30 +19,34 @@ from vqfast.ops.nearest.reference import divided
 from vqfast.ops.residual import op as residual_op
 from vqfast.ops.residual import reference as residual_reference
 
-CHANNELS = 16  # whose differences are held at once
+CHANNELS = 16  # of so many the differences are held at once
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
-def _exportable(op: Callable[..., Any], definition: Callable[..., Any]) -> Callable[..., Any]:
+def _exportable(op: Callable[P, T], definition: Callable[..., T]) -> Callable[P, T]:
     """``op``, or in an export to ONNX its definition."""
 
-    def call(*inputs: Any) -> Any:
-        exporting = torch.compiler.is_exporting() or torch.jit.is_tracing()  # asked first: it takes no time
-        return (definition if exporting and torch.onnx.is_in_onnx_export() else op)(*inputs)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        # the first two questions are quick
+        exporting = torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        return (definition if exporting and torch.onnx.is_in_onnx_export() else op)(*args, **kwargs)
 
     return call
 
 
 def _nearest(x: Tensor, codebook: Tensor, lengths: Tensor | None = None) -> Tensor:
-    """As the reference, by differences in float64, in blocks of channels: the number of vectors may vary.
+    """The reference's result, from blocks of channels, so that the number of vectors may vary.
 
-    But squares of float64 numbers may over- or underflow.
+    Squares of float64 numbers may over- or underflow.
     """
     codebook = divided(codebook, lengths)
-    finite, nobodys = x.isfinite().all(-1), ~codebook.isfinite().all(-1).unsqueeze(-2)
+    finite, unusable = x.isfinite().all(-1), ~codebook.isfinite().all(-1).unsqueeze(-2)
     x, codebook = x.double().unsqueeze(-2), codebook.double().unsqueeze(-3)
     blocks = [slice(first, first + CHANNELS) for first in range(0, int(codebook.shape[-1]), CHANNELS)]
     squares = [(x[..., block] - codebook[..., block]).square().sum(-1) for block in blocks]
-    distances = torch.where(nobodys, torch.inf, sum(squares[1:], squares[0]))
+    distances = torch.where(unusable, torch.inf, sum(squares[1:], squares[0]))
     return distances.argmin(-1) * finite
 
 

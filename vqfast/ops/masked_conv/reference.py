@@ -52,19 +52,19 @@ def masked_conv2d(
     dilation: list[int],
     activation: str,
 ) -> tuple[Tensor, Tensor]:
-    """``activation(conv2d(x, weight * mask) + extra) + residual``, and the sums where they are to be kept.
+    """``activation(conv2d(x, weight * mask) + extra) + residual``, and the sums if ``keeps_sums``, else (0,).
 
     The kernel is shifted so that its position ``anchor`` sees the output's own.
     """
     sums = F.conv2d(_padded(x, weight, anchor, dilation), _masked(weight, taps), bias, dilation=dilation)
     sums = sums if extra is None else sums + extra
-    out = {"none": lambda: sums, "relu": sums.relu, "gate": lambda: gate(sums, None)}[activation]()
-    out = out if residual is None else out + residual
+    activated = gate(sums, None) if activation == "gate" else sums.relu() if activation == "relu" else sums
+    out = activated if residual is None else activated + residual
     kept = sums if keeps_sums(activation, residual) else x.new_empty(0)
     layout = memory_format(x)
-    return out.contiguous(memory_format=layout), kept.contiguous(
-        memory_format=layout
-    ) if kept.ndim == 4 else kept
+    if kept.ndim == 4:
+        kept = kept.contiguous(memory_format=layout)
+    return out.contiguous(memory_format=layout), kept
 
 
 def masked_conv2d_backward(

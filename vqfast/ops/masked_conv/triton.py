@@ -1,10 +1,10 @@
 """Masked convolution on a GPU: an implicit matrix product over the visible taps alone.
 
-Positions of all images are the rows of one product, output channels its columns, and (input channel, tap)
-what it sums over; a tap is an offset into ``x``, which is read in the caller's memory, whatever its strides.
+Positions of all images are the rows of one product, output channels its columns; it sums over pairs of input
+channel and tap. A tap is an offset into ``x``, which is read in the caller's memory, whatever its strides.
 Bias, extra, activation and residual are the product's epilogue. The gradient to ``x`` is the same product of
-``grad`` with offsets negated. The gradient to the weight is, for each tap, a product over positions, cut into
-pieces whose sums are added in a fixed order: the same in every run.
+``grad``, with offsets negated. The gradient to the weight is one product over positions for each tap, cut
+into pieces. Their sums are added in a fixed order, so that every run gives the same.
 
 FLOORS (H100: 3.0 TB/s, 800 TFLOP/s in bf16, 400 in TF32, 60 in float32), for (16, 128, 32, 32) to 128
 channels. 3x3, mask B, 5 taps: 2.7 GFLOP, 3.4, 6.7 and 45 us; 4.2 MB read and written each in bf16, 3 us. 7x7,
@@ -18,205 +18,26 @@ from __future__ import annotations
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from vqfast.ops.launch import TRITON_DTYPES, architecture, on
 from vqfast.ops.masked_conv import layout
-from vqfast.ops.masked_conv.reference import embed, embed_backward  # noqa: F401  PyTorch's rows of a table do
+from vqfast.ops.masked_conv.reference import embed, embed_backward  # noqa: F401  PyTorch's are fast enough
+from vqfast.ops.masked_conv.triton_kernels import _convolve, _gate, _sum_pieces, _weight_gradient
 from vqfast.ops.masked_conv.tunings import CONVOLVE, DOUBLE, HALF, IEEE, TF32, WEIGHT, Tuning, pick
 
-MOST_POSITIONS = 1 << 30  # the kernels number them in int32
+MAX_POSITIONS = 1 << 30  # the kernels number them in int32
 PIECES = 264  # about so many programs share the weight's gradient: two for each multiprocessor of an H100
-GATE_BLOCK, SUM_BLOCK = (64, 32), (32, 128)  # bound by memory: anything of this size does
-
-# In the kernels a tensor is (pointer, strides of B, C, H, W), the pointer None where there is none; ``place``
-# is image, row and column of some positions, ``extents`` are ``_extents``, ``offsets`` are ``_offsets``.
-
-
-@triton.jit
-def _place(p, extents):
-    _, H, W = extents
-    return (p // (H * W)).to(tl.int64), (p // W % H).to(tl.int64), (p % W).to(tl.int64)
-
-
-@triton.jit
-def _pointers(tensor, place, channel):
-    """(positions, channels)."""
-    pointer, sb, sc, sh, sw = tensor
-    image, row, column = place
-    return pointer + (image * sb + row * sh + column * sw)[:, None] + (channel.to(tl.int64) * sc)[None, :]
-
-
-@triton.jit
-def _load(tensor, place, channel, inside, ACC: tl.constexpr):
-    return tl.load(_pointers(tensor, place, channel), mask=inside, other=0).to(ACC)
-
-
-@triton.jit
-def _seen(x, p, end, extents, channel, channels, tap, offsets):
-    """What ``tap`` sees of ``x`` from positions ``p < end``: zero outside the grid."""
-    _, H, W = extents
-    width, down, right, top, left = offsets
-    image, row, column = _place(p, extents)
-    row += tap // width * down - top
-    column += tap % width * right - left
-    inside = (p < end) & (row >= 0) & (row < H) & (column >= 0) & (column < W)
-    at = _pointers(x, (image, row, column), channel)
-    return tl.load(at, mask=inside[:, None] & (channel < channels)[None, :], other=0)
-
-
-@triton.jit
-def _complete(sums, bias, extra, kept, place, channel, channels, inside):
-    """``sums + bias + extra``, written to ``kept``."""
-    if bias is not None:
-        sums += tl.load(bias + channel, mask=channel < channels, other=0).to(sums.dtype)[None, :]
-    if extra[0] is not None:
-        sums += _load(extra, place, channel, inside, sums.dtype)
-    if kept[0] is not None:
-        tl.store(_pointers(kept, place, channel), sums, mask=inside)
-    return sums
-
-
-@triton.jit
-def _tanh_and_sigmoid(a, b):
-    """Of exponentials that can't overflow; tanh to 1e-7, absolute."""
-    e = tl.exp(-2 * tl.abs(a))
-    tanh = (1 - e) / (1 + e)
-    e = tl.exp(-tl.abs(b))
-    return tl.where(a < 0, -tanh, tanh), tl.where(b < 0, e, 1) / (1 + e)
-
-
-@triton.jit
-def _convolve(
-    x, weight, wt, wk, wn, bias, extra, residual, out, kept, extents, K, N, taps, offsets,
-    ACC: tl.constexpr, GATE: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr, AHEAD: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-):  # fmt: skip
-    """A block of ``out``: BM positions, BN channels (of the sums; the gate's come as a0 b0 a1 b1 ...)."""
-    p = tl.program_id(0) * BM + tl.arange(0, BM)
-    n = tl.program_id(1) * BN + tl.arange(0, BN)
-    end = extents[0]
-    sums = tl.zeros([BM, BN], ACC)
-    if AHEAD:
-        seen = _seen(x, p, end, extents, tl.arange(0, BK), K, 0, offsets)
-    for step in range(taps * tl.cdiv(K, BK)):
-        # taps are the inner loop: what they see overlaps, and is still in the cache
-        k = (step + AHEAD) // taps * BK + tl.arange(0, BK)
-        fresh = _seen(x, p, end, extents, k, K, (step + AHEAD) % taps, offsets)
-        k = (step // taps * BK + tl.arange(0, BK)).to(tl.int64)
-        at = weight + (step % taps).to(tl.int64) * wt + (k * wk)[:, None] + (n.to(tl.int64) * wn)[None, :]
-        w = tl.load(at, mask=(k < K)[:, None] & (n < N)[None, :], other=0)
-        sums = tl.dot(seen if AHEAD else fresh, w, sums, input_precision=PRECISION, out_dtype=ACC)
-        if AHEAD:
-            seen = fresh
-
-    place = _place(p, extents)
-    if GATE:
-        a, b = tl.split(tl.reshape(sums, [BM, BN // 2, 2]))
-        half = N // 2
-        channel = tl.program_id(1) * (BN // 2) + tl.arange(0, BN // 2)
-        inside = (p < end)[:, None] & (channel < half)[None, :]
-        a = _complete(a, bias, extra, kept, place, channel, N, inside)
-        b = _complete(b, bias, extra, kept, place, channel + half, N, inside)
-        tanh, sigmoid = _tanh_and_sigmoid(a, b)
-        value = tanh * sigmoid
-    else:
-        channel = n
-        inside = (p < end)[:, None] & (channel < N)[None, :]
-        value = _complete(sums, bias, extra, kept, place, channel, N, inside)
-    if RELU:
-        value = tl.where(value < 0, 0, value)  # a NaN stays
-    if residual[0] is not None:
-        value += _load(residual, place, channel, inside, ACC)
-    tl.store(_pointers(out, place, channel), value, mask=inside)
-
-
-@triton.jit
-def _weight_gradient(
-    x, grad, partial, piece, extents, K, N, taps, offsets,
-    PRECISION: tl.constexpr, AHEAD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-):  # fmt: skip
-    """``partial[s]`` (taps * K + 1, N): sums over the s-th ``piece`` of the positions.
-
-    Row (tap, k) belongs to the weight, the last one to the bias, as if that were the weight of ones.
-    """
-    ACC: tl.constexpr = partial.dtype.element_ty
-    columns = tl.cdiv(N, BN)
-    k = tl.program_id(0) // columns * BM + tl.arange(0, BM)
-    n = tl.program_id(0) % columns * BN + tl.arange(0, BN)
-    tap = tl.program_id(1)
-    begin = tl.program_id(2) * piece
-    end = tl.minimum(begin + piece, extents[0])
-    row = tl.program_id(2).to(tl.int64) * (taps * K + 1) + tap * K
-    if tap < taps:
-        sums = tl.zeros([BM, BN], ACC)
-        if AHEAD:
-            seen = _seen(x, begin + tl.arange(0, BK), end, extents, k, K, tap, offsets)
-        for start in range(begin, end, BK):
-            p = start + tl.arange(0, BK)
-            fresh = _seen(x, p + AHEAD * BK, end, extents, k, K, tap, offsets)
-            slope = _seen(grad, p, end, extents, n, N, 0, (1, 0, 0, 0, 0))
-            now = tl.trans(seen if AHEAD else fresh)
-            sums = tl.dot(now, slope, sums, input_precision=PRECISION, out_dtype=ACC)
-            if AHEAD:
-                seen = fresh
-        inside = (k < K)[:, None] & (n < N)[None, :]
-        tl.store(partial + ((row + k) * N)[:, None] + n[None, :], sums, mask=inside)
-    elif tl.program_id(0) < columns:
-        total = tl.zeros([BN], ACC)
-        for start in range(begin, end, BK):
-            p = start + tl.arange(0, BK)
-            slope = _seen(grad, p, end, extents, n, N, 0, (1, 0, 0, 0, 0))
-            total += tl.sum(slope.to(ACC), axis=0)
-        tl.store(partial + row * N + n, total, mask=n < N)
-
-
-@triton.jit
-def _sum_pieces(
-    partial, pieces, grad_weight, gn, gk, gt, grad_bias, K, N, taps, BS: tl.constexpr, BE: tl.constexpr
-):  # fmt: skip
-    element = tl.program_id(0).to(tl.int64) * BE + tl.arange(0, BE)
-    row, n = element // N, element % N
-    total = tl.zeros([BE], partial.dtype.element_ty)
-    for start in range(0, pieces, BS):
-        piece = (start + tl.arange(0, BS))[:, None]
-        at = partial + piece.to(tl.int64) * (taps * K + 1) * N + element[None, :]
-        total += tl.sum(tl.load(at, mask=(piece < pieces) & (row <= taps * K)[None, :], other=0), axis=0)
-    tl.store(grad_weight + n * gn + row % K * gk + row // K * gt, total, mask=row < taps * K)
-    tl.store(grad_bias + n, total, mask=row == taps * K)
-
-
-@triton.jit
-def _gate(
-    x, extra, grad, out, extents, N, ACC: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr
-):  # fmt: skip
-    """The gate of 2 N channels; with ``grad``, its gradient to ``x``."""
-    p = tl.program_id(0) * BM + tl.arange(0, BM)
-    n = tl.program_id(1) * BN + tl.arange(0, BN)
-    place = _place(p, extents)
-    inside = (p < extents[0])[:, None] & (n < N)[None, :]
-    a = _load(x, place, n, inside, ACC)
-    b = _load(x, place, n + N, inside, ACC)
-    if extra[0] is not None:
-        a += _load(extra, place, n, inside, ACC)
-        b += _load(extra, place, n + N, inside, ACC)
-    tanh, sigmoid = _tanh_and_sigmoid(a, b)
-    if grad[0] is None:
-        tl.store(_pointers(out, place, n), tanh * sigmoid, mask=inside)
-    else:
-        slope = _load(grad, place, n, inside, ACC)
-        tl.store(_pointers(out, place, n), slope * sigmoid * (1 - tanh * tanh), mask=inside)
-        tl.store(_pointers(out, place, n + N), slope * tanh * sigmoid * (1 - sigmoid), mask=inside)
+GATE_BLOCK, SUM_BLOCK = (64, 32), (32, 128)  # blocks of kernels that memory limits: any size near these does
 
 
 def accumulator(x: Tensor) -> torch.dtype:
-    """The dtype of sums."""
+    """The dtype of sums: float32 or wider."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
 def arithmetic(x: Tensor) -> str:
-    """Which line of the tunings ``x`` takes: float32 has the precision of PyTorch's own convolution."""
+    """The key of the tunings for ``x``; float32 has the precision of PyTorch's own convolution."""
     if x.dtype == torch.float32:
         convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # torch makes it as it starts
         tf32 = convolutions.fp32_precision == "tf32" and not torch.version.hip
@@ -225,13 +46,13 @@ def arithmetic(x: Tensor) -> str:
 
 
 def constants(tuning: Tuning, x: Tensor, rows: int, columns: int, depth: int) -> dict[str, int | str]:
-    """What a product that reads ``x`` is compiled for: blocks no larger than asked for, 16 at the least."""
+    """Compile-time constants of a product that reads ``x``; blocks no larger than needed, but 16 or more."""
     extents = {"BM": (tuning.rows, rows), "BN": (tuning.columns, columns), "BK": (tuning.depth, depth)}
     return {
-        **{name: min(most, max(16, triton.next_power_of_2(n))) for name, (most, n) in extents.items()},
+        **{name: min(limit, max(16, triton.next_power_of_2(n))) for name, (limit, n) in extents.items()},
         "PRECISION": "tf32" if arithmetic(x) == TF32 else "ieee",
-        # Asynchronous copies move 4 bytes at least, and a row that a tap has shifted is aligned to one value:
-        # 16-bit rows are read in registers, one step before their product.
+        # Asynchronous copies move at least 4 bytes, but a tap's shift leaves rows aligned to a single value:
+        # rows of 16-bit values are loaded into registers, one step before their product.
         "AHEAD": int(x.element_size() == 2 and x.stride(1) != 1),
         "num_warps": tuning.warps,
         "num_stages": tuning.stages,
@@ -239,6 +60,7 @@ def constants(tuning: Tuning, x: Tensor, rows: int, columns: int, depth: int) ->
 
 
 def _strided(tensor: Tensor | None, grid: torch.Size) -> tuple[Tensor | None, int, int, int, int]:
+    """A tensor, expanded to ``grid``, as kernels take it."""
     if tensor is None:
         return None, 0, 0, 0, 0
     batch, channel, row, column = tensor.expand(-1, -1, *grid).stride()
@@ -249,22 +71,22 @@ def _extents(x: Tensor) -> tuple[int, int, int]:
     """Positions, H and W.
 
     Raises:
-        ValueError: too many positions.
+        ValueError: there are more positions than int32 numbers allow.
     """
     batch, _, height, width = x.shape
-    if batch * height * width > MOST_POSITIONS:
-        raise ValueError(f"x has {batch * height * width} positions; want at most {MOST_POSITIONS}")
+    if batch * height * width > MAX_POSITIONS:
+        raise ValueError(f"x has {batch * height * width} positions; want {MAX_POSITIONS} or fewer")
     return batch * height * width, height, width
 
 
 def _offsets(weight: Tensor, anchor: list[int], dilation: list[int], sign: int = 1) -> tuple[int, ...]:
-    """Kernel width; what a tap's row and column are multiplied by; what is then subtracted."""
+    """Kernel width; factors of a tap's row and column; the two numbers subtracted from the products."""
     steps = [sign * step for step in dilation]
     return weight.shape[3], *steps, *(a * step for a, step in zip(anchor, steps, strict=True))
 
 
 def _packed(weight: Tensor, taps: int, gate: bool = False) -> Tensor:
-    """The visible taps, ``(taps, C_in, C_out)`` with either channel dense; the gate's halves interleaved."""
+    """The visible taps, ``(taps, C_in, C_out)``, one of the channels dense; the gate's halves interleaved."""
     visible = weight.flatten(2)[..., :taps].permute(2, 1, 0)
     if gate:
         return visible.unflatten(2, (2, -1)).transpose(2, 3).flatten(2)
@@ -282,7 +104,7 @@ def _product(
     residual: Tensor | None = None,
     kept: Tensor | None = None,
 ) -> None:
-    """Fills ``out`` and ``kept``; ``weight`` as ``_packed``."""
+    """Fills ``out`` and ``kept``; ``weight`` comes from ``_packed``."""
     extents, grid, (taps, inner, outer) = _extents(x), x.shape[2:], weight.shape
     if out.numel() == 0:
         return

@@ -1,4 +1,4 @@
-"""``vqfast::nearest``: indices of the nearest codes. No gradient: an argmin has none."""
+"""``vqfast::nearest``: indices of the nearest codes, without gradient: an argmin has none."""
 
 from __future__ import annotations
 
@@ -20,18 +20,21 @@ def _(x: Tensor, codebook: Tensor, lengths: Tensor | None = None) -> Tensor:
     return x.new_empty(x.shape[:-1], dtype=torch.int64)
 
 
-def _batched(info, in_dims, x, *codebook):
+def _batched(info, in_dims, x, codebook, lengths=None):
     """One search for all samples: their number is the first of the dimensions that the codebooks have too."""
-    ndim = x.ndim + (in_dims[0] is None)
+    x_dim, *dims = in_dims
+    ndim = x.ndim + (x_dim is None)
 
-    def in_front(tensor: Tensor | None, dim: int | None, ndim: int) -> Tensor | None:
-        if tensor is None or dim is None:
+    def in_front(tensor: Tensor, dim: int | None, ndim: int) -> Tensor:
+        if dim is None:
             return tensor
         tensor = tensor.movedim(dim, 0)
         return tensor.reshape(len(tensor), *[1] * (ndim - tensor.ndim), *tensor.shape[1:])
 
-    x = x.expand(info.batch_size, *x.shape) if in_dims[0] is None else x.movedim(in_dims[0], 0)
-    return nearest(x, *map(in_front, codebook, in_dims[1:], (ndim, ndim - 1))), 0
+    x = x.expand(info.batch_size, *x.shape) if x_dim is None else x.movedim(x_dim, 0)
+    if lengths is not None:
+        lengths = in_front(lengths, dims[1], ndim - 1)
+    return nearest(x, in_front(codebook, dims[0], ndim), lengths), 0
 
 
 torch.library.register_vmap(nearest, _batched)

@@ -7,25 +7,25 @@ from torch import Tensor
 
 
 def divided(codebook: Tensor, lengths: Tensor | None) -> Tensor:
-    """``codebook (..., K, D)`` by ``lengths (..., K)``, if any."""
+    """``codebook (..., K, D)`` divided by ``lengths (..., K)``, if there are any."""
     return codebook if lengths is None else codebook / lengths.unsqueeze(-1)
 
 
 def nearest(x: Tensor, codebook: Tensor, lengths: Tensor | None = None) -> Tensor:
-    """``argmin_k ||x_n - e_k||_2`` by differences in float64, lowest ``k`` on ties; 0 for a non-finite row.
+    """``argmin_k ||x_n - e_k||_2`` by differences in float64, the lowest ``k`` on ties.
 
-    Differences rather than ``x.x - 2 x.e + e.e``: nothing cancels, whatever the offset of the data.
-    A code that isn't finite is nearer than none.
+    Differences rather than ``x.x - 2 x.e + e.e``: nothing cancels, whatever the offset of the data. The index
+    of a vector that isn't finite is 0. A code vector that isn't finite is chosen only where none is finite.
     """
     codebook = divided(codebook, lengths)
-    finite, nobodys = x.isfinite().all(-1), ~codebook.isfinite().all(-1, keepdim=True)
-    numbers = max(1, x[..., :1, 0].numel() * codebook.shape[-2])  # held for one row
+    finite, unusable = x.isfinite().all(-1), ~codebook.isfinite().all(-1, keepdim=True)
+    numbers = max(1, x[..., :1, 0].numel() * codebook.shape[-2])  # of one vector
     distances = _distances
     if torch.float64 in (x.dtype, codebook.dtype):
         numbers, distances = numbers * x.shape[-1], _distances_of_any_size
-    rows = x.double().split(max(1, 2**22 // numbers), dim=-2)  # 32 MB at a time
-    codebook = codebook.double().masked_fill(nobodys, torch.inf)
-    return torch.cat([distances(part, codebook).argmin(-1) for part in rows], dim=-1) * finite
+    vectors = x.double().split(max(1, 2**22 // numbers), dim=-2)  # 32 MB at a time
+    codebook = codebook.double().masked_fill(unusable, torch.inf)
+    return torch.cat([distances(part, codebook).argmin(-1) for part in vectors], dim=-1) * finite
 
 
 def _distances(x: Tensor, codebook: Tensor) -> Tensor:
@@ -34,9 +34,10 @@ def _distances(x: Tensor, codebook: Tensor) -> Tensor:
 
 
 def _distances_of_any_size(x: Tensor, codebook: Tensor) -> Tensor:
-    """Squared distances ``(..., N, K)`` of each vector, in a unit of its own: a power of two, near the least.
+    """Squared distances ``(..., N, K)``, those of a vector divided by one power of two near the smallest.
 
-    Each sum of squares has a power of two, too, as its unit, which overflows only where it is far from least.
+    So the smallest neither over- nor underflows. Each sum of squares is taken in a unit of its own, also a
+    power of two; converted to the vector's unit it overflows only where it is far from the smallest.
     """
     x, codebook = x.unsqueeze(-2), codebook.unsqueeze(-3)
     differences = x - codebook

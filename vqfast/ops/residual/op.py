@@ -82,8 +82,9 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad_quantized, _indices, grad_codebook_losses, grad_commitment_losses, _counts, _sums):
+    z, codebooks, indices = ctx.saved_tensors
     losses = grad_codebook_losses, grad_commitment_losses
-    grads = quantize_backward(grad_quantized, *losses, *ctx.saved_tensors, ctx.channel_dim)
+    grads = quantize_backward(grad_quantized, *losses, z, codebooks, indices, ctx.channel_dim)
     return *grads, None, None
 
 

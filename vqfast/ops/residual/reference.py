@@ -126,7 +126,7 @@ def quantize_backward(
     residual = z.to(accumulator(z, codebooks))
     grad, grad_codebooks = grad_quantized.to(residual.dtype), []
     for codebook, index, *loss in zip(codebooks, indices.unbind(-1), *losses, strict=True):
-        grad, grad_codebook = stage(grad, *loss, residual, codebook, index, channel_dim)
+        grad, grad_codebook = stage(grad, loss[0], loss[1], residual, codebook, index, channel_dim)
         residual = residual - codebook[index].detach().movedim(-1, channel_dim)
         grad_codebooks.append(grad_codebook)
     grad_z = torch.zeros_like(z, requires_grad=False) + grad.to(z.dtype)  # zeros have the caller's layout

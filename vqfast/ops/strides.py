@@ -1,14 +1,14 @@
-"""How a kernel finds the rows of a tensor in the caller's memory, whatever its strides, without a copy."""
+"""Strides by which a kernel finds the vectors of a tensor in the caller's memory without a copy."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-ROW_DIMS = 3  # the kernels' row number is unravelled over this many dimensions
+VECTOR_DIMS = 3  # kernels split a vector's number into coordinates of this many dimensions
 
 
 def merged(sizes: list[int], strides: list[tuple[int, ...]]) -> tuple[list[int], list[tuple[int, ...]]]:
-    """The fewest dimensions of the same order: neighbours become one where every tensor's strides allow it.
+    """Joins neighbouring dimensions where every tensor's strides allow it; the order of elements stays.
 
     ``strides`` holds, for each dimension, its stride in each tensor.
     """
@@ -28,7 +28,8 @@ def merged(sizes: list[int], strides: list[tuple[int, ...]]) -> tuple[list[int],
     return out_sizes, out_strides
 
 
-def _rows(*tensors: Tensor) -> tuple[list[int], list[tuple[int, ...]]]:
+def _merged_dims(*tensors: Tensor) -> tuple[list[int], list[tuple[int, ...]]]:
+    """``merged`` of all dimensions but the last."""
     dims = range(tensors[0].ndim - 1)
     return merged(
         list(tensors[0].shape[:-1]), [tuple(tensor.stride(dim) for tensor in tensors) for dim in dims]
@@ -36,16 +37,16 @@ def _rows(*tensors: Tensor) -> tuple[list[int], list[tuple[int, ...]]]:
 
 
 def walkable(*tensors: Tensor) -> bool:
-    """Whether ``ROW_DIMS`` dimensions are enough for the rows of ``(*rows, D)`` tensors."""
-    return len(_rows(*tensors)[0]) <= ROW_DIMS
+    """Whether ``vector_strides`` can describe the vectors of these ``(..., D)`` tensors."""
+    return len(_merged_dims(*tensors)[0]) <= VECTOR_DIMS
 
 
-def row_strides(*tensors: Tensor) -> tuple[list[int], list[list[int]]]:
-    """Sizes and, for each walkable ``(*rows, D)`` tensor, strides of ``ROW_DIMS`` row dimensions.
+def vector_strides(*tensors: Tensor) -> tuple[list[int], list[list[int]]]:
+    """``VECTOR_DIMS`` sizes and, for each walkable ``(..., D)`` tensor, as many strides.
 
-    Leading ones are filled up with size 1 and stride 0.
+    Missing dimensions come first, with size 1 and stride 0.
     """
-    sizes, strides = _rows(*tensors)
-    missing = ROW_DIMS - len(sizes)
+    sizes, strides = _merged_dims(*tensors)
+    missing = VECTOR_DIMS - len(sizes)
     strides = [(0,) * len(tensors)] * missing + strides
     return [1] * missing + sizes, [[stride[i] for stride in strides] for i in range(len(tensors))]
