@@ -33,6 +33,8 @@ FILES = [
     "test_residual_one_stage.py",
     "test_residual_codes.py",
     "test_masked_conv.py",
+    "test_masked_conv_embed.py",
+    "test_masked_conv_fused.py",
     "test_triton_kernels.py",
 ]
 
