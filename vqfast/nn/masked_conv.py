@@ -185,9 +185,8 @@ class MaskedConv2d(nn.Module):
             raise TypeError(f"bias has dtype {self.bias.dtype}; want the weight's, {self.weight.dtype}")
         taps, anchor = functional.visible_taps(self._kernel, self.mask_type, self.stack)
         weight = self.weight.view(*self.weight.shape[:2], *self._kernel)
-        dilation = self.dilation, self.dilation
-        embedded: Tensor = embed(indices, weight, self.bias, taps, anchor, dilation)
-        return embedded
+        dilation = [self.dilation, self.dilation]
+        return embed(indices, weight, self.bias, taps, list(anchor), dilation)
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""
