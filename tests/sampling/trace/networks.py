@@ -137,7 +137,8 @@ class Dilated(nn.Module):
         )
 
     def forward(self, codes: Tensor, labels: Tensor) -> Tensor:
-        x = self.first(F.one_hot(codes, K).transpose(1, 2).to(self.first.weight.dtype))
+        zeros = codes.new_zeros(*codes.shape, K).to(self.first.weight.dtype)
+        x = self.first(zeros.scatter_(2, codes.unsqueeze(2), 1).transpose(1, 2))
         g = self.speakers(labels).unsqueeze(-1).expand(-1, -1, codes.shape[1])
         skips = 0
         for conv, label, out, skip in zip(self.convs, self.labels, self.outs, self.skips, strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vqfast.sampling.trace.context import Context
@@ -56,6 +57,19 @@ def embedding(ctx: Context, weight: Known, codes: Sum, *_: Any) -> Sum:
         raise Unsupported("an embedding of a value that depends on more than one code")
     layout = (*codes.layout, (("c", weight.value.shape[1]),))
     return tabulated(ctx, layout, next(iter(codes.taps)), weight.value[with_outside(codes)[:, 0]])
+
+
+@rule("scatter")
+def scatter(ctx: Context, zeros: Any, dim: int, codes: Any, value: Any) -> Sum:
+    """One-hot vectors of a function of one code: a number written into zeros."""
+    if not isinstance(zeros, Known) or zeros.value.any() or not isinstance(value, (int, float)):
+        raise Unsupported("scatter, but of a number into zeros")
+    if codes.code_table() is None or codes.size("c") != 1 or shape_of(codes.layout)[dim] != 1:
+        raise Unsupported("scatter at an index that depends on more than one code")
+    width, dim = zeros.value.shape[dim], dim % zeros.value.ndim
+    layout = (*codes.layout[:dim], (("c", width),), *codes.layout[dim + 1 :])
+    rows = F.one_hot(with_outside(codes)[:, 0], width) * value
+    return tabulated(ctx, layout, next(iter(codes.taps)), rows.to(zeros.value.dtype))
 
 
 def with_outside(value: Sum) -> Tensor:
