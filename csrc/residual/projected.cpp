@@ -75,6 +75,7 @@ void for_runs(
   }
 }
 
+// The functions of ProjectedKernel.
 void begin(const ProjectedProblem& v, Span here, float* memory) {
   const Memory m = carve(v, here, memory);
   for_tiles(here, [&](int64_t n, int64_t count, int64_t tile) {

@@ -95,6 +95,7 @@ const Number<T>* code_of(const ResidualProblem& v, int64_t n, int64_t stage) {
   return static_cast<const Number<T>*>(v.codes[stage]) + v.indices[n * v.stages + stage] * v.d;
 }
 
+// The functions of ResidualKernel, for z of type T.
 template <class T>
 void gather(const ResidualProblem& v, Span span, void* to) {
   auto* vectors = static_cast<Number<T>*>(to);

@@ -17,10 +17,12 @@ class Contract:
     def __init__(self, text: str) -> None:
         self.structs: dict[str, tuple[str, ...]] = {}
         self.enums: dict[str, dict[str, int]] = {}
+        self._fields: dict[str, set[str]] = {}
         for line in text.splitlines():
             kind, name, *members = line.split()
             if kind == "struct":
                 self.structs[name] = tuple(members)
+                self._fields[name] = set(members)
             else:
                 pairs = (member.split("=") for member in members)
                 self.enums[name] = {value: int(number) for value, number in pairs}
@@ -32,8 +34,8 @@ class Contract:
             TypeError: other fields are given than the struct has.
         """
         names = self.structs[struct]
-        if set(names) != set(fields):
-            differ = ", ".join(sorted(set(names) ^ set(fields)))
+        if fields.keys() != self._fields[struct]:
+            differ = ", ".join(sorted(fields.keys() ^ self._fields[struct]))
             raise TypeError(f"{struct} of the native library has other fields than Python fills: {differ}")
         return [fields[name] for name in names]
 
