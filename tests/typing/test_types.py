@@ -13,7 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 USER = ROOT / "tests" / "typing" / "user.py"
 STRICT = ("--strict", "--follow-imports=silent")
-PUBLIC = ("vqfast", "vqfast.functional", "vqfast.models", "vqfast.priors", "vqfast.sampling")
+ROOMS = ("functional", "nn", "models", "priors", "sampling", "data", "pipeline")
+PUBLIC = ("vqfast", *(f"vqfast.{room}" for room in ROOMS))
 
 
 def check(command: list[str]) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from typing_extensions import assert_type
 
 import vqfast
-from vqfast import functional, models, priors, sampling
+from vqfast import data, functional, models, pipeline, priors, sampling
 
 z_e = torch.randn(2, 8, 4, 4)
 mask = torch.ones(2, 4, 4, dtype=torch.bool)
@@ -141,3 +141,35 @@ def acceleration() -> None:
     vqfast.accelerate(Autoencoder(), restore=True)
     assert_type(vqfast.accelerate.patch("vector_quantize_pytorch"), list[str])
     vqfast.accelerate.patch("vector_quantize_pytorch", restore=True)
+
+
+def new_images(folder: Path) -> None:
+    """The pipeline, from a folder of images to new images."""
+    images = assert_type(data.load_images(folder, size=32), data.Images)
+    dataset: data.Dataset = images
+    source: data.Source = images
+    try:
+        assert_type(dataset.batch([0, 1]), Tensor)
+    except data.Unreadable as error:
+        print(error, source.describe())
+    modality = assert_type(data.MODALITIES["images"], data.Modality)
+
+    with pipeline.joined("cpu") as ranks:
+        assert_type(ranks, pipeline.Ranks)
+        run = pipeline.Run("run", create=True)
+        vqvae = assert_type(pipeline.train_vqvae(run, folder, steps=100, ranks=ranks), vqfast.VQVAE)
+        parts = pipeline.reopen_parts(run)
+        assert_type(pipeline.measure_reconstruction(vqvae, parts["train"]), dict[str, float])
+        pipeline.encode(run, vqvae, parts["train"], part="train")
+        prior = assert_type(pipeline.train_prior(run, steps=100), priors.CausalPrior)
+        codes = assert_type(pipeline.stage_codes(run, "codes/train"), pipeline.CodeGrids)
+        assert_type(pipeline.bits_per_code(prior, codes, label=3), Tensor)
+        pipeline.sample(run, prior, pipeline.SampleRequest(16, (8, 8), labels=3), seed=1)
+        pipeline.decode(run, vqvae, pipeline.open_codes("run/samples"), format="npy")
+
+        kind = assert_type(pipeline.modality_of(run), data.Modality)
+        completion = pipeline.Completion(vqvae, images, kind, keep="top", draws=2)
+        assert_type(completion.request(prior), pipeline.SampleRequest)
+        pipeline.save_model("elsewhere", "prior", prior)
+        assert_type(pipeline.load_model("elsewhere", "prior"), priors.CausalPrior)
+        assert modality is kind

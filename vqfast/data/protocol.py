@@ -29,7 +29,9 @@ class Dataset(Protocol):
     shape: tuple[int, ...]
     labels: np.ndarray | None
     num_classes: int | None
-    fingerprint: str
+
+    @property
+    def fingerprint(self) -> str: ...
 
     def __len__(self) -> int: ...
 
@@ -47,6 +49,12 @@ class Source(Dataset, Protocol):
         findings: how the files were read, what was left out and why, as JSON values: at least ``depth``,
             ``classes`` and ``bad``, which ``Modality.load`` takes as ``depth``, ``classes`` and ``skip_bad``.
     """
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @fingerprint.setter
+    def fingerprint(self, value: str) -> None: ...
 
     @property
     def stamp(self) -> str: ...
