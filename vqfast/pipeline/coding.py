@@ -28,7 +28,7 @@ def encode(
 ) -> None:
     """Step 2: encodes data; the codes and any labels lie in shards under ``codes/<part>``.
 
-    What is done isn't done again: see ``train_vqvae`` for an example.
+    Shards that are there aren't made again. ``train_vqvae`` has an example.
 
     Args:
         run: the run of the VQ-VAE.
@@ -72,7 +72,7 @@ def decode(
 ) -> None:
     """Step 5: decodes codes; the items lie in files of a format, in the folder of its name.
 
-    What is done isn't done again: see ``train_vqvae`` for an example.
+    Files that are there aren't made again. ``train_vqvae`` has an example.
 
     Args:
         run: the run of the VQ-VAE.

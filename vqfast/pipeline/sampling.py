@@ -78,7 +78,7 @@ def sample(
 ) -> CodeGrids:
     """Step 4: draws codes from the prior; they and any labels lie in shards under ``samples``.
 
-    What is done isn't done again: see ``train_vqvae`` for an example.
+    Shards that are there aren't made again. ``train_vqvae`` has an example.
 
     Args:
         run: the run of the prior.

@@ -51,7 +51,7 @@ def train_vqvae(
     seed: int = 0,
     ranks: Ranks = ALONE,
 ) -> VQVAE:
-    """Step 1: trains a VQ-VAE on data. A run in which that is done gives the model back at once.
+    """Step 1: trains a VQ-VAE on data. A run that has a trained one gives it back at once.
 
     Args:
         run: the run to train in.
@@ -63,10 +63,10 @@ def train_vqvae(
         model_options: arguments of ``VQVAE`` that replace those of the configuration.
         codebook: ``"kmeans"`` fits it to the encoder's output at the start and three times early on, so that
             no code is left behind while the encoder finds its range; ``"uniform"`` leaves it as it is made.
-        steps: of training.
+        steps: how many steps the training takes.
         batch_size: items in a step.
         lr: Adam's learning rate at the start; it decays to 0 by a cosine.
-        seed: of the weights, the batches and the split, in 0..2^32 - 1.
+        seed: fixes the weights, the batches and the split; in 0..2^32 - 1.
         ranks: the processes that work together.
 
     Returns:
@@ -130,7 +130,7 @@ def train_prior(
     seed: int = 0,
     ranks: Ranks = ALONE,
 ) -> CausalPrior:
-    """Step 3: trains a prior on the codes of a run. A run in which that is done gives the prior back at once.
+    """Step 3: trains a prior on the codes of a run. A run that has a trained one gives it back at once.
 
     Args:
         run: a run whose codes are encoded.

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import NoReturn
 
 import numpy as np
 
@@ -68,22 +69,13 @@ class FolderPixels:
         unknown = {str(self.root / name): why for name, why in bad.items() if name not in known}
         if unknown and skip_bad is not True:
             raise disk.Unreadable(unknown, self.skippable)
-        if not facts:
-            lines = disk.describe(self.left_out)
-            if bad:
-                first, why = next(iter(bad.items()))
-                lines.append(f"{len(bad)} can't be read, the first {disk.printable(first)}: {why}")
-            also = "".join(f"; {line}" for line in lines)
-            raise ValueError(f"{root} has no image in it; want {', '.join(FORMATS)} files{also}")
         self.bad, self.names = bad, list(facts)
+        if not facts:
+            self._refuse_as_empty(root)
         self.files = {name: files[name] for name in self.names}
         self.used = np.flatnonzero([name not in bad for name in sorted({*facts, *bad})])
-        tops = [name[len(split) :].split("/")[0] for name in self.names] if folders else []
-        label_of = {name: label for label, name in enumerate(classes or sorted(set(tops)))}
-        self.no_classes = sorted(set(tops) - label_of.keys()) if folders else []
-        labelled = folders and not self.no_classes
-        self.classes = list(label_of) if labelled else None
-        self.labels = np.array([label_of[top] for top in tops]) if labelled else None
+        tops = [name[len(split) :].split("/")[0] for name in self.names]
+        self._number_classes(tops if folders else [], classes)
         self.mode = "L" if all(fact.grey for fact in facts.values()) else "RGB"
         highest = max((max(1, fact.highest) for fact in facts.values() if fact.wide), default=0)
         self.depth = (depth or highest.bit_length()) if highest else None
@@ -128,6 +120,22 @@ class FolderPixels:
             raise ValueError(f"it has the value {channel[place]}; want integers of {self.depth} bits")
         unit = as_unit(channel, white)
         return unit if self.size is None else squares(unit[None], self.size)[0]
+
+    def _refuse_as_empty(self, root: Path) -> NoReturn:
+        lines = disk.describe(self.left_out)
+        if self.bad:
+            first, why = next(iter(self.bad.items()))
+            lines.append(f"{len(self.bad)} can't be read, the first {disk.printable(first)}: {why}")
+        also = "".join(f"; {line}" for line in lines)
+        raise ValueError(f"{root} has no image in it; want {', '.join(FORMATS)} files{also}")
+
+    def _number_classes(self, tops: Sequence[str], classes: Sequence[str] | None) -> None:
+        """Labels images by the first-level folders that they are in, if these are classes."""
+        label_of = {name: label for label, name in enumerate(classes or sorted(set(tops)))}
+        self.no_classes = sorted(set(tops) - label_of.keys())
+        labelled = bool(tops) and not self.no_classes
+        self.classes = list(label_of) if labelled else None
+        self.labels = np.array([label_of[top] for top in tops]) if labelled else None
 
     def _leave_out(self, why: str, name: str) -> None:
         self.left_out.setdefault(why, []).append(name)
