@@ -70,10 +70,10 @@ BAD_TRAIN = {
     "--nonsense": "unrecognized arguments: --nonsense",
 }
 BAD_SAMPLE = {
-    "--label 3": "label is 3; the prior has 3 classes",
-    "--label -1": "label is -1; the prior has 3 classes",
-    f"--label {HUGE}": "the prior has 3 classes",
-    "--run plain --label 0": "label is 0; the prior has no classes",
+    "--label 3": "labels is 3; want an integer in 0..2",
+    "--label -1": "labels is -1; want an integer in 0..2",
+    f"--label {HUGE}": f"labels is {HUGE}; want an integer in 0..2",
+    "--run plain --label 0": "labels is 0; want None: the prior has no classes",
     "--temperature -1": "temperature is -1.0; want",
     "--temperature nan": "temperature is nan; want",
     "--top-k 0": "top_k is 0; want",
@@ -111,7 +111,7 @@ BAD_SAMPLE = {
     "--complete nope": "nope",
     "--complete odd.npy --label 0": "spatial is (7, 8)",
     "--complete photos": "the prior has classes and the data has no labels; want --label",
-    "--complete photos --label 3": "label is 3; the prior has 3 classes",
+    "--complete photos --label 3": "labels is 3; want an integer in 0..2",
     "--out drawn --num 7 --seed 1": "seed was 0, now 1; use another folder",
 }
 BAD_PRIOR = {
@@ -156,7 +156,7 @@ BAD_OTHERS = {
     "decode --run whole --codes drawn/samples --out thesis": "thesis holds something else",
     "likelihood --run begun --out new.npy": "prior.safetensors is missing: train the prior first",
     "likelihood --run whole --out images.npy": "images.npy exists; use --overwrite or another name",
-    "likelihood --run whole --out new.npy --label 3": "label is 3; the prior has 3 classes",
+    "likelihood --run whole --out new.npy --label 3": "labels is 3; want an integer in 0..2",
     "likelihood --run whole --out new.npy --codes images.npy": "indices has values",
     "likelihood --run whole --out new.npy --data photos": "labels is None; want integers in 0..2, since",
     "likelihood --run whole --out new.npy --data photos --codes drawn/samples": "exclude each other",

@@ -51,7 +51,7 @@ def test_bits_per_code(trained: Run, prior: CausalPrior, monkeypatch: pytest.Mon
     for label in (None, 2):
         p = prior(indices, labels if label is None else torch.full((45,), label)).softmax(1)
         expected = -p.gather(1, indices.unsqueeze(1)).log2().flatten(1).mean(1)
-        bits = bits_per_code(prior, codes, label=label)
+        bits = bits_per_code(prior, codes, labels=label)
         assert bits.shape == (45,)
         np.testing.assert_allclose(bits, expected, rtol=1e-5)
     short = CodeGrids(45, "", lambda numbers: (indices[:2], labels[:2]))
@@ -62,8 +62,8 @@ def test_bits_per_code(trained: Run, prior: CausalPrior, monkeypatch: pytest.Mon
         ValueError, match=r"labels is None; want integers in 0\.\.2, since the prior has 3 classes"
     ):
         bits_per_code(prior, unlabelled)
-    with pytest.raises(ValueError, match="label is 3; the prior has 3 classes"):
-        bits_per_code(prior, codes, label=3)
+    with pytest.raises(ValueError, match=r"labels is 3; want an integer in 0\.\.2"):
+        bits_per_code(prior, codes, labels=3)
 
 
 def test_a_batch_too_large_for_memory_is_divided(

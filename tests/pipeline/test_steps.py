@@ -139,7 +139,7 @@ def test_samples_without_labels(tmp_path: Path, data: Path) -> None:
     assert prior.num_classes is None
     indices, labels = sample(run, prior, SampleRequest(2, (1, 4)), temperature=0.5, top_k=2).all()
     assert indices.shape == (2, 1, 4) and labels is None
-    with pytest.raises(ValueError, match="label is 0; the prior has no classes"):
+    with pytest.raises(ValueError, match="labels is 0; want None: the prior has no classes"):
         sample(run, prior, SampleRequest(2, (1, 4), labels=0))
 
 
@@ -228,7 +228,7 @@ def test_bad_arguments_leave_the_folder_free(
 def test_bad_priors(trained: Run) -> None:
     with pytest.raises(ValueError, match="prior is 'wavenet'; want 'gated' or 'residual'"):
         train_its_prior(trained, prior="wavenet")
-    with pytest.raises(ValueError, match="nonsense: not an option of the gated prior"):
+    with pytest.raises(ValueError, match="prior_options has nonsense; want options of the gated prior"):
         train_its_prior(trained, prior_options={**PRIOR, "nonsense": 1})
     with pytest.raises(ValueError, match="seed is -1"):
         train_its_prior(trained, seed=-1)

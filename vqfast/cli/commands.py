@@ -161,7 +161,7 @@ def sample(
             request = SampleRequest(100 if num is None else num, (height, width), labels=label)
         else:
             completion = _completion(source, vqvae, complete, keep, draws, ranks)
-            request = completion.request(prior, num=num, label=label)
+            request = completion.request(prior, num=num, labels=label)
         target = Run.shared(out, ranks, create=True)
         samples = sample_step(source, prior, request, out=target, ranks=ranks, **options)
         made = [f"{quantity(samples.num, 'sample')} in {target.folder / 'samples'}"]
@@ -211,7 +211,7 @@ def likelihood(
         else:
             vqvae = load_model(source.folder, "vqvae", device=ranks.device)
             grids = encoded(vqvae, _data(source, vqvae, data, ranks, reading), ranks)
-        bits = bits_per_code(prior, grids, label=label, ranks=ranks)
+        bits = bits_per_code(prior, grids, labels=label, ranks=ranks)
         if ranks.first:
             buffer = io.BytesIO()
             np.save(buffer, bits.numpy())

@@ -56,13 +56,13 @@ class Completion:
         self.kept = modality.kept_mask(keep, self.shape)
 
     def request(
-        self, prior: CausalPrior, *, num: int | None = None, label: int | None = None
+        self, prior: CausalPrior, *, num: int | None = None, labels: int | None = None
     ) -> SampleRequest:
         """The samples to draw.
 
         Args:
             num: how many of all completions; by default all.
-            label: of all samples, in place of the items' own.
+            labels: one label for all samples, in place of the items' own.
 
         Raises:
             ValueError: there aren't as many, the prior has no such class, or the labels are missing.
@@ -70,17 +70,17 @@ class Completion:
         total = len(self.dataset) * self.draws
         if num is not None and num > total:
             raise ValueError(f"num is {num}; want {total} at most: {self.draws} of each {self.modality.item}")
-        check_label(prior, label)
-        labels: int | OfSamples | None = label
-        if prior.num_classes is not None and label is None:
+        check_label(prior, labels)
+        given: int | OfSamples | None = labels
+        if prior.num_classes is not None and labels is None:
             own = self.dataset.labels
             if own is None:
                 raise ValueError("the prior has classes and the data has no labels; want --label")
-            labels = self._labels(own)
+            given = self._labels(own)
         note = {"data": self.dataset.fingerprint, "keep": self.keep, "draws": self.draws}
         note["kept"] = hashlib.sha256(self.kept.numpy().tobytes()).hexdigest()[:16]  # a mask file may change
         num = total if num is None else num
-        return SampleRequest(num, self.shape, labels=labels, known=self._known, note=note)
+        return SampleRequest(num, self.shape, labels=given, known=self._known, note=note)
 
     def _labels(self, labels: np.ndarray) -> OfSamples:
         return lambda numbers: torch.from_numpy(labels[np.array(numbers) // self.draws])

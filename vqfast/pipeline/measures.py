@@ -54,15 +54,15 @@ def measure_reconstruction(vqvae: VQVAE, dataset: Dataset, *, ranks: Ranks = ALO
 
 
 def bits_per_code(
-    prior: CausalPrior, codes: CodeGrids, *, label: int | None = None, ranks: Ranks = ALONE
+    prior: CausalPrior, codes: CodeGrids, *, labels: int | None = None, ranks: Ranks = ALONE
 ) -> Tensor:
     """How likely grids of codes are under a prior, in bits for each code: float64 ``(N,)``.
 
     Args:
-        label: of all grids, in place of their own labels.
+        labels: one label for all grids, in place of their own.
 
     Raises:
-        ValueError: a code or the label is out of range, or the prior has classes and the codes have no
+        ValueError: a code or ``labels`` is out of range, or the prior has classes and the codes have no
             labels.
 
     >>> from vqfast.priors import PixelCNN
@@ -70,14 +70,14 @@ def bits_per_code(
     >>> bits_per_code(PixelCNN(16, channels=8, num_layers=2), grids).shape
     torch.Size([3])
     """
-    check_label(prior, label)
+    check_label(prior, labels)
 
     def bits(numbers: range) -> Tensor:
-        indices, labels = codes.read(numbers)
-        if label is not None:
-            labels = torch.full((len(numbers),), label)
-        labels = None if labels is None or prior.num_classes is None else labels.to(ranks.device)
-        return prior.bits_per_code(indices.to(ranks.device), labels).double()
+        indices, own = codes.read(numbers)
+        given: Tensor | int | None = labels
+        if labels is None and prior.num_classes is not None and own is not None:
+            given = own.to(ranks.device)
+        return prior.bits_per_code(indices.to(ranks.device), given).double()
 
     return _for_each(bits, codes.num, ranks, "bits per code")
 

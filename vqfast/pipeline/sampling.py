@@ -51,15 +51,18 @@ class SampleRequest:
         check_integer("num", self.num)
 
 
-def check_label(prior: CausalPrior, label: object) -> None:
-    """Checks that a label is a class of a prior, or None.
+def check_label(prior: CausalPrior, label: int | None) -> None:
+    """Checks that a label for all samples is a class of a prior, or None.
 
     Raises:
-        ValueError: it isn't.
+        TypeError: it is no integer.
+        ValueError: there is no such class.
     """
-    classes = prior.num_classes
-    if label is not None and not (isinstance(label, int) and 0 <= label < (classes or 0)):
-        raise ValueError(f"label is {label}; the prior has {classes or 'no'} classes")
+    if label is None:
+        return
+    if prior.num_classes is None:
+        raise ValueError(f"labels is {label!r}; want None: the prior has no classes")
+    check_integer("labels", label, 0, prior.num_classes - 1)
 
 
 def sample(

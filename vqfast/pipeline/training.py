@@ -152,7 +152,7 @@ def train_prior(
     options = dict(prior_options or {})
     unknown = options.keys() - inspect.signature(PRIORS[prior]).parameters.keys()
     if unknown:
-        raise ValueError(f"{', '.join(sorted(unknown))}: not an option of the {prior} prior")
+        raise ValueError(f"prior_options has {', '.join(sorted(unknown))}; want options of the {prior} prior")
     num_embeddings = load_model(run.folder, "vqvae").vq.num_embeddings
     stage_codes(run, f"codes/{HELD_OUT}")  # refuses a run that isn't encoded to the end
     indices, labels = stage_codes(run, f"codes/{TRAIN}").all()
