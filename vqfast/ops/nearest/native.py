@@ -7,6 +7,8 @@ from 96 vectors on int8 comes first. Vectors are the columns of a tile: a single
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -18,14 +20,15 @@ def nearest(x: Tensor, codebook: Tensor, lengths: Tensor | None = None) -> Tenso
 
     Codes are divided by ``lengths`` a few at a time, so that no divided codebook is held.
     """
+    search: Callable[..., Tensor] = torch.ops.vqfast_native.nearest
     if lengths is not None and x.dtype == codebook.dtype == lengths.dtype == torch.float32:
-        return torch.ops.vqfast_native.nearest(x, codebook.contiguous(), lengths.contiguous())
+        return search(x, codebook.contiguous(), lengths.contiguous())
     codebook = divided(codebook, lengths)
     if (
         x.dtype == codebook.dtype == torch.float32
     ):  # first, as the conversions below take longer than the search of a vector
-        return torch.ops.vqfast_native.nearest(x, codebook.contiguous())
+        return search(x, codebook.contiguous())
     dtype = torch.promote_types(torch.promote_types(x.dtype, codebook.dtype), torch.float32)
     if dtype == torch.float64:
         x = x.double()
-    return torch.ops.vqfast_native.nearest(x, codebook.to(dtype).contiguous())
+    return search(x, codebook.to(dtype).contiguous())

@@ -106,7 +106,7 @@ def residual_codes(z: Tensor, codebooks: list[Tensor], channel_dim: int) -> Tens
         return reference.residual_codes(z, codebooks, channel_dim)
     dtype = accumulator(z, codebooks[0])
     _, vectors = _dense(z.double() if dtype == torch.float64 else z, channel_dim)
-    indices = torch.ops.vqfast_native.residual_codes(
+    indices: Tensor = torch.ops.vqfast_native.residual_codes(
         vectors, [book.to(dtype).contiguous() for book in codebooks]
     )
     return indices.view(*z.movedim(channel_dim, -1).shape[:-1], len(codebooks))
@@ -119,4 +119,7 @@ def projected_codes(
     if z.numel() == 0 or z.dtype != torch.float32:
         return reference.projected_codes(z, codebooks, maps, unit, details, nearest)
     books, maps = ([tensor.contiguous() for tensor in each] for each in (codebooks, maps))
-    return torch.ops.vqfast_native.projected_codes(z.contiguous(), books, maps, unit, details)
+    found: tuple[Tensor, Tensor, Tensor] = torch.ops.vqfast_native.projected_codes(
+        z.contiguous(), books, maps, unit, details
+    )
+    return found
