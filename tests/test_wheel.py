@@ -19,12 +19,13 @@ from vqfast.ops import build
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("vqfast", "csrc", "tests", "benchmarks", "docs", ".ci")
-FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "constraints.txt", "README.md", "LICENSE")
+FOLDERS = ("vqfast", "csrc", "tests", "benchmarks", "docs", "examples", ".ci")
+FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "constraints.txt", "LICENSE")
+PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")
 
 
 def run(command: list[object], cwd: Path, **environment: str) -> str:
-    """What it prints; with nothing of this checkout on the path."""
+    """The output of a command that has nothing of this checkout on its path."""
     kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VQFAST_BACKEND", "CXX")}
     done = subprocess.run(
         list(map(str, command)), cwd=cwd, env=kept | environment, capture_output=True, text=True
@@ -35,11 +36,11 @@ def run(command: list[object], cwd: Path, **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what is packaged, to build in, with the record of a GPU."""
+    """A copy of all packaged files, with the record of a GPU, to build in."""
     folder = tmp_path_factory.mktemp("source")
     for name in FOLDERS:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
-    for name in FILES:
+    for name in (*FILES, *PAGES):
         shutil.copy(ROOT / name, folder)
     records = folder / "vqfast" / "ops" / "records"
     records.mkdir(exist_ok=True)
@@ -86,7 +87,7 @@ print([str(w.message) for w in caught if "vqfast" in str(w.message)])
 
 
 def use(python: Path, folder: Path) -> list[str]:
-    """What it prints where there is no compiler."""
+    """The lines that ``USE`` prints where there is no compiler, but the first."""
     nothing = folder / "nothing"
     nothing.mkdir()
     lines = run([python, "-c", USE], folder, PATH=str(nothing), XDG_CACHE_HOME=str(folder / "cache"))
@@ -136,7 +137,7 @@ def test_sdist_falls_back_without_a_compiler(source: Path, tmp_path: Path) -> No
         packed = {name.partition("/")[2] for name in archive.getnames()}
     files = [path for folder in FOLDERS for path in (source / folder).rglob("*") if path.is_file()]
     assert {str(path.relative_to(source)) for path in files if path.suffix != ".pyc"} <= packed
-    assert packed >= set(FILES)
+    assert packed >= {*FILES, *PAGES}
     python = environment(tmp_path / "environment")
     install(python, sdist, PATH="")
     built, results, refusal, warned = use(python, tmp_path)

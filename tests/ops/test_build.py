@@ -1,4 +1,4 @@
-"""What compilers, caches and installed libraries may be like, each tried in this process or a short one."""
+"""Compilers, caches and installed libraries that are broken, each in its own way."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def script(path: Path, body: str) -> list[str]:
 
 
 def writes(path: Path, what: Path) -> list[str]:
-    """A compiler that exits 0 and writes ``what``, whatever it is asked."""
+    """A compiler that exits with 0 and writes the contents of ``what``, whatever its arguments are."""
     return script(path, f'while [ "$1" != -o ]; do shift; done\ncp {what} "$2"')
 
 
 def c_library(target: Path, source: str, *flags: str) -> Path:
-    """A library of C code, or what is left of the test where there is no compiler."""
+    """A library of C code. Skips the test where there is no compiler."""
     if (reason := library.unavailable()) is not None:
         pytest.skip(reason)
     command = [*build.find_compiler(), "-shared", "-fPIC", "-x", "c++", "-", "-o", str(target), *flags]
@@ -35,7 +35,7 @@ def c_library(target: Path, source: str, *flags: str) -> Path:
 
 
 def sealed(target: Path) -> Path:
-    """As ``build`` leaves a library."""
+    """Appends the digest to a library, as ``build`` does."""
     target.write_bytes(target.read_bytes() + build.DIGEST(target.read_bytes()).digest())
     return target
 

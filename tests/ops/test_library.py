@@ -1,4 +1,4 @@
-"""Each test uses the library for the first time in processes of its own, with a cache of its own."""
+"""The first use of the library, in processes that have a cache of their own."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def finish(process: subprocess.Popen) -> str:
 
 @pytest.fixture
 def counted(tmp_path: Path) -> tuple[str, Path]:
-    """A stand-in for a compiler, of what was compiled before, and the file in which it notes calls."""
+    """A script that copies the library instead of compiling it, and the file where it lists its calls."""
     if (reason := library.unavailable()) is not None:
         pytest.skip(reason)
     calls = tmp_path / "calls"
