@@ -132,8 +132,8 @@ def test_sweep_times_each_neighbour_in_its_place_and_puts_the_line_back() -> Non
     assert tunings == {64: line}
     changed = [{k: v for k, v in each.items() if getattr(line, k, v) != v} for each in found]
     others = [
-        {"rows": 64},
-        {"rows": 256},
+        {"vectors": 64},
+        {"vectors": 256},
         {"codes": 32},
         {"codes": 128},
         {"channels": 32},
