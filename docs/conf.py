@@ -5,7 +5,11 @@ from __future__ import annotations
 import os
 from typing import Any, NamedTuple
 
+from docutils import nodes
+from docutils.parsers.rst import Directive
+
 import vqfast
+from vqfast.cli.parser import make_parser
 
 project = "vqfast"
 version = release = vqfast.__version__
@@ -53,6 +57,21 @@ def _skip(app: Any, what: str, name: str, member: object, skip: bool, options: A
     return skip or isinstance(member, type(_Pair.field))
 
 
+class Commands(Directive):
+    """``{commands}``: the help of every command, each a section."""
+
+    def run(self) -> list[nodes.Node]:
+        """Called by Sphinx."""
+        os.environ["COLUMNS"] = "88"
+        commands = next(action.choices for action in make_parser()._actions if action.choices)
+        sections = []
+        for name, parser in commands.items():
+            block = nodes.literal_block(text=parser.format_help(), language="text")
+            sections.append(nodes.section("", nodes.title(text=f"vqfast {name}"), block, ids=[name]))
+        return sections
+
+
 def setup(app: Any) -> None:
     """Called by Sphinx."""
+    app.add_directive("commands", Commands)
     app.connect("autodoc-skip-member", _skip)
