@@ -14,7 +14,7 @@ DESCRIPTION = """\
 Learns to draw new images like yours: a VQ-VAE turns images into small grids of codes and back, and a PixelCNN
 prior learns to draw new grids.
 
-  vqfast demo --out runs/digits                              the whole of it on handwritten digits, in minutes
+  vqfast demo --out runs/digits                              all of it on handwritten digits, in minutes
 
   vqfast train --data photos/ --size 128 --out runs/photos   1. train the VQ-VAE
   vqfast encode --run runs/photos                            2. turn the images into codes
