@@ -1,4 +1,4 @@
-"""What autocast asks for."""
+"""The dtype that autocast computes in."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """Autocast's dtype on the device of ``x``, ``None`` where it is off.
+    """Autocast's dtype on the device of ``x``, ``None`` where autocast is off.
 
-    Without ``torch.amp.is_autocast_available``, which torch 2.11 and older can't compile into a graph.
+    It avoids ``torch.amp.is_autocast_available``, which torch 2.11 and older can't compile into a graph.
     """
     device = x.device.type
     return torch.get_autocast_dtype(device) if not x.is_meta and torch.is_autocast_enabled(device) else None

@@ -74,8 +74,8 @@ def _autocast(x: Tensor, *others: Tensor | None) -> Any:
 
 def _check_added(name: str, tensor: Tensor, shapes: list[tuple[int, ...]]) -> None:
     if tuple(tensor.shape) not in shapes:
-        wanted = " or ".join(map(str, dict.fromkeys(shapes)))
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; want {wanted}")
+        choices = " or ".join(map(str, dict.fromkeys(shapes)))
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; want {choices}")
 
 
 def gate(x: Tensor, *, extra: Tensor | None = None) -> Tensor:

@@ -36,12 +36,12 @@ def differentiate_through(op: OpOverload[..., Any], reference: Callable[..., Any
             outputs = reference(*inputs)
             outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
             pairs = [(o, g) for o, g in zip(outputs, grad_outputs, strict=True) if o.requires_grad]
-        wanted = [value for value, needed in zip(inputs, needs_grad, strict=True) if needed]
+        differentiated = [value for value, needed in zip(inputs, needs_grad, strict=True) if needed]
         outs, grads = zip(*pairs, strict=True) if pairs else ((), ())
         found = iter(
-            torch.autograd.grad(outs, wanted, grads, allow_unused=True, create_graph=again)
+            torch.autograd.grad(outs, differentiated, grads, allow_unused=True, create_graph=again)
             if outs
-            else [None] * len(wanted)
+            else [None] * len(differentiated)
         )
         return tuple(next(found) if needed else None for needed in needs_grad)
 

@@ -1,6 +1,7 @@
-"""What passed where: ``records/*.json``, one a GPU model, by ``python -m benchmarks --gpu-gate``.
+"""Which ops passed their tests on which GPU model: ``records/*.json``, one file for each model.
 
-``device``: the model's name; ``passed``: by backend, the ops (and ``"sampler"``) whose tests all passed.
+``python -m benchmarks --gpu-gate`` writes them. ``device`` is the model's name; ``passed`` has, by backend,
+the ops (the sampler is one) whose tests all passed.
 """
 
 from __future__ import annotations
@@ -19,5 +20,5 @@ def _read(folder: Path) -> dict[str, dict[str, list[str]]]:
 
 
 def passed(op: str, backend: str, device: str) -> bool:
-    """Whether a record shows that ``backend``'s ``op`` passed on the device model of that name."""
+    """Whether a record shows that ``backend``'s ``op`` passed on the model with the name ``device``."""
     return op in _read(FOLDER).get(device, {}).get(backend, [])

@@ -1,15 +1,19 @@
-"""``vqfast::masked_conv2d``: a convolution that sees the first ``taps`` kernel positions in raster order.
+"""``vqfast::masked_conv2d``: a convolution with the first ``taps`` kernel positions in raster order.
 
-``x (B, C_in, H, W)``, ``weight (C_out, C_in, kh, kw)``; each of these or none: ``bias (C_out,)``, ``extra``
-``(B, C_out, 1, 1)`` or ``(B, C_out, H, W)``, ``residual`` like the output ->
-``out = activation(sums) + residual`` ``(B, C_out, H, W)``, or half the channels after the ``gate``
-(``tanh(a) * sigmoid(b)`` of the two halves), where ``sums`` are the convolution plus ``bias`` and ``extra``;
-and the ``kept`` sums where the activation's gradient needs them, else nothing (0,).
+``out = activation(sums) + residual``, where ``sums = conv(x, weight) + bias + extra``:
 
-Kernel position ``anchor`` (row, column; it may lie outside the kernel) falls on the output's own position,
-so ``(k, k)`` kernels with ``taps = k * k // 2`` and one more are masks A and B, and the stacks of the gated
-PixelCNN are kernels of which every tap is visible. Outside the grid ``x`` is zero. Outputs are channels last
-where ``x`` is, else contiguous. ``vqfast::gate`` is the activation alone.
+- ``x (B, C_in, H, W)``, zero outside the grid; ``weight (C_out, C_in, kh, kw)``;
+- optional ``bias (C_out,)``, ``extra (B, C_out, 1, 1)`` or ``(B, C_out, H, W)``, ``residual`` like the
+  output;
+- ``activation``: ``"none"``, ``"relu"`` or ``"gate"``, which is ``tanh(a) * sigmoid(b)`` of the two halves of
+  the channels, and so halves them;
+- ``kept``, a second output: the sums where the activation's gradient needs them, else ``(0,)``.
+
+``anchor`` is the kernel position (row, column) that falls on the output's own position; it may lie outside
+the kernel. Masks A and B are ``(k, k)`` kernels with ``taps = k * k // 2`` and one more; the stacks of the
+gated PixelCNN are kernels with every tap visible. Outputs are channels last where ``x`` is, else contiguous.
+
+``vqfast::gate`` is the activation alone; ``vqfast::embed`` the convolution of one-hot vectors.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from vqfast.ops.masked_conv import layout, reference
 
 @define
 def gate(x: Tensor, extra: Tensor | None) -> Tensor:
-    """``x (B, 2 C, H, W)``, ``extra`` as above -> ``(B, C, H, W)``."""
+    """The gate of ``x (B, 2 C, H, W)`` plus ``extra``: ``(B, C, H, W)``."""
     return registry.backend("masked_conv", x, x.shape[1]).gate(x, extra)
 
 
@@ -87,7 +91,7 @@ def _(x, weight, bias, extra, residual, taps, anchor, dilation, activation):
 def masked_conv2d_backward(
     grad: Tensor, x: Tensor, weight: Tensor, taps: int, anchor: list[int], dilation: list[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients to ``x``, ``weight`` and the bias, of the sums' gradient."""
+    """Gradients to ``x``, ``weight`` and the bias; ``grad`` is the gradient to the sums."""
     run = registry.backend("masked_conv", x, x.shape[1]).masked_conv2d_backward
     return run(grad, x, weight, taps, anchor, dilation)
 
@@ -102,7 +106,7 @@ def _setup_context(ctx, inputs, output):
     out, kept = output
     ctx.given = bias is not None, residual is not None
     ctx.extra = None if extra is None else extra.shape
-    # the sums are an output with a gradient, so that a second derivative finds its way through them
+    # the sums are a differentiable output, for second derivatives
     ctx.set_materialize_grads(False)
     known = kept if layout.keeps_sums(ctx.activation, residual) else out
     ctx.save_for_backward(x, weight, None if ctx.activation == "none" else known)
@@ -132,36 +136,36 @@ differentiate_through(masked_conv2d_backward, reference.masked_conv2d_backward)
 
 @define
 def embed(
-    codes: Tensor, weight: Tensor, bias: Tensor | None, taps: int, anchor: list[int], dilation: list[int]
+    indices: Tensor, weight: Tensor, bias: Tensor | None, taps: int, anchor: list[int], dilation: list[int]
 ) -> Tensor:
-    """``masked_conv2d`` of the one-hot vectors of int64 ``codes (B, H, W)``; channels last."""
+    """``masked_conv2d`` of the one-hot vectors of int64 ``indices (B, H, W)``; channels last."""
     run = registry.backend("masked_conv", weight, weight.shape[1]).embed
-    return run(codes, weight, bias, taps, anchor, dilation)
+    return run(indices, weight, bias, taps, anchor, dilation)
 
 
 @torch.library.register_fake(embed)
-def _(codes, weight, bias, taps, anchor, dilation):
-    return layout.embedded(codes, weight)
+def _(indices, weight, bias, taps, anchor, dilation):
+    return layout.embedded(indices, weight)
 
 
 @define
 def embed_backward(
-    grad: Tensor, codes: Tensor, weight: Tensor, taps: int, anchor: list[int], dilation: list[int]
+    grad: Tensor, indices: Tensor, weight: Tensor, taps: int, anchor: list[int], dilation: list[int]
 ) -> tuple[Tensor, Tensor]:
     """Gradients to ``weight`` and the bias."""
     run = registry.backend("masked_conv", weight, weight.shape[1]).embed_backward
-    return run(grad, codes, weight, taps, anchor, dilation)
+    return run(grad, indices, weight, taps, anchor, dilation)
 
 
 @torch.library.register_fake(embed_backward)
-def _(grad, codes, weight, taps, anchor, dilation):
+def _(grad, indices, weight, taps, anchor, dilation):
     return weight.new_empty(weight.shape), weight.new_empty(len(weight))
 
 
 def _setup_embed(ctx, inputs, output):
-    codes, weight, bias, *ctx.geometry = inputs
+    indices, weight, bias, *ctx.geometry = inputs
     ctx.has_bias = bias is not None
-    ctx.save_for_backward(codes, weight)
+    ctx.save_for_backward(indices, weight)
 
 
 def _embed_backward(ctx, grad):

@@ -16,13 +16,13 @@ def _masked(weight: Tensor, taps: int) -> Tensor:
     """``weight`` with all but its first ``taps`` kernel positions, in raster order, set to zero."""
     kernel = list(map(int, weight.shape[2:]))
     visible = torch.arange(math.prod(kernel), device=weight.device).view(kernel) < taps
-    return torch.where(visible, weight, 0)  # not a product: a hidden NaN must not count
+    return torch.where(visible, weight, 0)  # not a product: a hidden NaN would spread
 
 
 def _padded(x: Tensor, weight: Tensor, anchor: list[int], dilation: list[int]) -> Tensor:
     """``x`` with the zeros around it that put tap ``anchor`` at the output's own position."""
     (kh, kw), (ay, ax), (dy, dx) = map(int, weight.shape[2:]), anchor, dilation
-    # an anchor beyond the kernel leaves rows that no tap sees
+    # where the anchor lies outside the kernel, no tap sees the last rows or columns
     padded = F.pad(x, [ax * dx, max(0, kw - 1 - ax) * dx, ay * dy, max(0, kh - 1 - ay) * dy])
     return padded[:, :, : x.shape[2] + (kh - 1) * dy, : x.shape[3] + (kw - 1) * dx]
 
@@ -92,36 +92,36 @@ def masked_conv2d_backward(
     return grad_x, _masked(grad_weight, taps).contiguous(), grad_bias
 
 
-def _seen(codes: Tensor, weight: Tensor, taps: int, anchor: list[int], dilation: list[int]) -> list[Tensor]:
-    """For each tap the codes it sees, ``(B, H, W)``; outside the grid ``in_channels``, which is no code."""
-    (height, width), kw = codes.shape[1:], weight.shape[3]
-    padded = _padded(codes[:, None] - weight.shape[1], weight, anchor, dilation)[:, 0] + weight.shape[1]
+def _seen(indices: Tensor, weight: Tensor, taps: int, anchor: list[int], dilation: list[int]) -> list[Tensor]:
+    """The indices that each tap sees, ``(B, H, W)``; outside the grid ``in_channels``, which is no index."""
+    (height, width), kw = indices.shape[1:], weight.shape[3]
+    padded = _padded(indices[:, None] - weight.shape[1], weight, anchor, dilation)[:, 0] + weight.shape[1]
     corners = [(t // kw * dilation[0], t % kw * dilation[1]) for t in range(taps)]
     return [padded[:, y : y + height, x : x + width] for y, x in corners]
 
 
 def embed(
-    codes: Tensor, weight: Tensor, bias: Tensor | None, taps: int, anchor: list[int], dilation: list[int]
+    indices: Tensor, weight: Tensor, bias: Tensor | None, taps: int, anchor: list[int], dilation: list[int]
 ) -> Tensor:
-    """The convolution of one-hot vectors, as the sum of the matrices' rows that the taps' codes name."""
+    """The convolution of one-hot vectors: each tap adds the row of its matrix that its index names."""
     outside = weight.new_zeros(1, len(weight))
     rows = [
         F.embedding(seen, torch.cat([matrix.T, outside]))
         for seen, matrix in zip(
-            _seen(codes, weight, taps, anchor, dilation), weight.flatten(2).unbind(2), strict=False
+            _seen(indices, weight, taps, anchor, dilation), weight.flatten(2).unbind(2), strict=False
         )
     ]
-    sums = sum(rows, weight.new_zeros(1) if bias is None else bias).expand(*codes.shape, len(weight))
+    sums = sum(rows, weight.new_zeros(1) if bias is None else bias).expand(*indices.shape, len(weight))
     return dims.move(sums.contiguous(), -1, 1)
 
 
 def embed_backward(
-    grad: Tensor, codes: Tensor, weight: Tensor, taps: int, anchor: list[int], dilation: list[int]
+    grad: Tensor, indices: Tensor, weight: Tensor, taps: int, anchor: list[int], dilation: list[int]
 ) -> tuple[Tensor, Tensor]:
-    """Gradients to ``weight`` (zero at hidden taps) and the bias: for each code the sum where it was seen."""
+    """Gradients to ``weight`` (zero at hidden taps) and the bias: each index sums where it was seen."""
     grad, channels = grad.movedim(1, -1).flatten(0, 2), weight.shape[1]
     grad_weight = [weight.new_zeros(weight.shape[:2])] * weight[0, 0].numel()
-    for t, seen in enumerate(_seen(codes, weight, taps, anchor, dilation)):
+    for t, seen in enumerate(_seen(indices, weight, taps, anchor, dilation)):
         picked = F.one_hot(seen.flatten(), channels + 1)[:, :channels].to(grad.dtype)
         grad_weight[t] = grad.T @ picked
     return torch.stack(grad_weight, -1).view(weight.shape), grad.sum(0)

@@ -1,4 +1,4 @@
-"""Block sizes of the convolution kernels, as data: architecture, arithmetic, its blocks."""
+"""Block sizes of the convolution kernels, as data: by architecture and arithmetic."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from vqfast.ops.nearest.tunings import fallback
 
 
 class Tuning(NamedTuple):
-    """One configuration: a block of ``rows x columns`` sums, ``depth`` products of each at a time."""
+    """A block of ``rows x columns`` sums, each of ``depth`` products at a time."""
 
     rows: int
     columns: int
@@ -22,7 +22,7 @@ HALF, TF32, IEEE, DOUBLE = "half", "tf32", "ieee", "double"
 
 # Rows are positions, columns output channels, depth input channels. With 128 x 128 each multiprocessor of an
 # H100 has one block at 16 images of 32 x 32 and 128 channels; without tensor cores registers are short.
-# An architecture's lines are those of the one before, but for:
+# Each architecture changes some lines of the one before.
 CONVOLVE: dict[str, dict[str, Tuning]] = {
     "sm_80": {
         HALF: Tuning(128, 128, 32, 8, 4),

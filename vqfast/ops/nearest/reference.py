@@ -6,6 +6,11 @@ import torch
 from torch import Tensor
 
 
+def accumulator(vectors: Tensor, codebook: Tensor) -> torch.dtype:
+    """The dtype of distances, losses, sums and residuals: float32 or wider."""
+    return torch.promote_types(torch.promote_types(vectors.dtype, codebook.dtype), torch.float32)
+
+
 def divided(codebook: Tensor, lengths: Tensor | None) -> Tensor:
     """``codebook (..., K, D)`` divided by ``lengths (..., K)``, if there are any."""
     return codebook if lengths is None else codebook / lengths.unsqueeze(-1)

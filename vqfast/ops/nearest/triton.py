@@ -7,7 +7,7 @@ import triton
 from torch import Tensor
 
 from vqfast.ops.launch import TRITON_DTYPES, architecture, on
-from vqfast.ops.nearest.reference import divided
+from vqfast.ops.nearest.reference import accumulator, divided
 from vqfast.ops.nearest.triton_kernels import _recheck, _search
 from vqfast.ops.nearest.triton_pack import _centre, _pack
 from vqfast.ops.nearest.tunings import RECHECK, SEARCH, Tuning, pick
@@ -15,11 +15,6 @@ from vqfast.ops.strides import VECTOR_DIMS, vector_strides, walkable
 
 SAMPLE = 256  # about as many code vectors make the mean that is the pivot
 PACK_CODES = 64  # a block of ``_pack``: any size does, for the codebook is small beside the vectors
-
-
-def wide(x: Tensor, codebook: Tensor) -> torch.dtype:
-    """The dtype in which vectors and code vectors are compared: float32 or wider."""
-    return torch.promote_types(torch.promote_types(x.dtype, codebook.dtype), torch.float32)
 
 
 def channel_block(channels: int, limit: int) -> int:
@@ -52,7 +47,7 @@ def search(
 
     padded_codes = triton.cdiv(codes, max(tuning.codes, careful.codes)) * max(tuning.codes, careful.codes)
     padded = triton.cdiv(channels, max(block, careful_block)) * max(block, careful_block)
-    dtype = wide(x, codebook)
+    dtype = accumulator(x, codebook)
     pivot = x.new_empty(heads, padded, dtype=dtype)
     hi, lo = x.new_empty(2, heads, padded_codes, padded, dtype=torch.float16)
     half = x.new_empty(heads, padded_codes, dtype=torch.float32)

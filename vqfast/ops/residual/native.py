@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from vqfast.ops.nearest.native import nearest
+from vqfast.ops.nearest.reference import accumulator
 from vqfast.ops.residual import reference
-from vqfast.ops.residual.reference import accumulator
 
 
 def _dense(x: Tensor, channel_dim: int) -> tuple[Tensor, Tensor]:

@@ -28,6 +28,7 @@ from vqfast.ops import registry
 from vqfast.ops.autograd import differentiate_through
 from vqfast.ops.define import define, register_autograd, register_batched
 from vqfast.ops.nearest.op import nearest
+from vqfast.ops.nearest.reference import accumulator
 from vqfast.ops.residual import reference
 
 
@@ -46,7 +47,7 @@ def _(z, codebooks, channel_dim, statistics):
     dims.pop(channel_dim)
     *stages, codes, channels = codebooks.shape
     codes = codes if statistics else 0
-    losses = z.new_empty(stages, dtype=reference.accumulator(z, codebooks))
+    losses = z.new_empty(stages, dtype=accumulator(z, codebooks))
     indices = z.new_empty((*dims, *stages), dtype=torch.int64)
     counts = indices.new_empty((*stages, codes))
     sums = losses.new_empty((*stages, codes, channels))

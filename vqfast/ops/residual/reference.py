@@ -13,14 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqfast.ops import dims
-from vqfast.ops.nearest.reference import nearest
+from vqfast.ops.nearest.reference import accumulator, nearest
 
 Step = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-
-
-def accumulator(z: Tensor, codebooks: Tensor) -> torch.dtype:
-    """The dtype of losses, sums, residuals and the codebooks' gradient: float32 or wider."""
-    return torch.promote_types(torch.promote_types(z.dtype, codebooks.dtype), torch.float32)
 
 
 def straight_through(z: Tensor, values: Tensor) -> Tensor:

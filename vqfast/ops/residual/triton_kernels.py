@@ -34,7 +34,7 @@ def _segments(
     x, sa, sb, sc, sd, b, c, codebook, ek, ed, order, ends, sums, grad, factor, D,
     DIFFERENCE: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """``sums[k]``: of the code's vectors, or of ``grad * factor * (e_k - x)``, in the vectors' order."""
+    """``sums[k]`` of the code's vectors, or of ``grad * factor * (e_k - x)``, added in the vectors' order."""
     k = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1).to(tl.int64) * BD + tl.arange(0, BD)
     ACC: tl.constexpr = sums.dtype.element_ty
