@@ -30,7 +30,7 @@ def test_mypy():
 @pytest.mark.slow
 def test_pyright():
     pytest.importorskip("pyright", reason="pyright is not installed")
-    check([sys.executable, "-m", "pyright", "--pythonpath", sys.executable, str(USER)])
+    check([sys.executable, "-m", "pyright", "--pythonpath", sys.executable, "vqfast", str(USER)])
 
 
 def test_the_user_has_all_public_names():

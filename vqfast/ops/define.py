@@ -13,6 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 from torch._C import DispatchKey, DispatchKeySet
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch._ops import OpOverload
 from torch.autograd import forward_ad
 
@@ -48,8 +49,8 @@ def transformed() -> bool:
 
 def behind_transforms(tensor: Tensor) -> Tensor:
     """The tensor inside the wrappers of ``torch.func``, with the dimensions that ``vmap`` hides."""
-    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-        tensor = torch._C._functorch.get_unwrapped(tensor)
+    while is_functorch_wrapped_tensor(tensor):
+        tensor = get_unwrapped(tensor)
     return tensor
 
 

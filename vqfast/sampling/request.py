@@ -25,21 +25,27 @@ class Model(Protocol):
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
         """Its weights; the first one says the device and the dtype."""
+        ...
 
     def lower(self) -> tuple[Program, dict[str, Tensor]]:
         """The sampling program and the weights that it names, in the model's dtype and on its device."""
+        ...
 
     def grid_logits(self, codes: Tensor, labels: Tensor | None, condition: Tensor | None) -> Tensor:
         """Logits ``(B, K, H, W)`` of codes ``(B, H, W)`` from the model itself."""
+        ...
 
     def on_grid(self, condition: Tensor, grid: tuple[int, int]) -> Tensor:
         """The user's ``condition`` as ``grid_logits`` takes it."""
+        ...
 
     def condition_map(self, codes: Tensor, labels: Tensor | None, condition: Tensor | None) -> Tensor | None:
         """The map ``(B, C, H, W)`` that the program reads as ``CONDITION``, in the model's dtype."""
+        ...
 
     def check_known(self, known: Given) -> None:
         """Raises ValueError if a code that the model can't draw isn't known."""
+        ...
 
     def check_conditioning(
         self, num: int, shape: tuple[int, ...], labels: GivenLabels, condition: Given

@@ -113,10 +113,10 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad, grad_kept):
+    grad_sums = grad
     if grad is None and grad_kept is None:
         return (None,) * 9
     x, weight, known = ctx.saved_tensors
-    grad_sums = grad
     if grad is not None and ctx.activation == "gate":
         grad_sums = gate_backward(grad, known, None)
     elif grad is not None and ctx.activation == "relu":

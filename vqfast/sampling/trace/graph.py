@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
+from torch.fx.node import map_arg
 from torch.overrides import TorchFunctionMode
 
 # Frames of these files aren't lines of the user's network: torch, and vqfast's priors and sampling.
@@ -81,7 +82,7 @@ def evaluate(nodes: list[fx.Node], inputs: tuple[Tensor | None, ...]) -> list[Te
         elif node.op == "get_attr":
             values[node] = constant(node)
         else:
-            args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+            args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
             values[node] = node.target(*args, **kwargs)
     return [values[node] for node in nodes]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves
 
 from vqfast.sampling.program import CODES, Program, Step
@@ -81,7 +82,7 @@ class Lowering(Context):
             return self._input(node)
         if node.op == "get_attr":
             return Known(constant(node), frozenset(), node)
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.values.__getitem__)
+        args, kwargs = map_arg((node.args, node.kwargs), self.values.__getitem__)
         leaves = tree_leaves((args, kwargs))
         if any(isinstance(leaf, Unknown) for leaf in leaves):
             return Unknown()
@@ -124,7 +125,7 @@ class Lowering(Context):
     def _known(self, node: Any, leaves: list[Any]) -> Known:
         """The value of a node that doesn't depend on the codes."""
         needs = frozenset[str]().union(*(leaf.needs for leaf in leaves if isinstance(leaf, Known)))
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda arg: self.values[arg].value)
+        args, kwargs = map_arg((node.args, node.kwargs), lambda arg: self.values[arg].value)
         return Known(node.target(*args, **kwargs), needs, node)
 
     def _shared(self, node: fx.Node, value: Any) -> Any:

@@ -86,9 +86,9 @@ def narrowed(ctx: Context, x: Sum, dim: int, start: int, count: int, step: int =
         index = channel_index(x.layout)
         chosen = index.index_select(dim, torch.arange(start, start + count * step, step)[:count])
         return x.select(chosen.flatten(), (*x.layout[:dim], (("c", count),), *x.layout[dim + 1 :]))
-    if len(axes) > 1 or axes[0][0] == "b" or step != 1:
+    (axis, _), *others = axes
+    if others or axis == "b" or step != 1:
         raise Unsupported("a part of the samples, or a grid with a stride")
-    axis = axes[0][0]
     x = x.select(torch.arange(x.size("c")), (*x.layout[:dim], ((axis, count),), *x.layout[dim + 1 :]))
     return x.moved(start if axis == "y" else 0, start if axis == "x" else 0)
 
