@@ -6,7 +6,7 @@ import os
 from typing import Any, NamedTuple
 
 from docutils import nodes
-from docutils.parsers.rst import Directive
+from sphinx.util.docutils import SphinxDirective
 
 import vqfast
 from vqfast.cli.parser import make_parser
@@ -57,13 +57,13 @@ def _skip(app: Any, what: str, name: str, member: object, skip: bool, options: A
     return skip or isinstance(member, type(_Pair.field))
 
 
-class Commands(Directive):
+class Commands(SphinxDirective):
     """``{commands}``: the help of every command, each a section."""
 
     def run(self) -> list[nodes.Node]:
         """Called by Sphinx."""
         os.environ["COLUMNS"] = "88"
-        commands = next(action.choices for action in make_parser()._actions if action.choices)
+        commands = next(a.choices for a in make_parser()._actions if isinstance(a.choices, dict))
         sections = []
         for name, parser in commands.items():
             block = nodes.literal_block(text=parser.format_help(), language="text")

@@ -5,21 +5,21 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def test_ci_runs_the_readmes_test_command_word_for_word():
+def test_ci_runs_the_readmes_test_command_word_for_word() -> None:
     (command,) = [line for line in README.splitlines() if "pytest" in line and "install" in line]
     assert command in (ROOT / ".ci" / "run").read_text().splitlines()
 
 
-def test_the_demo_command_stands_in_one_line():
+def test_the_demo_command_stands_in_one_line() -> None:
     (command,) = [line for line in README.splitlines() if "vqfast demo" in line]
     assert command == 'pip install -c constraints.txt ".[demo]" && vqfast demo --out runs/digits'
 
 
-def test_the_readme_is_short():
+def test_the_readme_is_short() -> None:
     assert len(README.splitlines()) <= 150
 
 
-def test_the_figures_of_the_claims_are_those_of_the_records():
+def test_the_figures_of_the_claims_are_those_of_the_records() -> None:
     """The four claims at the top have no markers: each figure in them is one of a generated table."""
     claims = README[: README.index("```")]
     tables = "".join(re.findall(r"^\|.*", (ROOT / "docs" / "benchmarks.md").read_text(), re.MULTILINE))

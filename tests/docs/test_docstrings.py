@@ -4,6 +4,7 @@ import doctest
 import inspect
 import pkgutil
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +18,9 @@ MODULES.remove("vqfast.cli.__main__")
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_examples(name, monkeypatch, tmp_path, capsys):
+def test_examples(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Each docstring runs by itself, in an empty folder, after ``torch.manual_seed(0)``."""
     if "triton" in name:
         pytest.importorskip("triton", reason="Triton has no build for this platform")
@@ -42,7 +45,7 @@ def public() -> dict[str, object]:
 
 
 @pytest.mark.parametrize("name, value", public().items())
-def test_public_names_explain_themselves(name, value):
+def test_public_names_explain_themselves(name: str, value: object) -> None:
     """A docstring, one for each public method, and an example in one of them."""
     documented = value if inspect.isclass(value) or inspect.isfunction(value) else type(value)
     methods = dict(inspect.getmembers(documented, inspect.isfunction))
