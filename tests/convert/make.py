@@ -1,10 +1,8 @@
 """Writes what a class of another library computes, as data: ``python -m tests.convert.make NAME CHECKOUT``.
 
-NAME is one of ``CASES``, CHECKOUT the folder of its repository at the commit to read. The class is taken out
-of its file and run there: it trains for a few steps, then ``states/NAME.safetensors`` keeps its state, an
-input, and what its next training step returns and makes of the codebook. None of its code is kept.
-
-``keras`` needs tensorflow, ``taming-ema`` takes the attributes that its constructor doesn't set.
+NAME is one of ``CASES`` or ``keras`` (which needs tensorflow), CHECKOUT the folder of the class's repository.
+The class is read from its file and trained for a few steps. Then ``states/NAME.safetensors`` gets its state,
+an input, and the results of its next training step: loss, indices and codebook. None of its code is kept.
 """
 
 from __future__ import annotations
@@ -65,6 +63,7 @@ def taming_ema(checkout: Path) -> nn.Module:
     from einops import rearrange
 
     found = classes(checkout / TAMING, rearrange=rearrange)
+    # its constructor reads names that it doesn't define
     module = found.EMAVectorQuantizer.__new__(found.EMAVectorQuantizer)
     nn.Module.__init__(module)
     module.codebook_dim, module.num_tokens, module.beta, module.remap = D, K, BETA, None
@@ -84,8 +83,8 @@ def images(generator: torch.Generator, centres: Tensor) -> Tensor:
     return vectors.view(4, 6, 6, D).movedim(-1, 1).contiguous()
 
 
-# by name: how it is built, where in what it returns the loss stands and the indices, and how to find the
-# codebook; zalando's classes return codes one-hot
+# By name: how a class is built, how loss and indices are read from what it returns, and its codebook's name.
+# The classes of zalando return indices one-hot.
 CASES: dict[str, tuple[Callable[[Path], nn.Module], Callable[[Any], tuple[Tensor, Tensor]], str]] = {
     "zalando": (zalando, lambda out: (out[0], out[3].argmax(1)), "_embedding.weight"),
     "zalando-ema": (zalando_ema, lambda out: (out[0], out[3].argmax(1)), "_embedding.weight"),

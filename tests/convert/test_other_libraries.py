@@ -14,7 +14,7 @@ import vqfast
 from tests.convert.make import BETA, DECAY, RATE, STATES, D, K
 
 EMA = {"beta": BETA, "decay": DECAY}
-# options of the layer, and what its loss is multiplied with: two of them weigh the codebook's term by beta
+# Options of the layer, and a factor of its loss: two of the classes weigh the codebook's term by beta.
 CASES = {
     "zalando": ({"beta": BETA}, 1.0),
     "zalando-ema": (EMA, 1.0),

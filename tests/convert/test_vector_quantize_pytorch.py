@@ -14,7 +14,7 @@ import vqfast
 library = pytest.importorskip("vector_quantize_pytorch", reason="vector-quantize-pytorch is not installed")
 K, D, Q = 32, 16, 3
 LEARNABLE = {"learnable_codebook": True, "ema_update": False}
-# options there, and here
+# Options there, and here.
 SINGLE: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {"gradient": "rotation"}),
     ({"rotation_trick": False, "decay": 0.9, "commitment_weight": 0.5}, {"decay": 0.9, "beta": 0.5}),
