@@ -1,4 +1,4 @@
-"""The benchmarks' cases in small: their baselines are right, and a contender that is wrong is found out."""
+"""The benchmarks' cases in small: all contenders are right, and a wrong one is noticed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from benchmarks import (
 )
 from benchmarks.core import AbsentError, Case
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # peers warn of their own affairs
+pytestmark = pytest.mark.filterwarnings("ignore")  # peers have warnings of their own
 LAYER = partial(accelerate.layer, "ResidualVQ", (2, 9, 8), 16)
 TRAIN, TOKENISE, SAMPLE = end_to_end.cases(4, 16, 8)
 CASES = {
@@ -55,12 +55,12 @@ def known_peak(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def without_compiled(case: Case) -> Case:
-    """Compiling takes many seconds."""
+    """The case without its compiled contender, which takes many seconds."""
     return replace(case, contenders={n: build for n, build in case.contenders.items() if n != "compiled"})
 
 
 def spoilt(output):
-    """Values that are off, or codes that are another's."""
+    """A wrong output: NaN in place of numbers, other indices in place of indices."""
     if isinstance(output, tuple):
         return tuple(map(spoilt, output))
     if output is None or output.is_floating_point():
@@ -96,7 +96,7 @@ def test_a_spoilt_contender_is_not_timed(case) -> None:
         pytest.skip(str(error))
     assert row["wrong"].keys() == {"spoilt"}
     assert "spoilt" not in row["seconds"]
-    with pytest.raises(AssertionError):  # a suite whose own output is wrong has nothing to say
+    with pytest.raises(AssertionError):  # where vqfast is wrong, the case fails
         core.measure(replace(case, contenders={"vqfast": wrong, "right": build}), rounds=1)
 
 

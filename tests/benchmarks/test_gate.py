@@ -1,4 +1,4 @@
-"""The GPU gate as far as it goes without a GPU."""
+"""The GPU gate and the sweep of tunings, as far as they run without a GPU."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_neighbours_of_a_line_of_launches_change_one_size_of_one_of_them() -> No
     for other in others:
         (one,) = [(old, new) for old, new in zip(line, other, strict=True) if old != new]
         assert sum(old != new for old, new in zip(*one, strict=True)) == 1
-        assert other.row.members == 1  # its blocks don't meet
+        assert other.row.members == 1  # blocks that work alone
         assert other.row.columns >= 16
 
 

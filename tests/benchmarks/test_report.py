@@ -1,4 +1,4 @@
-"""From cases to record, tables and plots; and what is committed agrees."""
+"""Records, tables and plots; the committed pages and pictures agree with the committed records."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(nearest, "CASES", [*cases, broken])
         patch.setattr(nearest, "findings", lambda: {"wrong codes": {"vqfast": {"shifted by 0": 0}}})
         patch.setattr(record, "RESULTS", folder)
-        assert command.main(["nearest", "--rounds", "2"]) == 1  # as one failed
+        assert command.main(["nearest", "--rounds", "2"]) == 1  # a case failed
         return record.path(machine.name())
 
 
