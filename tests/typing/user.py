@@ -163,7 +163,7 @@ def new_images(folder: Path) -> None:
         pipeline.encode(run, vqvae, parts["train"], part="train")
         prior = assert_type(pipeline.train_prior(run, steps=100), priors.CausalPrior)
         codes = assert_type(pipeline.stage_codes(run, "codes/train"), pipeline.CodeGrids)
-        assert_type(pipeline.bits_per_code(prior, codes, label=3), Tensor)
+        assert_type(pipeline.bits_per_code(prior, codes, labels=3), Tensor)
         pipeline.sample(run, prior, pipeline.SampleRequest(16, (8, 8), labels=3), seed=1)
         pipeline.decode(run, vqvae, pipeline.open_codes("run/samples"), format="npy")
 
