@@ -113,16 +113,19 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad, grad_kept):
-    grad_sums = grad
     if grad is None and grad_kept is None:
         return (None,) * 9
     x, weight, known = ctx.saved_tensors
-    if grad is not None and ctx.activation == "gate":
+    if grad is None:
+        grad_sums = grad_kept
+    elif ctx.activation == "gate":
         grad_sums = gate_backward(grad, known, None)
-    elif grad is not None and ctx.activation == "relu":
+    elif ctx.activation == "relu":
         grad_sums = torch.ops.aten.threshold_backward(grad, known, 0)
-    if grad_kept is not None and ctx.activation != "none":
-        grad_sums = grad_kept if grad is None else grad_sums + grad_kept
+    else:
+        grad_sums = grad
+    if grad is not None and grad_kept is not None and ctx.activation != "none":
+        grad_sums = grad_sums + grad_kept
     has_bias, has_residual = ctx.given
     grad_x, grad_weight, grad_bias = masked_conv2d_backward(grad_sums, x, weight, *ctx.geometry)
     grad_extra = None if ctx.extra is None else grad_sums.sum_to_size(ctx.extra)
