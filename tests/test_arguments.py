@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from vqfast.models import VQVAE
+from vqfast.models import VQVAE, LayerOptions
 from vqfast.nn import MaskedConv1d, MaskedConv2d, ResidualVQLayer, VQLayer
 from vqfast.priors import PixelCNN, ResidualPixelCNN, WaveNet
 
@@ -58,6 +58,10 @@ DOCUMENTED: dict[str, list[Any]] = {
     "hidden_channels": [None, 1],
     "num_downsamplings": [None, 1],
     "VQVAE.num_residual_blocks": [None, 0, 1],
+    "VQVAE.num_embeddings": [None, 1],
+    "VQVAE.embedding_dim": [None, 1],
+    "loss_weight": [0, 1, 1.5],
+    "quantizer": [None],
     "num_classes": [None, 1],
     "condition_channels": [0, 1],
     "device": [None],
@@ -66,8 +70,14 @@ DOCUMENTED: dict[str, list[Any]] = {
 ELSEWHERE: dict[str, list[Any]] = {"device": [0, 1]}  # which exist on some machines
 
 
+def arguments(kind: type) -> list[str]:
+    """The names of all arguments, those that a typed dict declares too."""
+    names = [*inspect.signature(kind).parameters]
+    return [*names[:-1], *LayerOptions.__annotations__] if names[-1] == "options" else names
+
+
 def cases() -> list[Any]:
-    names = [(kind, name) for kind in VALID for name in inspect.signature(kind).parameters]
+    names = [(kind, name) for kind in VALID for name in arguments(kind)]
     return [pytest.param(kind, name, id=f"{kind.__name__}-{name}") for kind, name in names]
 
 
@@ -99,14 +109,24 @@ def test_a_wrong_value_is_named_and_a_documented_one_builds(kind: type, name: st
 
 @pytest.mark.parametrize("kind", VALID)
 def test_options_are_keywords_of_one_order_and_say_where_last(kind: type) -> None:
-    parameters = inspect.signature(kind).parameters
-    assert list(parameters)[-2:] == ["device", "dtype"]
-    for parameter in parameters.values():
+    parameters = [*inspect.signature(kind).parameters.values()]
+    if parameters[-1].kind is inspect.Parameter.VAR_KEYWORD:
+        assert parameters.pop().annotation == "Unpack[LayerOptions]"
+    assert [parameter.name for parameter in parameters[-2:]] == ["device", "dtype"]
+    for parameter in parameters:
         positional = parameter.default is parameter.empty or parameter.name in DEFAULT_SIZES[kind]
         assert parameter.kind is (
             parameter.POSITIONAL_OR_KEYWORD if positional else parameter.KEYWORD_ONLY
         ), parameter
         assert parameter.annotation is not parameter.empty
+
+
+def test_models_pass_on_every_option_of_the_layer() -> None:
+    layer = inspect.signature(VQLayer).parameters
+    own = {"num_embeddings", "embedding_dim", "channel_dim", "device", "dtype"}
+    assert [*LayerOptions.__annotations__] == [name for name in layer if name not in own]
+    for name, annotation in LayerOptions.__annotations__.items():
+        assert annotation.__forward_arg__ == layer[name].annotation
 
 
 def test_both_quantisers_have_the_same_options_in_the_same_order() -> None:

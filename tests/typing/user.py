@@ -77,7 +77,13 @@ def autoencoders() -> None:
     assert_type(reconstruction.loss, Tensor)
     assert_type(model.decode(assert_type(model.encode(x), Tensor)), Tensor)
     assert_type(model.code_shape((16, 16)), tuple[int, ...])
-    assert_type(models.VQVAE.named(next(iter(models.CONFIGS))), models.VQVAE)
+    named = assert_type(models.VQVAE.named(next(iter(models.CONFIGS)), decay=0.9), models.VQVAE)
+    options: models.LayerOptions = {"decay": 0.99, "kmeans_init": True}
+    vqfast.VQVAE(hidden_channels=16, **options)
+    vqfast.VQVAE(quantizer=vqfast.ResidualVQLayer(32, 8, 3), loss_weight=0.1)
+    level: models.Autoencoder = named
+    assert_type(level.decode_levels(assert_type(level.encode_levels(x), list[Tensor])), Tensor)
+    assert_type(level.code_shapes((16, 16)), list[tuple[int, ...]])
     assert_type(vqfast.load_model("run", "vqvae"), vqfast.VQVAE)
     assert_type(vqfast.load_model(Path("run"), "prior"), priors.CausalPrior)
 

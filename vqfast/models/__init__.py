@@ -1,5 +1,7 @@
-"""Models: an encoder and a decoder around a ``VQLayer``."""
+"""Models: an encoder and a decoder around quantisers."""
 
+from vqfast.models.autoencoder import Autoencoder
+from vqfast.models.quantizers import LayerOptions
 from vqfast.models.vqvae import CONFIGS, VQVAE, VQVAEOutput
 
-__all__ = ["CONFIGS", "VQVAE", "VQVAEOutput"]
+__all__ = ["CONFIGS", "VQVAE", "Autoencoder", "LayerOptions", "VQVAEOutput"]

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from vqfast.checks import check_integer
 from vqfast.models.batch_norm import BatchNorm2d
 
 
@@ -71,19 +72,19 @@ def _paper(
     )
 
 
-def _widths(hidden_channels: int, num_downsamplings: int) -> list[int]:
-    """Widths that double with every downsampling, up to ``hidden_channels``."""
-    first = hidden_channels >> (num_downsamplings - 1)
-    if first << (num_downsamplings - 1) != hidden_channels:
-        wanted = f"a multiple of 2 ** (num_downsamplings - 1) = {1 << (num_downsamplings - 1)}"
+def doubling(hidden_channels: int, count: int) -> list[int]:
+    """``count`` widths, each twice the one before, up to ``hidden_channels``."""
+    first = hidden_channels >> (count - 1)
+    if first << (count - 1) != hidden_channels:
+        wanted = f"a multiple of 2 ** {count - 1} = {1 << (count - 1)}"
         raise ValueError(f"hidden_channels is {hidden_channels}; want {wanted}")
-    return [first << i for i in range(num_downsamplings)]
+    return [first << i for i in range(count)]
 
 
 def _keras(
     ndim: int, in_channels: int, embedding_dim: int, *, hidden_channels: int, num_downsamplings: int
 ) -> tuple[nn.Sequential, nn.Sequential]:
-    widths = _widths(hidden_channels, num_downsamplings)
+    widths = doubling(hidden_channels, num_downsamplings)
     # Keras' padding "same" with stride 2 pads, and crops, at the far end only
     pad, crop = nn.ZeroPad2d((0, 1, 0, 1)), nn.ZeroPad2d((0, -1, 0, -1))
     down: list[nn.Module] = []
@@ -96,24 +97,27 @@ def _keras(
     return nn.Sequential(*down, nn.Conv2d(widths[-1], embedding_dim, 1)), nn.Sequential(*up, last)
 
 
+def batch_norm_block(in_channels: int, out_channels: int, *, relu: bool = True) -> nn.Sequential:
+    """A 3x3 convolution, which starts Kaiming normal, batch normalisation, and perhaps a ReLU."""
+    conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(conv.weight)
+    return nn.Sequential(conv, BatchNorm2d(out_channels), *([nn.ReLU()] if relu else []))
+
+
 def _ruseckas(
     ndim: int, in_channels: int, embedding_dim: int, *, hidden_channels: int, num_downsamplings: int
 ) -> tuple[nn.Sequential, nn.Sequential]:
-    widths = _widths(hidden_channels, num_downsamplings)
-
-    def conv(before: int, after: int) -> list[nn.Module]:
-        return [nn.Conv2d(before, after, 3, padding=1, bias=False), BatchNorm2d(after), nn.ReLU()]
-
+    widths = doubling(hidden_channels, num_downsamplings + 1)
+    block = batch_norm_block
     down: list[nn.Module] = []
     up: list[nn.Module] = []
-    for before, after in pairwise([in_channels, *widths]):
-        down += [nn.MaxPool2d(2), *conv(before, after)]
-    for before, after in pairwise([embedding_dim, *widths[::-1]]):
-        up += [nn.Upsample(scale_factor=2), *conv(before, after)]
+    for narrow, wide in pairwise(widths):
+        down += [nn.MaxPool2d(2), block(narrow, wide)]
+        up = [nn.Upsample(scale_factor=2), block(wide, narrow), *up]
     last = nn.Conv2d(widths[0], in_channels, 3, padding=1)
     return (
-        nn.Sequential(*down, nn.Conv2d(widths[-1], embedding_dim, 1)),
-        nn.Sequential(*up, last, nn.Sigmoid()),
+        nn.Sequential(block(in_channels, widths[0]), *down, block(widths[-1], embedding_dim)),
+        nn.Sequential(block(embedding_dim, widths[-1]), *up, last, nn.Sigmoid()),
     )
 
 
@@ -122,7 +126,25 @@ ARCHITECTURES = {
         _paper, (1, 2, 3), {"hidden_channels": 256, "num_downsamplings": 2, "num_residual_blocks": 2}
     ),
     "keras": Architecture(_keras, (2,), {"hidden_channels": 64, "num_downsamplings": 2}),
-    "ruseckas": Architecture(_ruseckas, (2,), {"hidden_channels": 256, "num_downsamplings": 5}),
+    "ruseckas": Architecture(_ruseckas, (2,), {"hidden_channels": 512, "num_downsamplings": 5}),
 }
 # minimum, and maximum where there is one; the stride of a model is 2 ** num_downsamplings
 RANGES = {"hidden_channels": (1,), "num_downsamplings": (1, 62), "num_residual_blocks": (0,)}
+
+
+def chosen(owner: str, defaults: dict[str, int], **given: int | None) -> dict[str, int]:
+    """``defaults`` with the given sizes in their place; ``None`` isn't given.
+
+    Raises:
+        TypeError: a size isn't an integer.
+        ValueError: a size is out of range, or not among ``defaults``.
+    """
+    sizes = dict(defaults)
+    for name, value in given.items():
+        if value is None:
+            continue
+        check_integer(name, value, *RANGES[name], optional=True)
+        if name not in defaults:
+            raise ValueError(f"{name} is {value}; want None with {owner}")
+        sizes[name] = value
+    return sizes

@@ -1,35 +1,36 @@
-"""VQ-VAE models: an encoder, a ``VQLayer`` and a decoder."""
+"""VQ-VAE models: an encoder, a quantiser and a decoder."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from numbers import Integral
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from vqfast.checks import (
-    Device,
-    check_choice,
-    check_device,
-    check_integer,
-    check_placement,
-    check_tensor,
-)
-from vqfast.functional.autocast import autocast_dtype
-from vqfast.models.architectures import ARCHITECTURES, RANGES
+from vqfast.checks import Device, check_choice, check_integer, check_number, check_placement
+from vqfast.models.architectures import ARCHITECTURES, chosen
+from vqfast.models.autoencoder import Autoencoder, axes
+from vqfast.models.quantizers import LayerOptions, given_quantizer, make_layer, quantizer_config
 from vqfast.nn.calls import typed_as
 from vqfast.nn.sharded import whole
 from vqfast.nn.vq import VQLayer
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "paper": {"architecture": "paper"},
     "paper-speech": {"architecture": "paper", "in_channels": 1, "ndim": 1, "num_downsamplings": 6},
     "paper-video": {"architecture": "paper", "ndim": 3},
     "keras": {"architecture": "keras", "in_channels": 1, "num_embeddings": 128, "embedding_dim": 16},
-    "ruseckas": {"architecture": "ruseckas", "num_embeddings": 256, "embedding_dim": 16},
+    "ruseckas": {
+        "architecture": "ruseckas",
+        "num_embeddings": 256,
+        "embedding_dim": 16,
+        "loss_weight": 0.1,
+    },
 }
 
 
@@ -38,8 +39,8 @@ class VQVAEOutput(NamedTuple):
 
     Attributes:
         reconstruction: the decoder's output, of the input's shape.
-        indices: int64 ``(B, *code_shape)``.
-        loss: the quantiser's, a scalar to add to the reconstruction loss.
+        indices: int64 ``(B, *code_shape)``; heads or stages of the quantiser stand last.
+        loss: ``loss_weight`` times the quantiser's, a scalar to add to the reconstruction loss.
 
     Example:
         >>> out = vqfast.VQVAE(hidden_channels=8)(torch.randn(2, 3, 16, 16))
@@ -52,11 +53,7 @@ class VQVAEOutput(NamedTuple):
     loss: Tensor
 
 
-def _axes(first: str, ndim: int) -> str:
-    return f"({first}, {('T', 'H, W', 'T, H, W')[ndim - 1]})"
-
-
-class VQVAE(nn.Module):
+class VQVAE(Autoencoder):
     """A VQ-VAE: audio ``(B, C, T)``, images ``(B, C, H, W)`` or video ``(B, C, T, H, W)`` to codes and back.
 
     Architectures:
@@ -66,35 +63,48 @@ class VQVAE(nn.Module):
       ``CONFIGS["paper-speech"]`` has the paper's speech encoder, 64 times shorter, but the mirrored decoder
       instead of a WaveNet. ``CONFIGS["paper-video"]`` is the image model with a third axis.
     - ``"keras"``: the Keras example "Vector-Quantized Variational Autoencoders".
-    - ``"ruseckas"``: J. Ruseckas' notebook "vq-vae", whose output is in 0 to 1. Kernels (3x3) and widths
-      (doubling up to ``hidden_channels``) are our choice. In training the batch normalisation joins the
-      batches of all ranks.
+    - ``"ruseckas"``: J. Ruseckas' notebook "vq-vae": 3x3 convolutions with batch normalisation, whose width
+      doubles after each max-pooling; the output is in 0 to 1. In training the batch normalisation joins the
+      batches of all ranks. The notebook's whole loss is
+      ``F.mse_loss(out.reconstruction, x) + out.loss``, with the ``loss_weight`` 0.1 of
+      ``CONFIGS["ruseckas"]``.
 
     Args:
-        architecture: ``"paper"``, ``"keras"`` or ``"ruseckas"``, see below.
+        architecture: ``"paper"``, ``"keras"`` or ``"ruseckas"``, see above.
         in_channels: C.
         ndim: the number of spatial axes; 2 for ``"keras"`` and ``"ruseckas"``.
-        hidden_channels: the width of the widest layer; ``None`` for 256, or 64 for ``"keras"``.
+        hidden_channels: the width of the widest layer; ``None`` for 256, or 64 for ``"keras"``, 512 for
+            ``"ruseckas"``.
         num_downsamplings: how many times every axis is halved; ``None`` for 2, or 5 for ``"ruseckas"``.
         num_residual_blocks: ``None`` for 2 in ``"paper"``; the others have none.
-        num_embeddings, embedding_dim, beta, decay: of the ``VQLayer``.
+        loss_weight: what the quantiser's loss is multiplied by in ``VQVAEOutput.loss``.
+        num_embeddings, embedding_dim: of the ``VQLayer``; ``None`` for 512 and 64.
+        quantizer: a module in place of the ``VQLayer``, which then has all options of quantising:
+            a ``VQLayer``, a ``ResidualVQLayer``, or one of your own. That needs the attributes
+            ``num_embeddings`` and ``embedding_dim``, ``forward(z_e)`` that returns
+            ``(quantized, indices, loss)`` for ``z_e (B, D, *spatial)``, ``encode(z_e)`` that returns the
+            indices, and ``decode(indices)`` that returns vectors ``(B, D, *spatial)``.
         device, dtype: of all parameters and buffers, as in ``torch.nn``.
+        options: all other options of ``VQLayer`` but ``channel_dim``, see ``LayerOptions``.
 
     Attributes:
-        config: a JSON-able dict; ``VQVAE(**model.config)`` is a new model of the same kind.
-        stride: every spatial size of an input must be a multiple of it.
-        encoder, vq, decoder: the three modules.
+        encoder, vq, decoder: the three modules. Type checkers take ``vq`` for a ``VQLayer``.
 
     Raises:
         TypeError: an argument has the wrong type.
         ValueError: an argument is out of range or doesn't go with the architecture.
 
     Example:
-        >>> model = vqfast.VQVAE(hidden_channels=32)
+        >>> model = vqfast.VQVAE(hidden_channels=32, decay=0.99, kmeans_init=True)
         >>> reconstruction, indices, loss = model(torch.rand(1, 3, 32, 32))
         >>> reconstruction.shape, indices.shape
         (torch.Size([1, 3, 32, 32]), torch.Size([1, 8, 8]))
+        >>> model = vqfast.VQVAE(hidden_channels=32, quantizer=vqfast.ResidualVQLayer(64, 16, 4))
+        >>> model(torch.rand(1, 3, 32, 32)).indices.shape
+        torch.Size([1, 8, 8, 4])
     """
+
+    CONFIGS: ClassVar[dict[str, dict[str, Any]]] = CONFIGS
 
     def __init__(
         self,
@@ -105,12 +115,13 @@ class VQVAE(nn.Module):
         hidden_channels: int | None = None,
         num_downsamplings: int | None = None,
         num_residual_blocks: int | None = None,
-        num_embeddings: int = 512,
-        embedding_dim: int = 64,
-        beta: float = 0.25,
-        decay: float | None = None,
+        loss_weight: float = 1.0,
+        num_embeddings: int | None = None,
+        embedding_dim: int | None = None,
+        quantizer: nn.Module | Mapping[str, Any] | None = None,
         device: Device = None,
         dtype: torch.dtype | None = None,
+        **options: Unpack[LayerOptions],
     ) -> None:
         super().__init__()
         check_placement(device, dtype)
@@ -120,49 +131,68 @@ class VQVAE(nn.Module):
         check_integer("ndim", ndim, 1, 3)
         if ndim not in ndims:
             raise ValueError(f"ndim is {ndim}; want {ndims[0]} with architecture {architecture!r}")
-        options = dict(defaults)
-        given = {
-            "hidden_channels": hidden_channels,
-            "num_downsamplings": num_downsamplings,
-            "num_residual_blocks": num_residual_blocks,
-        }
-        for name, value in given.items():
-            if value is None:
-                continue
-            check_integer(name, value, *RANGES[name], optional=True)
-            if name not in defaults:
-                raise ValueError(f"{name} is {value}; want None with architecture {architecture!r}")
-            options[name] = value
-
-        self.config: dict[str, Any] = {
-            "architecture": architecture,
-            "in_channels": in_channels,
-            "ndim": ndim,
-            **options,
-            "num_embeddings": num_embeddings,
-            "embedding_dim": embedding_dim,
-            "beta": beta,
-            "decay": decay,
-        }
-        self.stride: int = 2 ** options["num_downsamplings"]
+        sizes = chosen(
+            f"architecture {architecture!r}",
+            defaults,
+            hidden_channels=hidden_channels,
+            num_downsamplings=num_downsamplings,
+            num_residual_blocks=num_residual_blocks,
+        )
+        check_number("loss_weight", loss_weight, minimum=0)
+        check_integer("num_embeddings", num_embeddings, optional=True)
+        check_integer("embedding_dim", embedding_dim, optional=True)
+        own = {"num_embeddings": num_embeddings, "embedding_dim": embedding_dim, **options}
+        self._has_own_quantizer = quantizer is not None
+        self.architecture, self.in_channels, self.ndim, self.sizes = architecture, in_channels, ndim, sizes
+        self.loss_weight = loss_weight
+        self.strides = (2 ** sizes["num_downsamplings"],)
         with nullcontext() if device is None else torch.device(device):
-            self.vq = VQLayer(num_embeddings, embedding_dim, beta=beta, decay=decay)
-            self.encoder, self.decoder = build(ndim, in_channels, embedding_dim, **options)
-        self.to(dtype=dtype)
+            if quantizer is None:
+                self.vq = make_layer(
+                    512 if num_embeddings is None else num_embeddings,
+                    64 if embedding_dim is None else embedding_dim,
+                    options,
+                )
+            else:
+                self.vq = cast(VQLayer, given_quantizer(quantizer))
+                for name, value in own.items():
+                    if value is not None:
+                        raise ValueError(f"{name} is {value!r}; want it in the quantizer alone")
+            self.encoder, self.decoder = build(ndim, in_channels, self.vq.embedding_dim, **sizes)
+        self.to(device=device, dtype=dtype)
 
     @classmethod
-    def named(cls, name: str, **overrides: Any) -> VQVAE:
-        """The model of ``CONFIGS[name]``, with ``overrides`` in place of some of its arguments.
+    def named(cls, name: str, **overrides: Any) -> Self:
+        """As ``Autoencoder.named``; a ``quantizer`` replaces what the configuration says of the layer."""
+        if overrides.get("quantizer") is not None:
+            names = ("num_embeddings", "embedding_dim", *LayerOptions.__annotations__)
+            overrides = {**dict.fromkeys(names), **overrides}
+        return super().named(name, **overrides)
 
-        Raises:
-            TypeError, ValueError: ``name`` isn't one of ``CONFIGS``; or as in the constructor.
+    @property
+    def config(self) -> dict[str, Any]:
+        """A dict; ``VQVAE(**model.config)`` is a new model of the same kind.
 
-        Example:
-            >>> vqfast.VQVAE.named("paper-speech", hidden_channels=16).code_shape((6400,))
-            (100,)
+        JSON can hold it, unless ``quantizer`` is a module of your own.
         """
-        check_choice("name", name, CONFIGS)
-        return cls(**{**CONFIGS[name], **overrides})
+        return {
+            "architecture": self.architecture,
+            "in_channels": self.in_channels,
+            "ndim": self.ndim,
+            **self.sizes,
+            "loss_weight": self.loss_weight,
+            **self._quantizer_config(),
+        }
+
+    def _quantizer_config(self) -> dict[str, Any]:
+        if self._has_own_quantizer:
+            return {"quantizer": quantizer_config(self.vq)}
+        return {name: value for name, value in self.vq.arguments().items() if name != "channel_dim"}
+
+    @property
+    def quantizers(self) -> tuple[nn.Module, ...]:
+        """The quantiser of the one level."""
+        return (self.vq,)
 
     def forward(self, x: Tensor) -> VQVAEOutput:
         """Encodes, quantises and decodes ``x``.
@@ -174,8 +204,9 @@ class VQVAE(nn.Module):
             TypeError: ``x`` isn't a floating-point tensor, or has another dtype than the model.
             ValueError: the shape doesn't fit the model, ``x`` is empty, or is on another device.
         """
-        quantized, indices, loss = self.vq(self._z_e(x))
-        return VQVAEOutput(self.decoder(quantized), indices, loss)
+        self._check_input(x)
+        quantized, indices, loss = self.vq(self.encoder(x))
+        return VQVAEOutput(self.decoder(quantized), indices, self.loss_weight * loss)
 
     if TYPE_CHECKING:
 
@@ -191,19 +222,21 @@ class VQVAE(nn.Module):
             x: as in ``forward``.
 
         Returns:
-            int64 ``(B, *code_shape(spatial))``.
+            int64 ``(B, *code_shape(spatial))``; heads or stages of the quantiser stand last.
 
         Raises:
             TypeError, ValueError: as in ``forward``.
         """
-        return self.vq.encode(self._z_e(x))
+        self._check_input(x)
+        return self.vq.encode(self.encoder(x))
 
     @whole
     def decode(self, indices: Tensor) -> Tensor:
         """What the decoder makes of codes.
 
         Args:
-            indices: integer ``(B, *code_shape)``, -1 to K - 1; -1 stands for a zero vector.
+            indices: integer ``(B, *code_shape)``, heads or stages last, -1 to K - 1; -1 stands for a zero
+                vector.
 
         Returns:
             ``(B, in_channels, *spatial)``.
@@ -218,50 +251,36 @@ class VQVAE(nn.Module):
             >>> model.decode(torch.randint(512, (1, 8, 8))).shape
             torch.Size([1, 3, 32, 32])
         """
-        quantized, ndim = self.vq.decode(indices), self.config["ndim"]
-        if indices.ndim != ndim + 1 or indices.numel() == 0:
-            raise ValueError(f"indices has shape {tuple(indices.shape)}; want {_axes('B', ndim)}, not empty")
+        quantized: Tensor = self.vq.decode(indices)
+        if quantized.ndim != self.ndim + 2 or indices.numel() == 0:
+            parts = "" if indices.ndim < quantized.ndim else ", heads or stages last"
+            wanted = f"{axes('B', self.ndim)}{parts}, not empty"
+            raise ValueError(f"indices has shape {tuple(indices.shape)}; want {wanted}")
         decoded: Tensor = self.decoder(quantized)
         return decoded
+
+    def encode_levels(self, x: Tensor) -> list[Tensor]:
+        """``encode``, in a list of one."""
+        return [self.encode(x)]
+
+    def decode_levels(self, indices: Sequence[Tensor]) -> Tensor:
+        """``decode`` of the only one of ``indices``.
+
+        Raises:
+            TypeError, ValueError: ``indices`` isn't a sequence of one; or as in ``decode``.
+        """
+        if isinstance(indices, Tensor) or len(indices) != 1:
+            raise ValueError(f"indices has {len(indices)} levels; want a list of 1")
+        return self.decode(indices[0])
 
     def code_shape(self, spatial: Sequence[int]) -> tuple[int, ...]:
         """The spatial shape of the codes of inputs ``(B, in_channels, *spatial)``.
 
         Raises:
-            TypeError: ``spatial`` isn't a sequence of integers.
-            ValueError: the model doesn't take that size.
+            TypeError, ValueError: as in ``code_shapes``.
 
         Example:
             >>> vqfast.VQVAE(hidden_channels=32).code_shape((32, 64))
             (8, 16)
         """
-        if not isinstance(spatial, Sequence) or not all(
-            isinstance(size, Integral) and not isinstance(size, bool) for size in spatial
-        ):
-            raise TypeError(f"spatial is {spatial!r}; want {self._spatial}")
-        self._check_spatial(spatial)
-        return tuple(size // self.stride for size in spatial)
-
-    @property
-    def _spatial(self) -> str:
-        return f"{self.config['ndim']} positive multiples of the stride {self.stride}"
-
-    def _check_spatial(self, spatial: Sequence[int]) -> None:
-        # no check of types, as traced sizes are tensors
-        if len(spatial) != self.config["ndim"] or any(size < 1 or size % self.stride for size in spatial):
-            raise ValueError(f"spatial is {tuple(spatial)}; want {self._spatial}")
-
-    def _z_e(self, x: Tensor) -> Tensor:
-        ndim, channels = self.config["ndim"], self.config["in_channels"]
-        check_tensor("x", x)
-        if not x.is_floating_point():
-            raise TypeError(f"x has dtype {x.dtype}; want a floating-point one")
-        if x.ndim != ndim + 2 or x.shape[1] != channels or x.shape[0] == 0:
-            raise ValueError(f"x has shape {tuple(x.shape)}; want {_axes(f'B, {channels}', ndim)}, not empty")
-        parameter = next(self.parameters())
-        if x.dtype != parameter.dtype and autocast_dtype(x) is None:
-            raise TypeError(f"x has dtype {x.dtype}; want the model's, {parameter.dtype}")
-        check_device("x", x, "the model", parameter.device)
-        self._check_spatial(x.shape[2:])
-        encoded: Tensor = self.encoder(x)
-        return encoded
+        return self.code_shapes(spatial)[0]

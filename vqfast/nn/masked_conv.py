@@ -21,7 +21,7 @@ from vqfast.checks import (
 )
 from vqfast.functional.masked_conv import MASK_TYPES, STACKS, check_activation
 from vqfast.nn.calls import typed_as
-from vqfast.nn.describe import describe
+from vqfast.nn.describe import arguments_of, describe
 from vqfast.nn.script import refuse_script
 from vqfast.ops.onnx import embed
 
@@ -190,7 +190,7 @@ class MaskedConv2d(nn.Module):
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""
-        return describe(MaskedConv2d, self, bias=self.bias is not None)
+        return describe(MaskedConv2d, arguments_of(MaskedConv2d, self, bias=self.bias is not None))
 
 
 class MaskedConv1d(MaskedConv2d):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from vqfast.checks import (
 from vqfast.nn import passes, ranks
 from vqfast.nn.batch import Batch
 from vqfast.nn.codebook import Kept
-from vqfast.nn.describe import describe
+from vqfast.nn.describe import arguments_of, describe
 from vqfast.nn.gradient import GRADIENTS, pass_gradient
 from vqfast.nn.indices import visible
 from vqfast.nn.outputs import LossParts, VQOutput
@@ -287,11 +287,15 @@ class ResidualVQLayer(Quantizer):
         self._check_stages(check_tensor("indices", indices))
         return torch.stack([functional.perplexity(own, self.num_embeddings) for own in indices.unbind(-1)])
 
-    def extra_repr(self) -> str:
-        """The constructor's arguments."""
+    def arguments(self) -> dict[str, Any]:
+        """As ``VQLayer.arguments``."""
         mapped = self.projection.project_in is not None
         codebook_dim = self.codebook_dim if mapped else None
-        return describe(ResidualVQLayer, self, self.stages[0], codebook_dim=codebook_dim)
+        return arguments_of(ResidualVQLayer, self, self.stages[0], codebook_dim=codebook_dim)
+
+    def extra_repr(self) -> str:
+        """The constructor's arguments."""
+        return describe(ResidualVQLayer, self.arguments())
 
     def _check_stages(self, indices: Tensor) -> None:
         if indices.ndim < 1 or not 1 <= indices.shape[-1] <= self.num_quantizers:

@@ -20,7 +20,7 @@ from vqfast.functional import Quantized
 from vqfast.nn import passes
 from vqfast.nn.batch import Batch, masked_statistics
 from vqfast.nn.codebook import Codebook, Kept
-from vqfast.nn.describe import describe
+from vqfast.nn.describe import arguments_of, describe
 from vqfast.nn.gradient import GRADIENTS, pass_gradient
 from vqfast.nn.indices import visible
 from vqfast.nn.outputs import LossParts, VQOutput
@@ -289,10 +289,19 @@ class VQLayer(Quantizer, Codebook):
         """
         return functional.perplexity(indices, self.num_embeddings)
 
+    def arguments(self) -> dict[str, Any]:
+        """The constructor's arguments but for ``device`` and ``dtype``: JSON makes the layer again from them.
+
+        Example:
+            >>> vqfast.VQLayer(**vqfast.VQLayer(8, 4, decay=0.9).arguments()).extra_repr()
+            '8, 4, decay=0.9'
+        """
+        mapped = self.projection.project_in is not None
+        return arguments_of(VQLayer, self, codebook_dim=self.codebook_dim if mapped else None)
+
     def extra_repr(self) -> str:
         """The constructor's arguments."""
-        mapped = self.projection.project_in is not None
-        return describe(VQLayer, self, codebook_dim=self.codebook_dim if mapped else None)
+        return describe(VQLayer, self.arguments())
 
     def _vectors(self, z_e: Tensor, mask: Tensor | None) -> tuple[Tensor, int]:
         """The vectors to compare with code vectors, with heads ``(B, *spatial, heads, D)``, and their channel

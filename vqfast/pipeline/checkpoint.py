@@ -31,7 +31,8 @@ def save_model(folder: str | Path, name: str, model: VQVAE | CausalPrior) -> Non
         name: in a run's folder ``"vqvae"`` or ``"prior"``.
 
     Raises:
-        ValueError: a weight is NaN or infinite; nothing is written.
+        ValueError: a weight is NaN or infinite, or the model has a quantiser that isn't vqfast's, which
+            ``load_model`` couldn't make again; nothing is written.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -39,10 +40,20 @@ def save_model(folder: str | Path, name: str, model: VQVAE | CausalPrior) -> Non
     ...     load_model(folder, "vqvae").vq.num_embeddings
     16
     """
+    check_rebuildable(model)
     weights = Path(folder, f"{name}.safetensors")
     _check_finite(weights, model)
     write_json(Path(folder, f"{name}.config.json"), {"class": type(model).__name__, **model.config})
     write_tensors(weights, model.state_dict())
+
+
+def check_rebuildable(model: VQVAE | CausalPrior) -> None:
+    """Raises ValueError, with the name of the argument, where JSON can't hold the config of a model."""
+    for name, value in model.config.items():
+        if isinstance(value, nn.Module):
+            raise ValueError(
+                f"{name} is a {type(value).__name__}, which a file can't hold; want a vqfast layer"
+            )
 
 
 @overload

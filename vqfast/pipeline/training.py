@@ -19,7 +19,7 @@ from vqfast.files import write_file
 from vqfast.functional import perplexity
 from vqfast.models import CONFIGS, VQVAE
 from vqfast.nn.kmeans import kmeans
-from vqfast.pipeline.checkpoint import load_model, save_model
+from vqfast.pipeline.checkpoint import check_rebuildable, load_model, save_model
 from vqfast.pipeline.codes import stage_codes
 from vqfast.pipeline.curves import draw_curves
 from vqfast.pipeline.loop import History, fit
@@ -99,6 +99,7 @@ def train_vqvae(
     options = dict(model_options or {})
     torch.manual_seed(seed)
     vqvae = VQVAE.named(model, in_channels=part.shape[0], **options)
+    check_rebuildable(vqvae)
     try:
         vqvae.code_shape(part.shape[1:])
     except ValueError as error:
