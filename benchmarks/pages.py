@@ -34,6 +34,7 @@ KINDS = {
     "findings": tables.findings,
     "growth": tables.growth,
     "conditions": tables.conditions,
+    "networks": tables.networks,
     "plot": plot,
 }
 
@@ -51,7 +52,7 @@ def filled(text: str, folder: Path = ROOT) -> str:
     def make(found: re.Match[str]) -> str:
         kind, suite, start, end = found["kind"], found["suite"], found["start"], found["end"]
         record = read(RESULTS / f"{found['device']}.json")
-        absent = kind not in ("plot", "conditions") and suite not in record["suites"]
+        absent = kind in ("table", "findings", "growth") and suite not in record["suites"]
         made = "" if absent else KINDS[kind](record, suite)
         if found["lines"]:
             made = chosen(made, found["lines"].split(" | "))

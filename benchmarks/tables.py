@@ -120,6 +120,16 @@ def conditions(record: Record, _: str) -> str:
     return f"{record['device']}\n\n{lines}"
 
 
+def networks(record: Record, _: str) -> str:
+    """What came out for the networks of public repositories; a repository is named on its first line."""
+    cells, before = [], ""
+    for row in record["rows"]:
+        repository = "" if row["repository"] == before else row["repository"]
+        cells.append([repository, row["network"], f"**{row['result']}**; {row['why']}"])
+        before = row["repository"]
+    return grid(["repository", "network", "what came out"], cells)
+
+
 def printed(record: Record) -> str:
     """All of a record, as the command prints it."""
     parts = [conditions(record, "all")]

@@ -17,8 +17,8 @@ def later_code_seen(
     """Says which output depends on a code that it must not see; ``None`` if none was found.
 
     Args:
-        call: the network, ``call(codes, *others)`` -> logits ``(1, K, *shape)``.
-        codes: int64 ``(1, *shape)``.
+        call: the network, ``call(codes, *others)`` -> logits ``(B, K, *shape)``.
+        codes: int64 ``(B, *shape)``; the codes of the first sample are changed.
         others: the network's other inputs.
         num_embeddings: K, the number of codes.
         lead: by how many positions logits precede the code that they are for.

@@ -46,7 +46,7 @@ class TracedPrior(CausalPrior):
         predicts: str,
     ) -> None:
         super().__init__(num_embeddings, num_classes, condition_channels=0)
-        self.networks = nn.ModuleList(_modules(call))
+        self.networks = nn.ModuleList(modules_of(call))
         self.__dict__["call"] = call  # not registered as a module, since self.networks has it
         self.shape, self.ndim = shape, len(shape)
         self.example = condition
@@ -182,7 +182,7 @@ class TracedPrior(CausalPrior):
             raise
 
     def _later_code_seen(self) -> str | None:
-        codes, *others = self._random_inputs(self.shape, 1).values()
+        codes, *others = self._random_inputs(self.shape, _TRACED_BATCH).values()
         return later_code_seen(self.call, codes, others, self.num_embeddings, self.lead)
 
     @torch.inference_mode(False)
@@ -244,12 +244,12 @@ class TracedPrior(CausalPrior):
             return False
 
 
-def _modules(call: Callable[..., Tensor]) -> list[nn.Module]:
+def modules_of(call: Callable[..., Tensor]) -> list[nn.Module]:
     """The module that ``call`` is, or those that the function uses."""
     if isinstance(call, nn.Module):
         return [call]
     if isinstance(call, partial):
-        return [*_modules(call.func), *(arg for arg in call.args if isinstance(arg, nn.Module))]
+        return [*modules_of(call.func), *(arg for arg in call.args if isinstance(arg, nn.Module))]
     found: list[Any] = [getattr(call, "__self__", None)]
     function = getattr(call, "__func__", call)
     found += [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
@@ -357,7 +357,7 @@ def program_of(
     True
     """
     check_integer("num_embeddings", num_embeddings)
-    if not callable(call) or not any(list(module.parameters()) for module in _modules(call)):
+    if not callable(call) or not any(list(module.parameters()) for module in modules_of(call)):
         raise TypeError(f"call is {call!r}; want a module with weights, or a function that uses one")
     if not isinstance(shape, (tuple, list, torch.Size)):
         raise TypeError(f"shape is {shape!r}; want (H, W) or (T,)")
@@ -365,7 +365,7 @@ def program_of(
     for size in shape:
         check_integer(f"a size of shape {shape}", size)
     if len(shape) not in (1, 2):
-        raise ValueError(f"shape is {shape}; want (H, W) or (T,)")
+        raise ValueError(f"shape is {shape}; want (H, W) or (T,), with one code at each position")
     check_choice("predicts", predicts, ("own", "next"))
     if predicts == "next" and len(shape) == 2:
         raise ValueError("predicts is 'next'; want 'own' for grids of two dimensions")
