@@ -191,7 +191,8 @@ def test_bad_input(
     before = files(made)
     try:
         refused(command, BAD[command], capsys)
-        gc.collect()  # the frames of an error hold the run, in a circle on Python 3.13
+        if Path("new").exists():  # the frames of an error hold the run, in a circle on Python 3.13
+            gc.collect()
         now = files(made)
         assert Path("new/run.json").is_file() or not Path("new").exists()
     finally:

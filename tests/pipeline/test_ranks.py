@@ -129,6 +129,7 @@ def test_codes_and_samples_are_those_of_one_process(folder: Path, shards: str) -
     assert one == two and len(one) >= 2
 
 
+@pytest.mark.slow
 def test_measures_are_those_of_one_process(folder: Path) -> None:
     one, two = (np.load(folder / count / "bits.npy") for count in ("one", "two"))
     assert one.shape == (10,) and one.min() > 0
