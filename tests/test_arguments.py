@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from vqfast.models import VQVAE, LayerOptions
+from vqfast.models import VQVAE, HierarchicalVQVAE, LayerOptions
 from vqfast.nn import MaskedConv1d, MaskedConv2d, ResidualVQLayer, VQLayer
 from vqfast.priors import PixelCNN, ResidualPixelCNN, WaveNet
 
@@ -18,6 +18,7 @@ VALID: dict[type, dict[str, Any]] = {
     MaskedConv1d: {"in_channels": 2, "out_channels": 4, "kernel_size": 3},
     MaskedConv2d: {"in_channels": 2, "out_channels": 4, "kernel_size": 3},
     VQVAE: {"hidden_channels": 8, "num_embeddings": 8},
+    HierarchicalVQVAE: {"hidden_channels": 8, "num_embeddings": 8},
     PixelCNN: {"num_embeddings": 8, "channels": 4, "num_layers": 1, "first_kernel_size": 3},
     ResidualPixelCNN: {"num_embeddings": 8, "channels": 4, "first_kernel_size": 3},
     WaveNet: {"num_embeddings": 8, "channels": 4, "num_layers": 2},
@@ -25,6 +26,7 @@ VALID: dict[type, dict[str, Any]] = {
 # sizes that have a default; all other arguments with a default are keywords
 DEFAULT_SIZES: dict[type, tuple[str, ...]] = {kind: () for kind in VALID} | {
     VQVAE: ("architecture",),
+    HierarchicalVQVAE: ("architecture",),
     PixelCNN: ("num_embeddings", "channels", "num_layers"),
     ResidualPixelCNN: ("num_embeddings", "channels", "num_residual_blocks", "num_layers"),
     WaveNet: ("num_embeddings", "channels", "num_layers"),
@@ -60,6 +62,12 @@ DOCUMENTED: dict[str, list[Any]] = {
     "VQVAE.num_residual_blocks": [None, 0, 1],
     "VQVAE.num_embeddings": [None, 1],
     "VQVAE.embedding_dim": [None, 1],
+    "HierarchicalVQVAE.num_residual_blocks": [None, 0, 1],
+    "HierarchicalVQVAE.num_embeddings": [None, 1],
+    "HierarchicalVQVAE.embedding_dim": [None, 1],
+    "residual_channels": [None, 1],
+    "num_levels": [None],
+    "image_size": [None],
     "loss_weight": [0, 1, 1.5],
     "quantizer": [None],
     "num_classes": [None, 1],

@@ -6,7 +6,7 @@ from vqfast import functional
 from vqfast.acceleration import Report, accelerate
 from vqfast.convert import convert_state_dict
 from vqfast.functional import Quantized
-from vqfast.models import VQVAE, VQVAEOutput
+from vqfast.models import VQVAE, HierarchicalOutput, HierarchicalVQVAE, VQVAEOutput
 from vqfast.nn import LossParts, MaskedConv1d, MaskedConv2d, ResidualVQLayer, VQLayer, VQOutput
 from vqfast.priors import PixelCNN, ResidualPixelCNN, WaveNet, program_of
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 __all__ = [
     "VQVAE",
+    "HierarchicalOutput",
+    "HierarchicalVQVAE",
     "LossParts",
     "MaskedConv1d",
     "MaskedConv2d",

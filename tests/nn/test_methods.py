@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tests.nn import layers, test_residual_vq
-from vqfast.models import VQVAE
+from vqfast.models import VQVAE, HierarchicalVQVAE
 from vqfast.nn import MaskedConv1d, MaskedConv2d, ResidualVQLayer, VQLayer
 
 LAYERS = [(VQLayer, (9, 6), options) for options in layers.OPTIONS.values()]
@@ -30,6 +30,8 @@ MODULES = pytest.mark.parametrize(
         lambda **where: VQVAE(
             "ruseckas", hidden_channels=8, num_downsamplings=2, num_embeddings=9, embedding_dim=4, **where
         ),
+        lambda **where: HierarchicalVQVAE(hidden_channels=8, num_embeddings=9, decay=0.9, **where),
+        lambda **where: HierarchicalVQVAE("ruseckas-hierarchical", hidden_channels=32, **where),
     ],
 )
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from vqfast.models import VQVAE
+from vqfast.models import VQVAE, HierarchicalVQVAE
 from vqfast.pipeline import load_model, save_model
 from vqfast.priors import PixelCNN, ResidualPixelCNN, WaveNet
 
@@ -22,6 +22,12 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "gradient": lambda: VQVAE(hidden_channels=4, num_embeddings=5, embedding_dim=3),
     "average": lambda: VQVAE(hidden_channels=4, num_embeddings=5, embedding_dim=3, decay=0.9),
     "ruseckas": lambda: VQVAE("ruseckas", hidden_channels=4, num_downsamplings=1, num_embeddings=5),
+    "vqvae2": lambda: HierarchicalVQVAE(
+        hidden_channels=2, num_residual_blocks=0, num_embeddings=5, embedding_dim=3, decay=0.9
+    ),
+    "ruseckas-hierarchical": lambda: HierarchicalVQVAE(
+        "ruseckas-hierarchical", hidden_channels=4, num_levels=2, image_size=4, num_embeddings=5
+    ),
     "gated": lambda: PixelCNN(5, channels=4, num_layers=2, head_channels=4, num_classes=3),
     "residual": lambda: ResidualPixelCNN(5, channels=4, num_residual_blocks=1, num_layers=1),
     "wavenet": lambda: WaveNet(5, channels=4, num_layers=2),

@@ -81,6 +81,12 @@ def autoencoders() -> None:
     options: models.LayerOptions = {"decay": 0.99, "kmeans_init": True}
     vqfast.VQVAE(hidden_channels=16, **options)
     vqfast.VQVAE(quantizer=vqfast.ResidualVQLayer(32, 8, 3), loss_weight=0.1)
+    hierarchy = assert_type(
+        vqfast.HierarchicalVQVAE.named("vqvae2", hidden_channels=16), vqfast.HierarchicalVQVAE
+    )
+    out = assert_type(hierarchy(x), vqfast.HierarchicalOutput)
+    assert_type(hierarchy.decode(assert_type(hierarchy.encode(x), list[Tensor])[:1]), Tensor)
+    assert_type(out.indices, list[Tensor])
     level: models.Autoencoder = named
     assert_type(level.decode_levels(assert_type(level.encode_levels(x), list[Tensor])), Tensor)
     assert_type(level.code_shapes((16, 16)), list[tuple[int, ...]])

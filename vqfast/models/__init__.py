@@ -1,7 +1,16 @@
 """Models: an encoder and a decoder around quantisers."""
 
 from vqfast.models.autoencoder import Autoencoder
+from vqfast.models.hierarchy import HierarchicalOutput, HierarchicalVQVAE
 from vqfast.models.quantizers import LayerOptions
 from vqfast.models.vqvae import CONFIGS, VQVAE, VQVAEOutput
 
-__all__ = ["CONFIGS", "VQVAE", "Autoencoder", "LayerOptions", "VQVAEOutput"]
+__all__ = [
+    "CONFIGS",
+    "VQVAE",
+    "Autoencoder",
+    "HierarchicalOutput",
+    "HierarchicalVQVAE",
+    "LayerOptions",
+    "VQVAEOutput",
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -13,24 +13,35 @@ from vqfast.models.batch_norm import BatchNorm2d
 
 
 class Architecture(NamedTuple):
-    """How a VQ-VAE's encoder and decoder are built.
+    """How the modules of a model are built.
 
     Attributes:
-        build: makes both of ``ndim``, ``in_channels``, ``embedding_dim`` and the options.
+        build: makes the modules.
         ndims: the numbers of spatial axes that it can have.
         defaults: the options that it has, and their defaults.
     """
 
-    build: Callable[..., tuple[nn.Module, nn.Module]]
+    build: Callable[..., Any]
     ndims: tuple[int, ...]
     defaults: dict[str, int]
 
 
-class _ResidualBlock(nn.Module):
-    def __init__(self, conv: type[nn.Module], channels: int) -> None:
+def convolutions(ndim: int) -> tuple[Callable[..., nn.Module], Callable[..., nn.Module]]:
+    """The convolution of ``ndim`` axes, and the transposed one."""
+    conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[ndim - 1]
+    return conv, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[ndim - 1]
+
+
+class ResidualBlock(nn.Module):
+    """ReLU, a 3x3 convolution to ``residual_channels``, ReLU, a 1x1 one back, added to the input."""
+
+    def __init__(self, conv: Callable[..., nn.Module], channels: int, residual_channels: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.ReLU(), conv(channels, channels, 3, padding=1), nn.ReLU(), conv(channels, channels, 1)
+            nn.ReLU(),
+            conv(channels, residual_channels, 3, padding=1),
+            nn.ReLU(),
+            conv(residual_channels, channels, 1),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,8 +58,7 @@ def _paper(
     num_downsamplings: int,
     num_residual_blocks: int,
 ) -> tuple[nn.Sequential, nn.Sequential]:
-    conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[ndim - 1]
-    transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[ndim - 1]
+    conv, transposed = convolutions(ndim)
     widths = [in_channels] + [hidden_channels] * num_downsamplings
     down: list[nn.Module] = []
     up: list[nn.Module] = []
@@ -60,13 +70,13 @@ def _paper(
     return (
         nn.Sequential(
             *down,
-            *(_ResidualBlock(conv, hidden_channels) for _ in blocks),
+            *(ResidualBlock(conv, hidden_channels, hidden_channels) for _ in blocks),
             nn.ReLU(),
             conv(hidden_channels, embedding_dim, 1),
         ),
         nn.Sequential(
             conv(embedding_dim, hidden_channels, 3, padding=1),
-            *(_ResidualBlock(conv, hidden_channels) for _ in blocks),
+            *(ResidualBlock(conv, hidden_channels, hidden_channels) for _ in blocks),
             *up,
         ),
     )
@@ -128,8 +138,27 @@ ARCHITECTURES = {
     "keras": Architecture(_keras, (2,), {"hidden_channels": 64, "num_downsamplings": 2}),
     "ruseckas": Architecture(_ruseckas, (2,), {"hidden_channels": 512, "num_downsamplings": 5}),
 }
-# minimum, and maximum where there is one; the stride of a model is 2 ** num_downsamplings
-RANGES = {"hidden_channels": (1,), "num_downsamplings": (1, 62), "num_residual_blocks": (0,)}
+# minimum, and maximum where there is one; the stride of a model is a power of two
+RANGES = {
+    "hidden_channels": (1,),
+    "num_downsamplings": (1, 62),
+    "num_residual_blocks": (0,),
+    "num_levels": (2, 31),
+    "residual_channels": (1,),
+    "embedding_dim": (1,),
+    "image_size": (1,),
+}
+
+
+def check_ndim(ndim: int, ndims: tuple[int, ...], architecture: str) -> None:
+    """A number of axes that an architecture can have.
+
+    Raises:
+        TypeError, ValueError: it is something else.
+    """
+    check_integer("ndim", ndim, 1, 3)
+    if ndim not in ndims:
+        raise ValueError(f"ndim is {ndim}; want {ndims[0]} with architecture {architecture!r}")
 
 
 def chosen(owner: str, defaults: dict[str, int], **given: int | None) -> dict[str, int]:

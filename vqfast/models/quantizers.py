@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypedDict
 
 from torch import nn
@@ -12,6 +12,7 @@ from vqfast.nn import ResidualVQLayer, VQLayer
 LAYERS: dict[str, type[VQLayer | ResidualVQLayer]] = {
     kind.__name__: kind for kind in (VQLayer, ResidualVQLayer)
 }
+MakeLayer = Callable[[int], VQLayer]  # of an embedding_dim
 NEEDED = ("num_embeddings", "embedding_dim", "encode", "decode")
 
 

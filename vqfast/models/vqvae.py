@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vqfast.checks import Device, check_choice, check_integer, check_number, check_placement
-from vqfast.models.architectures import ARCHITECTURES, chosen
+from vqfast.models.architectures import ARCHITECTURES, check_ndim, chosen
 from vqfast.models.autoencoder import Autoencoder, axes
 from vqfast.models.quantizers import LayerOptions, given_quantizer, make_layer, quantizer_config
 from vqfast.nn.calls import typed_as
@@ -128,9 +128,7 @@ class VQVAE(Autoencoder):
         check_choice("architecture", architecture, ARCHITECTURES)
         build, ndims, defaults = ARCHITECTURES[architecture]
         check_integer("in_channels", in_channels)
-        check_integer("ndim", ndim, 1, 3)
-        if ndim not in ndims:
-            raise ValueError(f"ndim is {ndim}; want {ndims[0]} with architecture {architecture!r}")
+        check_ndim(ndim, ndims, architecture)
         sizes = chosen(
             f"architecture {architecture!r}",
             defaults,

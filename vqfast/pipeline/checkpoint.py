@@ -12,18 +12,18 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_buffer_registration_hook as on_buffers
 from torch.nn.modules.module import register_module_parameter_registration_hook as on_parameters
 
-from vqfast.models import VQVAE
+from vqfast.models import VQVAE, Autoencoder, HierarchicalVQVAE
 from vqfast.pipeline.storage import read_json, read_tensors, write_json, write_tensors
 from vqfast.priors import PixelCNN, ResidualPixelCNN, WaveNet
 from vqfast.priors.base import CausalPrior
 
 SLACK = 4 << 20  # numbers that a model may have beyond those in its file
 
-MODELS = {cls.__name__: cls for cls in (VQVAE, PixelCNN, ResidualPixelCNN, WaveNet)}
+MODELS = {cls.__name__: cls for cls in (VQVAE, HierarchicalVQVAE, PixelCNN, ResidualPixelCNN, WaveNet)}
 KINDS = {"vqvae": VQVAE, "prior": CausalPrior}  # the class that a run's model has, by its name
 
 
-def save_model(folder: str | Path, name: str, model: VQVAE | CausalPrior) -> None:
+def save_model(folder: str | Path, name: str, model: Autoencoder | CausalPrior) -> None:
     """Writes a model to ``name.safetensors`` and ``name.config.json`` in a folder.
 
     Args:
@@ -47,7 +47,7 @@ def save_model(folder: str | Path, name: str, model: VQVAE | CausalPrior) -> Non
     write_tensors(weights, model.state_dict())
 
 
-def check_rebuildable(model: VQVAE | CausalPrior) -> None:
+def check_rebuildable(model: Autoencoder | CausalPrior) -> None:
     """Raises ValueError, with the name of the argument, where JSON can't hold the config of a model."""
     for name, value in model.config.items():
         if isinstance(value, nn.Module):
