@@ -326,7 +326,7 @@ def test_states_of_something_else(images: Images, tmp_path: Path) -> None:
 def test_vqvae_learns(images: Images, tmp_path: Path) -> None:
     model = vqvae(decay=0.9)
     history = trained(model, images, tmp_path / "state", steps=150, batch_size=20)
-    assert list(history) == ["step", "loss", "mse", "perplexity"]
+    assert list(history) == ["step", "loss", "mse", "perplexity", "dead_codes"]
     assert {len(column) for column in history.values()} == {16}
     assert history["mse"][-1] < history["mse"][0] / 10
     assert 4 < history["perplexity"][-1] <= 8

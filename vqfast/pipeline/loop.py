@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Callable
 from functools import lru_cache
@@ -15,12 +16,20 @@ from torch import Tensor, nn
 
 from vqfast.checks import check_integer, check_number
 from vqfast.pipeline.interrupts import held_back
-from vqfast.pipeline.progress import bar
+from vqfast.pipeline.progress import LINE_SECONDS, bar, estimate_line
 from vqfast.pipeline.ranks import Ranks
 from vqfast.pipeline.storage import read_tensors, write_tensors
 
 SAVE_SECONDS = 15.0
 RECORD_STEPS = 10
+ESTIMATE_STEPS = 10  # after which the time that is left is estimated; the first one takes longer
+COLLAPSED = 1.5  # a perplexity below it, at COLLAPSED_RECORDS in a row, is a collapse
+COLLAPSED_RECORDS = 10
+
+COLLAPSE = (
+    "the codebook has collapsed, all vectors have the same code: "
+    "start it by k-means, use moving averages (decay 0.95) or a smaller lr"
+)
 
 History = dict[str, list[float]]
 
@@ -56,6 +65,7 @@ def fit(
     state: Path,
     ranks: Ranks,
     label: str,
+    used: Tensor | None = None,
 ) -> History:
     """Trains a model by Adam, whose learning rate decays to zero by a cosine.
 
@@ -72,6 +82,8 @@ def fit(
         lr: the learning rate at the start.
         state: the file that holds weights, optimiser and history meanwhile; the caller removes it.
         label: of the progress bar.
+        used: bool ``(K,)`` on the device of ``ranks``; ``metrics_of`` sets the codes that a batch uses. The
+            history has ``dead_codes``: how many codes no batch has used since the step recorded before.
 
     Returns:
         The metrics at every tenth step, means over all processes, by name; ``step`` has the steps.
@@ -90,9 +102,9 @@ def fit(
     begin = 0
     history: History = {}
     if state.is_file():
-        begin, history = _restore(state, model, optimizer, steps)
+        begin, history = _restore(state, model, optimizer, steps, used)
     ranks.barrier()  # all have read the state before one writes it
-    saved = time.monotonic()
+    saved = began = time.monotonic()
     model.train()
     with bar(ranks, label, steps, done=begin, unit="step") as progress, held_back() as received:
         for step in range(begin, steps):
@@ -109,13 +121,31 @@ def fit(
             if recorded:
                 values = torch.stack([v.detach().double() for v in metrics.values()]) * share
                 ranks.add_up([values])
-                _record(history, step, dict(zip(metrics, values.tolist(), strict=True)))
-                progress.set_postfix({name: f"{column[-1]:.4g}" for name, column in history.items()})
+                means = dict(zip(metrics, values.tolist(), strict=True))
+                if used is not None:
+                    uses = used.double()
+                    ranks.add_up([uses])
+                    means["dead_codes"] = float((uses == 0).sum())
+                    used.zero_()
+                _record(history, step, means)
+                shown = {name: f"{column[-1]:.4g}" for name, column in history.items()}
+                progress.set_postfix(shown, refresh=False)
+                if ranks.first and collapsed(history):
+                    progress.write(f"{label}: {COLLAPSE}", file=sys.stderr)
             progress.update()
-            stop = (recorded or ranks.world == 1) and ranks.any(bool(received))
-            if ranks.first and (stop or time.monotonic() - saved > SAVE_SECONDS):
-                _save(state, model, optimizer, step + 1, history)
-                saved = time.monotonic()
+            now = time.monotonic()
+            if step == begin:
+                began = now
+            elif ranks.first and step - begin == ESTIMATE_STEPS:
+                left = steps - step - 1
+                seconds = (now - began) / ESTIMATE_STEPS * left
+                if seconds > LINE_SECONDS:
+                    progress.write(f"{label}: {estimate_line(left, seconds)}", file=sys.stderr)
+            may_stop = recorded or ranks.world == 1
+            stop = may_stop and ranks.any(bool(received))
+            if ranks.first and may_stop and (stop or now - saved > SAVE_SECONDS):
+                _save(state, model, optimizer, step + 1, history, used)
+                saved = now
             if stop:
                 ranks.barrier()  # a process that ends makes torchrun end the others, which must have saved
                 raise KeyboardInterrupt
@@ -131,19 +161,37 @@ def _record(history: History, step: int, metrics: dict[str, float]) -> None:
         history.setdefault(name, []).append(value)
 
 
+def collapsed(history: History) -> bool:
+    """Whether the codebook has just collapsed: nearly all vectors have had one code for many steps.
+
+    It is true once for each collapse.
+    """
+    perplexities = history.get("perplexity", [])[-COLLAPSED_RECORDS - 1 :]
+    low = [perplexity < COLLAPSED for perplexity in perplexities]
+    dead = history.get("dead_codes", [0])[-1] > 0  # or there is a single code
+    return dead and sum(low[-COLLAPSED_RECORDS:]) == COLLAPSED_RECORDS and sum(low) == COLLAPSED_RECORDS
+
+
 def _save(
-    state: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, history: History
+    state: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    history: History,
+    used: Tensor | None,
 ) -> None:
     tensors = {f"model.{name}": t for name, t in model.state_dict().items()}
     for number, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"adam.{number}.{name}": t for name, t in moments.items()}
+    if used is not None:
+        tensors["used"] = used
     text = json.dumps({"step": step, "history": history}).encode()
     tensors["progress"] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     write_tensors(state, tensors)
 
 
 def _restore(
-    state: Path, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int
+    state: Path, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, used: Tensor | None
 ) -> tuple[int, History]:
     tensors = read_tensors(state)
     try:
@@ -152,6 +200,8 @@ def _restore(
         check_integer("step", step, 0, steps)
         if len({len(list(map(float, column))) for column in history.values()}) > 1:
             raise ValueError("the history's columns differ in length")
+        if used is not None:
+            used.copy_(tensors["used"])
         model.load_state_dict({n[6:]: t for n, t in tensors.items() if n.startswith("model.")})
         moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():

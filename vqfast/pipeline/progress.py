@@ -11,15 +11,49 @@ from vqfast.pipeline.ranks import Ranks
 if TYPE_CHECKING:  # tqdm is optional
     from tqdm import tqdm
 
+LINE_SECONDS = 30.0  # from one plain line to the next
+PLAIN = "{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+DAY_SECONDS = 86_400.0
+
 
 def bar(ranks: Ranks, label: str, total: int, *, done: int = 0, unit: str = "it") -> tqdm[Any]:
-    """A progress bar on standard error; hidden unless that is a terminal and this is the first process."""
+    """A progress bar on standard error, in the first process.
+
+    Where standard error is no terminal, a plain line follows every ``LINE_SECONDS``.
+    """
     from tqdm import tqdm
 
+    class Lines(tqdm):  # type: ignore[misc]  # of a package without types
+        def display(self, msg: str | None = None, pos: int | None = None) -> None:
+            self.fp.write(f"{self}{'' if self.disable else chr(10)}")  # close() adds a newline to the last
+
+        @classmethod
+        def write(cls, s: str, file: Any = None, end: str = "\n", nolock: bool = False) -> None:
+            file.write(f"{s}{end}")
+
     ranks.works_at(label)
-    hidden = not (ranks.first and sys.stderr.isatty())
-    return tqdm(
-        total=total, initial=done, desc=label, unit=unit, disable=hidden, dynamic_ncols=True, unit_scale=True
+    common: dict[str, Any] = {"total": total, "initial": done, "desc": label, "unit": unit}
+    common |= {"disable": not ranks.first, "unit_scale": True}
+    if sys.stderr.isatty():
+        return tqdm(**common, dynamic_ncols=True)
+    times = {"mininterval": LINE_SECONDS, "delay": LINE_SECONDS}
+    return Lines(**common, **times, miniters=1, bar_format=PLAIN)
+
+
+def estimate_line(steps: int, seconds: float) -> str:
+    """How long a training takes, in words.
+
+    Args:
+        steps: how many steps are left.
+        seconds: how long they take together.
+    """
+    from tqdm import tqdm
+
+    line = f"{steps} steps are left, about {tqdm.format_interval(seconds)}"
+    if seconds < DAY_SECONDS:
+        return line
+    return (
+        f"{line}: {seconds / DAY_SECONDS:.1f} days; fewer steps, smaller items or a smaller batch take less"
     )
 
 

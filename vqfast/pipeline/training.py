@@ -182,13 +182,14 @@ def fit_vqvae(
         options: see ``fit``.
 
     Returns:
-        The history: loss, mse (of values in 0..1) and perplexity.
+        The history: loss, mse (of values in 0..1), perplexity and dead_codes.
     """
     check_choice("codebook", codebook, ("kmeans", "uniform"))
     check_integer("steps", steps)
     refits = {int(steps * share) for share in REFITS} if codebook == "kmeans" else ()
     num_embeddings = model.vq.num_embeddings
     subset = dataset.batch(range(0, len(dataset), -(-len(dataset) // 1000)))
+    used = torch.zeros(num_embeddings, dtype=torch.bool, device=ranks.device)
     variance = subset.double().var(correction=0).clamp(min=1e-6).item()
 
     def metrics_of(step: int, numbers: Tensor) -> dict[str, Tensor]:
@@ -197,15 +198,15 @@ def fit_vqvae(
         x = dataset.batch(numbers).to(ranks.device)
         out = model(x)
         mse = F.mse_loss(out.reconstruction, x)
+        used.index_fill_(0, out.indices.flatten(), True)
         return {
             "loss": mse / variance + out.loss,
             "mse": mse,
             "perplexity": perplexity(out.indices, num_embeddings),
         }
 
-    return fit(
-        model, metrics_of, len(dataset), ranks=ranks, label="VQ-VAE", steps=steps, seed=seed, **options
-    )
+    options |= {"ranks": ranks, "steps": steps, "seed": seed}
+    return fit(model, metrics_of, len(dataset), label="VQ-VAE", used=used, **options)
 
 
 @torch.no_grad()
