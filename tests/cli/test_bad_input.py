@@ -127,7 +127,7 @@ BAD_PRIOR = {
     "--run nope": "nope holds no vqfast run: train one first",
     "--run begun": "begun holds no codes/held-out: encode first",
     "--run images.npy": "images.npy is a file",
-    "--run whole --steps 13": "whole holds another prior: steps was 12, now 13; use another folder",
+    "--run whole --steps 11": "whole holds another prior: steps was 12, now 11; use another folder",
     "--run whole --no-labels": "num_classes was 3, now None; use another folder",
 }
 BAD_OTHERS = {

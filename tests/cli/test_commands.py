@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.cli.command import PRIOR, TRAIN, UNLABELLED, files, run, without_data
+from tests.cli.command import PRIOR, TRAIN, UNLABELLED, files, refused, run, without_data
 from vqfast.data.images.sheet import GAP, MARGIN
 from vqfast.pipeline import Run, load_model, reopen_parts, stage_codes
 
@@ -210,3 +211,12 @@ def test_a_finished_run_stays_as_it_is(here: Path) -> None:
     ):
         assert run(command) == 0
     assert {path: (path.stat().st_mtime_ns, path.is_file() and path.read_bytes()) for path in kept} == before
+
+
+def test_a_run_goes_on_with_more_epochs(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    longer = f"{TRAIN} begun".replace("--steps 12", "--epochs 4")
+    assert run(longer) == 0  # 36 images in batches of 8
+    assert json.loads(Path("begun/run.json").read_text())["stages"]["vqvae"]["steps"] == 18
+    assert json.loads(Path("begun/vqvae.history.json").read_text())["step"] == [0, 10, 11, 17]
+    refused(f"{longer} --steps 30", "steps and epochs exclude each other; want one of them", capsys)
+    refused(f"{TRAIN} begun", "another vqvae: steps was 18, now 12; use another folder", capsys)

@@ -188,7 +188,9 @@ def _format(sub: _Parser, others: str) -> None:
 
 
 def _training(sub: _Parser, like: Callable[..., Any]) -> None:
-    sub.option("--steps", "steps of training", like, type=int, metavar="N")
+    steps = "steps of the whole training; more than before make a run go on (default 10000)"
+    sub.option("--steps", steps, type=int, metavar="N")
+    sub.option("--epochs", "how often each item is seen, in place of --steps", type=float, metavar="X")
     sub.option("--batch-size", "items in a step, over all processes", like, type=int, metavar="N")
     rate = "Adam's learning rate at the start; it decays to 0"
     sub.option("--lr", rate, like, type=float, metavar="X")

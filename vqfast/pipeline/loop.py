@@ -161,6 +161,11 @@ def _record(history: History, step: int, metrics: dict[str, float]) -> None:
         history.setdefault(name, []).append(value)
 
 
+def reopen(state: Path, weights: dict[str, Tensor], history: History) -> None:
+    """Writes the state of a finished training that is to go on; Adam's moments begin at zero."""
+    _write_state(state, weights, history["step"][-1] + 1, history, {})
+
+
 def collapsed(history: History) -> bool:
     """Whether the codebook has just collapsed: nearly all vectors have had one code for many steps.
 
@@ -180,14 +185,19 @@ def _save(
     history: History,
     used: Tensor | None,
 ) -> None:
-    tensors = {f"model.{name}": t for name, t in model.state_dict().items()}
+    others = {} if used is None else {"used": used}
     for number, moments in optimizer.state_dict()["state"].items():
-        tensors |= {f"adam.{number}.{name}": t for name, t in moments.items()}
-    if used is not None:
-        tensors["used"] = used
-    text = json.dumps({"step": step, "history": history}).encode()
+        others |= {f"adam.{number}.{name}": t for name, t in moments.items()}
+    _write_state(state, model.state_dict(), step, history, others)
+
+
+def _write_state(
+    state: Path, weights: dict[str, Tensor], step: float, history: History, others: dict[str, Tensor]
+) -> None:
+    tensors = {f"model.{name}": t for name, t in weights.items()}
+    text = json.dumps({"step": int(step), "history": history}).encode()
     tensors["progress"] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-    write_tensors(state, tensors)
+    write_tensors(state, {**tensors, **others})
 
 
 def _restore(
@@ -201,7 +211,7 @@ def _restore(
         if len({len(list(map(float, column))) for column in history.values()}) > 1:
             raise ValueError("the history's columns differ in length")
         if used is not None:
-            used.copy_(tensors["used"])
+            used.copy_(tensors.get("used", used))  # a finished training's state has none
         model.load_state_dict({n[6:]: t for n, t in tensors.items() if n.startswith("model.")})
         moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():

@@ -64,12 +64,20 @@ class Run:
         ranks.barrier()
         return run or cls(folder, create=create, lock=False)
 
-    def begin(self, stage: str, settings: Mapping[str, Any], *, ranks: Ranks = ALONE) -> None:
+    def begin(
+        self,
+        stage: str,
+        settings: Mapping[str, Any],
+        *,
+        growing: str | None = None,
+        ranks: Ranks = ALONE,
+    ) -> None:
         """Notes the settings of a stage. They replace others as long as there is no file ``<stage>*``.
 
         Args:
             stage: its name, such as ``"vqvae"`` or ``"codes/train"``.
             settings: JSON values by name.
+            growing: the name of a setting that may be raised where there are files.
             ranks: the processes that all call this; the first of them writes.
 
         Raises:
@@ -77,10 +85,17 @@ class Run:
                 folder is a link of another user.
         """
         if ranks.first:
-            self._begin(stage, settings)
+            self._begin(stage, settings, growing)
         ranks.barrier()
 
-    def _begin(self, stage: str, settings: Mapping[str, Any]) -> None:
+    def is_raised(self, stage: str, settings: Mapping[str, Any], growing: str) -> bool:
+        """Whether the settings are those of the stage but for a larger number at the name ``growing``."""
+        before, now = self.settings(stage), json.loads(json.dumps(settings))
+        return (
+            before is not None and before | {growing: now[growing]} == now and before[growing] < now[growing]
+        )
+
+    def _begin(self, stage: str, settings: Mapping[str, Any], growing: str | None) -> None:
         for place in (self.folder / stage, *(self.folder / parent for parent in Path(stage).parents)):
             check_folder(place)
         remove_leftovers(self.folder / stage)
@@ -88,7 +103,8 @@ class Run:
         settings = json.loads(json.dumps(settings))
         if stages.get(stage) == settings:
             return
-        if stage in stages and any(self.folder.glob(f"{stage}*")):
+        raised = growing is not None and self.is_raised(stage, settings, growing)
+        if stage in stages and not raised and any(self.folder.glob(f"{stage}*")):
             before, now = _flat(stages[stage]), _flat(settings)
             changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
             changes = ", ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in changed)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqfast.checks import check_choice, check_integer
+from vqfast.checks import check_choice, check_integer, check_number
 from vqfast.data import Dataset
 from vqfast.data.protocol import BATCH
 from vqfast.files import write_file
@@ -22,16 +22,17 @@ from vqfast.nn.kmeans import kmeans
 from vqfast.pipeline.checkpoint import check_rebuildable, load_model, save_model
 from vqfast.pipeline.codes import stage_codes
 from vqfast.pipeline.curves import draw_curves
-from vqfast.pipeline.loop import History, fit
+from vqfast.pipeline.loop import History, fit, reopen
 from vqfast.pipeline.parts import HELD_OUT, TRAIN, data_note, open_parts, reopen_parts
 from vqfast.pipeline.progress import write_lines
 from vqfast.pipeline.ranks import ALONE, Ranks
 from vqfast.pipeline.run import Run
-from vqfast.pipeline.storage import write_json
+from vqfast.pipeline.storage import read_json, read_tensors, write_json
 from vqfast.priors import PixelCNN, ResidualPixelCNN
 from vqfast.priors.base import CausalPrior
 
 PRIORS: dict[str, type[CausalPrior]] = {"gated": PixelCNN, "residual": ResidualPixelCNN}
+STEPS = 10_000  # of a training, unless steps or epochs says otherwise
 REFITS = (0.0, 0.05, 0.15, 0.3)  # shares of the training after which k-means fits the codebook anew
 
 
@@ -45,7 +46,8 @@ def train_vqvae(
     model: str = "paper",
     model_options: Mapping[str, Any] | None = None,
     codebook: str = "kmeans",
-    steps: int = 10_000,
+    steps: int | None = None,
+    epochs: float | None = None,
     batch_size: int = 128,
     lr: float = 2e-4,
     seed: int = 0,
@@ -63,7 +65,9 @@ def train_vqvae(
         model_options: arguments of ``VQVAE`` that replace those of the configuration.
         codebook: ``"kmeans"`` fits it to the encoder's output at the start and three times early on, so that
             no code is left behind while the encoder finds its range; ``"uniform"`` leaves it as it is made.
-        steps: how many steps the training takes.
+        steps: how many steps the training has, 10,000 unless ``epochs`` is given. A run goes on when more are
+            asked for, from there with the schedule of the new length.
+        epochs: how often the training sees each item, in place of ``steps``; may be a fraction.
         batch_size: items in a step.
         lr: Adam's learning rate at the start; it decays to 0 by a cosine.
         seed: fixes the weights, the batches and the split; in 0..2^32 - 1.
@@ -107,9 +111,10 @@ def train_vqvae(
             stride = f"a multiple of {vqvae.stride}, the model's stride"
             raise ValueError(f"size is {note['size']}; want {stride}") from None
         raise ValueError(f"the data doesn't fit the model: {error}; --size resizes images") from None
+    steps = _num_steps(steps, epochs, len(part), batch_size)
     training: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
     settings = {"data": note, "model": model, **options, "codebook": codebook, **training}
-    run.begin("vqvae", settings, ranks=ranks)
+    _begin(run, "vqvae", settings, ranks)
     run.begin("data", found, ranks=ranks)
 
     def train(state: Path) -> History:
@@ -125,7 +130,8 @@ def train_prior(
     prior: str = "gated",
     prior_options: Mapping[str, Any] | None = None,
     use_labels: bool = True,
-    steps: int = 10_000,
+    steps: int | None = None,
+    epochs: float | None = None,
     batch_size: int = 64,
     lr: float = 3e-4,
     seed: int = 0,
@@ -138,7 +144,7 @@ def train_prior(
         prior: ``"gated"`` (``PixelCNN``) or ``"residual"`` (``ResidualPixelCNN``).
         prior_options: arguments of that class.
         use_labels: whether the prior learns each class, where the codes have labels.
-        steps, batch_size, lr, seed, ranks: see ``train_vqvae``.
+        steps, epochs, batch_size, lr, seed, ranks: see ``train_vqvae``.
 
     Returns:
         The trained prior, in eval mode. It lies in ``prior.safetensors``, its curves in ``prior.png``.
@@ -161,9 +167,10 @@ def train_prior(
     num_classes = None if labels is None else reopen_parts(run)[TRAIN].num_classes
     torch.manual_seed(seed)
     network = PRIORS[prior](num_embeddings, num_classes=num_classes, **options)
+    steps = _num_steps(steps, epochs, len(indices), batch_size)
     training: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
     settings = {"codes": run.settings(f"codes/{TRAIN}"), "prior": prior, "num_classes": num_classes}
-    run.begin("prior", {**settings, **options, **training}, ranks=ranks)
+    _begin(run, "prior", {**settings, **options, **training}, ranks)
 
     def train(state: Path) -> History:
         return fit_prior(network, indices, labels, state=state, ranks=ranks, **training)
@@ -246,6 +253,32 @@ def fit_prior(
 
 def _check_seed(seed: int) -> None:
     check_integer("seed", seed, 0, 2**32 - 1)  # torch's generator would look at the low 32 bits only
+
+
+def _num_steps(steps: int | None, epochs: float | None, num: int, batch_size: int) -> int:
+    """How many steps of ``batch_size`` a training on ``num`` items has."""
+    if epochs is not None:
+        check_number("epochs", epochs, above=0)
+        check_integer("batch_size", batch_size)
+        if steps is not None:
+            raise ValueError("steps and epochs exclude each other; want one of them")
+        return math.ceil(epochs * num / batch_size)
+    steps = STEPS if steps is None else steps
+    check_integer("steps", steps)
+    return steps
+
+
+def _begin(run: Run, name: str, settings: Mapping[str, Any], ranks: Ranks) -> None:
+    """Notes the settings of a training; one that is finished goes on where ``steps`` is raised."""
+    weights = run.folder / f"{name}.safetensors"
+    if ranks.first and weights.is_file() and run.is_raised(name, settings, "steps"):
+        if name == "vqvae" and any((run.folder / "codes").glob("*")):
+            holds = f"{run.folder} holds codes of the VQ-VAE that was to go on"
+            raise ValueError(f"{holds}: remove codes/, or use another folder")
+        history = read_json(run.folder / f"{name}.history.json")
+        reopen(run.folder / f"{name}.state.safetensors", read_tensors(weights), history)
+        weights.unlink()  # its presence would say that the longer training is done
+    run.begin(name, settings, growing="steps", ranks=ranks)
 
 
 def _train_once(

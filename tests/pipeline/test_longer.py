@@ -1,0 +1,127 @@
+"""Trainings that go on with more steps, and lengths in epochs."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from tests.pipeline.trained import files, train, train_its_prior
+from vqfast.pipeline import Run, loop
+from vqfast.pipeline.storage import read_json
+
+STEPS = 20
+
+
+class Killed(BaseException):
+    pass
+
+
+def contents(run: Run) -> dict[str, bytes]:
+    return {str(Path(name).relative_to(run.folder)): data for name, (_, data) in files(run.folder).items()}
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_more_steps_go_on(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: bool
+) -> None:
+    """Killed anywhere, the longer training ends with the bytes of an undisturbed longer one."""
+    monkeypatch.setattr(loop, "SAVE_SECONDS", -1.0)
+    numbers = loop.batch_numbers
+    seen: list[int] = []
+
+    def train_until(last: int | None, run: Run, **training: Any) -> None:
+        """Trains; the process dies as step ``last`` begins."""
+
+        def watched(num: int, batch_size: int, step: int, seed: int) -> Tensor:
+            if step == last:
+                raise Killed
+            seen.append(step)
+            return numbers(num, batch_size, step, seed)
+
+        monkeypatch.setattr(loop, "batch_numbers", watched)
+        with pytest.raises(Killed) if last else nullcontext():
+            train(run, data, **training)
+
+    whole, killed = (Run(tmp_path / name, create=True) for name in ("whole", "killed"))
+    for run in (whole, killed):
+        train_until(None if finished else 8, run)
+    begun = contents(whole)
+    seen.clear()
+    train_until(None, whole, steps=STEPS)
+    assert seen == list(range(12 if finished else 8, STEPS))
+    assert whole.settings("vqvae")["steps"] == STEPS
+    history = read_json(whole.folder / "vqvae.history.json")
+    assert history["step"] == ([0, 10, 11, 19] if finished else [0, 10, 19])
+    if finished:
+        assert contents(whole)["vqvae.safetensors"] != begun["vqvae.safetensors"]
+    for last in (14, 17):
+        train_until(last, killed, steps=STEPS)
+        assert not (killed.folder / "vqvae.safetensors").exists()
+        with pytest.raises(ValueError, match="steps was 20, now 12; use another"):
+            train(killed, data)
+    train_until(None, killed, steps=STEPS)
+    assert contents(killed) == contents(whole)
+    with pytest.raises(ValueError, match="steps was 20, now 12; use another"):
+        train(killed, data)
+    with pytest.raises(ValueError, match=r"lr was 0\.001, now 0\.1, steps was 20, now 30"):
+        train(killed, data, steps=30, lr=0.1)
+
+
+@pytest.mark.parametrize("method", ["unlink", "replace"])
+def test_killed_as_it_is_reopened(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Nothing is lost: the shorter training can be had back, and the longer one goes on."""
+    run = Run(tmp_path, create=True)
+    train(run, data)
+    before = contents(run)
+    original, done = getattr(Path, method), 0
+
+    def dying(self: Path, *args: Any, **options: Any) -> Any:
+        nonlocal done
+        if method == "unlink" or (done := done + 1) == 2:  # run.json follows the state
+            raise Killed
+        return original(self, *args, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Path, method, dying)
+        train(run, data, steps=STEPS)
+    assert (tmp_path / "vqvae.state.safetensors").is_file()
+    if method == "unlink":
+        monkeypatch.undo()
+        for leftover in tmp_path.glob(".vqfast*"):
+            leftover.unlink()
+    train(run, data)
+    assert contents(run) == before
+    train(run, data, steps=STEPS)
+    assert read_json(tmp_path / "vqvae.history.json")["step"][-1] == STEPS - 1
+
+
+def test_a_prior_goes_on_and_a_vqvae_with_codes_does_not(trained: Run, data: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained.folder, tmp_path / "run")
+    run = Run(tmp_path / "run")
+    before = contents(run)
+    with pytest.raises(
+        ValueError, match="holds codes of the VQ-VAE that was to go on: remove codes/, or use"
+    ):
+        train(run, data, steps=STEPS)
+    assert contents(run) == before
+    train_its_prior(run, steps=STEPS)
+    assert read_json(run.folder / "prior.history.json")["step"][-1] == STEPS - 1
+
+
+def test_epochs(data: Path, tmp_path: Path) -> None:
+    run = Run(tmp_path, create=True)
+    train(run, data, steps=None, epochs=1.5)  # 45 images in batches of 8
+    assert run.settings("vqvae")["steps"] == 9
+    train(run, data, steps=None, epochs=2)
+    assert run.settings("vqvae")["steps"] == 12
+    with pytest.raises(ValueError, match="steps and epochs exclude each other; want one of them"):
+        train(run, data, epochs=1)
+    with pytest.raises(ValueError, match="epochs is 0; want a finite number, above 0"):
+        train(run, data, steps=None, epochs=0)
