@@ -79,6 +79,14 @@ template <class V>
   return x;
 }
 
+// a / sqrt(max(b, 1)). NaN stays NaN.
+template <class V>
+[[gnu::always_inline]] inline V over_root(V a, V b) {
+  using T = typename Exponential<V>::T;
+  for (unsigned i = 0; i < sizeof(V) / sizeof(T); ++i) a[i] /= T(__builtin_sqrt(b[i] < 1 ? T(1) : b[i]));
+  return a;
+}
+
 // tanh(a) * sigmoid(b) (van den Oord et al. 2016, equation 2).
 template <class V>
 struct Gate {
@@ -112,6 +120,7 @@ template <class V>
   switch (activation) {
     case Activation::gate: return Gate<V>(a, b).value();
     case Activation::glu: return a * sigmoid(b);
+    case Activation::norm: return over_root(a, b);
     default: return a * b;
   }
 }

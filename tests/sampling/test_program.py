@@ -30,6 +30,7 @@ ACTIVATE = {
     "gate": lambda a, b: np.tanh(a) * scipy.special.expit(b),
     "glu": lambda a, b: a * scipy.special.expit(b),
     "product": lambda a, b: a * b,
+    "norm": lambda a, b: a / np.sqrt(np.maximum(b, 1)),
 }
 
 

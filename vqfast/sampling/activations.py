@@ -20,6 +20,7 @@ _PAIRED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "gate": lambda a, b: a.tanh() * b.sigmoid(),
     "glu": lambda a, b: a * b.sigmoid(),
     "product": lambda a, b: a * b,
+    "norm": lambda a, b: a * b.clamp(min=1).rsqrt(),
 }
 PAIRED = tuple(_PAIRED)  # functions of two values: the first and the second half of the sums
 ACTIVATIONS = (*_SINGLE, *PAIRED)

@@ -59,7 +59,8 @@ class Step:
     Args:
         terms: what is summed, at least one term.
         width: channels of the sum. The activations ``gate`` (``tanh(a) * sigmoid(b)``), ``glu``
-            (``a * sigmoid(b)``) and ``product`` (``a * b``) halve them: a is the first half, b the second.
+            (``a * sigmoid(b)``), ``product`` (``a * b``) and ``norm`` (``a / sqrt(max(b, 1))``) halve them: a
+            is the first half, b the second.
         bias: the name of a ``(width,)`` tensor, or ``None``.
         label_bias: the name of a ``(num_classes, width)`` tensor, or ``None``.
         activation: ``none``, ``relu``, ``elu``, ``silu``, ``gelu``, ``sigmoid``, ``tanh``, or one of those

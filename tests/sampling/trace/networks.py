@@ -204,7 +204,10 @@ class Activated(nn.Module):
         return self.head(F.relu6(x + 1)) / 4
 
 
-BLOCKS = ["above", "composed", "left", "square", "gate", "glu", "linear", "norm", "shuffle", "skip", "halves"]
+BLOCKS = [
+    "above", "composed", "left", "square", "gate", "glu", "linear", "norm", "layer-norm", "by-halves", "ones",
+    "stack", "shuffle", "skip", "halves",
+]  # fmt: skip
 
 
 class Stack(nn.Module):
@@ -243,6 +246,16 @@ class Stack(nn.Module):
             return self.linear[i](x.permute(0, 2, 3, 1)).relu().permute(0, 3, 1, 2)
         if name == "norm":
             return F.silu(self.norm[i](x))
+        if name == "layer-norm":
+            return F.layer_norm(x.movedim(1, 3), (4,), self.point[i].weight[0, :, 0, 0]).movedim(3, 1)
+        if name == "by-halves":  # each half normalised by itself
+            halves = x.movedim(1, 3).unflatten(3, (2, 2))
+            return F.layer_norm(halves, (2,), eps=1e-3).flatten(3).movedim(3, 1)
+        if name == "ones":  # a channel that says where the grid is
+            return self.square[i](F.pad(F.pad(x[:, 1:], (0, 0, 0, 0, 0, 1), value=1), (2, 0, 1, 0)))
+        if name == "stack":
+            a, b = torch.stack([x, first], dim=i % 3).split(1, dim=i % 3)
+            return a.squeeze(i % 3) - 0.5 * b.squeeze(i % 3)
         if name == "shuffle":
             return x.view(len(x), 2, 2, *x.shape[2:]).transpose(1, 2).reshape(x.shape) * 0.7
         if name == "skip":

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from tests.sampling.chi_square import p_value
 from tests.sampling.trace import networks
 from tests.sampling.trace.cases import CASES, given_of, known_of, make_network, own_loop
 from tests.sampling.trace.networks import K
@@ -56,6 +57,20 @@ def test_traced_network_has_the_steps_of_a_lowered_one() -> None:
             (len(program.steps), program.phases(), sum(weights[name].numel() for name in read if name))
         )
     assert costs[0] == costs[1]
+
+
+@torch.no_grad()
+def test_traced_network_draws_its_probabilities(executor: str) -> None:
+    """The joint counts of the first two codes of a row, against the network's own probabilities."""
+    network = networks.Stack(["square", "layer-norm", "gate"], 0).double().eval()
+    network.head.weight *= 8
+    drawn = program_of(network, K, (2, 3)).sample(4000, (1, 2), method=executor)[:, 0]
+    counts = torch.bincount(drawn @ torch.tensor([K, 1]), minlength=K * K)
+    first = torch.arange(K).view(K, 1, 1).expand(K, 1, 2)
+    logits = network(first)[:, :, 0].log_softmax(1)
+    joint = (logits[0, :, 0, None] + logits[:, :, 1]).exp().flatten()
+    assert joint.max() > 2 / K**2
+    assert p_value(counts.numpy(), joint.numpy()) > 1e-4
 
 
 class ByColumn(nn.Module):

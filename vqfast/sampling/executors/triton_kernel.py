@@ -37,7 +37,7 @@ _UNIT, _PLACE, _JOB = tl.constexpr(UNIT), tl.constexpr(len(PLACE)), tl.constexpr
 # Branches compare with these; sigmoid and product are what remains.
 _RELU, _ELU, _SILU = (tl.constexpr(ACTIVATIONS.index(name)) for name in ("relu", "elu", "silu"))
 _GELU, _TANH = (tl.constexpr(ACTIVATIONS.index(name)) for name in ("gelu", "tanh"))
-_GATE, _GLU = (tl.constexpr(ACTIVATIONS.index(name)) for name in ("gate", "glu"))
+_GATE, _GLU, _NORM = (tl.constexpr(ACTIVATIONS.index(name)) for name in ("gate", "glu", "norm"))
 
 
 @triton.jit
@@ -104,6 +104,8 @@ def _multiplied(a, b, activation):
         a = _tanh(a)
     if activation <= _GLU:
         b = _sigmoid(b)
+    if activation == _NORM:
+        b = 1 / tl.sqrt(tl.where(b < 1, 1, b))
     return a * b
 
 

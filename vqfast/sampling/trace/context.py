@@ -72,8 +72,9 @@ class Context:
     # Values
 
     def shape(self) -> tuple[int, ...]:
-        """The shape of the node that is interpreted."""
-        return tuple(self.node.meta["val"].shape)
+        """The shape of the node that is interpreted, or of its first result."""
+        value = self.node.meta["val"]
+        return tuple((value[0] if isinstance(value, (tuple, list)) else value).shape)
 
     def layout(self, *operands: Any) -> Layout:
         """The layout of the node that is interpreted, to which its operands broadcast."""
@@ -96,6 +97,9 @@ class Context:
         value = self.linear(value)
         table = value.code_table()
         whole = self.covers_grid(value)
+        if table is not None and value.bias is not None and whole and (CODES, 0, 0) in value.taps:
+            table = table + value.bias
+            value = Sum(value.layout, {(CODES, 0, 0): table})
         if table is not None and value.bias is None and (len(table) <= table.shape[1] or not whole):
             return value
         if selects_channels(value) or not value.taps:

@@ -51,6 +51,8 @@ def reshaped(layout: Layout, shape: tuple[int, ...]) -> Layout:
         dim: list[Axis] = []
         while so_far < size or (size == 1 and not dim and axes and axes[0][1] == 1):
             name, n = axes.pop(0) if axes else ("", 1)
+            if size > 1 and (name, n) == ("c", 1):
+                continue  # one channel, as a stack has it, belongs to no dimension
             if size % (so_far * n):
                 part = size // so_far
                 if name != "c" or n % part:

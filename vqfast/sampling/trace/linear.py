@@ -1,10 +1,9 @@
-"""Rules of linear maps with constant weights: convolutions, matrix products, batch normalisation."""
+"""Rules of linear maps with constant weights: convolutions and matrix products."""
 
 from __future__ import annotations
 
 from functools import partial
 from itertools import product
-from typing import Any
 
 from torch import Tensor
 
@@ -13,27 +12,6 @@ from vqfast.sampling.trace.context import Context
 from vqfast.sampling.trace.layout import Layout, Unsupported
 from vqfast.sampling.trace.rules import rule
 from vqfast.sampling.trace.values import Known, Sum, is_identity, total
-
-
-@rule("native_batch_norm", "cudnn_batch_norm", "_native_batch_norm_legit")
-def batch_norm(
-    ctx: Context, x: Sum, weight: Any, bias: Any, mean: Any, var: Any, training: bool, _: float, eps: float
-) -> tuple[Sum, None, None]:
-    """A scale and a shift of each channel, by the running statistics."""
-    if training or mean is None:
-        raise Unsupported("batch normalisation in training mode; call .eval() first")
-    scale = (var.value + eps).rsqrt() * (1 if weight is None else weight.value)
-    shift = (0 if bias is None else bias.value) - mean.value * scale
-    x = scaled(ctx.linear(x), scale)
-    return total([x, Sum(x.layout, {}, shift)]), None, None
-
-
-@rule("_native_batch_norm_legit_no_training")
-def batch_norm_eval(
-    ctx: Context, x: Sum, weight: Any, bias: Any, mean: Any, var: Any, momentum: float, eps: float
-) -> tuple[Sum, None, None]:
-    """See ``batch_norm``."""
-    return batch_norm(ctx, x, weight, bias, mean, var, False, momentum, eps)
 
 
 @rule("convolution")

@@ -12,7 +12,7 @@ from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves
 
 from vqfast.sampling.program import CODES, Program, Step
-from vqfast.sampling.trace import arithmetic, linear, shapes  # noqa: F401  they register their rules
+from vqfast.sampling.trace import arithmetic, linear, norms, shapes  # noqa: F401  they register their rules
 from vqfast.sampling.trace.context import Context, Map
 from vqfast.sampling.trace.fuse import check_causal, fuse_steps
 from vqfast.sampling.trace.graph import constant, place

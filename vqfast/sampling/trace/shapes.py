@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from vqfast.sampling.trace.context import Context
-from vqfast.sampling.trace.layout import Layout, Unsupported, channel_index, reshaped, shape_of
+from vqfast.sampling.trace.layout import Layout, Unsupported, channel_index, num_channels, reshaped, shape_of
 from vqfast.sampling.trace.rules import rule
-from vqfast.sampling.trace.values import Known, Sum, concatenated
+from vqfast.sampling.trace.values import Known, Sum, concatenated, total
 
 
 @rule("clone", "detach", "alias", "contiguous", "lift_fresh_copy")
@@ -139,6 +143,17 @@ def cat(ctx: Context, values: list[Sum | Known], dim: int = 0) -> Sum:
     return concatenated(parts, of(sum(sizes))).select(index.flatten(), of(sum(sizes)))
 
 
+@rule("stack")
+def stack(ctx: Context, values: list[Sum | Known], dim: int = 0) -> Sum:
+    """Values one after another along a new dimension."""
+    dim %= len(ctx.shape())
+    sums = [ctx.linear(value) for value in values if isinstance(value, Sum)]
+    if len(sums) < len(values):
+        raise Unsupported("a stack with a value that doesn't depend on the codes")
+    new = [replace(x, layout=(*x.layout[:dim], (("c", 1),), *x.layout[dim:]), number=None) for x in sums]
+    return cat(ctx, [*new], dim)
+
+
 def cat_zeros(ctx: Context, values: list[Sum | Known], dim: int) -> Sum:
     """A grid with zeros before and after it, as by ``pad``."""
     (place, grid), *others = [(i, value) for i, value in enumerate(values) if isinstance(value, Sum)]
@@ -158,13 +173,19 @@ def pad(ctx: Context, x: Sum, pads: list[int], value: float = 0) -> Sum:
         dim, (before, after) = len(layout) - 1 - i, pads[2 * i : 2 * i + 2]
         if before == after == 0:
             continue
+        if all(axis == "c" for axis, _ in layout[dim]):
+            x = pad_channels(x, dim, before, after, value)
+            layout = list(x.layout)
+            continue
         if len(layout[dim]) != 1 or layout[dim][0][0] not in moves:
-            raise Unsupported("padding of channels or samples")
+            raise Unsupported("padding of samples")
         ((axis, size),) = layout[dim]
         layout[dim] = ((axis, size + before + after),)
         moves[axis] -= before
         outwards = [-1] * (before > 0) + [1] * (after > 0)
         sides += [(way, 0) if axis == "y" else (0, way) for way in outwards]
+    if not (sides or any(moves.values())):
+        return x
     table, tap = x.code_table(), next(iter(x.taps))
     if table is not None and tap[1:] == (0, 0) and ctx.covers_grid(x):
         table = table if x.bias is None else table + x.bias
@@ -175,3 +196,17 @@ def pad(ctx: Context, x: Sum, pads: list[int], value: float = 0) -> Sum:
     elif sides:
         x = ctx.readable(x, sides)
     return x.select(torch.arange(x.size("c")), tuple(layout)).moved(moves["y"], moves["x"])
+
+
+def pad_channels(x: Sum, dim: int, before: int, after: int, value: float) -> Sum:
+    """More channels with this value before and after those of a dimension."""
+    layout = (*x.layout[:dim], (("c", num_channels(x.layout[dim]) + before + after),), *x.layout[dim + 1 :])
+    sizes = [num_channels(each) for each in x.layout]
+
+    def padded(columns: Tensor, by: float) -> Tensor:
+        pads = [0, 0] * (len(sizes) - 1 - dim) + [before, after]
+        return F.pad(columns.view(-1, *sizes), pads, value=by).flatten(1)
+
+    some_columns = next(iter(x.taps.values()))
+    bias = padded(torch.zeros_like(some_columns[:1]), value)[0] if value != 0 else None
+    return total([x.map_columns(partial(padded, by=0), layout), Sum(layout, {}, bias)])
