@@ -81,6 +81,12 @@ def autoencoders() -> None:
     options: models.LayerOptions = {"decay": 0.99, "kmeans_init": True}
     vqfast.VQVAE(hidden_channels=16, **options)
     vqfast.VQVAE(quantizer=vqfast.ResidualVQLayer(32, 8, 3), loss_weight=0.1)
+    likely = vqfast.VQVAE(hidden_channels=16, num_mixtures=5)
+    assert_type(likely(x, return_nats=True), tuple[vqfast.VQVAEOutput, Tensor])
+    assert_type(likely.bits_per_dim(x, code_bits=torch.zeros(1)), Tensor)
+    parameters = torch.zeros(1, models.mixture_channels(3, 5), 16, 16)
+    assert_type(models.logistic_mixture_nats(parameters, x, num_values=256), Tensor)
+    assert_type(models.logistic_mixture_mean(parameters, 3), Tensor)
     hierarchy = assert_type(
         vqfast.HierarchicalVQVAE.named("vqvae2", hidden_channels=16), vqfast.HierarchicalVQVAE
     )

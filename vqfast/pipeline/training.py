@@ -184,6 +184,8 @@ def fit_vqvae(
 ) -> History:
     """Trains a VQ-VAE: squared error over the data's variance (as in the Keras example) and the layer's loss.
 
+    A decoder with a likelihood has the nats of a value in place of the squared error.
+
     Args:
         codebook: see ``train_vqvae``.
         options: see ``fit``.
@@ -203,11 +205,17 @@ def fit_vqvae(
         if step in refits:
             _refit(model, subset, seed, ranks)
         x = dataset.batch(numbers).to(ranks.device)
-        out = model(x)
-        mse = F.mse_loss(out.reconstruction, x)
+        if model.num_mixtures:
+            out, nats = model(x, return_nats=True)
+            mse = F.mse_loss(out.reconstruction.detach(), x)
+            error = nats.mean() / x[0].numel()
+        else:
+            out = model(x)
+            mse = F.mse_loss(out.reconstruction, x)
+            error = mse / variance
         used.index_fill_(0, out.indices.flatten(), True)
         return {
-            "loss": mse / variance + out.loss,
+            "loss": error + out.loss,
             "mse": mse,
             "perplexity": perplexity(out.indices, num_embeddings),
         }
