@@ -22,12 +22,14 @@ from vqfast.nn.kmeans import kmeans
 from vqfast.pipeline.checkpoint import check_rebuildable, load_model, save_model
 from vqfast.pipeline.codes import stage_codes
 from vqfast.pipeline.curves import draw_curves
-from vqfast.pipeline.loop import History, fit, reopen
+from vqfast.pipeline.loop import fit, reopen
+from vqfast.pipeline.measures import bits_per_code, measure_reconstruction
 from vqfast.pipeline.parts import HELD_OUT, TRAIN, data_note, open_parts, reopen_parts
 from vqfast.pipeline.progress import write_lines
 from vqfast.pipeline.ranks import ALONE, Ranks
 from vqfast.pipeline.run import Run
 from vqfast.pipeline.storage import read_json, read_tensors, write_json
+from vqfast.pipeline.validation import History, Validation
 from vqfast.priors import PixelCNN, ResidualPixelCNN
 from vqfast.priors.base import CausalPrior
 
@@ -51,6 +53,8 @@ def train_vqvae(
     batch_size: int = 128,
     lr: float = 2e-4,
     seed: int = 0,
+    val_every: int | None = None,
+    patience: int | None = None,
     ranks: Ranks = ALONE,
 ) -> VQVAE:
     """Step 1: trains a VQ-VAE on data. A run that has a trained one gives it back at once.
@@ -71,6 +75,9 @@ def train_vqvae(
         batch_size: items in a step.
         lr: Adam's learning rate at the start; it decays to 0 by a cosine.
         seed: fixes the weights, the batches and the split; in 0..2^32 - 1.
+        val_every: measures the held-out part after every so many steps, and keeps the weights whose squared
+            error is least there; None keeps the last weights.
+        patience: ends the training after so many measurements without a better one.
         ranks: the processes that work together.
 
     Returns:
@@ -113,12 +120,21 @@ def train_vqvae(
         raise ValueError(f"the data doesn't fit the model: {error}; --size resizes images") from None
     steps = _num_steps(steps, epochs, len(part), batch_size)
     training: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
-    settings = {"data": note, "model": model, **options, "codebook": codebook, **training}
+    validating = _validating(val_every, patience)
+    settings = {"data": note, "model": model, **options, "codebook": codebook, **training, **validating}
     _begin(run, "vqvae", settings, ranks)
     run.begin("data", found, ranks=ranks)
 
+    def measure() -> dict[str, float]:
+        figures = measure_reconstruction(vqvae, parts[HELD_OUT], ranks=ranks)
+        return {f"held_out_{name}": figures[name] for name in ("mse", "psnr")}
+
+    validation = Validation(measure, "held_out_mse", val_every, patience) if val_every else None
+
     def train(state: Path) -> History:
-        return fit_vqvae(vqvae, part, codebook=codebook, state=state, ranks=ranks, **training)
+        return fit_vqvae(
+            vqvae, part, codebook=codebook, state=state, ranks=ranks, validation=validation, **training
+        )
 
     _train_once(run, "vqvae", vqvae, ranks, train)
     return load_model(run.folder, "vqvae", device=ranks.device)
@@ -135,6 +151,8 @@ def train_prior(
     batch_size: int = 64,
     lr: float = 3e-4,
     seed: int = 0,
+    val_every: int | None = None,
+    patience: int | None = None,
     ranks: Ranks = ALONE,
 ) -> CausalPrior:
     """Step 3: trains a prior on the codes of a run. A run that has a trained one gives it back at once.
@@ -144,7 +162,8 @@ def train_prior(
         prior: ``"gated"`` (``PixelCNN``) or ``"residual"`` (``ResidualPixelCNN``).
         prior_options: arguments of that class.
         use_labels: whether the prior learns each class, where the codes have labels.
-        steps, epochs, batch_size, lr, seed, ranks: see ``train_vqvae``.
+        steps, epochs, batch_size, lr, seed, val_every, patience, ranks: see ``train_vqvae``; the
+            held-out figure is bits per code.
 
     Returns:
         The trained prior, in eval mode. It lies in ``prior.safetensors``, its curves in ``prior.png``.
@@ -161,7 +180,7 @@ def train_prior(
     if unknown:
         raise ValueError(f"prior_options has {', '.join(sorted(unknown))}; want options of the {prior} prior")
     num_embeddings = load_model(run.folder, "vqvae").vq.num_embeddings
-    stage_codes(run, f"codes/{HELD_OUT}")  # refuses a run that isn't encoded to the end
+    held_out = stage_codes(run, f"codes/{HELD_OUT}")  # refuses a run that isn't encoded to the end
     indices, labels = stage_codes(run, f"codes/{TRAIN}").all()
     labels = labels if use_labels else None
     num_classes = None if labels is None else reopen_parts(run)[TRAIN].num_classes
@@ -170,10 +189,17 @@ def train_prior(
     steps = _num_steps(steps, epochs, len(indices), batch_size)
     training: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
     settings = {"codes": run.settings(f"codes/{TRAIN}"), "prior": prior, "num_classes": num_classes}
-    _begin(run, "prior", {**settings, **options, **training}, ranks)
+    _begin(run, "prior", {**settings, **options, **training, **_validating(val_every, patience)}, ranks)
+
+    def measure() -> dict[str, float]:
+        return {"held_out_bits_per_code": bits_per_code(network, held_out, ranks=ranks).mean().item()}
+
+    validation = Validation(measure, "held_out_bits_per_code", val_every, patience) if val_every else None
 
     def train(state: Path) -> History:
-        return fit_prior(network, indices, labels, state=state, ranks=ranks, **training)
+        return fit_prior(
+            network, indices, labels, state=state, ranks=ranks, validation=validation, **training
+        )
 
     _train_once(run, "prior", network, ranks, train)
     return load_model(run.folder, "prior", device=ranks.device)
@@ -274,6 +300,16 @@ def _num_steps(steps: int | None, epochs: float | None, num: int, batch_size: in
     steps = STEPS if steps is None else steps
     check_integer("steps", steps)
     return steps
+
+
+def _validating(val_every: int | None, patience: int | None) -> dict[str, int]:
+    """The settings of the validation that are given."""
+    check_integer("val_every", val_every, optional=True)
+    check_integer("patience", patience, optional=True)
+    if patience is not None and val_every is None:
+        raise ValueError("patience goes with val_every")
+    given = {"val_every": val_every, "patience": patience}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _begin(run: Run, name: str, settings: Mapping[str, Any], ranks: Ranks) -> None:
