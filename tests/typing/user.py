@@ -93,6 +93,8 @@ def autoencoders() -> None:
     out = assert_type(hierarchy(x), vqfast.HierarchicalOutput)
     assert_type(hierarchy.decode(assert_type(hierarchy.encode(x), list[Tensor])[:1]), Tensor)
     assert_type(out.indices, list[Tensor])
+    hierarchy = vqfast.HierarchicalVQVAE.named("ruseckas-hierarchical", hidden_channels=32, image_size=32)
+    assert_type(hierarchy.sample(2, temperature=0.9, seed=1), list[Tensor])
     level: models.Autoencoder = named
     assert_type(level.decode_levels(assert_type(level.encode_levels(x), list[Tensor])), Tensor)
     assert_type(level.code_shapes((16, 16)), list[tuple[int, ...]])

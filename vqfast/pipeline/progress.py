@@ -37,7 +37,7 @@ def bar(ranks: Ranks, label: str, total: int, *, done: int = 0, unit: str = "it"
     common |= {"disable": not ranks.first, "unit_scale": True, "leave": None}
     if sys.stderr.isatty():
         return tqdm(**common, dynamic_ncols=True)
-    times = {"mininterval": LINE_SECONDS, "delay": LINE_SECONDS}
+    times: dict[str, Any] = {"mininterval": LINE_SECONDS, "delay": LINE_SECONDS}
     return Lines(**common, **times, miniters=1, bar_format=PLAIN)
 
 
