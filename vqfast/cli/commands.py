@@ -64,6 +64,7 @@ def train(
     seed: int,
     val_every: int | None,
     patience: int | None,
+    tensorboard: str | None,
     device: str,
     **options: Any,
 ) -> None:
@@ -85,6 +86,7 @@ def train(
             seed=seed,
             val_every=val_every,
             patience=patience,
+            tensorboard=tensorboard,
             ranks=ranks,
         )
         _print(ranks, f"trained {run.folder / 'vqvae.safetensors'}; curves in {run.folder / 'vqvae.png'}")
@@ -119,6 +121,7 @@ def train_prior(
     seed: int,
     val_every: int | None,
     patience: int | None,
+    tensorboard: str | None,
     device: str,
     **options: Any,
 ) -> None:
@@ -136,6 +139,7 @@ def train_prior(
             seed=seed,
             val_every=val_every,
             patience=patience,
+            tensorboard=tensorboard,
             ranks=ranks,
         )
         bits = bits_per_code(trained, stage_codes(target, f"codes/{HELD_OUT}"), ranks=ranks).mean()

@@ -66,6 +66,7 @@ def fit(
     label: str,
     used: Tensor | None = None,
     validation: Validation | None = None,
+    log: Callable[[History], object] = lambda history: None,
 ) -> History:
     """Trains a model by Adam, whose learning rate decays to zero by a cosine.
 
@@ -85,6 +86,7 @@ def fit(
         used: bool ``(K,)`` on the device of ``ranks``; ``metrics_of`` sets the codes that a batch uses. The
             history has ``dead_codes``: how many codes no batch has used since the step recorded before.
         validation: measures the model on held-out data; the model ends with the weights that were best there.
+        log: is called with the history whenever the state is saved, and at the end, in the first process.
 
     Returns:
         The metrics at every tenth step, means over all processes, by name; ``step`` has the steps.
@@ -158,10 +160,13 @@ def fit(
             stop = may_stop and ranks.any(bool(received))
             if ranks.first and may_stop and (stop or now - saved > SAVE_SECONDS):
                 _save(state, model, optimizer, step + 1, history, used, best if validation else {})
+                log(history)
                 saved = now
             if stop:
                 ranks.barrier()  # a process that ends makes torchrun end the others, which must have saved
                 raise KeyboardInterrupt
+    if ranks.first:
+        log(history)
     if validation:
         model.load_state_dict(best)
     return history

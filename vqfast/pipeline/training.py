@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from vqfast.nn.kmeans import kmeans
 from vqfast.pipeline.checkpoint import check_rebuildable, load_model, save_model
 from vqfast.pipeline.codes import stage_codes
 from vqfast.pipeline.curves import draw_curves
+from vqfast.pipeline.logs import log_to
 from vqfast.pipeline.loop import fit, reopen
 from vqfast.pipeline.measures import bits_per_code, measure_reconstruction
 from vqfast.pipeline.parts import HELD_OUT, TRAIN, data_note, open_parts, reopen_parts
@@ -55,6 +57,7 @@ def train_vqvae(
     seed: int = 0,
     val_every: int | None = None,
     patience: int | None = None,
+    tensorboard: str | Path | None = None,
     ranks: Ranks = ALONE,
 ) -> VQVAE:
     """Step 1: trains a VQ-VAE on data. A run that has a trained one gives it back at once.
@@ -78,10 +81,12 @@ def train_vqvae(
         val_every: measures the held-out part after every so many steps, and keeps the weights whose squared
             error is least there; None keeps the last weights.
         patience: ends the training after so many measurements without a better one.
+        tensorboard: a folder for TensorBoard's events, where it is installed.
         ranks: the processes that work together.
 
     Returns:
-        The trained model, in eval mode. It lies in ``vqvae.safetensors``, its curves in ``vqvae.png``.
+        The trained model, in eval mode. It lies in ``vqvae.safetensors``, its curves in ``vqvae.png`` and
+        ``vqvae.csv``.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong type or out of range, the data can't be read or
@@ -131,12 +136,8 @@ def train_vqvae(
 
     validation = Validation(measure, "held_out_mse", val_every, patience) if val_every else None
 
-    def train(state: Path) -> History:
-        return fit_vqvae(
-            vqvae, part, codebook=codebook, state=state, ranks=ranks, validation=validation, **training
-        )
-
-    _train_once(run, "vqvae", vqvae, ranks, train)
+    train = partial(fit_vqvae, vqvae, part, codebook=codebook, validation=validation, **training)
+    _train_once(run, "vqvae", vqvae, ranks, train, tensorboard)
     return load_model(run.folder, "vqvae", device=ranks.device)
 
 
@@ -153,6 +154,7 @@ def train_prior(
     seed: int = 0,
     val_every: int | None = None,
     patience: int | None = None,
+    tensorboard: str | Path | None = None,
     ranks: Ranks = ALONE,
 ) -> CausalPrior:
     """Step 3: trains a prior on the codes of a run. A run that has a trained one gives it back at once.
@@ -162,11 +164,12 @@ def train_prior(
         prior: ``"gated"`` (``PixelCNN``) or ``"residual"`` (``ResidualPixelCNN``).
         prior_options: arguments of that class.
         use_labels: whether the prior learns each class, where the codes have labels.
-        steps, epochs, batch_size, lr, seed, val_every, patience, ranks: see ``train_vqvae``; the
-            held-out figure is bits per code.
+        steps, epochs, batch_size, lr, seed, val_every, patience, tensorboard, ranks: see
+            ``train_vqvae``; the held-out figure is bits per code.
 
     Returns:
-        The trained prior, in eval mode. It lies in ``prior.safetensors``, its curves in ``prior.png``.
+        The trained prior, in eval mode. It lies in ``prior.safetensors``, its curves in ``prior.png`` and
+        ``prior.csv``.
 
     Raises:
         FileNotFoundError: the run has no VQ-VAE or no codes.
@@ -196,12 +199,8 @@ def train_prior(
 
     validation = Validation(measure, "held_out_bits_per_code", val_every, patience) if val_every else None
 
-    def train(state: Path) -> History:
-        return fit_prior(
-            network, indices, labels, state=state, ranks=ranks, validation=validation, **training
-        )
-
-    _train_once(run, "prior", network, ranks, train)
+    train = partial(fit_prior, network, indices, labels, validation=validation, **training)
+    _train_once(run, "prior", network, ranks, train, tensorboard)
     return load_model(run.folder, "prior", device=ranks.device)
 
 
@@ -326,13 +325,19 @@ def _begin(run: Run, name: str, settings: Mapping[str, Any], ranks: Ranks) -> No
 
 
 def _train_once(
-    run: Run, name: str, model: VQVAE | CausalPrior, ranks: Ranks, train: Callable[[Path], History]
+    run: Run,
+    name: str,
+    model: VQVAE | CausalPrior,
+    ranks: Ranks,
+    train: Callable[..., History],
+    tensorboard: str | Path | None,
 ) -> None:
     """Trains and saves a model, unless its weights are in the run."""
     state = run.folder / f"{name}.state.safetensors"
     if not (run.folder / f"{name}.safetensors").is_file():
         model.to(ranks.device)
-        history = train(state)
+        board = tensorboard if ranks.first else None
+        history = train(state=state, ranks=ranks, log=log_to(run.folder, name, board))
         if ranks.first:
             write_json(run.folder / f"{name}.history.json", history)
             write_file(run.folder / f"{name}.png", draw_curves(history, title=name))
