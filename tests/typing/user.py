@@ -158,6 +158,7 @@ def acceleration() -> None:
     """A model of another library."""
     report = assert_type(vqfast.accelerate(Autoencoder()), vqfast.Report)
     assert_type([entry.path for entry in report.accelerated + report.left_alone], list[str])
+    assert_type(report.priors, list[str])
     vqfast.accelerate(Autoencoder(), restore=True)
     assert_type(vqfast.accelerate.patch("vector_quantize_pytorch"), list[str])
     vqfast.accelerate.patch("vector_quantize_pytorch", restore=True)
