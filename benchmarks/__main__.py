@@ -24,6 +24,7 @@ SUITES = (
     "accelerate",
     "end_to_end",
     "first_result",
+    "training",
 )
 QUICK_ROUNDS, FULL_ROUNDS = 3, 11
 
@@ -48,7 +49,7 @@ def run(name: str, cases: list[core.Case], rounds: int, full: bool) -> dict[str,
     return {**machine.conditions(), **found}
 
 
-def record_suites(names: list[str], rounds: int, full: bool) -> Path:
+def record_suites(names: list[str], rounds: int, full: bool, photographs: Path | None = None) -> Path:
     """Measures suites one by one into the record of this device; returns the record's path."""
     where = record.path(machine.name())
     for name in names:
@@ -56,7 +57,7 @@ def record_suites(names: list[str], rounds: int, full: bool) -> Path:
         suite = run(name, module.CASES, rounds, full)
         suite["peak"] = core.peak()._asdict()
         if hasattr(module, "findings"):
-            suite["findings"] = module.findings()
+            suite["findings"] = module.findings(full=full, photographs=photographs)
         record.add(where, machine.name(), {name: suite})
     return where
 
@@ -78,6 +79,12 @@ def main(arguments: list[str] | None = None) -> int:
         "--rounds",
         type=int,
         help=f"how often each case is timed; default {QUICK_ROUNDS}, with --full {FULL_ROUNDS}",
+    )
+    parser.add_argument(
+        "--photographs",
+        type=Path,
+        metavar="FOLDER",
+        help="of the suite training (default: the photographs that installed packages bring)",
     )
     parser.add_argument(
         "--pages",
@@ -104,8 +111,8 @@ def main(arguments: list[str] | None = None) -> int:
     if asked.gpu_gate:
         from benchmarks import gate
 
-        return gate.main(lambda: record_suites(names, rounds, asked.full))
-    where = record_suites(names, rounds, asked.full)
+        return gate.main(lambda: record_suites(names, rounds, asked.full, asked.photographs))
+    where = record_suites(names, rounds, asked.full, asked.photographs)
     found = record.read(where)
     plots.draw(where)
     print(f"\n{tables.printed(found)}\nwritten to {where}, plots beside it")

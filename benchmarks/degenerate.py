@@ -134,7 +134,7 @@ def training(k: int, shape: tuple[int, int, int, int], decay: float | None) -> C
     d = shape[1]
 
     def build(codebook: Tensor) -> Call:
-        module = with_codebook(vqfast.VQLayer(k, d, beta=layer.BETA, decay=decay), codebook)
+        module = with_codebook(vqfast.VQLayer(k, d, beta=layer.BETA, decay=decay, **layer.STILL), codebook)
         # set again for each step, because zeros that learn don't stay zeros
         return lambda z_e: layer.train(with_codebook(module, codebook), z_e)
 

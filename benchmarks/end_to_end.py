@@ -16,7 +16,7 @@ from torch import Tensor
 
 import vqfast
 from benchmarks.core import Call, Case, Floor, Outputs, counted
-from benchmarks.layer import EagerVQ
+from benchmarks.layer import STILL, EagerVQ
 from benchmarks.machine import DEVICE
 from benchmarks.sampling import NAIVE_POSITIONS, flop, naive
 
@@ -25,7 +25,7 @@ BATCH = 32
 
 def model(kind: str, hidden: int) -> vqfast.VQVAE:
     """The paper's VQ-VAE with vqfast's quantiser or the eager one; both have the same weights."""
-    vqvae = vqfast.VQVAE.named("paper", hidden_channels=hidden)
+    vqvae = vqfast.VQVAE.named("paper", hidden_channels=hidden, **STILL)
     if kind == "eager":
         vqvae.add_module("vq", EagerVQ(vqvae.vq.codebook.detach()))
     return vqvae.to(DEVICE)

@@ -19,6 +19,7 @@ from benchmarks.core import Call, Case, Contenders, Floor, Outputs
 from benchmarks.machine import DEVICE
 
 BETA = 0.25
+STILL: Any = {"kmeans_init": False, "revive_below": 0}  # as the peers' layers are by default
 Step = tuple[Tensor, Tensor, Tensor]  # quantised vectors, codes, the input's gradient
 
 
@@ -56,7 +57,7 @@ def train(layer: Callable[[Tensor], Any], z_e: Tensor) -> Step:
 
 def vq_layer(k: int, d: int, decay: float | None) -> Call:
     """vqfast's layer."""
-    layer = vqfast.VQLayer(k, d, beta=BETA, decay=decay).to(DEVICE)
+    layer = vqfast.VQLayer(k, d, beta=BETA, decay=decay, **STILL).to(DEVICE)
     layer.codebook.data.copy_(random_codebook(k, d))
     return partial(train, layer)
 

@@ -135,7 +135,7 @@ CASES += [search(8192, k, 64, SWEPT, "K") for k in (16, 128, 1024, 8192, 65536)]
 CASES += [search(8192, 1024, d, SWEPT, "D") for d in (2, 8, 32, 128, 512)]
 
 
-def findings() -> dict[str, dict[str, dict[str, int]]]:
+def findings(**_: object) -> dict[str, dict[str, dict[str, int]]]:
     """How many of 8192 vectors each contender gives another code than float64 does.
 
     Vectors whose two nearest codes are within 1e-6 of each other, relative, don't count.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import vqfast
 from benchmarks.core import Call, Case, Floor, Outputs
-from benchmarks.layer import BETA, random_codebook, train
+from benchmarks.layer import BETA, STILL, random_codebook, train
 from benchmarks.machine import DEVICE
 
 DECAY = 0.8
@@ -21,7 +21,8 @@ DECAY = 0.8
 def residual_vq_layer(sizes: tuple[int, int, int], training: bool) -> Call:
     """vqfast's layer."""
     q, k, d = sizes
-    layer = vqfast.ResidualVQLayer(k, d, q, beta=BETA, decay=DECAY).to(DEVICE).train(training)
+    layer = vqfast.ResidualVQLayer(k, d, q, beta=BETA, decay=DECAY, **STILL).to(DEVICE)
+    layer.train(training)
     for stage, codebook in zip(layer.stages, random_codebook(*sizes), strict=True):
         stage.codebook.copy_(codebook)
     return partial(train, layer) if training else layer.encode

@@ -134,6 +134,7 @@ def printed(record: Record) -> str:
     """All of a record, as the command prints it."""
     parts = [conditions(record, "all")]
     for name in record["suites"]:
-        parts.append(suite(record, name))
+        if record["suites"][name]["rows"]:
+            parts.append(suite(record, name))
         parts += [made for kind in (missing, findings, growth) if (made := kind(record, name))]
     return "\n".join(parts)

@@ -10,6 +10,7 @@ from torch import nn
 import vqfast
 
 K, D = 16, 4
+STILL = {"kmeans_init": False, "revive_below": 0.0}
 
 
 class Model(nn.Module):
@@ -18,8 +19,8 @@ class Model(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.encoder = nn.Linear(D, D)
-        self.top = vqfast.VQLayer(K, D, decay=0.9)
-        self.bottoms = nn.ModuleList([vqfast.VQLayer(2 * K, D, decay=0.9)])
+        self.top = vqfast.VQLayer(K, D, decay=0.9, **STILL)
+        self.bottoms = nn.ModuleList([vqfast.VQLayer(2 * K, D, decay=0.9, **STILL)])
 
 
 def foreign_state() -> dict[str, torch.Tensor]:
@@ -44,7 +45,7 @@ def test_a_whole_model():
 
 
 def test_one_layer_of_a_whole_model():
-    state, layer = foreign_state(), vqfast.VQLayer(2 * K, D)
+    state, layer = foreign_state(), vqfast.VQLayer(2 * K, D, **STILL)
     converted = vqfast.convert_state_dict(state, layer, prefix="module.bottoms.0.")
     assert converted.keys() == {"codebook"}  # learned by gradients, it has no averages
     assert torch.equal(converted["codebook"], state["module.bottoms.0.embed"].T)

@@ -40,7 +40,7 @@ RESIDUAL: list[tuple[dict[str, Any], dict[str, Any]]] = [
     (LEARNABLE, {"decay": None}),
     ({**LEARNABLE, "shared_codebook": True}, {"decay": None, "shared_codebook": True}),
 ]
-OURS = {"beta": 1.0, "decay": 0.8, "channel_dim": -1}
+OURS = {"beta": 1.0, "decay": 0.8, "channel_dim": -1, "kmeans_init": False, "revive_below": 0.0}
 
 
 def trained(module: nn.Module, shape: tuple[int, ...]) -> nn.Module:

@@ -22,7 +22,7 @@ OTHER: dict[str, Any] = {
     "heads": 2,
     "separate_codebooks": True,
     "codebook_dim": 3,
-    "kmeans_init": True,
+    "kmeans_init": False,
     "revive_below": 0.5,
     "gradient": "rotation",
     "learnable": False,

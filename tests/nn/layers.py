@@ -13,6 +13,7 @@ from torch import Tensor
 from vqfast.nn import VQLayer
 
 RULES = pytest.mark.parametrize("decay", [None, 0.9])
+STILL = {"kmeans_init": False, "revive_below": 0.0}  # without a start by k-means and revival
 OPTIONS = {
     "plain": {},
     "ema": {"decay": 0.9},
@@ -32,7 +33,7 @@ ALL = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 
 def layer(num_embeddings: int = 9, embedding_dim: int = 4, **options) -> VQLayer:
     """In float64, with codes as far apart as the vectors that ``torch.randn`` draws."""
-    vq = VQLayer(num_embeddings, embedding_dim, **options).double()
+    vq = VQLayer(num_embeddings, embedding_dim, **{**STILL, **options}).double()
     vq.set_codebook(torch.randn(vq.codebook.shape))
     return vq
 

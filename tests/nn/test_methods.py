@@ -100,8 +100,8 @@ def test_representation_says_the_options_and_makes_the_layer_again(kind, sizes, 
 
 
 def test_representation_of_other_options_and_modules() -> None:
-    vq = VQLayer(9, 6, beta=1.0, eps=1e-3, channel_dim=-1, kmeans_init=True, learnable=False)
-    assert vq.extra_repr() == "9, 6, beta=1.0, eps=0.001, channel_dim=-1, kmeans_init=True, learnable=False"
+    vq = VQLayer(9, 6, beta=1.0, eps=1e-3, channel_dim=-1, kmeans_init=False, learnable=False)
+    assert vq.extra_repr() == "9, 6, beta=1.0, eps=0.001, channel_dim=-1, kmeans_init=False, learnable=False"
     rvq = ResidualVQLayer(9, 6, 3, beta=1, quantize_dropout=True)
     rvq.freeze()
     assert rvq.extra_repr() == "9, 6, 3, beta=1, learnable=False, quantize_dropout=True"

@@ -277,7 +277,7 @@ def test_bad_vectors_are_named(z_e) -> None:
 
 def test_equals_vector_quantize_pytorch() -> None:
     peers = pytest.importorskip("vector_quantize_pytorch")
-    rvq = ResidualVQLayer(9, 6, 4, channel_dim=-1, decay=0.8, beta=1.0)
+    rvq = ResidualVQLayer(9, 6, 4, channel_dim=-1, decay=0.8, beta=1.0, kmeans_init=False, revive_below=0)
     peer = peers.ResidualVQ(dim=6, codebook_size=9, num_quantizers=4, rotation_trick=False, decay=0.8)
     for stage, layer in zip(rvq.stages, peer.layers, strict=True):
         stage.set_codebook(torch.randn(9, 6))

@@ -9,15 +9,16 @@ from functools import partial
 import pytest
 import torch
 
-from tests.nn.layers import ALL, RULES, assert_copies_continue
+from tests.nn.layers import ALL, RULES, STILL, assert_copies_continue
 from vqfast.nn import ResidualVQLayer, VQLayer
 from vqfast.nn.codebook import Codebook
 
 
 def test_state_dict_has_the_keys_that_the_options_need() -> None:
-    assert list(VQLayer(9, 4).state_dict()) == ["codebook"]
-    assert list(VQLayer(9, 4, decay=0.9).state_dict()) == ["codebook", "ema_counts", "ema_sums"]
-    assert list(VQLayer(9, 4, revive_below=1.0).state_dict()) == ["codebook", "ema_counts"]
+    assert list(VQLayer(9, 4).state_dict()) == ["codebook", "ema_counts", "initialised"]
+    assert list(VQLayer(9, 4, **STILL).state_dict()) == ["codebook"]
+    assert list(VQLayer(9, 4, **STILL, decay=0.9).state_dict()) == ["codebook", "ema_counts", "ema_sums"]
+    assert list(VQLayer(9, 4, kmeans_init=False).state_dict()) == ["codebook", "ema_counts"]
     assert isinstance(VQLayer(9, 4), Codebook)
 
 

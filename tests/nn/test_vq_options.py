@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.nn.layers import ALL, RULES, assert_states_close, layer, randn, state
+from tests.nn.layers import ALL, RULES, STILL, assert_states_close, layer, randn, state
 from vqfast.nn import VQLayer
 from vqfast.nn.vq import pass_gradient
 
@@ -275,7 +275,7 @@ def test_parts_add_up_to_the_loss(options) -> None:
 )
 def test_equals_vector_quantize_pytorch(options, peer_options) -> None:
     peers = pytest.importorskip("vector_quantize_pytorch")
-    vq = VQLayer(9, 6, decay=0.8, beta=1.0, channel_dim=-1, **options)
+    vq = VQLayer(9, 6, decay=0.8, beta=1.0, channel_dim=-1, **STILL, **options)
     peer = peers.VectorQuantize(6, 9, **{"rotation_trick": False, "decay": 0.8, **peer_options})
     codes = torch.randn(vq.codebook.shape)
     codes = F.normalize(codes, dim=-1) if vq.metric == "cosine" else codes

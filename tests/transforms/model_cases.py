@@ -7,7 +7,8 @@ import torch
 import vqfast
 from tests.transforms.plain import codes, draw
 
-LAYER = {"num_embeddings": 5, "embedding_dim": 4}
+STILL = {"kmeans_init": False, "revive_below": 0.0}  # learns by gradients alone
+LAYER = {"num_embeddings": 5, "embedding_dim": 4, **STILL}
 SHOWN = torch.tensor([[True, True, False], [True, False, True]])
 MODELS = {
     "vq": lambda: (vqfast.VQLayer(**LAYER), draw(2, 4, 3)),
@@ -15,7 +16,7 @@ MODELS = {
     "vq_rotation": lambda: (vqfast.VQLayer(**LAYER, gradient="rotation"), draw(2, 4, 3)),
     "vq_heads": lambda: (vqfast.VQLayer(**LAYER, heads=2, separate_codebooks=True), draw(2, 4, 3)),
     "vq_projected": lambda: (vqfast.VQLayer(**LAYER, codebook_dim=2, heads=2), draw(2, 4, 3)),
-    "vq_ema": lambda: (vqfast.VQLayer(**LAYER, decay=0.9, revive_below=1).eval(), draw(2, 4, 3)),
+    "vq_ema": lambda: (vqfast.VQLayer(**{**LAYER, "decay": 0.9, "revive_below": 1}).eval(), draw(2, 4, 3)),
     "residual": lambda: (vqfast.ResidualVQLayer(**LAYER, num_quantizers=3), draw(2, 4, 3)),
     "residual_cosine": lambda: (
         vqfast.ResidualVQLayer(**LAYER, num_quantizers=2, metric="cosine"),

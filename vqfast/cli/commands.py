@@ -62,9 +62,6 @@ def train(
     batch_size: int,
     lr: float,
     seed: int,
-    val_every: int | None,
-    patience: int | None,
-    tensorboard: str | None,
     device: str,
     **options: Any,
 ) -> None:
@@ -84,9 +81,6 @@ def train(
             batch_size=batch_size,
             lr=lr,
             seed=seed,
-            val_every=val_every,
-            patience=patience,
-            tensorboard=tensorboard,
             ranks=ranks,
         )
         _print(ranks, f"trained {run.folder / 'vqvae.safetensors'}; curves in {run.folder / 'vqvae.png'}")
@@ -119,9 +113,6 @@ def train_prior(
     batch_size: int,
     lr: float,
     seed: int,
-    val_every: int | None,
-    patience: int | None,
-    tensorboard: str | None,
     device: str,
     **options: Any,
 ) -> None:
@@ -137,9 +128,6 @@ def train_prior(
             batch_size=batch_size,
             lr=lr,
             seed=seed,
-            val_every=val_every,
-            patience=patience,
-            tensorboard=tensorboard,
             ranks=ranks,
         )
         bits = bits_per_code(trained, stage_codes(target, f"codes/{HELD_OUT}"), ranks=ranks).mean()

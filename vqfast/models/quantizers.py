@@ -20,10 +20,10 @@ class LayerOptions(TypedDict, total=False):
     """The options of ``VQLayer`` that a model passes on; what they mean is said there.
 
     Example:
-        >>> options: vqfast.models.LayerOptions = {"decay": 0.99, "kmeans_init": True, "revive_below": 0.1}
+        >>> options: models.LayerOptions = {"decay": 0.99, "revive_below": 0.1}
         >>> vqfast.VQVAE(hidden_channels=8, **options).vq
         VQLayer(
-          512, 64, decay=0.99, kmeans_init=True, revive_below=0.1
+          512, 64, decay=0.99, revive_below=0.1
           (projection): Projection()
         )
     """

@@ -26,7 +26,8 @@ from vqfast.nn.batch import Batch
 from vqfast.nn.kmeans import draw_seed, kmeans_of_ranks
 from vqfast.nn.sharded import gathered, write
 
-USAGE_DECAY = 0.99  # of the average counts by which dead codes are found where there is no other average
+USAGE_DECAY = 0.9  # of the average counts by which dead codes are found where there is no other average
+REVIVE_BELOW = 1.0  # by default: a code that has less than one vector a batch
 REACHABLE = 0.25  # of the mean count: the threshold of revival where ``revive_below`` exceeds that mean
 STATISTICS = ("ema_counts", "ema_sums")
 
@@ -282,16 +283,19 @@ class Codebook(nn.Module):
         fresh = fresh.to(self.codebook.dtype).transpose(0, 1).reshape(self.codebook.shape)
         dead = (self.ema_counts < below) & fresh.isfinite().all(-1)
         write(self, "codebook", fresh, dead.unsqueeze(-1).expand_as(fresh))
-        self.ema_counts.copy_(torch.where(dead, self._fresh_count, self.ema_counts))
+        # where the threshold is scaled down, so is the count: a code that stays unused is soon replaced again
+        count = (2 * below).clamp(max=self._fresh_count)
+        self.ema_counts.copy_(torch.where(dead, count, self.ema_counts))
         if self.decay is not None:
-            self.ema_sums.copy_(torch.where(dead.unsqueeze(-1), fresh * self._fresh_count, self.ema_sums))
+            revived = fresh * count.unsqueeze(-1)
+            self.ema_sums.copy_(torch.where(dead.unsqueeze(-1), revived, self.ema_sums))
 
     def _warn(self, vectors: Tensor) -> None:
         """Warns once where this rank's vectors, times the ranks, are too few for ``revive_below``."""
         if self._warned or torch.compiler.is_compiling():
             return
         num = len(vectors) * ranks.world()
-        if 0 < num < self.revive_below * self.num_embeddings:
+        if self.revive_below > REVIVE_BELOW and 0 < num < self.revive_below * self.num_embeddings:
             self._warned = True
             mean = f"{num / self.num_embeddings:.3g} for each of {self.num_embeddings} codes"
             warnings.warn(
@@ -302,7 +306,7 @@ class Codebook(nn.Module):
 
     @property
     def _fresh_count(self) -> float:
-        """The average count of a new code, high enough that the code isn't dead at once."""
+        """The average count that a new code has at most, high enough that the code isn't dead at once."""
         return max(1.0, self.revive_below)
 
     def _fresh(self, codebook: Tensor) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from vqfast.nn import ranks
 
 CANDIDATES = 1024  # of a round of seeding: their distances from each other fit in cache
 SPREAD = 0.1  # of spare code vectors around the data's vectors, in standard deviations of the data
+START_LIMIT, START_LIMIT_A_CODE = 16384, 8  # vectors that a layer starts from; the larger counts
 LARGE = 40  # binary exponent from which on sums of squares could overflow float32
 
 
@@ -109,8 +110,9 @@ def kmeans_of_ranks(
 ) -> Tensor:
     """``kmeans`` of all ranks' finite ``vectors (N, C, D)`` that ``mask (N,)`` shows, shaped as ``codebook``.
 
-    Where ``codebook`` on the first rank differs from its random ``start``, it was put there from outside and
-    is the result. The seed is the first rank's. This is an op so that a compiled first step doesn't trace it.
+    Of more vectors than the limit a random part is used. Where ``codebook`` on the first rank differs from
+    its random ``start``, it was put there from outside and is the result. The seed is the first rank's. This
+    is an op so that a compiled first step doesn't trace it.
 
     Raises:
         ValueError: no rank has a finite vector.
@@ -125,6 +127,10 @@ def kmeans_of_ranks(
     if not len(joined):
         raise ValueError(f"z_e has shape {tuple(vectors.shape)} and no finite vector to start k-means from")
     num = codebook.shape[-2]
+    limit = max(START_LIMIT, START_LIMIT_A_CODE * num)
+    if len(joined) > limit:
+        generator = torch.Generator().manual_seed(seed)
+        joined = joined[torch.randperm(len(joined), generator=generator)[:limit].to(joined.device)]
     codebooks = [kmeans(own, num, seed=seed, cosine=cosine) for own in joined.unbind(1)]
     return ranks.from_first(torch.stack(codebooks)).view(codebook.shape).to(codebook.dtype)
 

@@ -113,5 +113,6 @@ def refuse_transforms() -> None:
     if in_functorch():
         raise RuntimeError(
             "a codebook learns in place, which torch.func's transforms don't allow; call eval() or freeze() "
-            "first, or let it learn outside of them"
+            "first, let it learn outside of them, or give the layer kmeans_init=False, revive_below=0 and no "
+            "decay"
         )

@@ -22,7 +22,7 @@ from vqfast.checks import (
 )
 from vqfast.nn import passes, ranks
 from vqfast.nn.batch import Batch
-from vqfast.nn.codebook import Kept
+from vqfast.nn.codebook import REVIVE_BELOW, Kept
 from vqfast.nn.describe import arguments_of, describe
 from vqfast.nn.gradient import GRADIENTS, pass_gradient
 from vqfast.nn.indices import visible
@@ -61,11 +61,12 @@ class ResidualVQLayer(Quantizer):
         num_embeddings: K, the number of codes of each stage.
         embedding_dim: D, the channels of ``z_e``.
         num_quantizers: Q, the number of stages.
-        beta, decay, eps, metric, revive_below, learnable: of each stage, as in ``VQLayer``.
+        beta, decay, eps, metric, learnable: of each stage, as in ``VQLayer``.
         channel_dim: the dimension of the channels: 1 for ``(B, D, *spatial)``, -1 for channels last.
         codebook_dim: the length of the code vectors, by default ``embedding_dim``. With another length linear
             maps stand around all stages together, in ``projection``.
         kmeans_init: as in ``VQLayer``; the first batch, which starts the code vectors, drops no stage.
+        revive_below: of each stage, as in ``VQLayer``. With 0, and the l2 metric, all stages train in one op.
         gradient: ``"straight-through"`` or ``"rotation"``, of the whole sum, as in ``VQLayer``.
         shared_codebook: whether all stages use one codebook, which learns from all of them.
         quantize_dropout: whether in training each batch uses only the first 1 to Q stages (section III-C).
@@ -100,8 +101,8 @@ class ResidualVQLayer(Quantizer):
         channel_dim: int = 1,
         metric: str = "l2",
         codebook_dim: int | None = None,
-        kmeans_init: bool = False,
-        revive_below: float = 0.0,
+        kmeans_init: bool = True,
+        revive_below: float = REVIVE_BELOW,
         gradient: str = "straight-through",
         learnable: bool = True,
         shared_codebook: bool = False,

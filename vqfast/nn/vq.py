@@ -19,7 +19,7 @@ from vqfast.checks import (
 from vqfast.functional import Quantized
 from vqfast.nn import passes
 from vqfast.nn.batch import Batch, masked_statistics
-from vqfast.nn.codebook import Codebook, Kept
+from vqfast.nn.codebook import REVIVE_BELOW, Codebook, Kept
 from vqfast.nn.describe import arguments_of, describe
 from vqfast.nn.gradient import GRADIENTS, pass_gradient
 from vqfast.nn.indices import visible
@@ -52,6 +52,12 @@ class VQLayer(Quantizer, Codebook):
     ``loss`` is ``mean((sg[z_e] - z_q)^2) + beta * mean((z_e - sg[z_q])^2)`` (equation 3). With ``decay`` the
     codebook follows an exponential moving average (appendix A.1) and the first term is left out.
 
+    By default the code vectors start from the first batch in training, and codes that fall out of use become
+    vectors of the batch, so the codebook doesn't collapse where the vectors lie far from zero, are tiny or
+    huge, or move while the encoder learns. Until that batch ``encode``, ``decode`` and eval mode use the
+    random code vectors. With ``kmeans_init=False, revive_below=0`` and no ``decay`` the codebook moves by the
+    optimiser's steps alone.
+
     The moving average is kept in float32 at the least. Code vectors that are copied or loaded into
     ``codebook`` stay: learning goes on from them, and no k-means start overwrites them. A state of a layer
     with other options loads; what is missing in it starts anew from its codebook.
@@ -80,12 +86,13 @@ class VQLayer(Quantizer, Codebook):
         separate_codebooks: whether each head has a codebook of its own; ``codebook`` is ``(heads, K, D)``.
         codebook_dim: the length of the code vectors, by default ``embedding_dim / heads``. With another
             length linear maps stand around the codebook, in ``projection``.
-        kmeans_init: whether the first batch in training starts the code vectors by k-means. With fewer
-            distinct vectors than codes, the other code vectors stand near them.
+        kmeans_init: whether the first batch in training starts the code vectors by k-means, from 16384 or 8 K
+            of its vectors, whichever is more. With fewer distinct vectors than codes, the other code vectors
+            stand near them.
         revive_below: a code whose moving average of counts is below this number is replaced by a random
             vector of the batch in training; 0 for never. SoundStream (arXiv 2107.03312, section III-C) uses
-            2. Where a batch has fewer than ``revive_below * K`` vectors, the layer warns once, and the
-            threshold is a quarter of the mean count.
+            2. Where a batch has fewer than ``revive_below * K`` vectors, the threshold is a quarter of the
+            mean count, and a layer that was given more than 1 warns once.
         gradient: ``"straight-through"``, or ``"rotation"`` (Fifty et al. 2024, arXiv 2410.06424), which turns
             and scales the gradient as the vector is turned and scaled to its code vector.
         learnable: ``False`` freezes the code vectors after a k-means start, if any; see also ``freeze``.
@@ -124,8 +131,8 @@ class VQLayer(Quantizer, Codebook):
         heads: int = 1,
         separate_codebooks: bool = False,
         codebook_dim: int | None = None,
-        kmeans_init: bool = False,
-        revive_below: float = 0.0,
+        kmeans_init: bool = True,
+        revive_below: float = REVIVE_BELOW,
         gradient: str = "straight-through",
         learnable: bool = True,
         device: Device = None,

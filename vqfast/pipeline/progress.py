@@ -25,8 +25,7 @@ def bar(ranks: Ranks, label: str, total: int, *, done: int = 0, unit: str = "it"
 
     class Lines(tqdm):  # type: ignore[misc]  # of a package without types
         def display(self, msg: str | None = None, pos: int | None = None) -> None:
-            last = self.disable and not self.pos  # close() adds a newline to it
-            self.fp.write(f"{self}{'' if last else chr(10)}")
+            self.fp.write(f"{self}{'' if self.disable else chr(10)}")  # close() adds a newline to the last
 
         @classmethod
         def write(cls, s: str, file: Any = None, end: str = "\n", nolock: bool = False) -> None:
@@ -34,10 +33,10 @@ def bar(ranks: Ranks, label: str, total: int, *, done: int = 0, unit: str = "it"
 
     ranks.works_at(label)
     common: dict[str, Any] = {"total": total, "initial": done, "desc": label, "unit": unit}
-    common |= {"disable": not ranks.first, "unit_scale": True, "leave": None}
+    common |= {"disable": not ranks.first, "unit_scale": True}
     if sys.stderr.isatty():
         return tqdm(**common, dynamic_ncols=True)
-    times: dict[str, Any] = {"mininterval": LINE_SECONDS, "delay": LINE_SECONDS}
+    times = {"mininterval": LINE_SECONDS, "delay": LINE_SECONDS}
     return Lines(**common, **times, miniters=1, bar_format=PLAIN)
 
 
