@@ -1,5 +1,7 @@
 """Sampling a prior: vqfast's default, its PyTorch executor ("cached"), and the naive loop.
 
+The cases of ``program_of`` sample a network in plain PyTorch, beside the prior of vqfast that is the same.
+
 The naive loop runs the whole network for each position, with PyTorch's convolutions. Only its first positions
 are timed, and scaled: each costs the same. Floor: the products of visible taps; those with one-hot codes are
 lookups and don't count.
@@ -17,6 +19,7 @@ import torch
 import vqfast
 from benchmarks.core import Call, Case, Floor, Outputs
 from benchmarks.machine import DEVICE
+from benchmarks.plain import PlainGated
 from vqfast.priors.base import CausalPrior
 from vqfast.sampling.draw import gumbel
 from vqfast.sampling.program import CODES
@@ -132,8 +135,37 @@ def gated(channels: int, layers: int, side: int, batch: int, sweep: str | None =
     return sampling(name, make, batch, (side, side), {"layers": layers}, sweep)
 
 
+def traced(channels: int, layers: int, side: int, batch: int) -> Case:
+    """The gated network in plain PyTorch by ``program_of``, and the ``PixelCNN`` that lowers itself.
+
+    The naive loop is that of the plain network.
+    """
+    lowered = partial(vqfast.PixelCNN, 512, channels, layers)
+    shape = (side, side)
+
+    def make() -> CausalPrior:
+        prior, plain = lowered(), PlainGated(512, channels, layers)  # the prior first: seeded as in the check
+        plain.load(prior)
+        return vqfast.program_of(plain.eval(), 512, shape)
+
+    return Case(
+        name=f"program_of, gated {side}x{side}, {channels} channels, {layers} layers, batch {batch}",
+        shape={"batch": batch, "grid": side, "layers": layers},
+        contenders={
+            "vqfast": partial(sampler, make, batch, shape, "auto", torch.float32),
+            "naive": partial(naive, make, batch, shape),
+            "vqfast, PixelCNN": partial(sampler, lowered, batch, shape, "auto", torch.float32),
+        },
+        data=lambda: int(torch.randint(2**31, ())),
+        check=partial(check, lowered, shape),
+        floor=Floor(batch * flop(lowered(), shape)),
+        parts={"naive": min(1.0, NAIVE_POSITIONS / side**2)},
+    )
+
+
 CASES = [
     gated(128, 15, 32, 1),
+    traced(128, 15, 32, 1),
     gated(128, 15, 32, 16),
     gated(64, 15, 8, 1),
     gated(64, 15, 8, 64),

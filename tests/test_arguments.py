@@ -60,6 +60,7 @@ DOCUMENTED: dict[str, list[Any]] = {
     "hidden_channels": [None, 1],
     "num_downsamplings": [None, 1],
     "VQVAE.num_residual_blocks": [None, 0, 1],
+    "num_mixtures": [None, 0, 1],
     "VQVAE.num_embeddings": [None, 1],
     "VQVAE.embedding_dim": [None, 1],
     "HierarchicalVQVAE.num_residual_blocks": [None, 0, 1],

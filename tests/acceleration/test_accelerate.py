@@ -74,7 +74,7 @@ def test_restore(model):
     slow = copy.deepcopy(model)
     before = set(vars(model.quantizer))
     vqfast.accelerate(model)
-    assert vqfast.accelerate(model, restore=True) == ([], [])
+    assert vqfast.accelerate(model, restore=True) == ([], [], [])
     assert type(model.quantizer) is VectorQuantizer and set(vars(model.quantizer)) == before
     assert searches(model, X)[1] == 0
     vqfast.accelerate(model)

@@ -42,6 +42,7 @@ CASES = {
     "gated prior": prior_training.gated(16, 8, 2, (2, 5, 5)),
     "Keras prior": prior_training.keras(16, 8, (2, 5, 5)),
     "sampling": sampling.gated(8, 2, 4, 2),
+    "sampling by program_of": sampling.traced(8, 2, 4, 2),
     "accelerate": accelerate.cases("ResidualVQ", LAYER)[0],
     "train an epoch": TRAIN,
     "tokenise": TOKENISE,

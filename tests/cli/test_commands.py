@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -220,3 +222,24 @@ def test_a_run_goes_on_with_more_epochs(here: Path, capsys: pytest.CaptureFixtur
     assert json.loads(Path("begun/vqvae.history.json").read_text())["step"] == [0, 10, 11, 17]
     refused(f"{longer} --steps 30", "steps and epochs exclude each other; want one of them", capsys)
     refused(f"{TRAIN} begun", "another vqvae: steps was 18, now 12; use another folder", capsys)
+
+
+def test_a_training_is_measured_while_it_runs(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(f"{TRAIN} new --val-every 5 --patience 9") == 0
+    assert run(f"train-prior --run coded {PRIOR} --val-every 5") == 0
+    for file, figure in (("new/vqvae", "held_out_psnr"), ("coded/prior", "held_out_bits_per_code")):
+        history = json.loads(Path(f"{file}.history.json").read_text())
+        assert len(history[figure]) == 4
+        with Path(f"{file}.csv").open(newline="") as table:
+            lines = list(csv.DictReader(table))
+        assert [float(line[figure]) for line in lines] == history[figure]
+        assert [int(line["step"]) for line in lines] == history["step"] == [0, 5, 10, 11]
+    refused(f"{TRAIN} other --patience 9", "patience goes with val_every", capsys)
+
+
+def test_tensorboard_is_missing(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    refused(f"{TRAIN} new --tensorboard logs", "tensorboard is missing: pip install tensorboard", capsys)

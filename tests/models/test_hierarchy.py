@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -92,6 +93,48 @@ def test_finer_codes_depend_on_coarser_ones_in_vqvae2() -> None:
     level, features = model.levels[1], model.encoder(x)[1]
     states = [model.levels[0].vq.decode(torch.full((3, 2, 3), code)) for code in (0, 1)]
     assert not torch.allclose(level.vectors(features, states[0]), level.vectors(features, states[1]))
+
+
+def test_samples_follow_the_levels_priors() -> None:
+    """Each level's codes are drawn from its logits given the coarser codes."""
+    model, _ = make("ruseckas")
+    model.eval()
+    biases = torch.randn(3, 7, generator=torch.Generator().manual_seed(3))
+    for level, bias in zip(model.levels, biases, strict=True):
+        torch.nn.init.zeros_(level.prior[-1].weight)
+        level.prior[-1].bias.data.copy_(bias)
+    for temperature in (1.0, 0.5):
+        grids = model.sample(200, temperature=temperature, seed=1)
+        for grid, bias, size in zip(grids, biases, (4, 8, 16), strict=True):
+            assert grid.shape == (200, size, size)
+            shares = grid.flatten().bincount(minlength=7) / grid.numel()
+            torch.testing.assert_close(shares, (bias / temperature).softmax(0), rtol=0, atol=0.025)
+    again, other = (model.sample(200, temperature=0.5, seed=seed) for seed in (1, 2))
+    assert all(torch.equal(a, b) for a, b in zip(again, grids, strict=True))
+    assert not torch.equal(other[0], grids[0])
+
+
+def test_cold_samples_are_the_most_likely_codes() -> None:
+    model, _ = make("ruseckas")
+    grids = model.eval().sample(2, temperature=1e-6)
+    torch.testing.assert_close(model.decode(grids[:1]), model.decode(grids))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: make("two levels")[0].sample(2), "architecture is 'vqvae2'; want 'ruseckas-hierarchical'"),
+        (lambda: make("ruseckas")[0].sample(0), "num is 0; want a positive integer"),
+        (
+            lambda: make("ruseckas")[0].sample(1, temperature=0),
+            "temperature is 0; want a finite number, above",
+        ),
+        (lambda: make("ruseckas")[0].sample(1, seed=-1), "seed is -1; want an integer, 0 or more"),
+    ],
+)
+def test_wrong_arguments_of_sample(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 @pytest.mark.parametrize(

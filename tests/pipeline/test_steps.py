@@ -33,7 +33,9 @@ from vqfast.priors.base import CausalPrior
 def test_the_files_of_a_run(trained: Run) -> None:
     names = {str(Path(name).relative_to(trained.folder)) for name in files(trained.folder)}
     models = {
-        f"{m}.{s}" for m in ("vqvae", "prior") for s in ("safetensors", "config.json", "history.json", "png")
+        f"{m}.{s}"
+        for m in ("vqvae", "prior")
+        for s in ("safetensors", "config.json", "history.json", "csv", "png")
     }
     samples = {f"samples/0000{i}.npz" for i in range(3)}
     assert names == {"run.json", "codes/train/00000.npz", "codes/held-out/00000.npz", *models, *samples}

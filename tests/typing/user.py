@@ -81,12 +81,20 @@ def autoencoders() -> None:
     options: models.LayerOptions = {"decay": 0.99, "kmeans_init": True}
     vqfast.VQVAE(hidden_channels=16, **options)
     vqfast.VQVAE(quantizer=vqfast.ResidualVQLayer(32, 8, 3), loss_weight=0.1)
+    likely = vqfast.VQVAE(hidden_channels=16, num_mixtures=5)
+    assert_type(likely(x, return_nats=True), tuple[vqfast.VQVAEOutput, Tensor])
+    assert_type(likely.bits_per_dim(x, code_bits=torch.zeros(1)), Tensor)
+    parameters = torch.zeros(1, models.mixture_channels(3, 5), 16, 16)
+    assert_type(models.logistic_mixture_nats(parameters, x, num_values=256), Tensor)
+    assert_type(models.logistic_mixture_mean(parameters, 3), Tensor)
     hierarchy = assert_type(
         vqfast.HierarchicalVQVAE.named("vqvae2", hidden_channels=16), vqfast.HierarchicalVQVAE
     )
     out = assert_type(hierarchy(x), vqfast.HierarchicalOutput)
     assert_type(hierarchy.decode(assert_type(hierarchy.encode(x), list[Tensor])[:1]), Tensor)
     assert_type(out.indices, list[Tensor])
+    hierarchy = vqfast.HierarchicalVQVAE.named("ruseckas-hierarchical", hidden_channels=32, image_size=32)
+    assert_type(hierarchy.sample(2, temperature=0.9, seed=1), list[Tensor])
     level: models.Autoencoder = named
     assert_type(level.decode_levels(assert_type(level.encode_levels(x), list[Tensor])), Tensor)
     assert_type(level.code_shapes((16, 16)), list[tuple[int, ...]])
@@ -150,6 +158,7 @@ def acceleration() -> None:
     """A model of another library."""
     report = assert_type(vqfast.accelerate(Autoencoder()), vqfast.Report)
     assert_type([entry.path for entry in report.accelerated + report.left_alone], list[str])
+    assert_type(report.priors, list[str])
     vqfast.accelerate(Autoencoder(), restore=True)
     assert_type(vqfast.accelerate.patch("vector_quantize_pytorch"), list[str])
     vqfast.accelerate.patch("vector_quantize_pytorch", restore=True)

@@ -8,11 +8,12 @@ from __future__ import annotations
 import importlib
 import itertools
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from vqfast.acceleration import diffusers, probing, replacement, transformers, vector_quantize_pytorch
+from vqfast.acceleration.priors import find_priors
 from vqfast.acceleration.replacement import Replacement
 from vqfast.checks import check_choice, check_flags
 from vqfast.ops import registry
@@ -53,6 +54,8 @@ class Report(NamedTuple):
     Attributes:
         accelerated: the quantisers that use vqfast now.
         left_alone: the quantisers that were recognised and keep their own code; ``note`` says why.
+        priors: the paths of networks that look like a PixelCNN or a PixelSNAIL. ``accelerate`` doesn't change
+            them; ``vqfast.program_of`` samples them fast.
 
     >>> from vector_quantize_pytorch import VectorQuantize
     >>> report = vqfast.accelerate(VectorQuantize(dim=16, codebook_size=64))
@@ -62,9 +65,12 @@ class Report(NamedTuple):
 
     accelerated: list[Entry]
     left_alone: list[Entry]
+    priors: list[str]
 
     def __str__(self) -> str:
-        parts = {"accelerated": self.accelerated, "left alone": self.left_alone}
+        parts: dict[str, list[Any]] = {"accelerated": self.accelerated, "left alone": self.left_alone}
+        how = "vqfast.program_of(call, num_embeddings, shape) samples them, where call maps codes to logits"
+        parts[f"priors: {how}"] = [path or "the model" for path in self.priors]
         return "\n".join(
             "\n  ".join([title, *map(str, entries)]) for title, entries in parts.items() if entries
         )
@@ -86,12 +92,13 @@ class Accelerate:
             restore: undoes it. The report is then empty.
 
         Returns:
-            Which quantisers were accelerated, and which were left alone and why. A second call changes
-            nothing.
+            Which quantisers were accelerated, which were left alone and why, and which networks are priors
+            for ``vqfast.program_of``. A second call changes nothing.
 
         Raises:
             TypeError: an argument has the wrong type.
-            ValueError: there is no quantiser in it that is recognised. The message lists the known classes.
+            ValueError: there is no quantiser and no prior in it that is recognised. The message lists the
+                known classes.
 
         >>> from vector_quantize_pytorch import VectorQuantize
         >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), VectorQuantize(dim=16, codebook_size=64))
@@ -102,14 +109,14 @@ class Accelerate:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model is a {type(model).__name__}; want a torch.nn.Module")
         check_flags(restore=restore)
-        report = Report([], [])
+        report = Report([], [], [] if restore else find_priors(model))
         excluded: dict[str, str] = {}
         for path, module in list(model.named_modules()):
             if restore:
                 replacement.restore(module)
             else:
                 _accelerate(path, module, report, excluded)
-        if not restore and not report.accelerated and not report.left_alone:
+        if not restore and not any(report):
             classes = ", ".join(name.rpartition(".")[2] for name in REPLACEMENTS)
             raise ValueError(
                 f"model has no known quantiser; want {classes}, or a class in plain PyTorch with its "

@@ -86,6 +86,8 @@ def _imports(frame: FrameType | None) -> bool:
 
 def _explained(error: BaseException) -> str:
     """One line about an error that the user can mend; raises any other error again."""
+    if isinstance(error, ModuleNotFoundError) and error.name == "tensorboard":
+        return "tensorboard is missing: pip install tensorboard"
     if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
         return f"{error.name} is missing: pip install 'vqfast[demo]'"
     if out_of_memory(error):

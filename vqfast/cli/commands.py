@@ -62,6 +62,9 @@ def train(
     batch_size: int,
     lr: float,
     seed: int,
+    val_every: int | None,
+    patience: int | None,
+    tensorboard: str | None,
     device: str,
     **options: Any,
 ) -> None:
@@ -81,6 +84,9 @@ def train(
             batch_size=batch_size,
             lr=lr,
             seed=seed,
+            val_every=val_every,
+            patience=patience,
+            tensorboard=tensorboard,
             ranks=ranks,
         )
         _print(ranks, f"trained {run.folder / 'vqvae.safetensors'}; curves in {run.folder / 'vqvae.png'}")
@@ -113,6 +119,9 @@ def train_prior(
     batch_size: int,
     lr: float,
     seed: int,
+    val_every: int | None,
+    patience: int | None,
+    tensorboard: str | None,
     device: str,
     **options: Any,
 ) -> None:
@@ -128,6 +137,9 @@ def train_prior(
             batch_size=batch_size,
             lr=lr,
             seed=seed,
+            val_every=val_every,
+            patience=patience,
+            tensorboard=tensorboard,
             ranks=ranks,
         )
         bits = bits_per_code(trained, stage_codes(target, f"codes/{HELD_OUT}"), ranks=ranks).mean()

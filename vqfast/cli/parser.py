@@ -192,6 +192,13 @@ def _training(sub: _Parser, like: Callable[..., Any]) -> None:
     sub.option("--steps", steps, type=int, metavar="N")
     sub.option("--epochs", "how often each item is seen, in place of --steps", type=float, metavar="X")
     sub.option("--batch-size", "items in a step, over all processes", like, type=int, metavar="N")
+    every = (
+        "measure the held-out part after every N steps and keep the best weights (default: the last weights)"
+    )
+    sub.option("--val-every", every, type=int, metavar="N")
+    sub.option("--patience", "end after N measurements without a better one", type=int, metavar="N")
+    board = "folder for TensorBoard's events, where it is installed (default: none)"
+    sub.option("--tensorboard", board, metavar="FOLDER")
     rate = "Adam's learning rate at the start; it decays to 0"
     sub.option("--lr", rate, like, type=float, metavar="X")
     sub.option("--seed", "number that fixes the weights and the batches", like, type=int, metavar="N")

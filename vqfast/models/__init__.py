@@ -2,6 +2,7 @@
 
 from vqfast.models.autoencoder import Autoencoder
 from vqfast.models.hierarchy import HierarchicalOutput, HierarchicalVQVAE
+from vqfast.models.likelihood import logistic_mixture_mean, logistic_mixture_nats, mixture_channels
 from vqfast.models.quantizers import LayerOptions
 from vqfast.models.vqvae import CONFIGS, VQVAE, VQVAEOutput
 
@@ -13,4 +14,7 @@ __all__ = [
     "HierarchicalVQVAE",
     "LayerOptions",
     "VQVAEOutput",
+    "logistic_mixture_mean",
+    "logistic_mixture_nats",
+    "mixture_channels",
 ]

@@ -52,6 +52,7 @@ class ResidualBlock(nn.Module):
 def _paper(
     ndim: int,
     in_channels: int,
+    out_channels: int,
     embedding_dim: int,
     *,
     hidden_channels: int,
@@ -59,12 +60,13 @@ def _paper(
     num_residual_blocks: int,
 ) -> tuple[nn.Sequential, nn.Sequential]:
     conv, transposed = convolutions(ndim)
-    widths = [in_channels] + [hidden_channels] * num_downsamplings
+    widths = [hidden_channels] * num_downsamplings
     down: list[nn.Module] = []
     up: list[nn.Module] = []
-    for narrow, wide in pairwise(widths):
-        down += [conv(narrow, wide, 4, 2, 1), nn.ReLU()]
-        up = [nn.ReLU(), transposed(wide, narrow, 4, 2, 1), *up]
+    for before, after in pairwise([in_channels, *widths]):
+        down += [conv(before, after, 4, 2, 1), nn.ReLU()]
+    for before, after in pairwise([*widths, out_channels]):
+        up += [nn.ReLU(), transposed(before, after, 4, 2, 1)]
     # no ReLU after the last strided convolution: a residual block begins with one
     down, blocks = down[:-1], range(num_residual_blocks)
     return (
@@ -92,7 +94,13 @@ def doubling(hidden_channels: int, count: int) -> list[int]:
 
 
 def _keras(
-    ndim: int, in_channels: int, embedding_dim: int, *, hidden_channels: int, num_downsamplings: int
+    ndim: int,
+    in_channels: int,
+    out_channels: int,
+    embedding_dim: int,
+    *,
+    hidden_channels: int,
+    num_downsamplings: int,
 ) -> tuple[nn.Sequential, nn.Sequential]:
     widths = doubling(hidden_channels, num_downsamplings)
     # Keras' padding "same" with stride 2 pads, and crops, at the far end only
@@ -103,7 +111,7 @@ def _keras(
         down += [pad, nn.Conv2d(before, after, 3, 2), nn.ReLU()]
     for before, after in pairwise([embedding_dim, *widths[::-1]]):
         up += [nn.ConvTranspose2d(before, after, 3, 2), crop, nn.ReLU()]
-    last = nn.ConvTranspose2d(widths[0], in_channels, 3, padding=1)
+    last = nn.ConvTranspose2d(widths[0], out_channels, 3, padding=1)
     return nn.Sequential(*down, nn.Conv2d(widths[-1], embedding_dim, 1)), nn.Sequential(*up, last)
 
 
@@ -115,7 +123,13 @@ def batch_norm_block(in_channels: int, out_channels: int, *, relu: bool = True) 
 
 
 def _ruseckas(
-    ndim: int, in_channels: int, embedding_dim: int, *, hidden_channels: int, num_downsamplings: int
+    ndim: int,
+    in_channels: int,
+    out_channels: int,
+    embedding_dim: int,
+    *,
+    hidden_channels: int,
+    num_downsamplings: int,
 ) -> tuple[nn.Sequential, nn.Sequential]:
     widths = doubling(hidden_channels, num_downsamplings + 1)
     block = batch_norm_block
@@ -124,7 +138,7 @@ def _ruseckas(
     for narrow, wide in pairwise(widths):
         down += [nn.MaxPool2d(2), block(narrow, wide)]
         up = [nn.Upsample(scale_factor=2), block(wide, narrow), *up]
-    last = nn.Conv2d(widths[0], in_channels, 3, padding=1)
+    last = nn.Conv2d(widths[0], out_channels, 3, padding=1)
     return (
         nn.Sequential(block(in_channels, widths[0]), *down, block(widths[-1], embedding_dim)),
         nn.Sequential(block(embedding_dim, widths[-1]), *up, last, nn.Sigmoid()),
@@ -133,9 +147,11 @@ def _ruseckas(
 
 ARCHITECTURES = {
     "paper": Architecture(
-        _paper, (1, 2, 3), {"hidden_channels": 256, "num_downsamplings": 2, "num_residual_blocks": 2}
+        _paper,
+        (1, 2, 3),
+        {"hidden_channels": 256, "num_downsamplings": 2, "num_residual_blocks": 2, "num_mixtures": 0},
     ),
-    "keras": Architecture(_keras, (2,), {"hidden_channels": 64, "num_downsamplings": 2}),
+    "keras": Architecture(_keras, (2,), {"hidden_channels": 64, "num_downsamplings": 2, "num_mixtures": 0}),
     "ruseckas": Architecture(_ruseckas, (2,), {"hidden_channels": 512, "num_downsamplings": 5}),
 }
 # minimum, and maximum where there is one; the stride of a model is a power of two
@@ -143,6 +159,7 @@ RANGES = {
     "hidden_channels": (1,),
     "num_downsamplings": (1, 62),
     "num_residual_blocks": (0,),
+    "num_mixtures": (0,),
     "num_levels": (2, 31),
     "residual_channels": (1,),
     "embedding_dim": (1,),

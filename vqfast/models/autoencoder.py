@@ -32,7 +32,7 @@ class Autoencoder(nn.Module):
         strides: for each level, how many input positions along an axis one code stands for.
 
     Example:
-        >>> model: models.Autoencoder = vqfast.VQVAE(hidden_channels=8)
+        >>> model: vqfast.models.Autoencoder = vqfast.VQVAE(hidden_channels=8)
         >>> [indices.shape for indices in model.encode_levels(torch.rand(1, 3, 16, 16))]
         [torch.Size([1, 4, 4])]
     """

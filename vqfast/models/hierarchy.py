@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqfast.checks import Device, check_choice, check_integer, check_placement, check_tensor
+from vqfast.checks import Device, check_choice, check_integer, check_number, check_placement, check_tensor
 from vqfast.models.architectures import Architecture, check_ndim, chosen
 from vqfast.models.autoencoder import Autoencoder
 from vqfast.models.levels import Level
@@ -258,6 +258,47 @@ class HierarchicalVQVAE(Autoencoder):
             state = level.join(vectors, context)
         decoded: Tensor = self.decoder(state)
         return decoded
+
+    @whole
+    @torch.no_grad()
+    def sample(self, num: int, *, temperature: float = 1.0, seed: int = 0) -> list[Tensor]:
+        """Draws codes from the levels' own priors: level by level, all positions of a level at once.
+
+        Args:
+            num: how many items.
+            temperature: what the logits are divided by.
+            seed: fixes the draws, on one device and version of torch.
+
+        Returns:
+            As ``encode``.
+
+        Raises:
+            TypeError: an argument has the wrong type.
+            ValueError: an argument is out of range, or the levels have no priors.
+
+        Example:
+            >>> model = vqfast.HierarchicalVQVAE.named(
+            ...     "ruseckas-hierarchical", num_levels=2, hidden_channels=32, image_size=8
+            ... ).eval()
+            >>> top, bottom = model.sample(3)
+            >>> model.decode([top, bottom]).shape
+            torch.Size([3, 3, 8, 8])
+        """
+        check_integer("num", num)
+        check_number("temperature", temperature, above=0)
+        check_integer("seed", seed, 0)
+        generator = torch.Generator(next(self.parameters()).device).manual_seed(seed)
+        grids: list[Tensor] = []
+        state: Tensor | None = None
+        for level in self.levels:
+            context = level.enter(state, num)
+            logits = level.logits(context)
+            if logits is None:
+                raise ValueError(f"architecture is {self.architecture!r}; want 'ruseckas-hierarchical'")
+            gumbel = -torch.empty_like(logits).exponential_(generator=generator).log()
+            grids.append((logits / temperature + gumbel).argmax(1))
+            state = level.join(level.vq.decode(grids[-1]), context)
+        return grids
 
     def encode_levels(self, x: Tensor) -> list[Tensor]:
         """``encode``, under the name that all models have."""

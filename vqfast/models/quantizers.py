@@ -20,7 +20,7 @@ class LayerOptions(TypedDict, total=False):
     """The options of ``VQLayer`` that a model passes on; what they mean is said there.
 
     Example:
-        >>> options: models.LayerOptions = {"decay": 0.99, "revive_below": 0.1}
+        >>> options: vqfast.models.LayerOptions = {"decay": 0.99, "revive_below": 0.1}
         >>> vqfast.VQVAE(hidden_channels=8, **options).vq
         VQLayer(
           512, 64, decay=0.99, revive_below=0.1

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, cast, overload
 
 import torch
 from torch import Tensor, nn
 
-from vqfast.checks import Device, check_choice, check_integer, check_number, check_placement
+from vqfast.checks import Device, check_choice, check_integer, check_number, check_placement, check_tensor
 from vqfast.models.architectures import ARCHITECTURES, check_ndim, chosen
 from vqfast.models.autoencoder import Autoencoder, axes
+from vqfast.models.likelihood import logistic_mixture_mean, logistic_mixture_nats, mixture_channels
 from vqfast.models.quantizers import LayerOptions, given_quantizer, make_layer, quantizer_config
 from vqfast.nn.calls import typed_as
 from vqfast.nn.sharded import whole
@@ -38,7 +40,7 @@ class VQVAEOutput(NamedTuple):
     """What a ``VQVAE`` returns.
 
     Attributes:
-        reconstruction: the decoder's output, of the input's shape.
+        reconstruction: the decoder's output, or the mean of its likelihood, of the input's shape.
         indices: int64 ``(B, *code_shape)``; heads or stages of the quantiser stand last.
         loss: ``loss_weight`` times the quantiser's, a scalar to add to the reconstruction loss.
 
@@ -77,6 +79,9 @@ class VQVAE(Autoencoder):
             ``"ruseckas"``.
         num_downsamplings: how many times every axis is halved; ``None`` for 2, or 5 for ``"ruseckas"``.
         num_residual_blocks: ``None`` for 2 in ``"paper"``; the others have none.
+        num_mixtures: of how many logistic distributions the decoder says each value's likelihood, see
+            ``models.logistic_mixture_nats``; ``None`` for 0, a decoder without a likelihood. ``"ruseckas"``
+            has none.
         loss_weight: what the quantiser's loss is multiplied by in ``VQVAEOutput.loss``.
         num_embeddings, embedding_dim: of the ``VQLayer``; ``None`` for 512 and 64.
         quantizer: a module in place of the ``VQLayer``, which then has all options of quantising:
@@ -115,6 +120,7 @@ class VQVAE(Autoencoder):
         hidden_channels: int | None = None,
         num_downsamplings: int | None = None,
         num_residual_blocks: int | None = None,
+        num_mixtures: int | None = None,
         loss_weight: float = 1.0,
         num_embeddings: int | None = None,
         embedding_dim: int | None = None,
@@ -135,6 +141,7 @@ class VQVAE(Autoencoder):
             hidden_channels=hidden_channels,
             num_downsamplings=num_downsamplings,
             num_residual_blocks=num_residual_blocks,
+            num_mixtures=num_mixtures,
         )
         check_number("loss_weight", loss_weight, minimum=0)
         check_integer("num_embeddings", num_embeddings, optional=True)
@@ -156,7 +163,10 @@ class VQVAE(Autoencoder):
                 for name, value in own.items():
                     if value is not None:
                         raise ValueError(f"{name} is {value!r}; want it in the quantizer alone")
-            self.encoder, self.decoder = build(ndim, in_channels, self.vq.embedding_dim, **sizes)
+            shape = {name: size for name, size in sizes.items() if name != "num_mixtures"}
+            self.encoder, self.decoder = build(
+                ndim, in_channels, self._decoded_channels(), self.vq.embedding_dim, **shape
+            )
         self.to(device=device, dtype=dtype)
 
     @classmethod
@@ -192,19 +202,52 @@ class VQVAE(Autoencoder):
         """The quantiser of the one level."""
         return (self.vq,)
 
-    def forward(self, x: Tensor) -> VQVAEOutput:
+    @property
+    def num_mixtures(self) -> int:
+        """Of how many logistic distributions the decoder says each value's likelihood; 0 without one."""
+        return self.sizes.get("num_mixtures", 0)
+
+    def _decoded_channels(self) -> int:
+        mixtures = self.num_mixtures
+        return mixture_channels(self.in_channels, mixtures) if mixtures else self.in_channels
+
+    def _reconstruction(self, decoded: Tensor) -> Tensor:
+        return logistic_mixture_mean(decoded, self.in_channels) if self.num_mixtures else decoded
+
+    @overload
+    def forward(self, x: Tensor, *, return_nats: Literal[False] = False) -> VQVAEOutput: ...
+    @overload
+    def forward(self, x: Tensor, *, return_nats: Literal[True]) -> tuple[VQVAEOutput, Tensor]: ...
+    def forward(self, x: Tensor, *, return_nats: bool = False) -> VQVAEOutput | tuple[VQVAEOutput, Tensor]:
         """Encodes, quantises and decodes ``x``.
 
         Args:
             x: floating point ``(B, in_channels, *spatial)``, of the model's dtype.
+            return_nats: whether to return ``(VQVAEOutput, nats)``, where ``nats (B,)`` is
+                ``-log p(x | codes)``, summed over an item's values. That takes ``num_mixtures``, and ``x`` in
+                multiples of 1/255.
+
+        Returns:
+            ``VQVAEOutput``. With ``num_mixtures`` its reconstruction is the mean of the likelihood.
 
         Raises:
             TypeError: ``x`` isn't a floating-point tensor, or has another dtype than the model.
-            ValueError: the shape doesn't fit the model, ``x`` is empty, or is on another device.
+            ValueError: the shape doesn't fit the model, ``x`` is empty, or is on another device; the nats of
+                a decoder without a likelihood are asked for.
+
+        Example:
+            >>> model = vqfast.VQVAE(hidden_channels=8, num_mixtures=5)
+            >>> x = torch.randint(256, (2, 3, 16, 16)) / 255
+            >>> out, nats = model(x, return_nats=True)
+            >>> loss = nats.mean() / x[0].numel() + out.loss
         """
+        if return_nats:
+            self._check_likelihood()
         self._check_input(x)
         quantized, indices, loss = self.vq(self.encoder(x))
-        return VQVAEOutput(self.decoder(quantized), indices, self.loss_weight * loss)
+        decoded = self.decoder(quantized)
+        output = VQVAEOutput(self._reconstruction(decoded), indices, self.loss_weight * loss)
+        return (output, logistic_mixture_nats(decoded, x)) if return_nats else output
 
     if TYPE_CHECKING:
 
@@ -254,8 +297,50 @@ class VQVAE(Autoencoder):
             parts = "" if indices.ndim < quantized.ndim else ", heads or stages last"
             wanted = f"{axes('B', self.ndim)}{parts}, not empty"
             raise ValueError(f"indices has shape {tuple(indices.shape)}; want {wanted}")
-        decoded: Tensor = self.decoder(quantized)
-        return decoded
+        return self._reconstruction(self.decoder(quantized))
+
+    @whole
+    @torch.no_grad()
+    def bits_per_dim(self, x: Tensor, *, code_bits: Tensor | None = None) -> Tensor:
+        """An upper bound on ``-log2 p(x)``, in bits for each value of ``x``: the negative ELBO.
+
+        The bits of a value given the codes, and the bits of the codes, are both divided by the number of
+        values. An encoder that gives one code with certainty has no other term.
+
+        Args:
+            x: floating point ``(B, in_channels, *spatial)``, multiples of 1/255 in 0 to 1.
+            code_bits: ``(B,)``, the bits of all codes of each item under a prior; ``None`` for the uniform
+                prior, under which each code has log2 K.
+
+        Returns:
+            ``(B,)``.
+
+        Raises:
+            TypeError: as in ``forward``.
+            ValueError: as in ``forward``, the decoder has no likelihood, or ``code_bits`` has another shape.
+
+        Example:
+            >>> import math
+            >>> model = vqfast.VQVAE(hidden_channels=8, num_embeddings=16, num_mixtures=5).eval()
+            >>> x = torch.randint(256, (2, 3, 16, 16)) / 255
+            >>> bits = model.bits_per_dim(x)
+            >>> nats = model(x, return_nats=True)[1]  # 4x4 codes of 4 bits; 768 values
+            >>> torch.allclose(bits, (nats / math.log(2) + 16 * 4) / 768)
+            True
+        """
+        self._check_likelihood()
+        self._check_input(x)
+        indices = self.vq.encode(self.encoder(x))
+        nats = logistic_mixture_nats(self.decoder(self.vq.decode(indices)), x)
+        if code_bits is None:
+            code_bits = nats.new_tensor(indices[0].numel() * math.log2(self.vq.num_embeddings))
+        elif check_tensor("code_bits", code_bits).shape != nats.shape:
+            raise ValueError(f"code_bits has shape {tuple(code_bits.shape)}; want {tuple(nats.shape)}")
+        return (nats / math.log(2) + code_bits) / x[0].numel()
+
+    def _check_likelihood(self) -> None:
+        if not self.num_mixtures:
+            raise ValueError("num_mixtures is 0; want 1 or more for a likelihood")
 
     def encode_levels(self, x: Tensor) -> list[Tensor]:
         """``encode``, in a list of one."""

@@ -10,11 +10,11 @@ import numpy as np
 LINE = "#2f6db3"
 
 
-def draw_curves(history: Mapping[str, Sequence[float]], *, title: str) -> bytes:
+def draw_curves(history: Mapping[str, Sequence[float | None]], *, title: str) -> bytes:
     """A panel for each metric over the steps, as a PNG; the same history gives the same bytes.
 
     Series of more than 60 points are drawn faint under a smoothed line; losses that fall tenfold get a
-    logarithmic scale; values that aren't finite are left out.
+    logarithmic scale; values that are None or not finite are left out.
 
     Args:
         history: the name of a metric -> its values, as many as there are steps; ``step`` -> the steps.

@@ -19,6 +19,7 @@ from vqfast.pipeline.interrupts import held_back
 from vqfast.pipeline.progress import LINE_SECONDS, bar, estimate_line
 from vqfast.pipeline.ranks import Ranks
 from vqfast.pipeline.storage import read_tensors, write_tensors
+from vqfast.pipeline.validation import History, Validation, measured
 
 SAVE_SECONDS = 15.0
 RECORD_STEPS = 10
@@ -30,8 +31,6 @@ COLLAPSE = (
     "the codebook has collapsed, all vectors have the same code: "
     "start it by k-means, use moving averages (decay 0.95) or a smaller lr"
 )
-
-History = dict[str, list[float]]
 
 
 def batch_numbers(num: int, batch_size: int, step: int, seed: int) -> Tensor:
@@ -66,6 +65,8 @@ def fit(
     ranks: Ranks,
     label: str,
     used: Tensor | None = None,
+    validation: Validation | None = None,
+    log: Callable[[History], object] = lambda history: None,
 ) -> History:
     """Trains a model by Adam, whose learning rate decays to zero by a cosine.
 
@@ -84,6 +85,8 @@ def fit(
         label: of the progress bar.
         used: bool ``(K,)`` on the device of ``ranks``; ``metrics_of`` sets the codes that a batch uses. The
             history has ``dead_codes``: how many codes no batch has used since the step recorded before.
+        validation: measures the model on held-out data; the model ends with the weights that were best there.
+        log: is called with the history whenever the state is saved, and at the end, in the first process.
 
     Returns:
         The metrics at every tenth step, means over all processes, by name; ``step`` has the steps.
@@ -101,13 +104,17 @@ def fit(
     parameters = list(model.parameters())
     begin = 0
     history: History = {}
+    best: dict[str, Tensor] = {}
     if state.is_file():
-        begin, history = _restore(state, model, optimizer, steps, used)
+        begin, history = _restore(state, model, optimizer, steps, used, best)
+        best = best or _weights(model)  # a finished training's state has the best weights only
     ranks.barrier()  # all have read the state before one writes it
     saved = began = time.monotonic()
     model.train()
     with bar(ranks, label, steps, done=begin, unit="step") as progress, held_back() as received:
         for step in range(begin, steps):
+            if validation and validation.is_over(history):
+                break
             numbers = batch_numbers(num, batch_size, step, seed)[ranks.rank :: ranks.world]
             metrics = metrics_of(step, numbers)
             share = len(numbers) / batch_size
@@ -117,7 +124,8 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
             optimizer.step()
-            recorded = step % RECORD_STEPS == 0 or step == steps - 1
+            validated = validation is not None and validation.is_due(step, steps)
+            recorded = step % RECORD_STEPS == 0 or step == steps - 1 or validated
             if recorded:
                 values = torch.stack([v.detach().double() for v in metrics.values()]) * share
                 ranks.add_up([values])
@@ -127,8 +135,15 @@ def fit(
                     ranks.add_up([uses])
                     means["dead_codes"] = float((uses == 0).sum())
                     used.zero_()
+                if validation and validated:
+                    model.eval()
+                    means |= validation.measure()
+                    model.train()
+                    ranks.works_at(label)
                 _record(history, step, means)
-                shown = {name: f"{column[-1]:.4g}" for name, column in history.items()}
+                if validation and validated and validation.is_best(history):
+                    best = _weights(model)
+                shown = {name: f"{measured(column)[-1]:.4g}" for name, column in history.items()}
                 progress.set_postfix(shown, refresh=False)
                 if ranks.first and collapsed(history):
                     progress.write(f"{label}: {COLLAPSE}", file=sys.stderr)
@@ -144,12 +159,21 @@ def fit(
             may_stop = recorded or ranks.world == 1
             stop = may_stop and ranks.any(bool(received))
             if ranks.first and may_stop and (stop or now - saved > SAVE_SECONDS):
-                _save(state, model, optimizer, step + 1, history, used)
+                _save(state, model, optimizer, step + 1, history, used, best if validation else {})
+                log(history)
                 saved = now
             if stop:
                 ranks.barrier()  # a process that ends makes torchrun end the others, which must have saved
                 raise KeyboardInterrupt
+    if ranks.first:
+        log(history)
+    if validation:
+        model.load_state_dict(best)
     return history
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
 def _record(history: History, step: int, metrics: dict[str, float]) -> None:
@@ -157,13 +181,14 @@ def _record(history: History, step: int, metrics: dict[str, float]) -> None:
         raise ValueError(
             f"the loss is {metrics['loss']} at step {step}: try a smaller lr, or look at the data"
         )
-    for name, value in {"step": step, **metrics}.items():
-        history.setdefault(name, []).append(value)
+    means = {"step": step, **metrics}
+    for name in {**history, **means}:  # the first record has all
+        history.setdefault(name, []).append(means.get(name))
 
 
 def reopen(state: Path, weights: dict[str, Tensor], history: History) -> None:
     """Writes the state of a finished training that is to go on; Adam's moments begin at zero."""
-    _write_state(state, weights, history["step"][-1] + 1, history, {})
+    _write_state(state, weights, int(measured(history["step"])[-1]) + 1, history, {})
 
 
 def collapsed(history: History) -> bool:
@@ -171,9 +196,9 @@ def collapsed(history: History) -> bool:
 
     It is true once for each collapse.
     """
-    perplexities = history.get("perplexity", [])[-COLLAPSED_RECORDS - 1 :]
+    perplexities = measured(history.get("perplexity", []))[-COLLAPSED_RECORDS - 1 :]
     low = [perplexity < COLLAPSED for perplexity in perplexities]
-    dead = history.get("dead_codes", [0])[-1] > 0  # or there is a single code
+    dead = measured(history.get("dead_codes", [0]))[-1] > 0  # or there is a single code
     return dead and sum(low[-COLLAPSED_RECORDS:]) == COLLAPSED_RECORDS and sum(low) == COLLAPSED_RECORDS
 
 
@@ -184,34 +209,41 @@ def _save(
     step: int,
     history: History,
     used: Tensor | None,
+    best: dict[str, Tensor],
 ) -> None:
-    others = {} if used is None else {"used": used}
+    others = {f"best.{name}": t for name, t in best.items()} | ({} if used is None else {"used": used})
     for number, moments in optimizer.state_dict()["state"].items():
         others |= {f"adam.{number}.{name}": t for name, t in moments.items()}
     _write_state(state, model.state_dict(), step, history, others)
 
 
 def _write_state(
-    state: Path, weights: dict[str, Tensor], step: float, history: History, others: dict[str, Tensor]
+    state: Path, weights: dict[str, Tensor], step: int, history: History, others: dict[str, Tensor]
 ) -> None:
     tensors = {f"model.{name}": t for name, t in weights.items()}
-    text = json.dumps({"step": int(step), "history": history}).encode()
+    text = json.dumps({"step": step, "history": history}).encode()
     tensors["progress"] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     write_tensors(state, {**tensors, **others})
 
 
 def _restore(
-    state: Path, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, used: Tensor | None
+    state: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    steps: int,
+    used: Tensor | None,
+    best: dict[str, Tensor],
 ) -> tuple[int, History]:
     tensors = read_tensors(state)
     try:
         progress = json.loads(bytes(tensors.pop("progress").tolist()))
         step, history = progress["step"], progress["history"]
         check_integer("step", step, 0, steps)
-        if len({len(list(map(float, column))) for column in history.values()}) > 1:
+        if len({len([v is None or float(v) for v in column]) for column in history.values()}) > 1:
             raise ValueError("the history's columns differ in length")
         if used is not None:
             used.copy_(tensors.get("used", used))  # a finished training's state has none
+        best |= {n[5:]: t for n, t in tensors.items() if n.startswith("best.")}
         model.load_state_dict({n[6:]: t for n, t in tensors.items() if n.startswith("model.")})
         moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():

@@ -25,7 +25,8 @@ def bar(ranks: Ranks, label: str, total: int, *, done: int = 0, unit: str = "it"
 
     class Lines(tqdm):  # type: ignore[misc]  # of a package without types
         def display(self, msg: str | None = None, pos: int | None = None) -> None:
-            self.fp.write(f"{self}{'' if self.disable else chr(10)}")  # close() adds a newline to the last
+            last = self.disable and not self.pos  # close() adds a newline to it
+            self.fp.write(f"{self}{'' if last else chr(10)}")
 
         @classmethod
         def write(cls, s: str, file: Any = None, end: str = "\n", nolock: bool = False) -> None:
@@ -33,10 +34,10 @@ def bar(ranks: Ranks, label: str, total: int, *, done: int = 0, unit: str = "it"
 
     ranks.works_at(label)
     common: dict[str, Any] = {"total": total, "initial": done, "desc": label, "unit": unit}
-    common |= {"disable": not ranks.first, "unit_scale": True}
+    common |= {"disable": not ranks.first, "unit_scale": True, "leave": None}
     if sys.stderr.isatty():
         return tqdm(**common, dynamic_ncols=True)
-    times = {"mininterval": LINE_SECONDS, "delay": LINE_SECONDS}
+    times: dict[str, Any] = {"mininterval": LINE_SECONDS, "delay": LINE_SECONDS}
     return Lines(**common, **times, miniters=1, bar_format=PLAIN)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,15 @@ from vqfast.nn.kmeans import kmeans
 from vqfast.pipeline.checkpoint import check_rebuildable, load_model, save_model
 from vqfast.pipeline.codes import stage_codes
 from vqfast.pipeline.curves import draw_curves
-from vqfast.pipeline.loop import History, fit, reopen
+from vqfast.pipeline.logs import log_to
+from vqfast.pipeline.loop import fit, reopen
+from vqfast.pipeline.measures import bits_per_code, measure_reconstruction
 from vqfast.pipeline.parts import HELD_OUT, TRAIN, data_note, open_parts, reopen_parts
 from vqfast.pipeline.progress import write_lines
 from vqfast.pipeline.ranks import ALONE, Ranks
 from vqfast.pipeline.run import Run
 from vqfast.pipeline.storage import read_json, read_tensors, write_json
+from vqfast.pipeline.validation import History, Validation
 from vqfast.priors import PixelCNN, ResidualPixelCNN
 from vqfast.priors.base import CausalPrior
 
@@ -51,6 +55,9 @@ def train_vqvae(
     batch_size: int = 128,
     lr: float = 2e-4,
     seed: int = 0,
+    val_every: int | None = None,
+    patience: int | None = None,
+    tensorboard: str | Path | None = None,
     ranks: Ranks = ALONE,
 ) -> VQVAE:
     """Step 1: trains a VQ-VAE on data. A run that has a trained one gives it back at once.
@@ -71,10 +78,15 @@ def train_vqvae(
         batch_size: items in a step.
         lr: Adam's learning rate at the start; it decays to 0 by a cosine.
         seed: fixes the weights, the batches and the split; in 0..2^32 - 1.
+        val_every: measures the held-out part after every so many steps, and keeps the weights whose squared
+            error is least there; None keeps the last weights.
+        patience: ends the training after so many measurements without a better one.
+        tensorboard: a folder for TensorBoard's events, where it is installed.
         ranks: the processes that work together.
 
     Returns:
-        The trained model, in eval mode. It lies in ``vqvae.safetensors``, its curves in ``vqvae.png``.
+        The trained model, in eval mode. It lies in ``vqvae.safetensors``, its curves in ``vqvae.png`` and
+        ``vqvae.csv``.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong type or out of range, the data can't be read or
@@ -113,14 +125,19 @@ def train_vqvae(
         raise ValueError(f"the data doesn't fit the model: {error}; --size resizes images") from None
     steps = _num_steps(steps, epochs, len(part), batch_size)
     training: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
-    settings = {"data": note, "model": model, **options, "codebook": codebook, **training}
+    validating = _validating(val_every, patience)
+    settings = {"data": note, "model": model, **options, "codebook": codebook, **training, **validating}
     _begin(run, "vqvae", settings, ranks)
     run.begin("data", found, ranks=ranks)
 
-    def train(state: Path) -> History:
-        return fit_vqvae(vqvae, part, codebook=codebook, state=state, ranks=ranks, **training)
+    def measure() -> dict[str, float]:
+        figures = measure_reconstruction(vqvae, parts[HELD_OUT], ranks=ranks)
+        return {f"held_out_{name}": figures[name] for name in ("mse", "psnr")}
 
-    _train_once(run, "vqvae", vqvae, ranks, train)
+    validation = Validation(measure, "held_out_mse", val_every, patience) if val_every else None
+
+    train = partial(fit_vqvae, vqvae, part, codebook=codebook, validation=validation, **training)
+    _train_once(run, "vqvae", vqvae, ranks, train, tensorboard)
     return load_model(run.folder, "vqvae", device=ranks.device)
 
 
@@ -135,6 +152,9 @@ def train_prior(
     batch_size: int = 64,
     lr: float = 3e-4,
     seed: int = 0,
+    val_every: int | None = None,
+    patience: int | None = None,
+    tensorboard: str | Path | None = None,
     ranks: Ranks = ALONE,
 ) -> CausalPrior:
     """Step 3: trains a prior on the codes of a run. A run that has a trained one gives it back at once.
@@ -144,10 +164,12 @@ def train_prior(
         prior: ``"gated"`` (``PixelCNN``) or ``"residual"`` (``ResidualPixelCNN``).
         prior_options: arguments of that class.
         use_labels: whether the prior learns each class, where the codes have labels.
-        steps, epochs, batch_size, lr, seed, ranks: see ``train_vqvae``.
+        steps, epochs, batch_size, lr, seed, val_every, patience, tensorboard, ranks: see
+            ``train_vqvae``; the held-out figure is bits per code.
 
     Returns:
-        The trained prior, in eval mode. It lies in ``prior.safetensors``, its curves in ``prior.png``.
+        The trained prior, in eval mode. It lies in ``prior.safetensors``, its curves in ``prior.png`` and
+        ``prior.csv``.
 
     Raises:
         FileNotFoundError: the run has no VQ-VAE or no codes.
@@ -161,7 +183,7 @@ def train_prior(
     if unknown:
         raise ValueError(f"prior_options has {', '.join(sorted(unknown))}; want options of the {prior} prior")
     num_embeddings = load_model(run.folder, "vqvae").vq.num_embeddings
-    stage_codes(run, f"codes/{HELD_OUT}")  # refuses a run that isn't encoded to the end
+    held_out = stage_codes(run, f"codes/{HELD_OUT}")  # refuses a run that isn't encoded to the end
     indices, labels = stage_codes(run, f"codes/{TRAIN}").all()
     labels = labels if use_labels else None
     num_classes = None if labels is None else reopen_parts(run)[TRAIN].num_classes
@@ -170,12 +192,15 @@ def train_prior(
     steps = _num_steps(steps, epochs, len(indices), batch_size)
     training: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
     settings = {"codes": run.settings(f"codes/{TRAIN}"), "prior": prior, "num_classes": num_classes}
-    _begin(run, "prior", {**settings, **options, **training}, ranks)
+    _begin(run, "prior", {**settings, **options, **training, **_validating(val_every, patience)}, ranks)
 
-    def train(state: Path) -> History:
-        return fit_prior(network, indices, labels, state=state, ranks=ranks, **training)
+    def measure() -> dict[str, float]:
+        return {"held_out_bits_per_code": bits_per_code(network, held_out, ranks=ranks).mean().item()}
 
-    _train_once(run, "prior", network, ranks, train)
+    validation = Validation(measure, "held_out_bits_per_code", val_every, patience) if val_every else None
+
+    train = partial(fit_prior, network, indices, labels, validation=validation, **training)
+    _train_once(run, "prior", network, ranks, train, tensorboard)
     return load_model(run.folder, "prior", device=ranks.device)
 
 
@@ -183,6 +208,8 @@ def fit_vqvae(
     model: VQVAE, dataset: Dataset, *, codebook: str, ranks: Ranks, steps: int, seed: int, **options: Any
 ) -> History:
     """Trains a VQ-VAE: squared error over the data's variance (as in the Keras example) and the layer's loss.
+
+    A decoder with a likelihood has the nats of a value in place of the squared error.
 
     Args:
         codebook: see ``train_vqvae``.
@@ -205,11 +232,17 @@ def fit_vqvae(
         if step in refits:
             _refit(model, subset, seed, ranks)
         x = dataset.batch(numbers).to(ranks.device)
-        out = model(x)
-        mse = F.mse_loss(out.reconstruction, x)
+        if model.num_mixtures:
+            out, nats = model(x, return_nats=True)
+            mse = F.mse_loss(out.reconstruction.detach(), x)
+            error = nats.mean() / x[0].numel()
+        else:
+            out = model(x)
+            mse = F.mse_loss(out.reconstruction, x)
+            error = mse / variance
         used.index_fill_(0, out.indices.flatten(), True)
         return {
-            "loss": mse / variance + out.loss,
+            "loss": error + out.loss,
             "mse": mse,
             "perplexity": perplexity(out.indices, num_embeddings),
         }
@@ -270,6 +303,16 @@ def _num_steps(steps: int | None, epochs: float | None, num: int, batch_size: in
     return steps
 
 
+def _validating(val_every: int | None, patience: int | None) -> dict[str, int]:
+    """The settings of the validation that are given."""
+    check_integer("val_every", val_every, optional=True)
+    check_integer("patience", patience, optional=True)
+    if patience is not None and val_every is None:
+        raise ValueError("patience goes with val_every")
+    given = {"val_every": val_every, "patience": patience}
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def _begin(run: Run, name: str, settings: Mapping[str, Any], ranks: Ranks) -> None:
     """Notes the settings of a training; one that is finished goes on where ``steps`` is raised."""
     weights = run.folder / f"{name}.safetensors"
@@ -284,13 +327,19 @@ def _begin(run: Run, name: str, settings: Mapping[str, Any], ranks: Ranks) -> No
 
 
 def _train_once(
-    run: Run, name: str, model: VQVAE | CausalPrior, ranks: Ranks, train: Callable[[Path], History]
+    run: Run,
+    name: str,
+    model: VQVAE | CausalPrior,
+    ranks: Ranks,
+    train: Callable[..., History],
+    tensorboard: str | Path | None,
 ) -> None:
     """Trains and saves a model, unless its weights are in the run."""
     state = run.folder / f"{name}.state.safetensors"
     if not (run.folder / f"{name}.safetensors").is_file():
         model.to(ranks.device)
-        history = train(state)
+        board = tensorboard if ranks.first else None
+        history = train(state=state, ranks=ranks, log=log_to(run.folder, name, board))
         if ranks.first:
             write_json(run.folder / f"{name}.history.json", history)
             write_file(run.folder / f"{name}.png", draw_curves(history, title=name))

@@ -49,14 +49,16 @@ def test_traced_network_has_the_steps_of_a_lowered_one() -> None:
     like = PixelCNN(
         K, channels, 3, num_classes=3, kernel_size=3, first_kernel_size=3, head_channels=9
     ).double()
-    costs = []
+    costs, kinds = [], []
     for each in (prior, like):
         program, weights = each.lower()
         read = {name for step in program.steps for name in (*(t.weight for t in step.terms), step.bias)}
         costs.append(
             (len(program.steps), program.phases(), sum(weights[name].numel() for name in read if name))
         )
+        kinds.append([(len(step.terms), step.activation, step.residual) for step in program.steps])
     assert costs[0] == costs[1]
+    assert kinds[0] == kinds[1]
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ def fuse_steps(builder: ProgramBuilder, origins: list[fx.Node]) -> tuple[list[St
         _join_sum(steps, number, builder)
     for number in reversed(range(len(steps) - 1)):
         _fold_residual(steps, number)
-    return _drop_unread(steps, origins)
+    return _drop_unread([_with_residual(step) for step in steps], origins)
 
 
 def _readers(steps: list[Step], number: int) -> list[int]:
@@ -78,6 +78,15 @@ def _fold_residual(steps: list[Step], number: int) -> None:
             steps[number] = replace(step, terms=())
             steps[:] = [_renumbered(each, number, added.source) for each in steps]
             return
+
+
+def _with_residual(step: Step) -> Step:
+    """The step, with one value that it adds as it is as its residual, as priors lower themselves."""
+    bare = [term for term in step.terms if term.weight is None]
+    if not _is_sum(step) or not bare or len(step.terms) == 1:
+        return step
+    terms = tuple(term for term in step.terms if term is not bare[0])
+    return replace(step, terms=terms, residual=bare[0].source)
 
 
 def _renumbered(step: Step, old: int, new: int) -> Step:
