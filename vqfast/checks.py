@@ -128,13 +128,14 @@ def check_placement(device: object, dtype: object) -> None:
         except (RuntimeError, ValueError):
             raise ValueError(f"device is {device!r}; want one that torch knows, or None") from None
     if dtype is not None and not isinstance(dtype, torch.dtype):
-        raise TypeError(f"dtype is {dtype!r}; want {_dtypes()} or None")
+        raise TypeError(f"dtype is {dtype!r}; want {_dtypes()}, or None")
     if dtype is not None and dtype not in FLOATS:
-        raise ValueError(f"dtype is {dtype!r}; want {_dtypes()} or None")
+        raise ValueError(f"dtype is {dtype!r}; want {_dtypes()}, or None")
 
 
 def _dtypes() -> str:
-    return ", ".join(sorted(map(str, FLOATS)))
+    *others, last = sorted(map(str, FLOATS))
+    return f"{', '.join(others)} or {last}"
 
 
 def check_tensor(name: str, value: object) -> Tensor:

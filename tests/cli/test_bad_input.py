@@ -63,7 +63,7 @@ BAD_TRAIN = {
     "--out images.npy": "images.npy is a file; want a run folder",
     "--out images.npy/run": "Not a directory",
     "--out thesis": "thesis holds something else, not a vqfast run; use another folder",
-    "--labels labels.npy --out begun --lr 1": "begun holds another vqvae: lr was 0.001, now 1.0; use",
+    "--labels labels.npy --out begun --lr 1": "begun has vqvae with other settings: lr was 0.001, now 1.0",
     "--out begun --size 4": "data.size was None, now 4; use another folder",
     "--out begun --data photos": "data.path was ",
     "--labels labels.npy --out begun --decay 0.9": "decay was None, now 0.9; use another folder",
@@ -127,7 +127,7 @@ BAD_PRIOR = {
     "--run nope": "nope holds no vqfast run: train one first",
     "--run begun": "begun holds no codes/held-out: encode first",
     "--run images.npy": "images.npy is a file",
-    "--run whole --steps 11": "whole holds another prior: steps was 12, now 11; use another folder",
+    "--run whole --steps 11": "whole has prior with other settings: steps was 12, now 11; use another folder",
     "--run whole --no-labels": "num_classes was 3, now None; use another folder",
 }
 BAD_OTHERS = {
@@ -168,7 +168,7 @@ BAD_OTHERS = {
     "reconstruct --run begun --out new.png --data colour.npy --channels 3": "want (B, 1, H, W)",
     "reconstruct --run begun --out new.png --data odd.npy": "spatial is (7, 8)",
     "demo --out thesis": "thesis holds something else",
-    "demo --out begun": "begun holds another vqvae",
+    "demo --out begun": "begun has vqvae with other settings",
     "demo --out new --steps-scale 0": "steps_scale is 0.0; want a finite number, above 0, up to 1",
     "demo --out new --steps-scale nan": "steps_scale is nan",
     "demo --out new --seed -1": "seed is -1; want an integer in 0..4294967295",

@@ -284,6 +284,17 @@ def test_batch_norm_joins_the_ranks(tmp_path: Path) -> None:
     torch.testing.assert_close(joined["far"].double(), y.detach(), rtol=0, atol=2e-3)  # no cancellation
 
 
+def test_a_seed_draws_the_weights_that_it_drew_in_0_1_0() -> None:
+    torch.manual_seed(0)
+    state = VQVAE(hidden_channels=8, num_embeddings=16, embedding_dim=4).state_dict()
+    assert state["encoder.2.bias"].tolist()[:2] == [0.027523934841156006, 0.04433798789978027]
+    assert state["decoder.6.bias"].tolist() == [
+        -0.026098668575286865,
+        0.0943211168050766,
+        0.008175731636583805,
+    ]
+
+
 def test_batch_norm_of_one_process_equals_torchs() -> None:
     norm, plain = BatchNorm2d(3), torch.nn.BatchNorm2d(3)
     x = torch.randn(4, 3, 5, 5)

@@ -141,7 +141,9 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == said and files(folder) == made
     assert run_demo(folder, ALONE, seed=1, steps_scale=0.02) == metrics and files(folder) == made
     assert main([*command[:-1], "2"]) == 2
-    assert "holds another vqvae: data.seed was 1, now 2, seed was 1, now 2" in capsys.readouterr().err
+    assert (
+        "has vqvae with other settings: data.seed was 1, now 2, seed was 1, now 2" in capsys.readouterr().err
+    )
     assert files(folder) == made
 
 

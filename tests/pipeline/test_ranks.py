@@ -149,7 +149,7 @@ def test_measures_are_those_of_one_process(folder: Path) -> None:
         ),
         (  # only the first process sees that
             "sample --run two/whole --out two/samples --num 21 --shape 4 4 --seed 6",
-            "two/samples holds another samples: seed was 5, now 6; use another folder",
+            "two/samples has samples with other settings: seed was 5, now 6; use another folder",
         ),
     ],
 )

@@ -77,13 +77,16 @@ def test_other_settings_are_refused_once_there_is_output(tmp_path: Path) -> None
     before = files(tmp_path)
     run.begin("vqvae", {"lr": 0.1, "images": {"size": 8}})
     for now, message in (
-        ({"lr": 0.2, "images": {"size": 8}}, "holds another vqvae: lr was 0.1, now 0.2; use another folder"),
-        ({"lr": 0.1, "images": {"size": 16}}, "vqvae: images.size was 8, now 16; use"),
-        ({"images": {"size": 8}, "beta": 2}, "vqvae: beta was None, now 2, lr was 0.1, now None; use"),
+        (
+            {"lr": 0.2, "images": {"size": 8}},
+            "has vqvae with other settings: lr was 0.1, now 0.2; use another",
+        ),
+        ({"lr": 0.1, "images": {"size": 16}}, "settings: images.size was 8, now 16; use"),
+        ({"images": {"size": 8}, "beta": 2}, "settings: beta was None, now 2, lr was 0.1, now None; use"),
     ):
         with pytest.raises(ValueError, match=message):
             run.begin("vqvae", now)
-    with pytest.raises(ValueError, match="codes/train: num was 3, now 4"):
+    with pytest.raises(ValueError, match="codes/train with other settings: num was 3, now 4"):
         run.begin("codes/train", {"num": 4})
     assert files(tmp_path) == before
 

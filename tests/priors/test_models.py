@@ -264,7 +264,7 @@ def test_constructors_name_the_size_that_is_no_integer(
         ({}, {"indices": lambda codes: codes.tolist()}, "TypeError: indices is a list"),
         ({}, {"indices": lambda codes: codes[0]}, "ValueError: indices has shape"),
         ({}, {"indices": lambda codes: codes[:0]}, "ValueError: indices has shape .* not empty"),
-        ({}, {"labels": [0, 1]}, "ValueError: labels is a Tensor; want None, since the prior has no classes"),
+        ({}, {"labels": [0, 1]}, "ValueError: labels is given; want None, since the prior has no classes"),
         ({}, {"condition": torch.ones(2, 1, 3, 4)}, "ValueError: condition has shape .* want None"),
         (
             {"num_classes": 3},

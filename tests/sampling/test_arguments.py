@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import vqfast
 from tests.priors.small import BOTH, Conditioning, MakePrior, some_known
 
 
@@ -79,6 +80,21 @@ def test_argument_of_another_kind_is_a_type_error(make_prior: MakePrior, name: s
     for sample in ("sample", "sample_batches"):
         with pytest.raises(TypeError, match=rf"\b{name}\b"):
             getattr(make_prior("gated", num_classes=3), sample)(**options)
+
+
+@pytest.mark.parametrize("shape", [4, (4,)])
+def test_a_wrong_shape_is_told_the_sizes_by_name(make_prior: MakePrior, shape: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match=r"want \(H, W\)"):
+        make_prior("gated").sample(2, shape)
+    with pytest.raises((TypeError, ValueError), match=r"want \(T,\)"):
+        vqfast.WaveNet(4, 4, 1).sample(2, shape if shape == 4 else (1, 4))
+
+
+@pytest.mark.parametrize("labels", [1, [0, 1]], ids=str)
+def test_labels_without_classes(make_prior: MakePrior, labels: Any) -> None:
+    labels = torch.tensor(labels) if isinstance(labels, list) else labels
+    with pytest.raises(ValueError, match="labels is given; want None, since the prior has no classes"):
+        make_prior("gated").sample(2, (3, 4), labels=labels)
 
 
 @pytest.mark.parametrize("label", [True, 1.5, torch.tensor([0.0, 1.0]), torch.tensor([True, False])], ids=str)

@@ -63,10 +63,12 @@ def _paper(
     widths = [hidden_channels] * num_downsamplings
     down: list[nn.Module] = []
     up: list[nn.Module] = []
-    for before, after in pairwise([in_channels, *widths]):
+    # in turn, as in 0.1.0: a seed draws the same weights
+    for (before, after), (narrow, wide) in zip(
+        pairwise([in_channels, *widths]), pairwise([out_channels, *widths]), strict=True
+    ):
         down += [conv(before, after, 4, 2, 1), nn.ReLU()]
-    for before, after in pairwise([*widths, out_channels]):
-        up += [nn.ReLU(), transposed(before, after, 4, 2, 1)]
+        up = [nn.ReLU(), transposed(wide, narrow, 4, 2, 1), *up]
     # no ReLU after the last strided convolution: a residual block begins with one
     down, blocks = down[:-1], range(num_residual_blocks)
     return (

@@ -108,7 +108,7 @@ class Run:
             before, now = _flat(stages[stage]), _flat(settings)
             changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
             changes = ", ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in changed)
-            raise ValueError(f"{self.folder} holds another {stage}: {changes}; use another folder")
+            raise ValueError(f"{self.folder} has {stage} with other settings: {changes}; use another folder")
         write_json(self._marker, {"format": FORMAT, "stages": {**stages, stage: settings}})
 
     def settings(self, stage: str) -> dict[str, Any] | None:

@@ -101,9 +101,7 @@ class CausalPrior(nn.Module):
                 f"{self.num_classes} classes"
             )
         if labels is not None and self.num_classes is None:
-            raise ValueError(
-                f"labels is a {type(labels).__name__}; want None, since the prior has no classes"
-            )
+            raise ValueError("labels is given; want None, since the prior has no classes")
         if labels is not None and self.num_classes is not None and not callable(labels):
             check_indices("labels", labels, self.num_classes)
             if labels.shape != (num,):

@@ -54,15 +54,16 @@ def sample_batches(
     progress: Tick | bool = False,
 ) -> Iterator[Tensor]:
     """See ``CausalPrior.sample_batches``. All arguments are checked before the first batch."""
+    wanted = "(T,)" if model.ndim == 1 else "(H, W)"
     if not isinstance(shape, Sequence):
-        raise TypeError(f"shape is {shape!r}; want {model.ndim} sizes")
+        raise TypeError(f"shape is {shape!r}; want {wanted}")
     shape = tuple(shape)
     check_integer("num", num)
     check_integer("batch_size", batch_size)
     for size in shape:
         check_integer(f"a size of shape {shape}", size)
     if len(shape) != model.ndim:
-        raise ValueError(f"shape is {shape}; want {model.ndim} sizes")
+        raise ValueError(f"shape is {shape}; want {wanted}")
     check_draw(temperature, top_k, top_p, seed)
     check_progress(progress)
     check_choice("method", method, ("auto", *registry.TABLE["sampler"]))
