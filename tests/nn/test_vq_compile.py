@@ -13,14 +13,20 @@ from vqfast.nn import ResidualVQLayer, VQLayer
 pytestmark = pytest.mark.slow
 
 LAYERS = {
-    "gradient": lambda: VQLayer(9, 6),
-    "ema": lambda: VQLayer(9, 6, decay=0.9),
-    "revival": lambda: VQLayer(9, 6, revive_below=0.5, gradient="rotation"),
-    "cosine": lambda: VQLayer(9, 6, decay=0.9, metric="cosine", revive_below=0.5),
-    "shared heads": lambda: VQLayer(9, 6, decay=0.9, heads=2, codebook_dim=4),
-    "separate heads": lambda: VQLayer(9, 6, heads=2, separate_codebooks=True, revive_below=0.5),
-    "residual": lambda: ResidualVQLayer(9, 6, 2, decay=0.9, revive_below=0.5, quantize_dropout=True),
-    "shared stages": lambda: ResidualVQLayer(9, 6, 2, shared_codebook=True, codebook_dim=3),
+    "gradient": lambda: VQLayer(9, 6, kmeans_init=False),
+    "ema": lambda: VQLayer(9, 6, kmeans_init=False, decay=0.9),
+    "revival": lambda: VQLayer(9, 6, kmeans_init=False, revive_below=0.5, gradient="rotation"),
+    "cosine": lambda: VQLayer(9, 6, kmeans_init=False, decay=0.9, metric="cosine", revive_below=0.5),
+    "shared heads": lambda: VQLayer(9, 6, kmeans_init=False, decay=0.9, heads=2, codebook_dim=4),
+    "separate heads": lambda: VQLayer(
+        9, 6, kmeans_init=False, heads=2, separate_codebooks=True, revive_below=0.5
+    ),
+    "residual": lambda: ResidualVQLayer(
+        9, 6, 2, kmeans_init=False, decay=0.9, revive_below=0.5, quantize_dropout=True
+    ),
+    "shared stages": lambda: ResidualVQLayer(
+        9, 6, 2, kmeans_init=False, shared_codebook=True, codebook_dim=3
+    ),
 }
 
 

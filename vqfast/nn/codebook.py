@@ -360,5 +360,9 @@ class Codebook(nn.Module):
             fresh = {**self._fresh(codebook), "initialised": torch.ones((), device=codebook.device)}
             state |= {name: fresh[name.removeprefix(prefix)] for name in own - state.keys()}
         super()._load_from_state_dict(state, prefix, *args, **kwargs)
-        if codebook is not None and self.kmeans_init and not self.initialised.is_meta:
+        if codebook is None or not self.kmeans_init or self.initialised.is_meta:
+            return
+        if self.initialised.isfinite():
             self._mark(initialised=bool(self.initialised))
+        else:  # a damaged state stays as it is, so that a check finds it
+            self._waits, self._start = False, None

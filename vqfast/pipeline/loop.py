@@ -70,10 +70,10 @@ def fit(
 ) -> History:
     """Trains a model by Adam, whose learning rate decays to zero by a cosine.
 
-    A step's batch depends on ``seed`` and the step alone, and the file ``state`` holds everything else: so a
-    killed training that is begun again ends with the same bits. On SIGINT (Ctrl-C) or SIGTERM the running
-    step is finished and saved before the signal acts; with several processes, which must stop at the same
-    step, the next of every ``RECORD_STEPS``. Each process takes its share of every batch.
+    A step's batch and random numbers depend on ``seed`` and the step alone, and the file ``state`` holds
+    everything else: so a killed training that is begun again ends with the same bits. On SIGINT (Ctrl-C) or
+    SIGTERM the running step is finished and saved before the signal acts; with several processes, which must
+    stop at the same step, the next of every ``RECORD_STEPS``. Each process takes its share of every batch.
 
     Args:
         metrics_of: a step and the numbers of the items in its batch -> means over them, among them ``loss``.
@@ -115,6 +115,7 @@ def fit(
         for step in range(begin, steps):
             if validation and validation.is_over(history):
                 break
+            torch.manual_seed(seed + (step << 32))  # the layer draws vectors to revive codes with
             numbers = batch_numbers(num, batch_size, step, seed)[ranks.rank :: ranks.world]
             metrics = metrics_of(step, numbers)
             share = len(numbers) / batch_size
