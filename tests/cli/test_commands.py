@@ -221,7 +221,11 @@ def test_a_run_goes_on_with_more_epochs(here: Path, capsys: pytest.CaptureFixtur
     assert json.loads(Path("begun/run.json").read_text())["stages"]["vqvae"]["steps"] == 18
     assert json.loads(Path("begun/vqvae.history.json").read_text())["step"] == [0, 10, 11, 17]
     refused(f"{longer} --steps 30", "steps and epochs exclude each other; want one of them", capsys)
-    refused(f"{TRAIN} begun", "another vqvae: steps was 18, now 12; use another folder", capsys)
+    refused(
+        f"{TRAIN} begun",
+        "begun has vqvae with other settings: steps was 18, now 12; use another folder",
+        capsys,
+    )
 
 
 def test_a_training_is_measured_while_it_runs(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,7 +59,7 @@ class Ramps:
     def check(self, advance: Callable[[int], object]) -> None:
         advance(len(self))
 
-    def split(self, holdout: float, *, seed: int) -> tuple[Ramps, Ramps]:
+    def split(self, holdout: float, *, seed: int, group: str | None = None) -> tuple[Ramps, Ramps]:
         end = int(holdout * len(self))
         return Ramps(self.heights[end:], self.depth), Ramps(self.heights[:end], self.depth)
 

@@ -102,7 +102,7 @@ def test_a_run_is_measured_on_its_held_out_part(data: Path, tmp_path: Path) -> N
     before = files(tmp_path)
     train(run, data, val_every=5)
     assert files(tmp_path) == before
-    with pytest.raises(ValueError, match="another vqvae: val_every was 5, now None"):
+    with pytest.raises(ValueError, match="has vqvae with other settings: val_every was 5, now None"):
         train(run, data)
     train(run, data, val_every=5, steps=14)  # goes on, and the best of both is kept
     history = read_json(tmp_path / "vqvae.history.json")

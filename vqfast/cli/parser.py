@@ -70,6 +70,9 @@ def make_parser() -> argparse.ArgumentParser:
     _reading(sub, "as found")
     like: Callable[..., Any] = pipeline.train_vqvae
     sub.option("--holdout", "share of the images that is kept out of training", like, type=float, metavar="X")
+    group = "regular expression, such as '(.*)_crop': images whose names agree in its parentheses, here the "
+    group += "crops of a photo, are held out together or not at all (default: each by itself)"
+    sub.option("--group", group, metavar="REGEX")
     sub.option("--model", "configuration: paper, keras or ruseckas", like)
     for name, kind, help in (
         ("--hidden-channels", int, "channels inside the encoder and the decoder"),

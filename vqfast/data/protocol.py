@@ -74,8 +74,12 @@ class Source(Dataset, Protocol):
         """
         ...
 
-    def split(self, holdout: float, *, seed: int) -> tuple[Source, Source]:
-        """Splits at random into a training part and a held-out one, which has the share ``holdout``."""
+    def split(self, holdout: float, *, seed: int, group: str | None = None) -> tuple[Source, Source]:
+        """Splits at random into a training part and a held-out one, which has the share ``holdout``.
+
+        Args:
+            group: comes from the user and says which items stay together; None lets each go its own way.
+        """
         ...
 
 

@@ -19,7 +19,13 @@ FOUND = {"depth", "bad", "stamp", "fingerprints"}  # keys in the settings of the
 
 
 def data_note(
-    data: str | Path, *, modality: str, holdout: float, seed: int, reading: Mapping[str, Any]
+    data: str | Path,
+    *,
+    modality: str,
+    holdout: float,
+    seed: int,
+    reading: Mapping[str, Any],
+    group: str | None = None,
 ) -> dict[str, Any]:
     """The settings that name a run's data.
 
@@ -28,6 +34,7 @@ def data_note(
         modality: a name in ``MODALITIES``.
         holdout: the share that is held out.
         seed: of the random split.
+        group: see ``Source.split``.
         reading: options of ``Modality.load``; those that are None or False are left out.
     """
     check_choice("modality", modality, MODALITIES)
@@ -35,6 +42,8 @@ def data_note(
     if "labels" in given:
         given["labels"] = str(Path(given["labels"]).absolute())
     path = data if data == "digits" else str(Path(data).absolute())
+    if group is not None:
+        given["group"] = group
     return {"modality": modality, "path": path, **given, "holdout": holdout, "seed": seed}
 
 
@@ -100,7 +109,8 @@ def _opened(
     note: dict[str, Any], found: dict[str, Any] | None, ranks: Ranks | None
 ) -> tuple[dict[str, Source], dict[str, Any]]:
     modality = MODALITIES[note["modality"]]
-    reading = {name: value for name, value in note.items() if name not in NOTED}
+    reading = {name: value for name, value in note.items() if name not in (*NOTED, "group")}
+    grouping = {name: note[name] for name in ("group",) if name in note}
     if found is not None:
         reading |= {"depth": found["depth"], "skip_bad": found["bad"]}
     changed = f"{note['path']} has changed since the run was trained on it"
@@ -110,9 +120,8 @@ def _opened(
         if found is None:
             raise
         raise ValueError(f"{changed}: {error}") from error
-    parts: dict[str, Source] = dict(
-        zip((TRAIN, HELD_OUT), source.split(note["holdout"], seed=note["seed"]), strict=True)
-    )
+    split = source.split(note["holdout"], seed=note["seed"], **grouping)
+    parts: dict[str, Source] = dict(zip((TRAIN, HELD_OUT), split, strict=True))
     if found is None:
         if ranks is None or not ranks.first:
             return parts, {}

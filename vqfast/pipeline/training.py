@@ -47,6 +47,7 @@ def train_vqvae(
     modality: str = "images",
     reading: Mapping[str, Any] | None = None,
     holdout: float = 0.1,
+    group: str | None = None,
     model: str = "paper",
     model_options: Mapping[str, Any] | None = None,
     codebook: str = "kmeans",
@@ -68,6 +69,8 @@ def train_vqvae(
         modality: the kind of data, a name in ``vqfast.data.MODALITIES``.
         reading: options of ``load_images``.
         holdout: the share of the data that is kept out of training, above 0 and below 1.
+        group: a regular expression; images whose file names agree in its first pair of parentheses are on one
+            side of the split. See ``Images.split``.
         model: a configuration that ``VQVAE.named`` knows.
         model_options: arguments of ``VQVAE`` that replace those of the configuration.
         codebook: ``"kmeans"`` fits it to the encoder's output at the start and three times early on, so that
@@ -108,7 +111,7 @@ def train_vqvae(
     """
     _check_seed(seed)
     check_choice("model", model, CONFIGS)
-    note = data_note(data, modality=modality, holdout=holdout, seed=seed, reading=reading or {})
+    note = data_note(data, modality=modality, holdout=holdout, seed=seed, reading=reading or {}, group=group)
     parts, found = open_parts(run, note, ranks)
     part = parts[TRAIN]
     write_lines(ranks, "data", part.describe())

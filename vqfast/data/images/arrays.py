@@ -52,6 +52,7 @@ class ArrayPixels:
         self.used = np.arange(len(array))
         self.left_out: disk.LeftOut = {}
         self.bad: dict[str, str] = {}
+        self.names: list[str] | None = None
         self.classes: list[str] | None = None
         self.no_classes: list[str] = []
         channels, height, width = self.pixels.shape[1:]

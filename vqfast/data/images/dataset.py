@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Any, Protocol
@@ -28,6 +29,7 @@ class Pixels(Protocol):
         no_classes: folders that are none of the classes asked for: then there are no labels.
         left_out: files that aren't used, by reason.
         bad: files that can't be read, each with the reason.
+        names: of the images' files, in the order of the images; None for an array.
     """
 
     shape: tuple[int, int, int]
@@ -36,6 +38,9 @@ class Pixels(Protocol):
     no_classes: list[str]
     left_out: disk.LeftOut
     bad: dict[str, str]
+
+    @property
+    def names(self) -> Sequence[str] | None: ...
 
     def __len__(self) -> int: ...
 
@@ -108,7 +113,7 @@ class Images:
             return luma.clamp_(0, 1)  # white may round to just over 1
         return images.expand(-1, self.shape[0], -1, -1).contiguous()
 
-    def split(self, holdout: float, *, seed: int) -> tuple[Images, Images]:
+    def split(self, holdout: float, *, seed: int, group: str | None = None) -> tuple[Images, Images]:
         """Splits at random into a training part and a held-out part.
 
         Each part keeps its images in the order of the whole.
@@ -116,10 +121,12 @@ class Images:
         Args:
             holdout: the share of the held-out part, above 0 and below 1; its size is rounded.
             seed: the same one gives the same split; 0 or more.
+            group: a regular expression that is searched in the name of each file. Images for which its first
+                pair of parentheses (or, without one, the whole) finds the same text stay together.
 
         Raises:
             TypeError: ``holdout`` is no number or ``seed`` no integer.
-            ValueError: one is out of range, or a part would be empty.
+            ValueError: one is out of range, a part would be empty, or ``group`` fits no name of a file.
         """
         check_integer("seed", seed, 0)
         check_number("holdout", holdout, above=0, below=1)
@@ -128,8 +135,30 @@ class Images:
             images = disk.quantity(len(self), "image")
             raise ValueError(f"holdout is {holdout}, which leaves one part of {images} empty; want both")
         # NumPy keeps the raw stream of a bit generator across versions, but not that of ``permutation``.
-        order = np.argsort(np.random.PCG64(seed).random_raw(len(self)), kind="stable")
-        return self._subset(np.sort(order[held_out:])), self._subset(np.sort(order[:held_out]))
+        groups = np.arange(len(self)) if group is None else self._groups(group)
+        sizes = np.bincount(groups)
+        order = np.argsort(np.random.PCG64(seed).random_raw(len(sizes)), kind="stable")
+        held_out_groups = 1 + int(np.abs(sizes[order].cumsum() - held_out).argmin())
+        if held_out_groups == len(sizes):
+            raise ValueError(f"group is {group!r}, which leaves the training part empty; want smaller groups")
+        held = np.isin(groups, order[:held_out_groups])
+        return self._subset(np.flatnonzero(~held)), self._subset(np.flatnonzero(held))
+
+    def _groups(self, group: str) -> np.ndarray:
+        """The number of each image's group."""
+        if self._pixels.names is None:
+            raise ValueError(f"group is {group!r}, but {self._name} is an array; want a folder of images")
+        try:
+            pattern = re.compile(group)
+        except re.error as error:
+            raise ValueError(f"group is {group!r}; want a regular expression: {error}") from error
+        found = []
+        for name in (self._pixels.names[number] for number in self._numbers.tolist()):
+            match = pattern.search(name)
+            if match is None:
+                raise ValueError(f"group is {group!r}, which isn't found in {disk.printable(name)}")
+            found.append(match[min(1, pattern.groups)] or "")
+        return np.unique(found, return_inverse=True)[1]
 
     def check(self, advance: Callable[[int], object] = lambda read: None) -> None:
         """Reads every image.

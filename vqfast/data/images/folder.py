@@ -69,7 +69,8 @@ class FolderPixels:
         unknown = {str(self.root / name): why for name, why in bad.items() if name not in known}
         if unknown and skip_bad is not True:
             raise disk.Unreadable(unknown, self.skippable)
-        self.bad, self.names = bad, list(facts)
+        self.bad = bad
+        self.names = list(facts)
         if not facts:
             self._refuse_as_empty(root)
         self.files = {name: files[name] for name in self.names}
