@@ -72,6 +72,15 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     assert len(set(epochs)) == 20
 
 
+def test_steps_and_seeds_draw_numbers_of_their_own() -> None:
+    drawn = set()
+    for seed in (0, 1, 2**32 - 1):
+        for step in range(5):
+            torch.manual_seed(loop._step_seed(seed, step))
+            drawn.add(torch.rand(()).item())
+    assert len(drawn) == 15
+
+
 # fit
 
 

@@ -46,6 +46,11 @@ def batch_numbers(num: int, batch_size: int, step: int, seed: int) -> Tensor:
     return numbers
 
 
+def _step_seed(seed: int, step: int) -> int:
+    """The seed of what is drawn in a step, which therefore is the same in a training that went on."""
+    return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+
+
 @lru_cache(maxsize=2)
 def _order(num: int, epoch: int, seed: int) -> Tensor:
     # torch's generator would look at the low 32 bits of a seed only: too few for both
@@ -115,7 +120,7 @@ def fit(
         for step in range(begin, steps):
             if validation and validation.is_over(history):
                 break
-            torch.manual_seed(seed + (step << 32))  # the layer draws vectors to revive codes with
+            torch.manual_seed(_step_seed(seed, step))  # layers draw the codes that they revive
             numbers = batch_numbers(num, batch_size, step, seed)[ranks.rank :: ranks.world]
             metrics = metrics_of(step, numbers)
             share = len(numbers) / batch_size
