@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
@@ -159,6 +160,7 @@ def assert_same(a: Path, b: Path) -> None:
 def assert_whole(files: dict[str, bytes]) -> None:
     """Whether every file can be read to its end."""
     readers: dict[str, Callable[[bytes], Any]] = {
+        ".csv": lambda data: list(csv.reader(io.StringIO(data.decode()), strict=True)),
         ".json": json.loads,
         ".safetensors": load,
         ".npz": lambda data: dict(np.load(io.BytesIO(data))),
