@@ -9,6 +9,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from tests.nn.layers import RULES, layer, randn, state
 from vqfast.nn import VQLayer, ranks
@@ -205,13 +206,18 @@ def test_revival_takes_no_vector_that_is_not_finite() -> None:
     assert all(value.isfinite().all() for value in vq.state_dict().values())
 
 
+def sampled(x: Tensor, mask: Tensor | None, num: int) -> Tensor:
+    return ranks.sample(len(x), mask, ranks.noise(num, x.device), x.__getitem__)
+
+
 @pytest.mark.parametrize("num, size", [(5, 5), (5, 6), (5, 1000), (7, 3), (1, 1)])
 @pytest.mark.parametrize("masked", [False, True])
 def test_sample_draws_distinct_vectors_each_equally_often(num, size, masked) -> None:
     mask = torch.zeros(2 * size, dtype=torch.bool)
     mask[torch.randperm(2 * size)[:size]] = True
     x = mask.nonzero() if not masked else torch.arange(2 * size).unsqueeze(1)
-    draws = torch.stack([ranks.sample(x.double(), mask if masked else None, num) for _ in range(50)])
+    where = mask if masked else None
+    draws = torch.stack([sampled(x.double(), where, num) for _ in range(50)])
     picked = draws.long().flatten(1)
     assert mask[picked].all()
     assert all(len(one.unique()) == min(num, size) for one in picked)
@@ -234,5 +240,5 @@ def test_revival_that_no_batch_can_meet_is_told_once_and_scaled() -> None:
 
 
 def test_sample_of_nothing_is_nan() -> None:
-    assert ranks.sample(torch.ones(5, 2), torch.zeros(5, dtype=torch.bool), 3).isnan().all()
-    assert ranks.sample(torch.ones(0, 2), None, 3).isnan().all()
+    assert sampled(torch.ones(5, 2), torch.zeros(5, dtype=torch.bool), 3).isnan().all()
+    assert sampled(torch.ones(0, 2), None, 3).isnan().all()

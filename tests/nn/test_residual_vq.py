@@ -292,3 +292,26 @@ def test_equals_vector_quantize_pytorch() -> None:
     torch.testing.assert_close(parts.commitment, losses.squeeze())
     expected = torch.cat([layer._codebook.embed for layer in peer.layers])
     torch.testing.assert_close(rvq.codebooks, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("decay", [None, 0.9])
+@pytest.mark.parametrize("shared", [False, True])
+def test_dead_codes_of_each_stage_become_what_its_stage_was_given(decay: float | None, shared: bool) -> None:
+    torch.manual_seed(0)
+    z = torch.randn(2, 3, 50)
+    rvq = ResidualVQLayer(8, 3, 4, decay=decay, kmeans_init=False, revive_below=1.0, shared_codebook=shared)
+    codebooks = torch.randn(1 if shared else 4, 8, 3).expand(4, -1, -1).clone()
+    codebooks[:, 5:] += 1000  # no vector's
+    rvq.set_codebooks(codebooks)
+    for stage in rvq.stages:
+        stage.ema_counts.zero_()[:5] = 50
+    indices = rvq(z).indices
+    residual, given = z.movedim(1, -1), []
+    for q in range(4):
+        given.append(residual.flatten(0, 1))
+        residual = residual - codebooks[q][indices[..., q]]
+    for q, stage in enumerate(rvq.stages):
+        choices = torch.cat(given) if shared else given[q]
+        revived = stage.codebook[5:].unsqueeze(1) == choices
+        assert revived.all(-1).any(-1).all()
+        assert stage.codebook[:5].abs().max() < 100

@@ -2,23 +2,77 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
+class Vectors(NamedTuple):
+    """The vectors of a batch, of which only some are ever read.
+
+    Attributes:
+        num: N, how many there are.
+        pick: gives the vectors ``(n, C, D)`` of int64 numbers ``(n,)`` in ``0..N - 1``.
+    """
+
+    num: int
+    pick: Callable[[Tensor], Tensor]
+
+
+def vectors_of(z: Tensor, dim: int, separate: bool = False) -> Vectors:
+    """The vectors of ``z``, whose dimension ``dim`` has the channels.
+
+    Args:
+        separate: whether the dimension before the last is for codebooks of their own; then ``dim`` is -1.
+    """
+    z = z.detach().movedim(dim, -1)
+    places = z.shape[: -2 if separate else -1]
+
+    def pick(numbers: Tensor) -> Tensor:
+        return z[torch.unravel_index(numbers, places)].reshape(numbers.shape[0], -1, z.shape[-1])
+
+    return Vectors(math.prod(places), pick)
+
+
+def residuals_of(z: Tensor, dim: int, codebooks: Tensor, indices: Tensor) -> Vectors:
+    """What the stages of ``codebooks (q, K, D)`` leave of the vectors of ``z``; ``indices (..., q)``."""
+    vectors, codebooks, indices = vectors_of(z, dim), codebooks.detach(), indices.flatten(0, -2)
+
+    def pick(numbers: Tensor) -> Tensor:
+        residuals = vectors.pick(numbers)
+        for codebook, own in zip(codebooks, indices[numbers].unbind(-1), strict=True):
+            residuals = residuals - codebook[own].unsqueeze(1)
+        return residuals
+
+    return Vectors(vectors.num, pick)
+
+
+def side_by_side(batches: list[Vectors]) -> Vectors:
+    """The vectors of equally large batches: the first of each batch, then the second of each, and so on."""
+    if len(batches) == 1:
+        return batches[0]
+
+    def pick(numbers: Tensor) -> Tensor:
+        each = torch.stack([batch.pick(numbers // len(batches)) for batch in batches])
+        return each[numbers % len(batches), torch.arange(numbers.shape[0], device=numbers.device)]
+
+    return Vectors(len(batches) * batches[0].num, pick)
+
+
 class Batch(NamedTuple):
     """What a codebook learns from one batch; C is the number of codebooks side by side.
 
     Attributes:
-        vectors: ``(N, C, D)``, or ``None`` where codes aren't revived.
+        vectors: those that codes revive from, or ``None`` where codes aren't revived.
         mask: bool ``(N,)``, which of the vectors count, or ``None`` for all.
         counts: how many vectors each code was given, ``(K,)`` or ``(C, K)``.
         sums: the sum of these vectors, ``(K, D)`` or ``(C, K, D)``.
     """
 
-    vectors: Tensor | None
+    vectors: Vectors | None
     mask: Tensor | None
     counts: Tensor
     sums: Tensor

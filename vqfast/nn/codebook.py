@@ -22,7 +22,7 @@ from vqfast.checks import (
 from vqfast.functional import unit
 from vqfast.functional.nearest import METRICS
 from vqfast.nn import passes, ranks
-from vqfast.nn.batch import Batch
+from vqfast.nn.batch import Batch, Vectors, side_by_side
 from vqfast.nn.kmeans import draw_seed, kmeans_of_ranks
 from vqfast.nn.sharded import gathered, write
 
@@ -233,8 +233,8 @@ class Codebook(nn.Module):
             masks = [batch.mask for batch in batches if batch.mask is not None]
             mask = torch.stack(masks, 1).flatten() if masks else None
             # batches side by side, so that ranks one after the other are the joined batch
-            vectors = [batch.vectors for batch in batches if batch.vectors is not None]
-            self._revive(torch.stack(vectors, 1).flatten(0, 1), mask, total)
+            vectors = side_by_side([batch.vectors for batch in batches if batch.vectors is not None])
+            self._revive(vectors, mask, total)
 
     def _follow(self, counts: Tensor, sums: Tensor, total: Tensor, decay: float) -> None:
         """One step of the exponential moving average (van den Oord et al. 2017, appendix A.1).
@@ -270,18 +270,22 @@ class Codebook(nn.Module):
         own = (means == codebook).all(-1, keepdim=True)
         sums.copy_(torch.where(own, sums, codebook * smoothed))
 
-    def _revive(self, vectors: Tensor, mask: Tensor | None, total: Tensor) -> None:
+    def _revive(self, vectors: Vectors, mask: Tensor | None, total: Tensor) -> None:
         """Replaces codes whose average count is below the threshold by random vectors.
 
         The threshold is ``revive_below``, or ``REACHABLE`` times the mean count where the ``total`` number of
         vectors is too small for all codes to reach ``revive_below``.
         """
-        self._warn(vectors)
+        self._warn(vectors.num)
         mean = total / self.num_embeddings
         below = torch.where(mean < self.revive_below, REACHABLE * mean, self.revive_below)
-        fresh = ranks.sample(vectors, mask, self.num_embeddings)  # (K, C, D)
+        dead = self.ema_counts < below
+        drawn = ranks.noise(self.num_embeddings, dead.device)
+        if dead.is_cpu and not torch.compiler.is_compiling() and not dead.any():
+            return  # saves passes on a CPU; elsewhere the question would wait for the device
+        fresh = ranks.sample(vectors.num, mask, drawn, vectors.pick)  # (K, C, D)
         fresh = fresh.to(self.codebook.dtype).transpose(0, 1).reshape(self.codebook.shape)
-        dead = (self.ema_counts < below) & fresh.isfinite().all(-1)
+        dead = dead & fresh.isfinite().all(-1)
         write(self, "codebook", fresh, dead.unsqueeze(-1).expand_as(fresh))
         # where the threshold is scaled down, so is the count: a code that stays unused is soon replaced again
         count = (2 * below).clamp(max=self._fresh_count)
@@ -290,11 +294,11 @@ class Codebook(nn.Module):
             revived = fresh * count.unsqueeze(-1)
             self.ema_sums.copy_(torch.where(dead.unsqueeze(-1), revived, self.ema_sums))
 
-    def _warn(self, vectors: Tensor) -> None:
-        """Warns once where this rank's vectors, times the ranks, are too few for ``revive_below``."""
+    def _warn(self, vectors: int) -> None:
+        """Warns once where the number of ``vectors``, times the ranks, is too small for ``revive_below``."""
         if self._warned or torch.compiler.is_compiling():
             return
-        num = len(vectors) * ranks.world()
+        num = vectors * ranks.world()
         if self.revive_below > REVIVE_BELOW and 0 < num < self.revive_below * self.num_embeddings:
             self._warned = True
             mean = f"{num / self.num_embeddings:.3g} for each of {self.num_embeddings} codes"

@@ -6,6 +6,8 @@ no special case. In one process each function returns what it was given.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -60,30 +62,35 @@ def noise(num: int, device: torch.device) -> Tensor:
     return torch.rand(num + 1, dtype=torch.float64, device=device)
 
 
-def sample(x: Tensor, mask: Tensor | None, num: int) -> Tensor:
-    """``num`` random items of all ranks' ``x (N, ...)``, the same on every rank.
+def sample(size: int, mask: Tensor | None, drawn: Tensor, pick: Callable[[Tensor], Tensor]) -> Tensor:
+    """``num`` random items of all ranks together, the same on every rank.
 
     Systematic sampling: items at equal distances from a random start, in random order. Every item has the
     same chance, and the items are distinct where there are enough. The random numbers are those of the first
     rank's torch generator; one process with the joined batch draws the same items.
 
     Args:
+        size: N, the number of this rank's items.
         mask: bool ``(N,)``, which items count.
+        drawn: ``noise(num, device)``; the first rank's counts.
+        pick: gives the items ``(n, ...)`` of int64 numbers ``(n,)`` in ``0..N - 1``.
 
     Returns:
         ``(num, ...)``; NaN where no rank has an item.
     """
-    # shape[0], as torch.export would take len(x) for a constant
-    dims = (-1,) + (1,) * (x.ndim - 1)
-    have = torch.full((), x.shape[0], device=x.device) if mask is None else mask.sum()
-    start, size = place(have)
-    drawn = from_first(noise(num, x.device))
-    joined = ((drawn[:num].argsort() + drawn[num]) * (size.double() / num)).long().clamp(max=size - 1)
+    num = len(drawn) - 1
+    have = torch.full((), size, device=drawn.device) if mask is None else mask.sum()
+    start, all_items = place(have)
+    drawn = from_first(drawn)
+    joined = (drawn[:num].argsort() + drawn[num]) * (all_items.double() / num)
+    joined = joined.long().clamp(max=all_items - 1)
     position = joined - start  # among the items of this rank
-    picked = x.new_zeros(num, *x.shape[1:])
-    if x.shape[0]:
-        nth = position.clamp(min=0)
-        index = nth if mask is None else torch.searchsorted(mask.cumsum(0), nth + 1)
-        mine = (position >= 0) & (position < have)
-        picked = torch.where(mine.view(dims), x[index.clamp(max=x.shape[0] - 1)], picked)
-    return torch.where(size > 0, total(picked), torch.nan)
+    nth = position.clamp(min=0)
+    numbers = nth if mask is None else torch.searchsorted(mask.cumsum(0), nth + 1)
+    if size:
+        picked = pick(numbers.clamp(max=size - 1))
+    else:
+        none = pick(numbers[:0])
+        picked = none.new_zeros(num, *none.shape[1:])
+    mine = ((position >= 0) & (position < have)).view((-1,) + (1,) * (picked.ndim - 1))
+    return torch.where(all_items > 0, total(picked.where(mine, 0)), torch.nan)

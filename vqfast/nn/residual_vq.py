@@ -21,7 +21,7 @@ from vqfast.checks import (
     check_tensor,
 )
 from vqfast.nn import passes, ranks
-from vqfast.nn.batch import Batch
+from vqfast.nn.batch import Batch, residuals_of
 from vqfast.nn.codebook import REVIVE_BELOW, Kept
 from vqfast.nn.describe import arguments_of, describe
 from vqfast.nn.gradient import GRADIENTS, pass_gradient
@@ -66,7 +66,7 @@ class ResidualVQLayer(Quantizer):
         codebook_dim: the length of the code vectors, by default ``embedding_dim``. With another length linear
             maps stand around all stages together, in ``projection``.
         kmeans_init: as in ``VQLayer``; the first batch, which starts the code vectors, drops no stage.
-        revive_below: of each stage, as in ``VQLayer``. With 0, and the l2 metric, all stages train in one op.
+        revive_below: of each stage, as in ``VQLayer``.
         gradient: ``"straight-through"`` or ``"rotation"``, of the whole sum, as in ``VQLayer``.
         shared_codebook: whether all stages use one codebook, which learns from all of them.
         quantize_dropout: whether in training each batch uses only the first 1 to Q stages (section III-C).
@@ -200,10 +200,7 @@ class ResidualVQLayer(Quantizer):
         z = self._vectors(z_e, mask)
         if kept is None:
             used = self._draw_used(z.device) if drops else None
-            revives = any(stage.revive_below for stage in following)
-            plain = (
-                mask is None and used is None and stages[0].metric == "l2" and not (any(starts) or revives)
-            )
+            plain = mask is None and used is None and stages[0].metric == "l2" and not any(starts)
         else:
             used, plain, _ = kept
             self._draw_again(kept, z.device)
@@ -341,9 +338,10 @@ class ResidualVQLayer(Quantizer):
         if z.numel() == 0:  # another rank has the vectors
             parts = LossParts(*(part.nan_to_num() for part in parts))
         losses = [self._stage(q).weigh(LossParts(*each)) for q, each in enumerate(zip(*parts, strict=True))]
-        batches: list[Batch | None] = [
-            Batch(None, None, *each) for each in zip(out.counts, out.sums, strict=True)
-        ]
+        batches: list[Batch | None] = []
+        for q, statistics in enumerate(zip(out.counts, out.sums, strict=True)):
+            left = residuals_of(z, self.projection.dim, codebooks[:q], out.indices[..., :q])
+            batches.append(Batch(left if self._stage(q).revive_below else None, None, *statistics))
         return VQOutput(quantized, out.indices, torch.stack(losses).sum()), parts, batches
 
     def _one_by_one(

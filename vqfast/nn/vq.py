@@ -18,7 +18,7 @@ from vqfast.checks import (
 )
 from vqfast.functional import Quantized
 from vqfast.nn import passes
-from vqfast.nn.batch import Batch, masked_statistics
+from vqfast.nn.batch import Batch, masked_statistics, vectors_of
 from vqfast.nn.codebook import REVIVE_BELOW, Codebook, Kept
 from vqfast.nn.describe import arguments_of, describe
 from vqfast.nn.gradient import GRADIENTS, pass_gradient
@@ -189,7 +189,7 @@ class VQLayer(Quantizer, Codebook):
         follows, starts = (self.follows, self.starts) if kept is None else (False, False)
         vectors: Any = None  # ``(N, C, D)`` and their mask, only where needed
         shown: Any = None
-        if starts or (follows and (self.revive_below or mask is not None)):
+        if starts or (follows and mask is not None):
             vectors, shown = self._flat(z.detach(), dim, mask)
         if starts:
             self.start(vectors, shown)
@@ -206,7 +206,8 @@ class VQLayer(Quantizer, Codebook):
                 indices = out.indices.reshape(-1, vectors.shape[1])
                 found = masked_statistics(vectors, indices, shown, self.num_embeddings)
                 counts, sums = found if self.separate else (part.squeeze(0) for part in found)
-            batch = Batch(vectors if self.revive_below else None, shown, counts, sums)
+            revivers = vectors_of(z, dim, self.separate) if self.revive_below else None
+            batch = Batch(revivers, shown, counts, sums)
         straight = self.gradient == "straight-through"
         quantized = out.quantized if straight else pass_gradient(z, out.quantized, self.gradient, dim)
         quantized = self._restore(quantized, mask).to(z_e.dtype)
