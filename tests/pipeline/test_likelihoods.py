@@ -21,7 +21,7 @@ def test_training_minimises_the_nats_of_a_value(tmp_path: Path) -> None:
         "embedding_dim": 4,
         "num_mixtures": 2,
     }
-    training: dict[str, Any] = {"steps": 60, "batch_size": 16, "lr": 5e-3, "codebook": "uniform"}
+    training: dict[str, Any] = {"steps": 90, "batch_size": 16, "lr": 5e-3, "codebook": "uniform"}
     model = train_vqvae(run, "digits", reading={"size": 8}, model_options=options, **training)
     history = json.loads((run.folder / "vqvae.history.json").read_text())
     assert history["loss"][-1] < history["loss"][0] - 0.5

@@ -125,7 +125,7 @@ def test_decoded_samples(
     }
     first = sorted(found)[0]
     assert files(tmp_path / format)[first] == found[first]
-    with pytest.raises(ValueError, match=f"another {format}: codes was .*, now .*; use another folder"):
+    with pytest.raises(ValueError, match=f"{format} with other settings: codes was .*, now .*; use another"):
         decode(trained, vqvae, replace(codes, fingerprint="others"), format=format, out=out)
     with pytest.raises(ValueError, match="format is 'jpg'; want 'grid', 'png' or 'npy'"):
         decode(trained, vqvae, codes, format="jpg", out=out)
@@ -181,21 +181,21 @@ def test_other_settings_are_refused(trained: Run, data: Path, vqvae: VQVAE, prio
         train_its_prior(trained, prior="residual", prior_options=options, use_labels=False)
 
     for message, call in (
-        ("another vqvae: lr was 0.001, now 0.01; use", lambda: train(trained, data, lr=0.01)),
-        ("another vqvae: model was 'paper', now 'keras'", lambda: train(trained, data, model="keras")),
-        ("another vqvae: data.holdout was 0.25, now 0.5", lambda: train(trained, data, holdout=0.5)),
+        ("vqvae with other settings: lr was 0.001, now 0.01; use", lambda: train(trained, data, lr=0.01)),
+        ("settings: model was 'paper', now 'keras'", lambda: train(trained, data, model="keras")),
+        ("settings: data.holdout was 0.25, now 0.5", lambda: train(trained, data, holdout=0.5)),
         ("data.size was None, now 4", lambda: train(trained, data, size=4)),
         (
-            "codes/train: data was .*, now .*, num was 45, now 15",
+            "codes/train with other settings: data was .*, now .*, num was 45, now 15",
             lambda: encode(trained, vqvae, images["held-out"], part="train"),
         ),
         (
-            "another prior: head_channels was 8, now None, num_classes was 3, now None, prior was 'gated', ",
+            "settings: head_channels was 8, now None, num_classes was 3, now None, prior was 'gated', ",
             train_residual,
         ),
-        ("another samples: seed was 4, now 5", lambda: draw(seed=5)),
-        ("another samples: labels was 'in turn', now 0; use", lambda: draw(note={"labels": 0})),
-        ("another samples: .*num was 21, now 20", lambda: draw(num=20)),
+        ("samples with other settings: seed was 4, now 5", lambda: draw(seed=5)),
+        ("samples with other settings: labels was 'in turn', now 0; use", lambda: draw(note={"labels": 0})),
+        ("samples with other settings: .*num was 21, now 20", lambda: draw(num=20)),
     ):
         with pytest.raises(ValueError, match=message):
             call()

@@ -375,7 +375,7 @@ def test_kmeans_uses_most_codes_and_uniform_leaves_them_alone(
 ) -> None:
     in_use = {}
     for codebook in ("kmeans", "uniform"):
-        model = vqvae(num_embeddings=16, decay=decay)
+        model = vqvae(num_embeddings=16, decay=decay, kmeans_init=False, revive_below=0)
         put = codebooks_set(monkeypatch, model)
         trained(model, images, tmp_path / codebook, codebook=codebook, steps=120, lr=2e-3)
         codes = model.eval().encode(images.batch(range(len(images))))

@@ -32,7 +32,11 @@ def vectors_of(z: Tensor, dim: int, separate: bool = False) -> Vectors:
     places = z.shape[: -2 if separate else -1]
 
     def pick(numbers: Tensor) -> Tensor:
-        return z[torch.unravel_index(numbers, places)].reshape(numbers.shape[0], -1, z.shape[-1])
+        count, place = numbers.shape[0], []
+        for size in reversed(places):  # torch.unravel_index takes sizes for constants when compiled
+            place.append(numbers % size)
+            numbers = numbers // size
+        return z[tuple(reversed(place))].reshape(count, -1, z.shape[-1])
 
     return Vectors(math.prod(places), pick)
 

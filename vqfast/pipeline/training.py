@@ -74,7 +74,7 @@ def train_vqvae(
         model: a configuration that ``VQVAE.named`` knows.
         model_options: arguments of ``VQVAE`` that replace those of the configuration.
         codebook: ``"kmeans"`` fits it to the encoder's output at the start and three times early on, so that
-            no code is left behind while the encoder finds its range; ``"uniform"`` leaves it as it is made.
+            no code is left behind while the encoder finds its range; ``"uniform"`` starts it at random.
         steps: how many steps the training has, 10,000 unless ``epochs`` is given. A run goes on when more are
             asked for, from there with the schedule of the new length.
         epochs: how often the training sees each item, in place of ``steps``; may be a fraction.
@@ -116,6 +116,8 @@ def train_vqvae(
     part = parts[TRAIN]
     write_lines(ranks, "data", part.describe())
     options = dict(model_options or {})
+    if codebook == "uniform":
+        options.setdefault("kmeans_init", False)
     torch.manual_seed(seed)
     vqvae = VQVAE.named(model, in_channels=part.shape[0], **options)
     check_rebuildable(vqvae)
@@ -225,8 +227,6 @@ def fit_vqvae(
     check_integer("steps", steps)
     refits = {int(steps * share) for share in REFITS} if codebook == "kmeans" else ()
     num_embeddings = model.vq.num_embeddings
-    if codebook == "uniform":
-        model.vq.set_codebook(model.vq.codebook.detach())  # no k-means start by the layer either
     subset = dataset.batch(range(0, len(dataset), -(-len(dataset) // 1000)))
     used = torch.zeros(num_embeddings, dtype=torch.bool, device=ranks.device)
     variance = subset.double().var(correction=0).clamp(min=1e-6).item()
