@@ -5,6 +5,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from tests.interpreter import pytest_collection_finish, pytest_sessionfinish  # noqa: F401
+
 settings.register_profile(
     "vqfast",
     derandomize=True,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.interpreter import assert_passes
 from vqfast.ops import registry
 
 HERE = Path(__file__).parent
@@ -39,26 +37,12 @@ FILES = [
 ]
 
 
+CHOSEN = "triton and not (" + " or ".join(SLOW) + ")"
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(registry.interpreted(), reason="they run in this process")
-def test_matrix_passes_in_the_interpreter() -> None:
+@pytest.mark.interpreted([HERE / name for name in FILES], CHOSEN)
+def test_matrix_passes_in_the_interpreter(request: pytest.FixtureRequest) -> None:
     pytest.importorskip("triton")
-    chosen = "triton and not (" + " or ".join(SLOW) + ")"
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            *(HERE / name for name in FILES),
-            "-k",
-            chosen,
-            "--tb=short",
-            "--maxfail=5",
-        ],
-        cwd=HERE.parents[1],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert " passed" in done.stdout
+    assert_passes(request)

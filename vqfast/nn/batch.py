@@ -29,14 +29,14 @@ def vectors_of(z: Tensor, dim: int, separate: bool = False) -> Vectors:
         separate: whether the dimension before the last is for codebooks of their own; then ``dim`` is -1.
     """
     z = z.detach().movedim(dim, -1)
-    places = z.shape[: -2 if separate else -1]
+    places, num_codebooks = (z.shape[:-2], z.shape[-2]) if separate else (z.shape[:-1], 1)
 
     def pick(numbers: Tensor) -> Tensor:
         count, place = numbers.shape[0], []
         for size in reversed(places):  # torch.unravel_index takes sizes for constants when compiled
             place.append(numbers % size)
             numbers = numbers // size
-        return z[tuple(reversed(place))].reshape(count, -1, z.shape[-1])
+        return z[tuple(reversed(place))].reshape(count, num_codebooks, z.shape[-1])
 
     return Vectors(math.prod(places), pick)
 

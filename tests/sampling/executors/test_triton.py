@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.interpreter import assert_passes
 from vqfast.ops import probe, registry
 from vqfast.priors.base import CausalPrior
 from vqfast.sampling.executors import triton as executor
@@ -212,19 +213,16 @@ def test_sampling_on_a_cpu_does_not_import_triton() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=clean)
 
 
+CHOSEN = f"test_triton or (triton and ({' or '.join(f'({each})' for each in QUICK)}))"
+FILES = [
+    SAMPLING / f"{name}.py"
+    for name in ("executors/test_triton", "test_samples", "test_program", "trace/test_networks")
+]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(registry.interpreted(), reason="they run in this process")
-def test_matrix_passes_in_the_interpreter() -> None:
+@pytest.mark.interpreted(FILES, CHOSEN)
+def test_matrix_passes_in_the_interpreter(request: pytest.FixtureRequest) -> None:
     pytest.importorskip("triton")
-    chosen = f"test_triton or (triton and ({' or '.join(f'({each})' for each in QUICK)}))"
-    names = ["executors/test_triton", "test_samples", "test_program", "trace/test_networks"]
-    files = [str(SAMPLING / f"{name}.py") for name in names]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *files, "-k", chosen, "--tb=short", "--maxfail=5"],
-        cwd=ROOT,
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert " passed" in done.stdout
+    assert_passes(request)
