@@ -20,9 +20,10 @@ from vqfast.data import Images, load_images
 from vqfast.models import VQVAE
 from vqfast.pipeline import Ranks, loop
 from vqfast.pipeline.loop import History, batch_numbers, fit
+from vqfast.pipeline.prior_training import fit_prior
 from vqfast.pipeline.ranks import ALONE
 from vqfast.pipeline.storage import read_tensors, write_tensors
-from vqfast.pipeline.training import fit_prior, fit_vqvae
+from vqfast.pipeline.vqvae_training import fit_vqvae
 from vqfast.priors import PixelCNN, ResidualPixelCNN
 from vqfast.priors.base import CausalPrior
 

@@ -10,10 +10,11 @@ from vqfast.pipeline.coding import decode, encode
 from vqfast.pipeline.completion import Completion
 from vqfast.pipeline.measures import bits_per_code, measure_reconstruction
 from vqfast.pipeline.parts import modality_of, reopen_parts
+from vqfast.pipeline.prior_training import train_prior
 from vqfast.pipeline.ranks import Ranks, joined
 from vqfast.pipeline.run import Run
 from vqfast.pipeline.sampling import SampleRequest, sample
-from vqfast.pipeline.training import train_prior, train_vqvae
+from vqfast.pipeline.vqvae_training import train_vqvae
 
 __all__ = [
     "CodeGrids",

@@ -20,11 +20,12 @@ from vqfast.pipeline.codes import stage_codes
 from vqfast.pipeline.coding import decoded, encode
 from vqfast.pipeline.measures import bits_per_code, measure_reconstruction
 from vqfast.pipeline.parts import HELD_OUT, TRAIN, reopen_parts
+from vqfast.pipeline.prior_training import train_prior
 from vqfast.pipeline.ranks import Ranks
 from vqfast.pipeline.run import Run
 from vqfast.pipeline.sampling import SampleRequest, sample
 from vqfast.pipeline.storage import read_json, write_json
-from vqfast.pipeline.training import train_prior, train_vqvae
+from vqfast.pipeline.vqvae_training import train_vqvae
 from vqfast.priors.base import CausalPrior
 
 VQVAE = {"hidden_channels": 64, "num_embeddings": 64, "embedding_dim": 16, "decay": 0.95}
