@@ -45,6 +45,7 @@ DOCUMENTED: dict[str, list[Any]] = {
     "codebook_dim": [None, 1],
     "kmeans_init": [True],
     "revive_below": [0, 1, 1.5],
+    "dropout": [0],
     "gradient": [],
     "learnable": [True],
     "shared_codebook": [True],

@@ -107,6 +107,8 @@ def make_parser() -> argparse.ArgumentParser:
         ("--head-channels", "channels of the layer before the logits"),
     ):
         sub.option(name, f"{help} (default: the network's)", type=int, metavar="N")
+    dropout = "share of the gated prior's hidden values that training sets to zero (default 0)"
+    sub.option("--dropout", dropout, type=float, metavar="X")
     sub.option("--no-labels", "train without the labels that the images have", action="store_true")
     _training(sub, like)
     _device(sub)

@@ -1,4 +1,4 @@
-"""What the priors' layers share: the 1x1 convolution, and the bias that conditions a layer."""
+"""What the priors' layers share: the 1x1 convolution, dropout, and the bias that conditions a layer."""
 
 from __future__ import annotations
 
@@ -43,6 +43,14 @@ def check_kernel_size(name: str, value: int) -> None:
     check_integer(name, value)
     if value < 3 or value % 2 == 0:
         raise ValueError(f"{name} is {value}; want an odd integer, 3 or more")
+
+
+class Dropout(nn.Dropout):
+    """Dropout in training, but not in inference mode, in which samples are drawn: programs have none."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` of any shape, with a share of its values set to zero and the others scaled up."""
+        return x if torch.is_inference_mode_enabled() else super().forward(x)
 
 
 class Conditioning(nn.Module):

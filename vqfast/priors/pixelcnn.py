@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vqfast.checks import Device, check_sizes
+from vqfast.checks import Device, check_number, check_sizes
 from vqfast.functional import gate
 from vqfast.nn.masked_conv import MaskedConv2d
 from vqfast.ops import dims
 from vqfast.priors.base import CausalPrior
-from vqfast.priors.layers import Conditioning, check_kernel_size, placement, pointwise
+from vqfast.priors.layers import Conditioning, Dropout, check_kernel_size, placement, pointwise
 from vqfast.sampling.builder import ProgramBuilder
 from vqfast.sampling.program import CODES, Program, Term
 
@@ -25,7 +25,13 @@ class GatedLayer(nn.Module):
     """
 
     def __init__(
-        self, channels: int, kernel_size: int, mask_type: str, conditioning: Conditioning, **factory: Any
+        self,
+        channels: int,
+        kernel_size: int,
+        mask_type: str,
+        conditioning: Conditioning,
+        dropout: float,
+        **factory: Any,
     ) -> None:
         super().__init__()
         self.vertical = MaskedConv2d(
@@ -41,6 +47,7 @@ class GatedLayer(nn.Module):
             activation="gate",
             **factory,
         )
+        self.dropout = Dropout(dropout)
         self.output = pointwise(channels, channels, **factory)
         self.conditioning = conditioning
         self.residual = mask_type == "B"  # the input of a mask-A layer holds the code that is predicted
@@ -51,8 +58,9 @@ class GatedLayer(nn.Module):
         """The values of the vertical and the horizontal stack, ``(B, channels, H, W)`` each."""
         bias = self.conditioning(labels, condition)
         above = self.vertical(v)
-        across = self.horizontal(h, extra=self.vertical_to_horizontal(above, extra=bias))
-        return gate(above, extra=bias), self.output(across, residual=h if self.residual else None)
+        across = self.dropout(self.horizontal(h, extra=self.vertical_to_horizontal(above, extra=bias)))
+        down = self.dropout(gate(above, extra=bias))
+        return down, self.output(across, residual=h if self.residual else None)
 
     def lower(self, builder: ProgramBuilder, v: int, h: int) -> tuple[int, int]:
         """The same as steps; the vertical stack's step is the last."""
@@ -92,6 +100,7 @@ class PixelCNN(CausalPrior):
         kernel_size: of the layers after the first, odd, 3 or more.
         first_kernel_size: of the first layer, odd, 3 or more.
         head_channels: between the two 1x1 convolutions of the head.
+        dropout: the share of the values after each gate and inside the head that training sets to zero.
         device, dtype: of the parameters, as in ``torch.nn``.
 
     Raises:
@@ -117,6 +126,7 @@ class PixelCNN(CausalPrior):
         kernel_size: int = 3,
         first_kernel_size: int = 7,
         head_channels: int = 512,
+        dropout: float = 0.0,
         device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -124,6 +134,7 @@ class PixelCNN(CausalPrior):
         check_sizes(channels=channels, num_layers=num_layers, head_channels=head_channels)
         check_kernel_size("kernel_size", kernel_size)
         check_kernel_size("first_kernel_size", first_kernel_size)
+        check_number("dropout", dropout, minimum=0, below=1)
         factory = placement(device, dtype)
         self.embedding = nn.Embedding(num_embeddings, channels, **factory)
         self.layers = nn.ModuleList(
@@ -132,6 +143,7 @@ class PixelCNN(CausalPrior):
                 size,
                 mask_type,
                 Conditioning(2 * channels, num_classes, condition_channels, **factory),
+                dropout,
                 **factory,
             )
             for size, mask_type in chain(
@@ -140,7 +152,7 @@ class PixelCNN(CausalPrior):
         )
         self.head = nn.Sequential(
             pointwise(channels, head_channels, "relu", **factory),
-            nn.Identity(),  # placeholder where other heads have a ReLU, so that state_dict keys match
+            Dropout(dropout),  # where other heads have a ReLU, so that state_dict keys match
             pointwise(head_channels, num_embeddings, **factory),
         )
         self._config = {
@@ -149,6 +161,7 @@ class PixelCNN(CausalPrior):
             "kernel_size": kernel_size,
             "first_kernel_size": first_kernel_size,
             "head_channels": head_channels,
+            "dropout": dropout,
         }
 
     @property
