@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from vqfast.data import Dataset
+from vqfast.data.images.ssim import has_ssim, ssim
 from vqfast.models import VQVAE
 from vqfast.pipeline.codes import CodeGrids
 from vqfast.pipeline.coding import results
@@ -24,30 +24,34 @@ def measure_reconstruction(vqvae: VQVAE, dataset: Dataset, *, ranks: Ranks = ALO
     """Encodes and decodes data, and compares.
 
     Returns:
-        ``mse`` of values in 0..1; ``psnr`` in dB; ``perplexity`` of the codes; ``codes_in_use``, a share of
-        the codebook.
+        ``mse`` of values in 0..1; ``psnr`` in dB; ``ssim`` of images of 11 x 11 pixels or more (see
+        ``vqfast.data.images.ssim``); ``perplexity`` of the codes; ``codes_in_use``, a share of the codebook.
 
     >>> from vqfast.data import load_images
     >>> vqvae = VQVAE(hidden_channels=8, in_channels=1)
-    >>> list(measure_reconstruction(vqvae, load_images("digits", size=8)))
-    ['mse', 'psnr', 'perplexity', 'codes_in_use']
+    >>> list(measure_reconstruction(vqvae, load_images("digits", size=16)))
+    ['mse', 'psnr', 'ssim', 'perplexity', 'codes_in_use']
     """
     counts = torch.zeros(vqvae.vq.num_embeddings, dtype=torch.int64, device=ranks.device)
 
-    def squared_errors(numbers: range) -> Tensor:
+    with_ssim = has_ssim(dataset.shape)
+
+    def compared(numbers: range) -> Tensor:
         x = dataset.batch(numbers).to(ranks.device)
         indices = vqvae.encode(x)
-        errors = (vqvae.decode(indices).clamp(0, 1) - x).double().square().flatten(1).sum(1)
+        outputs = vqvae.decode(indices).clamp(0, 1)
+        errors = (outputs - x).double().square().flatten(1).mean(1)
+        figures = torch.stack([errors, ssim(outputs, x)] if with_ssim else [errors], 1)
         counts.add_(indices.flatten().bincount(minlength=len(counts)))
-        return errors
+        return figures
 
-    errors = _for_each(squared_errors, len(dataset), ranks, "reconstruct")
-    mse = errors.mean().item() / math.prod(dataset.shape)
+    means = _for_each(compared, len(dataset), ranks, "reconstruct", (1 + with_ssim,)).mean(0).tolist()
     ranks.add_up([counts])
     shares = counts.double() / counts.sum()
     return {
-        "mse": mse,
-        "psnr": -10 * np.log10(max(mse, 1e-12)),
+        "mse": means[0],
+        "psnr": -10 * math.log10(max(means[0], 1e-12)),
+        **({"ssim": means[1]} if with_ssim else {}),
         "perplexity": torch.special.entr(shares).sum().exp().item(),
         "codes_in_use": (counts > 0).double().mean().item(),
     }
@@ -82,9 +86,11 @@ def bits_per_code(
     return _for_each(bits, codes.num, ranks, "bits per code")
 
 
-def _for_each(work: Callable[[range], Tensor], num: int, ranks: Ranks, label: str) -> Tensor:
-    """A figure for each of ``num`` items, float64 ``(num,)`` on every process; they share the work out."""
-    figures = torch.zeros(num, dtype=torch.float64, device=ranks.device)
+def _for_each(
+    work: Callable[[range], Tensor], num: int, ranks: Ranks, label: str, shape: tuple[int, ...] = ()
+) -> Tensor:
+    """Figures of each item, float64 ``(num, *shape)`` on every process; they share the work out."""
+    figures = torch.zeros(num, *shape, dtype=torch.float64, device=ranks.device)
     with bar(ranks, label, num) as progress:
         for numbers in shards(num, ranks):
             first = numbers.start
