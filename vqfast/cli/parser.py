@@ -25,7 +25,8 @@ EPILOG = """\
 A command that was interrupted goes on where it was when it is given again; one that is done says so at once.
 Several processes share the work: torchrun --nproc-per-node N -m -- vqfast.cli COMMAND ...
 """
-DATA = "a folder of images, an image, a .npy, .npz or IDX (MNIST) file, or digits, scikit-learn's"
+DATA = "a folder of images, an image, a .npy, .npz or IDX (MNIST) file, CIFAR-10's cifar-10-batches-bin, or "
+DATA += "digits, scikit-learn's"
 CODES = "a folder that encode or sample wrote, such as OUT/samples, or a .npy of integers (N, H, W)"
 
 

@@ -7,7 +7,7 @@ import hashlib
 import math
 import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,13 +33,13 @@ class ArrayPixels:
         array: ``(N, H, W)``, ``(N, H, W, C)`` or ``(N, C, H, W)``; C is 1, 3 or 4, whose last (alpha) is
             dropped.
         name: for messages.
-        file: the file that the array was read from, or None.
+        files: those that the array was read from.
         size: pixels along a side of the squares that the images become; None leaves them as they are.
         depth: see above.
     """
 
     def __init__(
-        self, array: np.ndarray, name: str, file: Path | None, size: int | None, depth: int | None
+        self, array: np.ndarray, name: str, files: Sequence[Path], size: int | None, depth: int | None
     ) -> None:
         if array.dtype.kind not in "buif":
             raise ValueError(f"{name} has dtype {array.dtype}; want images of integers or floats")
@@ -48,7 +48,8 @@ class ArrayPixels:
         if not array.size:
             raise ValueError(f"{name} has shape {array.shape}; want at least one image")
         self.pixels = _channels_first(array, name)
-        self.name, self.size, self.files = name, size, {} if file is None else {file.name: file.stat()}
+        self.name, self.size = name, size
+        self.files = {file.name: file.stat() for file in files}
         self.used = np.arange(len(array))
         self.left_out: disk.LeftOut = {}
         self.bad: dict[str, str] = {}

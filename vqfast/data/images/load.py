@@ -10,6 +10,7 @@ import numpy as np
 from vqfast.checks import check_integer
 from vqfast.data import disk
 from vqfast.data.images.arrays import ArrayPixels, read_idx, read_idx_pair, read_npy, read_npz
+from vqfast.data.images.cifar import cifar_files, read_cifar
 from vqfast.data.images.dataset import Images
 from vqfast.data.images.folder import FolderPixels
 from vqfast.data.images.picture import SUFFIXES, open_picture
@@ -48,6 +49,8 @@ def load_images(
       integers, of ``depth`` bits; or floats in [0, 1], or in 0..255 where more than half of the positive ones
       exceed 1 and the largest exceeds 127.
     - An IDX file, gzipped or not, as MNIST comes; its labels beside it under the name that MNIST gives them.
+    - CIFAR-10's binary files: the folder ``cifar-10-batches-bin``, of which the five batches of training
+      images are read, or one file, such as its ``test_batch.bin``.
 
     Args:
         data: see above.
@@ -86,16 +89,19 @@ def load_images(
     pixels: ArrayPixels | FolderPixels
     if isinstance(data, str) and data == "digits":
         array, found = _read_digits(size or 32)
-        pixels = ArrayPixels(array, "digits", None, None, None)
+        pixels = ArrayPixels(array, "digits", [], None, None)
     elif (path := disk.existing_path("data", data)).suffix.lower() in (".npy", ".npz") and path.is_file():
         array, found = read_npz(path) if path.suffix.lower() == ".npz" else (read_npy(path), None)
-        pixels = ArrayPixels(array, str(path), path, size, depth)
+        pixels = ArrayPixels(array, str(path), [path], size, depth)
+    elif cifar := cifar_files(path):
+        array, found = read_cifar(cifar)
+        pixels = ArrayPixels(array, str(path), cifar, size, depth)
     elif path.is_dir() or _is_image(path):
         pixels = FolderPixels(path, size, depth, skip_bad, labels is not None, classes)
         found = pixels.labels
     else:
         array, found = read_idx_pair(path)
-        pixels = ArrayPixels(array, str(path), path, size, depth)
+        pixels = ArrayPixels(array, str(path), [path], size, depth)
     if labels is not None:
         path = disk.existing_path("labels", labels)
         found = read_npy(path) if path.suffix.lower() == ".npy" else read_idx(path, rank=1)
