@@ -5,6 +5,7 @@ from vqfast.functional.masked_conv import gate, kernel_shape, masked_conv1d, mas
 from vqfast.functional.nearest import nearest_code, nearest_unit_code, unit
 from vqfast.functional.perplexity import perplexity
 from vqfast.functional.quantize import Quantized, quantize, residual_quantize
+from vqfast.functional.ssim import ssim
 
 __all__ = [
     "Quantized",
@@ -19,6 +20,7 @@ __all__ = [
     "quantize",
     "residual_codes",
     "residual_quantize",
+    "ssim",
     "unit",
     "visible_taps",
 ]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vqfast.data import Dataset
-from vqfast.data.images.ssim import has_ssim, ssim
+from vqfast.functional.ssim import has_ssim, ssim
 from vqfast.models import VQVAE
 from vqfast.pipeline.codes import CodeGrids
 from vqfast.pipeline.coding import results
@@ -25,7 +25,7 @@ def measure_reconstruction(vqvae: VQVAE, dataset: Dataset, *, ranks: Ranks = ALO
 
     Returns:
         ``mse`` of values in 0..1; ``psnr`` in dB; ``ssim`` of images of 11 x 11 pixels or more (see
-        ``vqfast.data.images.ssim``); ``perplexity`` of the codes; ``codes_in_use``, a share of the codebook.
+        ``vqfast.functional.ssim``); ``perplexity`` of the codes; ``codes_in_use``, a share of the codebook.
 
     >>> from vqfast.data import load_images
     >>> vqvae = VQVAE(hidden_channels=8, in_channels=1)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vqfast.checks import check_device, check_tensor
+
 WINDOW, SIGMA = 11, 1.5  # of the Gaussian window, in pixels
 C1, C2 = 0.01**2, 0.03**2  # which keep the two fractions finite
 
@@ -29,12 +31,17 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
         float64 ``(N,)``, 1 for equal images.
 
     Raises:
-        ValueError: the shapes differ, or the images are smaller than the window.
+        TypeError: ``x`` or ``y`` isn't a tensor.
+        ValueError: shapes or devices differ, or the images are smaller than the window.
 
-    >>> x = torch.rand(2, 3, 16, 16)
-    >>> ssim(x, x)
-    tensor([1., 1.], dtype=torch.float64)
+    Example:
+        >>> x = torch.rand(2, 3, 16, 16)
+        >>> vqfast.functional.ssim(x, x)
+        tensor([1., 1.], dtype=torch.float64)
     """
+    check_tensor("x", x)
+    check_tensor("y", y)
+    check_device("x", x, "y", y.device)
     if x.shape != y.shape or x.ndim != 4 or not has_ssim(tuple(x.shape[1:])):
         wanted = f"the same (N, C, H, W) twice, H and W {WINDOW} or more"
         raise ValueError(f"x and y have shapes {tuple(x.shape)} and {tuple(y.shape)}; want {wanted}")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vqfast.data.images.ssim import ssim
+from vqfast.functional import ssim
 
 
 def pictures() -> tuple[np.ndarray, np.ndarray]:
