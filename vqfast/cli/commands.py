@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from vqfast.checks import check_choice, check_integer, check_number
 from vqfast.cli.info import machine_lines
@@ -21,6 +23,7 @@ from vqfast.pipeline import (
     Run,
     SampleRequest,
     bits_per_code,
+    bits_per_dim,
     joined,
     load_model,
     measure_reconstruction,
@@ -224,18 +227,21 @@ def likelihood(
         source = Run.shared(run, ranks, lock=False)
         prior = load_model(source.folder, "prior", device=ranks.device)
         check_label(prior, label)
+        by_dim = ""
         if codes is not None:
-            grids = open_codes(codes)
+            bits = bits_per_code(prior, open_codes(codes), labels=label, ranks=ranks)
         else:
             vqvae = load_model(source.folder, "vqvae", device=ranks.device)
-            grids = encoded(vqvae, _data(source, vqvae, data, ranks, reading), ranks)
-        bits = bits_per_code(prior, grids, labels=label, ranks=ranks)
+            dataset = _data(source, vqvae, data, ranks, reading)
+            bits = bits_per_code(prior, encoded(vqvae, dataset, ranks), labels=label, ranks=ranks)
+            if vqvae.num_mixtures:
+                by_dim = _bits_per_dim(vqvae, dataset, bits, ranks)
         if ranks.first:
             buffer = io.BytesIO()
             np.save(buffer, bits.numpy())
             write_file(Path(out), buffer.getvalue())
             count = quantity(len(bits), "grid")
-            print(f"{count} of codes: {bits.mean():.3f} bits per code; those of each grid in {out}")
+            print(f"{count} of codes: {bits.mean():.3f} bits per code{by_dim}; those of each grid in {out}")
 
 
 def reconstruct(
@@ -275,6 +281,15 @@ def _print(ranks: Ranks, line: str) -> None:
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _bits_per_dim(vqvae: VQVAE, dataset: Source, bits: Tensor, ranks: Ranks) -> str:
+    """The bound on the bits of a value, in words; ``bits`` are those of a code of each item."""
+    code_bits = bits * sum(map(math.prod, vqvae.code_shapes(dataset.shape[1:])))
+    learned, uniform = (
+        bits_per_dim(vqvae, dataset, code_bits=given, ranks=ranks).mean() for given in (code_bits, None)
+    )
+    return f"; {learned:.3f} bits per dimension, {uniform:.3f} with a uniform prior"
 
 
 def _trained_shape(run: Run) -> list[int]:

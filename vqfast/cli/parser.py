@@ -81,6 +81,11 @@ def make_parser() -> argparse.ArgumentParser:
         ("--num-residual-blocks", int, "residual blocks in the encoder and in the decoder"),
         ("--num-embeddings", int, "code vectors in the codebook"),
         ("--embedding-dim", int, "numbers in a code vector"),
+        (
+            "--num-mixtures",
+            int,
+            "logistic distributions for the likelihood of each value; 0 for squared error",
+        ),
         ("--beta", float, "weight of the commitment loss"),
         ("--decay", float, "decay of the codebook's moving averages, below 1; without it gradients train it"),
     ):
@@ -157,7 +162,7 @@ def make_parser() -> argparse.ArgumentParser:
     _format(sub, "")
     _device(sub)
 
-    sub = add("likelihood", commands.likelihood, "tell how likely images or codes are, in bits per code")
+    sub = add("likelihood", commands.likelihood, "tell how likely images or codes are, in bits")
     _run(sub, "--run", "folder of a run with a trained prior")
     sub.option("--codes", f"{CODES}, in place of images", metavar="PATH")
     sub.option("--data", f"{DATA} (default: the images that the run holds out)", metavar="PATH")

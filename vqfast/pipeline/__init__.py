@@ -8,7 +8,7 @@ from vqfast.pipeline.checkpoint import load_model, save_model
 from vqfast.pipeline.codes import CodeGrids, open_codes, stage_codes
 from vqfast.pipeline.coding import decode, encode
 from vqfast.pipeline.completion import Completion
-from vqfast.pipeline.measures import bits_per_code, measure_reconstruction
+from vqfast.pipeline.measures import bits_per_code, bits_per_dim, measure_reconstruction
 from vqfast.pipeline.parts import modality_of, reopen_parts
 from vqfast.pipeline.prior_training import train_prior
 from vqfast.pipeline.ranks import Ranks, joined
@@ -23,6 +23,7 @@ __all__ = [
     "Run",
     "SampleRequest",
     "bits_per_code",
+    "bits_per_dim",
     "decode",
     "encode",
     "joined",

@@ -86,6 +86,36 @@ def bits_per_code(
     return _for_each(bits, codes.num, ranks, "bits per code")
 
 
+def bits_per_dim(
+    vqvae: VQVAE, dataset: Dataset, *, code_bits: Tensor | None = None, ranks: Ranks = ALONE
+) -> Tensor:
+    """An upper bound on ``-log2 p(x)`` of each item, in bits for each of its values: float64 ``(N,)``.
+
+    Args:
+        vqvae: one whose decoder has a likelihood, with ``num_mixtures``.
+        dataset: of 8-bit values.
+        code_bits: ``(N,)``, the bits of all codes of each item under a prior; None for the uniform prior.
+
+    Raises:
+        ValueError: the decoder has no likelihood, or the data aren't multiples of 1/255.
+
+    >>> from vqfast.data import load_images
+    >>> digits = load_images("digits", size=8)
+    >>> bits_per_dim(VQVAE(hidden_channels=8, in_channels=1, num_mixtures=2), digits).shape
+    torch.Size([1797])
+    """
+
+    def bits(numbers: range) -> Tensor:
+        x = dataset.batch(numbers).to(ranks.device)
+        between = (x * 255 - (x * 255).round()).abs().amax().item()
+        if between > 1e-3:
+            raise ValueError("the data has values between the multiples of 1/255; want 8 bits a value")
+        own = None if code_bits is None else code_bits[numbers.start : numbers.stop].to(x)
+        return vqvae.bits_per_dim(x, code_bits=own).double()
+
+    return _for_each(bits, len(dataset), ranks, "bits per dimension")
+
+
 def _for_each(
     work: Callable[[range], Tensor], num: int, ranks: Ranks, label: str, shape: tuple[int, ...] = ()
 ) -> Tensor:
