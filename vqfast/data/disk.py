@@ -21,17 +21,18 @@ LeftOut = dict[str, list[str]]  # reason -> names of files
 
 
 class Unreadable(ValueError):
-    """Image files that can't be read.
+    """Files that can't be read.
 
     Args:
         bad: their names, each with the reason.
         skippable: whether the caller can leave them out by ``skip_bad``, not having done so yet.
+        item: what such a file should hold.
     """
 
-    def __init__(self, bad: Mapping[str, str], skippable: bool) -> None:
+    def __init__(self, bad: Mapping[str, str], skippable: bool, item: str = "image") -> None:
         self.bad, self.skippable = dict(bad), skippable
         shown = islice(bad.items(), NAMES_SHOWN)
-        lines = [f"{printable(name)}: cannot read image: {why}" for name, why in shown]
+        lines = [f"{printable(name)}: cannot read {item}: {why}" for name, why in shown]
         more = [f"and {len(bad) - NAMES_SHOWN} more"] if len(bad) > NAMES_SHOWN else []
         hint = ["--skip-bad leaves such files out"] if skippable else []
         super().__init__("; ".join([*lines, *more, *hint]))
