@@ -150,7 +150,7 @@ BAD_OTHERS = {
     "decode --run whole --codes thesis --out new": "codes is thesis; want a folder such as",
     "decode --run whole --codes thesis/thesis.tex --out new": "which is no whole .npy file",
     "decode --run whole --codes images.npy --out new": "values 0..",
-    "decode --run whole --codes nan.npy --out new": "want an array of integers (N, H, W)",
+    "decode --run whole --codes nan.npy --out new": "want an array of integers (N, *shape)",
     "decode --run whole --codes drawn --out new": "codes is drawn; want a folder such as",
     "decode --run whole --codes drawn/samples --out new --format codes": "want 'grid', 'png' or 'npy'",
     "decode --run whole --codes drawn/samples --out thesis": "thesis holds something else",

@@ -63,9 +63,9 @@ def test_other_images_are_read_as_the_runs_were(capsys: pytest.CaptureFixture[st
     assert run(f"{rgb} rgb") == 0
     assert run("encode --run rgb --data unequal --out a") == 0
     assert "data: 10 images of unequal: RGB 4x4" in capsys.readouterr().err
-    assert stage_codes(Run("a", lock=False), "codes/all").all()[0].shape == (10, 1, 1)
+    assert stage_codes(Run("a", lock=False), "codes/all").all()[0][0].shape == (10, 1, 1)
     assert run("encode --run rgb --data images.npy --size 8 --out b") == 0
-    assert stage_codes(Run("b", lock=False), "codes/all").all()[0].shape == (40, 2, 2)
+    assert stage_codes(Run("b", lock=False), "codes/all").all()[0][0].shape == (40, 2, 2)
     assert run("reconstruct --run begun --data colour.npy --out c.png") == 0
     assert run("likelihood --run plain --data colour.npy --out bits.npy") == 0
     assert run("likelihood --run plain --data photos/3.png --out bits.npy --overwrite") == 0
@@ -163,7 +163,7 @@ def test_one_image_is_completed() -> None:
 
 @pytest.mark.usefixtures("here")
 def test_likelihood(capsys: pytest.CaptureFixture[str]) -> None:
-    codes, labels = stage_codes(Run("whole", lock=False), "codes/train").all()
+    (codes,), labels = stage_codes(Run("whole", lock=False), "codes/train").all()
     prior = load_model(Path("whole"), "prior")
     np.save("codes.npy", codes.numpy())
     with torch.no_grad():

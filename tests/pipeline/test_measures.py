@@ -28,7 +28,7 @@ def test_reconstruction(trained: Run, vqvae: VQVAE, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(coding, "BATCH", 4)
     images = reopen_parts(trained)["held-out"]
     figures = measure_reconstruction(vqvae, images)
-    x, indices = images.batch(range(15)), stage_codes(trained, "codes/held-out").all()[0]
+    x, indices = images.batch(range(15)), stage_codes(trained, "codes/held-out").all()[0][0]
     outputs = torch.cat(list(decoded(vqvae, encoded(vqvae, images), range(15))))
     assert outputs.shape == x.shape and outputs.min() >= 0 and outputs.max() <= 1
     mse = F.mse_loss(outputs.double(), x.double()).item()
@@ -46,7 +46,7 @@ def test_reconstruction(trained: Run, vqvae: VQVAE, monkeypatch: pytest.MonkeyPa
 @torch.no_grad()
 def test_bits_per_code(trained: Run, prior: CausalPrior, monkeypatch: pytest.MonkeyPatch) -> None:
     codes = stage_codes(trained, "codes/train")
-    indices, labels = codes.all()
+    (indices,), labels = codes.all()
     monkeypatch.setattr(coding, "BATCH", 7)
     for label in (None, 2):
         p = prior(indices, labels if label is None else torch.full((45,), label)).softmax(1)
@@ -54,10 +54,10 @@ def test_bits_per_code(trained: Run, prior: CausalPrior, monkeypatch: pytest.Mon
         bits = bits_per_code(prior, codes, labels=label)
         assert bits.shape == (45,)
         np.testing.assert_allclose(bits, expected, rtol=1e-5)
-    short = CodeGrids(45, "", lambda numbers: (indices[:2], labels[:2]))
+    short = CodeGrids(45, "", lambda numbers: ([indices[:2]], labels[:2]))
     with pytest.raises(ValueError, match="bits per code: 14 items came for 45 numbers"):
         bits_per_code(prior, short)
-    unlabelled = CodeGrids(45, "", lambda numbers: (indices[numbers.start : numbers.stop], None))
+    unlabelled = CodeGrids(45, "", lambda numbers: ([indices[numbers.start : numbers.stop]], None))
     with pytest.raises(
         ValueError, match=r"labels is None; want integers in 0\.\.2, since the prior has 3 classes"
     ):
@@ -76,7 +76,7 @@ def test_a_batch_too_large_for_memory_is_divided(
         codes = encoded(vqvae, images)
         outputs = torch.cat(list(decoded(vqvae, codes, range(15))))
         figures = torch.tensor(list(measure_reconstruction(vqvae, images).values()))
-        return [codes.all()[0], outputs, bits_per_code(prior, codes), figures]
+        return [codes.all()[0][0], outputs, bits_per_code(prior, codes), figures]
 
     def limited(method: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         def call(x: torch.Tensor, *rest: Any) -> torch.Tensor:

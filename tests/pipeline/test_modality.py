@@ -111,7 +111,7 @@ def test_another_kind_of_data_goes_through_all_steps(ramps: Path, tmp_path: Path
     out = Run(tmp_path / "out", create=True)
     completed = sample(run, prior, completion.request(prior), out=out)
     assert torch.equal(
-        completed.all()[0][::3, :, 0], vqvae.encode(parts["held-out"].batch(range(4)))[:, :, 0]
+        completed.all()[0][0][::3, :, 0], vqvae.encode(parts["held-out"].batch(range(4)))[:, :, 0]
     )
     assert completion.picture(completed) == b"(4, 1, 4, 8, 1, 2, 3, 4, 1, 4, 8)"
 

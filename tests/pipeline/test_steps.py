@@ -44,7 +44,7 @@ def test_the_files_of_a_run(trained: Run) -> None:
 
 def test_codes_are_the_models(trained: Run, vqvae: VQVAE) -> None:
     for part, images in reopen_parts(trained).items():
-        indices, labels = stage_codes(trained, f"codes/{part}").all()
+        (indices,), labels = stage_codes(trained, f"codes/{part}").all()
         x = images.batch(range(len(images)))
         assert indices.shape == (len(images), 2, 3) and indices.dtype == torch.int64
         assert torch.equal(indices, vqvae.encode(x))
@@ -58,7 +58,7 @@ def test_codes_of_other_images(tmp_path: Path, trained: Run, vqvae: VQVAE) -> No
     np.save(tmp_path / "x.npy", x)
     out, images = Run(tmp_path / "out", create=True), load_images(tmp_path / "x.npy")
     encode(trained, vqvae, images, part="all", out=out)
-    indices, labels = stage_codes(out, "codes/all").all()
+    (indices,), labels = stage_codes(out, "codes/all").all()
     assert indices.shape == (5, 2, 2) and labels is None
     assert out.settings("codes/all")["num"] == 5 and trained.settings("codes/all") is None
 
@@ -66,10 +66,10 @@ def test_codes_of_other_images(tmp_path: Path, trained: Run, vqvae: VQVAE) -> No
 def test_samples_are_the_priors(trained: Run, prior: CausalPrior, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "SHARD", 8)
     samples = stage_codes(trained, "samples")
-    indices, labels = samples.all()
+    (indices,), labels = samples.all()
     assert labels.tolist() == [i % 3 for i in range(21)]
     assert torch.equal(indices, prior.sample(21, (2, 3), labels=labels, seed=4))  # in one go as in 3 shards
-    middle, their_labels = samples.read(range(5, 18))
+    (middle,), their_labels = samples.read(range(5, 18))
     assert torch.equal(middle, indices[5:18]) and torch.equal(their_labels, labels[5:18])
 
 
@@ -88,7 +88,7 @@ def test_known_codes_of_samples(tmp_path: Path, trained: Run, prior: CausalPrior
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards, "SHARD", 8)
         out = Run(tmp_path, create=True)
-        indices, labels = sample(trained, prior, request, out=out, seed=4).all()
+        (indices,), labels = sample(trained, prior, request, out=out, seed=4).all()
     assert torch.equal(indices[:, 0], known[:, 0])
     assert torch.equal(indices, prior.sample(21, (2, 3), labels=labels, seed=4, known=known))
 
@@ -103,7 +103,7 @@ def test_decoded_samples(
     found = files(tmp_path / format)
     assert len(found) == count
     with torch.no_grad():
-        expected = vqvae.decode(codes.all()[0]).clamp(0, 1)
+        expected = vqvae.decode_levels(codes.all()[0]).clamp(0, 1)
     if format == "grid":
         contents = [grid(batch, columns=3) for batch in expected.split(8)]
         assert [data for _, (_, data) in sorted(found.items())] == contents
@@ -139,7 +139,7 @@ def test_samples_without_labels(tmp_path: Path, data: Path) -> None:
     small = {"channels": 4, "num_residual_blocks": 1, "num_layers": 1}
     prior = train_its_prior(run, prior="residual", prior_options=small, use_labels=False, steps=1)
     assert prior.num_classes is None
-    indices, labels = sample(run, prior, SampleRequest(2, (1, 4)), temperature=0.5, top_k=2).all()
+    (indices,), labels = sample(run, prior, SampleRequest(2, (1, 4)), temperature=0.5, top_k=2).all()
     assert indices.shape == (2, 1, 4) and labels is None
     with pytest.raises(ValueError, match="labels is 0; want None: the prior has no classes"):
         sample(run, prior, SampleRequest(2, (1, 4), labels=0))

@@ -98,7 +98,7 @@ def autoencoders() -> None:
     level: models.Autoencoder = named
     assert_type(level.decode_levels(assert_type(level.encode_levels(x), list[Tensor])), Tensor)
     assert_type(level.code_shapes((16, 16)), list[tuple[int, ...]])
-    assert_type(vqfast.load_model("run", "vqvae"), vqfast.VQVAE)
+    assert_type(vqfast.load_model("run", "vqvae"), models.Autoencoder)
     assert_type(vqfast.load_model(Path("run"), "prior"), priors.CausalPrior)
 
 
@@ -178,7 +178,7 @@ def new_images(folder: Path) -> None:
     with pipeline.joined("cpu") as ranks:
         assert_type(ranks, pipeline.Ranks)
         run = pipeline.Run("run", create=True)
-        vqvae = assert_type(pipeline.train_vqvae(run, folder, steps=100, ranks=ranks), vqfast.VQVAE)
+        vqvae = assert_type(pipeline.train_vqvae(run, folder, steps=100, ranks=ranks), models.Autoencoder)
         parts = pipeline.reopen_parts(run)
         assert_type(pipeline.measure_reconstruction(vqvae, parts["train"]), dict[str, float])
         pipeline.encode(run, vqvae, parts["train"], part="train")

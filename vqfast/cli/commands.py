@@ -16,7 +16,7 @@ from vqfast.cli.info import machine_lines
 from vqfast.data import Source
 from vqfast.data.disk import quantity
 from vqfast.files import write_file
-from vqfast.models import VQVAE
+from vqfast.models import VQVAE, Autoencoder
 from vqfast.pipeline import (
     Completion,
     Ranks,
@@ -178,8 +178,8 @@ def sample(
         prior = load_model(source.folder, "prior", device=ranks.device)
         completion = None
         if complete is None:
-            height, width = shape or _trained_shape(source)
-            request = SampleRequest(100 if num is None else num, (height, width), labels=label)
+            size = tuple(shape or _trained_shape(source))
+            request = SampleRequest(100 if num is None else num, size, labels=label)
         else:
             completion = _completion(source, vqvae, complete, keep, draws, ranks)
             request = completion.request(prior, num=num, labels=label)
@@ -234,7 +234,7 @@ def likelihood(
             vqvae = load_model(source.folder, "vqvae", device=ranks.device)
             dataset = _data(source, vqvae, data, ranks, reading)
             bits = bits_per_code(prior, encoded(vqvae, dataset, ranks), labels=label, ranks=ranks)
-            if vqvae.num_mixtures:
+            if isinstance(vqvae, VQVAE) and vqvae.num_mixtures:
                 by_dim = _bits_per_dim(vqvae, dataset, bits, ranks)
         if ranks.first:
             buffer = io.BytesIO()
@@ -294,12 +294,12 @@ def _bits_per_dim(vqvae: VQVAE, dataset: Source, bits: Tensor, ranks: Ranks) -> 
 
 def _trained_shape(run: Run) -> list[int]:
     """The shape of the run's own grids of codes."""
-    indices, _ = stage_codes(run, f"codes/{HELD_OUT}").read(range(1))
+    (indices,), _ = stage_codes(run, f"codes/{HELD_OUT}").read(range(1))
     return list(indices.shape[1:])
 
 
 def _completion(
-    run: Run, vqvae: VQVAE, complete: str, keep: str | None, draws: int | None, ranks: Ranks
+    run: Run, vqvae: Autoencoder, complete: str, keep: str | None, draws: int | None, ranks: Ranks
 ) -> Completion:
     own = complete == HELD_OUT
     # the command has no --skip-bad: with an empty mapping, an error doesn't propose it
@@ -308,7 +308,7 @@ def _completion(
     return Completion(vqvae, dataset, modality_of(run), ranks=ranks, **options)
 
 
-def _data(run: Run, vqvae: VQVAE, data: str | None, ranks: Ranks, reading: dict[str, Any]) -> Source:
+def _data(run: Run, vqvae: Autoencoder, data: str | None, ranks: Ranks, reading: dict[str, Any]) -> Source:
     """The named data, read as the run's where no option says otherwise; or the run's held-out part."""
     if data is None:
         return reopen_parts(run)[HELD_OUT]

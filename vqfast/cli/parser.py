@@ -27,7 +27,7 @@ Several processes share the work: torchrun --nproc-per-node N -m -- vqfast.cli C
 """
 DATA = "a folder of images, an image, a .npy, .npz or IDX (MNIST) file, CIFAR-10's cifar-10-batches-bin, or "
 DATA += "digits, scikit-learn's"
-CODES = "a folder that encode or sample wrote, such as OUT/samples, or a .npy of integers (N, H, W)"
+CODES = "a folder that encode or sample wrote, such as OUT/samples, or a .npy of integers (N, *shape)"
 
 
 class _Parser(argparse.ArgumentParser):

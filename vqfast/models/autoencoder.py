@@ -25,7 +25,8 @@ class Autoencoder(nn.Module):
     """A model from data ``(B, C, *spatial)`` to grids of codes, one for each level, and back.
 
     ``VQVAE`` has one level, ``HierarchicalVQVAE`` several. What works with both calls ``encode_levels``,
-    ``decode_levels``, ``code_shapes`` and ``quantizers``; levels are in order from the coarsest.
+    ``decode_levels``, ``code_shapes``, ``quantizers`` and ``codebook_sizes``; levels are in order from the
+    coarsest.
 
     Attributes:
         in_channels, ndim: C, and the number of spatial axes.
@@ -73,6 +74,12 @@ class Autoencoder(nn.Module):
     @abstractmethod
     def decode_levels(self, indices: Sequence[Tensor]) -> Tensor:
         """``(B, C, *spatial)``, what the decoder makes of the codes of all levels, or of the coarsest."""
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """K of each level."""
+        sizes: Any = self.quantizers
+        return tuple(quantizer.num_embeddings for quantizer in sizes)
 
     @property
     def stride(self) -> int:

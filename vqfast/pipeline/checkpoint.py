@@ -20,7 +20,7 @@ from vqfast.priors.base import CausalPrior
 SLACK = 4 << 20  # numbers that a model may have beyond those in its file
 
 MODELS = {cls.__name__: cls for cls in (VQVAE, HierarchicalVQVAE, PixelCNN, ResidualPixelCNN, WaveNet)}
-KINDS = {"vqvae": VQVAE, "prior": CausalPrior}  # the class that a run's model has, by its name
+KINDS = {"vqvae": Autoencoder, "prior": CausalPrior}  # the class that a run's model has, by its name
 
 
 def save_model(folder: str | Path, name: str, model: Autoencoder | CausalPrior) -> None:
@@ -37,8 +37,8 @@ def save_model(folder: str | Path, name: str, model: Autoencoder | CausalPrior) 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     save_model(folder, "vqvae", VQVAE(hidden_channels=8, num_embeddings=16))
-    ...     load_model(folder, "vqvae").vq.num_embeddings
-    16
+    ...     load_model(folder, "vqvae").codebook_sizes
+    (16,)
     """
     check_rebuildable(model)
     weights = Path(folder, f"{name}.safetensors")
@@ -59,7 +59,7 @@ def check_rebuildable(model: Autoencoder | CausalPrior) -> None:
 @overload
 def load_model(
     folder: str | Path, name: Literal["vqvae"], *, device: torch.device | str = "cpu"
-) -> VQVAE: ...
+) -> Autoencoder: ...
 
 
 @overload

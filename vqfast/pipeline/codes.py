@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from torch import Tensor
 
 from vqfast.checks import check_integer
 from vqfast.pipeline import shards
+from vqfast.pipeline.levels import level_name
 from vqfast.pipeline.run import Run
-from vqfast.pipeline.shards import existing_shard, read_shards, unpack
+from vqfast.pipeline.shards import existing_shard, pack, read_shards, unpack
 
 
 @dataclass(frozen=True)
@@ -24,16 +25,28 @@ class CodeGrids:
     Args:
         num: how many.
         fingerprint: identifies them.
-        read: numbers of grids -> their codes, int64 ``(n, H, W)``, and int64 labels ``(n,)`` or None.
+        read: numbers of items -> their codes, int64 ``(n, *shape)`` for each level from the coarsest, and
+            int64 labels ``(n,)`` or None.
     """
 
     num: int
     fingerprint: str
-    read: Callable[[range], tuple[Tensor, Tensor | None]]
+    read: Callable[[range], tuple[list[Tensor], Tensor | None]]
 
-    def all(self) -> tuple[Tensor, Tensor | None]:
-        """All codes ``(N, H, W)``, and labels ``(N,)`` or None."""
+    def all(self) -> tuple[list[Tensor], Tensor | None]:
+        """All codes, ``(N, *shape)`` for each level, and labels ``(N,)`` or None."""
         return self.read(range(self.num))
+
+
+def shard_of(
+    levels: Sequence[Tensor], codebook_sizes: Sequence[int], labels: np.ndarray | None
+) -> dict[str, np.ndarray]:
+    """The arrays of a shard: ``indices``, ``indices-1`` and so on, a level each, and any ``labels``."""
+    shard = {
+        level_name("indices", level): pack(grids, size)
+        for level, (grids, size) in enumerate(zip(levels, codebook_sizes, strict=True))
+    }
+    return shard if labels is None else {**shard, "labels": labels}
 
 
 def stage_codes(run: Run, stage: str) -> CodeGrids:
@@ -55,14 +68,16 @@ def stage_codes(run: Run, stage: str) -> CodeGrids:
     check_integer(f"num of {stage} in {run.folder / 'run.json'}", num)
     existing_shard(folder, (num - 1) // shards.SHARD)
 
-    def read(numbers: range) -> tuple[Tensor, Tensor | None]:
+    def read(numbers: range) -> tuple[list[Tensor], Tensor | None]:
         arrays = read_shards(folder, num, numbers)
         ndims = {name: array.ndim for name, array in arrays.items()}
-        if ndims not in ({"indices": 3}, {"indices": 3, "labels": 1}):
-            raise ValueError(
-                f"{folder} holds arrays of {ndims} dimensions; want indices (N, H, W), maybe labels (N,)"
-            )
-        return unpack(arrays["indices"]), unpack(arrays["labels"]) if "labels" in arrays else None
+        labels = arrays.pop("labels", None)
+        names = [level_name("indices", level) for level in range(len(arrays))]
+        bad = [name for name in names if ndims.get(name, 0) < 2]
+        if bad or not names or ndims.get("labels", 1) != 1:
+            wanted = "want indices (N, *shape), indices-1 and so on for finer levels, maybe labels (N,)"
+            raise ValueError(f"{folder} holds arrays of {ndims} dimensions; {wanted}")
+        return [unpack(arrays[name]) for name in names], None if labels is None else unpack(labels)
 
     digest = hashlib.sha256(repr(sorted(settings.items())).encode()).hexdigest()[:16]
     return CodeGrids(num, digest, read)
@@ -73,7 +88,7 @@ def open_codes(path: str | Path) -> CodeGrids:
 
     Args:
         path: a folder that ``encode`` or ``sample`` wrote, such as ``OUT/samples``; or a ``.npy`` file of
-            integers ``(N, H, W)``.
+            integers ``(N, *shape)``, the codes of a single level.
 
     Raises:
         FileNotFoundError: nothing is there.
@@ -82,7 +97,7 @@ def open_codes(path: str | Path) -> CodeGrids:
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     np.save(f"{folder}/codes.npy", np.arange(12).reshape(2, 2, 3))
-    ...     indices, labels = open_codes(f"{folder}/codes.npy").all()
+    ...     (indices,), labels = open_codes(f"{folder}/codes.npy").all()
     >>> indices.shape, labels
     (torch.Size([2, 2, 3]), None)
     """
@@ -100,13 +115,13 @@ def open_codes(path: str | Path) -> CodeGrids:
         array = np.load(place, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # a damaged file raises nearly anything
         raise ValueError(f"codes is {path}, which is no whole .npy file: {error}") from error
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu" or array.ndim != 3 or not array.size:
-        raise ValueError(f"codes is {path}; want an array of integers (N, H, W), not empty")
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu" or array.ndim < 2 or not array.size:
+        raise ValueError(f"codes is {path}; want an array of integers (N, *shape), not empty")
     digest = hashlib.sha256(repr(array.shape).encode())
     for first in range(0, len(array), shards.SHARD):
         digest.update(array[first : first + shards.SHARD].tobytes())
 
-    def read(numbers: range) -> tuple[Tensor, None]:
-        return unpack(array[numbers.start : numbers.stop]), None
+    def read(numbers: range) -> tuple[list[Tensor], None]:
+        return [unpack(array[numbers.start : numbers.stop])], None
 
     return CodeGrids(len(array), digest.hexdigest()[:16], read)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +14,18 @@ from vqfast.checks import check_choice
 from vqfast.data import Dataset
 from vqfast.data.protocol import BATCH
 from vqfast.files import open_file
-from vqfast.models import VQVAE
-from vqfast.pipeline.codes import CodeGrids
+from vqfast.models import Autoencoder
+from vqfast.pipeline.codes import CodeGrids, shard_of
+from vqfast.pipeline.levels import concatenated
 from vqfast.pipeline.parts import modality_of
 from vqfast.pipeline.ranks import ALONE, Ranks
 from vqfast.pipeline.run import Run
-from vqfast.pipeline.shards import Advance, pack, write_files, write_shards
+from vqfast.pipeline.shards import Advance, write_files, write_shards
 from vqfast.sampling.memory import in_batches
 
 
 def encode(
-    run: Run, vqvae: VQVAE, dataset: Dataset, *, part: str, out: Run | None = None, ranks: Ranks = ALONE
+    run: Run, vqvae: Autoencoder, dataset: Dataset, *, part: str, out: Run | None = None, ranks: Ranks = ALONE
 ) -> None:
     """Step 2: encodes data; the codes and any labels lie in shards under ``codes/<part>``.
 
@@ -48,11 +49,9 @@ def encode(
         batches = []
         for first in range(0, len(numbers), BATCH):
             batches.append(codes.read(numbers[first : first + BATCH])[0])
-            advance(len(batches[-1]))
-        shard = {"indices": pack(torch.cat(batches), vqvae.vq.num_embeddings)}
-        if dataset.labels is not None:
-            shard["labels"] = dataset.labels[numbers.start : numbers.stop]
-        return shard
+            advance(len(batches[-1][0]))
+        labels = None if dataset.labels is None else dataset.labels[numbers.start : numbers.stop]
+        return shard_of(concatenated(batches), vqvae.codebook_sizes, labels)
 
     settings = {"data": dataset.fingerprint, "num": len(dataset), "weights": weights_digest(run, "vqvae")}
     out.begin(f"codes/{part}", settings, ranks=ranks)
@@ -63,7 +62,7 @@ def encode(
 
 def decode(
     run: Run,
-    vqvae: VQVAE,
+    vqvae: Autoencoder,
     codes: CodeGrids,
     *,
     format: str | None = None,
@@ -105,44 +104,46 @@ def decode(
     write_files(folder, codes.num, ranks, label="decode", item=modality.item, names=names, make=make)
 
 
-def encoded(vqvae: VQVAE, dataset: Dataset, ranks: Ranks = ALONE) -> CodeGrids:
+def encoded(vqvae: Autoencoder, dataset: Dataset, ranks: Ranks = ALONE) -> CodeGrids:
     """The codes of data, made whenever they are read.
 
     >>> from vqfast.data import load_images
+    >>> from vqfast.models import VQVAE
     >>> codes = encoded(VQVAE(hidden_channels=8, in_channels=1), load_images("digits", size=8))
-    >>> indices, labels = codes.read(range(3))
+    >>> (indices,), labels = codes.read(range(3))
     >>> indices.shape, labels
     (torch.Size([3, 2, 2]), tensor([0, 1, 2]))
     """
 
-    def read(numbers: range) -> tuple[Tensor, Tensor | None]:
-        batches = results(lambda batch: vqvae.encode(dataset.batch(batch).to(ranks.device)), numbers)
+    def read(numbers: range) -> tuple[list[Tensor], Tensor | None]:
+        batches = results(lambda batch: vqvae.encode_levels(dataset.batch(batch).to(ranks.device)), numbers)
         labels = dataset.labels
         own = None if labels is None else torch.from_numpy(labels[numbers.start : numbers.stop])
-        return torch.cat(list(batches)), own
+        return concatenated(batches), own
 
     return CodeGrids(len(dataset), dataset.fingerprint, read)
 
 
-def decoded(vqvae: VQVAE, codes: CodeGrids, numbers: range, ranks: Ranks = ALONE) -> Iterator[Tensor]:
-    """The items of the codes of these numbers: floats ``(n, C, H, W)`` in [0, 1], ``BATCH`` at a time."""
+def decoded(vqvae: Autoencoder, codes: CodeGrids, numbers: range, ranks: Ranks = ALONE) -> Iterator[Tensor]:
+    """The items of the codes of these numbers: floats ``(n, C, *spatial)`` in [0, 1], ``BATCH`` at a time."""
 
-    def work(batch: range) -> Tensor:
-        return vqvae.decode(codes.read(batch)[0].to(ranks.device)).clamp(0, 1)
+    def work(batch: range) -> list[Tensor]:
+        levels = [grids.to(ranks.device) for grids in codes.read(batch)[0]]
+        return [vqvae.decode_levels(levels).clamp(0, 1)]
 
-    return results(work, numbers)
+    return (items for (items,) in results(work, numbers))
 
 
 @torch.no_grad()
-def results(work: Callable[[range], Tensor], numbers: range) -> Iterator[Tensor]:
+def results(work: Callable[[range], Sequence[Tensor]], numbers: range) -> Iterator[list[Tensor]]:
     """``work(numbers)`` on the CPU, ``BATCH`` numbers at a time; a batch too large for memory is divided."""
     for first in range(0, len(numbers), BATCH):
         batch = numbers[first : first + BATCH]
 
-        def piece(places: range, batch: range = batch) -> Tensor:
-            return work(batch[places.start : places.stop]).cpu()
+        def piece(places: range, batch: range = batch) -> list[Tensor]:
+            return [tensor.cpu() for tensor in work(batch[places.start : places.stop])]
 
-        yield torch.cat(list(in_batches(piece, len(batch), len(batch))))
+        yield concatenated(in_batches(piece, len(batch), len(batch)))
 
 
 def weights_digest(run: Run, name: str) -> str:

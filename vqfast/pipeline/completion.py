@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vqfast.checks import check_integer
 from vqfast.data import Dataset, Modality
-from vqfast.models import VQVAE
+from vqfast.models import Autoencoder
 from vqfast.pipeline.codes import CodeGrids
 from vqfast.pipeline.coding import decoded, encoded
 from vqfast.pipeline.ranks import ALONE, Ranks
@@ -40,7 +40,7 @@ class Completion:
 
     def __init__(
         self,
-        vqvae: VQVAE,
+        vqvae: Autoencoder,
         dataset: Dataset,
         modality: Modality,
         *,
@@ -51,8 +51,7 @@ class Completion:
         check_integer("draws", draws, 1, 2**31 - 1)
         self.vqvae, self.dataset, self.modality = vqvae, dataset, modality
         self.keep, self.draws, self.ranks = keep, draws, ranks
-        height, width = vqvae.code_shape(dataset.shape[1:])
-        self.shape = height, width
+        (self.shape,) = vqvae.code_shapes(dataset.shape[1:])
         self.kept = modality.kept_mask(keep, self.shape)
 
     def request(
@@ -88,7 +87,7 @@ class Completion:
     def _known(self, numbers: range) -> Tensor:
         item = torch.tensor(numbers) // self.draws
         first, last = int(item[0]), int(item[-1])
-        indices, _ = encoded(self.vqvae, self.dataset, self.ranks).read(range(first, last + 1))
+        (indices,), _ = encoded(self.vqvae, self.dataset, self.ranks).read(range(first, last + 1))
         return indices.where(self.kept, -1)[item - first]
 
     def picture(self, samples: CodeGrids) -> bytes:

@@ -99,10 +99,9 @@ def run_demo(folder: str | Path, ranks: Ranks, *, seed: int = 0, steps_scale: fl
     prior = train_prior(run, prior_options=PRIOR, **scaled(PRIOR_TRAINING))
     classes = prior.num_classes or 0
     labels = torch.arange(classes).repeat_interleave(SAMPLES_PER_CLASS)
-    height, width = vqvae.code_shape(train.shape[1:])
     request = SampleRequest(
         len(labels),
-        (height, width),
+        vqvae.code_shapes(train.shape[1:])[0],
         labels=lambda numbers: labels[numbers.start : numbers.stop],
         note={"labels": f"{SAMPLES_PER_CLASS} of each class"},
     )
@@ -121,16 +120,16 @@ def run_demo(folder: str | Path, ranks: Ranks, *, seed: int = 0, steps_scale: fl
         "classifier_agrees_with_requested_label": accuracy(classifier, generated, labels.numpy()),
         "generated": len(generated),
         "reconstruction_held_out": measure_reconstruction(vqvae, held_out, ranks=alone),
-        "codes_in_use": len(np.unique(train_codes.all()[0])) / vqvae.vq.num_embeddings,
+        "codes_in_use": len(np.unique(train_codes.all()[0][0])) / vqvae.codebook_sizes[0],
         "prior_bits_per_code": {
             "train": bits_per_code(prior, train_codes, ranks=alone).mean().item(),
             "held_out": bits_per_code(prior, held_out_codes, ranks=alone).mean().item(),
         },
     }
     shown = range(2 * COLUMNS)
-    originals, (indices, _) = held_out.batch(shown), held_out_codes.read(shown)
+    originals, ((indices,), _) = held_out.batch(shown), held_out_codes.read(shown)
     reconstructions = torch.cat(list(decoded(vqvae, held_out_codes, shown, alone)))
-    maps = show_codes(indices, vqvae.vq.num_embeddings, originals=originals, columns=COLUMNS)
+    maps = show_codes(indices, vqvae.codebook_sizes[0], originals=originals, columns=COLUMNS)
     drawn = generated.view(classes, SAMPLES_PER_CLASS, *train.shape)[:, :COLUMNS].flatten(0, 1)
     digits = grid(drawn, columns=COLUMNS, captions=[str(label) for label in range(classes)])
     write_file(run.folder / "reconstructions.png", show_pairs(originals, reconstructions, columns=COLUMNS))
@@ -160,7 +159,7 @@ def accuracy(classifier: Classifier, images: Tensor, labels: np.ndarray | None) 
     return float((classifier.predict(images.flatten(1).numpy()) == labels).mean())
 
 
-def race(prior: CausalPrior, shape: tuple[int, int], batch: int = 64) -> dict[str, float]:
+def race(prior: CausalPrior, shape: tuple[int, ...], batch: int = 64) -> dict[str, float]:
     """Seconds for a batch by the naive sampler and by the cached one, and the share of codes that agree."""
     labels = torch.arange(batch) % prior.num_classes if prior.num_classes else None
     seconds, indices = {}, {}

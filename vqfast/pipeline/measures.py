@@ -10,9 +10,10 @@ from torch import Tensor
 
 from vqfast.data import Dataset
 from vqfast.functional.ssim import has_ssim, ssim
-from vqfast.models import VQVAE
+from vqfast.models import VQVAE, Autoencoder
 from vqfast.pipeline.codes import CodeGrids
 from vqfast.pipeline.coding import results
+from vqfast.pipeline.levels import level_name
 from vqfast.pipeline.progress import bar
 from vqfast.pipeline.ranks import ALONE, Ranks
 from vqfast.pipeline.sampling import check_label
@@ -20,41 +21,43 @@ from vqfast.pipeline.shards import shards
 from vqfast.priors.base import CausalPrior
 
 
-def measure_reconstruction(vqvae: VQVAE, dataset: Dataset, *, ranks: Ranks = ALONE) -> dict[str, float]:
+def measure_reconstruction(vqvae: Autoencoder, dataset: Dataset, *, ranks: Ranks = ALONE) -> dict[str, float]:
     """Encodes and decodes data, and compares.
 
     Returns:
         ``mse`` of values in 0..1; ``psnr`` in dB; ``ssim`` of images of 11 x 11 pixels or more (see
-        ``vqfast.functional.ssim``); ``perplexity`` of the codes; ``codes_in_use``, a share of the codebook.
+        ``vqfast.functional.ssim``); ``perplexity`` of the coarsest level's codes; ``codes_in_use``, a share
+        of its codebook; and those two of each finer level, ``perplexity-1`` and so on.
 
     >>> from vqfast.data import load_images
     >>> vqvae = VQVAE(hidden_channels=8, in_channels=1)
     >>> list(measure_reconstruction(vqvae, load_images("digits", size=16)))
     ['mse', 'psnr', 'ssim', 'perplexity', 'codes_in_use']
     """
-    counts = torch.zeros(vqvae.vq.num_embeddings, dtype=torch.int64, device=ranks.device)
+    counts = [torch.zeros(k, dtype=torch.int64, device=ranks.device) for k in vqvae.codebook_sizes]
 
     with_ssim = has_ssim(dataset.shape)
 
     def compared(numbers: range) -> Tensor:
         x = dataset.batch(numbers).to(ranks.device)
-        indices = vqvae.encode(x)
-        outputs = vqvae.decode(indices).clamp(0, 1)
+        levels = vqvae.encode_levels(x)
+        outputs = vqvae.decode_levels(levels).clamp(0, 1)
         errors = (outputs - x).double().square().flatten(1).mean(1)
         figures = torch.stack([errors, ssim(outputs, x)] if with_ssim else [errors], 1)
-        counts.add_(indices.flatten().bincount(minlength=len(counts)))
+        for count, indices in zip(counts, levels, strict=True):
+            count.add_(indices.flatten().bincount(minlength=len(count)))
         return figures
 
     means = _for_each(compared, len(dataset), ranks, "reconstruct", (1 + with_ssim,)).mean(0).tolist()
-    ranks.add_up([counts])
-    shares = counts.double() / counts.sum()
-    return {
-        "mse": means[0],
-        "psnr": -10 * math.log10(max(means[0], 1e-12)),
-        **({"ssim": means[1]} if with_ssim else {}),
-        "perplexity": torch.special.entr(shares).sum().exp().item(),
-        "codes_in_use": (counts > 0).double().mean().item(),
-    }
+    ranks.add_up(counts)
+    figures = {"mse": means[0], "psnr": -10 * math.log10(max(means[0], 1e-12))}
+    if with_ssim:
+        figures["ssim"] = means[1]
+    for level, count in enumerate(counts):
+        shares = count.double() / count.sum()
+        figures[level_name("perplexity", level)] = torch.special.entr(shares).sum().exp().item()
+        figures[level_name("codes_in_use", level)] = (count > 0).double().mean().item()
+    return figures
 
 
 def bits_per_code(
@@ -70,14 +73,14 @@ def bits_per_code(
             labels.
 
     >>> from vqfast.priors import PixelCNN
-    >>> grids = CodeGrids(3, "zeros", lambda numbers: (torch.zeros(len(numbers), 4, 4).long(), None))
+    >>> grids = CodeGrids(3, "zeros", lambda numbers: ([torch.zeros(len(numbers), 4, 4).long()], None))
     >>> bits_per_code(PixelCNN(16, channels=8, num_layers=2), grids).shape
     torch.Size([3])
     """
     check_label(prior, labels)
 
     def bits(numbers: range) -> Tensor:
-        indices, own = codes.read(numbers)
+        (indices,), own = codes.read(numbers)
         given: Tensor | int | None = labels
         if labels is None and prior.num_classes is not None and own is not None:
             given = own.to(ranks.device)
@@ -124,7 +127,7 @@ def _for_each(
     with bar(ranks, label, num) as progress:
         for numbers in shards(num, ranks):
             first = numbers.start
-            for batch in results(work, numbers):
+            for (batch,) in results(lambda batch: [work(batch)], numbers):
                 figures[first : first + len(batch)] = batch
                 first += len(batch)
                 progress.update(len(batch) * ranks.world)

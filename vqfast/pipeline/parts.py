@@ -8,7 +8,7 @@ from typing import Any
 
 from vqfast.checks import check_choice
 from vqfast.data import MODALITIES, Modality, Source, Unreadable
-from vqfast.models import VQVAE
+from vqfast.models import Autoencoder
 from vqfast.pipeline.progress import bar
 from vqfast.pipeline.ranks import Ranks
 from vqfast.pipeline.run import Run
@@ -84,7 +84,7 @@ def modality_of(run: Run) -> Modality:
     return MODALITIES[_noted_data(run)["modality"]]
 
 
-def load_like_run(run: Run, vqvae: VQVAE, data: str | Path, **reading: Any) -> Source:
+def load_like_run(run: Run, vqvae: Autoencoder, data: str | Path, **reading: Any) -> Source:
     """Opens other data as the run's data was read: with its size, channels, depth and classes.
 
     Args:

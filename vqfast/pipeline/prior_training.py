@@ -70,9 +70,9 @@ def train_prior(
     unknown = options.keys() - inspect.signature(PRIORS[prior]).parameters.keys()
     if unknown:
         raise ValueError(f"prior_options has {', '.join(sorted(unknown))}; want options of the {prior} prior")
-    num_embeddings = load_model(run.folder, "vqvae").vq.num_embeddings
+    (num_embeddings,) = load_model(run.folder, "vqvae").codebook_sizes
     held_out = stage_codes(run, f"codes/{HELD_OUT}")  # refuses a run that isn't encoded to the end
-    indices, labels = stage_codes(run, f"codes/{TRAIN}").all()
+    (indices,), labels = stage_codes(run, f"codes/{TRAIN}").all()
     labels = labels if use_labels else None
     num_classes = None if labels is None else reopen_parts(run)[TRAIN].num_classes
     torch.manual_seed(seed)
@@ -100,7 +100,7 @@ def fit_prior(
     """Trains a prior on grids of codes by cross-entropy.
 
     Args:
-        indices: int64 ``(N, H, W)``.
+        indices: int64 ``(N, *shape)``.
         labels: int64 ``(N,)`` or None.
         options: see ``fit``.
 

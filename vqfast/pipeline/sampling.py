@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from vqfast.checks import check_integer
-from vqfast.pipeline.codes import CodeGrids, stage_codes
+from vqfast.pipeline.codes import CodeGrids, shard_of, stage_codes
 from vqfast.pipeline.coding import weights_digest
 from vqfast.pipeline.ranks import ALONE, Ranks
 from vqfast.pipeline.run import Run
-from vqfast.pipeline.shards import Advance, pack, write_shards
+from vqfast.pipeline.shards import Advance, write_shards
 from vqfast.priors.base import CausalPrior
 
 OfSamples = Callable[[range], Tensor]  # numbers of samples -> a tensor with an entry for each
@@ -28,10 +28,10 @@ class SampleRequest:
 
     Args:
         num: how many.
-        shape: ``(H, W)`` of a grid of codes.
+        shape: of a grid of codes, such as ``(H, W)``.
         labels: one label for all samples; or a function that gives int64 labels ``(n,)``; by default the
             classes take turns, if the prior has any.
-        known: a function that gives int64 codes ``(n, H, W)`` to keep, -1 where to sample.
+        known: a function that gives int64 codes ``(n, *shape)`` to keep, -1 where to sample.
         note: JSON values that identify what the functions give.
 
     Raises:
@@ -42,7 +42,7 @@ class SampleRequest:
     """
 
     num: int
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     labels: int | OfSamples | None = None
     known: OfSamples | None = None
     note: Mapping[str, Any] = field(default_factory=dict)
@@ -115,8 +115,8 @@ def sample(
             **given,
             **options,
         )
-        shard = {"indices": pack(indices, prior.num_embeddings)}
-        return {**shard, "labels": given["labels"].numpy()} if "labels" in given else shard
+        labels = given["labels"].numpy() if "labels" in given else None
+        return shard_of([indices], [prior.num_embeddings], labels)
 
     weights = [weights_digest(run, "vqvae"), weights_digest(run, "prior")]
     settings = {"num": request.num, "shape": request.shape, "label": label, **request.note, **options}

@@ -9,7 +9,7 @@ from typing import Any
 
 from vqfast.checks import check_integer, check_number
 from vqfast.files import write_file
-from vqfast.models import VQVAE
+from vqfast.models import Autoencoder
 from vqfast.pipeline.checkpoint import save_model
 from vqfast.pipeline.curves import draw_curves
 from vqfast.pipeline.logs import log_to
@@ -66,7 +66,7 @@ def begin_training(run: Run, name: str, settings: Mapping[str, Any], ranks: Rank
 def train_once(
     run: Run,
     name: str,
-    model: VQVAE | CausalPrior,
+    model: Autoencoder | CausalPrior,
     ranks: Ranks,
     train: Callable[..., History],
     tensorboard: str | Path | None,

@@ -16,7 +16,7 @@ from vqfast.checks import check_choice, check_integer
 from vqfast.data import Dataset
 from vqfast.data.protocol import BATCH
 from vqfast.functional import perplexity
-from vqfast.models import CONFIGS, VQVAE
+from vqfast.models import CONFIGS, VQVAE, Autoencoder
 from vqfast.nn.kmeans import kmeans
 from vqfast.pipeline.checkpoint import check_rebuildable, load_model
 from vqfast.pipeline.loop import fit
@@ -51,7 +51,7 @@ def train_vqvae(
     patience: int | None = None,
     tensorboard: str | Path | None = None,
     ranks: Ranks = ALONE,
-) -> VQVAE:
+) -> Autoencoder:
     """Step 1: trains a VQ-VAE on data. A run that has a trained one gives it back at once.
 
     Args:

@@ -6,9 +6,11 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+
+T = TypeVar("T")
 
 # The last alternative is the only message that torch's stable ABI gives for an allocation in C++.
 _FAILED = re.compile(
@@ -24,7 +26,7 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
-def in_batches(work: Callable[[range], Tensor], num: int, batch_size: int) -> Iterator[Tensor]:
+def in_batches(work: Callable[[range], T], num: int, batch_size: int) -> Iterator[T]:
     """Yields ``work(samples)`` for the samples ``0..num - 1``, batch by batch.
 
     If a batch doesn't fit the memory, it is tried again at half its size, which later batches keep.
@@ -43,7 +45,7 @@ def in_batches(work: Callable[[range], Tensor], num: int, batch_size: int) -> It
             yield done
 
 
-def _unless_too_large(work: Callable[[range], Tensor], samples: range) -> Tensor | None:
+def _unless_too_large(work: Callable[[range], T], samples: range) -> T | None:
     """``work(samples)``; ``None`` if several samples didn't fit the memory."""
     try:
         return work(samples)
