@@ -1,9 +1,20 @@
 """Data of all kinds: reading, writing and showing it. ``protocol`` is what the pipeline relies on."""
 
+from vqfast.data.audio import Recordings, load_audio
 from vqfast.data.disk import Unreadable
 from vqfast.data.images import IMAGES, Images, load_images
 from vqfast.data.protocol import Dataset, Modality, Source
 
 MODALITIES: dict[str, Modality] = {"images": IMAGES}
 
-__all__ = ["MODALITIES", "Dataset", "Images", "Modality", "Source", "Unreadable", "load_images"]
+__all__ = [
+    "MODALITIES",
+    "Dataset",
+    "Images",
+    "Modality",
+    "Recordings",
+    "Source",
+    "Unreadable",
+    "load_audio",
+    "load_images",
+]

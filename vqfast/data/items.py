@@ -53,12 +53,14 @@ class Items:
 
     Attributes:
         item: what one item is called.
+        classes: what the classes are called.
         shape: of an item: channels, then sizes.
         labels: int64 ``(N,)``, or None.
         num_classes: the largest label of the loaded set plus 1, which the parts of a split keep; or None.
     """
 
     item: str
+    classes: str = "classes"
     shape: tuple[int, ...]
     labels: np.ndarray | None
     num_classes: int | None
@@ -213,7 +215,7 @@ class Items:
         """``findings`` in words, in lines."""
         files = self._files
         names = disk.first_names(files.classes or [])
-        classes = f", {len(files.classes)} classes ({names})" if files.classes else ""
+        classes = f", {len(files.classes)} {self.classes} ({names})" if files.classes else ""
         items = f"{disk.quantity(len(files), self.item)} of {disk.printable(self._name)}"
         lines = [f"{items}: {self.summary()}{classes}"]
         if files.no_classes:

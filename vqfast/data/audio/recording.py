@@ -1,0 +1,110 @@
+"""One recording: what its file says of itself, and its samples at another rate."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import gcd
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from vqfast.files import open_file
+
+if TYPE_CHECKING:
+    from soundfile import SoundFile
+
+SUFFIXES = {
+    *(".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd"),
+    *(".caf", ".w64", ".rf64", ".sph", ".nist"),
+}
+MARGIN = 2048  # samples read on either side of a part, so that resampling it gives what the whole gives
+EXTRA = "reading audio takes soundfile and soxr: pip install 'vqfast[audio]'"
+
+
+class RecordingFacts(NamedTuple):
+    """What the header of a file says.
+
+    Args:
+        rate: samples a second.
+        num_samples: of each channel; MP3 and Ogg files may turn out to have fewer.
+    """
+
+    rate: int
+    num_samples: int
+
+
+def recording_facts(file: Path) -> RecordingFacts:
+    """Facts about a file, from its header.
+
+    Raises:
+        Exception: nearly any, if the file can't be read.
+        ValueError: it has no samples.
+    """
+    with _opened(file) as sound:
+        if not sound.frames:
+            raise ValueError("it has no samples")
+        return RecordingFacts(sound.samplerate, sound.frames)
+
+
+def length_at(facts: RecordingFacts, rate: int) -> int:
+    """How many samples a recording has at another rate; at least one."""
+    return max(1, -(-facts.num_samples * rate // facts.rate))
+
+
+def read_recording(file: Path, rate: int, start: int = 0, length: int | None = None) -> np.ndarray:
+    """The samples ``start .. start + length - 1`` of a recording at a rate; by default all.
+
+    Channels are averaged, so that mono files of every depth and stereo ones become floats alike.
+
+    Returns:
+        float32 ``(length,)`` in [-1, 1], zero behind the end of the recording; floats outside are clamped.
+
+    Raises:
+        Exception: nearly any, if the file can't be read.
+        ValueError: a sample is NaN or infinite.
+    """
+    with _opened(file) as sound:
+        facts = RecordingFacts(sound.samplerate, sound.frames)
+        length = length_at(facts, rate) - start if length is None else length
+        common = gcd(facts.rate, rate)
+        there, here = facts.rate // common, rate // common  # so many samples last as long
+        margin = -(-MARGIN // here)
+        first = max(0, start // here - margin)
+        sound.seek(min(first * there, sound.frames))
+        samples = sound.read(
+            (-(-(start + length) // here) + margin - first) * there, "float32", always_2d=True
+        )
+    if not len(samples) and start < length_at(facts, rate):
+        raise ValueError("it has fewer samples than its header says")
+    if not np.isfinite(samples).all():
+        raise ValueError("it has a sample that is NaN or infinite")
+    mono = samples.mean(1, dtype=np.float32)
+    if facts.rate != rate and len(mono):
+        import soxr
+
+        mono = soxr.resample(mono, facts.rate, rate)
+    part = mono[start - first * here :][:length].clip(-1, 1)
+    return np.pad(part, (0, length - len(part)))
+
+
+def wav_bytes(samples: np.ndarray, rate: int) -> bytes:
+    """Floats ``(T,)`` in [-1, 1] as a WAV file of 16 bits."""
+    import soundfile
+
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples.clip(-1, 1), rate, format="WAV", subtype="PCM_16")
+    return buffer.getvalue()
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[SoundFile]:
+    try:
+        import soundfile
+        import soxr  # noqa: F401  # asked for here, so that it isn't missed in the middle of the work
+    except ImportError:
+        raise ModuleNotFoundError(EXTRA) from None
+    with open_file(file) as opened, soundfile.SoundFile(opened) as sound:
+        yield sound

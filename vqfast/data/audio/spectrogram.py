@@ -1,0 +1,85 @@
+"""Pictures of recordings: spectrograms."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vqfast.data.images.sheet import grid
+
+WINDOW = 512
+WIDTH = 256  # pixels of a picture, at most
+RANGE = 8.0  # nats of power from black to white
+
+
+def spectrograms(waves: Tensor) -> Tensor:
+    """Log-power spectrograms as pictures, low frequencies below, each with its loudest place white.
+
+    Args:
+        waves: floats ``(N, 1, T)``.
+
+    Returns:
+        ``(N, 1, WINDOW / 2, W)`` in [0, 1], W at most ``WIDTH``.
+
+    >>> tone = (torch.arange(8000) * 0.5).sin().view(1, 1, -1)
+    >>> picture = spectrograms(tone)
+    >>> picture.shape, picture[0, 0].mean(1).argmax()  # 0.5 radians a sample: place 40 of 256 from below
+    (torch.Size([1, 1, 256, 251]), tensor(215))
+    """
+    waves = waves.detach().float().cpu().squeeze(1)
+    hop = max(32, -(-waves.shape[1] // WIDTH))
+    waves = F.pad(waves, (0, max(0, hop - waves.shape[1])))
+    window = torch.hann_window(WINDOW)
+    padded = F.pad(waves, (WINDOW // 2, WINDOW // 2))
+    spectrum = torch.stft(padded, WINDOW, hop, window=window, center=False, return_complex=True)[:, 1:]
+    power = spectrum.abs().square().add(1e-6).log().flip(1).unsqueeze(1)[..., :WIDTH]
+    return (1 + (power - power.amax((1, 2, 3), keepdim=True)) / RANGE).clamp(0, 1)
+
+
+def show_pairs(originals: Tensor, reconstructions: Tensor) -> bytes:
+    """Spectrograms of recordings, each above that of its reconstruction, as a PNG.
+
+    Args:
+        originals, reconstructions: floats ``(N, 1, T)``.
+    """
+    pairs = torch.stack([spectrograms(originals), spectrograms(reconstructions)], 1).flatten(0, 1)
+    captions = ("original", "reconstruction") * len(originals)
+    return grid(pairs, columns=1, captions=captions, scale=1)
+
+
+def show_completions(originals: Tensor, kept: Tensor, completions: Tensor) -> bytes:
+    """For each recording a line of spectrograms: itself, its kept part, its completions; as a PNG.
+
+    Args:
+        originals: floats ``(N, 1, T)``.
+        kept: bool ``(T',)``, over the whole recording.
+        completions: floats ``(draws, N, 1, T)``.
+    """
+    seen = F.interpolate(kept[None, None].float(), originals.shape[2:], mode="nearest") > 0
+    waves = torch.stack([originals, originals.where(seen, 0), *completions], 1)
+    return grid(spectrograms(waves.flatten(0, 1)), columns=waves.shape[1], scale=1)
+
+
+def kept_mask(keep: str, shape: tuple[int, ...]) -> Tensor:
+    """Which codes of a sequence are kept: bool ``(T,)``.
+
+    Args:
+        keep: ``start`` or ``end``, a hyphen, and ``half`` or a share between 0 and 1.
+        shape: ``(T,)``.
+
+    Raises:
+        ValueError: ``keep`` is something else, or keeps all codes or none.
+
+    >>> kept_mask("start-half", (4,))
+    tensor([ True,  True, False, False])
+    """
+    side, _, share = keep.partition("-")
+    try:
+        count = round((0.5 if share == "half" else float(share)) * shape[-1])
+    except (ValueError, OverflowError):
+        count = 0
+    if side not in ("start", "end") or not 0 < count < shape[-1]:
+        raise ValueError(f"keep is {keep!r}; want start-half, end-half or a share such as start-0.3")
+    places = torch.arange(shape[-1]) < count
+    return places.flip(0) if side == "end" else places
