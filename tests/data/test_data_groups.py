@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.data.sources import pixels, saved
 from vqfast.data import Images, load_images
-from vqfast.pipeline import Run, reopen_parts, train_vqvae
+from vqfast.pipeline import Run, Training, reopen_parts, train_vqvae
 
 CROPS = 4
 
@@ -66,8 +66,9 @@ def test_arrays_have_no_groups(tmp_path: Path) -> None:
 def test_a_run_remembers_its_groups(folder: Path, tmp_path: Path) -> None:
     run = Run(tmp_path, create=True)
     small = {"hidden_channels": 8, "num_embeddings": 8, "embedding_dim": 4}
-    train_vqvae(run, folder, holdout=0.2, group="(.*)_crop", model_options=small, steps=1)
+    short = Training(steps=1)
+    train_vqvae(run, folder, holdout=0.2, group="(.*)_crop", model_options=small, training=short)
     parts = reopen_parts(run)
     assert not {*photos(parts["train"])} & {*photos(parts["held-out"])}
     with pytest.raises(ValueError, match=r"data.group was '\(\.\*\)_crop', now None"):
-        train_vqvae(run, folder, holdout=0.2, model_options=small, steps=1)
+        train_vqvae(run, folder, holdout=0.2, model_options=small, training=short)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vqfast.models import VQVAE
 from vqfast.nn import ResidualVQLayer, VQLayer
-from vqfast.pipeline import Run, load_model, save_model, train_vqvae
+from vqfast.pipeline import Run, Training, load_model, save_model, train_vqvae
 
 OTHER: dict[str, Any] = {
     "beta": 0.5,
@@ -117,7 +117,7 @@ def test_a_quantizer_of_the_user(tmp_path: Path) -> None:
     run = Run(tmp_path / "run", create=True)
     options = {"hidden_channels": 4, "num_downsamplings": 1, "quantizer": Rounding()}
     with pytest.raises(ValueError, match=r"quantizer is a Rounding, which a file can't hold"):
-        train_vqvae(run, "digits", reading={"size": 8}, model_options=options, steps=2)
+        train_vqvae(run, "digits", reading={"size": 8}, model_options=options, training=Training(steps=2))
     assert not list(run.folder.glob("vqvae*"))
 
 

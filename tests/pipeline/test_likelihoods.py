@@ -10,7 +10,7 @@ import torch
 
 from vqfast.data import load_images
 from vqfast.models import VQVAE
-from vqfast.pipeline import Run, load_model, train_vqvae
+from vqfast.pipeline import Run, Training, load_model, train_vqvae
 
 
 def test_training_minimises_the_nats_of_a_value(tmp_path: Path) -> None:
@@ -21,8 +21,11 @@ def test_training_minimises_the_nats_of_a_value(tmp_path: Path) -> None:
         "embedding_dim": 4,
         "num_mixtures": 2,
     }
-    training: dict[str, Any] = {"steps": 90, "batch_size": 16, "lr": 5e-3, "codebook": "uniform"}
-    model = train_vqvae(run, "digits", reading={"size": 8}, model_options=options, **training)
+    training = Training(steps=90, batch_size=16, lr=5e-3)
+    reading = {"size": 8}
+    model = train_vqvae(
+        run, "digits", reading=reading, model_options=options, codebook="uniform", training=training
+    )
     history = json.loads((run.folder / "vqvae.history.json").read_text())
     assert history["loss"][-1] < history["loss"][0] - 0.5
 

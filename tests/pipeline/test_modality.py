@@ -19,6 +19,7 @@ from vqfast.pipeline import (
     Completion,
     Run,
     SampleRequest,
+    Training,
     decode,
     encode,
     modality_of,
@@ -96,14 +97,15 @@ def ramps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_another_kind_of_data_goes_through_all_steps(ramps: Path, tmp_path: Path) -> None:
     run = Run(tmp_path / "run", create=True)
     small = {"hidden_channels": 4, "num_embeddings": 4, "embedding_dim": 2}
-    vqvae = train_vqvae(run, ramps, modality="ramps", model_options=small, steps=2, batch_size=4)
+    short = Training(steps=2, batch_size=4)
+    vqvae = train_vqvae(run, ramps, modality="ramps", model_options=small, training=short)
     assert modality_of(run).item == "ramp" and run.settings("data")["depth"] == 7
     parts = reopen_parts(run)
     assert {name: len(part) for name, part in parts.items()} == {"train": 36, "held-out": 4}
     assert load_like_run(run, vqvae, ramps).depth == 7
     for part, dataset in parts.items():
         encode(run, vqvae, dataset, part=part)
-    prior = train_prior(run, prior_options={"channels": 4, "num_layers": 1}, steps=2, batch_size=4)
+    prior = train_prior(run, prior_options={"channels": 4, "num_layers": 1}, training=short)
     samples = sample(run, prior, SampleRequest(5, (1, 2)))
     decode(run, vqvae, samples)
     assert len(json.loads((run.folder / "list" / "0.json").read_text())) == 5

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from vqfast.pipeline import loop, progress
-from vqfast.pipeline.loop import COLLAPSED_RECORDS, History, collapsed, fit
+from vqfast.pipeline.alarms import COLLAPSED_RECORDS, collapsed
+from vqfast.pipeline.loop import History, Share, Task, fit
+from vqfast.pipeline.options import Training
 from vqfast.pipeline.progress import bar, estimate_line
 from vqfast.pipeline.ranks import ALONE, Ranks
 
@@ -50,14 +52,14 @@ def trained(state: Path, perplexities: list[float], used: Tensor) -> History:
     """A training of one weight; its steps have these perplexities."""
     model = nn.Linear(1, 1)
 
-    def metrics_of(step: int, numbers: Tensor) -> dict[str, Tensor]:
+    def metrics(step: int, batch: Share) -> dict[str, Tensor]:
         used[step % 3] = True
         value = torch.tensor(perplexities[step // loop.RECORD_STEPS])
         return {"loss": model(torch.ones(1)).square().sum(), "perplexity": value}
 
     steps = len(perplexities) * loop.RECORD_STEPS
-    settings = {"steps": steps, "batch_size": 1, "lr": 1e-3, "seed": 0, "state": state, "ranks": ALONE}
-    return fit(model, metrics_of, 1, label="VQ-VAE", used=used, **settings)
+    task = Task("VQ-VAE", 1, lambda share: share, metrics, {"dead_codes": used})
+    return fit(model, task, Training(steps=steps, batch_size=1), file=state, ranks=ALONE)
 
 
 def test_a_training_estimates_its_time_and_warns_of_a_collapse_once(

@@ -19,11 +19,13 @@ from torch import Tensor, nn
 from vqfast.data import Images, load_images
 from vqfast.models import VQVAE
 from vqfast.pipeline import Ranks, loop
-from vqfast.pipeline.loop import History, batch_numbers, fit
-from vqfast.pipeline.prior_training import fit_prior
+from vqfast.pipeline.batches import batch_numbers, step_seed
+from vqfast.pipeline.loop import History, Share, Task, fit
+from vqfast.pipeline.options import Training
+from vqfast.pipeline.prior_training import prior_task
 from vqfast.pipeline.ranks import ALONE
 from vqfast.pipeline.storage import read_tensors, write_tensors
-from vqfast.pipeline.vqvae_training import fit_vqvae
+from vqfast.pipeline.vqvae_training import vqvae_task
 from vqfast.priors import PixelCNN, ResidualPixelCNN
 from vqfast.priors.base import CausalPrior
 
@@ -77,7 +79,7 @@ def test_steps_and_seeds_draw_numbers_of_their_own() -> None:
     drawn = set()
     for seed in (0, 1, 2**32 - 1):
         for step in range(5):
-            torch.manual_seed(loop._step_seed(seed, step))
+            torch.manual_seed(step_seed(seed, step))
             drawn.add(torch.rand(()).item())
     assert len(drawn) == 15
 
@@ -109,15 +111,17 @@ def trained(
     model: nn.Module,
     images: Images,
     state: Path,
-    fit_of: Callable[..., History] | None = None,
     **options: Any,
 ) -> History:
-    settings = {"steps": STEPS, "batch_size": 6, "lr": 1e-2, "seed": 3, "state": state, "ranks": ALONE}
-    settings |= options
+    settings = {"steps": STEPS, "batch_size": 6, "lr": 1e-2, "seed": 3, **options}
+    codebook, ranks = settings.pop("codebook", "kmeans"), settings.pop("ranks", ALONE)
+    training = Training(**settings)
     if isinstance(model, VQVAE):
-        return fit_vqvae(model, images, **{"codebook": "kmeans", **settings})
-    labels = torch.arange(len(CODES)) % 3 if model.num_classes else None
-    return fit_prior(model, CODES, labels, **settings)
+        task = vqvae_task(model, images, training, codebook=codebook, ranks=ALONE)
+    else:
+        labels = torch.arange(len(CODES)) % 3 if model.num_classes else None
+        task = prior_task(model, CODES, labels, ALONE)
+    return fit(model, task, training, file=state, ranks=ranks)
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:
@@ -255,12 +259,12 @@ def test_adam_decays_to_zero_by_a_cosine(tmp_path: Path) -> None:
     before, steps, lr = model.weight.item(), 20, 1e-2
     positions: list[float] = []
 
-    def metrics_of(step: int, numbers: Tensor) -> dict[str, Tensor]:
+    def metrics(step: int, batch: Share) -> dict[str, Tensor]:
         positions.append(model.weight.item())
         return {"loss": model.weight.sum()}  # a gradient of 1: so Adam moves by its lr
 
-    options = {"steps": steps, "batch_size": 1, "lr": lr, "seed": 0, "label": "", "ranks": ALONE}
-    fit(model, metrics_of, 1, state=tmp_path / "state", **options)
+    task = Task("", 1, lambda share: share, metrics)
+    fit(model, task, Training(steps=steps, batch_size=1, lr=lr), file=tmp_path / "state", ranks=ALONE)
     moves = -np.diff([*positions, model.weight.item()])
     assert positions[0] == before
     np.testing.assert_allclose(
@@ -278,7 +282,6 @@ def test_adam_decays_to_zero_by_a_cosine(tmp_path: Path) -> None:
         ({"lr": -1.0}, "lr is -1.0"),
         ({"lr": float("nan")}, "lr is nan"),
         ({"lr": float("inf")}, "lr is inf"),
-        ({"codebook": "random"}, "codebook is 'random'; want 'kmeans' or 'uniform'"),
         ({"ranks": Ranks(0, 7)}, "batch_size is 6; want 7"),
         ({"lr": 1e30, "steps": 30}, r"the loss is \S+ at step \d+: try a smaller lr"),
     ],
@@ -349,8 +352,9 @@ def test_prior_learns(cls: type[CausalPrior], tmp_path: Path) -> None:
     model = cls(4, channels=8, num_layers=2, num_classes=4)
     labels = torch.arange(40) % 4
     codes = labels[:, None, None].expand(-1, 2, 2)  # the label says it all
-    options = {"steps": 150, "batch_size": 20, "lr": 1e-2, "seed": 0}
-    history = fit_prior(model, codes, labels, ranks=ALONE, state=tmp_path / "state", **options)
+    task = prior_task(model, codes, labels, ALONE)
+    training = Training(steps=150, batch_size=20, lr=1e-2)
+    history = fit(model, task, training, file=tmp_path / "state", ranks=ALONE)
     assert list(history) == ["step", "loss", "bits_per_code"]
     np.testing.assert_allclose(history["bits_per_code"], np.array(history["loss"]) / math.log(2))
     assert history["bits_per_code"][0] > 1.5 and history["bits_per_code"][-1] < 0.1

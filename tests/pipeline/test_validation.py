@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from tests.pipeline.trained import PRIOR, files, train, train_its_prior
 from vqfast.pipeline import Run, encode, load_model, loop, measure_reconstruction, reopen_parts, stage_codes
-from vqfast.pipeline.loop import fit
+from vqfast.pipeline.loop import Share, Task, fit
 from vqfast.pipeline.measures import bits_per_code
+from vqfast.pipeline.options import Training
 from vqfast.pipeline.ranks import ALONE
 from vqfast.pipeline.storage import read_json
 from vqfast.pipeline.validation import History, Validation
@@ -37,14 +38,17 @@ def trained(
 
     current: list[int] = []
 
-    def metrics_of(step: int, numbers: Tensor) -> dict[str, Tensor]:
+    def metrics(step: int, batch: Share) -> dict[str, Tensor]:
         assert model.training
         current[:] = range(step + 1)
         return {"loss": (model(torch.ones(1)) - 3).square().sum()}
 
     validation = Validation(measure, "figure", EVERY, patience)
-    settings = {"steps": steps, "batch_size": 1, "lr": 0.1, "seed": 0, "state": state, "ranks": ALONE}
-    history = fit(model, metrics_of, 1, label="model", validation=validation, **settings)
+    task, training = (
+        Task("model", 1, lambda share: share, metrics),
+        Training(steps=steps, batch_size=1, lr=0.1),
+    )
+    history = fit(model, task, training, file=state, ranks=ALONE, validation=validation)
     assert model.training
     return model.weight.detach(), history, seen
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from vqfast.models import VQVAE
-from vqfast.pipeline import Run, SampleRequest, train_prior, train_vqvae
+from vqfast.pipeline import PriorTraining, Run, SampleRequest, Training, train_prior, train_vqvae
 from vqfast.priors.base import CausalPrior
 
 MODEL = {"hidden_channels": 8, "num_embeddings": 8, "embedding_dim": 4}
@@ -32,6 +32,7 @@ def train(
     holdout: float = 0.25,
     model: str = "paper",
     model_options: Mapping[str, Any] | None = None,
+    codebook: str = "kmeans",
     **training: Any,
 ) -> VQVAE:
     """A VQ-VAE trained on ``x.npy`` and ``y.npy`` in the folder ``data``."""
@@ -42,13 +43,27 @@ def train(
         holdout=holdout,
         model=model,
         model_options={**MODEL, **(model_options or {})},
-        **{**TRAINING, **training},
+        codebook=codebook,
+        training=Training(**{**TRAINING, **training}),
     )
 
 
-def train_its_prior(run: Run, **changes: Any) -> CausalPrior:
+def train_its_prior(
+    run: Run,
+    *,
+    prior: str = "gated",
+    prior_options: Mapping[str, Any] = PRIOR,
+    use_labels: bool = True,
+    **training: Any,
+) -> CausalPrior:
     """A prior trained on a run's codes."""
-    return train_prior(run, **{"prior_options": PRIOR, **TRAINING, **changes})
+    return train_prior(
+        run,
+        prior=prior,
+        prior_options=prior_options,
+        use_labels=use_labels,
+        training=PriorTraining(**{**TRAINING, **training}),
+    )
 
 
 def files(folder: Path) -> dict[str, tuple[int, bytes]]:

@@ -178,11 +178,16 @@ def new_images(folder: Path) -> None:
     with pipeline.joined("cpu") as ranks:
         assert_type(ranks, pipeline.Ranks)
         run = pipeline.Run("run", create=True)
-        vqvae = assert_type(pipeline.train_vqvae(run, folder, steps=100, ranks=ranks), models.Autoencoder)
+        vqvae = assert_type(
+            pipeline.train_vqvae(run, folder, training=pipeline.Training(steps=100), ranks=ranks),
+            models.Autoencoder,
+        )
         parts = pipeline.reopen_parts(run)
         assert_type(pipeline.measure_reconstruction(vqvae, parts["train"]), dict[str, float])
         pipeline.encode(run, vqvae, parts["train"], part="train")
-        prior = assert_type(pipeline.train_prior(run, steps=100), priors.CausalPrior)
+        prior = assert_type(
+            pipeline.train_prior(run, training=pipeline.PriorTraining(steps=100)), priors.CausalPrior
+        )
         codes = assert_type(pipeline.stage_codes(run, "codes/train"), pipeline.CodeGrids)
         assert_type(pipeline.bits_per_code(prior, codes, labels=3), Tensor)
         pipeline.sample(run, prior, pipeline.SampleRequest(16, (8, 8), labels=3), seed=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from vqfast.files import write_file
 from vqfast.models import VQVAE, Autoencoder
 from vqfast.pipeline import (
     Completion,
+    PriorTraining,
     Ranks,
     Run,
     SampleRequest,
+    Training,
     bits_per_code,
     bits_per_dim,
     joined,
@@ -61,17 +64,10 @@ def train(
     group: str | None,
     model: str,
     codebook: str,
-    steps: int | None,
-    epochs: float | None,
-    batch_size: int,
-    lr: float,
-    seed: int,
-    val_every: int | None,
-    patience: int | None,
-    tensorboard: str | None,
     device: str,
     **options: Any,
 ) -> None:
+    training = _training(Training, options)
     reading = {name: options.pop(name) for name in READING}
     with joined(device) as ranks:
         run = Run.shared(out, ranks, create=True)
@@ -84,14 +80,7 @@ def train(
             model=model,
             model_options=_given(options),
             codebook=codebook,
-            steps=steps,
-            epochs=epochs,
-            batch_size=batch_size,
-            lr=lr,
-            seed=seed,
-            val_every=val_every,
-            patience=patience,
-            tensorboard=tensorboard,
+            training=training,
             ranks=ranks,
         )
         _print(ranks, f"trained {run.folder / 'vqvae.safetensors'}; curves in {run.folder / 'vqvae.png'}")
@@ -119,17 +108,10 @@ def train_prior(
     run: str,
     prior: str,
     no_labels: bool,
-    steps: int | None,
-    epochs: float | None,
-    batch_size: int,
-    lr: float,
-    seed: int,
-    val_every: int | None,
-    patience: int | None,
-    tensorboard: str | None,
     device: str,
     **options: Any,
 ) -> None:
+    training = _training(PriorTraining, options)
     with joined(device) as ranks:
         target = Run.shared(run, ranks)
         trained = train_prior_step(
@@ -137,14 +119,7 @@ def train_prior(
             prior=prior,
             prior_options=_given(options),
             use_labels=not no_labels,
-            steps=steps,
-            epochs=epochs,
-            batch_size=batch_size,
-            lr=lr,
-            seed=seed,
-            val_every=val_every,
-            patience=patience,
-            tensorboard=tensorboard,
+            training=training,
             ranks=ranks,
         )
         bits = bits_per_code(trained, stage_codes(target, f"codes/{HELD_OUT}"), ranks=ranks).mean()
@@ -277,6 +252,11 @@ def info() -> None:
 def _print(ranks: Ranks, line: str) -> None:
     if ranks.first:
         print(line)
+
+
+def _training(kind: type[Training], options: dict[str, Any]) -> Training:
+    """Takes the options of a training out of a command's."""
+    return kind(**{f.name: options.pop(f.name) for f in fields(kind) if f.name in options})
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def make_parser() -> argparse.ArgumentParser:
         sub.option(name, f"{help} (default: the model's)", type=kind, metavar="X" if kind is float else "N")
     codebook = "its start: kmeans, fitted to the encoder's output, or uniform, random numbers"
     sub.option("--codebook", codebook, like)
-    _training(sub, like)
+    _training(sub, pipeline.Training)
     _device(sub)
 
     sub = add("encode", commands.encode, "step 2: turn images into grids of codes")
@@ -116,7 +116,7 @@ def make_parser() -> argparse.ArgumentParser:
     dropout = "share of the gated prior's hidden values that training sets to zero (default 0)"
     sub.option("--dropout", dropout, type=float, metavar="X")
     sub.option("--no-labels", "train without the labels that the images have", action="store_true")
-    _training(sub, like)
+    _training(sub, pipeline.PriorTraining)
     _device(sub)
 
     sub = add("sample", commands.sample, "step 4: draw new codes, or complete images, and decode them")
@@ -198,21 +198,25 @@ def _format(sub: _Parser, others: str) -> None:
     sub.option("--format", f"files of the images: {kinds}{others} (default grid)", default="grid")
 
 
-def _training(sub: _Parser, like: Callable[..., Any]) -> None:
+def _training(sub: _Parser, kind: type[pipeline.Training]) -> None:
+    """The fields of ``Training``; one that isn't given is not among the arguments."""
+
+    def option(name: str, help: str, type: Callable[[str], object], metavar: str) -> None:
+        default = inspect.signature(kind).parameters[name[2:].replace("-", "_")].default
+        help += "" if default is None else f" (default {default})"
+        sub.option(name, help, type=type, metavar=metavar, default=argparse.SUPPRESS)
+
     steps = "steps of the whole training; more than before make a run go on (default 10000)"
-    sub.option("--steps", steps, type=int, metavar="N")
-    sub.option("--epochs", "how often each item is seen, in place of --steps", type=float, metavar="X")
-    sub.option("--batch-size", "items in a step, over all processes", like, type=int, metavar="N")
-    every = (
-        "measure the held-out part after every N steps and keep the best weights (default: the last weights)"
-    )
-    sub.option("--val-every", every, type=int, metavar="N")
-    sub.option("--patience", "end after N measurements without a better one", type=int, metavar="N")
+    option("--steps", steps, int, "N")
+    option("--epochs", "how often each item is seen, in place of --steps", float, "X")
+    option("--batch-size", "items in a step, over all processes", int, "N")
+    every = "measure the held-out part after every N steps and keep the best weights (default: the last "
+    option("--val-every", every + "weights)", int, "N")
+    option("--patience", "end after N measurements without a better one", int, "N")
     board = "folder for TensorBoard's events, where it is installed (default: none)"
-    sub.option("--tensorboard", board, metavar="FOLDER")
-    rate = "Adam's learning rate at the start; it decays to 0"
-    sub.option("--lr", rate, like, type=float, metavar="X")
-    sub.option("--seed", "number that fixes the weights and the batches", like, type=int, metavar="N")
+    option("--tensorboard", board, str, "FOLDER")
+    option("--lr", "Adam's learning rate at the start; it decays to 0", float, "X")
+    option("--seed", "number that fixes the weights and the batches", int, "N")
 
 
 def _reading(sub: _Parser, default: str) -> None:

@@ -9,6 +9,7 @@ from vqfast.pipeline.codes import CodeGrids, open_codes, stage_codes
 from vqfast.pipeline.coding import decode, encode
 from vqfast.pipeline.completion import Completion
 from vqfast.pipeline.measures import bits_per_code, bits_per_dim, measure_reconstruction
+from vqfast.pipeline.options import PriorTraining, Training
 from vqfast.pipeline.parts import modality_of, reopen_parts
 from vqfast.pipeline.prior_training import train_prior
 from vqfast.pipeline.ranks import Ranks, joined
@@ -19,9 +20,11 @@ from vqfast.pipeline.vqvae_training import train_vqvae
 __all__ = [
     "CodeGrids",
     "Completion",
+    "PriorTraining",
     "Ranks",
     "Run",
     "SampleRequest",
+    "Training",
     "bits_per_code",
     "bits_per_dim",
     "decode",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +20,7 @@ from vqfast.files import write_file
 from vqfast.pipeline.codes import stage_codes
 from vqfast.pipeline.coding import decoded, encode
 from vqfast.pipeline.measures import bits_per_code, measure_reconstruction
+from vqfast.pipeline.options import Training
 from vqfast.pipeline.parts import HELD_OUT, TRAIN, reopen_parts
 from vqfast.pipeline.prior_training import train_prior
 from vqfast.pipeline.ranks import Ranks
@@ -29,9 +31,9 @@ from vqfast.pipeline.vqvae_training import train_vqvae
 from vqfast.priors.base import CausalPrior
 
 VQVAE = {"hidden_channels": 64, "num_embeddings": 64, "embedding_dim": 16, "decay": 0.95}
-VQVAE_TRAINING = {"steps": 600, "batch_size": 64, "lr": 1e-3}
+VQVAE_TRAINING = Training(steps=600, batch_size=64, lr=1e-3)
 PRIOR = {"channels": 64, "num_layers": 6, "first_kernel_size": 5, "head_channels": 128}
-PRIOR_TRAINING = {"steps": 1500, "batch_size": 32, "lr": 2e-3}
+PRIOR_TRAINING = Training(steps=1500, batch_size=32, lr=2e-3)
 SHIFT = 1  # pixels by which the prior's training images are moved in each direction: nine of each image
 SAMPLES_PER_CLASS = 100
 HOLDOUT = 0.2
@@ -86,9 +88,9 @@ def run_demo(folder: str | Path, ranks: Ranks, *, seed: int = 0, steps_scale: fl
     """
     began = time.monotonic()
 
-    def scaled(training: Mapping[str, Any]) -> dict[str, Any]:
-        steps = max(1, round(training["steps"] * steps_scale))
-        return {**training, "steps": steps, "seed": seed, "ranks": ranks}
+    def scaled(training: Training) -> dict[str, Any]:
+        steps = max(1, round((training.steps or 0) * steps_scale))
+        return {"training": replace(training, steps=steps, seed=seed), "ranks": ranks}
 
     run = Run.shared(folder, ranks, create=True)
     vqvae = train_vqvae(run, "digits", holdout=HOLDOUT, model_options=VQVAE, **scaled(VQVAE_TRAINING))

@@ -2,94 +2,81 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vqfast.checks import check_integer, check_number
+from vqfast.pipeline.alarms import COLLAPSE, Estimate, collapsed
+from vqfast.pipeline.batches import batch_numbers, step_seed
 from vqfast.pipeline.interrupts import held_back
-from vqfast.pipeline.progress import LINE_SECONDS, bar, estimate_line
+from vqfast.pipeline.options import Training
+from vqfast.pipeline.progress import bar
 from vqfast.pipeline.ranks import Ranks
-from vqfast.pipeline.storage import read_tensors, write_tensors
+from vqfast.pipeline.state import State, weights_of
 from vqfast.pipeline.validation import History, Validation, measured
 
 SAVE_SECONDS = 15.0
 RECORD_STEPS = 10
-ESTIMATE_STEPS = 10  # after which the time that is left is estimated; the first one takes longer
-COLLAPSED = 1.5  # a perplexity below it, at COLLAPSED_RECORDS in a row, is a collapse
-COLLAPSED_RECORDS = 10
-
-COLLAPSE = (
-    "the codebook has collapsed, all vectors have the same code: "
-    "start it by k-means, use moving averages (decay 0.95) or a smaller lr"
-)
 
 
-def batch_numbers(num: int, batch_size: int, step: int, seed: int) -> Tensor:
-    """Which of ``num`` items make up a step's batch: int64 ``(batch_size,)``.
+class Share(NamedTuple):
+    """The part of a step's batch that one process takes.
 
-    Epochs follow each other without a gap, each in an order of its own.
+    Attributes:
+        step: of the training.
+        numbers: of the items, int64 ``(n,)``.
     """
-    places = torch.arange(step * batch_size, (step + 1) * batch_size)
-    numbers = torch.empty_like(places)
-    for epoch in sorted(set((places // num).tolist())):
-        in_epoch = places // num == epoch
-        numbers[in_epoch] = _order(num, epoch, seed)[places[in_epoch] % num]
-    return numbers
+
+    step: int
+    numbers: Tensor
 
 
-def _step_seed(seed: int, step: int) -> int:
-    """The seed of what is drawn in a step, which therefore is the same in a training that went on."""
-    return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+@dataclass(frozen=True)
+class Task:
+    """What a model learns.
 
+    Args:
+        label: of the progress bar.
+        num: how many items there are.
+        batch: reads the items of a share.
+        metrics: a step and what ``batch`` read -> means over the items, among them ``loss``.
+        used: the name of a figure -> bool ``(K,)`` on the device, in which ``metrics`` sets the codes that a
+            batch uses. The figure says how many codes no batch has used since the step recorded before.
+    """
 
-@lru_cache(maxsize=2)
-def _order(num: int, epoch: int, seed: int) -> Tensor:
-    # torch's generator would look at the low 32 bits of a seed only: too few for both
-    return torch.from_numpy(np.argsort(np.random.PCG64([seed, epoch]).random_raw(num), kind="stable"))
+    label: str
+    num: int
+    batch: Callable[[Share], Any]
+    metrics: Callable[[int, Any], dict[str, Tensor]]
+    used: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def fit(
     model: nn.Module,
-    metrics_of: Callable[[int, Tensor], dict[str, Tensor]],
-    num: int,
+    task: Task,
+    training: Training,
     *,
-    steps: int,
-    batch_size: int,
-    lr: float,
-    seed: int,
-    state: Path,
+    file: Path,
     ranks: Ranks,
-    label: str,
-    used: Tensor | None = None,
     validation: Validation | None = None,
     log: Callable[[History], object] = lambda history: None,
 ) -> History:
-    """Trains a model by Adam, whose learning rate decays to zero by a cosine.
+    """Trains a model.
 
-    A step's batch and random numbers depend on ``seed`` and the step alone, and the file ``state`` holds
-    everything else: so a killed training that is begun again ends with the same bits. On SIGINT (Ctrl-C) or
-    SIGTERM the running step is finished and saved before the signal acts; with several processes, which must
-    stop at the same step, the next of every ``RECORD_STEPS``. Each process takes its share of every batch.
+    A step's batch and random numbers depend on the seed and the step alone, and a file holds everything
+    else: so a killed training that is begun again ends with the same bits. On SIGINT (Ctrl-C) or SIGTERM the
+    running step is finished and saved before the signal acts; with several processes, which must stop at the
+    same step, the next of every ``RECORD_STEPS``. Each process takes its share of every batch.
 
     Args:
-        metrics_of: a step and the numbers of the items in its batch -> means over them, among them ``loss``.
-        num: how many items there are.
-        steps: how many steps the whole training has.
-        batch_size: items in a batch, over all processes.
-        lr: the learning rate at the start.
-        state: the file that holds weights, optimiser and history meanwhile; the caller removes it.
-        label: of the progress bar.
-        used: bool ``(K,)`` on the device of ``ranks``; ``metrics_of`` sets the codes that a batch uses. The
-            history has ``dead_codes``: how many codes no batch has used since the step recorded before.
+        file: holds the state meanwhile; the caller removes it.
         validation: measures the model on held-out data; the model ends with the weights that were best there.
         log: is called with the history whenever the state is saved, and at the end, in the first process.
 
@@ -97,89 +84,100 @@ def fit(
         The metrics at every tenth step, means over all processes, by name; ``step`` has the steps.
 
     Raises:
-        TypeError: ``steps`` or ``batch_size`` is no integer, or ``lr`` no number.
-        ValueError: an argument is out of range, the state is another model's, or the loss isn't finite.
+        ValueError: the batch is smaller than the number of processes, the state is another model's, or the
+            loss isn't finite.
     """
-    check_integer("steps", steps)
-    check_integer("batch_size", batch_size)
-    check_number("lr", lr, above=0)
-    if batch_size < ranks.world:
-        raise ValueError(f"batch_size is {batch_size}; want {ranks.world} (the number of processes) or more")
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
-    parameters = list(model.parameters())
-    begin = 0
-    history: History = {}
-    best: dict[str, Tensor] = {}
-    if state.is_file():
-        begin, history = _restore(state, model, optimizer, steps, used, best)
-        best = best or _weights(model)  # a finished training's state has the best weights only
+    steps = training.num_steps(task.num)
+    if training.batch_size < ranks.world:
+        wanted = f"{ranks.world} (the number of processes) or more"
+        raise ValueError(f"batch_size is {training.batch_size}; want {wanted}")
+    state = State(model, training, task.used)
+    if file.is_file():
+        state.restore(file, steps)
     ranks.barrier()  # all have read the state before one writes it
-    saved = began = time.monotonic()
+    estimate, saved = Estimate(state.step, steps), time.monotonic()
     model.train()
-    with bar(ranks, label, steps, done=begin, unit="step") as progress, held_back() as received:
-        for step in range(begin, steps):
-            if validation and validation.is_over(history):
+    with bar(ranks, task.label, steps, done=state.step, unit="step") as progress, held_back() as received:
+
+        def say(line: str | None) -> None:
+            if line is not None and ranks.first:
+                progress.write(f"{task.label}: {line}", file=sys.stderr)
+
+        for step in range(state.step, steps):
+            if validation and validation.is_over(state.history):
                 break
-            torch.manual_seed(_step_seed(seed, step))  # layers draw the codes that they revive
-            numbers = batch_numbers(num, batch_size, step, seed)[ranks.rank :: ranks.world]
-            metrics = metrics_of(step, numbers)
-            share = len(numbers) / batch_size
-            optimizer.zero_grad()
-            torch.autograd.backward(metrics["loss"] * share)
-            ranks.add_up(p.grad for p in parameters if p.grad is not None)
-            for group in optimizer.param_groups:
-                group["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
-            optimizer.step()
-            validated = validation is not None and validation.is_due(step, steps)
-            recorded = step % RECORD_STEPS == 0 or step == steps - 1 or validated
+            share = _share(task.num, training, step, ranks)
+            metrics = _take_step(state, task, training, share, ranks)
+            due = validation is not None and validation.is_due(step, steps)
+            recorded = step % RECORD_STEPS == 0 or step == steps - 1 or due
             if recorded:
-                values = torch.stack([v.detach().double() for v in metrics.values()]) * share
-                ranks.add_up([values])
-                means = dict(zip(metrics, values.tolist(), strict=True))
-                if used is not None:
-                    uses = used.double()
-                    ranks.add_up([uses])
-                    means["dead_codes"] = float((uses == 0).sum())
-                    used.zero_()
-                if validation and validated:
-                    model.eval()
-                    means |= validation.measure()
-                    model.train()
-                    ranks.works_at(label)
-                _record(history, step, means)
-                if validation and validated and validation.is_best(history):
-                    best = _weights(model)
-                shown = {name: f"{measured(column)[-1]:.4g}" for name, column in history.items()}
+                means = _means(metrics, task, len(share.numbers) / training.batch_size, ranks)
+                if validation and due:
+                    means |= _held_out(model, validation)
+                    ranks.works_at(task.label)
+                _record(state.history, step, means)
+                if validation and due and validation.is_best(state.history):
+                    state.best = weights_of(model)
+                shown = {name: f"{measured(column)[-1]:.4g}" for name, column in state.history.items()}
                 progress.set_postfix(shown, refresh=False)
-                if ranks.first and collapsed(history):
-                    progress.write(f"{label}: {COLLAPSE}", file=sys.stderr)
+                say(COLLAPSE if collapsed(state.history) else None)
             progress.update()
             now = time.monotonic()
-            if step == begin:
-                began = now
-            elif ranks.first and step - begin == ESTIMATE_STEPS:
-                left = steps - step - 1
-                seconds = (now - began) / ESTIMATE_STEPS * left
-                if seconds > LINE_SECONDS:
-                    progress.write(f"{label}: {estimate_line(left, seconds)}", file=sys.stderr)
+            say(estimate.line(step, now))
             may_stop = recorded or ranks.world == 1
             stop = may_stop and ranks.any(bool(received))
             if ranks.first and may_stop and (stop or now - saved > SAVE_SECONDS):
-                _save(state, model, optimizer, step + 1, history, used, best if validation else {})
-                log(history)
+                state.save(file)
+                log(state.history)
                 saved = now
             if stop:
                 ranks.barrier()  # a process that ends makes torchrun end the others, which must have saved
                 raise KeyboardInterrupt
     if ranks.first:
-        log(history)
+        log(state.history)
     if validation:
-        model.load_state_dict(best)
-    return history
+        model.load_state_dict(state.best)
+    return state.history
 
 
-def _weights(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+def _share(num: int, training: Training, step: int, ranks: Ranks) -> Share:
+    numbers = batch_numbers(num, training.batch_size, step, training.seed)
+    return Share(step, numbers[ranks.rank :: ranks.world])
+
+
+def _take_step(state: State, task: Task, training: Training, share: Share, ranks: Ranks) -> dict[str, Tensor]:
+    """Moves the weights by one step; gives its metrics, of this process."""
+    torch.manual_seed(step_seed(training.seed, share.step))  # layers draw the codes that they revive
+    metrics = task.metrics(share.step, task.batch(share))
+    state.optimizer.zero_grad()
+    torch.autograd.backward(metrics["loss"] * (len(share.numbers) / training.batch_size))
+    ranks.add_up(p.grad for p in state.model.parameters() if p.grad is not None)
+    steps = training.num_steps(task.num)
+    for group in state.optimizer.param_groups:
+        group["lr"] = training.lr * (1 + math.cos(math.pi * share.step / steps)) / 2
+    state.optimizer.step()
+    state.step += 1
+    return metrics
+
+
+def _means(metrics: dict[str, Tensor], task: Task, share: float, ranks: Ranks) -> dict[str, float]:
+    """The metrics of a step over all processes, of which this one had a share; and the codes unused."""
+    values = torch.stack([v.detach().double() for v in metrics.values()]) * share
+    ranks.add_up([values])
+    means = dict(zip(metrics, values.tolist(), strict=True))
+    for name, mask in task.used.items():
+        uses = mask.double()
+        ranks.add_up([uses])
+        means[name] = float((uses == 0).sum())
+        mask.zero_()
+    return means
+
+
+def _held_out(model: nn.Module, validation: Validation) -> Mapping[str, float]:
+    model.eval()
+    figures = validation.measure()
+    model.train()
+    return figures
 
 
 def _record(history: History, step: int, metrics: dict[str, float]) -> None:
@@ -190,77 +188,3 @@ def _record(history: History, step: int, metrics: dict[str, float]) -> None:
     means = {"step": step, **metrics}
     for name in {**history, **means}:  # the first record has all
         history.setdefault(name, []).append(means.get(name))
-
-
-def reopen(state: Path, weights: dict[str, Tensor], history: History) -> None:
-    """Writes the state of a finished training that is to go on; Adam's moments begin at zero."""
-    _write_state(state, weights, int(measured(history["step"])[-1]) + 1, history, {})
-
-
-def collapsed(history: History) -> bool:
-    """Whether the codebook has just collapsed: nearly all vectors have had one code for many steps.
-
-    It is true once for each collapse.
-    """
-    perplexities = measured(history.get("perplexity", []))[-COLLAPSED_RECORDS - 1 :]
-    low = [perplexity < COLLAPSED for perplexity in perplexities]
-    dead = measured(history.get("dead_codes", [0]))[-1] > 0  # or there is a single code
-    return dead and sum(low[-COLLAPSED_RECORDS:]) == COLLAPSED_RECORDS and sum(low) == COLLAPSED_RECORDS
-
-
-def _save(
-    state: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    step: int,
-    history: History,
-    used: Tensor | None,
-    best: dict[str, Tensor],
-) -> None:
-    others = {f"best.{name}": t for name, t in best.items()} | ({} if used is None else {"used": used})
-    for number, moments in optimizer.state_dict()["state"].items():
-        others |= {f"adam.{number}.{name}": t for name, t in moments.items()}
-    _write_state(state, model.state_dict(), step, history, others)
-
-
-def _write_state(
-    state: Path, weights: dict[str, Tensor], step: int, history: History, others: dict[str, Tensor]
-) -> None:
-    tensors = {f"model.{name}": t for name, t in weights.items()}
-    text = json.dumps({"step": step, "history": history}).encode()
-    tensors["progress"] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-    write_tensors(state, {**tensors, **others})
-
-
-def _restore(
-    state: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    steps: int,
-    used: Tensor | None,
-    best: dict[str, Tensor],
-) -> tuple[int, History]:
-    tensors = read_tensors(state)
-    try:
-        progress = json.loads(bytes(tensors.pop("progress").tolist()))
-        step, history = progress["step"], progress["history"]
-        check_integer("step", step, 0, steps)
-        if len({len([v is None or float(v) for v in column]) for column in history.values()}) > 1:
-            raise ValueError("the history's columns differ in length")
-        if used is not None:
-            used.copy_(tensors.get("used", used))  # a finished training's state has none
-        best |= {n[5:]: t for n, t in tensors.items() if n.startswith("best.")}
-        model.load_state_dict({n[6:]: t for n, t in tensors.items() if n.startswith("model.")})
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            if name.startswith("adam."):
-                _, number, moment = name.split(".")
-                moments.setdefault(int(number), {})[moment] = tensor
-        for place, found in moments.items():
-            shape = optimizer.param_groups[0]["params"][place].shape
-            if {n: t.shape for n, t in found.items()} != {"step": (), "exp_avg": shape, "exp_avg_sq": shape}:
-                raise ValueError(f"moments {place} have other shapes")
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-        return step, history
-    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{state} is no state of this training; remove it to start anew") from error

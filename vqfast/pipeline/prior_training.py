@@ -6,7 +6,6 @@ import inspect
 import math
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,16 +15,18 @@ from torch import Tensor
 from vqfast.checks import check_choice
 from vqfast.pipeline.checkpoint import load_model
 from vqfast.pipeline.codes import stage_codes
-from vqfast.pipeline.loop import fit
+from vqfast.pipeline.loop import Share, Task
 from vqfast.pipeline.measures import bits_per_code
+from vqfast.pipeline.options import PriorTraining, Training
 from vqfast.pipeline.parts import HELD_OUT, TRAIN, reopen_parts
 from vqfast.pipeline.ranks import ALONE, Ranks
 from vqfast.pipeline.run import Run
-from vqfast.pipeline.training import begin_training, check_seed, num_steps, train_once, validating
-from vqfast.pipeline.validation import History, Validation
+from vqfast.pipeline.training import begin_training, train_once
+from vqfast.pipeline.validation import validation_of
 from vqfast.priors import PixelCNN, ResidualPixelCNN
 from vqfast.priors.base import CausalPrior
 
+TRAINING = PriorTraining()
 PRIORS: dict[str, type[CausalPrior]] = {"gated": PixelCNN, "residual": ResidualPixelCNN}
 
 
@@ -35,14 +36,7 @@ def train_prior(
     prior: str = "gated",
     prior_options: Mapping[str, Any] | None = None,
     use_labels: bool = True,
-    steps: int | None = None,
-    epochs: float | None = None,
-    batch_size: int = 64,
-    lr: float = 3e-4,
-    seed: int = 0,
-    val_every: int | None = None,
-    patience: int | None = None,
-    tensorboard: str | Path | None = None,
+    training: Training = TRAINING,
     ranks: Ranks = ALONE,
 ) -> CausalPrior:
     """Step 3: trains a prior on the codes of a run. A run that has a trained one gives it back at once.
@@ -52,8 +46,8 @@ def train_prior(
         prior: ``"gated"`` (``PixelCNN``) or ``"residual"`` (``ResidualPixelCNN``).
         prior_options: arguments of that class.
         use_labels: whether the prior learns each class, where the codes have labels.
-        steps, epochs, batch_size, lr, seed, val_every, patience, tensorboard, ranks: see
-            ``train_vqvae``; the held-out figure is bits per code.
+        training: how it is trained; the held-out figure is bits per code.
+        ranks: the processes that work together.
 
     Returns:
         The trained prior, in eval mode. It lies in ``prior.safetensors``, its curves in ``prior.png`` and
@@ -64,7 +58,6 @@ def train_prior(
         TypeError, ValueError: an argument is of the wrong type or out of range, a file is damaged, or the run
             has a prior with other settings.
     """
-    check_seed(seed)
     check_choice("prior", prior, PRIORS)
     options = dict(prior_options or {})
     unknown = options.keys() - inspect.signature(PRIORS[prior]).parameters.keys()
@@ -75,43 +68,37 @@ def train_prior(
     (indices,), labels = stage_codes(run, f"codes/{TRAIN}").all()
     labels = labels if use_labels else None
     num_classes = None if labels is None else reopen_parts(run)[TRAIN].num_classes
-    torch.manual_seed(seed)
-    network = PRIORS[prior](num_embeddings, num_classes=num_classes, **options)
-    steps = num_steps(steps, epochs, len(indices), batch_size)
-    training: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
+    torch.manual_seed(training.seed)
+    network = PRIORS[prior](num_embeddings, num_classes=num_classes, **options).to(ranks.device)
     settings = {"codes": run.settings(f"codes/{TRAIN}"), "prior": prior, "num_classes": num_classes}
-    begin_training(
-        run, "prior", {**settings, **options, **training, **validating(val_every, patience)}, ranks
-    )
+    begin_training(run, "prior", {**settings, **options, **training.settings(len(indices))}, ranks)
 
     def measure() -> dict[str, float]:
         return {"held_out_bits_per_code": bits_per_code(network, held_out, ranks=ranks).mean().item()}
 
-    validation = Validation(measure, "held_out_bits_per_code", val_every, patience) if val_every else None
-
-    train = partial(fit_prior, network, indices, labels, validation=validation, **training)
-    train_once(run, "prior", network, ranks, train, tensorboard)
+    validation = validation_of(training, "held_out_bits_per_code", measure)
+    make_task = partial(prior_task, network, indices, labels, ranks)
+    train_once(run, "prior", network, make_task, training, validation=validation, ranks=ranks)
     return load_model(run.folder, "prior", device=ranks.device)
 
 
-def fit_prior(
-    prior: CausalPrior, indices: Tensor, labels: Tensor | None, *, ranks: Ranks, **options: Any
-) -> History:
-    """Trains a prior on grids of codes by cross-entropy.
+def prior_task(prior: CausalPrior, indices: Tensor, labels: Tensor | None, ranks: Ranks) -> Task:
+    """What a prior learns: grids of codes, by cross-entropy.
+
+    Its figures are loss (nats for a code) and bits_per_code.
 
     Args:
         indices: int64 ``(N, *shape)``.
         labels: int64 ``(N,)`` or None.
-        options: see ``fit``.
-
-    Returns:
-        The history: loss (nats for a code) and bits_per_code.
     """
 
-    def metrics_of(step: int, numbers: Tensor) -> dict[str, Tensor]:
-        batch = indices[numbers].to(ranks.device)
-        logits = prior(batch, None if labels is None else labels[numbers].to(ranks.device))
-        loss = F.cross_entropy(logits, batch)
+    def batch(share: Share) -> tuple[Tensor, Tensor | None]:
+        return indices[share.numbers], None if labels is None else labels[share.numbers]
+
+    def metrics(step: int, batch: tuple[Tensor, Tensor | None]) -> dict[str, Tensor]:
+        grids = batch[0].to(ranks.device)
+        own = None if batch[1] is None else batch[1].to(ranks.device)
+        loss = F.cross_entropy(prior(grids, own), grids)
         return {"loss": loss, "bits_per_code": loss.detach() / math.log(2)}
 
-    return fit(prior, metrics_of, len(indices), ranks=ranks, label="prior", **options)
+    return Task("prior", len(indices), batch, metrics)

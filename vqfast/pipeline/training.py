@@ -1,53 +1,23 @@
-"""What the trainings of a run have in common: their length, their settings, and that each happens once."""
+"""What the trainings of a run have in common: their settings, and that each happens once."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
-from vqfast.checks import check_integer, check_number
 from vqfast.files import write_file
 from vqfast.models import Autoencoder
 from vqfast.pipeline.checkpoint import save_model
 from vqfast.pipeline.curves import draw_curves
 from vqfast.pipeline.logs import log_to
-from vqfast.pipeline.loop import reopen
+from vqfast.pipeline.loop import Task, fit
+from vqfast.pipeline.options import Training
 from vqfast.pipeline.ranks import Ranks
 from vqfast.pipeline.run import Run
+from vqfast.pipeline.state import reopen
 from vqfast.pipeline.storage import read_json, read_tensors, write_json
-from vqfast.pipeline.validation import History
+from vqfast.pipeline.validation import Validation
 from vqfast.priors.base import CausalPrior
-
-STEPS = 10_000  # of a training, unless steps or epochs says otherwise
-
-
-def check_seed(seed: int) -> None:
-    check_integer("seed", seed, 0, 2**32 - 1)  # torch's generator would look at the low 32 bits only
-
-
-def num_steps(steps: int | None, epochs: float | None, num: int, batch_size: int) -> int:
-    """How many steps of ``batch_size`` a training on ``num`` items has."""
-    if epochs is not None:
-        check_number("epochs", epochs, above=0)
-        check_integer("batch_size", batch_size)
-        if steps is not None:
-            raise ValueError("steps and epochs exclude each other; want one of them")
-        return math.ceil(epochs * num / batch_size)
-    steps = STEPS if steps is None else steps
-    check_integer("steps", steps)
-    return steps
-
-
-def validating(val_every: int | None, patience: int | None) -> dict[str, int]:
-    """The settings of the validation that are given."""
-    check_integer("val_every", val_every, optional=True)
-    check_integer("patience", patience, optional=True)
-    if patience is not None and val_every is None:
-        raise ValueError("patience goes with val_every")
-    given = {"val_every": val_every, "patience": patience}
-    return {name: value for name, value in given.items() if value is not None}
 
 
 def begin_training(run: Run, name: str, settings: Mapping[str, Any], ranks: Ranks) -> None:
@@ -67,16 +37,17 @@ def train_once(
     run: Run,
     name: str,
     model: Autoencoder | CausalPrior,
+    make_task: Callable[[], Task],
+    training: Training,
+    *,
+    validation: Validation | None,
     ranks: Ranks,
-    train: Callable[..., History],
-    tensorboard: str | Path | None,
 ) -> None:
     """Trains and saves a model, unless its weights are in the run."""
     state = run.folder / f"{name}.state.safetensors"
     if not (run.folder / f"{name}.safetensors").is_file():
-        model.to(ranks.device)
-        board = tensorboard if ranks.first else None
-        history = train(state=state, ranks=ranks, log=log_to(run.folder, name, board))
+        log = log_to(run.folder, name, training.tensorboard if ranks.first else None)
+        history = fit(model, make_task(), training, file=state, ranks=ranks, validation=validation, log=log)
         if ranks.first:
             write_json(run.folder / f"{name}.history.json", history)
             write_file(run.folder / f"{name}.png", draw_curves(history, title=name))

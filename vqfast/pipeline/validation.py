@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from vqfast.pipeline.options import Training
+
 History = dict[str, list[float | None]]  # None where a figure wasn't measured
 
 
@@ -39,6 +41,15 @@ class Validation:
     def _since_best(self, history: History) -> int:
         values = measured(history.get(self.figure, ()))
         return len(values) - 1 - values.index(min(values)) if values else 0
+
+
+def validation_of(
+    training: Training, figure: str, measure: Callable[[], Mapping[str, float]]
+) -> Validation | None:
+    """The validation that a training asks for; see ``Validation``."""
+    if training.val_every is None:
+        return None
+    return Validation(measure, figure, training.val_every, training.patience)
 
 
 def measured(column: Sequence[float | None]) -> list[float]:

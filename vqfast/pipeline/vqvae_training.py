@@ -12,22 +12,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqfast.checks import check_choice, check_integer
+from vqfast.checks import check_choice
 from vqfast.data import Dataset
 from vqfast.data.protocol import BATCH
 from vqfast.functional import perplexity
 from vqfast.models import CONFIGS, VQVAE, Autoencoder
 from vqfast.nn.kmeans import kmeans
 from vqfast.pipeline.checkpoint import check_rebuildable, load_model
-from vqfast.pipeline.loop import fit
+from vqfast.pipeline.loop import Share, Task
 from vqfast.pipeline.measures import measure_reconstruction
+from vqfast.pipeline.options import Training
 from vqfast.pipeline.parts import HELD_OUT, TRAIN, data_note, open_parts
 from vqfast.pipeline.progress import write_lines
 from vqfast.pipeline.ranks import ALONE, Ranks
 from vqfast.pipeline.run import Run
-from vqfast.pipeline.training import begin_training, check_seed, num_steps, train_once, validating
-from vqfast.pipeline.validation import History, Validation
+from vqfast.pipeline.training import begin_training, train_once
+from vqfast.pipeline.validation import validation_of
 
+TRAINING = Training()
 REFITS = (0.0, 0.05, 0.15, 0.3)  # shares of the training after which k-means fits the codebook anew
 
 
@@ -42,14 +44,7 @@ def train_vqvae(
     model: str = "paper",
     model_options: Mapping[str, Any] | None = None,
     codebook: str = "kmeans",
-    steps: int | None = None,
-    epochs: float | None = None,
-    batch_size: int = 128,
-    lr: float = 2e-4,
-    seed: int = 0,
-    val_every: int | None = None,
-    patience: int | None = None,
-    tensorboard: str | Path | None = None,
+    training: Training = TRAINING,
     ranks: Ranks = ALONE,
 ) -> Autoencoder:
     """Step 1: trains a VQ-VAE on data. A run that has a trained one gives it back at once.
@@ -66,16 +61,8 @@ def train_vqvae(
         model_options: arguments of ``VQVAE`` that replace those of the configuration.
         codebook: ``"kmeans"`` fits it to the encoder's output at the start and three times early on, so that
             no code is left behind while the encoder finds its range; ``"uniform"`` starts it at random.
-        steps: how many steps the training has, 10,000 unless ``epochs`` is given. A run goes on when more are
-            asked for, from there with the schedule of the new length.
-        epochs: how often the training sees each item, in place of ``steps``; may be a fraction.
-        batch_size: items in a step.
-        lr: Adam's learning rate at the start; it decays to 0 by a cosine.
-        seed: fixes the weights, the batches and the split; in 0..2^32 - 1.
-        val_every: measures the held-out part after every so many steps, and keeps the weights whose squared
-            error is least there; None keeps the last weights.
-        patience: ends the training after so many measurements without a better one.
-        tensorboard: a folder for TensorBoard's events, where it is installed.
+        training: how it is trained; its seed fixes the split too. The held-out figure that is compared is the
+            squared error.
         ranks: the processes that work together.
 
     Returns:
@@ -87,30 +74,37 @@ def train_vqvae(
             doesn't fit the model, or the run was begun with other settings.
 
     >>> import tempfile
-    >>> from vqfast.pipeline import SampleRequest, decode, encode, sample
+    >>> from vqfast.pipeline import PriorTraining, SampleRequest, decode, encode, sample
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     run = Run(folder, create=True)
     ...     small = {"hidden_channels": 8, "num_embeddings": 16, "embedding_dim": 4}
-    ...     vqvae = train_vqvae(run, "digits", reading={"size": 8}, model_options=small, steps=2)
+    ...     reading = {"size": 8}
+    ...     training = Training(steps=2)
+    ...     vqvae = train_vqvae(
+    ...         run, "digits", reading=reading, model_options=small, training=training
+    ...     )
     ...     for part, dataset in reopen_parts(run).items():
     ...         encode(run, vqvae, dataset, part=part)
-    ...     prior = train_prior(run, prior_options={"channels": 8, "num_layers": 2}, steps=2)
+    ...     small = {"channels": 8, "num_layers": 2}
+    ...     prior = train_prior(run, prior_options=small, training=PriorTraining(steps=2))
     ...     samples = sample(run, prior, SampleRequest(num=4, shape=(2, 2)))
     ...     decode(run, vqvae, samples, format="png")
     ...     sorted(path.name for path in Path(folder, "png").iterdir())
     ['0000000.png', '0000001.png', '0000002.png', '0000003.png']
     """
-    check_seed(seed)
     check_choice("model", model, CONFIGS)
-    note = data_note(data, modality=modality, holdout=holdout, seed=seed, reading=reading or {}, group=group)
+    check_choice("codebook", codebook, ("kmeans", "uniform"))
+    note = data_note(
+        data, modality=modality, holdout=holdout, seed=training.seed, reading=reading or {}, group=group
+    )
     parts, found = open_parts(run, note, ranks)
     part = parts[TRAIN]
     write_lines(ranks, "data", part.describe())
     options = dict(model_options or {})
     if codebook == "uniform":
         options.setdefault("kmeans_init", False)
-    torch.manual_seed(seed)
-    vqvae = VQVAE.named(model, in_channels=part.shape[0], **options)
+    torch.manual_seed(training.seed)
+    vqvae = VQVAE.named(model, in_channels=part.shape[0], **options).to(ranks.device)
     check_rebuildable(vqvae)
     try:
         vqvae.code_shape(part.shape[1:])
@@ -119,50 +113,40 @@ def train_vqvae(
             stride = f"a multiple of {vqvae.stride}, the model's stride"
             raise ValueError(f"size is {note['size']}; want {stride}") from None
         raise ValueError(f"the data doesn't fit the model: {error}; --size resizes images") from None
-    steps = num_steps(steps, epochs, len(part), batch_size)
-    training: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
-    settings = {"data": note, "model": model, **options, "codebook": codebook, **training}
-    settings |= validating(val_every, patience)
-    begin_training(run, "vqvae", settings, ranks)
+    settings = {"data": note, "model": model, **options, "codebook": codebook}
+    begin_training(run, "vqvae", settings | training.settings(len(part)), ranks)
     run.begin("data", found, ranks=ranks)
 
     def measure() -> dict[str, float]:
         figures = measure_reconstruction(vqvae, parts[HELD_OUT], ranks=ranks)
         return {f"held_out_{name}": figures[name] for name in ("mse", "psnr")}
 
-    validation = Validation(measure, "held_out_mse", val_every, patience) if val_every else None
-
-    train = partial(fit_vqvae, vqvae, part, codebook=codebook, validation=validation, **training)
-    train_once(run, "vqvae", vqvae, ranks, train, tensorboard)
+    validation = validation_of(training, "held_out_mse", measure)
+    make_task = partial(vqvae_task, vqvae, part, training, codebook=codebook, ranks=ranks)
+    train_once(run, "vqvae", vqvae, make_task, training, validation=validation, ranks=ranks)
     return load_model(run.folder, "vqvae", device=ranks.device)
 
 
-def fit_vqvae(
-    model: VQVAE, dataset: Dataset, *, codebook: str, ranks: Ranks, steps: int, seed: int, **options: Any
-) -> History:
-    """Trains a VQ-VAE: squared error over the data's variance (as in the Keras example) and the layer's loss.
+def vqvae_task(model: VQVAE, dataset: Dataset, training: Training, *, codebook: str, ranks: Ranks) -> Task:
+    """What a VQ-VAE learns: squared error over the data's variance, as in the Keras example, and ``loss``.
 
-    A decoder with a likelihood has the nats of a value in place of the squared error.
+    A decoder with a likelihood has the nats of a value in place of the squared error. The figures are loss,
+    mse (of values in 0..1), perplexity and dead_codes.
 
     Args:
         codebook: see ``train_vqvae``.
-        options: see ``fit``.
-
-    Returns:
-        The history: loss, mse (of values in 0..1), perplexity and dead_codes.
     """
-    check_choice("codebook", codebook, ("kmeans", "uniform"))
-    check_integer("steps", steps)
+    steps = training.num_steps(len(dataset))
     refits = {int(steps * share) for share in REFITS} if codebook == "kmeans" else ()
     num_embeddings = model.vq.num_embeddings
     subset = dataset.batch(range(0, len(dataset), -(-len(dataset) // 1000)))
     used = torch.zeros(num_embeddings, dtype=torch.bool, device=ranks.device)
     variance = subset.double().var(correction=0).clamp(min=1e-6).item()
 
-    def metrics_of(step: int, numbers: Tensor) -> dict[str, Tensor]:
+    def metrics(step: int, batch: Tensor) -> dict[str, Tensor]:
         if step in refits:
-            _refit(model, subset, seed, ranks)
-        x = dataset.batch(numbers).to(ranks.device)
+            _refit(model, subset, training.seed, ranks)
+        x = batch.to(ranks.device)
         if model.num_mixtures:
             out, nats = model(x, return_nats=True)
             mse = F.mse_loss(out.reconstruction.detach(), x)
@@ -178,8 +162,10 @@ def fit_vqvae(
             "perplexity": perplexity(out.indices, num_embeddings),
         }
 
-    options |= {"ranks": ranks, "steps": steps, "seed": seed}
-    return fit(model, metrics_of, len(dataset), label="VQ-VAE", used=used, **options)
+    def batch(share: Share) -> Tensor:
+        return dataset.batch(share.numbers)
+
+    return Task("VQ-VAE", len(dataset), batch, metrics, {"dead_codes": used})
 
 
 @torch.no_grad()

@@ -1,0 +1,86 @@
+"""The options of a training: each has its one default and its one check here."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from vqfast.checks import check_integer, check_number
+
+STEPS = 10_000  # of a training, unless steps or epochs says otherwise
+
+# of a field: the trained weights don't depend on it, so that a run may go on with another value
+FREE = {"free": True}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How a VQ-VAE is trained.
+
+    Args:
+        steps: how many steps the training has, 10,000 unless ``epochs`` is given. A run goes on when more are
+            asked for, from there with the schedule of the new length.
+        epochs: how often the training sees each item, in place of ``steps``; may be a fraction.
+        batch_size: items in a step, over all processes.
+        lr: Adam's learning rate at the start; it decays to 0 by a cosine.
+        seed: fixes the weights and the batches; in 0..2^32 - 1.
+        val_every: measures the held-out part after every so many steps, and keeps the weights that are best
+            there; None keeps the last weights.
+        patience: ends the training after so many measurements without a better one.
+        tensorboard: a folder for TensorBoard's events, where it is installed.
+
+    Raises:
+        TypeError: an option is of the wrong type.
+        ValueError: an option is out of range, or two exclude each other.
+
+    >>> Training(epochs=3, batch_size=32).num_steps(1000)
+    94
+    """
+
+    steps: int | None = None
+    epochs: float | None = None
+    batch_size: int = 128
+    lr: float = 2e-4
+    seed: int = 0
+    val_every: int | None = None
+    patience: int | None = None
+    tensorboard: str | Path | None = field(default=None, metadata=FREE)
+
+    def __post_init__(self) -> None:
+        check_integer("steps", self.steps, optional=True)
+        check_number("epochs", self.epochs, above=0, optional=True)
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("steps and epochs exclude each other; want one of them")
+        check_integer("batch_size", self.batch_size)
+        check_number("lr", self.lr, above=0)
+        check_integer("seed", self.seed, 0, 2**32 - 1)  # torch's generator looks at the low 32 bits only
+        check_integer("val_every", self.val_every, optional=True)
+        check_integer("patience", self.patience, optional=True)
+        if self.patience is not None and self.val_every is None:
+            raise ValueError("patience goes with val_every")
+
+    def num_steps(self, num: int) -> int:
+        """How many steps a training on ``num`` items has."""
+        if self.epochs is not None:
+            return math.ceil(self.epochs * num / self.batch_size)
+        return STEPS if self.steps is None else self.steps
+
+    def settings(self, num: int) -> dict[str, Any]:
+        """What a run notes of a training on ``num`` items: the options that its weights depend on."""
+        noted = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata != FREE}
+        noted |= {"steps": self.num_steps(num), "epochs": None}
+        return {name: value for name, value in noted.items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorTraining(Training):
+    """How a prior is trained: the options of ``Training``, some with other defaults.
+
+    >>> Training().batch_size, PriorTraining().batch_size
+    (128, 64)
+    """
+
+    batch_size: int = 64
+    lr: float = 3e-4

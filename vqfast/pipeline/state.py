@@ -1,0 +1,100 @@
+"""All that changes while a model trains, and the file that it lies in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from vqfast.checks import check_integer
+from vqfast.pipeline.options import Training
+from vqfast.pipeline.storage import read_tensors, write_tensors
+from vqfast.pipeline.validation import History, measured
+
+Weights = dict[str, Tensor]
+
+
+class State:
+    """A model in training.
+
+    Args:
+        model: is trained in place.
+        training: how.
+        used: see ``Task``.
+
+    Attributes:
+        step: how many steps are done.
+        history: see ``fit``.
+        best: the weights that were best on held-out data, if any were measured.
+    """
+
+    def __init__(self, model: nn.Module, training: Training, used: Mapping[str, Tensor]) -> None:
+        self.model, self.used = model, used
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=training.lr)
+        self.step = 0
+        self.history: History = {}
+        self.best: Weights = {}
+
+    def save(self, file: Path) -> None:
+        """Writes all of it to a safetensors file."""
+        others = {f"best.{name}": t for name, t in self.best.items()}
+        others |= {f"used.{name}": t for name, t in self.used.items()}
+        for number, moments in self.optimizer.state_dict()["state"].items():
+            others |= {f"adam.{number}.{name}": t for name, t in moments.items()}
+        _write(file, self.model.state_dict(), self.step, self.history, others)
+
+    def restore(self, file: Path, steps: int) -> None:
+        """Reads what ``save`` or ``reopen`` wrote, of a training of no more than ``steps``.
+
+        Raises:
+            ValueError: the file is damaged or another training's.
+        """
+        tensors = read_tensors(file)
+        try:
+            progress = json.loads(bytes(tensors.pop("progress").tolist()))
+            self.step, self.history = progress["step"], progress["history"]
+            check_integer("step", self.step, 0, steps)
+            if len({len([v is None or float(v) for v in column]) for column in self.history.values()}) > 1:
+                raise ValueError("the history's columns differ in length")
+            for name, mask in self.used.items():
+                mask.copy_(tensors.get(f"used.{name}", mask))  # a finished training's state has none
+            self.model.load_state_dict(_under("model", tensors))
+            self.best = _under("best", tensors) or weights_of(self.model)  # nor best weights
+            self._restore_moments(_under("adam", tensors))
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"{file} is no state of this training; remove it to start anew") from error
+
+    def _restore_moments(self, tensors: Weights) -> None:
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            number, moment = name.split(".")
+            moments.setdefault(int(number), {})[moment] = tensor
+        for place, found in moments.items():
+            shape = self.optimizer.param_groups[0]["params"][place].shape
+            if {n: t.shape for n, t in found.items()} != {"step": (), "exp_avg": shape, "exp_avg_sq": shape}:
+                raise ValueError(f"moments {place} have other shapes")
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+
+
+def weights_of(model: nn.Module) -> Weights:
+    """A copy of the state of a model."""
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def reopen(file: Path, weights: Weights, history: History) -> None:
+    """Writes the state of a finished training that is to go on; Adam's moments begin at zero."""
+    _write(file, weights, int(measured(history["step"])[-1]) + 1, history, {})
+
+
+def _write(file: Path, weights: Weights, step: int, history: History, others: Weights) -> None:
+    text = json.dumps({"step": step, "history": history}).encode()
+    progress = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    write_tensors(file, {**{f"model.{n}": t for n, t in weights.items()}, "progress": progress, **others})
+
+
+def _under(prefix: str, tensors: Weights) -> Weights:
+    """The tensors under a prefix, by the rest of their names."""
+    return {n.removeprefix(f"{prefix}."): t for n, t in tensors.items() if n.startswith(f"{prefix}.")}
