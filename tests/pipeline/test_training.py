@@ -25,7 +25,7 @@ from vqfast.pipeline.options import Training
 from vqfast.pipeline.prior_training import prior_task
 from vqfast.pipeline.ranks import ALONE
 from vqfast.pipeline.storage import read_tensors, write_tensors
-from vqfast.pipeline.vqvae_training import vqvae_task
+from vqfast.pipeline.vqvae_task import vqvae_task
 from vqfast.priors import PixelCNN, ResidualPixelCNN
 from vqfast.priors.base import CausalPrior
 

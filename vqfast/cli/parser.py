@@ -74,7 +74,8 @@ def make_parser() -> argparse.ArgumentParser:
     group = "regular expression, such as '(.*)_crop': images whose names agree in its parentheses, here the "
     group += "crops of a photo, are held out together or not at all (default: each by itself)"
     sub.option("--group", group, metavar="REGEX")
-    sub.option("--model", "configuration: paper, keras or ruseckas", like)
+    model = "configuration: paper, keras or ruseckas; of several levels vqvae2 or ruseckas-hierarchical"
+    sub.option("--model", model, like)
     for name, kind, help in (
         ("--hidden-channels", int, "channels inside the encoder and the decoder"),
         ("--num-downsamplings", int, "how often the encoder halves height and width"),

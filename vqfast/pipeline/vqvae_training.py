@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from vqfast.checks import check_choice
-from vqfast.data import Dataset
-from vqfast.data.protocol import BATCH
-from vqfast.functional import perplexity
-from vqfast.models import CONFIGS, VQVAE, Autoencoder
-from vqfast.nn.kmeans import kmeans
+from vqfast.models import Autoencoder
 from vqfast.pipeline.checkpoint import check_rebuildable, load_model
-from vqfast.pipeline.loop import Share, Task
 from vqfast.pipeline.measures import measure_reconstruction
 from vqfast.pipeline.options import Training
 from vqfast.pipeline.parts import HELD_OUT, TRAIN, data_note, open_parts
@@ -28,9 +20,9 @@ from vqfast.pipeline.ranks import ALONE, Ranks
 from vqfast.pipeline.run import Run
 from vqfast.pipeline.training import begin_training, train_once
 from vqfast.pipeline.validation import validation_of
+from vqfast.pipeline.vqvae_task import MODELS, vqvae_task
 
 TRAINING = Training()
-REFITS = (0.0, 0.05, 0.15, 0.3)  # shares of the training after which k-means fits the codebook anew
 
 
 def train_vqvae(
@@ -57,8 +49,8 @@ def train_vqvae(
         holdout: the share of the data that is kept out of training, above 0 and below 1.
         group: a regular expression; images whose file names agree in its first pair of parentheses are on one
             side of the split. See ``Images.split``.
-        model: a configuration that ``VQVAE.named`` knows.
-        model_options: arguments of ``VQVAE`` that replace those of the configuration.
+        model: a configuration that ``VQVAE.named`` or ``HierarchicalVQVAE.named`` knows.
+        model_options: arguments of that class that replace those of the configuration.
         codebook: ``"kmeans"`` fits it to the encoder's output at the start and three times early on, so that
             no code is left behind while the encoder finds its range; ``"uniform"`` starts it at random.
         training: how it is trained; its seed fixes the split too. The held-out figure that is compared is the
@@ -92,7 +84,7 @@ def train_vqvae(
     ...     sorted(path.name for path in Path(folder, "png").iterdir())
     ['0000000.png', '0000001.png', '0000002.png', '0000003.png']
     """
-    check_choice("model", model, CONFIGS)
+    check_choice("model", model, MODELS)
     check_choice("codebook", codebook, ("kmeans", "uniform"))
     note = data_note(
         data, modality=modality, holdout=holdout, seed=training.seed, reading=reading or {}, group=group
@@ -104,10 +96,13 @@ def train_vqvae(
     if codebook == "uniform":
         options.setdefault("kmeans_init", False)
     torch.manual_seed(training.seed)
-    vqvae = VQVAE.named(model, in_channels=part.shape[0], **options).to(ranks.device)
+    sizes = {"in_channels": part.shape[0]}
+    if model == "ruseckas-hierarchical":
+        sizes["image_size"] = part.shape[1]
+    vqvae = MODELS[model].named(model, **{**sizes, **options}).to(ranks.device)
     check_rebuildable(vqvae)
     try:
-        vqvae.code_shape(part.shape[1:])
+        vqvae.code_shapes(part.shape[1:])
     except ValueError as error:
         if note.get("size") is not None:
             stride = f"a multiple of {vqvae.stride}, the model's stride"
@@ -125,56 +120,3 @@ def train_vqvae(
     make_task = partial(vqvae_task, vqvae, part, training, codebook=codebook, ranks=ranks)
     train_once(run, "vqvae", vqvae, make_task, training, validation=validation, ranks=ranks)
     return load_model(run.folder, "vqvae", device=ranks.device)
-
-
-def vqvae_task(model: VQVAE, dataset: Dataset, training: Training, *, codebook: str, ranks: Ranks) -> Task:
-    """What a VQ-VAE learns: squared error over the data's variance, as in the Keras example, and ``loss``.
-
-    A decoder with a likelihood has the nats of a value in place of the squared error. The figures are loss,
-    mse (of values in 0..1), perplexity and dead_codes.
-
-    Args:
-        codebook: see ``train_vqvae``.
-    """
-    steps = training.num_steps(len(dataset))
-    refits = {int(steps * share) for share in REFITS} if codebook == "kmeans" else ()
-    num_embeddings = model.vq.num_embeddings
-    subset = dataset.batch(range(0, len(dataset), -(-len(dataset) // 1000)))
-    used = torch.zeros(num_embeddings, dtype=torch.bool, device=ranks.device)
-    variance = subset.double().var(correction=0).clamp(min=1e-6).item()
-
-    def metrics(step: int, batch: Tensor) -> dict[str, Tensor]:
-        if step in refits:
-            _refit(model, subset, training.seed, ranks)
-        x = batch.to(ranks.device)
-        if model.num_mixtures:
-            out, nats = model(x, return_nats=True)
-            mse = F.mse_loss(out.reconstruction.detach(), x)
-            error = nats.mean() / x[0].numel()
-        else:
-            out = model(x)
-            mse = F.mse_loss(out.reconstruction, x)
-            error = mse / variance
-        used.index_fill_(0, out.indices.flatten(), True)
-        return {
-            "loss": error + out.loss,
-            "mse": mse,
-            "perplexity": perplexity(out.indices, num_embeddings),
-        }
-
-    def batch(share: Share) -> Tensor:
-        return dataset.batch(share.numbers)
-
-    return Task("VQ-VAE", len(dataset), batch, metrics, {"dead_codes": used})
-
-
-@torch.no_grad()
-def _refit(model: VQVAE, items: Tensor, seed: int, ranks: Ranks) -> None:
-    """Fits the codebook to the encoder's output for some items, the same ones on every process."""
-    num_embeddings, codes = model.vq.num_embeddings, math.prod(model.code_shape(items.shape[2:]))
-    items = items[: max(8, 64 * num_embeddings // codes)]
-    model.eval()
-    z_e = torch.cat([model.encoder(batch.to(ranks.device)) for batch in torch.split(items, BATCH)])
-    model.train()
-    if z_e.isfinite().all():  # otherwise the loss isn't finite either, and tells the user
-        model.vq.set_codebook(kmeans(z_e.movedim(1, -1).flatten(0, -2), num_embeddings, seed=seed))
