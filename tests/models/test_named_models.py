@@ -98,6 +98,28 @@ def test_ruseckas_is_the_notebooks_model() -> None:
     torch.testing.assert_close(model.vq.codebook.grad, plain.codebook.grad)
 
 
+def test_models_of_a_source_start_as_it_does_and_nothing_revives_their_codes() -> None:
+    bounds = {"keras": 0.05, "ruseckas": 1 / 256}
+    layers = [(VQVAE.named(name).vq, bound) for name, bound in bounds.items()]
+    hierarchy = HierarchicalVQVAE.named("ruseckas-hierarchical", num_levels=3, image_size=16)
+    layers += [(level.vq, 1 / 128) for level in hierarchy.levels]
+    for vq, bound in layers:
+        assert 0.9 * bound < vq.codebook.abs().max() <= bound
+        before = vq.codebook.clone()
+        vq(torch.randn(4, vq.embedding_dim, 3, 3))
+        assert torch.equal(vq.codebook, before)
+    assert VQVAE.named("keras", kmeans_init=True).vq.codebook.abs().max() <= 1 / 128  # the data replaces it
+
+
+def test_images_are_computed_with_the_channels_last() -> None:
+    for name, shape in {"paper": (3, 16, 16), "keras": (1, 16, 16), "ruseckas": (3, 64, 64)}.items():
+        model = VQVAE.named(name, hidden_channels=64)
+        out, z_e = model(torch.rand(2, *shape)), model.encoder(torch.rand(2, *shape))
+        for computed in (out.reconstruction, z_e):
+            assert computed.is_contiguous(memory_format=torch.channels_last)
+    VQVAE.named("paper-video", hidden_channels=8)(torch.rand(1, 3, 4, 8, 8))
+
+
 def test_ruseckas_starts_kaiming_normal() -> None:
     model = VQVAE.named("ruseckas")
     for conv in model.modules():

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from vqfast.checks import check_integer
+from vqfast.checks import Device, check_integer
 from vqfast.models.batch_norm import BatchNorm2d
 
 
@@ -19,11 +20,22 @@ class Architecture(NamedTuple):
         build: makes the modules.
         ndims: the numbers of spatial axes that it can have.
         defaults: the options that it has, and their defaults.
+        channels_last: whether its images are computed faster with the channels last in memory.
+        codebook_bound: the code vectors start uniformly in plus and minus this, unless they start from data;
+            ``None`` for the layer's own random start.
     """
 
     build: Callable[..., Any]
     ndims: tuple[int, ...]
     defaults: dict[str, int]
+    channels_last: bool = True
+    codebook_bound: float | None = None
+
+    def place(self, model: nn.Module, ndim: int, device: Device, dtype: torch.dtype | None) -> None:
+        """Moves a new model of ``ndim`` axes. What its kernels compute takes over their memory format."""
+        last = self.channels_last and ndim == 2
+        of_torch: Any = model  # torch's annotations leave memory_format out
+        of_torch.to(device, dtype, memory_format=torch.channels_last if last else torch.preserve_format)
 
 
 def convolutions(ndim: int) -> tuple[Callable[..., nn.Module], Callable[..., nn.Module]]:
@@ -153,7 +165,12 @@ ARCHITECTURES = {
         (1, 2, 3),
         {"hidden_channels": 256, "num_downsamplings": 2, "num_residual_blocks": 2, "num_mixtures": 0},
     ),
-    "keras": Architecture(_keras, (2,), {"hidden_channels": 64, "num_downsamplings": 2, "num_mixtures": 0}),
+    "keras": Architecture(
+        _keras,
+        (2,),
+        {"hidden_channels": 64, "num_downsamplings": 2, "num_mixtures": 0},
+        codebook_bound=0.05,  # tf.random_uniform_initializer's
+    ),
     "ruseckas": Architecture(_ruseckas, (2,), {"hidden_channels": 512, "num_downsamplings": 5}),
 }
 # minimum, and maximum where there is one; the stride of a model is a power of two

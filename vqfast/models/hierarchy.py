@@ -15,7 +15,7 @@ from vqfast.checks import Device, check_choice, check_integer, check_number, che
 from vqfast.models.architectures import Architecture, check_ndim, chosen
 from vqfast.models.autoencoder import Autoencoder
 from vqfast.models.levels import Level
-from vqfast.models.quantizers import LayerOptions, make_layer
+from vqfast.models.quantizers import RANDOM_START, LayerOptions, make_layer
 from vqfast.models.ruseckas import build_ruseckas_hierarchical
 from vqfast.models.vqvae2 import build_vqvae2
 from vqfast.nn.calls import typed_as
@@ -38,7 +38,10 @@ HIERARCHIES = {
         },
     ),
     "ruseckas-hierarchical": Architecture(
-        build_ruseckas_hierarchical, (2,), {"num_levels": 6, "hidden_channels": 512, "image_size": 128}
+        build_ruseckas_hierarchical,
+        (2,),
+        {"num_levels": 6, "hidden_channels": 512, "image_size": 128},
+        channels_last=False,  # its finest levels have one channel, and few
     ),
 }
 
@@ -113,7 +116,11 @@ class HierarchicalVQVAE(Autoencoder):
 
     CONFIGS: ClassVar[dict[str, dict[str, Any]]] = {
         "vqvae2": {"architecture": "vqvae2", "decay": 0.99},
-        "ruseckas-hierarchical": {"architecture": "ruseckas-hierarchical", "num_embeddings": 128},
+        "ruseckas-hierarchical": {
+            "architecture": "ruseckas-hierarchical",
+            "num_embeddings": 128,
+            **RANDOM_START,
+        },
     }
 
     def __init__(
@@ -137,13 +144,13 @@ class HierarchicalVQVAE(Autoencoder):
         super().__init__()
         check_placement(device, dtype)
         check_choice("architecture", architecture, HIERARCHIES)
-        build, ndims, defaults = HIERARCHIES[architecture]
+        kind = HIERARCHIES[architecture]
         check_integer("in_channels", in_channels)
-        check_ndim(ndim, ndims, architecture)
+        check_ndim(ndim, kind.ndims, architecture)
         check_integer("num_embeddings", num_embeddings, optional=True)
         sizes = chosen(
             f"architecture {architecture!r}",
-            defaults,
+            kind.defaults,
             num_levels=num_levels,
             hidden_channels=hidden_channels,
             num_downsamplings=num_downsamplings,
@@ -157,9 +164,9 @@ class HierarchicalVQVAE(Autoencoder):
         self.strides = tuple(2 ** (finest + i) for i in reversed(range(sizes["num_levels"])))
         layer = partial(make_layer, 512 if num_embeddings is None else num_embeddings, options=options)
         with nullcontext() if device is None else torch.device(device):
-            self.encoder, levels, self.decoder = build(ndim, in_channels, layer, **sizes)
+            self.encoder, levels, self.decoder = kind.build(ndim, in_channels, layer, **sizes)
             self.levels = cast("Sequence[Level]", nn.ModuleList(levels))
-        self.to(dtype=dtype)
+        kind.place(self, ndim, device, dtype)
 
     @property
     def config(self) -> dict[str, Any]:

@@ -13,6 +13,8 @@ LAYERS: dict[str, type[VQLayer | ResidualVQLayer]] = {
     kind.__name__: kind for kind in (VQLayer, ResidualVQLayer)
 }
 MakeLayer = Callable[[int], VQLayer]  # of an embedding_dim
+# the layers of the Keras example and of the notebooks: the optimiser alone moves their random code vectors
+RANDOM_START: dict[str, Any] = {"kmeans_init": False, "revive_below": 0.0}
 NEEDED = ("num_embeddings", "embedding_dim", "encode", "decode")
 
 

@@ -14,7 +14,7 @@ from vqfast.checks import Device, check_choice, check_integer, check_number, che
 from vqfast.models.architectures import ARCHITECTURES, check_ndim, chosen
 from vqfast.models.autoencoder import Autoencoder, axes
 from vqfast.models.likelihood import logistic_mixture_mean, logistic_mixture_nats, mixture_channels
-from vqfast.models.quantizers import LayerOptions, given_quantizer, make_layer, quantizer_config
+from vqfast.models.quantizers import RANDOM_START, LayerOptions, given_quantizer, make_layer, quantizer_config
 from vqfast.nn.calls import typed_as
 from vqfast.nn.sharded import whole
 from vqfast.nn.vq import VQLayer
@@ -26,12 +26,19 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "paper": {"architecture": "paper"},
     "paper-speech": {"architecture": "paper", "in_channels": 1, "ndim": 1, "num_downsamplings": 6},
     "paper-video": {"architecture": "paper", "ndim": 3},
-    "keras": {"architecture": "keras", "in_channels": 1, "num_embeddings": 128, "embedding_dim": 16},
+    "keras": {
+        "architecture": "keras",
+        "in_channels": 1,
+        "num_embeddings": 128,
+        "embedding_dim": 16,
+        **RANDOM_START,
+    },
     "ruseckas": {
         "architecture": "ruseckas",
         "num_embeddings": 256,
         "embedding_dim": 16,
         "loss_weight": 0.1,
+        **RANDOM_START,
     },
 }
 
@@ -70,6 +77,9 @@ class VQVAE(Autoencoder):
       batches of all ranks. The notebook's whole loss is
       ``F.mse_loss(out.reconstruction, x) + out.loss``, with the ``loss_weight`` 0.1 of
       ``CONFIGS["ruseckas"]``.
+
+    ``CONFIGS["keras"]`` and ``CONFIGS["ruseckas"]`` start their codebooks at random, as their sources do, and
+    revive no codes. Images are computed with the channels last in memory, whatever the format of ``x``.
 
     Args:
         architecture: ``"paper"``, ``"keras"`` or ``"ruseckas"``, see above.
@@ -132,12 +142,12 @@ class VQVAE(Autoencoder):
         super().__init__()
         check_placement(device, dtype)
         check_choice("architecture", architecture, ARCHITECTURES)
-        build, ndims, defaults = ARCHITECTURES[architecture]
+        kind = ARCHITECTURES[architecture]
         check_integer("in_channels", in_channels)
-        check_ndim(ndim, ndims, architecture)
+        check_ndim(ndim, kind.ndims, architecture)
         sizes = chosen(
             f"architecture {architecture!r}",
-            defaults,
+            kind.defaults,
             hidden_channels=hidden_channels,
             num_downsamplings=num_downsamplings,
             num_residual_blocks=num_residual_blocks,
@@ -158,16 +168,19 @@ class VQVAE(Autoencoder):
                     64 if embedding_dim is None else embedding_dim,
                     options,
                 )
+                if kind.codebook_bound is not None and not self.vq.kmeans_init:
+                    drawn = self.vq.codebook.detach() * self.vq.num_embeddings  # -1 to 1
+                    self.vq.set_codebook(kind.codebook_bound * drawn)
             else:
                 self.vq = cast(VQLayer, given_quantizer(quantizer))
                 for name, value in own.items():
                     if value is not None:
                         raise ValueError(f"{name} is {value!r}; want it in the quantizer alone")
             shape = {name: size for name, size in sizes.items() if name != "num_mixtures"}
-            self.encoder, self.decoder = build(
+            self.encoder, self.decoder = kind.build(
                 ndim, in_channels, self._decoded_channels(), self.vq.embedding_dim, **shape
             )
-        self.to(device=device, dtype=dtype)
+        kind.place(self, ndim, device, dtype)
 
     @classmethod
     def named(cls, name: str, **overrides: Any) -> Self:
