@@ -63,6 +63,7 @@ DOCUMENTED: dict[str, list[Any]] = {
     "VQVAE.num_residual_blocks": [None, 0, 1],
     "num_mixtures": [None, 0, 1],
     "VQVAE.num_embeddings": [None, 1],
+    "PixelCNN.num_quantizers": [None, 1],
     "VQVAE.embedding_dim": [None, 1],
     "HierarchicalVQVAE.num_residual_blocks": [None, 0, 1],
     "HierarchicalVQVAE.num_embeddings": [None, 1],

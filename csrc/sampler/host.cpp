@@ -70,7 +70,7 @@ Tensor prepare_sampler(
   return std::move(memory.tensor);
 }
 
-// Draws `count` positions of every sample, from `first` on in raster order, into codes (B, H, W). memory is what
+// Draws `count` positions of every sample, from `first` on in raster order, into codes (B, H, W, num_codes). memory is what
 // `prepare_sampler` returned for the same program and sizes, or an earlier call has left; other arguments are as
 // SamplerProblem says.
 void run_sampler(

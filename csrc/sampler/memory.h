@@ -26,7 +26,7 @@ struct StepMemory {
 
 // Where all else is, as above; and sizes in bytes.
 struct MemoryLayout {
-  int64_t codes, condition;      // a team's: the cache of codes, int32; the conditioning map of a row
+  int64_t codes, condition;      // a team's: the caches of codes, int32; the conditioning map of a row
   int64_t condition_stride;      // channels of that, padded
   int64_t scratch, scratch_bytes, segment_bytes;  // a team's, of each thread; of that, for segments
   int64_t teams, team_bytes, end;
@@ -73,7 +73,7 @@ struct Memory {
         padded(sizeof(MemoryLayout)) + s.teams * sizeof(Barrier) + padded(s.num_steps * sizeof(StepMemory));
     int64_t own = 0;
     const auto take = [](int64_t& at, int64_t bytes) { return (at += bytes) - bytes; };
-    l.codes = take(own, padded(cells(s.code_rows, s.code_left, s.code_right) * 4));
+    l.codes = take(own, padded(s.num_codes * cells(s.code_rows, s.code_left, s.code_right) * 4));
     l.condition_stride = ceil_div(s.condition_channels, kColumns) * kColumns;
     l.condition = take(own, room(s.block * max_samples() * l.condition_stride));
     for (int64_t i = 0; i < s.num_steps; ++i) {
@@ -88,7 +88,7 @@ struct Memory {
       for_taps(step, [&](const Term& term, const Tap& tap, int64_t) {
         ++count;
         early |= tap.early;
-        if (term.source == kCodes) ++tables;
+        if (is_codes(term.source)) ++tables;
         else if (term.weight >= 0) m.depth[tap.early] += term.channels;
       });
       for (int e = 0; e < 2; ++e) m.matrix[e] = take(shared, padded(m.depth[e] * m.columns * sizeof(Stored)));
@@ -138,8 +138,8 @@ struct Memory {
     for (int64_t team = 0; team < s.teams; ++team) barriers[team] = {};
   }
 
-  // Packs the weights of a step, and fills each team's cache with zeros and, once, that of the codes with the number of
-  // the code outside the grid, num_embeddings.
+  // Packs the weights of a step, and fills each team's cache with zeros and, once, those of the codes with the number
+  // of the code outside the grid, num_embeddings.
   void pack(int64_t i) const {
     const Step& step = s.steps[i];
     const StepMemory& m = steps[i];
@@ -148,9 +148,9 @@ struct Memory {
     T* table = shared<T>(m.tables);
     for_taps(step, [&](const Term& term, const Tap& tap, int64_t n) {
       if (term.weight < 0) return;
-      const int64_t inputs = term.source == kCodes ? s.num_embeddings : term.channels;
+      const int64_t inputs = is_codes(term.source) ? s.num_embeddings : term.channels;
       const Stored* from = weights + term.weight + n * inputs * step.width;
-      if (term.source == kCodes) {
+      if (is_codes(term.source)) {
         for (int64_t k = 0; k <= inputs; ++k, table += m.columns)  // zeros for the code outside the grid
           spread(step, m, k < inputs ? from + k * step.width : nullptr, table, kColumns);
       } else {
@@ -175,8 +175,7 @@ struct Memory {
       }
       if (i > 0) continue;
       int32_t* codes = team.template at<int32_t>(layout->codes);
-      const int64_t count = s.code_rows * (s.code_left + s.block + s.code_right) * team.batch;
-      for (int64_t n = 0; n < count; ++n) codes[n] = int32_t(s.num_embeddings);
+      for (int64_t n = 0; n < s.num_codes * team.code_cells(); ++n) codes[n] = int32_t(s.num_embeddings);
     }
   }
 
@@ -203,12 +202,15 @@ struct Memory {
       const int64_t row = (y + cache.rows) % cache.rows, columns = cache.left + all.s.block + cache.right;
       return (row * columns + cache.left + x % all.s.block) * batch;
     }
-    // The value of step i at a position, of the first sample; and the code there.
+    int64_t code_cells() const {  // of the cache of one code of each position
+      return all.s.code_rows * (all.s.code_left + all.s.block + all.s.code_right) * batch;
+    }
+    // The value of step i at a position, of the first sample; and the code there that is this source.
     T* value(int64_t i, int64_t y, int64_t x) const {
       return at<T>(all.steps[i].value) + cell(all.s.steps[i], y, x) * all.steps[i].stride;
     }
-    int32_t* codes(int64_t y, int64_t x) const {
-      return at<int32_t>(all.layout->codes) + cell(all.s.code_cache(), y, x);
+    int32_t* codes(int64_t source, int64_t y, int64_t x) const {
+      return at<int32_t>(all.layout->codes) + (kCodes - source) * code_cells() + cell(all.s.code_cache(), y, x);
     }
   };
 };

@@ -16,7 +16,7 @@ namespace {
 constexpr double kNoise = 1e-4;
 constexpr int kWords = 64;  // words of noise that are computed at a time
 
-// What the noise of a position depends on: its number in raster order, the sample's number and the seed as two words.
+// What the noise of a code depends on: its number in raster order, the sample's number and the seed as two words.
 struct Counter {
   uint32_t position, low, high, key_low, key_high;
 };

@@ -10,6 +10,7 @@
 namespace vqfast {
 
 constexpr int64_t kCodes = int64_t(Source::codes), kCondition = int64_t(Source::condition);
+inline bool is_codes(int64_t source) { return source <= kCodes; }
 
 // What a cache keeps: so many of the last rows of the grid, and of each a block and columns left and right of it.
 struct CacheShape {
@@ -27,9 +28,9 @@ struct SamplerProblem : SamplerSizes {
   const void* weights;     // all matrices and biases, one after another
   const void* condition;   // (B, condition_channels, H, W), as values
   const int64_t* labels;   // (B), or null
-  const int64_t* known;    // (B, H, W), codes that are given, -1 where they are to be drawn
+  const int64_t* known;    // (B, H, W, num_codes), codes that are given, -1 where they are to be drawn
   const int64_t* numbers;  // (B), the number of each sample, which its noise depends on
-  int64_t* codes;          // (B, H, W), the result
+  int64_t* codes;          // (B, H, W, num_codes), the result
   double temperature;      // 0: the most probable code
   double top_p;            // 1: all codes
   // Sets logits (K) that a draw may not choose to -inf. scratch: K numbers of 8 bytes. Null where all may be chosen.

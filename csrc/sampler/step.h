@@ -38,7 +38,7 @@ struct StepJob {
 
   void find_segments() {
     team.all.for_taps(step(), [&](const Term& term, const Tap& tap, int64_t) {
-      if (tap.early == early && term.source != kCodes && term.weight >= 0) segments[num_segments++] = read(term, tap);
+      if (tap.early == early && !is_codes(term.source) && term.weight >= 0) segments[num_segments++] = read(term, tap);
     });
   }
 
@@ -59,8 +59,8 @@ struct StepJob {
     const T* table = all.template shared<T>(own.tables) + j * kColumns;
     const bool paired = is_paired(step().activation);
     all.for_taps(step(), [&](const Term& term, const Tap& tap, int64_t) {
-      if (term.source == kCodes && tap.early == early) {
-        const int32_t* codes = team.codes(y + tap.dy, x) + tap.dx * team.batch + m;
+      if (is_codes(term.source) && tap.early == early) {
+        const int32_t* codes = team.codes(term.source, y + tap.dy, x) + tap.dx * team.batch + m;
         for (int64_t r = 0; r < count; ++r)
           for (int64_t v = 0; v < kTileRegisters; ++v) add(table + codes[r] * own.columns + v * kLanes, r, v);
       } else if (term.weight < 0 && tap.early == early) {
@@ -70,7 +70,7 @@ struct StepJob {
           for (int64_t v = 0; v < kTileRegisters; ++v)
             add(at + r * value.stride + v * (paired ? own.channels : kLanes), r, v);
       }
-      if (term.source == kCodes) table += (all.s.num_embeddings + 1) * own.columns;
+      if (is_codes(term.source)) table += (all.s.num_embeddings + 1) * own.columns;
     });
   }
 

@@ -50,7 +50,7 @@ struct Worker {
     if (x > 0) {  // the next block of one long row: keep the columns that taps reach back to
       for (int64_t i = me; i < s.num_steps; i += threads)
         pass_on(team.value(i, 0, 0), s.steps[i].left, all.steps[i].stride);
-      if (me == 0) pass_on(team.codes(0, 0), s.code_left, 1);
+      for (int64_t c = 0; me == 0 && c < s.num_codes; ++c) pass_on(team.codes(kCodes - c, 0, 0), s.code_left, 1);
     }
     T* map = team.template at<T>(all.layout->condition);
     const Span samples = part_of(team.batch, threads, me);
@@ -84,19 +84,20 @@ struct Worker {
       }
   }
 
-  // Draws the codes of this thread's samples at a position, or takes those that are known.
-  void draw_codes(int64_t y, int64_t x) const {
+  // Draws code c of a position for this thread's samples, or takes those that are known.
+  void draw_codes(int64_t c, int64_t y, int64_t x) const {
     const Memory& all = team.all;
     const SamplerProblem& s = all.s;
-    const int64_t last = s.num_steps - 1, position = y * s.width + x, k = s.num_embeddings;
+    const int64_t step = s.num_steps - s.num_codes + c, k = s.num_embeddings;
+    const int64_t number = (y * s.width + x) * s.num_codes + c, per_sample = s.height * s.width * s.num_codes;
     float* scores = reinterpret_cast<float*>(scratch);
     double* restricted = reinterpret_cast<double*>(scratch + Memory::padded((k + kWords) * 4));
     const Span samples = part_of(team.batch, threads, me);
     for (int64_t b = samples.begin; b < samples.end; ++b) {
-      const int64_t sample = team.first + b, at = (sample * s.height + y) * s.width + x;
-      const T* logits = team.value(last, y, x) + b * all.steps[last].stride;
-      const uint64_t number = uint64_t(s.numbers[sample]), seed = uint64_t(s.seed);
-      const Counter counter{uint32_t(position), uint32_t(number), uint32_t(number >> 32), uint32_t(seed),
+      const int64_t at = (team.first + b) * per_sample + number;
+      const T* logits = team.value(step, y, x) + b * all.steps[step].stride;
+      const uint64_t sample = uint64_t(s.numbers[team.first + b]), seed = uint64_t(s.seed);
+      const Counter counter{uint32_t(number), uint32_t(sample), uint32_t(sample >> 32), uint32_t(seed),
                             uint32_t(seed >> 32)};
       int64_t drawn;
       if (s.restrict_to) {
@@ -107,7 +108,7 @@ struct Worker {
         drawn = draw(logits, k, s.temperature, counter, scores);
       }
       s.codes[at] = s.known[at] < 0 ? drawn : s.known[at];
-      team.codes(y, x)[b] = int32_t(max(0, s.codes[at]));
+      team.codes(kCodes - c, y, x)[b] = int32_t(max(0, s.codes[at]));
     }
     meet();
   }
@@ -131,8 +132,10 @@ void run(const Memory& memory, int64_t thread, int64_t first, int64_t count) {
     const int64_t y = position / s.width, x = position % s.width;
     if (x % s.block == 0) worker.start_row(y, x);
     worker.compute_phase(Phase::position, y, x);
-    worker.draw_codes(y, x);
-    worker.compute_phase(Phase::code, y, x);
+    for (int64_t c = 0; c < s.num_codes; ++c) {
+      worker.draw_codes(c, y, x);
+      worker.compute_phase(Phase(int64_t(Phase::code) + c), y, x);
+    }
   }
 }
 

@@ -140,7 +140,13 @@ def test_config_and_state_dict_make_the_same_prior(
 ) -> None:
     sizes = {"num_embeddings": 7, "channels": 6, "num_layers": 2, "num_classes": 3, "condition_channels": 2}
     rest = {
-        "gated": {"kernel_size": 5, "first_kernel_size": 3, "head_channels": 9, "dropout": 0.1},
+        "gated": {
+            "num_quantizers": None,
+            "kernel_size": 5,
+            "first_kernel_size": 3,
+            "head_channels": 9,
+            "dropout": 0.1,
+        },
         "residual": {"num_residual_blocks": 3, "first_kernel_size": 3},
         "wavenet": {"dilation_cycle": 1},
     }

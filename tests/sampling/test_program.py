@@ -35,9 +35,14 @@ ACTIVATE = {
 
 
 def interpret(program: Program, weights: dict[str, np.ndarray], codes, labels, condition) -> np.ndarray:
-    """Logits ``(B, H, W, K)`` of given codes, position by position, as ``Step`` is defined."""
-    batch, height, width = codes.shape
-    values = {CODES: np.eye(program.num_embeddings)[codes], CONDITION: condition}
+    """Logits ``(B, H, W, K)`` of given codes, position by position, as ``Step`` is defined.
+
+    With several codes a position, codes ``(B, H, W, S)`` give logits ``(B, H, W, S, K)``.
+    """
+    batch, height, width, *several = codes.shape
+    by_code = np.moveaxis(codes.reshape(batch, height, width, -1), 3, 0)
+    one_hot = [np.eye(program.num_embeddings)[each] for each in by_code]
+    values = dict(zip(program.codes, one_hot, strict=True)) | {CONDITION: condition}
     for number, step in enumerate(program.steps):
         result = np.zeros((batch, height, width, step.channels))
         for y, x in np.ndindex(height, width):
@@ -57,7 +62,8 @@ def interpret(program: Program, weights: dict[str, np.ndarray], codes, labels, c
                 total = total + values[step.residual][:, y, x]
             result[:, y, x] = total
         values[number] = result
-    return values[len(program.steps) - 1]
+    last = np.stack([values[number] for number in list(values)[-program.num_quantizers :]], axis=3)
+    return last if several else last[:, :, :, 0]
 
 
 @pytest.mark.parametrize("conditions", CONDITIONS, ids="-".join)

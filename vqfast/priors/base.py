@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vqfast.checks import check_device, check_indices, check_integer
 from vqfast.nn.calls import typed_as
-from vqfast.sampling.batches import Options, as_labels, sample_batches
+from vqfast.sampling.batches import Options, as_labels, axes_of, sample_batches
 from vqfast.sampling.program import Program
 from vqfast.sampling.request import Given, GivenLabels
 
@@ -37,6 +37,9 @@ class CausalPrior(nn.Module):
     """
 
     ndim = 2
+    num_quantizers: int | None = (
+        None  # codes of a position, the last axis of codes; None: one, without an axis
+    )
 
     def __init__(self, num_embeddings: int, num_classes: int | None, condition_channels: int) -> None:
         super().__init__()
@@ -50,12 +53,12 @@ class CausalPrior(nn.Module):
         """Logits of checked inputs; a prior of sequences has ``H = 1``.
 
         Args:
-            codes: int64 ``(B, H, W)``.
+            codes: int64 ``(B, H, W)``; ``(B, H, W, S)`` if the prior has ``num_quantizers``.
             labels: int64 ``(B,)``, or ``None``.
             condition: ``(B, condition_channels, H, W)`` in the prior's dtype, or ``None``.
 
         Returns:
-            ``(B, K, H, W)``.
+            ``(B, K, H, W)``, or ``(B, K, H, W, S)``.
         """
         raise NotImplementedError(f"{type(self).__name__} defines no grid_logits")
 
@@ -121,13 +124,15 @@ class CausalPrior(nn.Module):
         """Logits of every code, given the earlier codes.
 
         Args:
-            indices: integer codes ``(B, H, W)``, ``(B, T)`` for a prior of sequences, in ``0..K - 1``.
+            indices: integer codes ``(B, H, W)``, ``(B, T)`` for a prior of sequences, in ``0..K - 1``. If the
+                prior has ``num_quantizers``, a last axis has the codes of each position.
             labels: integer ``(B,)`` or one integer for all, in ``0..num_classes - 1``, if the prior has
                 classes.
             condition: floating ``(B, condition_channels, H, W)``, if the prior takes a map.
 
         Returns:
-            ``(B, K, H, W)``, or ``(B, K, T)``; the logits at a position are for the code there.
+            ``(B, K, H, W)``, or ``(B, K, T)``; the logits at a position are for the code there. A last axis
+            is that of the codes.
 
         Raises:
             TypeError: indices or labels aren't integers.
@@ -139,11 +144,11 @@ class CausalPrior(nn.Module):
         torch.Size([4, 16, 3, 5])
         """
         check_indices("indices", indices, self.num_embeddings)
-        if indices.ndim != self.ndim + 1 or indices.numel() == 0:
-            raise ValueError(
-                f"indices has shape {tuple(indices.shape)}; want (B, {self.ndim} sizes), not empty"
-            )
-        num, shape = indices.shape[0], tuple(indices.shape[1:])
+        axes = axes_of(self)
+        num, shape = len(indices) if indices.ndim else 0, tuple(indices.shape[1 : self.ndim + 1])
+        if indices.shape != (num, *shape, *axes) or len(shape) < self.ndim or indices.numel() == 0:
+            sizes = ", ".join((f"{self.ndim} sizes", *map(str, axes)))
+            raise ValueError(f"indices has shape {tuple(indices.shape)}; want (B, {sizes}), not empty")
         labels = as_labels(labels, num, indices.device)
         self.check_conditioning(num, shape, labels, condition)
         device = next(self.parameters()).device
@@ -152,11 +157,11 @@ class CausalPrior(nn.Module):
                 check_device(name, tensor, "the prior's weights", device)
         grid = (math.prod(shape[:-1]), shape[-1])  # a sequence is a grid of one row
         logits = self.grid_logits(
-            indices.long().reshape(-1, *grid),
+            indices.long().reshape(-1, *grid, *axes),
             None if labels is None else labels.long(),
             None if condition is None else self.on_grid(condition, grid),
         )
-        return logits.reshape(-1, self.num_embeddings, *shape)
+        return logits.reshape(-1, self.num_embeddings, *shape, *axes)
 
     if TYPE_CHECKING:
 
@@ -213,8 +218,8 @@ class CausalPrior(nn.Module):
             shape: ``(H, W)``, or ``(T,)`` for a prior of sequences.
             labels: integer ``(num,)`` or one integer for all, in ``0..num_classes - 1``.
             condition: floating ``(num, condition_channels, *shape)``.
-            known: integer ``(num, *shape)``: codes to keep, -1 where to draw. Later codes depend on a kept
-                one, earlier codes can't.
+            known: integer, shaped as the result: codes to keep, -1 where to draw. Later codes depend on a
+                kept one, earlier codes can't.
             numbers: integer ``(num,)``: which samples of the seed to draw; ``0..num - 1`` by default.
             temperature: divides the logits, up to 1e300; 0 takes the most likely code.
             top_k: keeps the k most likely codes and those that tie with the last of them.
@@ -227,7 +232,7 @@ class CausalPrior(nn.Module):
                 the last call, and with a negative number when a batch that didn't fit begins again.
 
         Returns:
-            int64 ``(num, *shape)``.
+            int64 ``(num, *shape)``, or ``(num, *shape, num_quantizers)`` if the prior has that.
 
         Raises:
             TypeError: an argument has the wrong type.
@@ -277,8 +282,8 @@ class CausalPrior(nn.Module):
                 ``0..num - 1``, and returns their part; of labels also one integer for all of them.
 
         Returns:
-            An iterator of int64 ``(B, *shape)``. ``B`` is ``batch_size``, less in the last batch and in
-            batches that were split to fit the memory.
+            An iterator of int64 ``(B, *shape)``, with the last axis that ``sample`` has. ``B`` is
+            ``batch_size``, less in the last batch and in batches that were split to fit the memory.
 
         Raises:
             TypeError, ValueError: see ``sample``. What a function returns is checked with its batch.

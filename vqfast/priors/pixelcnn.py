@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vqfast.checks import Device, check_number, check_sizes
+from vqfast.checks import Device, check_integer, check_number, check_sizes
 from vqfast.functional import gate
 from vqfast.nn.masked_conv import MaskedConv2d
 from vqfast.ops import dims
 from vqfast.priors.base import CausalPrior
 from vqfast.priors.layers import Conditioning, Dropout, check_kernel_size, placement, pointwise
+from vqfast.priors.several_codes import CodesEmbedding, CodesHead
 from vqfast.sampling.builder import ProgramBuilder
 from vqfast.sampling.program import CODES, Program, Term
 
@@ -95,6 +96,9 @@ class PixelCNN(CausalPrior):
         num_embeddings: K, the number of codes.
         channels: of both stacks.
         num_layers: gated layers, including the first.
+        num_quantizers: codes of each position, as those of a ``ResidualVQLayer``: codes are then
+            ``(B, H, W, num_quantizers)``, and each is predicted from all earlier ones, those of its own
+            position too. ``None`` for codes ``(B, H, W)``.
         num_classes: number of class labels that condition the prior; ``None`` for none.
         condition_channels: channels of a map on the codes' grid that conditions the prior; 0 for none.
         kernel_size: of the layers after the first, odd, 3 or more.
@@ -113,6 +117,9 @@ class PixelCNN(CausalPrior):
     torch.Size([2, 512, 8, 8])
     >>> prior.sample(4, (8, 8), labels=3).shape
     torch.Size([4, 8, 8])
+    >>> prior = PixelCNN(512, channels=16, num_layers=3, num_quantizers=4)
+    >>> prior.sample(2, (8, 8)).shape
+    torch.Size([2, 8, 8, 4])
     """
 
     def __init__(
@@ -121,6 +128,7 @@ class PixelCNN(CausalPrior):
         channels: int = 64,
         num_layers: int = 15,
         *,
+        num_quantizers: int | None = None,
         num_classes: int | None = None,
         condition_channels: int = 0,
         kernel_size: int = 3,
@@ -131,12 +139,18 @@ class PixelCNN(CausalPrior):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(num_embeddings, num_classes, condition_channels)
+        check_integer("num_quantizers", num_quantizers, optional=True)
         check_sizes(channels=channels, num_layers=num_layers, head_channels=head_channels)
         check_kernel_size("kernel_size", kernel_size)
         check_kernel_size("first_kernel_size", first_kernel_size)
         check_number("dropout", dropout, minimum=0, below=1)
         factory = placement(device, dtype)
-        self.embedding = nn.Embedding(num_embeddings, channels, **factory)
+        self.num_quantizers = num_quantizers
+        self.embedding = (
+            nn.Embedding(num_embeddings, channels, **factory)
+            if num_quantizers is None
+            else CodesEmbedding(num_embeddings, channels, num_quantizers, **factory)
+        )
         self.layers = nn.ModuleList(
             GatedLayer(
                 channels,
@@ -150,12 +164,17 @@ class PixelCNN(CausalPrior):
                 [(first_kernel_size, "A")], repeat((kernel_size, "B"), num_layers - 1)
             )
         )
-        self.head = nn.Sequential(
-            pointwise(channels, head_channels, "relu", **factory),
-            Dropout(dropout),  # where other heads have a ReLU, so that state_dict keys match
-            pointwise(head_channels, num_embeddings, **factory),
+        self.head = (
+            nn.Sequential(
+                pointwise(channels, head_channels, "relu", **factory),
+                Dropout(dropout),  # where other heads have a ReLU, so that state_dict keys match
+                pointwise(head_channels, num_embeddings, **factory),
+            )
+            if num_quantizers is None
+            else CodesHead(num_embeddings, channels, head_channels, num_quantizers, dropout, **factory)
         )
         self._config = {
+            "num_quantizers": num_quantizers,
             "channels": channels,
             "num_layers": num_layers,
             "kernel_size": kernel_size,
@@ -171,22 +190,30 @@ class PixelCNN(CausalPrior):
 
     def grid_logits(self, codes: Tensor, labels: Tensor | None, condition: Tensor | None) -> Tensor:
         """See ``CausalPrior``."""
-        v = h = dims.move(self.embedding(codes), -1, 1)
+        embedded: Tensor = self.embedding(codes)
+        v = h = dims.move(embedded, -1, 1) if self.num_quantizers is None else embedded
         for layer in self.layers:
             v, h = layer(v, h, labels, condition)
-        logits: Tensor = self.head(h)
+        logits: Tensor = self.head(h) if self.num_quantizers is None else self.head(h, codes)
         return logits
 
     def lower(self) -> tuple[Program, dict[str, Tensor]]:
         """See ``CausalPrior``."""
         builder = ProgramBuilder()
-        width = self.embedding.embedding_dim
-        v = h = builder.add(builder.dense(CODES, self.embedding.weight.T), width=width)
+        embedding: Any = self.embedding
+        head: Any = self.head
+        if isinstance(embedding, CodesEmbedding):
+            v = h = embedding.lower(builder)
+        else:
+            term = builder.dense(CODES, embedding.weight.T)
+            v = h = builder.add(term, width=embedding.embedding_dim)
         layers: Any = self.layers
         for layer in layers:
             v, h = layer.lower(builder, v, h)
         builder.steps.pop()  # no layer reads the last vertical value
-        head: Any = self.head
-        for conv, activation in ((head[0], "relu"), (head[2], "none")):
-            h = builder.pointwise(h, conv, activation)
-        return builder.program(self.num_embeddings)
+        if isinstance(head, CodesHead):
+            head.lower(builder, h)
+        else:
+            for conv, activation in ((head[0], "relu"), (head[2], "none")):
+                h = builder.pointwise(h, conv, activation)
+        return builder.program(self.num_embeddings, self.num_quantizers or 1)

@@ -67,6 +67,7 @@ def sample_batches(
     check_draw(temperature, top_k, top_p, seed)
     check_progress(progress)
     check_choice("method", method, ("auto", *registry.TABLE["sampler"]))
+    axes = axes_of(model)
     _check_given(model, num, shape, labels, condition, known, numbers)
     weight = next(model.parameters())
     run = registry.backend("sampler", weight, name=None if method == "auto" else method).run
@@ -79,11 +80,11 @@ def sample_batches(
         )
         _check_given(model, len(samples), shape, own_labels, own_condition, own_known, own_numbers)
         if own_known is None:
-            own_known = torch.full((len(samples), *shape), -1)
+            own_known = torch.full((len(samples), *shape, *axes), -1)
         if own_numbers is None:
             own_numbers = torch.arange(samples.start, samples.stop)
         with torch.inference_mode(), taken_back(tick) as ticked:  # less overhead for each op
-            kept = own_known.to(weight.device, torch.int64).reshape(-1, *grid)
+            kept = own_known.to(weight.device, torch.int64).reshape(-1, *grid, *axes)
             if own_labels is not None:
                 own_labels = own_labels.to(weight.device, torch.int64)
             if own_condition is not None:
@@ -91,14 +92,20 @@ def sample_batches(
             request = Request(
                 *model.lower(),
                 Draw(int(seed), own_numbers.to(weight.device, torch.int64), float(temperature), top_k, top_p),
-                kept,
+                kept if axes else kept.unsqueeze(3),
                 own_labels,
                 condition=model.condition_map(kept.clamp(min=0), own_labels, own_condition),
-                logits=lambda codes: model.grid_logits(codes, own_labels, own_condition),
+                logits=lambda codes: (
+                    model.grid_logits(codes, own_labels, own_condition)
+                    if axes
+                    else model.grid_logits(codes.squeeze(3), own_labels, own_condition).unsqueeze(4)
+                ),
                 progress=ticked,
             )
             codes: Tensor = run(request)
-        codes = codes.clone().view(len(samples), *shape)  # outside of inference mode: an ordinary tensor
+        codes = codes.clone().view(
+            len(samples), *shape, *axes
+        )  # outside of inference mode: an ordinary tensor
         if codes.amin() < 0:
             sample, *position = (codes < 0).nonzero()[0].tolist()
             raise ValueError(
@@ -109,10 +116,15 @@ def sample_batches(
 
     def batches() -> Iterator[Tensor]:
         fitting = _fitting(model, grid, min(num, batch_size))
-        with shown(progress, num * math.prod(shape)) as tick:
+        with shown(progress, num * math.prod((*shape, *axes))) as tick:
             yield from in_batches(lambda samples: draw(samples, tick), num, fitting)
 
     return batches()
+
+
+def axes_of(model: Model) -> tuple[int, ...]:
+    """The axes that codes have after those of the grid: one for the codes of a position, or none."""
+    return () if model.num_quantizers is None else (model.num_quantizers,)
 
 
 def as_labels(labels: Tensor | int | None, num: int, device: torch.device | None = None) -> Tensor | None:
@@ -151,7 +163,7 @@ def _check_given(
     """Checks what is given for ``num`` samples. What a function returns is checked batch by batch."""
     for name, value, size, minimum, end in (
         ("numbers", numbers, (num,), 0, 2**63),
-        ("known", known, (num, *shape), -1, model.num_embeddings),
+        ("known", known, (num, *shape, *axes_of(model)), -1, model.num_embeddings),
     ):
         if value is not None and not callable(value):
             check_indices(name, value, end, minimum=minimum)
@@ -172,7 +184,8 @@ def _fitting(model: Model, grid: tuple[int, int], batch_size: int) -> int:
     with torch.inference_mode():
         values = model.lower()[0].values(*grid)
     bytes_a_sample = values * weight.element_size()
-    bytes_a_sample += 8 * (math.prod(grid) + _NOISE_COPIES * model.num_embeddings)
+    numbers = math.prod(grid) + _NOISE_COPIES * model.num_embeddings
+    bytes_a_sample += 8 * math.prod(axes_of(model)) * numbers
     fitting = max(1, free_memory(weight.device) / bytes_a_sample)
     while batch_size > fitting:
         batch_size = -(-batch_size // 2)

@@ -51,7 +51,8 @@ def gumbel(seed: int, numbers: Tensor, positions: Tensor, num_embeddings: int) -
     Args:
         seed: in ``0..2^64 - 1``.
         numbers: int64 ``(B,)``, the number of each sample of the batch.
-        positions: int64 ``(P,)``, positions in raster order.
+        positions: int64 ``(P,)``, positions in raster order. If each has S codes, ``p * S + s`` stands for
+            code ``s`` of position ``p``.
         num_embeddings: K, the number of categories.
 
     Returns:

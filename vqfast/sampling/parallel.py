@@ -5,11 +5,12 @@ This is the definition of a program; an executor computes the same position by p
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vqfast.sampling.activations import activate
-from vqfast.sampling.program import CODES, CONDITION, Offset, Program
+from vqfast.sampling.program import CONDITION, Offset, Program
 
 
 def shifted(value: Tensor, tap: Offset) -> Tensor:
@@ -31,19 +32,21 @@ def logits(
     Args:
         program: what to compute.
         weights: the tensors that the program names.
-        codes: int64 ``(B, H, W)``.
+        codes: int64 ``(B, H, W)``, or ``(B, H, W, S)`` with the S codes of each position.
         labels: int64 ``(B,)``, if the program has label biases.
         condition: ``(B, C, H, W)``, if the program reads ``CONDITION``.
 
     Returns:
-        ``(B, K, H, W)``.
+        ``(B, K, H, W)``, or ``(B, K, H, W, S)``.
     """
     weight = next(iter(weights.values()))
-    values = {CODES: F.one_hot(codes, program.num_embeddings).to(weight.dtype)}
+    by_code = codes.view(*codes.shape[:3], program.num_quantizers).unbind(3)
+    one_hot = [F.one_hot(each, program.num_embeddings).to(weight.dtype) for each in by_code]
+    values = dict(zip(program.codes, one_hot, strict=True))
     if condition is not None:
         values[CONDITION] = condition.movedim(1, -1)
     for number, step in enumerate(program.steps):
-        total = weight.new_zeros(*codes.shape, step.width)
+        total = weight.new_zeros(*codes.shape[:3], step.width)
         for term in step.terms:
             for i, tap in enumerate(term.taps):
                 value = shifted(values[term.source], tap)
@@ -54,4 +57,6 @@ def logits(
             total = total + weights[step.label_bias][labels][:, None, None]
         total = activate(total, step.activation)
         values[number] = total if step.residual is None else total + values[step.residual]
-    return values[number].movedim(-1, 1)
+    last = range(len(program.steps) - program.num_quantizers, len(program.steps))
+    logits = torch.stack([values[number] for number in last], dim=3)
+    return logits.movedim(-1, 1).reshape(len(codes), -1, *codes.shape[1:])

@@ -13,8 +13,8 @@ from enum import IntEnum
 from vqfast.checks import check_choice, check_integer
 from vqfast.sampling.activations import ACTIVATIONS, PAIRED, channels
 
-CODES = -1  # the codes as one-hot vectors: their product with a matrix is a lookup
-CONDITION = -2  # the conditioning map, known at every position from the start
+CONDITION = -1  # the conditioning map, known at every position from the start
+CODES = -2  # the codes as one-hot vectors: their product with a matrix is a lookup; see ``codes_of``
 
 _BLOCK_COLUMNS = 256
 
@@ -30,7 +30,16 @@ class Phase(IntEnum):
 
     ROW = 0  # when the position's row starts, for all of the row: it depends on rows above alone
     POSITION = 1  # when the codes before the position are drawn
-    CODE = 2  # when the position's own code is drawn
+    CODE = 2  # when the position's own code is drawn; of several codes, CODE + s when code s is drawn
+
+
+def codes_of(number: int) -> int:
+    """The source that is code ``number`` of each position, for positions that have several codes.
+
+    >>> codes_of(0) == CODES
+    True
+    """
+    return CODES - number
 
 
 @dataclass(frozen=True)
@@ -38,13 +47,14 @@ class Term:
     """A summand of a step: the sum over ``taps`` of ``value[position + tap] @ weight[tap]``.
 
     Args:
-        source: whose value is read: the number of an earlier step, ``CODES`` or ``CONDITION``.
+        source: whose value is read: the number of an earlier step, ``CODES`` or ``CONDITION``; of positions
+            that have several codes ``codes_of(s)`` is code ``s``.
         taps: offsets ``(dy, dx)`` at which it is read; of ``CONDITION`` only ``(0, 0)``.
         weight: the name of a ``(taps, in, out)`` tensor. ``None`` adds a step's value as it is, read at
             ``(0, 0)`` only.
 
     >>> Term(CODES, taps=((-1, 0), (0, -1)), weight="above and left")
-    Term(source=-1, taps=((-1, 0), (0, -1)), weight='above and left')
+    Term(source=-2, taps=((-1, 0), (0, -1)), weight='above and left')
     """
 
     source: int
@@ -99,12 +109,16 @@ class Step:
 class Program:
     """Steps in the order in which they are computed; the last one's value is the logits.
 
+    A position may have several codes, which are drawn one after another. Then the last steps' values are the
+    logits, a step for each code, and the logits of a code may depend on the position's codes before it.
+
     Args:
         steps: at least one.
-        num_embeddings: K, the number of codes.
+        num_embeddings: K, the number of codes to choose from.
+        num_quantizers: S, how many codes a position has.
 
     Raises:
-        TypeError: ``num_embeddings`` isn't an integer.
+        TypeError: ``num_embeddings`` or ``num_quantizers`` isn't an integer.
         ValueError: the logits depend on their own or a later code, or a term isn't as ``Term`` says.
 
     >>> hidden = Step((Term(CODES, ((-1, 0), (0, -1)), "codes"),), width=4, activation="relu")
@@ -119,22 +133,31 @@ class Program:
 
     steps: tuple[Step, ...]
     num_embeddings: int
+    num_quantizers: int = 1
 
     def __post_init__(self) -> None:
         check_integer("num_embeddings", self.num_embeddings)
-        if not self.steps:
-            raise ValueError("steps is (); want at least one step")
+        check_integer("num_quantizers", self.num_quantizers)
+        if len(self.steps) < self.num_quantizers:
+            raise ValueError(f"steps has {len(self.steps)}; want at least {self.num_quantizers}")
+        readable = len(self.steps) - self.num_quantizers  # no step reads logits
         for number, step in enumerate(self.steps):
             if not step.terms:
                 raise ValueError(f"step {number} has no terms")
             for term in step.terms:
-                _check_term(number, term)
-        if self.phases()[-1] == Phase.CODE:
-            raise ValueError("the program isn't causal: its logits depend on the code that they are for")
+                _check_term(number, term, range(self.codes[-1], min(number, readable)))
+        for code, phase in enumerate(self.phases()[-self.num_quantizers :]):
+            if phase >= Phase.CODE + code:
+                raise ValueError("the program isn't causal: its logits depend on the code that they are for")
 
-    def phases(self) -> list[Phase]:
-        """When each step can be computed."""
-        phases: list[Phase] = []
+    @property
+    def codes(self) -> range:
+        """The sources that are the codes of each position."""
+        return range(codes_of(0), codes_of(self.num_quantizers), -1)
+
+    def phases(self) -> list[int]:
+        """When each step can be computed, see ``Phase``."""
+        phases: list[int] = []
         for step in self.steps:
             needs = [available(term.source, tap, phases) for term in step.terms for tap in term.taps]
             if step.residual is not None:
@@ -142,13 +165,13 @@ class Program:
             phases.append(max(needs))
         return phases
 
-    def reach(self, source: int) -> tuple[int, int, int]:
-        """How much of a value is read from a position: ``(rows, left, right)``.
+    def reach(self, *sources: int) -> tuple[int, int, int]:
+        """How much of these values is read from a position: ``(rows, left, right)``.
 
         ``rows`` counts its own row and those above; ``left`` and ``right`` count columns beside it.
         """
         taps = [
-            tap for step in self.steps for term in step.terms if term.source == source for tap in term.taps
+            tap for step in self.steps for term in step.terms if term.source in sources for tap in term.taps
         ]
         dys, dxs = zip((0, 0), *taps, strict=True)
         return 1 - min(dys), -min(dxs), max(dxs)
@@ -167,9 +190,9 @@ class Program:
         return total
 
 
-def _check_term(number: int, term: Term) -> None:
-    """Raises ValueError unless step ``number`` can have the term."""
-    if not CONDITION <= term.source < number:
+def _check_term(number: int, term: Term, sources: range) -> None:
+    """Raises ValueError unless step ``number`` can have the term and read these sources."""
+    if term.source not in sources:
         raise ValueError(f"step {number} reads step {term.source}; want an earlier one, CODES or CONDITION")
     own = term.taps == ((0, 0),)
     bare = term.weight is None and (term.source < 0 or not own)
@@ -177,7 +200,7 @@ def _check_term(number: int, term: Term) -> None:
         raise ValueError(f"step {number} has no term like {term}; see Term for those that it can have")
 
 
-def available(source: int, tap: Offset, phases: list[Phase]) -> Phase:
+def available(source: int, tap: Offset, phases: list[int]) -> int:
     """When the value of ``source`` at ``tap`` can be read, for steps with these phases.
 
     Raises:
@@ -186,7 +209,7 @@ def available(source: int, tap: Offset, phases: list[Phase]) -> Phase:
     dy, dx = tap
     if source == CONDITION or dy < 0:
         return Phase.ROW
-    own = Phase.CODE if source == CODES else phases[source]
+    own = Phase.CODE + CODES - source if source <= CODES else phases[source]
     if own == Phase.ROW and dy == 0:
         return Phase.ROW
     if dy > 0 or dx > 0:

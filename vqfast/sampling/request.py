@@ -22,6 +22,7 @@ class Model(Protocol):
 
     ndim: int  # axes of a grid of codes, 1 or 2
     num_embeddings: int
+    num_quantizers: int | None  # codes of a position, the last axis of codes; None: one, without an axis
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
         """Its weights; the first one says the device and the dtype."""
@@ -32,7 +33,10 @@ class Model(Protocol):
         ...
 
     def grid_logits(self, codes: Tensor, labels: Tensor | None, condition: Tensor | None) -> Tensor:
-        """Logits ``(B, K, H, W)`` of codes ``(B, H, W)`` from the model itself."""
+        """Logits from the model itself.
+
+        Codes ``(B, H, W)`` give ``(B, K, H, W)``; codes ``(B, H, W, num_quantizers)`` give that axis too.
+        """
         ...
 
     def on_grid(self, condition: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -61,10 +65,11 @@ class Request:
         program: what to run.
         weights: the tensors that the program names.
         draw: how a code is drawn from logits.
-        known: int64 ``(B, H, W)``, codes to keep; -1 where to draw.
+        known: int64 ``(B, H, W, S)``, codes to keep; -1 where to draw. S is ``program.num_quantizers``.
         labels: int64 ``(B,)``, or ``None``.
         condition: the map ``(B, C, H, W)`` that the program reads as ``CONDITION``, or ``None``.
-        logits: the model itself, codes ``(B, H, W)`` to logits ``(B, K, H, W)``; only the reference uses it.
+        logits: the model itself, codes ``(B, H, W, S)`` to logits ``(B, K, H, W, S)``; only the reference
+            uses it.
         progress: is called with the number of codes drawn since the last call.
     """
 
@@ -80,7 +85,7 @@ class Request:
     @property
     def grid(self) -> tuple[int, int]:
         """``(H, W)``."""
-        _, height, width = self.known.shape
+        _, height, width, _ = self.known.shape
         return height, width
 
     @property

@@ -38,6 +38,7 @@ QUICK = [
     "test_logits_that_say and residual and not temperature and not top",
     "test_logits_that_are_minus and residual and temperature",
     "test_known_codes_need",
+    "test_one_code_with",
     "test_traced_network_draws and conditioned",
     "test_known_codes and residual",
     "greedy and residual and temperature",

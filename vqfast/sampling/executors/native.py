@@ -35,10 +35,6 @@ def _plan(
         int64 tensors ``steps``, ``terms`` and ``taps``, one record a row.
     """
     contract = library.contract()
-    sources = {
-        CODES: contract.number("Source", "codes"),
-        CONDITION: contract.number("Source", "condition"),
-    }
     steps: list[list[int]] = []
     terms: list[list[int]] = []
     taps: list[list[int]] = []
@@ -50,7 +46,7 @@ def _plan(
             terms.append(
                 contract.record(
                     "Term",
-                    source=sources.get(term.source, term.source),
+                    source=term.source,
                     channels=program.steps[term.source].channels if term.source >= 0 else inputs,
                     weight=offsets.get(term.weight or "", -1),
                     first_tap=len(taps),
@@ -66,7 +62,7 @@ def _plan(
                 "Step",
                 width=step.width,
                 activation=contract.number("Activation", step.activation),
-                phase=contract.number("Phase", phases[number].name.lower()),
+                phase=phases[number],
                 residual=-1 if step.residual is None else step.residual,
                 bias=offsets.get(step.bias or "", -1),
                 label_bias=offsets.get(step.label_bias or "", -1),
@@ -89,13 +85,13 @@ def _table(records: list[list[int]]) -> Tensor:
 def _threads(program: Program, weights: dict[str, Tensor], batch: int) -> int:
     """How many threads the average step of a position keeps busy."""
     late = [step for step, phase in zip(program.steps, program.phases(), strict=True) if phase != Phase.ROW]
-    matrices = [t.weight for step in late for t in step.terms if t.source != CODES and t.weight]
+    matrices = [t.weight for step in late for t in step.terms if t.source > CODES and t.weight]
     products = batch * sum(weights[name].numel() for name in matrices) // max(1, len(late))
     return max(1, min(torch.get_num_threads(), products // _PRODUCTS))
 
 
 def run(request: Request) -> Tensor:
-    """Codes ``(B, H, W)``."""
+    """Codes ``(B, H, W, S)``."""
     program, weights = request.program, request.weights
     offsets: dict[str, int] = {}
     end = 0
@@ -105,16 +101,17 @@ def run(request: Request) -> Tensor:
     flat = torch.cat([weight.reshape(-1) for weight in weights.values()])
     if flat.dtype == torch.float16:
         flat = flat.float()
-    batch, height, width = request.known.shape
+    batch, height, width, num_codes = request.known.shape
     condition = request.condition
     if condition is None:
         condition = flat.new_empty(batch, 0, height, width)
     threads = _threads(program, weights, batch)
     draw = request.draw
-    code_rows, code_left, code_right = program.reach(CODES)
+    code_rows, code_left, code_right = program.reach(*program.codes)
     sizes = library.contract().record(
         "SamplerSizes",
         num_embeddings=program.num_embeddings,
+        num_codes=num_codes,
         batch=batch,
         height=height,
         width=width,
@@ -151,7 +148,7 @@ def run(request: Request) -> Tensor:
             done,
             count,
         )
-        request.progress(batch * count)
+        request.progress(batch * num_codes * count)
         done += count
         count = max(1, min(2 * count, int(count * _SECONDS / (time.perf_counter() - began))))
     return codes

@@ -82,7 +82,7 @@ def probe_request(device: torch.device, dtype: torch.dtype) -> Request:
         Program(tuple(made.steps), _NUM_EMBEDDINGS),
         {name: weight.to(device, dtype) for name, weight in made.weights.items()},
         Draw(0, numbers),
-        known=torch.full(_SHAPE, -1, device=device),
+        known=torch.full((*_SHAPE, 1), -1, device=device),
         labels=numbers % _NUM_CLASSES,
         condition=condition,
         logits=no_logits,

@@ -1,6 +1,8 @@
-"""The naive sampler: a whole pass of the model for each position. It defines what every executor draws."""
+"""The naive sampler: a whole pass of the model for each code. It defines what every executor draws."""
 
 from __future__ import annotations
+
+from itertools import product
 
 from torch import Tensor
 
@@ -8,15 +10,14 @@ from vqfast.sampling.request import Request
 
 
 def run(request: Request) -> Tensor:
-    """Codes ``(B, H, W)``."""
-    batch, height, width = request.known.shape
+    """Codes ``(B, H, W, S)``."""
+    batch, *sizes = request.known.shape
     drawn, codes = request.known.clone(), request.known.clamp(min=0)
-    for position in range(height * width):
-        y, x = divmod(position, width)
-        logits = request.logits(codes)[:, :, y, x]
-        noise = request.draw.noise(position, 1, request.program.num_embeddings)[:, 0]
-        known = request.known[:, y, x]
-        drawn[:, y, x] = request.draw(logits, noise).where(known < 0, known)
-        codes[:, y, x] = drawn[:, y, x].clamp(min=0)
+    for number, (y, x, code) in enumerate(product(*map(range, sizes))):
+        logits = request.logits(codes)[:, :, y, x, code]
+        noise = request.draw.noise(number, 1, request.program.num_embeddings)[:, 0]
+        known = request.known[:, y, x, code]
+        drawn[:, y, x, code] = request.draw(logits, noise).where(known < 0, known)
+        codes[:, y, x, code] = drawn[:, y, x, code].clamp(min=0)
         request.progress(batch)
     return drawn

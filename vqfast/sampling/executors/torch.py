@@ -56,7 +56,7 @@ class Run:
     weight: Tensor | None
 
 
-def _runs(term: Term, weights: dict[str, Tensor], phases: list[Phase], early: bool) -> Iterator[Run]:
+def _runs(term: Term, weights: dict[str, Tensor], phases: list[int], early: bool) -> Iterator[Run]:
     """The runs of the taps that can (``early``), or can't, be read when the row starts."""
     chosen = [
         i for i, tap in enumerate(term.taps) if (available(term.source, tap, phases) == Phase.ROW) == early
@@ -68,7 +68,7 @@ def _runs(term: Term, weights: dict[str, Tensor], phases: list[Phase], early: bo
             count += 1
         taken, chosen = chosen[:count], chosen[count:]
         weight = None if term.weight is None else weights[term.weight][taken]
-        if weight is not None and term.source == CODES:  # an entry of zeros for the code outside the grid
+        if weight is not None and term.source <= CODES:  # an entry of zeros for the code outside the grid
             weight = F.pad(weight, (0, 0, 0, 1))
         yield Run(term.source, dy, dx, count, None if weight is None else weight.flatten(0, 1).contiguous())
 
@@ -90,12 +90,13 @@ class _Plan:
             for early in (True, False)
         )
         self.biases = [self._bias(step) for step in self.steps]
-        self.caches = {source: self._cache(source) for source in (CODES, *range(len(self.steps)))}
+        sources = (*self.program.codes, *range(len(self.steps)))
+        self.caches = {source: self._cache(source) for source in sources}
 
     def _cache(self, source: int) -> Cache:
         rows, left, right = self.program.reach(source)
         size = rows, len(self.request.known), left + self.block + right
-        if source == CODES:  # outside of the grid is a code of its own, whose entries are zero
+        if source <= CODES:  # outside of the grid is a code of its own, whose entries are zero
             return Cache(self.request.known.new_full(size, self.program.num_embeddings), left)
         return Cache(self.request.weight.new_zeros(*size, self.steps[source].channels), left)
 
@@ -116,7 +117,7 @@ class _Plan:
             values = self.caches[run.source].window(y + run.dy, x + run.dx, count + run.count - 1)
         if run.weight is None:
             return total + values
-        if run.source == CODES:
+        if run.source <= CODES:
             step = torch.arange(run.count, device=values.device) * (self.program.num_embeddings + 1)
             bags = (values.unfold(1, run.count, 1) + step).reshape(-1, run.count)
             sums = F.embedding_bag(bags, run.weight, mode="sum")
@@ -147,12 +148,14 @@ class _Plan:
 
 
 def run(request: Request) -> Tensor:
-    """Codes ``(B, H, W)``."""
+    """Codes ``(B, H, W, S)``."""
     plan, num_embeddings = _Plan(request), request.program.num_embeddings
-    batch, height, width = request.known.shape
+    batch, height, width, num_codes = request.known.shape
     codes = torch.empty_like(request.known)
-    by_phase = {phase: [n for n, other in enumerate(plan.phases) if other == phase] for phase in Phase}
-    chunk = max(1, _NOISE_ELEMENTS // (batch * num_embeddings))
+    by_phase: list[list[int]] = [[] for _ in range(Phase.CODE + num_codes)]
+    for number, phase in enumerate(plan.phases):
+        by_phase[phase].append(number)
+    chunk = max(1, _NOISE_ELEMENTS // (batch * num_codes * num_embeddings))
     for y, begin in product(range(height), range(0, width, plan.block)):
         count = min(plan.block, width - begin)
         if begin > 0:
@@ -167,13 +170,15 @@ def run(request: Request) -> Tensor:
             for number in by_phase[Phase.POSITION]:
                 plan.finish(number, sums[number][:, i : i + 1], y, x, 1)
             if i % chunk == 0:
-                noise = request.draw.noise(y * width + x, min(chunk, count - i), num_embeddings)
-            logits = plan.caches[len(plan.steps) - 1].window(y, x, 1)[:, 0]
-            drawn = request.draw(logits, noise[:, i % chunk])
-            known = request.known[:, y, x]
-            codes[:, y, x] = drawn.where(known < 0, known)
-            plan.caches[CODES].window(y, x, 1)[:, 0] = codes[:, y, x].clamp(min=0)
-            for number in by_phase[Phase.CODE]:
-                plan.finish(number, sums[number][:, i : i + 1], y, x, 1)
-            request.progress(batch)
+                numbers = num_codes * (y * width + x), num_codes * min(chunk, count - i)
+                noise = request.draw.noise(*numbers, num_embeddings)
+            for code, source in enumerate(request.program.codes):
+                logits = plan.caches[len(plan.steps) - num_codes + code].window(y, x, 1)[:, 0]
+                drawn = request.draw(logits, noise[:, i % chunk * num_codes + code])
+                known = request.known[:, y, x, code]
+                codes[:, y, x, code] = drawn.where(known < 0, known)
+                plan.caches[source].window(y, x, 1)[:, 0] = codes[:, y, x, code].clamp(min=0)
+                for number in by_phase[Phase.CODE + code]:
+                    plan.finish(number, sums[number][:, i : i + 1], y, x, 1)
+            request.progress(batch * num_codes)
     return codes

@@ -77,7 +77,9 @@ class Sampling:
             plan.units["sums"] * UNIT, dtype=torch.promote_types(weight.dtype, torch.float32)
         )
         plan.write_starts(sums)
-        codes = index.new_full((plan.codes.rows, plan.codes.columns, batch), num_embeddings)
+        codes = index.new_full(
+            (len(plan.codes), plan.codes[0].rows, plan.codes[0].columns, batch), num_embeddings
+        )
         known = request.known[index]
         seed = request.draw.seed
         self.request, self.images = request, images
@@ -93,7 +95,8 @@ class Sampling:
             "out": torch.empty_like(known),
             "batch": batch,
             "width": request.grid[1],
-            "positions": known[0].numel(),
+            "per_image": known[0].numel(),
+            "num_codes": len(plan.codes),
             "K": num_embeddings,
         }
         self.tables = {tables: tables.tensors() for tables in (plan.row, plan.position)}
@@ -130,7 +133,7 @@ class Sampling:
             )
 
     def draw(self) -> Tensor:
-        """Codes ``(B, H, W)``."""
+        """Codes ``(B, H, W, S)``."""
         plan, (height, width) = self.plan, self.request.grid
         device, before = self.arguments["out"].device, None
         for y, x in product(range(height), range(0, width, plan.block)):
@@ -141,7 +144,7 @@ class Sampling:
                 if before is not None:
                     before.synchronize()
                 before = torch.cuda.current_stream(device).record_event()
-            self.request.progress(self.images * count)
+            self.request.progress(self.images * len(plan.codes) * count)
         out: Tensor = self.arguments["out"]
         return out[: self.images]
 
@@ -153,26 +156,29 @@ class Sampling:
             self.launch(plan.position, 0, jobs, y, x, count, 1)
             return
         for column in range(x, x + count):
-            self.launch(plan.position, 0, plan.drawing, y, column, 1, 1)
-            self._draw(y, column)
-            self.launch(plan.position, plan.drawing + 1, jobs, y, column, 1, 1)
+            begin = 0
+            for code, drawing in enumerate(plan.drawing):
+                self.launch(plan.position, begin, drawing, y, column, 1, 1)
+                self._draw(y, column, code)
+                begin = drawing + 1
+            self.launch(plan.position, begin, jobs, y, column, 1, 1)
 
-    def _draw(self, y: int, x: int) -> None:
+    def _draw(self, y: int, x: int, code: int) -> None:
         """The draw of the kernel, in PyTorch."""
-        request, images, codes = self.request, self.images, self.plan.codes
-        position = y * request.grid[1] + x
+        request, images, plan = self.request, self.images, self.plan
+        number = (y * request.grid[1] + x) * len(plan.codes) + code
         num_embeddings = self.arguments["K"]
-        cache = self.plan.values[-1]
+        cache = plan.values[plan.first_logits + code]
         logits = cache.view(self.arguments["sums"], self.arguments["batch"])[cache.slot(y, x)]
-        noise = request.draw.noise(position, 1, num_embeddings)[:, 0]
-        known = request.known[:, y, x]
+        noise = request.draw.noise(number, 1, num_embeddings)[:, 0]
+        known = request.known[:, y, x, code]
         drawn = request.draw(logits[:images, :num_embeddings], noise).where(known < 0, known)
-        self.arguments["out"][:images, y, x] = drawn
-        self.arguments["codes"][codes.slot(y, x)][:images] = drawn.clamp(min=0)
+        self.arguments["out"][:images, y, x, code] = drawn
+        self.arguments["codes"][code][plan.codes[code].slot(y, x)][:images] = drawn.clamp(min=0)
 
 
 def run(request: Request) -> Tensor:
-    """Codes ``(B, H, W)``."""
+    """Codes ``(B, H, W, S)``."""
     tunings = tunings_of(request.weight)
     widest = min(images for images in tunings if len(request.known) <= images)
     return Sampling(request, tunings[widest]).draw()

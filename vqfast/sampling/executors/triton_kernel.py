@@ -212,13 +212,14 @@ def _step(
 @triton.jit
 def _draw(
     job, places, sums, codes, known, numbers, seed, temperature, out,
-    first, member, members, y, x, position, positions, batch, K,
+    first, member, members, y, x, number, per_image, batch, K,
     IMAGES: tl.constexpr, BD: tl.constexpr, BG: tl.constexpr,
 ):  # fmt: skip
-    """Draws the codes of the group's images at a position: argmax of logits + temperature * gumbel.
+    """Draws a code of a position for the group's images: argmax of logits + temperature * gumbel.
 
-    It computes in float64. A code is -1 where a logit is NaN or the highest isn't finite. One counter of
-    Philox gives the words of four neighbouring categories.
+    ``number`` is that of the code in its image, which has ``per_image``. It computes in float64. A code is -1
+    where a logit is NaN or the highest isn't finite. One counter of Philox gives the words of four
+    neighbouring categories.
     """
     place = places + tl.load(job) * _PLACE  # of the codes, then of the logits
     key = tl.load(seed)
@@ -226,15 +227,15 @@ def _draw(
     for item in range(member, IMAGES // BD, members):
         image = first + item * BD + tl.arange(0, BD)
         logits = sums + _cells(place + _PLACE, y, x, image, batch)[:, None] * _UNIT
-        number = tl.load(numbers + image)
-        low = (tl.zeros([BD, BG], tl.int64) + number[:, None]).to(tl.int32)
-        high = (tl.zeros([BD, BG], tl.int64) + (number >> 32)[:, None]).to(tl.int32)
+        sample = tl.load(numbers + image)
+        low = (tl.zeros([BD, BG], tl.int64) + sample[:, None]).to(tl.int32)
+        high = (tl.zeros([BD, BG], tl.int64) + (sample >> 32)[:, None]).to(tl.int32)
         best = tl.full([BD, BG], -float("inf"), tl.float64)
         drawn = tl.zeros([BD, BG], tl.int32)
         bad = tl.zeros([BD, BG], tl.int32)
         for begin in range(0, tl.cdiv(K, 4), BG):
             g = tl.zeros([BD, BG], tl.int32) + (begin + tl.arange(0, BG))[None, :]
-            words = tl.philox(key, g, tl.zeros([BD, BG], tl.int32) + position, low, high)
+            words = tl.philox(key, g, tl.zeros([BD, BG], tl.int32) + number, low, high)
             for i in tl.static_range(4):
                 code = g * 4 + i
                 logit = tl.load(logits + code, mask=code < K, other=-float("inf")).to(tl.float64)
@@ -246,9 +247,10 @@ def _draw(
         top = tl.max(best, axis=1)
         code = tl.min(tl.where(best == top[:, None], drawn, K), axis=1)  # the lowest code of a tie
         code = tl.where((tl.max(bad, axis=1) > 0) | (top == -float("inf")), -1, code)
-        given = tl.load(known + image.to(tl.int64) * positions + position)
+        at = image.to(tl.int64) * per_image + number
+        given = tl.load(known + at)
         code = tl.where(given < 0, code, given)
-        tl.store(out + image.to(tl.int64) * positions + position, code.to(tl.int64))
+        tl.store(out + at, code.to(tl.int64))
         tl.store(codes + _cells(place, y, x, image, batch), tl.maximum(code, 0).to(tl.int32))
 
 
@@ -257,7 +259,7 @@ def _draw(
 )
 def sample(
     jobs, places, values, sums, codes, weights, tables, labels, known, numbers, seed, temperature, out,
-    counters, y, x, iterations, columns, begin, end, members, batch, width, positions, K,
+    counters, y, x, iterations, columns, begin, end, members, batch, width, per_image, num_codes, K,
     IMAGES: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     BD: tl.constexpr, BG: tl.constexpr, DOT: tl.constexpr, SHARED: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
@@ -273,13 +275,13 @@ def sample(
     for i in range(iterations):
         for number in range(begin, end):
             job = jobs + number * _JOB
-            draws = tl.load(job + 1)
+            draws = tl.load(job + 1).to(tl.int32)
             if BD > 0 and draws > 0:
                 _wait(counter, arrivals, SHARED)
                 _draw(
                     job, places, sums, codes, known, numbers, seed, temperature, out,
-                    group * IMAGES, member, members, y, x + i, y * width + x + i, positions, batch, K,
-                    IMAGES, BD, BG,
+                    group * IMAGES, member, members, y, x + i,
+                    (y * width + x + i) * num_codes + draws - 1, per_image, batch, K, IMAGES, BD, BG,
                 )  # fmt: skip
             else:
                 _step(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -15,12 +15,12 @@ from vqfast.sampling.program import CODES, CONDITION, Offset, Phase, Program, St
 UNIT = 16  # elements in a unit; bases and strides count units, so that the compiler knows their alignment
 # A place: where a value is read or written. Its cache, and the offset from the position that is computed.
 PLACE = ("base", "stride", "rows", "columns", "dy", "dx")
-# A job: a matrix product, or the draw. The places of a product are those of its result, its residual and its
-# partial sums, then those of the values that it multiplies, adds and looks up. The draw has the places of the
+# A job: a matrix product, or a draw. The places of a product are those of its result, its residual and its
+# partial sums, then those of the values that it multiplies, adds and looks up. A draw has the places of the
 # codes and of the logits.
 JOB = (
     "place",  # the number of its first place
-    "draws",  # 1 for the draw, whose other fields are 0
+    "draws",  # 1 + s for the draw of a position's code s, whose other fields are 0
     "tiles",  # number of tiles of columns
     "products",  # number of tiles along the depth of the matrix
     "adds",  # number of values that are added as they are
@@ -133,19 +133,24 @@ class Plan:
         condition_channels: int,
         tuning: Tuning,
     ) -> None:
-        if (
-            program.steps[-1].activation in PAIRED
+        last = range(len(program.steps) - program.num_quantizers, len(program.steps))
+        if any(
+            program.steps[number].activation in PAIRED for number in last
         ):  # logits are kept among the sums, where no paired activation writes
-            copy = Step((Term(len(program.steps) - 1),), program.num_embeddings)
-            program = Program((*program.steps, copy), program.num_embeddings)
+            copies = tuple(Step((Term(number),), program.num_embeddings) for number in last)
+            program = replace(program, steps=(*program.steps, *copies))
         self.program, self.weights, self.batch, self.num_classes = program, weights, batch, num_classes
         self.phases, self.block = program.phases(), program.block(*shape)
         self._columns, self._depth = (
             max(UNIT, *(getattr(launch, of) for launch in tuning)) for of in ("columns", "depth")
         )
         self.units = {"values": 0, "sums": 0}  # taken so far
-        rows, left, right = program.reach(CODES)
-        self.codes = Cache(0, 1, rows, left + self.block + right, left)
+        rows, left, right = program.reach(*program.codes)
+        columns = left + self.block + right
+        self.codes = [  # of each code of a position
+            Cache(code * rows * columns * batch, 1, rows, columns, left) for code in range(len(program.codes))
+        ]
+        self.first_logits = len(program.steps) - len(self.codes)  # number of the step
         self.condition = self._cache("values", condition_channels, *shape)
         self.values = [self._value(number) for number in range(len(program.steps))]
         self.partials = [self._partial(number) for number in range(len(program.steps))]
@@ -157,9 +162,12 @@ class Plan:
             if phase == Phase.ROW or self._taps(number, early=True):
                 self._add(self.row, number, early=True)
         self._add_phase(Phase.POSITION)
-        self.drawing = len(self.position.jobs)
-        self.position.add([self.codes.place(), self.values[-1].place()], draws=1)
-        self._add_phase(Phase.CODE)
+        self.drawing: list[int] = []  # the jobs that draw
+        for code, cache in enumerate(self.codes):
+            self.drawing.append(len(self.position.jobs))
+            logits = self.values[self.first_logits + code]
+            self.position.add([cache.place(), logits.place()], draws=1 + code)
+            self._add_phase(Phase.CODE + code)
 
     def _cache(
         self, memory: str, channels: int, rows: int, columns: int, left: int = 0, images: int | None = None
@@ -173,7 +181,7 @@ class Plan:
         """The cache of a step's value. A value that is read only at its own position keeps one column."""
         rows, left, right = self.program.reach(number)
         alone = self.phases[number] != Phase.ROW and (rows, left, right) == (1, 0, 0)
-        memory = "sums" if number == len(self.program.steps) - 1 else "values"
+        memory = "sums" if number >= self.first_logits else "values"
         channels = self.program.steps[number].channels
         return self._cache(memory, channels, rows, 1 if alone else left + self.block + right, left)
 
@@ -197,7 +205,7 @@ class Plan:
             weight = weight.reshape(*weight.shape[:-1], 2, -1).transpose(-1, -2).flatten(-2)
         return F.pad(weight, (0, -step.width % self._columns))
 
-    def _add_phase(self, phase: Phase) -> None:
+    def _add_phase(self, phase: int) -> None:
         for number in range(len(self.phases)):
             if self.phases[number] == phase:
                 self._add(self.position, number, early=False)
@@ -214,9 +222,9 @@ class Plan:
             cache = self.condition if term.source == CONDITION else self.values[term.source]
             if term.weight is None:
                 adds.append(cache.place(tap))
-            elif term.source == CODES:
+            elif term.source <= CODES:
                 tables.append(ordered[term.weight][i])
-                lookups.append(self.codes.place(tap))
+                lookups.append(self.codes[CODES - term.source].place(tap))
             else:
                 matrices.append(ordered[term.weight][i])
                 depths = range(0, len(matrices[-1]), to.launch.depth)
@@ -239,7 +247,7 @@ class Plan:
             start=self.starts[number].base,
             partial=int(not early and partial.columns > 0),
             width=step.width,
-            sums=int(unfinished or number == len(self.phases) - 1),
+            sums=int(unfinished or number >= self.first_logits),
             activation=0 if unfinished else ACTIVATIONS.index(step.activation),
             residual=int(residual is not None),
         )

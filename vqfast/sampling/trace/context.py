@@ -65,7 +65,7 @@ class Context:
         self.node: Any = next(iter(graph.nodes))  # the node that is interpreted
         self.builder = ProgramBuilder()
         self.origins: list[fx.Node] = []  # of each step, the node that it computes
-        self.phases: list[Phase] = []  # of each step
+        self.phases: list[int] = []  # of each step
         self.maps: list[Map] = []
         self.map_weights: dict[str, list[tuple[int, Tensor]]] = {}  # by name: a map's number and its matrix
 
@@ -111,10 +111,10 @@ class Context:
             return value if zero else self.step(value)
         return Sum(value.layout, {**value.taps, (ONES, 0, 0): value.bias[None]})
 
-    def phase(self, value: Sum) -> Phase | None:
+    def phase(self, value: Sum) -> int | None:
         """When a step of the value could run; ``None`` if never, since it looks ahead."""
         try:
-            phases = [available(tap[0], tap[1:], self.phases) for tap in value.taps if tap[0] >= CODES]
+            phases = [available(tap[0], tap[1:], self.phases) for tap in value.taps if tap[0] > ONES]
             return max(phases, default=Phase.ROW)
         except ValueError:
             return None
@@ -189,7 +189,7 @@ class Context:
         taps: dict[int, dict[tuple[int, int], Tensor]] = {}
         maps: list[tuple[int, Tensor]] = []
         for (source, dy, dx), matrix in sorted(value.taps.items(), key=lambda item: item[0]):
-            if source >= CODES:
+            if source > ONES:
                 taps.setdefault(source, {})[dy, dx] = matrix.to(self.dtype)
             elif source == ONES:
                 maps.append((self.map_number(Map(0, (), tap=(dy, dx))), matrix.to(self.dtype)))

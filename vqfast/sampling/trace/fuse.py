@@ -117,7 +117,7 @@ def check_causal(steps: list[Step], origins: list[fx.Node]) -> None:
     Raises:
         NotCausal: one does; the message has the line of the network that computes the first such step.
     """
-    phases: list[Phase] = []
+    phases: list[int] = []
     for step, node in zip(steps, origins, strict=True):
         try:
             needs = [available(term.source, tap, phases) for term in step.terms for tap in term.taps]

@@ -21,7 +21,7 @@ from vqfast.sampling.program import CODES
 from vqfast.sampling.trace.layout import Layout, channel_index, num_channels
 
 Tap = tuple[int, int, int]  # a source and the offset at which it is read, (source, dy, dx)
-ONES = CODES - 1  # the source that is 1 at every position of the grid
+ONES = CODES - 2**20  # below the codes of a position: the source that is 1 at every position of the grid
 FIRST_MAP = ONES - 1  # this number and lower ones are sources that are maps
 
 
