@@ -66,7 +66,7 @@ def train_vqvae(
             doesn't fit the model, or the run was begun with other settings.
 
     >>> import tempfile
-    >>> from vqfast.pipeline import PriorTraining, SampleRequest, decode, encode, sample
+    >>> from vqfast.pipeline import PriorTraining, SampleRequest, decode, encode, reopen_parts, sample
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     run = Run(folder, create=True)
     ...     small = {"hidden_channels": 8, "num_embeddings": 16, "embedding_dim": 4}
