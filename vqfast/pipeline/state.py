@@ -33,7 +33,7 @@ class State:
 
     def __init__(self, model: nn.Module, training: Training, used: Mapping[str, Tensor]) -> None:
         self.model, self.used = model, used
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=training.lr)
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=training.lr, fused=True)
         self.step = 0
         self.history: History = {}
         self.best: Weights = {}
@@ -73,9 +73,12 @@ class State:
             number, moment = name.split(".")
             moments.setdefault(int(number), {})[moment] = tensor
         for place, found in moments.items():
-            shape = self.optimizer.param_groups[0]["params"][place].shape
-            if {n: t.shape for n, t in found.items()} != {"step": (), "exp_avg": shape, "exp_avg_sq": shape}:
+            parameter = self.optimizer.param_groups[0]["params"][place]
+            shapes = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+            if {name: tensor.shape for name, tensor in found.items()} != shapes:
                 raise ValueError(f"moments {place} have other shapes")
+            for name in shapes.keys() - {"step"}:  # the fused step reads them in the order of the weights
+                found[name] = torch.empty_like(parameter).copy_(found[name])
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
 
 
