@@ -33,7 +33,7 @@ BAD_TRAIN = {
     "--holdout nan": "; want a finite number, above 0, below 1",
     "--holdout 0.001": "leaves one part of 40 images empty",
     "--model vae": "model is 'vae'; want 'paper', ",
-    "--model paper-speech": "spatial is (8, 8); want 1 positive multiples",
+    "--model paper-speech-mirrored": "spatial is (8, 8); want 1 positive multiples",
     "--model keras --num-residual-blocks 1": "num_residual_blocks is 1; want None",
     "--codebook random": "codebook is 'random'; want 'kmeans' or 'uniform'",
     "--device tpu": "device is 'tpu'; want 'auto', 'cpu' or 'cuda'",

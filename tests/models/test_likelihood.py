@@ -120,7 +120,8 @@ def test_mean_is_that_of_samples() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("paper", {}), ("keras", {"in_channels": 3}), ("paper-speech", {"ndim": 1})]
+    ("name", "options"),
+    [("paper", {}), ("keras", {"in_channels": 3}), ("paper-speech-mirrored", {"ndim": 1})],
 )
 def test_a_model_with_a_likelihood(name: str, options: dict[str, Any]) -> None:
     torch.manual_seed(0)

@@ -3,7 +3,9 @@
 from vqfast.models.autoencoder import Autoencoder
 from vqfast.models.hierarchy import HierarchicalOutput, HierarchicalVQVAE
 from vqfast.models.likelihood import logistic_mixture_mean, logistic_mixture_nats, mixture_channels
+from vqfast.models.mu_law import mu_law_decode, mu_law_encode
 from vqfast.models.quantizers import LayerOptions
+from vqfast.models.speech import SpeechVQVAE
 from vqfast.models.vqvae import CONFIGS, VQVAE, VQVAEOutput
 
 __all__ = [
@@ -13,8 +15,11 @@ __all__ = [
     "HierarchicalOutput",
     "HierarchicalVQVAE",
     "LayerOptions",
+    "SpeechVQVAE",
     "VQVAEOutput",
     "logistic_mixture_mean",
     "logistic_mixture_nats",
     "mixture_channels",
+    "mu_law_decode",
+    "mu_law_encode",
 ]

@@ -51,7 +51,7 @@ class Autoencoder(nn.Module):
             TypeError, ValueError: ``name`` isn't one of ``CONFIGS``; or as in the constructor.
 
         Example:
-            >>> vqfast.VQVAE.named("paper-speech", hidden_channels=16).code_shape((6400,))
+            >>> vqfast.VQVAE.named("paper-speech-mirrored", hidden_channels=16).code_shape((6400,))
             (100,)
         """
         check_choice("name", name, cls.CONFIGS)

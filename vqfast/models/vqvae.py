@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "paper": {"architecture": "paper"},
-    "paper-speech": {"architecture": "paper", "in_channels": 1, "ndim": 1, "num_downsamplings": 6},
+    "paper-speech-mirrored": {"architecture": "paper", "in_channels": 1, "ndim": 1, "num_downsamplings": 6},
     "paper-video": {"architecture": "paper", "ndim": 3},
     "keras": {
         "architecture": "keras",
@@ -69,8 +69,9 @@ class VQVAE(Autoencoder):
 
     - ``"paper"``: van den Oord et al. 2017 (arXiv 1711.00937), section 4.1, for ``ndim`` 1 to 3: strided
       convolutions with kernels of width 4, residual blocks, and the mirror image as decoder.
-      ``CONFIGS["paper-speech"]`` has the paper's speech encoder, 64 times shorter, but the mirrored decoder
-      instead of a WaveNet. ``CONFIGS["paper-video"]`` is the image model with a third axis.
+      ``CONFIGS["paper-speech-mirrored"]`` has the paper's speech encoder, 64 times shorter, with the mirror
+      image as decoder; ``models.SpeechVQVAE`` has the paper's WaveNet. ``CONFIGS["paper-video"]`` is the
+      image model with a third axis.
     - ``"keras"``: the Keras example "Vector-Quantized Variational Autoencoders".
     - ``"ruseckas"``: J. Ruseckas' notebook "vq-vae": 3x3 convolutions with batch normalisation, whose width
       doubles after each max-pooling; the output is in 0 to 1. In training the batch normalisation joins the

@@ -16,14 +16,22 @@ from vqfast.sampling.builder import ProgramBuilder
 from vqfast.sampling.program import CODES, Program
 
 
+def spread(condition: Tensor, stride: int, length: int) -> Tensor:
+    """``(..., ceil(length / stride))`` to ``(..., length)``: each entry stands for ``stride`` positions."""
+    return condition if stride == 1 else condition.repeat_interleave(stride, -1)[..., :length]
+
+
 class DilatedLayer(nn.Module):
     """A gated causal convolution of two taps, with residual and skip outputs.
 
     Source: van den Oord et al. 2016, "WaveNet: A Generative Model for Raw Audio", figure 4.
     """
 
-    def __init__(self, channels: int, dilation: int, conditioning: Conditioning, **factory: Any) -> None:
+    def __init__(
+        self, channels: int, dilation: int, conditioning: Conditioning, condition_stride: int, **factory: Any
+    ) -> None:
         super().__init__()
+        self.condition_stride = condition_stride
         self.conv = MaskedConv2d(
             channels,
             2 * channels,
@@ -42,7 +50,10 @@ class DilatedLayer(nn.Module):
         self, x: Tensor, total: Tensor | None, labels: Tensor | None, condition: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """The residual stream and the total of the skip outputs so far, ``(B, channels, 1, T)`` each."""
-        z = self.conv(x, extra=self.conditioning(labels, condition))
+        extra = self.conditioning(labels, condition)
+        if condition is not None:
+            extra = spread(extra, self.condition_stride, x.shape[-1])
+        z = self.conv(x, extra=extra)
         return self.output(z, residual=x), self.skip(z, residual=total)
 
 
@@ -61,8 +72,9 @@ class WaveNet(CausalPrior):
         num_layers: number of dilated layers.
         dilation_cycle: number of layers after which the dilation is 1 again.
         num_classes: number of class labels that condition the prior; ``None`` for none.
-        condition_channels: channels of a map ``(B, condition_channels, T)`` that conditions the prior; 0 for
-            none.
+        condition_channels: channels of a map ``(B, condition_channels, ceil(T / condition_stride))`` that
+            conditions the prior; 0 for none.
+        condition_stride: how many positions each entry of the map stands for.
         device, dtype: of the parameters, as in ``torch.nn``.
 
     Raises:
@@ -87,13 +99,15 @@ class WaveNet(CausalPrior):
         dilation_cycle: int = 10,
         num_classes: int | None = None,
         condition_channels: int = 0,
+        condition_stride: int = 1,
         device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(num_embeddings, num_classes, condition_channels)
         check_sizes(channels=channels, num_layers=num_layers, dilation_cycle=dilation_cycle)
+        check_sizes(condition_stride=condition_stride)
         factory = placement(device, dtype)
-        self.dilation_cycle = dilation_cycle
+        self.dilation_cycle, self.condition_stride = dilation_cycle, condition_stride
         self.embedding = nn.Embedding(num_embeddings, channels, **factory)
         self.first = MaskedConv2d(channels, channels, 3, stack="horizontal", **factory)
         self.layers = nn.ModuleList(
@@ -101,6 +115,7 @@ class WaveNet(CausalPrior):
                 channels,
                 2 ** (number % dilation_cycle),
                 Conditioning(2 * channels, num_classes, condition_channels, **factory),
+                condition_stride,
                 **factory,
             )
             for number in range(num_layers)
@@ -119,7 +134,20 @@ class WaveNet(CausalPrior):
             "channels": self.embedding.embedding_dim,
             "num_layers": len(self.layers),
             "dilation_cycle": self.dilation_cycle,
+            "condition_stride": self.condition_stride,
         }
+
+    def condition_shape(self, num: int, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        """See ``CausalPrior``."""
+        return super().condition_shape(num, (-(-shape[-1] // self.condition_stride),))
+
+    def on_grid(self, condition: Tensor, grid: tuple[int, int]) -> Tensor:
+        """See ``CausalPrior``; its last size is that of the map."""
+        return super().on_grid(condition, (1, condition.shape[-1]))
+
+    def condition_map(self, codes: Tensor, labels: Tensor | None, condition: Tensor | None) -> Tensor | None:
+        """See ``CausalPrior``."""
+        return None if condition is None else spread(condition, self.condition_stride, codes.shape[-1])
 
     def grid_logits(self, codes: Tensor, labels: Tensor | None, condition: Tensor | None) -> Tensor:
         """See ``CausalPrior``."""

@@ -1,0 +1,192 @@
+"""The speech model: its parts against plain definitions, and training on voices made up here."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vqfast.models import SpeechVQVAE, mu_law_decode, mu_law_encode
+from vqfast.priors import WaveNet
+
+SMALL: dict[str, Any] = {
+    "encoder_strides": (4, 2),
+    "hidden_channels": 16,
+    "num_residual_blocks": 1,
+    "channels": 8,
+    "num_layers": 4,
+    "dilation_cycle": 3,
+    "condition_channels": 6,
+    "num_embeddings": 16,
+    "embedding_dim": 8,
+}
+
+
+def speech(**options: Any) -> SpeechVQVAE:
+    torch.manual_seed(0)
+    return SpeechVQVAE(**{**SMALL, **options})
+
+
+def waves(num: int, length: int) -> Tensor:
+    return torch.rand(num, 1, length, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+@pytest.mark.parametrize("num_values", [2, 7, 256, 1 << 16])
+def test_mu_law_comes_back_to_within_half_a_step(num_values: int) -> None:
+    values = torch.arange(num_values)
+    assert torch.equal(
+        mu_law_encode(mu_law_decode(values, num_values, dtype=torch.float64), num_values), values
+    )
+    x = torch.linspace(-1.5, 1.5, 5001, dtype=torch.float64)
+    mu = num_values - 1
+    squeezed = torch.sign(x) * torch.log(1 + mu * x.abs().clamp(max=1)) / math.log(1 + mu)
+    again = mu_law_encode(x, num_values).double() * 2 / mu - 1
+    assert (again - squeezed).abs().max() <= 1 / mu + 1e-12
+    assert mu_law_encode(torch.zeros(1), num_values).item() == num_values // 2
+
+
+def test_mu_law_refuses_what_it_cannot_take() -> None:
+    with pytest.raises(TypeError, match="waves has dtype"):
+        mu_law_encode(torch.arange(3))
+    with pytest.raises(ValueError, match="num_values is 1"):
+        mu_law_encode(torch.zeros(3), 1)
+    with pytest.raises(ValueError, match="indices"):
+        mu_law_decode(torch.tensor([256]))
+
+
+@pytest.mark.parametrize("strides", [(2,) * 6, (2, 2, 2, 2, 2, 2, 2, 5), (5, 4, 2), (3,), (1, 2)])
+@pytest.mark.parametrize("length", [1, 640, 1000])
+def test_any_stride_and_any_length(strides: tuple[int, ...], length: int) -> None:
+    model = speech(encoder_strides=strides).eval()
+    stride = math.prod(strides)
+    indices = model.encode(waves(2, length))
+    assert model.stride == stride and model.code_shapes((length,)) == [(-(-length // stride),)]
+    assert indices.shape == (2, -(-length // stride))
+    assert model(waves(2, length)).reconstruction.shape == (2, 1, length)
+
+
+def test_a_log_mel_spectrogram_rises_with_the_pitch() -> None:
+    model = speech(encoder_strides=(160, 4), num_mels=40, rate=16000)
+    tones = torch.stack([(torch.arange(16000) * 2 * math.pi * f / 16000).sin() for f in (200, 1000, 5000)])
+    mels = model.encoder[0](tones.unsqueeze(1))
+    assert mels.shape == (3, 40, 100) and mels.abs().max() < 4
+    centres = 700 * (10 ** (torch.linspace(0, 2595 * math.log10(1 + 8000 / 700), 42)[1:-1] / 2595) - 1)
+    expected = [int((centres - f).abs().argmin()) for f in (200, 1000, 5000)]
+    assert mels[:, :, 50].argmax(1).tolist() == expected
+    assert model.encode(tones.unsqueeze(1)).shape == (3, 25)
+
+
+@torch.no_grad()
+def test_a_condition_stride_repeats_the_map() -> None:
+    torch.manual_seed(0)
+    coarse = WaveNet(7, 6, 3, condition_channels=2, condition_stride=4, num_classes=2)
+    fine = WaveNet(7, 6, 3, condition_channels=2, num_classes=2)
+    fine.load_state_dict(coarse.state_dict())
+    codes, condition, labels = torch.randint(7, (2, 10)), torch.randn(2, 2, 3), torch.tensor([1, 0])
+    repeated = condition.repeat_interleave(4, 2)[..., :10]
+    torch.testing.assert_close(coarse(codes, labels, condition), fine(codes, labels, repeated))
+    drawn = fine.sample(2, (10,), labels=labels, condition=repeated, seed=3)
+    for method in ("native", "torch", "reference"):
+        assert torch.equal(
+            coarse.sample(2, (10,), labels=labels, condition=condition, seed=3, method=method), drawn
+        )
+    with pytest.raises(ValueError, match=r"condition has shape \(2, 2, 10\); want \(2, 2, 3\)"):
+        coarse(codes, labels, repeated)
+
+
+def test_gradients_reach_the_encoder_through_the_codes() -> None:
+    model = speech(num_classes=3)
+    out, nats = model(waves(2, 64), labels=torch.tensor([0, 2]), return_nats=True)
+    (nats.mean() + out.loss).backward()
+    for part in (model.encoder, model.conditioner):
+        for name, parameter in part.named_parameters():
+            assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+@torch.no_grad()
+def test_nats_are_those_of_the_wavenet() -> None:
+    model = speech(num_classes=2).eval()
+    x, labels = waves(2, 50), torch.tensor([1, 0])
+    out, nats = model(x, labels=labels, return_nats=True)
+    indices = model.encode(x)
+    assert torch.equal(indices, out.indices)
+    condition = model.conditioner(model.vq.decode(indices))
+    values = mu_law_encode(x[:, 0])
+    expected = model.wavenet.bits_per_code(values, labels, condition) * 50 * math.log(2)
+    torch.testing.assert_close(nats, expected)
+    torch.testing.assert_close(model.nats(x, indices, labels=labels), expected)
+    logits = model.wavenet(values, labels, condition)
+    mean = (logits.softmax(1) * mu_law_decode(torch.arange(256))[:, None]).sum(1, keepdim=True)
+    torch.testing.assert_close(out.reconstruction, mean)
+
+
+@torch.no_grad()
+def test_padding_counts_for_nothing() -> None:
+    model = speech().eval()
+    x, lengths = waves(3, 64), torch.tensor([64, 21, 8])
+    for i, length in enumerate(lengths.tolist()):
+        x[i, :, length:] = 0
+    indices = model.encode(x, lengths=lengths)
+    assert (indices >= 0).sum(1).tolist() == [8, 3, 1]
+    nats = model(x, lengths=lengths, return_nats=True)[1]
+    logits = model.wavenet(mu_law_encode(x[:, 0]), None, model.conditioner(model.vq.decode(indices)))
+    each = F.cross_entropy(logits, mu_law_encode(x[:, 0]), reduction="none")
+    expected = torch.stack([row[:length].sum() for row, length in zip(each, lengths.tolist(), strict=True)])
+    torch.testing.assert_close(nats, expected)
+    assert not model.decode(indices)[1, 0, 24:].any()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", ["native", "torch", "reference"])
+def test_decoding_is_the_same_however_it_is_done(method: str) -> None:
+    model = speech(num_classes=2).double().eval()
+    indices, labels = torch.randint(16, (3, 4)), torch.tensor([0, 1, 1])
+    drawn = model.decode(indices, labels=labels, seed=5)
+    assert drawn.shape == (3, 1, 32) and drawn.abs().max() <= 1
+    assert torch.equal(model.decode(indices, labels=labels, seed=5, method=method), drawn)
+    alone = model.decode(indices[2:], labels=1, seed=5, numbers=torch.tensor([2]), method=method)
+    assert torch.equal(alone[0], drawn[2])
+    assert not torch.equal(model.decode(indices, labels=labels, seed=6), drawn)
+
+
+def test_config_is_json_and_makes_the_same_model() -> None:
+    model = speech(num_classes=3, decay=0.9, num_mels=8, rate=8000).eval()
+    again = SpeechVQVAE(**json.loads(json.dumps(model.config))).eval()
+    again.load_state_dict(model.state_dict())
+    assert again.config == model.config
+    x = waves(2, 40)
+    assert torch.equal(again.encode(x), model.encode(x))
+
+
+@pytest.mark.parametrize(
+    "options, error, match",
+    [
+        ({"encoder_strides": 64}, TypeError, "encoder_strides is 64; want a sequence of integers"),
+        ({"encoder_strides": ()}, TypeError, "encoder_strides"),
+        ({"encoder_strides": (2, 0)}, ValueError, "encoder_strides is 0"),
+        ({"num_values": 1}, ValueError, "num_values is 1"),
+        ({"num_classes": 0}, ValueError, "num_classes is 0"),
+        ({"rate": 1.5}, TypeError, "rate is 1.5"),
+        ({"smell": 1}, TypeError, "smell"),
+    ],
+)
+def test_wrong_options_are_refused(options: dict[str, Any], error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        speech(**options)
+
+
+def test_wrong_inputs_are_refused() -> None:
+    model = speech(num_classes=2)
+    with pytest.raises(ValueError, match="labels is None"):
+        model(waves(1, 8))
+    with pytest.raises(ValueError, match="x has shape"):
+        model.encode(torch.zeros(1, 2, 8))
+    with pytest.raises(ValueError, match="lengths has shape"):
+        model.encode(waves(2, 8), lengths=torch.tensor([1]))
+    with pytest.raises(ValueError, match=r"indices has shape \(2, 0\)"):
+        model.decode(torch.zeros(2, 0, dtype=torch.int64), labels=0)

@@ -1,0 +1,75 @@
+"""Encoders of waveforms: strided convolutions, on samples or on a log-mel spectrogram."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqfast.models.architectures import ResidualBlock
+
+MEL_BREAK, MEL_HEIGHT = 700.0, 2595.0  # hertz, and mels a decade of (1 + f / 700)
+LOG_FLOOR, LOG_MEAN, LOG_SCALE = 1e-5, -4.0, 4.0  # brings the logarithms to about -2 to 2
+
+
+class LogMel(nn.Module):
+    """Log-mel spectrogram: ``(B, 1, T)`` to ``(B, num_mels, T / hop)``.
+
+    Triangular filters on the power of Hann windows of 2.5 hops, evenly spaced in mels up to half the rate.
+
+    Args:
+        num_mels: bands.
+        hop: samples from one window to the next.
+        rate: samples a second of the waveforms.
+    """
+
+    def __init__(self, num_mels: int, hop: int, rate: int) -> None:
+        super().__init__()
+        self.hop, self.window_size = hop, max(16, hop * 5 // 2)
+        self.register_buffer("window", torch.hann_window(self.window_size), persistent=False)
+        bins = torch.linspace(0, rate / 2, self.window_size // 2 + 1)
+        top = MEL_HEIGHT * math.log10(1 + rate / 2 / MEL_BREAK)
+        edges = MEL_BREAK * (10 ** (torch.linspace(0, top, num_mels + 2) / MEL_HEIGHT) - 1)
+        low, centre, high = (edges[i : i + num_mels, None] for i in range(3))
+        filters = torch.minimum((bins - low) / (centre - low), (high - bins) / (high - centre)).clamp(min=0)
+        self.register_buffer("filters", filters, persistent=False)
+        self.window: Tensor
+        self.filters: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        beyond = self.window_size - self.hop
+        x = F.pad(x.squeeze(1), (beyond // 2, beyond - beyond // 2))
+        spectrum = torch.fft.rfft(x.unfold(1, self.window_size, self.hop) * self.window)
+        mels: Tensor = spectrum.abs().square() @ self.filters.T / self.window_size
+        return ((mels + LOG_FLOOR).log() - LOG_MEAN).transpose(1, 2) / LOG_SCALE
+
+
+def speech_encoder(
+    strides: Sequence[int],
+    hidden_channels: int,
+    num_residual_blocks: int,
+    embedding_dim: int,
+    num_mels: int | None,
+    rate: int,
+) -> nn.Sequential:
+    """``(B, 1, T)`` to ``(B, embedding_dim, T / product of strides)``.
+
+    A convolution of stride s has a window of 2 s, as the paper's window 4 for stride 2, and one more for an
+    odd stride; all but the last are followed by a ReLU. With ``num_mels`` the first stride is the hop of a
+    ``LogMel``.
+    """
+    layers: list[nn.Module] = []
+    channels, rest = 1, list(strides)
+    if num_mels is not None:
+        layers += [LogMel(num_mels, rest.pop(0), rate), nn.Conv1d(num_mels, hidden_channels, 3, padding=1)]
+        channels = hidden_channels
+    for stride in rest:
+        window = 2 * stride + stride % 2
+        layers += [nn.ReLU()] if layers else []
+        layers.append(nn.Conv1d(channels, hidden_channels, window, stride, (window - stride) // 2))
+        channels = hidden_channels
+    blocks = [ResidualBlock(nn.Conv1d, channels, channels) for _ in range(num_residual_blocks)]
+    return nn.Sequential(*layers, *blocks, nn.ReLU(), nn.Conv1d(channels, embedding_dim, 1))
