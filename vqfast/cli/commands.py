@@ -42,6 +42,7 @@ from vqfast.pipeline import train_prior as train_prior_step
 from vqfast.pipeline import train_vqvae as train_vqvae_step
 from vqfast.pipeline.coding import decoded, encoded
 from vqfast.pipeline.demo import run_demo, summary
+from vqfast.pipeline.measures import has_likelihood
 from vqfast.pipeline.parts import HELD_OUT, load_like_run
 from vqfast.pipeline.progress import write_lines
 from vqfast.pipeline.sampling import check_label
@@ -209,7 +210,7 @@ def likelihood(
             vqvae = load_model(source.folder, "vqvae", device=ranks.device)
             dataset = _data(source, vqvae, data, ranks, reading)
             bits = bits_per_code(prior, encoded(vqvae, dataset, ranks), labels=label, ranks=ranks)
-            if isinstance(vqvae, VQVAE) and vqvae.num_mixtures:
+            if has_likelihood(vqvae):
                 by_dim = _bits_per_dim(vqvae, dataset, bits, ranks)
         if ranks.first:
             buffer = io.BytesIO()

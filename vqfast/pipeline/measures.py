@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -87,6 +88,11 @@ def bits_per_code(
         return prior.bits_per_code(indices.to(ranks.device), given).double()
 
     return _for_each(bits, codes.num, ranks, "bits per code")
+
+
+def has_likelihood(vqvae: Autoencoder) -> TypeGuard[VQVAE]:
+    """Whether the decoder says how likely values are, so that ``bits_per_dim`` can be measured."""
+    return isinstance(vqvae, VQVAE) and vqvae.num_mixtures > 0
 
 
 def bits_per_dim(

@@ -12,7 +12,7 @@ import torch
 from vqfast.checks import check_choice
 from vqfast.models import Autoencoder
 from vqfast.pipeline.checkpoint import check_rebuildable, load_model
-from vqfast.pipeline.measures import measure_reconstruction
+from vqfast.pipeline.measures import bits_per_dim, has_likelihood, measure_reconstruction
 from vqfast.pipeline.options import Training
 from vqfast.pipeline.parts import HELD_OUT, TRAIN, data_note, open_parts
 from vqfast.pipeline.progress import write_lines
@@ -23,6 +23,7 @@ from vqfast.pipeline.validation import validation_of
 from vqfast.pipeline.vqvae_task import MODELS, vqvae_task
 
 TRAINING = Training()
+MSE, BITS = "held_out_mse", "held_out_bits_per_dim"  # figures that are compared, of which less is better
 
 
 def train_vqvae(
@@ -54,7 +55,7 @@ def train_vqvae(
         codebook: ``"kmeans"`` fits it to the encoder's output at the start and three times early on, so that
             no code is left behind while the encoder finds its range; ``"uniform"`` starts it at random.
         training: how it is trained; its seed fixes the split too. The held-out figure that is compared is the
-            squared error.
+            squared error, or the bits per dimension under a uniform prior where the decoder has a likelihood.
         ranks: the processes that work together.
 
     Returns:
@@ -66,7 +67,8 @@ def train_vqvae(
             doesn't fit the model, or the run was begun with other settings.
 
     >>> import tempfile
-    >>> from vqfast.pipeline import PriorTraining, SampleRequest, decode, encode, reopen_parts, sample
+    >>> from vqfast.pipeline import PriorTraining, SampleRequest, decode, encode, reopen_parts
+    >>> from vqfast.pipeline import sample, train_prior
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     run = Run(folder, create=True)
     ...     small = {"hidden_channels": 8, "num_embeddings": 16, "embedding_dim": 4}
@@ -114,9 +116,12 @@ def train_vqvae(
 
     def measure() -> dict[str, float]:
         figures = measure_reconstruction(vqvae, parts[HELD_OUT], ranks=ranks)
-        return {f"held_out_{name}": figures[name] for name in ("mse", "psnr")}
+        measured = {MSE: figures["mse"], "held_out_psnr": figures["psnr"]}
+        if has_likelihood(vqvae):
+            measured[BITS] = bits_per_dim(vqvae, parts[HELD_OUT], ranks=ranks).mean().item()
+        return measured
 
-    validation = validation_of(training, "held_out_mse", measure)
+    validation = validation_of(training, BITS if has_likelihood(vqvae) else MSE, measure)
     make_task = partial(vqvae_task, vqvae, part, training, codebook=codebook, ranks=ranks)
     train_once(run, "vqvae", vqvae, make_task, training, validation=validation, ranks=ranks)
     return load_model(run.folder, "vqvae", device=ranks.device)
