@@ -39,7 +39,7 @@ from vqfast.pipeline import (
     measure_reconstruction,
     reopen_parts,
     stage_codes,
-    train_prior,
+    train_priors,
     train_vqvae,
 )
 from vqfast.pipeline.parts import HELD_OUT, TRAIN
@@ -104,7 +104,7 @@ def findings(*, full: bool, digits: Path | None) -> dict[str, dict[str, dict[str
         run, told = trained_prior(first, name, recipe, budget)
         prior = load_model(run.folder, "prior")
         codes = {part: stage_codes(run, f"codes/{part}") for part in (TRAIN, HELD_OUT)}
-        bits = {part: bits_per_code(prior, grids) for part, grids in codes.items()}
+        bits = {part: bits_per_code([prior], grids)[:, 0] for part, grids in codes.items()}
         shape = vqvae.code_shape((SIDE, SIDE))
         indices = prior.sample(len(labels), shape, labels=labels, seed=0)
         with torch.no_grad():
@@ -174,7 +174,7 @@ def trained_prior(first: Run, name: str, recipe: Recipe, budget: float) -> tuple
     seconds = json.loads(noted.read_text())
     run, steps = Run(folder), max(1, round(budget / seconds))
     training = PriorTraining(steps=steps, **recipe.training)
-    train_prior(run, prior=recipe.kind, prior_options=recipe.options, training=training)
+    train_priors(run, prior=recipe.kind, prior_options=recipe.options, training=training)
     return run, {"steps": f"{steps}", "a step": f"{1000 * seconds:.0f} ms of CPU time"}
 
 

@@ -31,7 +31,7 @@ def trained(data: Path) -> Run:
     prior = train_its_prior(run)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards, "SHARD", 8)
-        sample(run, prior, REQUEST, seed=4)
+        sample(run, [prior], REQUEST, seed=4)
     return run
 
 

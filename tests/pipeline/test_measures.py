@@ -51,19 +51,19 @@ def test_bits_per_code(trained: Run, prior: CausalPrior, monkeypatch: pytest.Mon
     for label in (None, 2):
         p = prior(indices, labels if label is None else torch.full((45,), label)).softmax(1)
         expected = -p.gather(1, indices.unsqueeze(1)).log2().flatten(1).mean(1)
-        bits = bits_per_code(prior, codes, labels=label)
-        assert bits.shape == (45,)
-        np.testing.assert_allclose(bits, expected, rtol=1e-5)
+        bits = bits_per_code([prior], codes, labels=label)
+        assert bits.shape == (45, 1)
+        np.testing.assert_allclose(bits[:, 0], expected, rtol=1e-5)
     short = CodeGrids(45, "", lambda numbers: ([indices[:2]], labels[:2]))
     with pytest.raises(ValueError, match="bits per code: 14 items came for 45 numbers"):
-        bits_per_code(prior, short)
+        bits_per_code([prior], short)
     unlabelled = CodeGrids(45, "", lambda numbers: ([indices[numbers.start : numbers.stop]], None))
     with pytest.raises(
         ValueError, match=r"labels is None; want integers in 0\.\.2, since the prior has 3 classes"
     ):
-        bits_per_code(prior, unlabelled)
+        bits_per_code([prior], unlabelled)
     with pytest.raises(ValueError, match=r"labels is 3; want an integer in 0\.\.2"):
-        bits_per_code(prior, codes, labels=3)
+        bits_per_code([prior], codes, labels=3)
 
 
 def test_a_batch_too_large_for_memory_is_divided(
@@ -76,7 +76,7 @@ def test_a_batch_too_large_for_memory_is_divided(
         codes = encoded(vqvae, images)
         outputs = torch.cat(list(decoded(vqvae, codes, range(15))))
         figures = torch.tensor(list(measure_reconstruction(vqvae, images).values()))
-        return [codes.all()[0][0], outputs, bits_per_code(prior, codes), figures]
+        return [codes.all()[0][0], outputs, bits_per_code([prior], codes), figures]
 
     def limited(method: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         def call(x: torch.Tensor, *rest: Any) -> torch.Tensor:

@@ -25,7 +25,7 @@ from vqfast.pipeline import (
     modality_of,
     reopen_parts,
     sample,
-    train_prior,
+    train_priors,
     train_vqvae,
 )
 from vqfast.pipeline.parts import load_like_run
@@ -105,13 +105,13 @@ def test_another_kind_of_data_goes_through_all_steps(ramps: Path, tmp_path: Path
     assert load_like_run(run, vqvae, ramps).depth == 7
     for part, dataset in parts.items():
         encode(run, vqvae, dataset, part=part)
-    prior = train_prior(run, prior_options={"channels": 4, "num_layers": 1}, training=short)
-    samples = sample(run, prior, SampleRequest(5, (1, 2)))
+    (prior,) = train_priors(run, prior_options={"channels": 4, "num_layers": 1}, training=short)
+    samples = sample(run, [prior], SampleRequest(5, [(1, 2)]))
     decode(run, vqvae, samples)
     assert len(json.loads((run.folder / "list" / "0.json").read_text())) == 5
     completion = Completion(vqvae, parts["held-out"], modality_of(run), keep="1", draws=3)
     out = Run(tmp_path / "out", create=True)
-    completed = sample(run, prior, completion.request(prior), out=out)
+    completed = sample(run, [prior], completion.request([prior]), out=out)
     assert torch.equal(
         completed.all()[0][0][::3, :, 0], vqvae.encode(parts["held-out"].batch(range(4)))[:, :, 0]
     )

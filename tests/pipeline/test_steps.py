@@ -78,17 +78,17 @@ def test_labels_of_samples(
     tmp_path: Path, trained: Run, prior: CausalPrior, label: int | None, labels: list[int]
 ) -> None:
     out = Run(tmp_path, create=True)
-    assert sample(trained, prior, SampleRequest(4, (2, 3), label), out=out).all()[1].tolist() == labels
+    assert sample(trained, [prior], SampleRequest(4, [(2, 3)], label), out=out).all()[1].tolist() == labels
 
 
 def test_known_codes_of_samples(tmp_path: Path, trained: Run, prior: CausalPrior) -> None:
     known = torch.full((21, 2, 3), -1)
     known[:, 0] = torch.arange(63).view(21, 3) % 8
-    request = replace(REQUEST, known=lambda numbers: known[numbers.start : numbers.stop])
+    request = replace(REQUEST, known=lambda numbers: [known[numbers.start : numbers.stop]])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards, "SHARD", 8)
         out = Run(tmp_path, create=True)
-        (indices,), labels = sample(trained, prior, request, out=out, seed=4).all()
+        (indices,), labels = sample(trained, [prior], request, out=out, seed=4).all()
     assert torch.equal(indices[:, 0], known[:, 0])
     assert torch.equal(indices, prior.sample(21, (2, 3), labels=labels, seed=4, known=known))
 
@@ -139,10 +139,10 @@ def test_samples_without_labels(tmp_path: Path, data: Path) -> None:
     small = {"channels": 4, "num_residual_blocks": 1, "num_layers": 1}
     prior = train_its_prior(run, prior="residual", prior_options=small, use_labels=False, steps=1)
     assert prior.num_classes is None
-    (indices,), labels = sample(run, prior, SampleRequest(2, (1, 4)), temperature=0.5, top_k=2).all()
+    (indices,), labels = sample(run, [prior], SampleRequest(2, [(1, 4)]), temperature=0.5, top_k=2).all()
     assert indices.shape == (2, 1, 4) and labels is None
     with pytest.raises(ValueError, match="labels is 0; want None: the prior has no classes"):
-        sample(run, prior, SampleRequest(2, (1, 4), labels=0))
+        sample(run, [prior], SampleRequest(2, [(1, 4)], labels=0))
 
 
 def test_finished_stages_are_not_redone(trained: Run, data: Path, vqvae: VQVAE, prior: CausalPrior) -> None:
@@ -153,7 +153,7 @@ def test_finished_stages_are_not_redone(trained: Run, data: Path, vqvae: VQVAE, 
     for part, images in reopen_parts(trained).items():
         encode(trained, vqvae, images, part=part)
     train_its_prior(trained)
-    sample(trained, prior, REQUEST, seed=4)
+    sample(trained, [prior], REQUEST, seed=4)
     assert files(trained.folder) == before
 
 
@@ -174,7 +174,7 @@ def test_other_settings_are_refused(trained: Run, data: Path, vqvae: VQVAE, prio
     images = reopen_parts(trained)
 
     def draw(seed: int = 4, **changes: Any) -> None:
-        sample(trained, prior, replace(REQUEST, **changes), seed=seed)
+        sample(trained, [prior], replace(REQUEST, **changes), seed=seed)
 
     def train_residual() -> None:
         options = {"channels": 8, "num_layers": 2}
@@ -239,7 +239,7 @@ def test_bad_priors(trained: Run) -> None:
 @pytest.mark.parametrize(("num", "error"), [(0, ValueError), (1.5, TypeError), (True, TypeError)])
 def test_bad_requests(num: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match=r"num is .*; want a positive integer"):
-        SampleRequest(num, (2, 3))
+        SampleRequest(num, [(2, 3)])
 
 
 def test_seeded(trained: Run, data: Path, tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_a_run_is_measured_on_its_held_out_part(data: Path, tmp_path: Path) -> N
         encode(run, model, images, part=part)
     prior = train_its_prior(run, val_every=5, patience=2, prior_options=PRIOR)
     column = read_json(tmp_path / "prior.history.json")["held_out_bits_per_code"]
-    bits = bits_per_code(prior, stage_codes(run, "codes/held-out")).mean().item()
+    bits = bits_per_code([prior], stage_codes(run, "codes/held-out")).mean().item()
     assert bits == pytest.approx(min(column), rel=1e-6)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from vqfast.models import VQVAE
-from vqfast.pipeline import PriorTraining, Run, SampleRequest, Training, train_prior, train_vqvae
+from vqfast.pipeline import PriorTraining, Run, SampleRequest, Training, train_priors, train_vqvae
 from vqfast.priors.base import CausalPrior
 
 MODEL = {"hidden_channels": 8, "num_embeddings": 8, "embedding_dim": 4}
@@ -17,7 +17,7 @@ TRAINING: dict[str, Any] = {"steps": 12, "batch_size": 8, "lr": 1e-3, "seed": 0}
 PRIOR = {"channels": 8, "num_layers": 2, "head_channels": 8}
 REQUEST = SampleRequest(
     21,
-    (2, 3),
+    [(2, 3)],
     labels=lambda numbers: torch.arange(numbers.start, numbers.stop) % 3,
     note={"labels": "in turn"},
 )
@@ -57,13 +57,14 @@ def train_its_prior(
     **training: Any,
 ) -> CausalPrior:
     """A prior trained on a run's codes."""
-    return train_prior(
+    (trained,) = train_priors(
         run,
         prior=prior,
         prior_options=prior_options,
         use_labels=use_labels,
         training=PriorTraining(**{**TRAINING, **training}),
     )
+    return trained
 
 
 def files(folder: Path) -> dict[str, tuple[int, bytes]]:

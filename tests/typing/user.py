@@ -185,17 +185,17 @@ def new_images(folder: Path) -> None:
         parts = pipeline.reopen_parts(run)
         assert_type(pipeline.measure_reconstruction(vqvae, parts["train"]), dict[str, float])
         pipeline.encode(run, vqvae, parts["train"], part="train")
-        prior = assert_type(
-            pipeline.train_prior(run, training=pipeline.PriorTraining(steps=100)), priors.CausalPrior
-        )
+        trained = pipeline.train_priors(run, training=pipeline.PriorTraining(steps=100))
+        assert_type(trained, list[priors.CausalPrior | priors.ConditionedPrior])
+        assert_type(pipeline.load_priors(run, vqvae)[0].num_embeddings, int)
         codes = assert_type(pipeline.stage_codes(run, "codes/train"), pipeline.CodeGrids)
-        assert_type(pipeline.bits_per_code(prior, codes, labels=3), Tensor)
-        pipeline.sample(run, prior, pipeline.SampleRequest(16, (8, 8), labels=3), seed=1)
+        assert_type(pipeline.bits_per_code(trained, codes, labels=3), Tensor)
+        pipeline.sample(run, trained, pipeline.SampleRequest(16, [(8, 8)], labels=3), seed=1)
         pipeline.decode(run, vqvae, pipeline.open_codes("run/samples"), format="npy")
 
         kind = assert_type(pipeline.modality_of(run), data.Modality)
         completion = pipeline.Completion(vqvae, images, kind, keep="top", draws=2)
-        assert_type(completion.request(prior), pipeline.SampleRequest)
-        pipeline.save_model("elsewhere", "prior", prior)
+        assert_type(completion.request(trained), pipeline.SampleRequest)
+        pipeline.save_model("elsewhere", "prior", trained[0])
         assert_type(pipeline.load_model("elsewhere", "prior"), priors.CausalPrior)
         assert modality is kind

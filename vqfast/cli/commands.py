@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from vqfast.pipeline import (
     bits_per_dim,
     joined,
     load_model,
+    load_priors,
     measure_reconstruction,
     modality_of,
     open_codes,
@@ -38,10 +38,11 @@ from vqfast.pipeline import (
 from vqfast.pipeline import decode as decode_step
 from vqfast.pipeline import encode as encode_step
 from vqfast.pipeline import sample as sample_step
-from vqfast.pipeline import train_prior as train_prior_step
+from vqfast.pipeline import train_priors as train_priors_step
 from vqfast.pipeline import train_vqvae as train_vqvae_step
 from vqfast.pipeline.coding import decoded, encoded
 from vqfast.pipeline.demo import run_demo, summary
+from vqfast.pipeline.levels import level_name, level_of
 from vqfast.pipeline.measures import has_likelihood
 from vqfast.pipeline.parts import HELD_OUT, load_like_run
 from vqfast.pipeline.progress import write_lines
@@ -107,7 +108,10 @@ def encode(run: str, data: str | None, out: str | None, device: str, **reading: 
 
 def train_prior(
     run: str,
+    level: int | None,
     prior: str,
+    condition_channels: int,
+    condition_blocks: int,
     no_labels: bool,
     device: str,
     **options: Any,
@@ -115,17 +119,21 @@ def train_prior(
     training = _training(PriorTraining, options)
     with joined(device) as ranks:
         target = Run.shared(run, ranks)
-        trained = train_prior_step(
+        trained = train_priors_step(
             target,
+            level=level,
             prior=prior,
             prior_options=_given(options),
+            condition_channels=condition_channels,
+            condition_blocks=condition_blocks,
             use_labels=not no_labels,
             training=training,
             ranks=ranks,
         )
-        bits = bits_per_code(trained, stage_codes(target, f"codes/{HELD_OUT}"), ranks=ranks).mean()
-        trained_file = target.folder / "prior.safetensors"
-        _print(ranks, f"trained {trained_file}; {bits:.3f} bits per code on held-out data")
+        bits = bits_per_code(trained, stage_codes(target, f"codes/{HELD_OUT}"), ranks=ranks).mean(0)
+        for network, figure in zip(trained, bits, strict=True):
+            file = target.folder / f"{level_name('prior', level_of(network))}.safetensors"
+            _print(ranks, f"trained {file}; {figure:.3f} bits per code on held-out data")
 
 
 def sample(
@@ -151,16 +159,15 @@ def sample(
         source = Run.shared(run, ranks, lock=False)
         check_choice("format", format, (*modality_of(source).formats, "codes"))
         vqvae = load_model(source.folder, "vqvae", device=ranks.device)
-        prior = load_model(source.folder, "prior", device=ranks.device)
+        priors = load_priors(source, vqvae, device=ranks.device)
         completion = None
         if complete is None:
-            size = tuple(shape or _trained_shape(source))
-            request = SampleRequest(100 if num is None else num, size, labels=label)
+            request = SampleRequest(100 if num is None else num, _shapes(source, shape), labels=label)
         else:
             completion = _completion(source, vqvae, complete, keep, draws, ranks)
-            request = completion.request(prior, num=num, labels=label)
+            request = completion.request(priors, num=num, labels=label)
         target = Run.shared(out, ranks, create=True)
-        samples = sample_step(source, prior, request, out=target, ranks=ranks, **options)
+        samples = sample_step(source, priors, request, out=target, ranks=ranks, **options)
         made = [f"{quantity(samples.num, 'sample')} in {target.folder / 'samples'}"]
         if format != "codes":
             decode_step(source, vqvae, samples, format=format, out=target, ranks=ranks)
@@ -201,23 +208,29 @@ def likelihood(
         raise ValueError("--codes and --data exclude each other")
     with joined(device) as ranks:
         source = Run.shared(run, ranks, lock=False)
-        prior = load_model(source.folder, "prior", device=ranks.device)
-        check_label(prior, label)
-        by_dim = ""
+        vqvae = load_model(source.folder, "vqvae", device=ranks.device)
+        priors = load_priors(source, vqvae, device=ranks.device)
+        check_label(priors, label)
         if codes is not None:
-            bits = bits_per_code(prior, open_codes(codes), labels=label, ranks=ranks)
+            dataset, grids = None, open_codes(codes)
         else:
-            vqvae = load_model(source.folder, "vqvae", device=ranks.device)
             dataset = _data(source, vqvae, data, ranks, reading)
-            bits = bits_per_code(prior, encoded(vqvae, dataset, ranks), labels=label, ranks=ranks)
-            if has_likelihood(vqvae):
-                by_dim = _bits_per_dim(vqvae, dataset, bits, ranks)
+            grids = encoded(vqvae, dataset, ranks)
+        bits = bits_per_code(priors, grids, labels=label, ranks=ranks)
+        counts = torch.tensor([indices[0].numel() for indices in grids.read(range(1))[0]])
+        totals = bits @ counts.double()
+        by_dim = ""
+        if dataset is not None and has_likelihood(vqvae):
+            by_dim = _bits_per_dim(vqvae, dataset, totals, ranks)
         if ranks.first:
             buffer = io.BytesIO()
-            np.save(buffer, bits.numpy())
+            np.save(buffer, bits.squeeze(1).numpy())
             write_file(Path(out), buffer.getvalue())
+            figures = f"{totals.mean() / counts.sum():.3f} bits per code"
+            if len(priors) > 1:
+                figures += f" ({', '.join(f'{mean:.3f}' for mean in bits.mean(0))} by level)"
             count = quantity(len(bits), "grid")
-            print(f"{count} of codes: {bits.mean():.3f} bits per code{by_dim}; those of each grid in {out}")
+            print(f"{count} of codes: {figures}{by_dim}; those of each grid in {out}")
 
 
 def reconstruct(
@@ -264,19 +277,26 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _bits_per_dim(vqvae: VQVAE, dataset: Source, bits: Tensor, ranks: Ranks) -> str:
-    """The bound on the bits of a value, in words; ``bits`` are those of a code of each item."""
-    code_bits = bits * sum(map(math.prod, vqvae.code_shapes(dataset.shape[1:])))
+def _bits_per_dim(vqvae: VQVAE, dataset: Source, code_bits: Tensor, ranks: Ranks) -> str:
+    """The bound on the bits of a value, in words; ``code_bits`` are those of all codes of each item."""
     learned, uniform = (
         bits_per_dim(vqvae, dataset, code_bits=given, ranks=ranks).mean() for given in (code_bits, None)
     )
     return f"; {learned:.3f} bits per dimension, {uniform:.3f} with a uniform prior"
 
 
-def _trained_shape(run: Run) -> list[int]:
-    """The shape of the run's own grids of codes."""
-    (indices,), _ = stage_codes(run, f"codes/{HELD_OUT}").read(range(1))
-    return list(indices.shape[1:])
+def _shapes(run: Run, coarsest: list[int] | None) -> list[tuple[int, ...]]:
+    """The shapes of the grids of each level: the run's own, or with another coarsest one."""
+    levels, _ = stage_codes(run, f"codes/{HELD_OUT}").read(range(1))
+    shapes = [tuple(indices.shape[1:]) for indices in levels]
+    if coarsest is None:
+        return shapes
+    if len(coarsest) != len(shapes[0]):
+        raise ValueError(f"--shape has {len(coarsest)} sizes; want {len(shapes[0])}")
+    return [
+        tuple(size * fine // coarse for size, fine, coarse in zip(coarsest, shape, shapes[0], strict=True))
+        for shape in shapes
+    ]
 
 
 def _completion(

@@ -105,7 +105,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     sub = add("train-prior", commands.train_prior, "step 3: train a PixelCNN prior on a run's codes")
     _run(sub, "--run", "folder of a run whose images are encoded")
-    like = pipeline.train_prior
+    like = pipeline.train_priors
     sub.option("--prior", "kind of network: gated or residual", like)
     for name, help in (
         ("--channels", "channels of the hidden layers"),
@@ -116,6 +116,12 @@ def make_parser() -> argparse.ArgumentParser:
         sub.option(name, f"{help} (default: the network's)", type=int, metavar="N")
     dropout = "share of the gated prior's hidden values that training sets to zero (default 0)"
     sub.option("--dropout", dropout, type=float, metavar="X")
+    level = "train the prior of this level alone, 0 for the coarsest (default: of all levels)"
+    sub.option("--level", level, type=int, metavar="N")
+    channels = "of a finer level: channels of the network that the codes of the coarser levels go through"
+    sub.option("--condition-channels", channels, like, type=int, metavar="N")
+    blocks = "its residual blocks for each coarser level"
+    sub.option("--condition-blocks", blocks, like, type=int, metavar="N")
     sub.option("--no-labels", "train without the labels that the images have", action="store_true")
     _training(sub, pipeline.PriorTraining)
     _device(sub)
@@ -126,8 +132,8 @@ def make_parser() -> argparse.ArgumentParser:
     number = "how many samples to draw (default 100; with --complete, every completion)"
     sub.option("--num", number, type=int, metavar="N")
     sub.option("--label", "class of all samples (default: the classes take turns)", type=int, metavar="N")
-    shape = "height and width of the grids, in codes (default: as trained)"
-    sub.option("--shape", shape, type=int, nargs=2, metavar=("H", "W"))
+    shape = "height and width of the coarsest grids, in codes (default: as trained)"
+    sub.option("--shape", shape, type=int, nargs="+", metavar="N")
     sub.option(
         "--complete",
         f"images to complete: {DATA}; or held-out, the run's own. A part of their codes is kept and the rest "

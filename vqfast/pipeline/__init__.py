@@ -11,7 +11,8 @@ from vqfast.pipeline.completion import Completion
 from vqfast.pipeline.measures import bits_per_code, bits_per_dim, measure_reconstruction
 from vqfast.pipeline.options import PriorTraining, Training
 from vqfast.pipeline.parts import modality_of, reopen_parts
-from vqfast.pipeline.prior_training import train_prior
+from vqfast.pipeline.prior_training import train_priors
+from vqfast.pipeline.priors import load_priors
 from vqfast.pipeline.ranks import Ranks, joined
 from vqfast.pipeline.run import Run
 from vqfast.pipeline.sampling import SampleRequest, sample
@@ -31,6 +32,7 @@ __all__ = [
     "encode",
     "joined",
     "load_model",
+    "load_priors",
     "measure_reconstruction",
     "modality_of",
     "open_codes",
@@ -38,6 +40,6 @@ __all__ = [
     "sample",
     "save_model",
     "stage_codes",
-    "train_prior",
+    "train_priors",
     "train_vqvae",
 ]

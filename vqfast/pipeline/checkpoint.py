@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -13,22 +13,26 @@ from torch.nn.modules.module import register_module_buffer_registration_hook as 
 from torch.nn.modules.module import register_module_parameter_registration_hook as on_parameters
 
 from vqfast.models import VQVAE, Autoencoder, HierarchicalVQVAE
+from vqfast.pipeline.levels import Prior
 from vqfast.pipeline.storage import read_json, read_tensors, write_json, write_tensors
-from vqfast.priors import PixelCNN, ResidualPixelCNN, WaveNet
+from vqfast.priors import ConditionedPrior, PixelCNN, ResidualPixelCNN, WaveNet
 from vqfast.priors.base import CausalPrior
 
 SLACK = 4 << 20  # numbers that a model may have beyond those in its file
 
-MODELS = {cls.__name__: cls for cls in (VQVAE, HierarchicalVQVAE, PixelCNN, ResidualPixelCNN, WaveNet)}
-KINDS = {"vqvae": Autoencoder, "prior": CausalPrior}  # the class that a run's model has, by its name
+MODELS: dict[str, Any] = {
+    cls.__name__: cls
+    for cls in (VQVAE, HierarchicalVQVAE, PixelCNN, ResidualPixelCNN, WaveNet, ConditionedPrior)
+}
+KINDS: dict[str, Any] = {"vqvae": Autoencoder, "prior": Prior}  # the class of a run's model, by its name
 
 
-def save_model(folder: str | Path, name: str, model: Autoencoder | CausalPrior) -> None:
+def save_model(folder: str | Path, name: str, model: Autoencoder | Prior) -> None:
     """Writes a model to ``name.safetensors`` and ``name.config.json`` in a folder.
 
     Args:
         folder: is made if it isn't there.
-        name: in a run's folder ``"vqvae"`` or ``"prior"``.
+        name: in a run's folder ``"vqvae"``, ``"prior"``, and ``"prior-1"`` and so on for finer levels.
 
     Raises:
         ValueError: a weight is NaN or infinite, or the model has a quantiser that isn't vqfast's, which
@@ -43,14 +47,14 @@ def save_model(folder: str | Path, name: str, model: Autoencoder | CausalPrior) 
     check_rebuildable(model)
     weights = Path(folder, f"{name}.safetensors")
     _check_finite(weights, model)
-    write_json(Path(folder, f"{name}.config.json"), {"class": type(model).__name__, **model.config})
+    write_json(Path(folder, f"{name}.config.json"), _described(model))
     write_tensors(weights, model.state_dict())
 
 
-def check_rebuildable(model: Autoencoder | CausalPrior) -> None:
+def check_rebuildable(model: Autoencoder | Prior) -> None:
     """Raises ValueError, with the name of the argument, where JSON can't hold the config of a model."""
     for name, value in model.config.items():
-        if isinstance(value, nn.Module):
+        if isinstance(value, nn.Module) and type(value) is not MODELS.get(type(value).__name__):
             raise ValueError(
                 f"{name} is a {type(value).__name__}, which a file can't hold; want a vqfast layer"
             )
@@ -77,7 +81,7 @@ def load_model(folder: str | Path, name: str, *, device: torch.device | str = "c
 
     Args:
         folder: a run's, or any that ``save_model`` wrote to.
-        name: ``"vqvae"`` or ``"prior"``, or the name given to ``save_model``.
+        name: that was given to ``save_model``.
         device: where the model is to be.
 
     Raises:
@@ -96,11 +100,11 @@ def load_model(folder: str | Path, name: str, *, device: torch.device | str = "c
             raise FileNotFoundError(f"{path} is missing: train the {name} first")
     tensors, config = read_tensors(weights), read_json(beside)
     try:
-        kind = MODELS[config.pop("class")]
-        if not issubclass(kind, KINDS.get(name, nn.Module)):
+        kind = MODELS[config["class"]]
+        if not issubclass(kind, KINDS.get(name.partition("-")[0], nn.Module)):
             raise ValueError(f"a {kind.__name__} is no {name}")
         with _bounded_by(tensors.values()):
-            model = kind(**config)
+            model = _made(config)
     except Exception as error:  # values of any kind and size raise nearly anything
         raise ValueError(f"{beside} is no config of a vqfast model: {_line(error)}") from error
     for key, expected in model.state_dict().items():  # torch would convert the numbers without a word
@@ -112,6 +116,24 @@ def load_model(folder: str | Path, name: str, *, device: torch.device | str = "c
         raise ValueError(f"{weights} doesn't fit {beside.name}: {_line(error)}") from error
     _check_finite(weights, model)
     return model.to(device).eval()
+
+
+def _described(model: nn.Module) -> dict[str, Any]:
+    """The class and the config of a model as JSON; a model in the config is described in the same way."""
+    config: Any = model.config
+    described = {name: _described(v) if isinstance(v, nn.Module) else v for name, v in config.items()}
+    return {"class": type(model).__name__, **described}
+
+
+def _made(config: Mapping[str, Any]) -> nn.Module:
+    """The model that ``_described`` describes, with new weights."""
+    arguments = {
+        name: _made(value) if isinstance(value, dict) and value.get("class") in MODELS else value
+        for name, value in config.items()
+        if name != "class"
+    }
+    model: nn.Module = MODELS[config["class"]](**arguments)
+    return model
 
 
 def _line(error: Exception) -> str:

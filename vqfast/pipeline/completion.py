@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -13,9 +14,9 @@ from vqfast.data import Dataset, Modality
 from vqfast.models import Autoencoder
 from vqfast.pipeline.codes import CodeGrids
 from vqfast.pipeline.coding import decoded, encoded
+from vqfast.pipeline.levels import Prior
 from vqfast.pipeline.ranks import ALONE, Ranks
-from vqfast.pipeline.sampling import OfSamples, SampleRequest, check_label
-from vqfast.priors.base import CausalPrior
+from vqfast.pipeline.sampling import OfSamples, SampleRequest, check_label, classes_of
 
 ITEMS, DRAWS = 12, 8  # shown in a picture: items, and completions of each
 
@@ -24,7 +25,7 @@ class Completion:
     """Samples that complete items: sample ``i`` completes item ``i // draws``.
 
     The kept codes are those of the whole item, so they may tell of the hidden part as far as the encoder
-    sees.
+    sees. The part is chosen on the coarsest grid, and is the same part of the finer ones.
 
     Args:
         vqvae: encodes the items.
@@ -51,11 +52,11 @@ class Completion:
         check_integer("draws", draws, 1, 2**31 - 1)
         self.vqvae, self.dataset, self.modality = vqvae, dataset, modality
         self.keep, self.draws, self.ranks = keep, draws, ranks
-        (self.shape,) = vqvae.code_shapes(dataset.shape[1:])
-        self.kept = modality.kept_mask(keep, self.shape)
+        self.shapes = vqvae.code_shapes(dataset.shape[1:])
+        self.kept = modality.kept_mask(keep, self.shapes[0])
 
     def request(
-        self, prior: CausalPrior, *, num: int | None = None, labels: int | None = None
+        self, priors: Sequence[Prior], *, num: int | None = None, labels: int | None = None
     ) -> SampleRequest:
         """The samples to draw.
 
@@ -69,9 +70,9 @@ class Completion:
         total = len(self.dataset) * self.draws
         if num is not None and num > total:
             raise ValueError(f"num is {num}; want {total} at most: {self.draws} of each {self.modality.item}")
-        check_label(prior, labels)
+        check_label(priors, labels)
         given: int | OfSamples | None = labels
-        if prior.num_classes is not None and labels is None:
+        if classes_of(priors) is not None and labels is None:
             own = self.dataset.labels
             if own is None:
                 raise ValueError("the prior has classes and the data has no labels; want --label")
@@ -79,16 +80,19 @@ class Completion:
         note = {"data": self.dataset.fingerprint, "keep": self.keep, "draws": self.draws}
         note["kept"] = hashlib.sha256(self.kept.numpy().tobytes()).hexdigest()[:16]  # a mask file may change
         num = total if num is None else num
-        return SampleRequest(num, self.shape, labels=given, known=self._known, note=note)
+        return SampleRequest(num, self.shapes, labels=given, known=self._known, note=note)
 
     def _labels(self, labels: np.ndarray) -> OfSamples:
         return lambda numbers: torch.from_numpy(labels[np.array(numbers) // self.draws])
 
-    def _known(self, numbers: range) -> Tensor:
+    def _known(self, numbers: range) -> list[Tensor]:
         item = torch.tensor(numbers) // self.draws
         first, last = int(item[0]), int(item[-1])
-        (indices,), _ = encoded(self.vqvae, self.dataset, self.ranks).read(range(first, last + 1))
-        return indices.where(self.kept, -1)[item - first]
+        levels, _ = encoded(self.vqvae, self.dataset, self.ranks).read(range(first, last + 1))
+        return [
+            indices.where(_resized(self.kept, shape), -1)[item - first]
+            for indices, shape in zip(levels, self.shapes, strict=True)
+        ]
 
     def picture(self, samples: CodeGrids) -> bytes:
         """A picture of some originals, of what is kept of them, and of their completions, as a PNG."""
@@ -100,3 +104,10 @@ class Completion:
         ]
         originals = self.dataset.batch(range(items))
         return self.modality.show_completions(originals, self.kept, torch.stack(completions, dim=1))
+
+
+def _resized(mask: Tensor, shape: Sequence[int]) -> Tensor:
+    """A mask over a coarser grid as a mask over a finer one of a shape."""
+    for axis, size in enumerate(shape):
+        mask = mask.index_select(axis, torch.arange(size) * mask.shape[axis] // size)
+    return mask

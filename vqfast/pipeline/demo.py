@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -22,10 +22,10 @@ from vqfast.pipeline.coding import decoded, encode
 from vqfast.pipeline.measures import bits_per_code, measure_reconstruction
 from vqfast.pipeline.options import Training
 from vqfast.pipeline.parts import HELD_OUT, TRAIN, reopen_parts
-from vqfast.pipeline.prior_training import train_prior
+from vqfast.pipeline.prior_training import train_priors
 from vqfast.pipeline.ranks import Ranks
 from vqfast.pipeline.run import Run
-from vqfast.pipeline.sampling import SampleRequest, sample
+from vqfast.pipeline.sampling import SampleRequest, classes_of, sample
 from vqfast.pipeline.storage import read_json, write_json
 from vqfast.pipeline.vqvae_training import train_vqvae
 from vqfast.priors.base import CausalPrior
@@ -98,16 +98,16 @@ def run_demo(folder: str | Path, ranks: Ranks, *, seed: int = 0, steps_scale: fl
     train, held_out = parts[TRAIN], parts[HELD_OUT]
     encode(run, vqvae, Shifted(train), part=TRAIN, ranks=ranks)
     encode(run, vqvae, held_out, part=HELD_OUT, ranks=ranks)
-    prior = train_prior(run, prior_options=PRIOR, **scaled(PRIOR_TRAINING))
-    classes = prior.num_classes or 0
+    priors = train_priors(run, prior_options=PRIOR, **scaled(PRIOR_TRAINING))
+    classes = classes_of(priors) or 0
     labels = torch.arange(classes).repeat_interleave(SAMPLES_PER_CLASS)
     request = SampleRequest(
         len(labels),
-        vqvae.code_shapes(train.shape[1:])[0],
+        vqvae.code_shapes(train.shape[1:]),
         labels=lambda numbers: labels[numbers.start : numbers.stop],
         note={"labels": f"{SAMPLES_PER_CLASS} of each class"},
     )
-    samples = sample(run, prior, request, seed=seed, ranks=ranks)
+    samples = sample(run, priors, request, seed=seed, ranks=ranks)
     if not ranks.first:
         return {}
     if (run.folder / "timings.json").is_file():  # the last of the files
@@ -124,8 +124,8 @@ def run_demo(folder: str | Path, ranks: Ranks, *, seed: int = 0, steps_scale: fl
         "reconstruction_held_out": measure_reconstruction(vqvae, held_out, ranks=alone),
         "codes_in_use": len(np.unique(train_codes.all()[0][0])) / vqvae.codebook_sizes[0],
         "prior_bits_per_code": {
-            "train": bits_per_code(prior, train_codes, ranks=alone).mean().item(),
-            "held_out": bits_per_code(prior, held_out_codes, ranks=alone).mean().item(),
+            "train": bits_per_code(priors, train_codes, ranks=alone).mean().item(),
+            "held_out": bits_per_code(priors, held_out_codes, ranks=alone).mean().item(),
         },
     }
     shown = range(2 * COLUMNS)
@@ -138,7 +138,7 @@ def run_demo(folder: str | Path, ranks: Ranks, *, seed: int = 0, steps_scale: fl
     write_file(run.folder / "code_maps.png", maps)
     write_file(run.folder / "samples.png", digits)
     write_json(run.folder / "metrics.json", metrics)
-    timings = {**race(prior, request.shape), "seconds": time.monotonic() - began}
+    timings = {**race(cast(CausalPrior, priors[0]), request.shapes[0]), "seconds": time.monotonic() - began}
     write_json(run.folder / "timings.json", timings)
     return metrics
 

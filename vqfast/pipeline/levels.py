@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from vqfast.priors import ConditionedPrior
+from vqfast.priors.base import CausalPrior
+
+Prior = CausalPrior | ConditionedPrior  # of one level; the latter takes the codes of the coarser levels
 
 
 def level_name(name: str, level: int) -> str:
@@ -20,3 +26,14 @@ def level_name(name: str, level: int) -> str:
 def concatenated(batches: Iterable[Sequence[Tensor]]) -> list[Tensor]:
     """Batches of the same tensors, such as the grids of each level, as one batch."""
     return [torch.cat(parts) for parts in zip(*batches, strict=True)]
+
+
+def level_of(prior: Prior) -> int:
+    """The level whose codes a prior is of."""
+    return prior.level if isinstance(prior, ConditionedPrior) else 0
+
+
+def given(prior: Prior, levels: Sequence[Tensor]) -> dict[str, Any]:
+    """What a prior takes of the grids of all levels, as keywords of its methods."""
+    level = level_of(prior)
+    return {"coarser": levels[:level]} if level else {}

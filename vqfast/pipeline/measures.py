@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeGuard
 
 import torch
@@ -14,12 +14,11 @@ from vqfast.functional.ssim import has_ssim, ssim
 from vqfast.models import VQVAE, Autoencoder
 from vqfast.pipeline.codes import CodeGrids
 from vqfast.pipeline.coding import results
-from vqfast.pipeline.levels import level_name
+from vqfast.pipeline.levels import Prior, given, level_name, level_of
 from vqfast.pipeline.progress import bar
 from vqfast.pipeline.ranks import ALONE, Ranks
 from vqfast.pipeline.sampling import check_label
 from vqfast.pipeline.shards import shards
-from vqfast.priors.base import CausalPrior
 
 
 def measure_reconstruction(vqvae: Autoencoder, dataset: Dataset, *, ranks: Ranks = ALONE) -> dict[str, float]:
@@ -62,32 +61,42 @@ def measure_reconstruction(vqvae: Autoencoder, dataset: Dataset, *, ranks: Ranks
 
 
 def bits_per_code(
-    prior: CausalPrior, codes: CodeGrids, *, labels: int | None = None, ranks: Ranks = ALONE
+    priors: Sequence[Prior], codes: CodeGrids, *, labels: int | None = None, ranks: Ranks = ALONE
 ) -> Tensor:
-    """How likely grids of codes are under a prior, in bits for each code: float64 ``(N,)``.
+    """How likely grids of codes are under the priors of their levels, in bits for each code.
 
     Args:
-        labels: one label for all grids, in place of their own.
+        priors: of all levels, or of some.
+        labels: one label for all items, in place of their own.
+
+    Returns:
+        float64 ``(N, len(priors))``: means over the codes of a level.
 
     Raises:
-        ValueError: a code or ``labels`` is out of range, or the prior has classes and the codes have no
-            labels.
+        ValueError: a code or ``labels`` is out of range, a prior has classes and the codes have no labels, or
+            the codes have fewer levels.
 
     >>> from vqfast.priors import PixelCNN
     >>> grids = CodeGrids(3, "zeros", lambda numbers: ([torch.zeros(len(numbers), 4, 4).long()], None))
-    >>> bits_per_code(PixelCNN(16, channels=8, num_layers=2), grids).shape
-    torch.Size([3])
+    >>> bits_per_code([PixelCNN(16, channels=8, num_layers=2)], grids).shape
+    torch.Size([3, 1])
     """
-    check_label(prior, labels)
+    check_label(priors, labels)
+    needed = 1 + max(map(level_of, priors))
 
     def bits(numbers: range) -> Tensor:
-        (indices,), own = codes.read(numbers)
-        given: Tensor | int | None = labels
-        if labels is None and prior.num_classes is not None and own is not None:
-            given = own.to(ranks.device)
-        return prior.bits_per_code(indices.to(ranks.device), given).double()
+        grids, own = codes.read(numbers)
+        if len(grids) < needed:
+            raise ValueError(f"the codes have {len(grids)} levels; want {needed}, as the priors have")
+        levels = [indices.to(ranks.device) for indices in grids]
+        target = own.to(ranks.device) if labels is None and own is not None else labels
+        columns = []
+        for prior in priors:
+            labels_taken = None if prior.num_classes is None else target
+            columns.append(prior.bits_per_code(levels[level_of(prior)], labels_taken, **given(prior, levels)))
+        return torch.stack(columns, 1).double()
 
-    return _for_each(bits, codes.num, ranks, "bits per code")
+    return _for_each(bits, codes.num, ranks, "bits per code", (len(priors),))
 
 
 def has_likelihood(vqvae: Autoencoder) -> TypeGuard[VQVAE]:

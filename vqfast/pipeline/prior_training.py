@@ -1,10 +1,10 @@
-"""Step 3: the prior is trained on the codes of a run."""
+"""Step 3: the priors of all levels are trained on the codes of a run."""
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,46 +12,59 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqfast.checks import check_choice
+from vqfast.checks import check_choice, check_integer
+from vqfast.models import Autoencoder
 from vqfast.pipeline.checkpoint import load_model
 from vqfast.pipeline.codes import stage_codes
+from vqfast.pipeline.levels import Prior, given, level_name, level_of
 from vqfast.pipeline.loop import Share, Task
 from vqfast.pipeline.measures import bits_per_code
 from vqfast.pipeline.options import PriorTraining, Training
 from vqfast.pipeline.parts import HELD_OUT, TRAIN, reopen_parts
+from vqfast.pipeline.priors import load_prior
 from vqfast.pipeline.ranks import ALONE, Ranks
 from vqfast.pipeline.run import Run
 from vqfast.pipeline.training import begin_training, train_once
 from vqfast.pipeline.validation import validation_of
-from vqfast.priors import PixelCNN, ResidualPixelCNN
+from vqfast.priors import ConditionedPrior, PixelCNN, ResidualPixelCNN
 from vqfast.priors.base import CausalPrior
 
 TRAINING = PriorTraining()
 PRIORS: dict[str, type[CausalPrior]] = {"gated": PixelCNN, "residual": ResidualPixelCNN}
+SET = ("num_embeddings", "num_classes", "condition_channels")  # arguments of a prior that the run determines
 
 
-def train_prior(
+def train_priors(
     run: Run,
     *,
+    level: int | None = None,
     prior: str = "gated",
     prior_options: Mapping[str, Any] | None = None,
+    condition_channels: int = 64,
+    condition_blocks: int = 2,
     use_labels: bool = True,
     training: Training = TRAINING,
     ranks: Ranks = ALONE,
-) -> CausalPrior:
-    """Step 3: trains a prior on the codes of a run. A run that has a trained one gives it back at once.
+) -> list[Prior]:
+    """Step 3: trains a prior for each level of codes of a run. One that is trained stays as it is.
+
+    The prior of a finer level is conditioned on the codes of all coarser levels, by a network that is trained
+    with it: see ``ConditionedPrior``.
 
     Args:
         run: a run whose codes are encoded.
+        level: the only level to train, 0 for the coarsest; by default all, one after the other.
         prior: ``"gated"`` (``PixelCNN``) or ``"residual"`` (``ResidualPixelCNN``).
         prior_options: arguments of that class.
-        use_labels: whether the prior learns each class, where the codes have labels.
-        training: how it is trained; the held-out figure is bits per code.
+        condition_channels, condition_blocks: channels of the conditioning networks, and their residual blocks
+            for each coarser level.
+        use_labels: whether the priors learn each class, where the codes have labels.
+        training: how each is trained; the held-out figure is bits per code.
         ranks: the processes that work together.
 
     Returns:
-        The trained prior, in eval mode. It lies in ``prior.safetensors``, its curves in ``prior.png`` and
-        ``prior.csv``.
+        The trained priors from the coarsest level, in eval mode. They lie in ``prior.safetensors``,
+        ``prior-1.safetensors`` and so on, their curves in ``prior.png`` and ``prior.csv``.
 
     Raises:
         FileNotFoundError: the run has no VQ-VAE or no codes.
@@ -59,46 +72,81 @@ def train_prior(
             has a prior with other settings.
     """
     check_choice("prior", prior, PRIORS)
+    check_integer("condition_channels", condition_channels)
+    check_integer("condition_blocks", condition_blocks, 0)
     options = dict(prior_options or {})
-    unknown = options.keys() - inspect.signature(PRIORS[prior]).parameters.keys()
+    unknown = options.keys() - (inspect.signature(PRIORS[prior]).parameters.keys() - {*SET})
     if unknown:
         raise ValueError(f"prior_options has {', '.join(sorted(unknown))}; want options of the {prior} prior")
-    (num_embeddings,) = load_model(run.folder, "vqvae").codebook_sizes
+    vqvae = load_model(run.folder, "vqvae")
+    num_levels = len(vqvae.codebook_sizes)
+    check_integer("level", level, 0, num_levels - 1, optional=True)
     held_out = stage_codes(run, f"codes/{HELD_OUT}")  # refuses a run that isn't encoded to the end
-    (indices,), labels = stage_codes(run, f"codes/{TRAIN}").all()
+    grids, labels = stage_codes(run, f"codes/{TRAIN}").all()
     labels = labels if use_labels else None
     num_classes = None if labels is None else reopen_parts(run)[TRAIN].num_classes
-    torch.manual_seed(training.seed)
-    network = PRIORS[prior](num_embeddings, num_classes=num_classes, **options).to(ranks.device)
     settings = {"codes": run.settings(f"codes/{TRAIN}"), "prior": prior, "num_classes": num_classes}
-    begin_training(run, "prior", {**settings, **options, **training.settings(len(indices))}, ranks)
+    settings |= {**options, **training.settings(len(grids[0]))}
+    conditioning = {"condition_channels": condition_channels, "condition_blocks": condition_blocks}
 
-    def measure() -> dict[str, float]:
-        return {"held_out_bits_per_code": bits_per_code(network, held_out, ranks=ranks).mean().item()}
+    def train(number: int) -> None:
+        name = level_name("prior", number)
+        torch.manual_seed(training.seed)
+        make = partial(PRIORS[prior], vqvae.codebook_sizes[number], num_classes=num_classes, **options)
+        network = make() if number == 0 else _conditioned(make, vqvae, number, **conditioning)
+        network.to(ranks.device)
+        begin_training(run, name, settings | (conditioning if number else {}), ranks)
 
-    validation = validation_of(training, "held_out_bits_per_code", measure)
-    make_task = partial(prior_task, network, indices, labels, ranks)
-    train_once(run, "prior", network, make_task, training, validation=validation, ranks=ranks)
-    return load_model(run.folder, "prior", device=ranks.device)
+        def measure() -> dict[str, float]:
+            return {"held_out_bits_per_code": bits_per_code([network], held_out, ranks=ranks).mean().item()}
+
+        validation = validation_of(training, "held_out_bits_per_code", measure)
+        make_task = partial(prior_task, network, grids, labels, ranks)
+        train_once(run, name, network, make_task, training, validation=validation, ranks=ranks)
+
+    trained = range(num_levels) if level is None else [level]
+    for number in trained:
+        train(number)
+    return [load_prior(run, number, device=ranks.device) for number in trained]
 
 
-def prior_task(prior: CausalPrior, indices: Tensor, labels: Tensor | None, ranks: Ranks) -> Task:
-    """What a prior learns: grids of codes, by cross-entropy.
+def _conditioned(
+    make: partial[CausalPrior],
+    vqvae: Autoencoder,
+    level: int,
+    *,
+    condition_channels: int,
+    condition_blocks: int,
+) -> Prior:
+    """A new prior of a finer level of a model."""
+    strides = [stride // vqvae.strides[level] for stride in vqvae.strides[:level]]
+    return ConditionedPrior(
+        make(condition_channels=condition_channels),
+        vqvae.codebook_sizes[:level],
+        strides,
+        num_residual_blocks=condition_blocks,
+    )
+
+
+def prior_task(prior: Prior, grids: Sequence[Tensor], labels: Tensor | None, ranks: Ranks) -> Task:
+    """What a prior learns: the codes of its level, by cross-entropy.
 
     Its figures are loss (nats for a code) and bits_per_code.
 
     Args:
-        indices: int64 ``(N, *shape)``.
+        grids: int64 ``(N, *shape)`` of each level.
         labels: int64 ``(N,)`` or None.
     """
+    level = level_of(prior)
 
-    def batch(share: Share) -> tuple[Tensor, Tensor | None]:
-        return indices[share.numbers], None if labels is None else labels[share.numbers]
+    def batch(share: Share) -> tuple[list[Tensor], Tensor | None]:
+        levels = [indices[share.numbers] for indices in grids[: level + 1]]
+        return levels, None if labels is None else labels[share.numbers]
 
-    def metrics(step: int, batch: tuple[Tensor, Tensor | None]) -> dict[str, Tensor]:
-        grids = batch[0].to(ranks.device)
+    def metrics(step: int, batch: tuple[list[Tensor], Tensor | None]) -> dict[str, Tensor]:
+        levels = [indices.to(ranks.device) for indices in batch[0]]
         own = None if batch[1] is None else batch[1].to(ranks.device)
-        loss = F.cross_entropy(prior(grids, own), grids)
+        loss = F.cross_entropy(prior(levels[level], own, **given(prior, levels)), levels[level])
         return {"loss": loss, "bits_per_code": loss.detach() / math.log(2)}
 
-    return Task("prior", len(indices), batch, metrics)
+    return Task(level_name("prior", level), len(grids[0]), batch, metrics)

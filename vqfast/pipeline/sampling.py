@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,12 +14,14 @@ from torch import Tensor
 from vqfast.checks import check_integer
 from vqfast.pipeline.codes import CodeGrids, shard_of, stage_codes
 from vqfast.pipeline.coding import weights_digest
+from vqfast.pipeline.levels import Prior, given, level_name
 from vqfast.pipeline.ranks import ALONE, Ranks
 from vqfast.pipeline.run import Run
 from vqfast.pipeline.shards import Advance, write_shards
-from vqfast.priors.base import CausalPrior
 
-OfSamples = Callable[[range], Tensor]  # numbers of samples -> a tensor with an entry for each
+# numbers of samples -> a tensor with an entry for each; or such a tensor for each level
+OfSamples = Callable[[range], Tensor]
+LevelsOfSamples = Callable[[range], Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -28,31 +30,31 @@ class SampleRequest:
 
     Args:
         num: how many.
-        shape: of a grid of codes, such as ``(H, W)``.
+        shapes: of the grid of codes of each level, from the coarsest, such as ``[(H, W)]``.
         labels: one label for all samples; or a function that gives int64 labels ``(n,)``; by default the
             classes take turns, if the prior has any.
-        known: a function that gives int64 codes ``(n, *shape)`` to keep, -1 where to sample.
+        known: a function that gives int64 codes ``(n, *shape)`` to keep for each level, -1 where to sample.
         note: JSON values that identify what the functions give.
 
     Raises:
         TypeError, ValueError: ``num`` is no positive integer.
 
-    >>> SampleRequest(num=100, shape=(8, 8), labels=3).shape
-    (8, 8)
+    >>> SampleRequest(num=100, shapes=[(8, 8)], labels=3).shapes
+    [(8, 8)]
     """
 
     num: int
-    shape: tuple[int, ...]
+    shapes: Sequence[tuple[int, ...]]
     labels: int | OfSamples | None = None
-    known: OfSamples | None = None
+    known: LevelsOfSamples | None = None
     note: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_integer("num", self.num)
 
 
-def check_label(prior: CausalPrior, label: int | None) -> None:
-    """Checks that a label for all samples is a class of a prior, or None.
+def check_label(priors: Sequence[Prior], label: int | None) -> None:
+    """Checks that a label for all samples is a class of the priors, or None.
 
     Raises:
         TypeError: it is no integer.
@@ -60,14 +62,20 @@ def check_label(prior: CausalPrior, label: int | None) -> None:
     """
     if label is None:
         return
-    if prior.num_classes is None:
+    classes = classes_of(priors)
+    if classes is None:
         raise ValueError(f"labels is {label!r}; want None: the prior has no classes")
-    check_integer("labels", label, 0, prior.num_classes - 1)
+    check_integer("labels", label, 0, classes - 1)
+
+
+def classes_of(priors: Sequence[Prior]) -> int | None:
+    """The number of classes of the priors that have some; None if none has."""
+    return next((prior.num_classes for prior in priors if prior.num_classes is not None), None)
 
 
 def sample(
     run: Run,
-    prior: CausalPrior,
+    priors: Sequence[Prior],
     request: SampleRequest,
     *,
     out: Run | None = None,
@@ -79,13 +87,14 @@ def sample(
     method: str = "auto",
     batch_size: int = 256,
 ) -> CodeGrids:
-    """Step 4: draws codes from the prior; they and any labels lie in shards under ``samples``.
+    """Step 4: draws codes from the priors; they and any labels lie in shards under ``samples``.
 
-    Shards that are there aren't made again. ``train_vqvae`` has an example.
+    The coarsest level is drawn first, then each finer one given those before it. Shards that are there aren't
+    made again. ``train_vqvae`` has an example.
 
     Args:
-        run: the run of the prior.
-        prior: the run's, on the device of ``ranks``.
+        run: the run of the priors.
+        priors: of each level from the coarsest, on the device of ``ranks``: see ``load_priors``.
         request: the samples to draw.
         out: where the samples go; by default into the run.
         ranks: the processes that work together.
@@ -95,41 +104,57 @@ def sample(
         The samples.
 
     Raises:
-        TypeError, ValueError: see ``CausalPrior.sample``; or the folder has samples with other settings.
+        TypeError, ValueError: see ``CausalPrior.sample``; the request has another number of levels; or the
+            folder has samples with other settings.
     """
     out = out or run
-    labels_of = _labels(prior, request.labels)
+    if len(request.shapes) != len(priors):
+        raise ValueError(f"shapes has {len(request.shapes)} levels; want {len(priors)}, as many as priors")
+    labels_of = _labels(priors, request.labels)
     label = None if callable(request.labels) else request.labels
     options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     options |= {"method": method, "batch_size": batch_size}
-    positions = math.prod(request.shape)
+    positions = sum(map(math.prod, request.shapes))
 
     def make(numbers: range, advance: Advance) -> dict[str, np.ndarray]:
-        sources = {"labels": labels_of, "known": request.known}
-        given: dict[str, Any] = {name: of(numbers) for name, of in sources.items() if of is not None}
-        indices = prior.sample(
-            len(numbers),
-            request.shape,
-            numbers=torch.arange(numbers.start, numbers.stop),
-            progress=lambda drawn: advance(drawn / positions),
-            **given,
-            **options,
-        )
-        labels = given["labels"].numpy() if "labels" in given else None
-        return shard_of([indices], [prior.num_embeddings], labels)
+        labels = None if labels_of is None else labels_of(numbers)
+        known = [None] * len(priors) if request.known is None else request.known(numbers)
+        levels: list[Tensor] = []
+        for level, prior in enumerate(priors):
+            indices = prior.sample(
+                len(numbers),
+                request.shapes[level],
+                labels=None if prior.num_classes is None else labels,
+                known=known[level],
+                numbers=torch.arange(numbers.start, numbers.stop),
+                progress=lambda drawn: advance(drawn / positions),
+                **given(prior, levels),
+                **{**options, "seed": _level_seed(seed, level)},
+            )
+            levels.append(indices)
+        sizes = [prior.num_embeddings for prior in priors]
+        return shard_of(levels, sizes, None if labels is None else labels.numpy())
 
-    weights = [weights_digest(run, "vqvae"), weights_digest(run, "prior")]
-    settings = {"num": request.num, "shape": request.shape, "label": label, **request.note, **options}
-    out.begin("samples", {**settings, "weights": weights}, ranks=ranks)
+    names = ["vqvae", *(level_name("prior", level) for level in range(len(priors)))]
+    settings = {"num": request.num, "shapes": request.shapes, "label": label, **request.note, **options}
+    settings["weights"] = [weights_digest(run, name) for name in names]
+    out.begin("samples", settings, ranks=ranks)
     write_shards(out.folder / "samples", request.num, ranks, label="sample", item="sample", make=make)
     return stage_codes(out, "samples")
 
 
-def _labels(prior: CausalPrior, labels: int | OfSamples | None) -> OfSamples | None:
+def _level_seed(seed: int, level: int) -> int:
+    """The seed of a level's draws: the user's at the coarsest, others from it at the finer ones."""
+    if level == 0:
+        return seed
+    return int(np.random.SeedSequence([seed, level]).generate_state(1, np.uint64)[0])
+
+
+def _labels(priors: Sequence[Prior], labels: int | OfSamples | None) -> OfSamples | None:
     if callable(labels):
         return labels
-    check_label(prior, labels)
-    classes = prior.num_classes
+    check_label(priors, labels)
+    classes = classes_of(priors)
     if classes is None:
         return None
     if labels is None:

@@ -9,6 +9,7 @@ from vqfast.files import write_file
 from vqfast.models import Autoencoder
 from vqfast.pipeline.checkpoint import save_model
 from vqfast.pipeline.curves import draw_curves
+from vqfast.pipeline.levels import Prior
 from vqfast.pipeline.logs import log_to
 from vqfast.pipeline.loop import Task, fit
 from vqfast.pipeline.options import Training
@@ -17,7 +18,6 @@ from vqfast.pipeline.run import Run
 from vqfast.pipeline.state import reopen
 from vqfast.pipeline.storage import read_json, read_tensors, write_json
 from vqfast.pipeline.validation import Validation
-from vqfast.priors.base import CausalPrior
 
 
 def begin_training(run: Run, name: str, settings: Mapping[str, Any], ranks: Ranks) -> None:
@@ -36,7 +36,7 @@ def begin_training(run: Run, name: str, settings: Mapping[str, Any], ranks: Rank
 def train_once(
     run: Run,
     name: str,
-    model: Autoencoder | CausalPrior,
+    model: Autoencoder | Prior,
     make_task: Callable[[], Task],
     training: Training,
     *,

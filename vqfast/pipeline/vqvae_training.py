@@ -80,8 +80,8 @@ def train_vqvae(
     ...     for part, dataset in reopen_parts(run).items():
     ...         encode(run, vqvae, dataset, part=part)
     ...     small = {"channels": 8, "num_layers": 2}
-    ...     prior = train_prior(run, prior_options=small, training=PriorTraining(steps=2))
-    ...     samples = sample(run, prior, SampleRequest(num=4, shape=(2, 2)))
+    ...     priors = train_priors(run, prior_options=small, training=PriorTraining(steps=2))
+    ...     samples = sample(run, priors, SampleRequest(num=4, shapes=[(2, 2)]))
     ...     decode(run, vqvae, samples, format="png")
     ...     sorted(path.name for path in Path(folder, "png").iterdir())
     ['0000000.png', '0000001.png', '0000002.png', '0000003.png']

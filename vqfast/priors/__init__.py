@@ -1,9 +1,10 @@
 """Autoregressive priors of codes: models of our own, and any causal network as one."""
 
 from vqfast.priors.base import CausalPrior
+from vqfast.priors.conditioned import ConditionedPrior
 from vqfast.priors.pixelcnn import PixelCNN
 from vqfast.priors.residual_pixelcnn import ResidualPixelCNN
 from vqfast.priors.traced import program_of
 from vqfast.priors.wavenet import WaveNet
 
-__all__ = ["CausalPrior", "PixelCNN", "ResidualPixelCNN", "WaveNet", "program_of"]
+__all__ = ["CausalPrior", "ConditionedPrior", "PixelCNN", "ResidualPixelCNN", "WaveNet", "program_of"]

@@ -1,0 +1,38 @@
+"""The trained priors of a run, one for each level."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+
+from vqfast.models import Autoencoder
+from vqfast.pipeline.checkpoint import load_model
+from vqfast.pipeline.levels import Prior, level_name, level_of
+from vqfast.pipeline.run import Run
+
+
+def load_prior(run: Run, level: int, *, device: torch.device | str = "cpu") -> Prior:
+    """The trained prior of a level.
+
+    Raises:
+        FileNotFoundError: it isn't trained.
+        ValueError: see ``load_model``; or the file has the prior of another level.
+    """
+    name = level_name("prior", level)
+    prior = cast(Prior, load_model(run.folder, name, device=device))
+    if level_of(prior) != level:
+        raise ValueError(f"{run.folder / name} is the prior of level {level_of(prior)}; want {level}")
+    return prior
+
+
+def load_priors(run: Run, vqvae: Autoencoder, *, device: torch.device | str = "cpu") -> list[Prior]:
+    """The trained priors of all levels, from the coarsest.
+
+    Args:
+        vqvae: the run's.
+
+    Raises:
+        FileNotFoundError, ValueError: see ``load_prior``.
+    """
+    return [load_prior(run, level, device=device) for level in range(len(vqvae.codebook_sizes))]
