@@ -40,16 +40,18 @@ void restrict_to(const SamplerProblem& s, double* logits, void* scratch) {
   }
 }
 
-// steps, terms, taps and sizes: int64, the fields of Step, Term, Tap and SamplerSizes (contract.def). The tensors
-// outlive the problem.
+// steps, terms, taps, attentions and sizes: int64, the fields of Step, Term, Tap, Attention and SamplerSizes
+// (contract.def). The tensors outlive the problem.
 SamplerProblem problem_of(
-    const Tensor& steps, const Tensor& terms, const Tensor& taps, const Tensor& sizes, const Tensor& weights) {
+    const Tensor& steps, const Tensor& terms, const Tensor& taps, const Tensor& attentions, const Tensor& sizes,
+    const Tensor& weights) {
   SamplerProblem s{};
   static_cast<SamplerSizes&>(s) = *static_cast<const SamplerSizes*>(sizes.const_data_ptr());
   s.precision = precision_of(weights);
   s.steps = static_cast<const Step*>(steps.const_data_ptr());
   s.terms = static_cast<const Term*>(terms.const_data_ptr());
   s.taps = static_cast<const Tap*>(taps.const_data_ptr());
+  s.attentions = static_cast<const Attention*>(attentions.const_data_ptr());
   s.num_steps = steps.size(0);
   s.weights = weights.const_data_ptr();
   return s;
@@ -58,10 +60,10 @@ SamplerProblem problem_of(
 // The memory of a sampler: its weights are packed, its caches empty. weights: float32, float64 or bfloat16. labels:
 // int64 (B), or (0).
 Tensor prepare_sampler(
-    const Tensor& steps, const Tensor& terms, const Tensor& taps, const Tensor& sizes, const Tensor& weights,
-    const Tensor& labels) {
+    const Tensor& steps, const Tensor& terms, const Tensor& taps, const Tensor& attentions, const Tensor& sizes,
+    const Tensor& weights, const Tensor& labels) {
   const SamplerKernel& kernel = best_kernels().sampler;
-  SamplerProblem s = problem_of(steps, terms, taps, sizes, weights);
+  SamplerProblem s = problem_of(steps, terms, taps, attentions, sizes, weights);
   s.labels = static_cast<const int64_t*>(labels.const_data_ptr());
   Buffer<char> memory(kernel.bytes(s));
   s.memory = memory.data();
@@ -74,11 +76,11 @@ Tensor prepare_sampler(
 // `prepare_sampler` returned for the same program and sizes, or an earlier call has left; other arguments are as
 // SamplerProblem says.
 void run_sampler(
-    const Tensor& steps, const Tensor& terms, const Tensor& taps, const Tensor& sizes, const Tensor& weights,
-    const Tensor& condition, const Tensor& known, const Tensor& numbers, const Tensor& codes, const Tensor& memory,
-    double temperature, double top_p, int64_t first, int64_t count) {
+    const Tensor& steps, const Tensor& terms, const Tensor& taps, const Tensor& attentions, const Tensor& sizes,
+    const Tensor& weights, const Tensor& condition, const Tensor& known, const Tensor& numbers, const Tensor& codes,
+    const Tensor& memory, double temperature, double top_p, int64_t first, int64_t count) {
   const SamplerKernel& kernel = best_kernels().sampler;
-  SamplerProblem s = problem_of(steps, terms, taps, sizes, weights);
+  SamplerProblem s = problem_of(steps, terms, taps, attentions, sizes, weights);
   s.condition = condition.const_data_ptr();
   s.known = static_cast<const int64_t*>(known.const_data_ptr());
   s.numbers = static_cast<const int64_t*>(numbers.const_data_ptr());
@@ -110,11 +112,11 @@ void run_sampler(
 
 void add_sampler(const Ops& ops) {
   ops.add<prepare_sampler>(
-      "prepare_sampler(Tensor steps, Tensor terms, Tensor taps, Tensor sizes, Tensor weights, Tensor labels)"
-      " -> Tensor");
+      "prepare_sampler(Tensor steps, Tensor terms, Tensor taps, Tensor attentions, Tensor sizes, Tensor weights,"
+      " Tensor labels) -> Tensor");
   ops.add<run_sampler>(
-      "run_sampler(Tensor steps, Tensor terms, Tensor taps, Tensor sizes, Tensor weights, Tensor condition,"
-      " Tensor known, Tensor numbers, Tensor(a!) codes, Tensor(b!) memory, float temperature, float top_p,"
+      "run_sampler(Tensor steps, Tensor terms, Tensor taps, Tensor attentions, Tensor sizes, Tensor weights,"
+      " Tensor condition, Tensor known, Tensor numbers, Tensor(a!) codes, Tensor(b!) memory, float temperature, float top_p,"
       " int first, int count) -> ()");
 }
 

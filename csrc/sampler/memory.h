@@ -22,6 +22,7 @@ struct StepMemory {
   int64_t tables;                // shared: (num_embeddings + 1, columns) for each tap on codes
   int64_t value, start;          // a team's: the cache; what each sample's sums start with, bias and label
   int64_t partial;               // a team's: the sums over early taps of a block; -1 if the step has none
+  int64_t kept_keys, kept_values;  // a team's, of an attention: (samples, channels, row of positions)
 };
 
 // Where all else is, as above; and sizes in bytes.
@@ -29,6 +30,7 @@ struct MemoryLayout {
   int64_t codes, condition;      // a team's: the caches of codes, int32; the conditioning map of a row
   int64_t condition_stride;      // channels of that, padded
   int64_t scratch, scratch_bytes, segment_bytes;  // a team's, of each thread; of that, for segments
+  int64_t scores;                // in a thread's scratch: the scores of an attention
   int64_t teams, team_bytes, end;
 };
 
@@ -40,6 +42,7 @@ struct Memory {
   using T = typename Arithmetic::Element;
   using V = typename Arithmetic::Register;
   static constexpr int kLanes = Sums<Arithmetic>::kLanes, kColumns = Sums<Arithmetic>::kColumns;
+  static constexpr int kPositions = 4 * kLanes;  // whose scores an attention computes at a time
 
   // Values that are multiplied by a matrix: `depth` numbers for each row of the product, the rows `stride` apart.
   struct Segment {
@@ -61,6 +64,10 @@ struct Memory {
   static int64_t padded(int64_t bytes) { return ceil_div(bytes, 64) * 64; }
   // Bytes for `count` numbers, and for the registers that are loaded past their end.
   static int64_t room(int64_t count) { return padded((count + kColumns) * int64_t(sizeof(T))); }
+  // Of a row with a number for each position of the grid, padded so that blocks of registers fit.
+  // Rows of a power of two would compete for the same lines of the cache.
+  int64_t row_of_positions() const { return ceil_div(s.height * s.width, kPositions) * kPositions + kLanes; }
+  static int64_t channels_of(const Step& step) { return is_paired(step.activation) ? step.width / 2 : step.width; }
   int64_t max_samples() const { return ceil_div(s.batch, s.teams); }  // of the largest team
   int64_t cells(int64_t rows, int64_t left, int64_t right) const {    // of a cache, in the largest team
     return rows * (left + s.block + right) * max_samples();
@@ -71,7 +78,7 @@ struct Memory {
     MemoryLayout l{};
     int64_t shared =
         padded(sizeof(MemoryLayout)) + s.teams * sizeof(Barrier) + padded(s.num_steps * sizeof(StepMemory));
-    int64_t own = 0;
+    int64_t own = 0, score_bytes = 0;
     const auto take = [](int64_t& at, int64_t bytes) { return (at += bytes) - bytes; };
     l.codes = take(own, padded(s.num_codes * cells(s.code_rows, s.code_left, s.code_right) * 4));
     l.condition_stride = ceil_div(s.condition_channels, kColumns) * kColumns;
@@ -80,7 +87,7 @@ struct Memory {
       const Step& step = s.steps[i];
       StepMemory m{};
       const bool paired = is_paired(step.activation);
-      m.channels = paired ? step.width / 2 : step.width;
+      m.channels = channels_of(step);
       m.tiles = paired ? ceil_div(m.channels, kLanes) : ceil_div(step.width, kColumns);
       m.columns = m.tiles * kColumns;
       m.stride = paired ? m.tiles * kLanes : m.columns;
@@ -94,12 +101,19 @@ struct Memory {
       for (int e = 0; e < 2; ++e) m.matrix[e] = take(shared, padded(m.depth[e] * m.columns * sizeof(Stored)));
       m.tables = take(shared, room(tables * (s.num_embeddings + 1) * m.columns));
       m.value = take(own, room(cells(step.rows, step.left, step.right) * m.stride));
+      if (step.attention >= 0) {
+        const int64_t a_row = max_samples() * row_of_positions();
+        m.kept_keys = take(own, room(a_row * channels_of(s.steps[s.attentions[step.attention].key])));
+        m.kept_values = take(own, room(a_row * step.width));
+        score_bytes = room(row_of_positions());
+      }
       m.start = take(own, room(max_samples() * m.columns));
       m.partial = early && step.phase != Phase::row ? take(own, room(s.block * max_samples() * m.columns)) : -1;
       l.segment_bytes = max(l.segment_bytes, padded(count * sizeof(Segment)));
       if (store) steps[i] = m;
     }
-    l.scratch_bytes = l.segment_bytes + padded((s.num_embeddings + kWords) * 4) + 3 * padded(s.num_embeddings * 8);
+    l.scores = l.segment_bytes + padded((s.num_embeddings + kWords) * 4) + 3 * padded(s.num_embeddings * 8);
+    l.scratch_bytes = l.scores + score_bytes;
     l.scratch = take(own, l.scratch_bytes * s.threads);
     l.teams = shared;
     l.team_bytes = own;

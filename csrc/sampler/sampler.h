@@ -24,6 +24,7 @@ struct SamplerProblem : SamplerSizes {
   const Step* steps;       // (num_steps)
   const Term* terms;
   const Tap* taps;
+  const Attention* attentions;
   int64_t num_steps;
   const void* weights;     // all matrices and biases, one after another
   const void* condition;   // (B, condition_channels, H, W), as values

@@ -1,6 +1,7 @@
 // What one thread of a team does, row by row and position by position.
 #pragma once
 
+#include "sampler/attention.h"
 #include "sampler/step.h"
 
 namespace vqfast::VQFAST_ISA {
@@ -16,6 +17,7 @@ struct Worker {
   Barrier& barrier;
   char* scratch;      // for a draw: K + kWords float32, then 3 * K numbers of 8 bytes, each padded
   Segment* segments;  // room for the taps of a step
+  T* scores;          // of an attention
 
   // Waits until the whole team is here.
   void meet() const {
@@ -79,9 +81,24 @@ struct Worker {
   void compute_phase(Phase phase, int64_t y, int64_t x) const {
     for (int64_t i = 0; i < team.all.s.num_steps; ++i)
       if (team.all.s.steps[i].phase == phase) {
-        compute(i, false, y, x, 1);
+        if (team.all.s.steps[i].attention < 0) compute(i, false, y, x, 1);
+        else attention(i).attend(y, x);
         meet();
       }
+  }
+
+  // This thread's share of an attention: always the same samples and heads.
+  AttentionJob<Memory> attention(int64_t i) const {
+    const int64_t heads = team.all.s.attentions[team.all.s.steps[i].attention].heads;
+    return {team, i, part_of(team.batch * heads, threads, me), scores};
+  }
+
+  // Keeps a position, all of whose values are known, for the attentions that haven't read it yet.
+  void keep(int64_t y, int64_t x) const {
+    for (int64_t i = 0; i < team.all.s.num_steps; ++i) {
+      const int64_t number = team.all.s.steps[i].attention;
+      if (number >= 0 && !team.all.s.attentions[number].own) attention(i).append(y, x);
+    }
   }
 
   // Draws code c of a position for this thread's samples, or takes those that are known.
@@ -126,8 +143,9 @@ void run(const Memory& memory, int64_t thread, int64_t first, int64_t count) {
   const int64_t me = thread - threads.begin;
   char* scratch = team.template at<char>(layout.scratch) + me * layout.scratch_bytes;
   auto* segments = reinterpret_cast<typename Memory::Segment*>(scratch);
+  auto* scores = reinterpret_cast<typename Memory::T*>(scratch + layout.scores);
   const Worker<Memory> worker{
-      team, me, count_of(threads), memory.barriers[number], scratch + layout.segment_bytes, segments};
+      team, me, count_of(threads), memory.barriers[number], scratch + layout.segment_bytes, segments, scores};
   for (int64_t position = first; position < first + count; ++position) {
     const int64_t y = position / s.width, x = position % s.width;
     if (x % s.block == 0) worker.start_row(y, x);
@@ -136,6 +154,7 @@ void run(const Memory& memory, int64_t thread, int64_t first, int64_t count) {
       worker.draw_codes(c, y, x);
       worker.compute_phase(Phase(int64_t(Phase::code) + c), y, x);
     }
+    worker.keep(y, x);
   }
 }
 

@@ -301,8 +301,8 @@ SAMPLERS = [
 ]
 
 
-def sampler_kernel(size: int, arch: str, launch: Launch, which: str):
-    """Its constants, and the kernel compiled for values of ``size`` bytes."""
+def sampler_kernel(size: int, arch: str, launch: Launch, which: str, head: int = 0):
+    """Its constants, and the kernel compiled for ``size`` bytes a value, attentions of ``head`` channels."""
     from vqfast.sampling.executors import triton as executor
     from vqfast.sampling.executors import triton_kernel
 
@@ -313,7 +313,7 @@ def sampler_kernel(size: int, arch: str, launch: Launch, which: str):
         **dict.fromkeys(["codes", "counters"], "*i32"),
         **{"sums": "*fp64" if size == 8 else "*fp32", "temperature": "*fp64"},
     }
-    constants = executor.constants(launch, dtype, which == "position")
+    constants = executor.constants(launch, dtype, which == "position", head)
     return constants, build(triton_kernel.sample, arch, constants, launch.warps, launch.stages, pointers)
 
 
@@ -332,6 +332,17 @@ def test_sampler_fits_the_chip_without_spills(size, arch, widest, which, tmp_pat
     few = launch.rows < 64 and arch != "gfx942"  # no wgmma
     on_tensor_cores = constants["DOT"] and (size == 2 or arch == "gfx942")
     assert (("mma.sync" if few else PRODUCT[arch]) in text) == on_tensor_cores
+
+
+@pytest.mark.parametrize(
+    "size, arch, widest, head",
+    [(2, "sm_90", 4, 16), (4, "sm_90", ANY, 128), (2, "gfx942", 512, 64), (8, "sm_80", ANY, 32)],
+)
+def test_sampler_with_attention_fits_the_chip_without_spills(size, arch, widest, head, tmp_path) -> None:
+    launch = SAMPLING[size][arch][widest].position
+    compiled = sampler_kernel(size, arch, launch, "position", head)[1]
+    assert compiled.metadata.shared <= SHARED[arch]
+    assert size == 8 or spilled(compiled, tmp_path) == 0
 
 
 # What the sweep of the GPU gate tries around a line has to compile; whether it fits the chip it finds out.

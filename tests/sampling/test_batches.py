@@ -18,6 +18,7 @@ from vqfast.ops import registry
 from vqfast.priors import WaveNet
 from vqfast.priors.base import CausalPrior
 from vqfast.sampling import batches, memory
+from vqfast.sampling.attention import Attention
 from vqfast.sampling.executors import reference
 from vqfast.sampling.program import CODES, Program, Step, Term
 from vqfast.sampling.request import Request
@@ -224,6 +225,12 @@ def test_values_of_a_program() -> None:
     # right; each step keeps its sums of a row
     assert program.values(9, 10) == 3 * (10 + 1) * 3 + 10 * (3 + (4 + 8) + (5 + 5))
     assert program.values(1000, 10) == program.values(9, 10)  # earlier rows aren't kept
+
+
+def test_an_attention_keeps_keys_and_values_of_all_positions() -> None:
+    step = Step((Term(CODES, ((-1, 0), (0, -1)), "w"),), width=6)
+    program = Program((step, Attention(0, 0, 0, 6, heads=2)), 6)
+    assert program.values(9, 10) == 2 * 10 * (6 + 6) + 90 * (6 + 6)
 
 
 def test_a_sequence_keeps_a_block() -> None:

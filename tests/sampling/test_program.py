@@ -4,66 +4,26 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-import scipy.special
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.sampling.programs import (
+    ACTIVATE,
+    Programmed,
+    causal_steps,
+    check_parallel,
+    check_sampling,
+    interpret,
+    reads,
+)
 from vqfast.priors.base import CausalPrior
-from vqfast.sampling import parallel
-from vqfast.sampling.activations import ACTIVATIONS, PAIRED, channels
-from vqfast.sampling.program import CODES, CONDITION, Phase, Program, Step, Term
+from vqfast.sampling.activations import ACTIVATIONS, PAIRED
+from vqfast.sampling.program import CODES, CONDITION, AnyStep, Phase, Program, Step, Term
 
 ROW, POSITION, CODE = Phase
 CONDITIONS = [{}, {"num_classes": 3}, {"condition_channels": 2}, {"num_classes": 3, "condition_channels": 2}]
-
-
-ACTIVATE = {
-    "none": lambda x: x,
-    "relu": lambda x: np.maximum(x, 0),
-    "elu": lambda x: np.where(x < 0, np.expm1(np.minimum(x, 0)), x),
-    "silu": lambda x: x * scipy.special.expit(x),
-    "gelu": lambda x: x * scipy.special.ndtr(x),
-    "sigmoid": scipy.special.expit,
-    "tanh": np.tanh,
-    "gate": lambda a, b: np.tanh(a) * scipy.special.expit(b),
-    "glu": lambda a, b: a * scipy.special.expit(b),
-    "product": lambda a, b: a * b,
-    "norm": lambda a, b: a / np.sqrt(np.maximum(b, 1)),
-}
-
-
-def interpret(program: Program, weights: dict[str, np.ndarray], codes, labels, condition) -> np.ndarray:
-    """Logits ``(B, H, W, K)`` of given codes, position by position, as ``Step`` is defined.
-
-    With several codes a position, codes ``(B, H, W, S)`` give logits ``(B, H, W, S, K)``.
-    """
-    batch, height, width, *several = codes.shape
-    by_code = np.moveaxis(codes.reshape(batch, height, width, -1), 3, 0)
-    one_hot = [np.eye(program.num_embeddings)[each] for each in by_code]
-    values = dict(zip(program.codes, one_hot, strict=True)) | {CONDITION: condition}
-    for number, step in enumerate(program.steps):
-        result = np.zeros((batch, height, width, step.channels))
-        for y, x in np.ndindex(height, width):
-            total = np.zeros((batch, step.width))
-            for term in step.terms:
-                for tap, (dy, dx) in enumerate(term.taps):
-                    if 0 <= y + dy < height and 0 <= x + dx < width:
-                        value = values[term.source][:, y + dy, x + dx]
-                        total += value if term.weight is None else value @ weights[term.weight][tap]
-            if step.bias is not None:
-                total += weights[step.bias]
-            if step.label_bias is not None:
-                total += weights[step.label_bias][labels]
-            halves = np.split(total, 2, axis=1) if step.activation in PAIRED else [total]
-            total = ACTIVATE[step.activation](*halves)
-            if step.residual is not None:
-                total = total + values[step.residual][:, y, x]
-            result[:, y, x] = total
-        values[number] = result
-    last = np.stack([values[number] for number in list(values)[-program.num_quantizers :]], axis=3)
-    return last if several else last[:, :, :, 0]
 
 
 @pytest.mark.parametrize("conditions", CONDITIONS, ids="-".join)
@@ -115,10 +75,6 @@ def test_gated_prior_computes_lines_then_positions_then_the_code_itself(
     assert program.num_embeddings == 5 and program.steps[-1].channels == 5
 
 
-def reads(source: int, taps: tuple[tuple[int, int], ...] = ((0, 0),)) -> Term:
-    return Term(source, taps, "weight")
-
-
 @pytest.mark.parametrize(
     ("steps", "phases"),
     [
@@ -132,7 +88,7 @@ def reads(source: int, taps: tuple[tuple[int, int], ...] = ((0, 0),)) -> Term:
     ],
 )
 def test_phase_is_the_earliest_at_which_all_that_is_read_is_there(
-    steps: list[Step], phases: list[Phase]
+    steps: list[AnyStep], phases: list[Phase]
 ) -> None:
     assert Program(tuple(steps), 2).phases() == phases
 
@@ -158,7 +114,7 @@ def test_phase_is_the_earliest_at_which_all_that_is_read_is_there(
         "step below",
     ],
 )
-def test_program_that_looks_ahead_is_refused(steps: list[Step]) -> None:
+def test_program_that_looks_ahead_is_refused(steps: list[AnyStep]) -> None:
     with pytest.raises(ValueError, match="isn't causal"):
         Program(tuple(steps), 2)
 
@@ -199,89 +155,22 @@ def test_program_names_a_wrong_num_embeddings(num_embeddings: object) -> None:
     ],
     ids=["no terms", "no taps", "bare codes", "bare taps", "bare map", "map at taps"],
 )
-def test_program_with_a_term_that_no_executor_runs_is_refused(steps: list[Step]) -> None:
+def test_program_with_a_term_that_no_executor_runs_is_refused(steps: list[AnyStep]) -> None:
     with pytest.raises(ValueError, match="has no term"):
         Program(tuple(steps), 2)
 
 
-def check_parallel(steps: list[Step], grid: tuple[int, int]) -> None:
-    prior = Programmed(steps)
-    codes = torch.arange(2 * grid[0] * grid[1]).view(2, *grid) * 5 % 7 % 3
-    condition = torch.linspace(-1, 1, 4 * grid[0] * grid[1], dtype=torch.float64).view(2, 2, *grid)
-    logits = parallel.logits(*prior.lower(), codes, condition=condition)
-    torch.testing.assert_close(logits, prior.grid_logits(codes, None, condition), rtol=0, atol=1e-12)
-
-
-class Programmed(CausalPrior):
-    """A prior that is a program with random weights; its logits are ``interpret``'s."""
-
-    def __init__(self, steps: list[Step], condition_channels: int = 2, num_embeddings: int = 3) -> None:
-        super().__init__(num_embeddings, None, condition_channels)
-        self.program = Program(tuple(steps), num_embeddings)
-        self.device_of = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
-        generator = torch.Generator().manual_seed(0)
-        channels = {CODES: num_embeddings, CONDITION: condition_channels} | {
-            n: s.channels for n, s in enumerate(steps)
-        }
-        self.weights = {}
-        for step in steps:
-            for term in step.terms:
-                if term.weight is not None:
-                    size = len(term.taps), channels[term.source], step.width
-                    self.weights[term.weight] = torch.randn(size, generator=generator, dtype=torch.float64)
-            if step.bias is not None:
-                self.weights[step.bias] = torch.randn(step.width, generator=generator, dtype=torch.float64)
-
-    def lower(self) -> tuple[Program, dict[str, Tensor]]:
-        return self.program, self.weights
-
-    def grid_logits(self, codes: Tensor, labels: Tensor | None, condition: Tensor) -> Tensor:
-        weights = {name: weight.numpy() for name, weight in self.weights.items()}
-        logits = interpret(self.program, weights, codes.numpy(), None, condition.movedim(1, -1).numpy())
-        return torch.from_numpy(logits).movedim(-1, 1)
-
-
-@st.composite
-def causal_steps(draw: st.DrawFn) -> list[Step]:
-    """A few steps that read codes, the map and each other; the last one reads earlier positions only."""
-    above = [(dy, dx) for dy in (-3, -2, -1) for dx in (-2, -1, 0, 1, 2)]
-    past = [*above, (0, -3), (0, -2), (0, -1)]
-    steps: list[Step] = []
-    last = draw(st.integers(0, 4))
-    for number in range(last + 1):
-        terms = []
-        for source in draw(st.lists(st.sampled_from([CODES, *range(number)]), min_size=1, max_size=3)):
-            offsets = st.sampled_from(past if number == last else [*past, (0, 0)])
-            taps = tuple(draw(st.lists(offsets, min_size=1, max_size=5, unique=True)))
-            terms.append(Term(source, taps, f"weight{number}.{len(terms)}"))
-        if draw(st.booleans()):
-            terms.append(Term(CONDITION, weight=f"condition{number}"))
-        activation = "none" if number == last else draw(st.sampled_from(ACTIVATIONS))
-        width = 3 if number == last else 4
-        fitting = channels(width, activation)
-        alike = [n for n, step in enumerate(steps) if step.channels == fitting and number < last]
-        residual = draw(st.sampled_from([None, *alike]))
-        bias = draw(st.sampled_from([None, f"bias{number}"]))
-        steps.append(Step(tuple(terms), width, bias, None, activation, residual))
-    return steps
-
-
-def check_sampling(steps: list[Step], executor: str, grid: tuple[int, int]) -> None:
-    prior = Programmed(steps)
-    condition = torch.linspace(-1, 1, 6 * grid[0] * grid[1], dtype=torch.float64).view(3, 2, *grid)
-    expected = prior.sample(3, grid, condition=condition, method="reference")
-    assert torch.equal(prior.sample(3, grid, condition=condition, method=executor), expected)
-
-
 @settings(derandomize=True, deadline=None, max_examples=60)
 @given(steps=causal_steps(), grid=st.sampled_from([(1, 6), (4, 2), (3, 4), (6, 1)]))
-def test_executor_runs_any_causal_program(executor: str, steps: list[Step], grid: tuple[int, int]) -> None:
+def test_executor_runs_any_causal_program(executor: str, steps: list[AnyStep], grid: tuple[int, int]) -> None:
     check_sampling(steps, executor, grid)
 
 
 @settings(derandomize=True, deadline=None, max_examples=40)
 @given(steps=causal_steps(), grid=st.sampled_from([(1, 6), (4, 2), (3, 4)]))
-def test_program_at_all_positions_at_once_is_its_definition(steps: list[Step], grid: tuple[int, int]) -> None:
+def test_program_at_all_positions_at_once_is_its_definition(
+    steps: list[AnyStep], grid: tuple[int, int]
+) -> None:
     check_parallel(steps, grid)
 
 
@@ -301,7 +190,7 @@ def test_program_at_all_positions_at_once_is_its_definition(steps: list[Step], g
     ],
     ids=["row to the right", "relu", "gate", "every activation"],
 )
-def test_executor_runs_what_terms_and_steps_allow(executor: str, steps: list[Step]) -> None:
+def test_executor_runs_what_terms_and_steps_allow(executor: str, steps: list[AnyStep]) -> None:
     check_sampling(steps, executor, (3, 4))
 
 

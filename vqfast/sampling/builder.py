@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from vqfast.nn.masked_conv import MaskedConv2d
-from vqfast.sampling.program import Program, Step, Term
+from vqfast.sampling.attention import Attention
+from vqfast.sampling.program import AnyStep, Program, Step, Term
 
 
 class ProgramBuilder:
@@ -24,7 +25,7 @@ class ProgramBuilder:
     """
 
     def __init__(self) -> None:
-        self.steps: list[Step] = []
+        self.steps: list[AnyStep] = []
         self.weights: dict[str, Tensor] = {}
 
     def keep(self, tensor: Tensor) -> str:
@@ -57,6 +58,12 @@ class ProgramBuilder:
         bias_name = None if bias is None else self.keep(bias)
         label_name = None if label_bias is None else self.keep(label_bias)
         self.steps.append(Step(terms, width, bias_name, label_name, activation, residual))
+        return len(self.steps) - 1
+
+    def attend(self, query: int, key: int, value: int, *, heads: int, scale: float, own: bool) -> int:
+        """Appends an attention, see ``Attention``, and returns its number."""
+        width = self.steps[value].channels
+        self.steps.append(Attention(query, key, value, width, heads, scale, own))
         return len(self.steps) - 1
 
     def pointwise(

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqfast.sampling.activations import activate
+from vqfast.sampling.attention import Attention, attend
 from vqfast.sampling.program import CONDITION, Offset, Program
 
 
@@ -46,6 +47,10 @@ def logits(
     if condition is not None:
         values[CONDITION] = condition.movedim(1, -1)
     for number, step in enumerate(program.steps):
+        if isinstance(step, Attention):
+            query, key, value = (values[source].flatten(1, 2) for source in step.sources)
+            values[number] = attend(step, query, key, value).view(*codes.shape[:3], -1)
+            continue
         total = weight.new_zeros(*codes.shape[:3], step.width)
         for term in step.terms:
             for i, tap in enumerate(term.taps):

@@ -1,8 +1,9 @@
 """The sampling program: a causal network as a list of steps that any executor can run.
 
 A step adds up products of earlier steps' values with matrices, applies an activation, and may add a
-residual. Values live on the grid of codes, channels last, and are zero outside of it. A program is plain
-data: its steps name their weights, which are kept beside it.
+residual; or it is an attention over the values of earlier positions. Values live on the grid of codes,
+channels last, and are zero outside of it. A program is plain data: its steps name their weights, which are
+kept beside it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from enum import IntEnum
 
 from vqfast.checks import check_choice, check_integer
 from vqfast.sampling.activations import ACTIVATIONS, PAIRED, channels
+from vqfast.sampling.attention import Attention
 
 CONDITION = -1  # the conditioning map, known at every position from the start
 CODES = -2  # the codes as one-hot vectors: their product with a matrix is a lookup; see ``codes_of``
@@ -105,6 +107,9 @@ class Step:
         return channels(self.width, self.activation)
 
 
+AnyStep = Step | Attention
+
+
 @dataclass(frozen=True)
 class Program:
     """Steps in the order in which they are computed; the last one's value is the logits.
@@ -113,13 +118,14 @@ class Program:
     logits, a step for each code, and the logits of a code may depend on the position's codes before it.
 
     Args:
-        steps: at least one.
+        steps: at least one, ``Step`` or ``Attention``.
         num_embeddings: K, the number of codes to choose from.
         num_quantizers: S, how many codes a position has.
 
     Raises:
         TypeError: ``num_embeddings`` or ``num_quantizers`` isn't an integer.
-        ValueError: the logits depend on their own or a later code, or a term isn't as ``Term`` says.
+        ValueError: the logits depend on their own or a later code, or a term or an attention isn't as
+            ``Term`` or ``Attention`` says.
 
     >>> hidden = Step((Term(CODES, ((-1, 0), (0, -1)), "codes"),), width=4, activation="relu")
     >>> logits = Step((Term(0, weight="head"),), width=8, bias="bias")
@@ -131,7 +137,7 @@ class Program:
     ValueError: the program isn't causal: its logits depend on the code that they are for
     """
 
-    steps: tuple[Step, ...]
+    steps: tuple[AnyStep, ...]
     num_embeddings: int
     num_quantizers: int = 1
 
@@ -142,7 +148,9 @@ class Program:
             raise ValueError(f"steps has {len(self.steps)}; want at least {self.num_quantizers}")
         readable = len(self.steps) - self.num_quantizers  # no step reads logits
         for number, step in enumerate(self.steps):
-            if not step.terms:
+            if isinstance(step, Attention):
+                _check_attention(number, step, self.steps, min(number, readable))
+            elif not step.terms:
                 raise ValueError(f"step {number} has no terms")
             for term in step.terms:
                 _check_term(number, term, range(self.codes[-1], min(number, readable)))
@@ -159,10 +167,7 @@ class Program:
         """When each step can be computed, see ``Phase``."""
         phases: list[int] = []
         for step in self.steps:
-            needs = [available(term.source, tap, phases) for term in step.terms for tap in term.taps]
-            if step.residual is not None:
-                needs.append(available(step.residual, (0, 0), phases))
-            phases.append(max(needs))
+            phases.append(phase_of(step, phases))
         return phases
 
     def reach(self, *sources: int) -> tuple[int, int, int]:
@@ -182,11 +187,16 @@ class Program:
         return width if height > 1 or ahead else min(width, _BLOCK_COLUMNS)
 
     def values(self, height: int, width: int) -> int:
-        """How many numbers an executor keeps for a sample: each step's last rows, and its sums of one row."""
+        """How many numbers an executor keeps for a sample.
+
+        These are each step's last rows, its sums of one row, and the keys and values of attentions.
+        """
         block, total = self.block(height, width), 0
         for number, step in enumerate(self.steps):
             rows, left, right = self.reach(number)
             total += rows * (left + block + right) * step.channels + block * step.width
+            if isinstance(step, Attention):
+                total += height * width * (self.steps[step.key].channels + step.width)
         return total
 
 
@@ -198,6 +208,33 @@ def _check_term(number: int, term: Term, sources: range) -> None:
     bare = term.weight is None and (term.source < 0 or not own)
     if not term.taps or bare or (term.source == CONDITION and not own):
         raise ValueError(f"step {number} has no term like {term}; see Term for those that it can have")
+
+
+def _check_attention(number: int, step: Attention, steps: tuple[AnyStep, ...], readable: int) -> None:
+    """Raises ValueError unless step ``number`` can be the attention; it may read the first steps only."""
+    if max(step.sources) >= readable:
+        raise ValueError(f"step {number} is {step}; want earlier steps as query, key and value")
+    query, key, value = (steps[source].channels for source in step.sources)
+    if query != key or query % step.heads or value != step.width:
+        raise ValueError(
+            f"step {number} is {step} of a query, key and value with {query}, {key} and {value} channels; "
+            "want as many of query and key, which heads divides, and width of value"
+        )
+
+
+def phase_of(step: AnyStep, phases: list[int]) -> int:
+    """When a step can be computed, if the steps before it have these phases.
+
+    Raises:
+        ValueError: never, since it reads a position that lies ahead in raster order.
+    """
+    if isinstance(step, Attention):
+        read_here = step.sources if step.own else (step.query,)
+        return max(Phase.POSITION, *(phases[source] for source in read_here))
+    needs = [available(term.source, tap, phases) for term in step.terms for tap in term.taps]
+    if step.residual is not None:
+        needs.append(available(step.residual, (0, 0), phases))
+    return max(needs)
 
 
 def available(source: int, tap: Offset, phases: list[int]) -> int:

@@ -217,7 +217,13 @@ def test_sampling_on_a_cpu_does_not_import_triton() -> None:
 CHOSEN = f"test_triton or (triton and ({' or '.join(f'({each})' for each in QUICK)}))"
 FILES = [
     SAMPLING / f"{name}.py"
-    for name in ("executors/test_triton", "test_samples", "test_program", "trace/test_networks")
+    for name in (
+        "executors/test_triton",
+        "test_samples",
+        "test_program",
+        "test_attention",
+        "trace/test_networks",
+    )
 ]
 
 

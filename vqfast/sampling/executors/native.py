@@ -5,6 +5,7 @@ A float64 prior is computed in float64, all others in float32. The weights of a 
 
 from __future__ import annotations
 
+import struct
 import time
 from array import array
 from itertools import chain
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vqfast.ops import library
+from vqfast.sampling.attention import Attention
 from vqfast.sampling.program import CODES, CONDITION, Phase, Program, available
 from vqfast.sampling.request import Request
 
@@ -23,7 +25,7 @@ _PRODUCTS = 1 << 14  # of a step for each thread: fewer take less time than thre
 
 def _plan(
     program: Program, offsets: dict[str, int], condition_channels: int
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The program as the native library takes it (``csrc/shared/contract.def``).
 
     Args:
@@ -32,15 +34,29 @@ def _plan(
         condition_channels: of the conditioning map; 0 where there is none.
 
     Returns:
-        int64 tensors ``steps``, ``terms`` and ``taps``, one record a row.
+        int64 tensors ``steps``, ``terms``, ``taps`` and ``attentions``, one record a row.
     """
     contract = library.contract()
     steps: list[list[int]] = []
     terms: list[list[int]] = []
     taps: list[list[int]] = []
+    attentions: list[list[int]] = []
     phases = program.phases()
     for number, step in enumerate(program.steps):
         first_term = len(terms)
+        if isinstance(step, Attention):
+            (scale,) = struct.unpack("q", struct.pack("d", step.scale))
+            attentions.append(
+                contract.record(
+                    "Attention",
+                    query=step.query,
+                    key=step.key,
+                    value=step.value,
+                    heads=step.heads,
+                    scale=scale,
+                    own=int(step.own),
+                )
+            )
         for term in step.terms:
             inputs = condition_channels if term.source == CONDITION else 0
             terms.append(
@@ -71,13 +87,16 @@ def _plan(
                 right=right,
                 first_term=first_term,
                 num_terms=len(step.terms),
+                attention=len(attentions) - 1 if isinstance(step, Attention) else -1,
             )
         )
-    return _table(steps), _table(terms), _table(taps)
+    return _table(steps), _table(terms), _table(taps), _table(attentions)
 
 
 def _table(records: list[list[int]]) -> Tensor:
     """int64, a record a row; ``torch.tensor`` takes six times as long."""
+    if not records:
+        return torch.empty(0, dtype=torch.int64)
     numbers = array("q", chain.from_iterable(records))
     return torch.frombuffer(numbers, dtype=torch.int64).view(len(records), -1)
 

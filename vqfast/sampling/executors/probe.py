@@ -7,9 +7,10 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from vqfast.sampling.attention import Attention
 from vqfast.sampling.draw import Draw
 from vqfast.sampling.executors import torch as plain
-from vqfast.sampling.program import CODES, CONDITION, Offset, Program, Step, Term
+from vqfast.sampling.program import CODES, CONDITION, AnyStep, Offset, Program, Step, Term
 from vqfast.sampling.request import Request
 
 _SHAPE = (5, 2, 3)  # (B, H, W)
@@ -22,7 +23,7 @@ class _Steps:
     """Collects steps with random weights, large enough for codes, labels and map to matter."""
 
     def __init__(self) -> None:
-        self.steps: list[Step] = []
+        self.steps: list[AnyStep] = []
         self.weights: dict[str, Tensor] = {}
         self.generator = torch.Generator().manual_seed(0)
 
@@ -53,8 +54,11 @@ class _Steps:
         return len(self.steps) - 1
 
 
-def probe_request(device: torch.device, dtype: torch.dtype) -> Request:
-    """Five samples of two gated layers with labels and a map: what a program can do, in every phase."""
+def probe_request(device: torch.device, dtype: torch.dtype, attends: bool = False) -> Request:
+    """Five samples of two gated layers with labels and a map: what a program can do, in every phase.
+
+    With ``attends`` there is also an attention before the head.
+    """
     own: tuple[Offset, ...] = ((0, 0),)
     double, made = 2 * _CHANNELS, _Steps()
     vertical = horizontal = made.add(_CHANNELS, (CODES, own))
@@ -70,6 +74,9 @@ def probe_request(device: torch.device, dtype: torch.dtype) -> Request:
         )
         vertical = made.add(double, (CONDITION, own), bare=above, by_label=True, activation="gate")
         horizontal = made.add(_CHANNELS, (across, own), residual=horizontal if residual else None)
+    if attends:
+        made.steps.append(Attention(horizontal, horizontal, vertical, _CHANNELS, heads=4, own=True))
+        horizontal = len(made.steps) - 1
     head = made.add(_HEAD_CHANNELS, (horizontal, own), activation="relu")
     made.add(_NUM_EMBEDDINGS, (head, own))
     numbers = torch.arange(_SHAPE[0], device=device)
@@ -96,10 +103,10 @@ def check(
 
     One wrong code makes most of the later ones differ. ``reference`` isn't run: it draws from a model.
     """
-    request = probe_request(device, dtype)
-    expected = plain.run(request)
     allowed = 0 if dtype in (torch.float32, torch.float64) else 7
-    for tuning in module.tunings_of(request.weight).values():
-        differ = int((module.Sampling(request, tuning).draw() != expected).sum())
-        if differ > allowed:
-            raise AssertionError(f"{differ} of {expected.numel()} codes are wrong with {tuning}")
+    for request in (probe_request(device, dtype), probe_request(device, dtype, attends=True)):
+        expected = plain.run(request)
+        for tuning in module.tunings_of(request.weight).values():
+            differ = int((module.Sampling(request, tuning).draw() != expected).sum())
+            if differ > allowed:
+                raise AssertionError(f"{differ} of {expected.numel()} codes are wrong with {tuning}")

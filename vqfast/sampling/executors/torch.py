@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqfast.sampling.activations import activate
+from vqfast.sampling.attention import Attention
+from vqfast.sampling.executors.torch_attention import Kept
 from vqfast.sampling.program import CODES, CONDITION, Phase, Step, Term, available
 from vqfast.sampling.request import Request
 
@@ -92,6 +94,11 @@ class _Plan:
         self.biases = [self._bias(step) for step in self.steps]
         sources = (*self.program.codes, *range(len(self.steps)))
         self.caches = {source: self._cache(source) for source in sources}
+        self.kept = {
+            number: Kept(step, request.known, request.weight, self.steps[step.key].channels)
+            for number, step in enumerate(self.steps)
+            if isinstance(step, Attention)
+        }
 
     def _cache(self, source: int) -> Cache:
         rows, left, right = self.program.reach(source)
@@ -100,7 +107,7 @@ class _Plan:
             return Cache(self.request.known.new_full(size, self.program.num_embeddings), left)
         return Cache(self.request.weight.new_zeros(*size, self.steps[source].channels), left)
 
-    def _bias(self, step: Step) -> Tensor:
+    def _bias(self, step: Step | Attention) -> Tensor:
         """Bias and label bias of a step, the same at every position: ``(B, 1, width)``."""
         total = self.request.weight.new_zeros(len(self.request.known), 1, step.width)
         if step.bias is not None:
@@ -139,12 +146,22 @@ class _Plan:
     def finish(self, number: int, sums: Tensor, y: int, x: int, count: int) -> None:
         """Adds the rest of a step's sums at ``count`` positions and keeps the step's value."""
         step = self.steps[number]
+        if isinstance(step, Attention):
+            values = (self.caches[source].window(y, x, 1)[:, 0] for source in step.sources)
+            self.caches[number].window(y, x, 1)[:, 0] = self.kept[number].attend(*values)
+            return
         for run in self.late_runs[number]:
             sums = self._add(sums, run, y, x, count)
         value = activate(sums, step.activation)
         if step.residual is not None:
             value = value + self.caches[step.residual].window(y, x, count)
         self.caches[number].window(y, x, count).copy_(value)
+
+    def keep(self, y: int, x: int) -> None:
+        """Keeps a position, all of whose values are known, for attentions that haven't read it yet."""
+        for kept in self.kept.values():
+            if not kept.step.own:
+                kept.append(*(self.caches[source].window(y, x, 1)[:, 0] for source in kept.step.sources[1:]))
 
 
 def run(request: Request) -> Tensor:
@@ -180,5 +197,6 @@ def run(request: Request) -> Tensor:
                 plan.caches[source].window(y, x, 1)[:, 0] = codes[:, y, x, code].clamp(min=0)
                 for number in by_phase[Phase.CODE + code]:
                     plan.finish(number, sums[number][:, i : i + 1], y, x, 1)
+            plan.keep(y, x)
             request.progress(batch * num_codes)
     return codes

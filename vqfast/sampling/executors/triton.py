@@ -29,8 +29,8 @@ def tunings_of(weight: Tensor) -> dict[int, Tuning]:
     return table.get(arch) or table[fallback(arch)]
 
 
-def constants(launch: Launch, dtype: torch.dtype, draws: bool) -> dict[str, object]:
-    """The kernel's compile-time constants."""
+def constants(launch: Launch, dtype: torch.dtype, draws: bool, head: int = 0) -> dict[str, object]:
+    """The kernel's compile-time constants; ``head`` are the padded channels of an attention's head."""
     images = min(16, max(1, launch.images // launch.members))  # drawn at a time
     return {
         "IMAGES": launch.images,
@@ -42,6 +42,7 @@ def constants(launch: Launch, dtype: torch.dtype, draws: bool) -> dict[str, obje
         "DOT": launch.rows >= 16 and dtype != torch.float64,
         "SHARED": launch.members > 1,
         "AHEAD": launch.stages == 1,
+        "HEAD": head,
     }
 
 
@@ -110,7 +111,7 @@ class Sampling:
 
         if begin == end:
             return
-        launch, out = tables.launch, self.arguments["out"]
+        launch, out, positions = tables.launch, self.arguments["out"], tables is self.plan.position
         groups = len(out) // launch.images
         members = members_of(launch, groups, out.device)
         together = {"launch_cooperative_grid": True} if members > 1 else {}
@@ -126,7 +127,7 @@ class Sampling:
                 begin=begin,
                 end=end,
                 members=members,
-                **constants(launch, self.arguments["values"].dtype, tables is self.plan.position),
+                **constants(launch, self.arguments["values"].dtype, positions, positions * self.plan.head),
                 num_warps=launch.warps,
                 num_stages=launch.stages,
                 **together,

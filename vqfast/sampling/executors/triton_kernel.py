@@ -10,8 +10,8 @@ Values are kept as ``[row slot][column slot][image][channel]``. The rows of a ma
 images, or the images of a whole row of the grid. A *place* says where a value is read: its base, its stride,
 its slots of rows and columns, and the offset from the position that is computed.
 
-A *job* is a product with one matrix (a step, or the part of it that only depends on the rows above), or the
-draw.
+A *job* is a product with one matrix (a step, or the part of it that only depends on the rows above), an
+attention, or the draw.
 
 Predicted for an H100, not measured (32x32 codes, K 512, 15 gated layers of 128 channels). Batch 1: 34 jobs a
 position, each with 0.7 us to wait and 0.7 us for a load, a product and a store: 48 us a position, 50 ms an
@@ -31,6 +31,8 @@ import triton
 import triton.language as tl
 
 from vqfast.sampling.activations import ACTIVATIONS
+from vqfast.sampling.executors.triton_attention import attend
+from vqfast.sampling.executors.triton_cells import cells
 from vqfast.sampling.executors.triton_plan import JOB, PLACE, UNIT
 
 _UNIT, _PLACE, _JOB = tl.constexpr(UNIT), tl.constexpr(len(PLACE)), tl.constexpr(len(JOB))
@@ -38,17 +40,6 @@ _UNIT, _PLACE, _JOB = tl.constexpr(UNIT), tl.constexpr(len(PLACE)), tl.constexpr
 _RELU, _ELU, _SILU = (tl.constexpr(ACTIVATIONS.index(name)) for name in ("relu", "elu", "silu"))
 _GELU, _TANH = (tl.constexpr(ACTIVATIONS.index(name)) for name in ("gelu", "tanh"))
 _GATE, _GLU, _NORM = (tl.constexpr(ACTIVATIONS.index(name)) for name in ("gate", "glu", "norm"))
-
-
-@triton.jit
-def _cells(place, y, x, image, batch):
-    """The unit where a place's values for row ``y``, columns ``x`` and each image begin."""
-    # fields in the order of PLACE
-    rows = tl.load(place + 2).to(tl.int32)
-    columns = tl.load(place + 3).to(tl.int32)
-    slot = (y + tl.load(place + 4).to(tl.int32) + rows) % rows
-    cell = slot * columns + (x + tl.load(place + 5).to(tl.int32)) % columns
-    return tl.load(place) + (cell.to(tl.int64) * batch + image) * tl.load(place + 1)
 
 
 @triton.jit
@@ -113,9 +104,9 @@ def _multiplied(a, b, activation):
 def _store(v, mask, c, place, source, target, y, x, image, batch, residual):
     """Stores ``v`` plus the residual as channels ``c`` of the place. The residual's place is the next one."""
     if residual > 0:
-        at = _cells(place + _PLACE, y, x, image, batch) * _UNIT
+        at = cells(place + _PLACE, y, x, image, batch) * _UNIT
         v += tl.load(source + at[:, None] + c[None, :], mask=mask, other=0).to(v.dtype)
-    at = _cells(place, y, x, image, batch) * _UNIT
+    at = cells(place, y, x, image, batch) * _UNIT
     tl.store(target + at[:, None] + c[None, :], v.to(target.dtype.element_ty), mask=mask)
 
 
@@ -160,17 +151,17 @@ def _step(
         source = place + 3 * _PLACE
         padded = tl.load(place + 2 * _PLACE + 1)  # the stride of the sums, in units
         at = start + tl.load(labels + image) * padded
-        at = tl.where(partial > 0, _cells(place + 2 * _PLACE, y, column, image, batch), at) * _UNIT
+        at = tl.where(partial > 0, cells(place + 2 * _PLACE, y, column, image, batch), at) * _UNIT
         acc = tl.load(sums + at[:, None] + n[None, :])
         if AHEAD:  # load before waiting; only the values are loaded after it
             w = tl.load(matrix + tile)
-            at = _cells(source, y, column, image, batch) * _UNIT
+            at = cells(source, y, column, image, batch) * _UNIT
         if item == member:
             _wait(counter, arrivals, SHARED)
         for p in range(products):
             if not AHEAD:
                 w = tl.load(matrix + p * (BK * BN) + tile)
-                at = _cells(source + p * _PLACE, y, column, image, batch) * _UNIT
+                at = cells(source + p * _PLACE, y, column, image, batch) * _UNIT
             a = tl.load(values + at[:, None] + k[None, :])
             if DOT:
                 acc = tl.dot(a, w, acc, input_precision="ieee", out_dtype=ACC)
@@ -178,17 +169,17 @@ def _step(
                 acc += tl.sum(a.to(ACC)[:, :, None] * w.to(ACC)[None, :, :], axis=1)
             if AHEAD:
                 w = tl.load(matrix + (p + 1) * (BK * BN) + tile)
-                at = _cells(source + (p + 1) * _PLACE, y, column, image, batch) * _UNIT
+                at = cells(source + (p + 1) * _PLACE, y, column, image, batch) * _UNIT
         source += products * _PLACE
         channel = tl.where(activation >= _GATE, n // 2 + n % 2 * (width // 2), n)
         for t in range(adds):
-            at = _cells(source + t * _PLACE, y, column, image, batch) * _UNIT
+            at = cells(source + t * _PLACE, y, column, image, batch) * _UNIT
             acc += tl.load(values + at[:, None] + channel[None, :], mask=(n < width)[None, :], other=0).to(
                 ACC
             )
         source += adds * _PLACE
         for t in range(lookups):
-            code = tl.load(codes + _cells(source + t * _PLACE, y, column, image, batch))
+            code = tl.load(codes + cells(source + t * _PLACE, y, column, image, batch))
             at = (table + (t * (K + 1) + code) * padded) * _UNIT
             acc += tl.load(tables + at[:, None] + n[None, :]).to(ACC)
         inside = (m < columns * IMAGES)[:, None]
@@ -226,7 +217,7 @@ def _draw(
     scale = tl.load(temperature)
     for item in range(member, IMAGES // BD, members):
         image = first + item * BD + tl.arange(0, BD)
-        logits = sums + _cells(place + _PLACE, y, x, image, batch)[:, None] * _UNIT
+        logits = sums + cells(place + _PLACE, y, x, image, batch)[:, None] * _UNIT
         sample = tl.load(numbers + image)
         low = (tl.zeros([BD, BG], tl.int64) + sample[:, None]).to(tl.int32)
         high = (tl.zeros([BD, BG], tl.int64) + (sample >> 32)[:, None]).to(tl.int32)
@@ -251,7 +242,7 @@ def _draw(
         given = tl.load(known + at)
         code = tl.where(given < 0, code, given)
         tl.store(out + at, code.to(tl.int64))
-        tl.store(codes + _cells(place, y, x, image, batch), tl.maximum(code, 0).to(tl.int32))
+        tl.store(codes + cells(place, y, x, image, batch), tl.maximum(code, 0).to(tl.int32))
 
 
 @triton.jit(
@@ -262,11 +253,13 @@ def sample(
     counters, y, x, iterations, columns, begin, end, members, batch, width, per_image, num_codes, K,
     IMAGES: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     BD: tl.constexpr, BG: tl.constexpr, DOT: tl.constexpr, SHARED: tl.constexpr, AHEAD: tl.constexpr,
+    HEAD: tl.constexpr,
 ):  # fmt: skip
     """Runs jobs ``begin..end - 1`` for ``columns`` positions from ``(y, x)`` on, ``iterations`` times.
 
     Each member of each group is one block. ``values`` and ``weights`` have the model's dtype, ``sums`` the
-    accumulator's. ``counters`` has a zero for each group. ``BD`` is 0 if the draw isn't among the jobs.
+    accumulator's. ``counters`` has a zero for each group. ``BD`` is 0 if the draw isn't among the jobs, and
+    ``HEAD`` if no attention is.
     """
     member = tl.program_id(0) % members
     group = tl.program_id(0) // members
@@ -282,6 +275,12 @@ def sample(
                     job, places, sums, codes, known, numbers, seed, temperature, out,
                     group * IMAGES, member, members, y, x + i,
                     (y * width + x + i) * num_codes + draws - 1, per_image, batch, K, IMAGES, BD, BG,
+                )  # fmt: skip
+            elif HEAD > 0 and tl.load(job + 14) > 0:
+                _wait(counter, arrivals, SHARED)
+                attend(
+                    job, places, values, group * IMAGES, member, members, y, x + i, width, batch,
+                    sums.dtype.element_ty, IMAGES, HEAD,
                 )  # fmt: skip
             else:
                 _step(

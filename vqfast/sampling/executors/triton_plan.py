@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,15 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqfast.sampling.activations import ACTIVATIONS, PAIRED
+from vqfast.sampling.attention import Attention
 from vqfast.sampling.executors.triton_tunings import Launch, Tuning
 from vqfast.sampling.program import CODES, CONDITION, Offset, Phase, Program, Step, Term, available
 
 UNIT = 16  # elements in a unit; bases and strides count units, so that the compiler knows their alignment
 # A place: where a value is read or written. Its cache, and the offset from the position that is computed.
 PLACE = ("base", "stride", "rows", "columns", "dy", "dx")
-# A job: a matrix product, or a draw. The places of a product are those of its result, its residual and its
-# partial sums, then those of the values that it multiplies, adds and looks up. A draw has the places of the
-# codes and of the logits.
+# A job: a matrix product, an attention, or a draw. The places of a product are those of its result, its
+# residual and its partial sums, then those of the values that it multiplies, adds and looks up. An attention
+# has those of its result, query, key and value, a draw those of the codes and of the logits.
 JOB = (
     "place",  # the number of its first place
     "draws",  # 1 + s for the draw of a position's code s, whose other fields are 0
@@ -33,6 +35,10 @@ JOB = (
     "sums",  # 1 if the result is kept among the sums
     "activation",
     "residual",  # 1 if there is one
+    "heads",  # of an attention; 0 for others. Its width is that of a head
+    "head_channels",  # channels of a head's key
+    "scale",  # the bits of a float64
+    "own",  # 1 if the position itself counts as an earlier one
 )
 
 
@@ -135,12 +141,18 @@ class Plan:
     ) -> None:
         last = range(len(program.steps) - program.num_quantizers, len(program.steps))
         if any(
-            program.steps[number].activation in PAIRED for number in last
-        ):  # logits are kept among the sums, where no paired activation writes
+            isinstance(step, Attention) or step.activation in PAIRED for step in program.steps[last.start :]
+        ):  # logits are kept among the sums, where no paired activation and no attention writes
             copies = tuple(Step((Term(number),), program.num_embeddings) for number in last)
             program = replace(program, steps=(*program.steps, *copies))
         self.program, self.weights, self.batch, self.num_classes = program, weights, batch, num_classes
-        self.phases, self.block = program.phases(), program.block(*shape)
+        self.phases, self.block, self.shape = program.phases(), program.block(*shape), shape
+        attentions = [step for step in program.steps if isinstance(step, Attention)]
+        self.attended = {source for step in attentions for source in (step.key, step.value)}
+        heads = [
+            program.steps[source].channels // step.heads for step in attentions for source in step.sources
+        ]
+        self.head = max(UNIT, 1 << (max(heads) - 1).bit_length()) if heads else 0  # channels, padded
         self._columns, self._depth = (
             max(UNIT, *(getattr(launch, of) for launch in tuning)) for of in ("columns", "depth")
         )
@@ -178,12 +190,20 @@ class Plan:
         return Cache(base, stride, rows, columns, left)
 
     def _value(self, number: int) -> Cache:
-        """The cache of a step's value. A value that is read only at its own position keeps one column."""
+        """The cache of a step's value.
+
+        A value that is read only at its own position keeps one column, a key or value of an attention all.
+        """
         rows, left, right = self.program.reach(number)
-        alone = self.phases[number] != Phase.ROW and (rows, left, right) == (1, 0, 0)
+        if number in self.attended:
+            rows, columns = max(rows, self.shape[0]), left + self.shape[1] + right
+        elif self.phases[number] != Phase.ROW and (rows, left, right) == (1, 0, 0):
+            columns = 1
+        else:
+            columns = left + self.block + right
         memory = "sums" if number >= self.first_logits else "values"
         channels = self.program.steps[number].channels
-        return self._cache(memory, channels, rows, 1 if alone else left + self.block + right, left)
+        return self._cache(memory, channels, rows, columns, left)
 
     def _partial(self, number: int) -> Cache:
         """The cache of a step's partial sums; without columns for steps that have none."""
@@ -199,7 +219,7 @@ class Plan:
             if (available(term.source, tap, self.phases[:number]) == Phase.ROW) == early
         ]
 
-    def _ordered(self, step: Step, weight: Tensor) -> Tensor:
+    def _ordered(self, step: Step | Attention, weight: Tensor) -> Tensor:
         """``(..., width)`` in the order of the sums: padded, channels that are multiplied side by side."""
         if step.activation in PAIRED:
             weight = weight.reshape(*weight.shape[:-1], 2, -1).transpose(-1, -2).flatten(-2)
@@ -207,8 +227,25 @@ class Plan:
 
     def _add_phase(self, phase: int) -> None:
         for number in range(len(self.phases)):
-            if self.phases[number] == phase:
+            step = self.program.steps[number]
+            if self.phases[number] != phase:
+                continue
+            if isinstance(step, Attention):
+                self._add_attention(number, step)
+            else:
                 self._add(self.position, number, early=False)
+
+    def _add_attention(self, number: int, step: Attention) -> None:
+        """Appends the job of an attention."""
+        (scale,) = struct.unpack("q", struct.pack("d", step.scale))
+        self.position.add(
+            [self.values[source].place() for source in (number, *step.sources)],
+            width=step.width // step.heads,
+            heads=step.heads,
+            head_channels=self.program.steps[step.key].channels // step.heads,
+            scale=scale,
+            own=int(step.own),
+        )
 
     def _add(self, to: Tables, number: int, early: bool) -> None:
         """Appends the job of a step's early taps, or of its late ones."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TypeGuard
 
 from torch import fx
 
+from vqfast.sampling.attention import Attention
 from vqfast.sampling.builder import ProgramBuilder
-from vqfast.sampling.program import Phase, Step, Term, available
+from vqfast.sampling.program import AnyStep, Phase, Step, Term, phase_of
 from vqfast.sampling.trace.graph import place
 
 
@@ -15,7 +17,7 @@ class NotCausal(ValueError):
     """A step, or the logits, depend on later codes."""
 
 
-def fuse_steps(builder: ProgramBuilder, origins: list[fx.Node]) -> tuple[list[Step], list[fx.Node]]:
+def fuse_steps(builder: ProgramBuilder, origins: list[fx.Node]) -> tuple[list[AnyStep], list[fx.Node]]:
     """Fewer steps with the same logits, and the node of the graph that each of them computes."""
     steps = list(builder.steps)
     for number in range(len(steps) - 1):
@@ -25,27 +27,35 @@ def fuse_steps(builder: ProgramBuilder, origins: list[fx.Node]) -> tuple[list[St
     return _drop_unread([_with_residual(step) for step in steps], origins)
 
 
-def _readers(steps: list[Step], number: int) -> list[int]:
+def _readers(steps: list[AnyStep], number: int) -> list[int]:
     """The steps that read step ``number``."""
-    return [
-        n
-        for n, step in enumerate(steps)
-        if step.residual == number or any(term.source == number for term in step.terms)
-    ]
+    return [n for n, step in enumerate(steps) if number in _sources(step)]
 
 
-def _is_sum(step: Step) -> bool:
+def _sources(step: AnyStep) -> list[int]:
+    """The steps that a step reads."""
+    if isinstance(step, Attention):
+        return [*step.sources]
+    read = [term.source for term in step.terms if term.source >= 0]
+    return read if step.residual is None else [*read, step.residual]
+
+
+def _is_sum(step: AnyStep) -> TypeGuard[Step]:
     """Whether a step is a sum of terms and biases alone."""
-    return step.activation == "none" and step.residual is None and bool(step.terms)
+    return isinstance(step, Step) and step.activation == "none" and step.residual is None and bool(step.terms)
 
 
-def _join_sum(steps: list[Step], number: int, builder: ProgramBuilder) -> None:
+def _join_sum(steps: list[AnyStep], number: int, builder: ProgramBuilder) -> None:
     """Moves the terms of a sum into the only step that reads it, if that adds it as it is."""
     readers, step, bare = _readers(steps, number), steps[number], Term(number)
     if not _is_sum(step) or len(readers) != 1:
         return
     reader = steps[readers[0]]
-    if reader.residual == number or [t for t in reader.terms if t.source == number] != [bare]:
+    if (
+        isinstance(reader, Attention)
+        or reader.residual == number
+        or [t for t in reader.terms if t.source == number] != [bare]
+    ):
         return
 
     def both(a: str | None, b: str | None) -> str | None:
@@ -60,7 +70,7 @@ def _join_sum(steps: list[Step], number: int, builder: ProgramBuilder) -> None:
     steps[number] = replace(step, terms=())
 
 
-def _fold_residual(steps: list[Step], number: int) -> None:
+def _fold_residual(steps: list[AnyStep], number: int) -> None:
     """Replaces the sum of two values by a residual of the later one, if nothing else reads that one."""
     step = steps[number]
     if not _is_sum(step) or step.bias or step.label_bias or len(step.terms) != 2:
@@ -70,7 +80,8 @@ def _fold_residual(steps: list[Step], number: int) -> None:
     for added, other in (step.terms, step.terms[::-1]):
         target = steps[added.source]
         if (
-            target.residual is None
+            isinstance(target, Step)
+            and target.residual is None
             and other.source < added.source
             and _readers(steps, added.source) == [number]
         ):
@@ -80,7 +91,7 @@ def _fold_residual(steps: list[Step], number: int) -> None:
             return
 
 
-def _with_residual(step: Step) -> Step:
+def _with_residual(step: AnyStep) -> AnyStep:
     """The step, with one value that it adds as it is as its residual, as priors lower themselves."""
     bare = [term for term in step.terms if term.weight is None]
     if not _is_sum(step) or not bare or len(step.terms) == 1:
@@ -89,29 +100,30 @@ def _with_residual(step: Step) -> Step:
     return replace(step, terms=terms, residual=bare[0].source)
 
 
-def _renumbered(step: Step, old: int, new: int) -> Step:
+def _renumbered(step: AnyStep, old: int, new: int) -> AnyStep:
     """The step, which reads step ``new`` where it read step ``old``."""
+    if isinstance(step, Attention):
+        query, key, value = (new if source == old else source for source in step.sources)
+        return replace(step, query=query, key=key, value=value)
     terms = tuple(replace(term, source=new) if term.source == old else term for term in step.terms)
     return replace(step, terms=terms, residual=new if step.residual == old else step.residual)
 
 
-def _drop_unread(steps: list[Step], origins: list[fx.Node]) -> tuple[list[Step], list[fx.Node]]:
+def _drop_unread(steps: list[AnyStep], origins: list[fx.Node]) -> tuple[list[AnyStep], list[fx.Node]]:
     """The steps that the last one depends on, numbered anew."""
     needed, stack = set(), [len(steps) - 1]
     while stack:
         number = stack.pop()
         if number not in needed:
             needed.add(number)
-            step = steps[number]
-            stack += [term.source for term in step.terms if term.source >= 0]
-            stack += [] if step.residual is None else [step.residual]
+            stack += _sources(steps[number])
     kept = sorted(needed)
     for new, old in enumerate(kept):
         steps = [_renumbered(step, old, new) for step in steps]
     return [steps[number] for number in kept], [origins[number] for number in kept]
 
 
-def check_causal(steps: list[Step], origins: list[fx.Node]) -> None:
+def check_causal(steps: list[AnyStep], origins: list[fx.Node]) -> None:
     """Checks that no step reads a later position, and that the logits don't depend on their own code.
 
     Raises:
@@ -120,11 +132,8 @@ def check_causal(steps: list[Step], origins: list[fx.Node]) -> None:
     phases: list[int] = []
     for step, node in zip(steps, origins, strict=True):
         try:
-            needs = [available(term.source, tap, phases) for term in step.terms for tap in term.taps]
+            phases.append(phase_of(step, phases))
         except ValueError:
             raise NotCausal(f"the value computed at {place(node)} reads a later position") from None
-        if step.residual is not None:
-            needs.append(available(step.residual, (0, 0), phases))
-        phases.append(max(needs))
     if phases[-1] == Phase.CODE:
         raise NotCausal("the logits depend on the code that they are for")

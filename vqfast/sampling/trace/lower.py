@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves
 
-from vqfast.sampling.program import CODES, Program, Step
+from vqfast.sampling.program import CODES, AnyStep, Program
 from vqfast.sampling.trace import arithmetic, linear, norms, shapes  # noqa: F401  they register their rules
 from vqfast.sampling.trace.context import Context, Map
 from vqfast.sampling.trace.fuse import check_causal, fuse_steps
@@ -151,7 +151,7 @@ class Lowering(Context):
             raise Unsupported(f"the result has shape {got}; want (B, num_embeddings, *shape), here {shape}")
         self.step(self.linear(value).moved(0, -self.lead))
 
-    def _weights(self, steps: list[Step]) -> dict[str, Tensor]:
+    def _weights(self, steps: list[AnyStep]) -> dict[str, Tensor]:
         """The weights that the steps name; weights of maps have rows for the channels of all maps."""
         named = {term.weight for step in steps for term in step.terms}
         named |= {name for step in steps for name in (step.bias, step.label_bias)}
