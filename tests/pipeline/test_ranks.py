@@ -23,6 +23,8 @@ KINDS = {  # batches of 5, which two processes can't share evenly
     "average": f"{SMALL} --decay 0.9 --steps 6 --batch-size 5",
     "gradient": f"{SMALL} --steps 6 --batch-size 5",
     "ruseckas": f"{SMALL} --model ruseckas --num-downsamplings 2 --steps 6 --batch-size 5",
+    "options": f"{SMALL} --steps 6 --batch-size 5 --optimizer adamw --weight-decay 0.1 --clip 0.5 --ema 0.8 "
+    "--schedule onecycle --workers 1",
 }
 ENCODE = ["encode --run trained", "encode --run trained --data ../other.npy --out other"]
 PRIOR = "--channels 8 --num-layers 2 --head-channels 8 --steps 6 --batch-size 7 --lr 1e-3"
@@ -82,7 +84,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
         patch.chdir(one)
         patch.setattr(shards, "SHARD", SHARD)
-        assert [main(command.split()) for command in train] == [0] * 3
+        assert [main(command.split()) for command in train] == [0] * 4
         for count in (one, two):
             shutil.copytree(one / "average", count / "trained")
         assert [main(command.split()) for command in ENCODE + prior] == [0] * 3

@@ -62,7 +62,7 @@ def test_the_loss_is_the_sources(name: str, error: Callable[[Tensor, Tensor], Te
     training = Training(steps=1)
     task = vqvae_task(model, DIGITS, training, codebook="uniform", ranks=ALONE)
     x = DIGITS.batch([3, 1, 4, 1, 5])
-    assert torch.equal(task.batch(Share(0, torch.tensor([3, 1, 4, 1, 5]))), x)
+    assert torch.equal(task.batch(Share(0, torch.tensor([3, 1, 4, 1, 5]), torch.zeros(5, 3))), x)
     torch.manual_seed(1)  # of the start by k-means
     figures = task.metrics(0, x)
     torch.manual_seed(1)

@@ -208,22 +208,35 @@ def _format(sub: _Parser, others: str) -> None:
 def _training(sub: _Parser, kind: type[pipeline.Training]) -> None:
     """The fields of ``Training``; one that isn't given is not among the arguments."""
 
-    def option(name: str, help: str, type: Callable[[str], object], metavar: str) -> None:
+    def option(name: str, help: str, **how: Any) -> None:
         default = inspect.signature(kind).parameters[name[2:].replace("-", "_")].default
-        help += "" if default is None else f" (default {default})"
-        sub.option(name, help, type=type, metavar=metavar, default=argparse.SUPPRESS)
+        help += "" if default is None or default is False else f" (default {default})"
+        sub.option(name, help, default=argparse.SUPPRESS, **how)
 
+    whole: dict[str, Any] = {"type": int, "metavar": "N"}
+    number: dict[str, Any] = {"type": float, "metavar": "X"}
     steps = "steps of the whole training; more than before make a run go on (default 10000)"
-    option("--steps", steps, int, "N")
-    option("--epochs", "how often each item is seen, in place of --steps", float, "X")
-    option("--batch-size", "items in a step, over all processes", int, "N")
+    option("--steps", steps, **whole)
+    option("--epochs", "how often each item is seen, in place of --steps", **number)
+    option("--batch-size", "items in a step, over all processes", **whole)
+    option("--lr", "highest learning rate", **number)
+    option("--schedule", "how it decays: cosine or linear to 0, constant, or onecycle, as torch's OneCycleLR")
+    option("--warmup", "steps in which it rises", **whole)
+    option("--optimizer", "adam or adamw")
+    option("--weight-decay", "of all weights", **number)
+    option("--clip", "scale gradients down to this norm (default: as they are)", **number)
+    ema = "measure and save moving averages of the weights, of this decay, such as 0.999 (default: none)"
+    option("--ema", ema, **number)
+    precision = "floats of products and convolutions: fp32, or bf16 or fp16 (GPU) for mixed precision"
+    option("--precision", precision)
+    option("--compile", "train the model by torch.compile", action=argparse.BooleanOptionalAction)
+    option("--workers", "threads that read batches ahead", **whole)
     every = "measure the held-out part after every N steps and keep the best weights (default: the last "
-    option("--val-every", every + "weights)", int, "N")
-    option("--patience", "end after N measurements without a better one", int, "N")
+    option("--val-every", every + "weights)", **whole)
+    option("--patience", "end after N measurements without a better one", **whole)
     board = "folder for TensorBoard's events, where it is installed (default: none)"
-    option("--tensorboard", board, str, "FOLDER")
-    option("--lr", "Adam's learning rate at the start; it decays to 0", float, "X")
-    option("--seed", "number that fixes the weights and the batches", int, "N")
+    option("--tensorboard", board, metavar="FOLDER")
+    option("--seed", "number that fixes the weights and the batches", **whole)
 
 
 def _reading(sub: _Parser, default: str) -> None:

@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,12 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from vqfast.pipeline.alarms import COLLAPSE, Estimate, collapsed
-from vqfast.pipeline.batches import batch_numbers, step_seed
+from vqfast.pipeline.averages import put
+from vqfast.pipeline.batches import batch_chances, batch_numbers, read_ahead, step_seed
 from vqfast.pipeline.interrupts import held_back
-from vqfast.pipeline.options import Training
+from vqfast.pipeline.optimizing import set_rates
+from vqfast.pipeline.options import PRECISIONS, Training
 from vqfast.pipeline.progress import bar
 from vqfast.pipeline.ranks import Ranks
-from vqfast.pipeline.state import State, weights_of
+from vqfast.pipeline.state import State
 from vqfast.pipeline.validation import History, Validation, measured
 
 SAVE_SECONDS = 15.0
@@ -32,10 +35,12 @@ class Share(NamedTuple):
     Attributes:
         step: of the training.
         numbers: of the items, int64 ``(n,)``.
+        chances: random numbers in [0, 1), float64 ``(n, 3)``, by which the items may be varied.
     """
 
     step: int
     numbers: Tensor
+    chances: Tensor
 
 
 @dataclass(frozen=True)
@@ -91,33 +96,39 @@ def fit(
     if training.batch_size < ranks.world:
         wanted = f"{ranks.world} (the number of processes) or more"
         raise ValueError(f"batch_size is {training.batch_size}; want {wanted}")
-    state = State(model, training, task.used)
+    state = State(model, training, task.used, ranks.device)
+    if training.compile:
+        model.compile()
     if file.is_file():
         state.restore(file, steps)
     ranks.barrier()  # all have read the state before one writes it
     estimate, saved = Estimate(state.step, steps), time.monotonic()
     model.train()
-    with bar(ranks, task.label, steps, done=state.step, unit="step") as progress, held_back() as received:
+    shares = (_share(task.num, training, step, ranks) for step in range(state.step, steps))
+    reading = closing(read_ahead(task.batch, shares, training.workers))
+    showing = bar(ranks, task.label, steps, done=state.step, unit="step")
+    with reading as batches, showing as progress, held_back() as received:
 
         def say(line: str | None) -> None:
             if line is not None and ranks.first:
                 progress.write(f"{task.label}: {line}", file=sys.stderr)
 
-        for step in range(state.step, steps):
+        for share, batch in batches:
+            step = share.step
             if validation and validation.is_over(state.history):
                 break
-            share = _share(task.num, training, step, ranks)
-            metrics = _take_step(state, task, training, share, ranks)
+            metrics = _take_step(state, task, training, share, batch, ranks)
             due = validation is not None and validation.is_due(step, steps)
             recorded = step % RECORD_STEPS == 0 or step == steps - 1 or due
             if recorded:
                 means = _means(metrics, task, len(share.numbers) / training.batch_size, ranks)
                 if validation and due:
-                    means |= _held_out(model, validation)
+                    with state.measured():
+                        means |= validation.measure()
                     ranks.works_at(task.label)
                 _record(state.history, step, means)
                 if validation and due and validation.is_best(state.history):
-                    state.best = weights_of(model)
+                    state.best = state.weights()
                 shown = {name: f"{measured(column)[-1]:.4g}" for name, column in state.history.items()}
                 progress.set_postfix(shown, refresh=False)
                 say(COLLAPSE if collapsed(state.history) else None)
@@ -135,27 +146,36 @@ def fit(
                 raise KeyboardInterrupt
     if ranks.first:
         log(state.history)
-    if validation:
-        model.load_state_dict(state.best)
+    put(state.best if validation else state.weights(), model)
     return state.history
 
 
 def _share(num: int, training: Training, step: int, ranks: Ranks) -> Share:
     numbers = batch_numbers(num, training.batch_size, step, training.seed)
-    return Share(step, numbers[ranks.rank :: ranks.world])
+    chances = batch_chances(training.batch_size, step, training.seed)
+    return Share(step, numbers[ranks.rank :: ranks.world], chances[ranks.rank :: ranks.world])
 
 
-def _take_step(state: State, task: Task, training: Training, share: Share, ranks: Ranks) -> dict[str, Tensor]:
+def _take_step(
+    state: State, task: Task, training: Training, share: Share, batch: Any, ranks: Ranks
+) -> dict[str, Tensor]:
     """Moves the weights by one step; gives its metrics, of this process."""
     torch.manual_seed(step_seed(training.seed, share.step))  # layers draw the codes that they revive
-    metrics = task.metrics(share.step, task.batch(share))
+    mixed = training.precision != "fp32"
+    with torch.autocast(ranks.device.type, PRECISIONS[training.precision], enabled=mixed):
+        metrics = task.metrics(share.step, batch)
     state.optimizer.zero_grad()
-    torch.autograd.backward(metrics["loss"] * (len(share.numbers) / training.batch_size))
+    loss = metrics["loss"] * (len(share.numbers) / training.batch_size)
+    torch.autograd.backward(state.scaler.scale(loss))
     ranks.add_up(p.grad for p in state.model.parameters() if p.grad is not None)
-    steps = training.num_steps(task.num)
-    for group in state.optimizer.param_groups:
-        group["lr"] = training.lr * (1 + math.cos(math.pi * share.step / steps)) / 2
-    state.optimizer.step()
+    state.scaler.unscale_(state.optimizer)
+    if training.clip is not None:
+        nn.utils.clip_grad_norm_(state.model.parameters(), training.clip)
+    set_rates(state.optimizer, training, share.step, training.num_steps(task.num))
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    if state.averages is not None:
+        state.averages.update(state.model, share.step)
     state.step += 1
     return metrics
 
@@ -171,13 +191,6 @@ def _means(metrics: dict[str, Tensor], task: Task, share: float, ranks: Ranks) -
         means[name] = float((uses == 0).sum())
         mask.zero_()
     return means
-
-
-def _held_out(model: nn.Module, validation: Validation) -> Mapping[str, float]:
-    model.eval()
-    figures = validation.measure()
-    model.train()
-    return figures
 
 
 def _record(history: History, step: int, metrics: dict[str, float]) -> None:

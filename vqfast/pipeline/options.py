@@ -7,9 +7,14 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from vqfast.checks import check_integer, check_number
+import torch
+
+from vqfast.checks import check_choice, check_flags, check_integer, check_number
 
 STEPS = 10_000  # of a training, unless steps or epochs says otherwise
+
+SCHEDULES = ("cosine", "linear", "constant", "onecycle")
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # of a field: the trained weights don't depend on it, so that a run may go on with another value
 FREE = {"free": True}
@@ -24,7 +29,21 @@ class Training:
             asked for, from there with the schedule of the new length.
         epochs: how often the training sees each item, in place of ``steps``; may be a fraction.
         batch_size: items in a step, over all processes.
-        lr: Adam's learning rate at the start; it decays to 0 by a cosine.
+        lr: the highest learning rate.
+        schedule: how the learning rate decays after the warm-up: ``"cosine"`` or ``"linear"`` to 0, or not at
+            all (``"constant"``). ``"onecycle"`` rises and decays as torch's OneCycleLR, which moves Adam's
+            first beta too.
+        warmup: steps in which the learning rate rises linearly.
+        optimizer: ``"adam"``, whose weight decay is part of the gradient, or ``"adamw"``.
+        weight_decay: of all parameters.
+        clip: gradients whose norm, of all parameters together, exceeds it are scaled down to it; None leaves
+            them as they are.
+        ema: the decay of moving averages of all weights. They are measured on held-out data and saved in
+            place of the last weights; None: there are none.
+        precision: ``"fp32"``, or ``"bf16"`` or ``"fp16"`` for mixed precision: the matrix products and
+            convolutions of training have these floats, the weights stay float32.
+        compile: trains the model by ``torch.compile``.
+        workers: threads that read batches ahead; with 0 each is read when it is needed.
         seed: fixes the weights and the batches; in 0..2^32 - 1.
         val_every: measures the held-out part after every so many steps, and keeps the weights that are best
             there; None keeps the last weights.
@@ -43,6 +62,15 @@ class Training:
     epochs: float | None = None
     batch_size: int = 128
     lr: float = 2e-4
+    schedule: str = "cosine"
+    warmup: int = 0
+    optimizer: str = "adam"
+    weight_decay: float = 0.0
+    clip: float | None = None
+    ema: float | None = None
+    precision: str = "fp32"
+    compile: bool = False
+    workers: int = field(default=0, metadata=FREE)
     seed: int = 0
     val_every: int | None = None
     patience: int | None = None
@@ -55,6 +83,17 @@ class Training:
             raise ValueError("steps and epochs exclude each other; want one of them")
         check_integer("batch_size", self.batch_size)
         check_number("lr", self.lr, above=0)
+        check_choice("schedule", self.schedule, SCHEDULES)
+        check_integer("warmup", self.warmup, 0)
+        if self.warmup and self.schedule == "onecycle":
+            raise ValueError(f"warmup is {self.warmup}; want 0 with schedule 'onecycle', which has its own")
+        check_choice("optimizer", self.optimizer, ("adam", "adamw"))
+        check_number("weight_decay", self.weight_decay, minimum=0)
+        check_number("clip", self.clip, above=0, optional=True)
+        check_number("ema", self.ema, minimum=0, below=1, optional=True)
+        check_choice("precision", self.precision, PRECISIONS)
+        check_flags(compile=self.compile)
+        check_integer("workers", self.workers, 0)
         check_integer("seed", self.seed, 0, 2**32 - 1)  # torch's generator looks at the low 32 bits only
         check_integer("val_every", self.val_every, optional=True)
         check_integer("patience", self.patience, optional=True)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vqfast.checks import check_integer
+from vqfast.pipeline.averages import Averages, Weights, weights_of
+from vqfast.pipeline.optimizing import make_optimizer
 from vqfast.pipeline.options import Training
 from vqfast.pipeline.storage import read_tensors, write_tensors
 from vqfast.pipeline.validation import History, measured
-
-Weights = dict[str, Tensor]
 
 
 class State:
@@ -24,16 +26,25 @@ class State:
         model: is trained in place.
         training: how.
         used: see ``Task``.
+        device: of the model.
 
     Attributes:
         step: how many steps are done.
         history: see ``fit``.
         best: the weights that were best on held-out data, if any were measured.
+
+    Raises:
+        ValueError: the device has no such precision.
     """
 
-    def __init__(self, model: nn.Module, training: Training, used: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, model: nn.Module, training: Training, used: Mapping[str, Tensor], device: torch.device
+    ) -> None:
+        check_precision(training.precision, device)
         self.model, self.used = model, used
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=training.lr, fused=True)
+        self.optimizer = make_optimizer(model, training)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "fp16")
+        self.averages = None if training.ema is None else Averages(model, training.ema)
         self.step = 0
         self.history: History = {}
         self.best: Weights = {}
@@ -41,10 +52,26 @@ class State:
     def save(self, file: Path) -> None:
         """Writes all of it to a safetensors file."""
         others = {f"best.{name}": t for name, t in self.best.items()}
+        if self.averages is not None:
+            others |= {f"average.{name}": t for name, t in self.averages.weights.items()}
         others |= {f"used.{name}": t for name, t in self.used.items()}
         for number, moments in self.optimizer.state_dict()["state"].items():
             others |= {f"adam.{number}.{name}": t for name, t in moments.items()}
-        _write(file, self.model.state_dict(), self.step, self.history, others)
+        progress = {"step": self.step, "history": self.history, "scaler": self.scaler.state_dict()}
+        _write(file, self.model.state_dict(), progress, others)
+
+    def weights(self) -> Weights:
+        """A copy of the weights to be measured and kept: the averages, if there are any."""
+        with nullcontext() if self.averages is None else self.averages.swapped_in(self.model):
+            return weights_of(self.model)
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        """Inside, the model has those weights and is in eval mode."""
+        with nullcontext() if self.averages is None else self.averages.swapped_in(self.model):
+            self.model.eval()
+            yield
+            self.model.train()
 
     def restore(self, file: Path, steps: int) -> None:
         """Reads what ``save`` or ``reopen`` wrote, of a training of no more than ``steps``.
@@ -62,7 +89,13 @@ class State:
             for name, mask in self.used.items():
                 mask.copy_(tensors.get(f"used.{name}", mask))  # a finished training's state has none
             self.model.load_state_dict(_under("model", tensors))
-            self.best = _under("best", tensors) or weights_of(self.model)  # nor best weights
+            self.best = _under("best", tensors) or weights_of(self.model)  # nor best weights, nor averages
+            if self.averages is not None:
+                self.averages.weights = weights_of(self.model)
+                for name, tensor in _under("average", tensors).items():
+                    self.averages.weights[name].copy_(tensor)
+            if self.scaler.is_enabled() and progress["scaler"]:
+                self.scaler.load_state_dict(progress["scaler"])
             self._restore_moments(_under("adam", tensors))
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"{file} is no state of this training; remove it to start anew") from error
@@ -82,20 +115,27 @@ class State:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
 
 
-def weights_of(model: nn.Module) -> Weights:
-    """A copy of the state of a model."""
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-
-
 def reopen(file: Path, weights: Weights, history: History) -> None:
     """Writes the state of a finished training that is to go on; Adam's moments begin at zero."""
-    _write(file, weights, int(measured(history["step"])[-1]) + 1, history, {})
+    progress = {"step": int(measured(history["step"])[-1]) + 1, "history": history, "scaler": {}}
+    _write(file, weights, progress, {})
 
 
-def _write(file: Path, weights: Weights, step: int, history: History, others: Weights) -> None:
-    text = json.dumps({"step": step, "history": history}).encode()
-    progress = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-    write_tensors(file, {**{f"model.{n}": t for n, t in weights.items()}, "progress": progress, **others})
+def check_precision(precision: str, device: torch.device) -> None:
+    """A precision that a device has.
+
+    Raises:
+        ValueError: it has not.
+    """
+    if precision == "fp16" and device.type == "cpu":
+        raise ValueError("precision is 'fp16'; want 'fp32' or 'bf16' on a CPU")
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise ValueError("precision is 'bf16'; want 'fp32' or 'fp16' on this GPU")
+
+
+def _write(file: Path, weights: Weights, progress: dict[str, Any], others: Weights) -> None:
+    text = torch.frombuffer(bytearray(json.dumps(progress).encode()), dtype=torch.uint8)
+    write_tensors(file, {**{f"model.{n}": t for n, t in weights.items()}, "progress": text, **others})
 
 
 def _under(prefix: str, tensors: Weights) -> Weights:
