@@ -68,7 +68,7 @@ def train_vqvae(
 
     >>> import tempfile
     >>> from vqfast.pipeline import PriorTraining, SampleRequest, decode, encode, reopen_parts
-    >>> from vqfast.pipeline import sample, train_prior
+    >>> from vqfast.pipeline import sample, train_priors
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     run = Run(folder, create=True)
     ...     small = {"hidden_channels": 8, "num_embeddings": 16, "embedding_dim": 4}
