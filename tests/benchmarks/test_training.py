@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import photos, training
+from benchmarks import photos, training, training_runs
 from benchmarks.core import AbsentError
-from benchmarks.training import DEFAULTS, PEER, Reached, Setting
+from benchmarks.training_runs import COMMAND, DEFAULTS, PEER, Reached, Setting
 
 
 @pytest.fixture
@@ -34,13 +34,14 @@ def test_no_photograph_is_on_both_sides(folder: Path) -> None:
         photos.photographs(folder / "nowhere")
 
 
-@pytest.mark.parametrize("name", training.LAYERS)
+@pytest.mark.parametrize("name", [*training_runs.LAYERS, COMMAND])
 def test_every_layer_trains(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if name.startswith(PEER):
         pytest.importorskip("vector_quantize_pytorch")
-    monkeypatch.setattr(training, "HIDDEN", 8)
-    reached = training.train(
-        Setting(name, 8, 1e-3, 2, 0), (torch.rand(20, 3, 16, 16), torch.rand(5, 3, 16, 16))
+    monkeypatch.setattr(training_runs, "HIDDEN", 8)
+    lr = None if name == COMMAND else 1e-3
+    reached = training_runs.train(
+        Setting(name, 8, lr, 2, 0), (torch.rand(20, 3, 16, 16), torch.rand(5, 3, 16, 16))
     )
     assert 0 < reached.psnr < 40 and 1 <= reached.perplexity <= 8
 
@@ -52,29 +53,37 @@ def test_finished_runs_are_kept_and_tables_name_the_best(
 
     def train(setting: Setting, crops: tuple[torch.Tensor, torch.Tensor]) -> Reached:
         trained.append(setting)
-        return Reached(20 + 1000 * setting.lr + len(setting.layer) + setting.seed, 9.0, 1.0)
+        psnr = 20 + 1000 * (setting.lr or 0) + len(setting.layer) + setting.seed
+        return Reached(psnr, 9.0, 1.0)
 
-    monkeypatch.setattr(training, "train", train)
-    monkeypatch.setattr(training, "RUNS", tmp_path / "runs" / "training.jsonl")
-    monkeypatch.setattr(training, "SIZES", (4, 2))
-    monkeypatch.setattr(training, "SIDE", 16)
+    monkeypatch.setattr(training_runs, "train", train)
+    monkeypatch.setattr(training_runs, "RUNS", tmp_path / "runs" / "training.jsonl")
+    monkeypatch.setattr(training_runs, "SIZES", (4, 2))
+    monkeypatch.setattr(training_runs, "SIDE", 16)
     found = training.findings(full=True, photographs=folder)
     assert len(trained) == len(set(trained))
     for k in (128, 512, 8192):
-        assert found[f"K {k}, 400 steps, one seed"][DEFAULTS]["lr 0.001"] == "29.00 dB, 9 codes"
+        tried = found[f"K {k}, 400 steps, one seed"]
+        assert tried[DEFAULTS] == {f"lr {lr:g}": f"{28 + 1000 * lr:.2f} dB, 9 codes" for lr in training.RATES}
         for steps in (400, 4000):
             table = found[f"K {k}, {steps} steps, three seeds"]
+            peers = f"{PEER}, decay 0.8, straight-through, lr "
             assert list(table) == [
-                "defaults, lr 0.003",
-                "random start, no revival, lr 0.003",
-                f"{PEER}, decay 0.8, straight-through, lr 0.003",
+                "defaults, lr 0.001",
+                "decay 0.99, revive_below 0.1, lr 0.003",
+                peers + ("0.001, one seed" if k == 8192 else "0.003"),
+                COMMAND,
             ]
-            assert table["defaults, lr 0.003"] == {
-                "PSNR": "32.00 dB",
-                "from, to": "31.00, 33.00",
+            assert table["defaults, lr 0.001"] == {
+                "PSNR": "30.00 dB",
+                "from, to": "29.00, 31.00",
                 "perplexity": "9",
             }
+    assert sum(setting.steps == 4000 and setting.seed == 0 for setting in trained) == 3 * (3 + 3 + 1 + 1)
     trained.clear()
     assert training.findings(full=True, photographs=folder) == found
     assert not trained
+    monkeypatch.setattr(training_runs, "COMMANDS_SOURCES", ("pyproject.toml",))
+    training.findings(full=True, photographs=folder)
+    assert {setting.layer for setting in trained} == {COMMAND}
     assert training.findings(full=False, photographs=folder / "nowhere") == {}
