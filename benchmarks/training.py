@@ -1,8 +1,8 @@
 """What a VQ-VAE reaches on held-out photographs by the defaults, by other options and by a peer.
 
-The encoder and the decoder are the paper's with 32 channels, the crops have 32x32 pixels. One seed tries every
-layer at every rate for 400 steps, and the leading ones for 4,000. Then the defaults, the best of all, the best
-options of the peer, and the command line as it comes, train with three seeds.
+The encoder and the decoder are the paper's with 32 channels, the crops have 32x32 pixels. One seed tries
+every layer at every rate for 400 steps, and the leading ones for 4,000. Then the defaults, the best of all,
+the best options of the peer, and the command line as it comes, train with three seeds.
 """
 
 from __future__ import annotations
