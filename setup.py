@@ -58,7 +58,12 @@ CSRC = [path.relative_to(build.SOURCES).as_posix() for path in build.sources()]
 setup(
     packages=[*find_packages(include=["vqfast*"]), "vqfast.csrc"],
     package_dir={"vqfast.csrc": "csrc"},
-    package_data={"vqfast": ["py.typed"], "vqfast.ops": ["records/*.json"], "vqfast.csrc": CSRC},
+    package_data={
+        "vqfast": ["py.typed"],
+        "vqfast.ops": ["records/*.json"],
+        "vqfast.pipeline.pages": ["page.css"],
+        "vqfast.csrc": CSRC,
+    },
     ext_modules=[Extension("vqfast.native", [])] if COMPILER else [],
     cmdclass={"build_ext": BuildNative, "bdist_wheel": Wheel, "editable_wheel": Editable},
 )

@@ -171,7 +171,7 @@ def test_folders_of_any_name(here: Path, encoding: str) -> None:
     done = subprocess.run(command, cwd=here, env=environment, capture_output=True, timeout=60)
     shown = name.encode(encoding, "backslashreplace")
     assert (done.returncode, without_data(done.stderr.decode())) == (0, "")
-    assert done.stdout == b"trained %s/vqvae.safetensors; curves in %s/vqvae.png\n" % (shown, shown)
+    assert done.stdout == b"trained %s/vqvae.safetensors; see %s/report.html\n" % (shown, shown)
     weights = [here / folder / "vqvae.safetensors" for folder in (name, "begun")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from vqfast.data.images.sheet import GAP, GROUND, MARGIN, grid, png, show_codes, show_pairs
+from vqfast.data.code_map import png
+from vqfast.data.images.sheet import GAP, GROUND, MARGIN, grid, show_codes, show_pairs
 
 GENERATOR = torch.Generator().manual_seed(0)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import vqfast.pipeline
 from vqfast.data import MODALITIES
-from vqfast.data.protocol import Format
+from vqfast.data.protocol import Format, Media
 from vqfast.pipeline import (
     Completion,
     Run,
@@ -78,6 +78,12 @@ class RampModality:
 
     def kept_mask(self, keep: str, shape: tuple[int, ...]) -> Tensor:
         return torch.arange(shape[1]).expand(shape) < int(keep)
+
+    def media(self, item: Tensor) -> list[Media]:
+        return [Media("audio/wav", str(item.max().item()).encode())]
+
+    def show_items(self, items: Tensor, *, columns: int) -> bytes:
+        return b"items"
 
     def show_pairs(self, originals: Tensor, reconstructions: Tensor) -> bytes:
         return b"pairs"

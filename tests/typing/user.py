@@ -62,6 +62,7 @@ def functions() -> None:
         functional.projected_codes(audio, [codebook], maps, return_parts=True), tuple[Tensor, Tensor, Tensor]
     )
     assert_type(functional.perplexity(indices, 32), Tensor)
+    assert_type(functional.ssim(z_e, z_e), Tensor)
     kernel = assert_type(functional.kernel_shape(3, "A", "full"), tuple[int, int])
     assert_type(functional.visible_taps(kernel, "A", "full"), tuple[int, tuple[int, int]])
     assert_type(functional.masked_conv1d(audio, torch.randn(8, 4, 2)), Tensor)
@@ -197,5 +198,6 @@ def new_images(folder: Path) -> None:
         completion = pipeline.Completion(vqvae, images, kind, keep="top", draws=2)
         assert_type(completion.request(trained), pipeline.SampleRequest)
         pipeline.save_model("elsewhere", "prior", trained[0])
+        assert_type(pipeline.report(run, run, ranks=ranks), bytes)
         assert_type(pipeline.load_model("elsewhere", "prior"), priors.CausalPrior)
         assert modality is kind

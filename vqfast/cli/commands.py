@@ -44,6 +44,7 @@ from vqfast.pipeline.coding import decoded, encoded
 from vqfast.pipeline.demo import run_demo, summary
 from vqfast.pipeline.levels import level_name, level_of
 from vqfast.pipeline.measures import has_likelihood
+from vqfast.pipeline.pages import PAGE, write_report
 from vqfast.pipeline.parts import HELD_OUT, load_like_run
 from vqfast.pipeline.progress import write_lines
 from vqfast.pipeline.sampling import check_label
@@ -85,7 +86,8 @@ def train(
             training=training,
             ranks=ranks,
         )
-        _print(ranks, f"trained {run.folder / 'vqvae.safetensors'}; curves in {run.folder / 'vqvae.png'}")
+        write_report(run, ranks)
+        _print(ranks, f"trained {run.folder / 'vqvae.safetensors'}; see {run.folder / PAGE}")
 
 
 def encode(run: str, data: str | None, out: str | None, device: str, **reading: Any) -> None:
@@ -130,10 +132,12 @@ def train_prior(
             training=training,
             ranks=ranks,
         )
+        write_report(target, ranks)
         bits = bits_per_code(trained, stage_codes(target, f"codes/{HELD_OUT}"), ranks=ranks).mean(0)
         for network, figure in zip(trained, bits, strict=True):
             file = target.folder / f"{level_name('prior', level_of(network))}.safetensors"
             _print(ranks, f"trained {file}; {figure:.3f} bits per code on held-out data")
+        _print(ranks, f"see {target.folder / PAGE}")
 
 
 def sample(
@@ -202,7 +206,7 @@ def likelihood(
     device: str,
     **reading: Any,
 ) -> None:
-    _check_new(out, overwrite)
+    check_new(out, overwrite)
     _check_reading(data, reading)
     if codes is not None and data is not None:
         raise ValueError("--codes and --data exclude each other")
@@ -243,7 +247,7 @@ def reconstruct(
     **reading: Any,
 ) -> None:
     check_integer("num", num)
-    _check_new(out, overwrite)
+    check_new(out, overwrite)
     _check_reading(data, reading)
     with joined(device) as ranks:
         source = Run.shared(run, ranks, lock=False)
@@ -324,6 +328,7 @@ def _check_reading(data: str | None, reading: dict[str, Any]) -> None:
         raise ValueError(f"{', '.join(given)} goes with --data: the run's own data is read as for training")
 
 
-def _check_new(out: str, overwrite: bool) -> None:
+def check_new(out: str, overwrite: bool) -> None:
+    """Raises ValueError where a file is there that isn't to be replaced."""
     if Path(out).exists() and not overwrite:
         raise ValueError(f"{out} exists; use --overwrite or another name")

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from vqfast import pipeline
-from vqfast.cli import commands
+from vqfast.cli import commands, pages
+from vqfast.pipeline.pages import PAGE
+from vqfast.pipeline.pictures import decoded_at_random
 
 DESCRIPTION = """\
 Learns to draw new images like yours: a VQ-VAE turns images into small grids of codes and back, and a PixelCNN
@@ -185,6 +187,26 @@ def make_parser() -> argparse.ArgumentParser:
     _reading(sub, "the run's")
     sub.option("--out", "a .png for the picture", required=True, metavar="FILE")
     sub.option("--num", "images in the picture (default 24)", type=int, default=24, metavar="N")
+    sub.option("--overwrite", "replace --out if it is there", action="store_true")
+    _device(sub)
+
+    sub = add("report", pages.make_report, "make a page about a run, or one that compares runs")
+    folders = "folder of a run; several are compared"
+    sub.option("--run", folders, nargs="+", required=True, metavar="FOLDER")
+    page = f"an .html file for the page (default: {PAGE} in the folder of the one run)"
+    sub.option("--out", page, metavar="FILE")
+    sub.option("--overwrite", "replace --out if it is there", action="store_true")
+    _device(sub)
+
+    sub = add("picture", pages.picture, "show what a model has learned: its codebook, or random codes")
+    _run(sub, "--run", "folder of a trained run")
+    of = "codebook (each code vector decoded as a grid of it alone) or random-codes (grids of random codes)"
+    sub.option("--of", of, required=True)
+    number = "how many code vectors of each level, or grids (default: all code vectors, 64 grids)"
+    sub.option("--num", number, type=int, metavar="N")
+    like = decoded_at_random
+    sub.option("--seed", "number that fixes the random codes", like, type=int, metavar="N")
+    sub.option("--out", "a .png for the picture", required=True, metavar="FILE")
     sub.option("--overwrite", "replace --out if it is there", action="store_true")
     _device(sub)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -96,6 +96,18 @@ class Format:
     files: Callable[[Iterator[Tensor]], Iterator[bytes]]
 
 
+class Media(NamedTuple):
+    """A file that browsers show or play.
+
+    Attributes:
+        kind: its MIME type: of a picture, a sound or a video, such as ``"image/png"`` or ``"audio/wav"``.
+        data: its bytes.
+    """
+
+    kind: str
+    data: bytes
+
+
 class Modality(Protocol):
     """A kind of data.
 
@@ -117,6 +129,14 @@ class Modality(Protocol):
 
     def kept_mask(self, keep: str, shape: tuple[int, ...]) -> Tensor:
         """Which codes of a grid a completion keeps: bool, of ``shape``. ``keep`` comes from the user."""
+        ...
+
+    def media(self, item: Tensor) -> list[Media]:
+        """What a page shows of an item ``(*item shape)``; of a sound perhaps its spectrogram and itself."""
+        ...
+
+    def show_items(self, items: Tensor, *, columns: int) -> bytes:
+        """A picture of items ``(N, *item shape)``, so many in a line, as a PNG."""
         ...
 
     def show_pairs(self, originals: Tensor, reconstructions: Tensor) -> bytes:

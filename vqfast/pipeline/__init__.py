@@ -10,6 +10,7 @@ from vqfast.pipeline.coding import decode, encode
 from vqfast.pipeline.completion import Completion
 from vqfast.pipeline.measures import bits_per_code, bits_per_dim, measure_reconstruction
 from vqfast.pipeline.options import PriorTraining, Training
+from vqfast.pipeline.pages import report
 from vqfast.pipeline.parts import modality_of, reopen_parts
 from vqfast.pipeline.prior_training import train_priors
 from vqfast.pipeline.priors import load_priors
@@ -37,6 +38,7 @@ __all__ = [
     "modality_of",
     "open_codes",
     "reopen_parts",
+    "report",
     "sample",
     "save_model",
     "stage_codes",

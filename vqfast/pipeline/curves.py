@@ -49,11 +49,10 @@ def draw_curves(history: Mapping[str, Sequence[float | None]], *, title: str) ->
         panel = figure.add_subplot(rows, columns, place)
         finite = np.isfinite(values)
         x, y = steps[finite], values[finite]
-        log = _is_loss(name) and len(y) > 0 and y.min() > 0 and y.max() > 10 * y.min()
+        log = is_loss(name) and len(y) > 0 and y.min() > 0 and y.max() > 10 * y.min()
         if len(y) > 60:
             panel.plot(x, y, color=LINE, alpha=0.25, linewidth=0.8)
-            smooth = np.exp(_smooth(np.log(y))) if log else _smooth(y)  # smoothed as the scale shows it
-            panel.plot(x, smooth, color=LINE, linewidth=1.8)
+            panel.plot(x, smooth(y, log=log), color=LINE, linewidth=1.8)
         else:
             panel.plot(x, y, color=LINE, linewidth=1.6, marker="o", markersize=3.5)
         if log:
@@ -74,11 +73,17 @@ def draw_curves(history: Mapping[str, Sequence[float | None]], *, title: str) ->
     return buffer.getvalue()
 
 
-def _smooth(values: np.ndarray) -> np.ndarray:
-    """A moving average, weighted by a bell over a 25th of the series, renormalised at the ends."""
+def smooth(values: np.ndarray, *, log: bool) -> np.ndarray:
+    """A moving average, weighted by a bell over a 25th of the series, renormalised at the ends.
+
+    Args:
+        log: whether the logarithms are smoothed, as a logarithmic scale shows them.
+    """
+    if log:
+        return np.asarray(np.exp(smooth(np.log(values), log=False)))
     bell = np.hanning(len(values) // 25 + 3)
     return np.convolve(values, bell, "same") / np.convolve(np.ones(len(values)), bell, "same")
 
 
-def _is_loss(name: str) -> bool:
+def is_loss(name: str) -> bool:
     return any(word in name.lower() for word in ("loss", "mse", "error", "nll"))

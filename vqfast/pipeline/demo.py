@@ -21,6 +21,7 @@ from vqfast.pipeline.codes import stage_codes
 from vqfast.pipeline.coding import decoded, encode
 from vqfast.pipeline.measures import bits_per_code, measure_reconstruction
 from vqfast.pipeline.options import Training
+from vqfast.pipeline.pages import write_report
 from vqfast.pipeline.parts import HELD_OUT, TRAIN, reopen_parts
 from vqfast.pipeline.prior_training import train_priors
 from vqfast.pipeline.ranks import Ranks
@@ -137,6 +138,7 @@ def run_demo(folder: str | Path, ranks: Ranks, *, seed: int = 0, steps_scale: fl
     write_file(run.folder / "reconstructions.png", show_pairs(originals, reconstructions, columns=COLUMNS))
     write_file(run.folder / "code_maps.png", maps)
     write_file(run.folder / "samples.png", digits)
+    write_report(run, ranks)
     write_json(run.folder / "metrics.json", metrics)
     timings = {**race(cast(CausalPrior, priors[0]), request.shapes[0]), "seconds": time.monotonic() - began}
     write_json(run.folder / "timings.json", timings)
@@ -208,6 +210,6 @@ def _in_words(folder: str | Path, metrics: dict[str, Any], timings: dict[str, An
             f"naive {timings['naive_seconds']:.2f} s, cached {timings['cached_seconds']:.3f} s: "
             f"{timings['cached_is_times_faster']:.0f} times faster, "
             f"{timings['codes_that_agree']:.2%} of the codes the same",
-            f"pictures, figures and weights       {folder}",
+            f"pictures, figures and weights       {folder}, shown by {folder}/report.html",
         ]
     )

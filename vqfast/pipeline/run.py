@@ -49,7 +49,7 @@ class Run:
             if not create:
                 raise FileNotFoundError(f"{self.folder} holds no vqfast run: train one first")
             self.folder.mkdir(parents=True, exist_ok=True)
-        self._stages()  # refuses the run.json of something else
+        self.stages()  # refuses the run.json of something else
         if lock:
             file = take_lock(self.folder / ".lock")
             if file is None:
@@ -99,13 +99,13 @@ class Run:
         for place in (self.folder / stage, *(self.folder / parent for parent in Path(stage).parents)):
             check_folder(place)
         remove_leftovers(self.folder / stage)
-        stages = self._stages()
+        stages = self.stages()
         settings = json.loads(json.dumps(settings))
         if stages.get(stage) == settings:
             return
         raised = growing is not None and self.is_raised(stage, settings, growing)
         if stage in stages and not raised and any(self.folder.glob(f"{stage}*")):
-            before, now = _flat(stages[stage]), _flat(settings)
+            before, now = flat(stages[stage]), flat(settings)
             changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
             changes = ", ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in changed)
             raise ValueError(f"{self.folder} has {stage} with other settings: {changes}; use another folder")
@@ -113,9 +113,10 @@ class Run:
 
     def settings(self, stage: str) -> dict[str, Any] | None:
         """The settings of a stage; None if it wasn't begun."""
-        return self._stages().get(stage)
+        return self.stages().get(stage)
 
-    def _stages(self) -> dict[str, dict[str, Any]]:
+    def stages(self) -> dict[str, dict[str, Any]]:
+        """The settings of all stages that were begun, by name."""
         run = read_json(self._marker) if self._marker.is_file() else {"stages": {}}
         stages = run.get("stages") if isinstance(run, dict) else None
         if not isinstance(stages, dict) or not all(isinstance(stage, dict) for stage in stages.values()):
@@ -135,10 +136,10 @@ def _release(lock: BinaryIO, folder: Path, marker: Path) -> None:
     lock.close()
 
 
-def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings without nesting: ``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for name, value in settings.items():
-        inner = {f".{key}": v for key, v in _flat(value).items()} if isinstance(value, dict) else {"": value}
-        flat |= {f"{name}{key}": v for key, v in inner.items()}
-    return flat
+        inner = {f".{key}": v for key, v in flat(value).items()} if isinstance(value, dict) else {"": value}
+        found |= {f"{name}{key}": v for key, v in inner.items()}
+    return found

@@ -1,10 +1,10 @@
 """Images: read from folders, files and arrays; written and shown as pictures and arrays."""
 
 from vqfast.data.images.dataset import Images
-from vqfast.data.images.formats import FORMATS
+from vqfast.data.images.formats import FORMATS, media
 from vqfast.data.images.load import load_images
 from vqfast.data.images.mask import kept_mask, show_completions
-from vqfast.data.images.sheet import show_pairs
+from vqfast.data.images.sheet import grid, show_pairs
 from vqfast.data.protocol import Modality
 
 
@@ -13,6 +13,8 @@ class _ImageModality:
     formats = FORMATS
     load = staticmethod(load_images)
     kept_mask = staticmethod(kept_mask)
+    media = staticmethod(media)
+    show_items = staticmethod(grid)
     show_pairs = staticmethod(show_pairs)
     show_completions = staticmethod(show_completions)
 

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 import numpy as np
 from torch import Tensor
 
-from vqfast.data.images.sheet import grid, png, to_uint8
-from vqfast.data.protocol import BATCH, Format
+from vqfast.data.code_map import png
+from vqfast.data.images.sheet import grid, to_uint8
+from vqfast.data.protocol import BATCH, Format, Media
 
 
 def _sheets(batches: Iterator[Tensor]) -> Iterator[bytes]:
@@ -25,6 +26,11 @@ def _array(batches: Iterator[Tensor]) -> Iterator[bytes]:
     buffer = io.BytesIO()
     np.save(buffer, np.concatenate([to_uint8(batch) for batch in batches]))
     yield buffer.getvalue()
+
+
+def media(item: Tensor) -> list[Media]:
+    """An image ``(C, H, W)``, floats in [0, 1], as a PNG."""
+    return [Media("image/png", png(to_uint8(item[None])[0]))]
 
 
 FORMATS = {  # files are named by the number of their first image

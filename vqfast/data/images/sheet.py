@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from vqfast.checks import check_indices, check_integer
+from vqfast.data.code_map import palette
 
 MARGIN = 16  # around a sheet of tiles, in pixels
 GAP = 4  # between tiles
@@ -52,15 +53,6 @@ def to_uint8(images: Tensor) -> np.ndarray:
     return (images.detach().float().cpu().clamp(0, 1) * 255).round().byte().numpy()
 
 
-def png(image: np.ndarray) -> bytes:
-    """uint8 ``(C, H, W)``, C 1 or 3, as a PNG of H x W pixels, grey or RGB."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def show_pairs(originals: Tensor, reconstructions: Tensor, *, columns: int = 12) -> bytes:
     """Lines of originals, each above the line of their reconstructions, as a PNG.
 
@@ -97,7 +89,7 @@ def show_codes(indices: Tensor, num_embeddings: int, *, originals: Tensor | None
     check_indices("indices", indices, num_embeddings)
     if indices.ndim != 3 or not indices.numel():
         raise ValueError(f"indices has shape {tuple(indices.shape)}; want (N, H, W), none of them 0")
-    maps = _palette(num_embeddings)[indices.detach().cpu().numpy().astype(np.int64)]
+    maps = palette(num_embeddings)[indices.detach().cpu().numpy().astype(np.int64)]
     if originals is None:
         return _sheet(_lines(maps, columns), _enlarged(maps))
     tiles = _tiles("originals", originals)
@@ -168,25 +160,6 @@ def _sheet(
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def _palette(count: int) -> np.ndarray:
-    """uint8 (count, 3): colours spread evenly over hue and lightness of Oklab, neighbours far apart."""
-    index = np.arange(count)
-    hue = 2 * np.pi * (index * 0.7548776662466927 % 1)  # these two steps fill a square evenly (R2 sequence)
-    lightness = 0.45 + 0.45 * (index * 0.5698402909980532 % 1)
-    chroma = 0.14
-    a, b = chroma * np.cos(hue), chroma * np.sin(hue)
-    # Oklab to linear sRGB, after Ottosson (2020)
-    long = (lightness + 0.3963377774 * a + 0.2158037573 * b) ** 3
-    middle = (lightness - 0.1055613458 * a - 0.0638541728 * b) ** 3
-    short = (lightness - 0.0894841775 * a - 1.2914855480 * b) ** 3
-    red = 4.0767416621 * long - 3.3077115913 * middle + 0.2309699292 * short
-    green = -1.2684380046 * long + 2.6097574011 * middle - 0.3413193965 * short
-    blue = -0.0041960863 * long - 0.7034186147 * middle + 1.7076147010 * short
-    linear = np.stack([red, green, blue], axis=-1).clip(0, 1)
-    encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return np.round(encoded * 255).astype(np.uint8)
 
 
 def _kind(value: object) -> str:

@@ -1,0 +1,69 @@
+"""Pages taken apart."""
+
+from __future__ import annotations
+
+import base64
+import io
+from html.parser import HTMLParser
+
+from PIL import Image
+
+VOID = {"img", "meta"}
+
+
+class Page(HTMLParser):
+    """A page of ``report``, whose structure is checked on the way.
+
+    Attributes:
+        elements: every element: its name and attributes.
+        text: of each section by its id, and of the whole page under ``""``.
+        missing: what stands in place of content that couldn't be made, by section.
+    """
+
+    def __init__(self, page: bytes) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.text: dict[str, str] = {"": ""}
+        self.missing: dict[str, str] = {}
+        self._open: list[str] = []
+        self._section, self._missing = "", False
+        self.feed(page.decode())
+        self.close()
+        assert not self._open
+
+    def all(self, name: str) -> list[dict[str, str]]:
+        """The attributes of all elements of a name."""
+        return [attributes for element, attributes in self.elements if element == name]
+
+    def pictures(self) -> list[Image.Image]:
+        """The pictures of the page, which all must be whole and within it."""
+        found: list[Image.Image] = []
+        for attributes in self.all("img"):
+            assert "alt" in attributes
+            kind, _, data = attributes["src"].partition(",")
+            assert kind == "data:image/png;base64"
+            found.append(Image.open(io.BytesIO(base64.b64decode(data))))
+            found[-1].load()
+        return found
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = {name: value or "" for name, value in attrs}
+        self.elements.append((tag, attributes))
+        if tag not in VOID:
+            self._open.append(tag)
+        if tag == "section":
+            self._section = attributes["id"]
+            self.text[self._section] = ""
+        if attributes.get("class") == "missing":
+            self.missing[self._section] = ""
+            self._missing = True
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+        self._missing = False
+
+    def handle_data(self, data: str) -> None:
+        for section in {"", self._section}:
+            self.text[section] += data
+        if self._missing:
+            self.missing[self._section] += data

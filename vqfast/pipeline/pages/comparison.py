@@ -1,0 +1,90 @@
+"""The sections of a page that compares runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from vqfast.pipeline.pages.contents import SHOWN, Contents, Spread
+from vqfast.pipeline.pages.facts import FACTS, FIGURES, attempt
+from vqfast.pipeline.pages.html import Markup, joined, table, tag
+from vqfast.pipeline.pages.sections import Section, curves, cut, missing, view
+from vqfast.pipeline.run import flat
+
+Runs = Mapping[str, Contents]  # by the name that each has on the page
+
+
+def labelled(contents: list[Contents]) -> dict[str, Contents]:
+    """The runs by the names of their folders, with a number behind a name that several have."""
+    found: dict[str, Contents] = {}
+    for one in contents:
+        number, name = 1, one.name
+        while name in found:
+            number += 1
+            name = f"{one.name} ({number})"
+        found[name] = one
+    return found
+
+
+def figures(runs: Runs) -> Markup:
+    """Facts and figures of all runs in one table, and the reasons for those that are missing."""
+    columns, notes = {}, []
+    for name, contents in runs.items():
+        columns[name] = {fact: attempt(tell, contents) for fact, tell in FACTS.items()}
+        for measure in FIGURES:
+            try:
+                columns[name] |= measure(contents)[0]
+            except Exception as error:  # a damaged run raises nearly anything
+                notes.append(missing(error, name))
+    return joined([_table(columns, "Figures"), *notes])
+
+
+def _table(columns: Mapping[str, Mapping[str, str]], caption: str) -> Markup:
+    lines = dict.fromkeys(line for column in columns.values() for line in column)
+    cells = [(line, *(column.get(line, "") for column in columns.values())) for line in lines]
+    return table(("", *columns), cells, caption)
+
+
+def settings(runs: Runs) -> Markup:
+    """The settings that differ."""
+    columns = {
+        name: {line: cut(value) for line, value in flat(contents.run.stages()).items()}
+        for name, contents in runs.items()
+    }
+    lines = dict.fromkeys(line for column in columns.values() for line in column)
+    differing = [line for line in lines if len({column.get(line) for column in columns.values()}) > 1]
+    if not differing:
+        return tag("p", "All settings are the same.", class_="note")
+    shown = {name: {line: column.get(line, "") for line in differing} for name, column in columns.items()}
+    return _table(shown, "Settings that differ")
+
+
+def reconstructions(runs: Runs) -> Markup:
+    """Items that the first run holds out, as all runs reconstruct them."""
+    (first, leader), *_ = runs.items()
+    modality, some = leader.modality, Spread(leader.held_out, SHOWN)
+    originals = some.batch(range(len(some)))
+    outputs, notes = {}, []
+    for name, contents in runs.items():
+        try:
+            with torch.no_grad():
+                levels = contents.vqvae.encode_levels(originals.to(contents.ranks.device))
+                outputs[name] = contents.vqvae.decode_levels(levels).clamp(0, 1).cpu()
+        except Exception as error:  # the run is damaged, or its model takes other items
+            notes.append(missing(error, name))
+    cards = []
+    for number, original in enumerate(originals):
+        items = {"original": original, **{name: items[number] for name, items in outputs.items()}}
+        views = [view(name, media, name) for name, item in items.items() for media in modality.media(item)]
+        cards.append(tag("div", *views, class_="card"))
+    note = f"Held-out {modality.item}s of {first}; another run may have trained on them."
+    return joined([tag("p", note, class_="note"), *notes, tag("div", *cards, class_="cards")])
+
+
+COMPARISONS: tuple[Section[Runs], ...] = (
+    Section("figures", "Figures", figures),
+    Section("differences", "Settings that differ", settings),
+    Section("curves", "Curves", curves),
+    Section("reconstructions", "Reconstructions", reconstructions),
+)

@@ -1,0 +1,207 @@
+"""What a page tells of a run, read when it is needed. Any part may be missing or damaged, and then raises."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vqfast.data import Dataset, Modality
+from vqfast.files import read_file
+from vqfast.models import Autoencoder
+from vqfast.pipeline.checkpoint import load_model
+from vqfast.pipeline.codes import CodeGrids, stage_codes
+from vqfast.pipeline.coding import decoded, encoded
+from vqfast.pipeline.levels import Prior, level_name, level_of
+from vqfast.pipeline.measures import bits_per_code, measure_reconstruction
+from vqfast.pipeline.parts import HELD_OUT, TRAIN, modality_of, reopen_parts
+from vqfast.pipeline.priors import load_prior, load_priors
+from vqfast.pipeline.ranks import ALONE, Ranks
+from vqfast.pipeline.run import Run
+from vqfast.pipeline.sampling import SampleRequest, classes_of, sample
+from vqfast.pipeline.shards import SHARD
+
+TRAININGS = {"vqvae": "VQ-VAE", "prior": "Prior"}
+SHOWN = 12  # items whose reconstructions are shown
+ITEMS, VALUES = 512, 2**20  # bounds of what is measured: items, and values in them
+SHARDS = 16  # whose codes are counted, or whose samples are looked through
+POSITIONS = 2**16  # codes that are drawn from the prior, or judged by it
+PER_CLASS, CLASSES = 8, 20  # samples shown
+CSV_BYTES = 32 << 20
+
+
+class Spread:
+    """Some items of a dataset, evenly spread over it: its first ones may all be of one class."""
+
+    def __init__(self, dataset: Dataset, num: int) -> None:
+        self._dataset, self.shape, self.num_classes = dataset, dataset.shape, dataset.num_classes
+        self._numbers = spread(len(dataset), num)
+        self.labels = None if dataset.labels is None else dataset.labels[self._numbers]
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{len(self)} of {self._dataset.fingerprint}"
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def batch(self, numbers: Sequence[int] | np.ndarray | Tensor) -> Tensor:
+        """The items of these numbers: see ``Dataset.batch``."""
+        return self._dataset.batch(self._numbers[np.asarray(numbers)])
+
+
+def spread(total: int, num: int) -> np.ndarray:
+    """Of ``total`` numbers ``num`` evenly spread ones, or all: int64."""
+    return np.linspace(0, total - 1, min(num, total)).round().astype(np.int64)
+
+
+class Contents:
+    """What a page tells of a run.
+
+    Args:
+        run: the run, which may be anybody's.
+        ranks: the device to compute on.
+    """
+
+    def __init__(self, run: Run, ranks: Ranks = ALONE) -> None:
+        self.run, self.ranks = run, Ranks(device=ranks.device)
+        self.name = run.folder.absolute().name or str(run.folder)
+
+    @cached_property
+    def vqvae(self) -> Autoencoder:
+        return load_model(self.run.folder, "vqvae", device=self.ranks.device)
+
+    @cached_property
+    def priors(self) -> list[Prior]:
+        """The priors that were begun, from the coarsest level."""
+        levels = range(len(self.vqvae.codebook_sizes))
+        begun = [level for level in levels if self.run.settings(level_name("prior", level)) is not None]
+        return [load_prior(self.run, level, device=self.ranks.device) for level in begun]
+
+    @property
+    def trainings(self) -> dict[str, str]:
+        """The trainings that were begun, and what each is called."""
+        begun = [name for name in self.run.stages() if name.partition("-")[0] in TRAININGS]
+        titles = (TRAININGS[name.partition("-")[0]] for name in begun)
+        return {
+            name: f"{title}, level {name.partition('-')[2]}" if "-" in name else title
+            for name, title in zip(begun, titles, strict=True)
+        }
+
+    @cached_property
+    def modality(self) -> Modality:
+        return modality_of(self.run)
+
+    @cached_property
+    def parts(self) -> dict[str, Dataset]:
+        return dict(reopen_parts(self.run))
+
+    @property
+    def held_out(self) -> Dataset:
+        return self.parts[HELD_OUT]
+
+    @cached_property
+    def measured(self) -> Spread:
+        """The held-out items that are measured."""
+        most = VALUES // math.prod(self.held_out.shape)
+        return Spread(self.held_out, min(ITEMS, max(SHOWN, most)))
+
+    @cached_property
+    def figures(self) -> dict[str, float]:
+        """See ``measure_reconstruction``, of ``measured``."""
+        return measure_reconstruction(self.vqvae, self.measured, ranks=self.ranks)
+
+    @cached_property
+    def shown(self) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Some held-out items, their codes by level, and their reconstructions."""
+        some = Spread(self.held_out, SHOWN)
+        codes = encoded(self.vqvae, some, self.ranks)
+        numbers = range(len(some))
+        outputs = torch.cat(list(decoded(self.vqvae, codes, numbers, self.ranks)))
+        return some.batch(numbers), codes.read(numbers)[0], outputs
+
+    @cached_property
+    def counts(self) -> tuple[str, list[Tensor]]:
+        """Which grids were counted, and how often each code of each level stands in them, ``(K,)``."""
+        if self.run.settings(f"codes/{TRAIN}") is not None:
+            part, codes = "training", stage_codes(self.run, f"codes/{TRAIN}")
+        else:
+            part, codes = "held-out", encoded(self.vqvae, self.measured, self.ranks)
+        counts = [torch.zeros(size, dtype=torch.int64) for size in self.vqvae.codebook_sizes]
+        num = 0
+        for shard in spread(-(-codes.num // SHARD), SHARDS).tolist():
+            levels, _ = codes.read(range(shard * SHARD, min((shard + 1) * SHARD, codes.num)))
+            num += len(levels[0])
+            for level, grids in zip(counts, levels, strict=True):
+                if grids.min() < 0 or grids.max() >= len(level):
+                    raise ValueError(f"the codes of {part} items aren't all in 0..{len(level) - 1}")
+                level += grids.flatten().bincount(minlength=len(level))
+        return f"{num:,} {part} items", counts
+
+    @cached_property
+    def bits(self) -> tuple[int, dict[int, float]]:
+        """Of how many held-out items, and how many bits the prior of each level needs for a code."""
+        positions = sum(grids[0].numel() for grids in self.shown[1])
+        few = Spread(self.measured, max(1, POSITIONS // positions))
+        codes = encoded(self.vqvae, few, self.ranks)
+        bits = bits_per_code(self.priors, codes, ranks=self.ranks).mean(0).tolist()
+        return len(few), dict(zip(map(level_of, self.priors), bits, strict=True))
+
+    @cached_property
+    def samples(self) -> tuple[str, Tensor, list[int] | None]:
+        """Where samples come from, the samples decoded, and their classes or None."""
+        if self.run.settings("samples") is not None:
+            return f"of the run's {stage_codes(self.run, 'samples').num:,}", *self._chosen(self.run)
+        priors = load_priors(self.run, self.vqvae, device=self.ranks.device)
+        classes, shapes = classes_of(priors), self.vqvae.code_shapes(self.held_out.shape[1:])
+        taken = min(classes or 3, CLASSES)
+        num = max(1, min(taken * PER_CLASS, POSITIONS // sum(map(math.prod, shapes))))
+        labels = None if classes is None else lambda numbers: torch.tensor(numbers) % taken
+        request = SampleRequest(num, shapes, labels=labels)
+        with TemporaryDirectory() as folder:
+            out = Run(folder, create=True)
+            sample(self.run, priors, request, out=out, ranks=self.ranks)
+            return "drawn for this page, seed 0", *self._chosen(out)
+
+    def _chosen(self, run: Run) -> tuple[Tensor, list[int] | None]:
+        """Some samples of a run, decoded, and their classes: as many of each."""
+        codes = stage_codes(run, "samples")
+        levels, labels = codes.read(range(min(codes.num, SHARDS * SHARD)))
+        if labels is None:
+            chosen = torch.arange(min(codes.num, 3 * PER_CLASS))
+        else:
+            classes = labels.unique()[:CLASSES]
+            chosen = torch.cat([(labels == label).nonzero()[:PER_CLASS, 0] for label in classes])
+        chosen = chosen[: max(1, POSITIONS // sum(grids[0].numel() for grids in levels))]
+
+        def read(numbers: range) -> tuple[list[Tensor], None]:
+            return [grids[chosen[numbers.start : numbers.stop]] for grids in levels], None
+
+        grids = CodeGrids(len(chosen), codes.fingerprint, read)
+        items = torch.cat(list(decoded(self.vqvae, grids, range(grids.num), self.ranks)))
+        return items, None if labels is None else labels[chosen].tolist()
+
+    def history(self, name: str) -> dict[str, np.ndarray]:
+        """The curves of a training, ``step`` and the figures, NaN where one wasn't measured."""
+        path = self.run.folder / f"{name}.csv"
+        try:
+            lines = list(csv.reader(io.StringIO(read_file(path, CSV_BYTES).decode())))
+            names, values = (
+                lines[0],
+                np.array([[float(v) if v else math.nan for v in line] for line in lines[1:]]),
+            )
+            columns = dict(zip(names, values.T.reshape(len(names), -1), strict=True))
+            if not np.isfinite(columns["step"]).all():
+                raise ValueError("a step is missing")
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{path} is missing: the {name} wasn't trained yet") from None
+        except (LookupError, ValueError, csv.Error) as error:
+            raise ValueError(f"{path} has no curves of a training: {error}") from error
+        return columns
