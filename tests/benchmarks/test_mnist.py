@@ -41,9 +41,9 @@ def test_both_priors_learn_the_same_codes(
 ) -> None:
     monkeypatch.setattr(mnist, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(mnist, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(mnist, "QUICK", (2, 0.01))
+    monkeypatch.setattr(mnist, "QUICK", (2, 1e-3))
     monkeypatch.setattr(mnist, "SAMPLES_PER_CLASS", 6)
-    monkeypatch.setattr(mnist, "TIMED_STEPS", 1)
+    monkeypatch.setattr(mnist, "TIMED_STEPS", (1, 2))
     priors, dims = mnist.findings(full=False, digits=package).values()
     assert list(priors) == [f"{name} prior" for name in mnist.RECIPES]
     assert list(dims) == ["uniform", *priors]
