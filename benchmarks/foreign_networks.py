@@ -227,14 +227,19 @@ def _anordertoreclaim() -> Trial:
     sizes = {"hidden_fmaps": 6, "causal_ksize": 3, "hidden_ksize": 3, "hidden_layers": 1}
     config = SimpleNamespace(color_levels=K, out_hidden_fmaps=6, **sizes)
     network = build("pixelcnn", "PixelCNN", config)
-    call = lambda codes, labels: network(codes / (K - 1), labels)  # noqa: E731
-    return {"call": call, "num_embeddings": K, "shape": (3, 4, 5), "num_classes": 10}
+
+    def call(codes: Tensor, labels: Tensor) -> Tensor:  # its images are (B, 3, H, W)
+        logits: Tensor = network(codes.movedim(-1, 1) / (K - 1), labels)
+        return logits.movedim(2, -1)
+
+    return {"call": call, "num_embeddings": K, "shape": (4, 5), "num_quantizers": 3, "num_classes": 10}
 
 
 @trial("pi-tau/pixelcnn", "PixelCNN, RGB")
 def _pi_tau() -> Trial:
     network = build("pixelcnn", "PixelCNN", (3, 4, 5), K, 1, 6, 3)
-    return {"call": network, "num_embeddings": K, "shape": (3, 4, 5)}
+    call = lambda codes: network(codes.movedim(-1, 1) / (K - 1)).movedim(2, -1)  # noqa: E731
+    return {"call": call, "num_embeddings": K, "shape": (4, 5), "num_quantizers": 3}
 
 
 @trial("pclucas14/pixel-cnn-pp", "PixelCNN++")

@@ -103,7 +103,7 @@ def randomise(module: nn.Module) -> None:
 @torch.no_grad()
 def own_loop(made: Trial, given: dict[str, Tensor]) -> Tensor:
     """The loop that the network's users write, with vqfast's noise of seed 0."""
-    shape, behind = made["shape"], int(made.get("predicts") == "next")
+    shape, behind = codes_shape(made), int(made.get("predicts") == "next")
     codes = torch.zeros(SAMPLES, *shape, dtype=torch.int64)
     flat = codes.view(SAMPLES, -1)
     for position in range(behind, flat.shape[1]):
@@ -111,6 +111,12 @@ def own_loop(made: Trial, given: dict[str, Tensor]) -> Tensor:
         noise = gumbel(0, torch.arange(SAMPLES), torch.tensor([position]), made["num_embeddings"])[:, 0]
         flat[:, position] = (logits + noise).argmax(1)
     return codes
+
+
+def codes_shape(made: Trial) -> tuple[int, ...]:
+    """The shape of a sample: a grid of codes, each position with several if it has them."""
+    several = made.get("num_quantizers")
+    return (*made["shape"], several) if several else tuple(made["shape"])
 
 
 def outcome(made: Trial) -> dict[str, str]:
@@ -128,7 +134,7 @@ def outcome(made: Trial) -> dict[str, str]:
         if first.startswith("the network isn't causal"):
             return {"result": "refused: not causal", "why": first.split(": ", 1)[1]}
         return {"result": "refused", "why": "; ".join(line.strip() for line in others) or first}
-    known = torch.full((SAMPLES, *made["shape"]), -1)
+    known = torch.full((SAMPLES, *codes_shape(made)), -1)
     if made.get("predicts") == "next":
         known[..., 0] = 0
     expected = own_loop(made, given)

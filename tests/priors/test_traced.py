@@ -75,18 +75,18 @@ def test_traced_network_follows_its_weights(change: str) -> None:
 
 
 def test_network_is_lowered_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    lowered: list[object] = []
+    made: list[object] = []
 
-    class Counted(traced_prior.Lowering):
-        def run(self) -> Any:
-            lowered.append(self)
-            return super().run()
+    def counted(*args: Any) -> Any:
+        made.append(lowered(*args))
+        return made[-1]
 
-    monkeypatch.setattr(traced_prior, "Lowering", Counted)
+    lowered = traced_prior.lowered
+    monkeypatch.setattr(traced_prior, "lowered", counted)
     prior = program_of(make_network("conditioned"), K, (4, 6), **CASES["conditioned"][2])
     for num in (3, 1, 4, 3):
         prior.sample(num, (4, 6), batch_size=2, **given_of("conditioned", num))
-    assert len(lowered) == 1
+    assert len(made) == 1
 
 
 def test_function_of_a_network_and_float32() -> None:

@@ -12,7 +12,12 @@ _PROBES = 16  # positions whose code is changed, spread over the grid
 
 @torch.no_grad()
 def later_code_seen(
-    call: Callable[..., Tensor], codes: Tensor, others: list[Tensor], num_embeddings: int, lead: int
+    call: Callable[..., Tensor],
+    codes: Tensor,
+    others: list[Tensor],
+    num_embeddings: int,
+    lead: int,
+    ndim: int,
 ) -> str | None:
     """Says which output depends on a code that it must not see; ``None`` if none was found.
 
@@ -21,11 +26,12 @@ def later_code_seen(
         codes: int64 ``(B, *shape)``; the codes of the first sample are changed.
         others: the network's other inputs.
         num_embeddings: K, the number of codes.
-        lead: by how many positions logits precede the code that they are for.
+        lead: by how many codes logits precede the code that they are for.
+        ndim: axes of the grid. A shape with one more has several codes at each position.
     """
     shape, size = codes.shape[1:], codes[0].numel()
     before = call(codes, *others).flatten(2)
-    found, by_column = None, len(shape) == 2
+    found, by_column = None, len(shape) == ndim == 2
     for changed in sorted({size - 1 - i * (size - 1) // max(1, _PROBES - 1) for i in range(_PROBES)}):
         other = codes.clone()
         other.view(-1)[changed] = (other.view(-1)[changed] + 1) % num_embeddings

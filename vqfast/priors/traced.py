@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,12 +14,13 @@ from vqfast.checks import check_choice, check_integer, check_tensor
 from vqfast.priors.base import CausalPrior
 from vqfast.priors.causality import later_code_seen
 from vqfast.sampling import parallel
+from vqfast.sampling.batches import axes_of
 from vqfast.sampling.program import Program
 from vqfast.sampling.request import Given, GivenLabels
 from vqfast.sampling.trace.fuse import NotCausal
 from vqfast.sampling.trace.graph import constants, evaluate, trace
 from vqfast.sampling.trace.layout import by_position, shape_of
-from vqfast.sampling.trace.lower import Lowered, Lowering
+from vqfast.sampling.trace.lower import Lowered, lowered
 
 # of log-probabilities, relative to the largest logit
 _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 0.25}
@@ -41,11 +43,13 @@ class TracedPrior(CausalPrior):
         num_embeddings: int,
         shape: tuple[int, ...],
         *,
+        num_quantizers: int | None,
         num_classes: int | None,
         condition: Tensor | None,
         predicts: str,
     ) -> None:
         super().__init__(num_embeddings, num_classes, condition_channels=0)
+        self.num_quantizers = num_quantizers
         self.networks = nn.ModuleList(modules_of(call))
         self.__dict__["call"] = call  # not registered as a module, since self.networks has it
         self.shape, self.ndim = shape, len(shape)
@@ -79,7 +83,7 @@ class TracedPrior(CausalPrior):
         """Raises ValueError if the network predicts the next code and a first code isn't known."""
         if not self.lead or callable(known):
             return
-        if known is None or bool((known.flatten(1)[:, 0] < 0).any()):
+        if known is None or bool((known[:, 0] < 0).any()):
             raise ValueError("known lacks first codes; want them, since this network predicts the next code")
 
     def on_grid(self, condition: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -90,7 +94,7 @@ class TracedPrior(CausalPrior):
         """See ``CausalPrior``. If the network predicts the next code, the logits of the first code are 0."""
         logits = self.call(*self._inputs(codes, labels, condition).values())
         if self.lead:
-            logits = torch.cat([torch.zeros_like(logits[..., :1]), logits[..., :-1]], dim=-1)
+            logits = torch.cat([torch.zeros_like(logits[:, :, :1]), logits[:, :, :-1]], dim=2)
         return logits if self.ndim == 2 else logits.unsqueeze(2)
 
     @torch.inference_mode(False)  # a program's weights are ordinary tensors
@@ -112,15 +116,16 @@ class TracedPrior(CausalPrior):
     # Inputs of the network
 
     def _inputs(self, codes: Tensor, labels: Tensor | None, condition: Tensor | None) -> dict[str, Tensor]:
-        """The arguments of ``call`` by name, in order; codes ``(B, *shape)``."""
-        codes = codes if codes.ndim == self.ndim + 1 else codes[:, 0]
+        """The arguments of ``call`` by name, in order; codes as the network takes them."""
+        codes = codes if codes.ndim == 1 + self.ndim + len(axes_of(self)) else codes[:, 0]
         given = {"codes": codes, "labels": labels, "condition": condition}
         return {name: value for name, value in given.items() if value is not None}
 
     def _random_inputs(self, shape: tuple[int, ...], batch: int) -> dict[str, Tensor]:
         """Random codes and labels, the highest ones among them, and the example."""
         device, generator = next(self.parameters()).device, torch.Generator().manual_seed(batch)
-        codes = torch.randint(self.num_embeddings, (batch, *shape), generator=generator)
+        size = (batch, *shape, *axes_of(self))
+        codes = torch.randint(self.num_embeddings, size, generator=generator)
         codes.view(-1)[-1] = self.num_embeddings - 1
         labels = (
             (self.num_classes - 1 - 7 * torch.arange(batch)) % self.num_classes if self.num_classes else None
@@ -173,9 +178,11 @@ class TracedPrior(CausalPrior):
         inputs = self._random_inputs(self.shape, _TRACED_BATCH)
         graph = self._graph(inputs)
         try:
-            return Lowering(graph, inputs, self.num_embeddings, self.num_classes, self.lead).run()
+            sizes = self.num_embeddings, self.num_classes, self.num_quantizers
+            return lowered(graph, inputs, *sizes, self.lead)
         except NotCausal as error:
-            raise ValueError(f"the network isn't causal: {error}; {self._later_code_seen()}") from None
+            reasons = filter(None, (str(error), self._later_code_seen()))
+            raise ValueError(f"the network isn't causal: {'; '.join(reasons)}") from None
         except ValueError as error:
             if seen := self._later_code_seen():
                 raise ValueError(f"the network isn't causal: {seen}\n{error}") from None
@@ -183,7 +190,8 @@ class TracedPrior(CausalPrior):
 
     def _later_code_seen(self) -> str | None:
         codes, *others = self._random_inputs(self.shape, _TRACED_BATCH).values()
-        return later_code_seen(self.call, codes, others, self.num_embeddings, self.lead)
+        lead = self.lead * math.prod(axes_of(self))
+        return later_code_seen(self.call, codes, others, self.num_embeddings, lead, self.ndim)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -197,7 +205,7 @@ class TracedPrior(CausalPrior):
             raise ValueError(
                 "the network does other operations for another batch or shape; want the same ones"
             )
-        height, width = [1, *inputs["codes"].shape[1:]][-2:]
+        height, width = [1, *inputs["codes"].shape[1 : 1 + self.ndim]][-2:]
         sizes = {"b": len(inputs["codes"]), "y": height, "x": width}
         values = evaluate([nodes[made.index] for made in self.lowered.maps], tuple(inputs.values()))
         parts = []
@@ -217,13 +225,14 @@ class TracedPrior(CausalPrior):
     def _difference(self, shape: tuple[int, ...], batch: int) -> float:
         """How far the program's log-probabilities of random codes are from the network's, in tolerances."""
         inputs = self._random_inputs(shape, batch)
-        codes = inputs["codes"].view(batch, *([1, *shape][-2:]))
+        codes = inputs["codes"].view(batch, *([1, *shape][-2:]), *axes_of(self))
         labels, condition = inputs.get("labels"), inputs.get("condition")
         expected = self.grid_logits(codes, labels, condition)
         program, weights = self.lowered.program, self.lowered.weights
         logits = parallel.logits(program, weights, codes, labels, self._maps(inputs))
         tolerance = _TOLERANCE[expected.dtype] * max(1, float(expected.abs().max()))
-        a, b = (each.log_softmax(1).flatten(2)[..., self.lead :] for each in (expected, logits))
+        first = self.lead * math.prod(axes_of(self))
+        a, b = (each.log_softmax(1).flatten(2)[..., first:] for each in (expected, logits))
         return float((a - b).abs().where(a != b, 0).max()) / tolerance
 
     def _verify(self, shape: tuple[int, ...], batch: int) -> None:
@@ -307,6 +316,7 @@ def program_of(
     num_embeddings: int,
     shape: tuple[int, ...],
     *,
+    num_quantizers: int | None = None,
     num_classes: int | None = None,
     condition: Tensor | None = None,
     predicts: str = "own",
@@ -323,6 +333,9 @@ def program_of(
             arguments are int64 labels ``(B,)`` if there are classes, and the condition if there is one.
         num_embeddings: K, the number of codes.
         shape: of a grid of codes, ``(H, W)`` or ``(T,)``.
+        num_quantizers: S, how many codes each position has, as an image's colours or residual codes; ``None``
+            for one. Codes are then ``(B, *shape, S)`` and logits ``(B, num_embeddings, *shape, S)``, and the
+            logits of a code may depend on the position's codes before it.
         num_classes: number of class labels; ``None`` if the network takes no labels.
         condition: an example ``(1, ...)`` of another argument of the network; ``None`` if it takes none.
         predicts: ``"own"`` if the logits at a position are for the code there. ``"next"`` if they are for the
@@ -357,6 +370,7 @@ def program_of(
     True
     """
     check_integer("num_embeddings", num_embeddings)
+    check_integer("num_quantizers", num_quantizers, optional=True)
     if not callable(call) or not any(list(module.parameters()) for module in modules_of(call)):
         raise TypeError(f"call is {call!r}; want a module with weights, or a function that uses one")
     if not isinstance(shape, (tuple, list, torch.Size)):
@@ -365,12 +379,18 @@ def program_of(
     for size in shape:
         check_integer(f"a size of shape {shape}", size)
     if len(shape) not in (1, 2):
-        raise ValueError(f"shape is {shape}; want (H, W) or (T,), with one code at each position")
+        raise ValueError(f"shape is {shape}; want (H, W) or (T,)")
     check_choice("predicts", predicts, ("own", "next"))
     if predicts == "next" and len(shape) == 2:
         raise ValueError("predicts is 'next'; want 'own' for grids of two dimensions")
     if condition is not None and check_tensor("condition", condition).ndim == 0:
         raise ValueError("condition has shape (); want (1, ...), an example")
     return TracedPrior(
-        call, num_embeddings, shape, num_classes=num_classes, condition=condition, predicts=predicts
+        call,
+        num_embeddings,
+        shape,
+        num_quantizers=num_quantizers,
+        num_classes=num_classes,
+        condition=condition,
+        predicts=predicts,
     )

@@ -18,6 +18,7 @@ from vqfast.sampling.trace.values import (
     Known,
     Sum,
     broadcast,
+    by_code,
     is_identity,
     is_zero_outside,
     selects_channels,
@@ -50,17 +51,28 @@ class Context:
         inputs: the inputs of the trace by name: codes ``(B, H, W)`` or ``(B, T)``, labels, condition.
         num_embeddings: K, the number of codes.
         num_classes: number of labels, or ``None``.
+        num_quantizers: S, the last axis of the codes; ``None`` for codes without it.
+        after_row: whether values that look ahead in their own row become steps of the row below.
     """
 
     def __init__(
-        self, graph: fx.Graph, inputs: dict[str, Tensor], num_embeddings: int, num_classes: int | None
+        self,
+        graph: fx.Graph,
+        inputs: dict[str, Tensor],
+        num_embeddings: int,
+        num_classes: int | None,
+        num_quantizers: int | None,
+        after_row: bool = False,
     ) -> None:
         self.graph, self.inputs = graph, inputs
         self.num_embeddings, self.num_classes = num_embeddings, num_classes or 0
         self.device = inputs["codes"].device
         result: Any = next(reversed(graph.nodes)).args[0]
         self.dtype: torch.dtype = result.meta["val"].dtype
-        self.batch, *self.spatial = inputs["codes"].shape
+        self.after_row = after_row
+        self.several = num_quantizers is not None
+        self.num_codes = num_quantizers or 1  # of a position
+        self.batch, *self.spatial = inputs["codes"].shape[: -1 if self.several else None]
         self.grid = tuple([1, *self.spatial][-2:])
         self.node: Any = next(iter(graph.nodes))  # the node that is interpreted
         self.builder = ProgramBuilder()
@@ -97,9 +109,10 @@ class Context:
         value = self.linear(value)
         table = value.code_table()
         whole = self.covers_grid(value)
-        if table is not None and value.bias is not None and whole and (CODES, 0, 0) in value.taps:
+        own = all(tap[1:] == (0, 0) for tap in value.taps)
+        if table is not None and value.bias is not None and whole and own:
             table = table + value.bias
-            value = Sum(value.layout, {(CODES, 0, 0): table})
+            value = Sum(value.layout, by_code(table, (0, 0), value.codes_read()))
         if table is not None and value.bias is None and (len(table) <= table.shape[1] or not whole):
             return value
         if selects_channels(value) or not value.taps:
@@ -119,10 +132,26 @@ class Context:
         except ValueError:
             return None
 
+    def columns_by_phase(self, value: Sum) -> list[Tensor]:
+        """The channels of a value, int64, parted by when they can be computed; all if one looks ahead.
+
+        Sub-pixel masks let some channels see fewer of their position's codes than others.
+        """
+        channels = torch.arange(value.size("c"))
+        if self.num_codes == 1 or self.phase(value) is None:
+            return [channels]
+        phases = torch.zeros(next(iter(value.taps.values())).shape[1], dtype=torch.int64)
+        for tap, matrix in value.taps.items():
+            if tap[0] > ONES:
+                needed = available(tap[0], tap[1:], self.phases) * (matrix != 0).any(0).long().cpu()
+                phases = phases.maximum(needed)
+        phases = phases.view(-1, len(channels)).amax(0)  # both halves of an activation of two
+        return [channels[phases == phase] for phase in phases.unique()]
+
     def multiplicand(self, value: Sum, width: int) -> Sum:
         """A value that is multiplied by a matrix of ``width`` columns: a step, if that saves products."""
         value = self.linear(value)
-        matrices = [matrix for (source, _, _), matrix in value.taps.items() if source != CODES]
+        matrices = [matrix for (source, _, _), matrix in value.taps.items() if source > CODES]
         multiplied_out = sum(len(matrix) * width for matrix in matrices)
         as_step = sum(matrix.numel() for matrix in matrices if not is_identity(matrix))
         return value if multiplied_out <= as_step + value.size("c") * width else self.readable(value, [])
@@ -164,25 +193,61 @@ class Context:
 
     # Steps
 
-    def step(self, value: Sum) -> Sum:
-        """The value as that of a step, which is zero outside of the grid."""
+    def check_step(self, value: Sum) -> None:
+        """Raises Unsupported if the value can't be that of a step."""
         if not self.covers_grid(value):
             size = f"{value.size('y')} x {value.size('x')}"
             raise Unsupported(f"{size} values for {' x '.join(map(str, self.grid))} positions")
         if not value.taps:
             raise Unsupported("a value that doesn't depend on the codes after all")
-        if value.number is None:
-            phase = self.phase(value)
-            self.phases.append(Phase.CODE if phase is None else phase)
-            value.number = self.builder.add(
-                *self._terms(value),
-                width=next(iter(value.taps.values())).shape[1],
-                bias=None if value.bias is None else value.bias.to(self.dtype),
-                label_bias=None if value.labels is None else value.labels.to(self.dtype),
-                activation=value.activation,
+
+    def step(self, value: Sum) -> Sum:
+        """The value as that of a step, or of several if it is parted; they are zero outside of the grid."""
+        self.check_step(value)
+        if not value.steps:
+            later = self.after_row and self.phase(value) is None and value.activation != "sigmoid"
+            computed = self.row_above(value) if later else value
+            parts = self.columns_by_phase(computed)
+            value.steps = tuple(
+                ((self.add(computed if len(parts) == 1 else computed.part(part)), int(later), 0), part)
+                for part in parts
             )
-            self.origins.append(value.node or self.node)
-        return Sum(value.layout, {(value.number, 0, 0): self.identity(value.size("c"))})
+        identity = self.identity(value.size("c"))
+        return Sum(value.layout, {tap: identity[part] for tap, part in value.steps})
+
+    def row_above(self, value: Sum) -> Sum:
+        """The value of the row above, 0 in the first row: what looks ahead in its own row is then drawn.
+
+        So a value that depends on all of its own row can be read from the rows below.
+        """
+        return self.bounded(value.moved(-1, 0), -1)
+
+    def bounded(self, value: Sum, dy: int = 0) -> Sum:
+        """The value, with biases that are 0 where the position ``dy`` rows down is outside of the grid."""
+        inside, taps = (ONES, dy, 0), dict(value.taps)
+        if value.labels is not None:
+            zeros = torch.zeros_like(value.labels)
+            ones = torch.cat([zeros[:1], zeros[:1] + 1], dim=1)
+            layout = ((("c", zeros.shape[1]),),)
+            labels = torch.cat([value.labels, zeros], dim=1)
+            masked = self.add(Sum(layout, {inside: ones}, labels=labels, activation="product"))
+            taps[masked, 0, 0] = self.identity(zeros.shape[1])
+        if value.bias is not None:
+            taps[inside] = value.bias[None]
+        return Sum(value.layout, taps, activation=value.activation, node=value.node)
+
+    def add(self, value: Sum) -> int:
+        """Appends a step that computes a value, and returns its number."""
+        phase = self.phase(value)
+        self.phases.append(Phase.CODE + self.num_codes - 1 if phase is None else phase)
+        self.origins.append(value.node or self.node)
+        return self.builder.add(
+            *self._terms(value),
+            width=next(iter(value.taps.values())).shape[1],
+            bias=None if value.bias is None else value.bias.to(self.dtype),
+            label_bias=None if value.labels is None else value.labels.to(self.dtype),
+            activation=value.activation,
+        )
 
     def _terms(self, value: Sum) -> list[Term]:
         """The terms of a step: one for each source, and one for all maps together."""

@@ -17,14 +17,19 @@ class NotCausal(ValueError):
     """A step, or the logits, depend on later codes."""
 
 
-def fuse_steps(builder: ProgramBuilder, origins: list[fx.Node]) -> tuple[list[AnyStep], list[fx.Node]]:
-    """Fewer steps with the same logits, and the node of the graph that each of them computes."""
+def fuse_steps(
+    builder: ProgramBuilder, origins: list[fx.Node], num_logits: int
+) -> tuple[list[AnyStep], list[fx.Node]]:
+    """Fewer steps with the same logits, and the node of the graph that each of them computes.
+
+    The last ``num_logits`` steps are the logits.
+    """
     steps = list(builder.steps)
-    for number in range(len(steps) - 1):
+    for number in range(len(steps) - num_logits):
         _join_sum(steps, number, builder)
-    for number in reversed(range(len(steps) - 1)):
+    for number in reversed(range(len(steps) - num_logits)):
         _fold_residual(steps, number)
-    return _drop_unread([_with_residual(step) for step in steps], origins)
+    return _drop_unread([_with_residual(step) for step in steps], origins, num_logits)
 
 
 def _readers(steps: list[AnyStep], number: int) -> list[int]:
@@ -109,9 +114,11 @@ def _renumbered(step: AnyStep, old: int, new: int) -> AnyStep:
     return replace(step, terms=terms, residual=new if step.residual == old else step.residual)
 
 
-def _drop_unread(steps: list[AnyStep], origins: list[fx.Node]) -> tuple[list[AnyStep], list[fx.Node]]:
-    """The steps that the last one depends on, numbered anew."""
-    needed, stack = set(), [len(steps) - 1]
+def _drop_unread(
+    steps: list[AnyStep], origins: list[fx.Node], num_logits: int
+) -> tuple[list[AnyStep], list[fx.Node]]:
+    """The steps that the logits depend on, numbered anew."""
+    needed, stack = set(), list(range(len(steps) - num_logits, len(steps)))
     while stack:
         number = stack.pop()
         if number not in needed:
@@ -123,8 +130,8 @@ def _drop_unread(steps: list[AnyStep], origins: list[fx.Node]) -> tuple[list[Any
     return [steps[number] for number in kept], [origins[number] for number in kept]
 
 
-def check_causal(steps: list[AnyStep], origins: list[fx.Node]) -> None:
-    """Checks that no step reads a later position, and that the logits don't depend on their own code.
+def check_causal(steps: list[AnyStep], origins: list[fx.Node], num_logits: int) -> None:
+    """Checks that no step reads a later position, and that no logits depend on their own code.
 
     Raises:
         NotCausal: one does; the message has the line of the network that computes the first such step.
@@ -135,5 +142,5 @@ def check_causal(steps: list[AnyStep], origins: list[fx.Node]) -> None:
             phases.append(phase_of(step, phases))
         except ValueError:
             raise NotCausal(f"the value computed at {place(node)} reads a later position") from None
-    if phases[-1] == Phase.CODE:
+    if any(phase >= Phase.CODE + code for code, phase in enumerate(phases[-num_logits:])):
         raise NotCausal("the logits depend on the code that they are for")

@@ -44,7 +44,8 @@ def trace(call: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> fx.Graph:
     from torch.fx.experimental.proxy_tensor import make_fx  # slow to import
 
     with _PlainOneHot():
-        traced = make_fx(call, tracing_mode="real", record_stack_traces=True)(*inputs)
+        pure = torch.func.functionalize(call)  # operations in place change the views of a tensor too
+        traced = make_fx(pure, tracing_mode="real", record_stack_traces=True)(*inputs)
     traced.graph.owning_module = traced
     return traced.graph
 

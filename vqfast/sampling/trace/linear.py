@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 from itertools import product
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from vqfast.sampling.trace.arithmetic import add, scaled
 from vqfast.sampling.trace.context import Context
-from vqfast.sampling.trace.layout import Layout, Unsupported
+from vqfast.sampling.trace.layout import Layout, Unsupported, channel_index, num_channels
 from vqfast.sampling.trace.rules import rule
 from vqfast.sampling.trace.values import Known, Sum, is_identity, total
 
@@ -94,3 +96,36 @@ def addmm(ctx: Context, bias: Known, x: Sum, weight: Known, beta: float = 1, alp
     """``beta * bias + alpha * x @ weight``."""
     y = scaled(mm(ctx, x, weight), alpha)
     return add(ctx, y, bias, beta)
+
+
+@rule("sum")
+def sum_(
+    ctx: Context,
+    x: Sum,
+    dims: list[int] | None = None,
+    keepdim: bool = False,
+    dtype: torch.dtype | None = None,
+) -> Sum:
+    """The sum over dimensions of channels."""
+    if dtype not in (None, ctx.dtype):
+        raise Unsupported(f"a sum in {dtype} in a network of {ctx.dtype}")
+    x = ctx.linear(x)
+    summed = {dim % len(x.layout) for dim in dims or range(len(x.layout))}
+    if any(name != "c" for dim in summed for name, _ in x.layout[dim]):
+        raise Unsupported("a sum over positions or samples")
+    layout = tuple(() if i in summed else dim for i, dim in enumerate(x.layout))
+    index = channel_index(layout).expand([num_channels(dim) for dim in x.layout]).flatten()
+
+    def added(columns: Tensor) -> Tensor:
+        into = columns.new_zeros(len(columns), int(index.max()) + 1)
+        return into.index_add(1, index.to(columns.device), columns)
+
+    kept = tuple(dim for i, dim in enumerate(layout) if keepdim or i not in summed)
+    return x.map_columns(added, kept)
+
+
+@rule("mean")
+def mean(ctx: Context, x: Sum, dims: list[int] | None = None, *options: Any, **more: Any) -> Sum:
+    """The mean over dimensions of channels."""
+    result = sum_(ctx, x, dims, *options, **more)
+    return scaled(result, result.size("c") / x.size("c"))

@@ -14,12 +14,12 @@ from torch.utils._pytree import tree_leaves
 from vqfast.sampling.program import CODES, AnyStep, Program
 from vqfast.sampling.trace import arithmetic, linear, norms, shapes  # noqa: F401  they register their rules
 from vqfast.sampling.trace.context import Context, Map
-from vqfast.sampling.trace.fuse import check_causal, fuse_steps
+from vqfast.sampling.trace.fuse import NotCausal, check_causal, fuse_steps
 from vqfast.sampling.trace.graph import constant, place
 from vqfast.sampling.trace.layout import Layout, Unsupported, common_layout, shape_of
 from vqfast.sampling.trace.rules import OF_SHAPE, RULES
 from vqfast.sampling.trace.tables import in_tables
-from vqfast.sampling.trace.values import Known, Sum, selects_channels
+from vqfast.sampling.trace.values import Known, Sum, by_code, selects_channels
 
 
 @dataclass
@@ -31,6 +31,29 @@ class Lowered:
     maps: list[Map]
 
 
+def lowered(
+    graph: fx.Graph,
+    inputs: dict[str, Tensor],
+    num_embeddings: int,
+    num_classes: int | None,
+    num_quantizers: int | None,
+    lead: int,
+) -> Lowered:
+    """The program of a graph; arguments as those of ``Lowering``.
+
+    Raises:
+        NotCausal, ValueError: see ``Lowering.run``.
+    """
+    sizes = num_embeddings, num_classes, num_quantizers
+    try:
+        return Lowering(graph, inputs, *sizes, lead).run()
+    except NotCausal as error:  # unless it looks ahead only in rows that are drawn when it is read
+        try:
+            return Lowering(graph, inputs, *sizes, lead, after_row=True).run()
+        except ValueError:
+            raise error from None
+
+
 class Unknown:
     """The result of an operation that isn't supported."""
 
@@ -39,7 +62,7 @@ class Lowering(Context):
     """Interprets a graph node by node.
 
     Args:
-        graph, inputs, num_embeddings, num_classes: see ``Context``.
+        graph, inputs, num_embeddings, num_classes, num_quantizers, after_row: see ``Context``.
         lead: by how many columns logits precede the code that they are for.
     """
 
@@ -49,9 +72,11 @@ class Lowering(Context):
         inputs: dict[str, Tensor],
         num_embeddings: int,
         num_classes: int | None,
+        num_quantizers: int | None,
         lead: int,
+        after_row: bool = False,
     ) -> None:
-        super().__init__(graph, inputs, num_embeddings, num_classes)
+        super().__init__(graph, inputs, num_embeddings, num_classes, num_quantizers, after_row)
         self.lead = lead
         self.values: dict[fx.Node, Any] = {}
         self.problems: dict[str, None] = {}
@@ -72,9 +97,10 @@ class Lowering(Context):
                 self.values[node] = Unknown()
         if self.problems:
             raise ValueError("no sampling program can do this:\n  " + "\n  ".join(self.problems))
-        steps, origins = fuse_steps(self.builder, self.origins)
-        check_causal(steps, origins)
-        return Lowered(Program(tuple(steps), self.num_embeddings), self._weights(steps), self.maps)
+        steps, origins = fuse_steps(self.builder, self.origins, self.num_codes)
+        check_causal(steps, origins, self.num_codes)
+        program = Program(tuple(steps), self.num_embeddings, self.num_codes)
+        return Lowered(program, self._weights(steps), self.maps)
 
     def _interpret(self, node: Any) -> Any:
         """The value of a node."""
@@ -117,10 +143,10 @@ class Lowering(Context):
         name, value = list(self.inputs.items())[len(self.values)]
         if name != "codes":
             return Known(value, frozenset({name}), node)
-        axes = ("b", "y", "x") if value.ndim == 3 else ("b", "x")
+        axes = ("b", *"yx"[-len(self.spatial) :], *"c" * self.several)
         layout = tuple(((axis, n),) for axis, n in zip(axes, value.shape, strict=True))
-        table = torch.arange(self.num_embeddings, device=self.device)[:, None]
-        return Sum(layout, {(CODES, 0, 0): table})
+        table = torch.arange(self.num_embeddings, device=self.device)[:, None].expand(-1, self.num_codes)
+        return Sum(layout, by_code(table, (0, 0), CODES - torch.arange(self.num_codes)))
 
     def _known(self, node: Any, leaves: list[Any]) -> Known:
         """The value of a node that doesn't depend on the codes."""
@@ -141,15 +167,18 @@ class Lowering(Context):
 
     def _finish(self, value: Any) -> None:
         """Makes the last step from the network's result."""
-        shape = (self.batch, self.num_embeddings, *self.spatial)
+        shape = (self.batch, self.num_embeddings, *self.spatial, *[self.num_codes] * self.several)
         if not isinstance(value, Sum):
             raise Unsupported("the result isn't a tensor that depends on the codes")
-        axes = ("b", "c", "y", "x") if len(shape) == 4 else ("b", "c", "x")
+        axes = ("b", "c", *"yx"[-len(self.spatial) :], *"c" * self.several)
         layout: Layout = tuple(((axis, n),) for axis, n in zip(axes, shape, strict=True))
         got = shape_of(value.layout)
         if got != shape or common_layout([value.layout, layout], shape) != layout:
             raise Unsupported(f"the result has shape {got}; want (B, num_embeddings, *shape), here {shape}")
-        self.step(self.linear(value).moved(0, -self.lead))
+        logits = self.linear(value).moved(0, -self.lead)
+        self.check_step(logits)
+        for columns in torch.arange(logits.size("c")).view(-1, self.num_codes).unbind(1):
+            self.add(logits.part(columns))
 
     def _weights(self, steps: list[AnyStep]) -> dict[str, Tensor]:
         """The weights that the steps name; weights of maps have rows for the channels of all maps."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from vqfast.sampling.trace.context import Context
 from vqfast.sampling.trace.layout import Layout, Unsupported, channel_index, num_channels, reshaped, shape_of
 from vqfast.sampling.trace.rules import rule
-from vqfast.sampling.trace.values import Known, Sum, concatenated, total
+from vqfast.sampling.trace.values import Known, Sum, by_code, concatenated, total
 
 
 @rule("clone", "detach", "alias", "contiguous", "lift_fresh_copy")
@@ -107,13 +107,47 @@ def slice_(
     return narrowed(ctx, x, dim, start, len(range(start, end, step)), step)
 
 
+@rule("copy")
+def copy(ctx: Context, _: Any, x: Sum, *__: Any) -> Sum:
+    """A value that is written over another one."""
+    return ctx.as_sum(x, ctx.layout(x))
+
+
+@rule("slice_scatter")
+def slice_scatter(
+    ctx: Context,
+    x: Any,
+    part: Any,
+    dim: int = 0,
+    start: int | None = None,
+    end: int | None = None,
+    step: int = 1,
+) -> Sum:
+    """A grid, some rows or columns of which are written over: the difference is added there."""
+    axes = (x if isinstance(x, Sum) else part).layout[dim]
+    if len(axes) != 1 or axes[0][0] not in ("y", "x") or step != 1:
+        raise Unsupported("a part of the channels or samples that is written over")
+    size = ctx.shape()[dim]
+    ((axis, _),) = axes
+    like = x.layout if isinstance(x, Sum) else part.layout
+    layout = (*like[:dim], ((axis, size),), *like[dim + 1 :])
+    whole, chosen = ctx.as_sum(x, layout), range(*slice(start, end).indices(size))
+    before = narrowed(ctx, whole, dim, chosen.start, len(chosen))
+    change = total([ctx.as_sum(part, before.layout), before.map_columns(torch.neg, before.layout)])
+    change.taps = {tap: matrix for tap, matrix in change.taps.items() if (matrix != 0).any()}
+    offset = (-chosen.start, 0) if axis == "y" else (0, -chosen.start)
+    change = ctx.readable(change, [(1, 1), (-1, -1)]) if change.taps else ctx.bounded(change)
+    return total([whole, replace(change.moved(*offset), layout=layout)])
+
+
 @rule("select")
 def select(ctx: Context, x: Sum, dim: int, index: int) -> Sum:
     """One element of a dimension, which is removed."""
     x = narrowed(ctx, x, dim, index % shape_of(x.layout)[dim], 1)
     if any(name != "c" for name, _ in x.layout[dim]):
         raise Unsupported("a single row, column or sample")
-    return view(ctx, x)
+    dim %= len(x.layout)
+    return x.select(torch.arange(x.size("c")), (*x.layout[:dim], *x.layout[dim + 1 :]))
 
 
 @rule("split", "split_with_sizes")
@@ -150,7 +184,7 @@ def stack(ctx: Context, values: list[Sum | Known], dim: int = 0) -> Sum:
     sums = [ctx.linear(value) for value in values if isinstance(value, Sum)]
     if len(sums) < len(values):
         raise Unsupported("a stack with a value that doesn't depend on the codes")
-    new = [replace(x, layout=(*x.layout[:dim], (("c", 1),), *x.layout[dim:]), number=None) for x in sums]
+    new = [replace(x, layout=(*x.layout[:dim], (("c", 1),), *x.layout[dim:]), steps=()) for x in sums]
     return cat(ctx, [*new], dim)
 
 
@@ -190,7 +224,7 @@ def pad(ctx: Context, x: Sum, pads: list[int], value: float = 0) -> Sum:
     if table is not None and tap[1:] == (0, 0) and ctx.covers_grid(x):
         table = table if x.bias is None else table + x.bias
         bias = torch.full_like(table[0], value) if value != 0 else None
-        x = Sum(x.layout, {tap: table - value}, bias)
+        x = Sum(x.layout, by_code(table - value, (0, 0), x.codes_read()), bias)
     elif value != 0:
         raise Unsupported(f"padding by {value}")
     elif sides:

@@ -9,25 +9,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqfast.sampling.trace.context import Context
-from vqfast.sampling.trace.layout import Unsupported, by_position, num_channels, shape_of
+from vqfast.sampling.trace.layout import Layout, Unsupported, by_position, num_channels, shape_of
 from vqfast.sampling.trace.rules import rule
-from vqfast.sampling.trace.values import Known, Sum, Tap
+from vqfast.sampling.trace.values import Known, Sum, broadcast, by_code
 
 
 def in_tables(ctx: Context, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sum | None:
     """The result of an elementwise operation as a table; ``None`` if it depends on more than one code."""
     sums = [arg for arg in args if isinstance(arg, Sum)]
-    taps = {tap for each in sums for tap in each.taps}
-    if any(each.code_table() is None for each in sums) or len(taps) != 1:
+    if any(each.code_table() is None for each in sums):
         return None
     layout = ctx.layout(*sums)
     shape = [num_channels(dim) for dim in layout]
+    offsets = {tap[1:] for each in sums for tap in each.taps}
+    read = torch.stack([_codes_read(each, layout) for each in sums])
+    if len(offsets) != 1 or (read != read[0]).any():
+        return None
 
     def rows(value: Any) -> Any:
         """An operand, with a row for each code and a last one for positions outside of the grid."""
         if isinstance(value, Sum):
             ones = (1,) * (len(layout) - len(value.layout))
-            return with_outside(value).view(-1, *ones, *map(num_channels, value.layout))
+            return _with_outside(value).view(-1, *ones, *map(num_channels, value.layout))
         if not isinstance(value, Known) or value.value.ndim == 0:
             return getattr(value, "value", value)
         positions = by_position(value.value.expand(shape_of(layout)), layout)
@@ -36,27 +39,37 @@ def in_tables(ctx: Context, target: Any, args: tuple[Any, ...], kwargs: dict[str
         return positions[0, 0, 0].view(1, *shape)
 
     result = target(*map(rows, args), **kwargs).expand(-1, *shape).flatten(1)
-    return tabulated(ctx, layout, taps.pop(), result)
+    return _tabulated(ctx, layout, offsets.pop(), read[0], result)
 
 
-def tabulated(ctx: Context, layout: Any, tap: Tap, rows: Tensor) -> Sum:
-    """The value of a table with a row for each code and a last one for positions outside of the grid."""
+def _codes_read(value: Sum, layout: Layout) -> Tensor:
+    """``value.codes_read()`` for the columns of a layout that it broadcasts to."""
+    return broadcast(Sum(value.layout, {}, value.codes_read()), layout).bias  # type: ignore[return-value]
+
+
+def _tabulated(ctx: Context, layout: Layout, offset: tuple[int, int], read: Tensor, rows: Tensor) -> Sum:
+    """The value of a table with a row for each code and a last one for positions outside of the grid.
+
+    ``read`` says which code of the position at ``offset`` each column depends on.
+    """
     table, outside = rows[:-1], rows[-1]
-    value = Sum(layout, {tap: table})
-    if tap[1:] == (0, 0) and ctx.covers_grid(value):
-        return value  # no position outside is read
+    whole = Sum(layout, by_code(table, offset, read))
+    if offset == (0, 0) and ctx.covers_grid(whole):
+        return whole  # no position outside is read
     if table.dtype == torch.bool:
         table, outside = table.long(), outside.long()
-    return Sum(layout, {tap: table - outside}, outside if outside.any() else None)
+    return Sum(layout, by_code(table - outside, offset, read), outside if outside.any() else None)
 
 
 @rule("embedding")
 def embedding(ctx: Context, weight: Known, codes: Sum, *_: Any) -> Sum:
     """The row of the weight for each code."""
-    if codes.code_table() is None or codes.size("c") != 1:
+    if codes.code_table() is None:
         raise Unsupported("an embedding of a value that depends on more than one code")
-    layout = (*codes.layout, (("c", weight.value.shape[1]),))
-    return tabulated(ctx, layout, next(iter(codes.taps)), weight.value[with_outside(codes)[:, 0]])
+    width = weight.value.shape[1]
+    layout = (*codes.layout, (("c", width),))
+    read, rows = codes.codes_read().repeat_interleave(width), weight.value[_with_outside(codes)]
+    return _tabulated(ctx, layout, next(iter(codes.taps))[1:], read, rows.flatten(1))
 
 
 @rule("scatter")
@@ -68,12 +81,14 @@ def scatter(ctx: Context, zeros: Any, dim: int, codes: Any, value: Any) -> Sum:
         raise Unsupported("scatter at an index that depends on more than one code")
     width, dim = zeros.value.shape[dim], dim % zeros.value.ndim
     layout = (*codes.layout[:dim], (("c", width),), *codes.layout[dim + 1 :])
-    rows = F.one_hot(with_outside(codes)[:, 0], width) * value
-    return tabulated(ctx, layout, next(iter(codes.taps)), rows.to(zeros.value.dtype))
+    rows = F.one_hot(_with_outside(codes)[:, 0], width) * value
+    read = codes.codes_read().expand(width)
+    return _tabulated(ctx, layout, next(iter(codes.taps))[1:], read, rows.to(zeros.value.dtype))
 
 
-def with_outside(value: Sum) -> Tensor:
-    """The table of a value that depends on one code, and a last row for positions outside of the grid."""
-    table = next(iter(value.taps.values()))
+def _with_outside(value: Sum) -> Tensor:
+    """The table of a value that has one, and a last row for positions outside of the grid."""
+    table = value.code_table()
+    assert table is not None
     rows = torch.cat([table, torch.zeros_like(table[:1])])
     return rows if value.bias is None else rows + value.bias

@@ -53,7 +53,7 @@ class Sum:
         bias: ``(columns,)``, or ``None``.
         labels: ``(num_classes, columns)``, or ``None``.
         activation: one that is still to be applied.
-        number: of the step that the sum has become, if it has.
+        steps: those that the sum has become, if it has: where each is read, and which channels it computes.
         node: the node of the graph that computes it.
     """
 
@@ -62,7 +62,7 @@ class Sum:
     bias: Tensor | None = None
     labels: Tensor | None = None
     activation: str = "none"
-    number: int | None = None
+    steps: tuple[tuple[Tap, Tensor], ...] = ()
     node: Any = None
 
     def size(self, axis: str) -> int:
@@ -74,6 +74,15 @@ class Sum:
         if len(index) == self.size("c") and torch.equal(index, torch.arange(len(index))):
             return replace(self, layout=layout)
         return self.map_columns(lambda columns: columns[:, index.to(columns.device)], layout)
+
+    def part(self, channels: Tensor) -> Sum:
+        """Some channels of the value, with its activation; sources that they don't depend on are dropped."""
+        width = _parts(self)[0].shape[1]
+        columns = torch.arange(width).view(-1, self.size("c"))[:, channels].flatten()
+        value = self.map_columns(lambda each: each[:, columns.to(each.device)], ((("c", len(channels)),),))
+        taps = {tap: matrix for tap, matrix in value.taps.items() if (matrix != 0).any()}
+        taps = taps or dict([next(iter(value.taps.items()))])
+        return replace(value, taps=taps, activation=self.activation, node=self.node)
 
     def map_columns(self, of: Callable[[Tensor], Tensor], layout: Layout) -> Sum:
         """The linear map ``of``, from ``(rows, columns)`` to ``(rows, new columns)``, of all columns."""
@@ -87,14 +96,38 @@ class Sum:
     def moved(self, dy: int, dx: int) -> Sum:
         """The value at ``(dy, dx)`` from each position."""
         taps = {(source, y + dy, x + dx): matrix for (source, y, x), matrix in self.taps.items()}
-        return replace(self, taps=taps, number=None)
+        return replace(self, taps=taps, steps=())
 
     def code_table(self) -> Tensor | None:
-        """The table ``(K, columns)`` of a value that depends on a single code; ``None`` for others."""
-        if self.activation != "none" or self.labels is not None or len(self.taps) != 1:
+        """The table ``(K, columns)`` of a value each of whose columns depends on one code of one position.
+
+        ``None`` for other values. Of the codes of a position each column may depend on another.
+        """
+        if self.activation != "none" or self.labels is not None or not self.taps:
             return None
-        ((source, _, _), table) = next(iter(self.taps.items()))
-        return table if source == CODES else None
+        at_codes = all(ONES < source <= CODES for source, _, _ in self.taps)
+        if not at_codes or len({tap[1:] for tap in self.taps}) > 1:
+            return None
+        tables = torch.stack(list(self.taps.values()))
+        if len(tables) == 1:
+            return tables[0]
+        single = (tables != 0).any(1).sum(0) <= 1
+        return tables.sum(0, dtype=tables.dtype) if bool(single.all()) else None
+
+    def codes_read(self) -> Tensor:
+        """The source that each column of a value with a table depends on, int64 ``(columns,)``."""
+        sources = torch.tensor([source for source, _, _ in self.taps])
+        read = torch.stack([(matrix != 0).any(0).cpu() for matrix in self.taps.values()])
+        return sources[read.int().argmax(0)]
+
+
+def by_code(table: Tensor, offset: tuple[int, int], read: Tensor) -> dict[Tap, Tensor]:
+    """The taps of a table ``(K, columns)``, each column of which depends on the code that ``read`` names."""
+    sources = sorted(set(read.tolist()), reverse=True)
+    if len(sources) == 1:
+        return {(sources[0], *offset): table}
+    read = read.to(table.device)
+    return {(source, *offset): table * (read == source) for source in sources}
 
 
 def total(sums: list[Sum]) -> Sum:
