@@ -56,3 +56,13 @@ def test_samples_of_a_prior_in_training_mode_are_those_in_eval_mode(
     wanted = plain.sample(6, SHAPE, labels=1, seed=5)
     assert torch.equal(dropped.train().sample(6, SHAPE, labels=1, seed=5, method=method), wanted)
     assert dropped.training
+
+
+def test_dropout_compiles_into_one_graph(make_prior: MakePrior, random_codes: Callable[..., Tensor]) -> None:
+    prior = make_prior("gated", dropout=0.5, num_layers=2).train()
+    codes = random_codes(prior, 2, SHAPE)
+    compiled = torch.compile(prior, backend="eager", fullgraph=True)
+    torch.manual_seed(0)
+    expected = prior(codes)
+    torch.manual_seed(0)
+    assert torch.equal(compiled(codes), expected)

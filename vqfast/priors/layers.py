@@ -50,7 +50,8 @@ class Dropout(nn.Dropout):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` of any shape, with a share of its values set to zero and the others scaled up."""
-        return x if torch.is_inference_mode_enabled() else super().forward(x)
+        sampling = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
+        return x if sampling else super().forward(x)
 
 
 class Conditioning(nn.Module):
