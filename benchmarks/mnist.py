@@ -47,7 +47,7 @@ from vqfast.priors.base import CausalPrior
 CASES: list[Case] = []  # nothing is timed
 RUNS = ROOT / "runs" / "mnist"
 SIDE, CLASSES = 28, 10
-HOLDOUT = 0.1
+VAL = 0.1
 MODEL = {"num_mixtures": 5, "decay": 0.99}
 QUICK, FULL = (300, 60.0), (3000, 480.0)  # steps of the VQ-VAE, seconds of CPU time of each prior
 SAMPLES_PER_CLASS = 100
@@ -151,7 +151,7 @@ def trained_vqvae(digits: tuple[np.ndarray, np.ndarray], steps: int, folder: Pat
         np.savez(data, x=digits[0], y=digits[1])
     run = Run(folder / "vqvae", create=True)
     training = Training(steps=steps, batch_size=64, lr=1e-3)
-    vqvae = train_vqvae(run, data, model="keras", model_options=MODEL, holdout=HOLDOUT, training=training)
+    vqvae = train_vqvae(run, data, model="keras", model_options=MODEL, val=VAL, training=training)
     for part, dataset in reopen_parts(run).items():
         encode(run, vqvae, dataset, part=part)
     return run

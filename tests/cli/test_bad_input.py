@@ -13,7 +13,7 @@ from tests.cli.command import PRIOR, TRAIN, UNLABELLED, files, refused, run
 HUGE = "9" * 25
 BAD_TRAIN = {
     "--data nope": "nope'; no such file or folder",
-    "--data photos/1.png": "holdout is 0.1, which leaves one part of 1 image empty; want both",
+    "--data photos/1.png": "val is 0.1, which leaves one part of 1 image empty; want both",
     "--data truncated.npy": "truncated.npy: cannot read .npy file",
     "--data nan.npy": "nan.npy has nan in image 0; want floats in [0, 1]",
     "--data thesis": "thesis has no image in it; want PNG, JPEG",
@@ -28,10 +28,10 @@ BAD_TRAIN = {
     "--size 0": "size is 0; want an integer in 1..2147483647",
     f"--size {HUGE}": f"size is {HUGE}; want an integer in 1..2147483647",
     "--channels 2": "channels is 2; want 1 or 3",
-    "--holdout 0": "; want a finite number, above 0, below 1",
-    "--holdout 1": "; want a finite number, above 0, below 1",
-    "--holdout nan": "; want a finite number, above 0, below 1",
-    "--holdout 0.001": "leaves one part of 40 images empty",
+    "--val 0": "; want a finite number, above 0, below 1",
+    "--val 1": "; want a finite number, above 0, below 1",
+    "--val nan": "; want a finite number, above 0, below 1",
+    "--val 0.001": "leaves one part of 40 images empty",
     "--model vae": "model is 'vae'; want 'paper', ",
     "--model paper-speech-mirrored": "spatial is (8, 8); want 1 positive multiples",
     "--model keras --num-residual-blocks 1": "num_residual_blocks is 1; want None",

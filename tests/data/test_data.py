@@ -194,17 +194,17 @@ def test_batches_do_not_share_memory_with_the_data(tmp_path: Path) -> None:
 
 
 @settings(deadline=None)
-@given(holdout=st.floats(0.01, 0.99), seed=st.integers(0, 2**40))
-def test_split(fifty: Images, holdout: float, seed: int) -> None:
-    held_out = round(holdout * 50)
+@given(val=st.floats(0.01, 0.99), seed=st.integers(0, 2**40))
+def test_split(fifty: Images, val: float, seed: int) -> None:
+    held_out = round(val * 50)
     if held_out in (0, 50):
-        with pytest.raises(ValueError, match="holdout"):
-            fifty.split(holdout, seed=seed)
+        with pytest.raises(ValueError, match="val"):
+            fifty.split(val, seed=seed)
         return
-    train, held = fifty.split(holdout, seed=seed)
+    train, held = fifty.split(val, seed=seed)
     assert (len(train), len(held)) == (50 - held_out, held_out)
     assert sorted(values(train) + values(held)) == list(range(50))
-    for part, again in zip((train, held), fifty.split(holdout, seed=seed), strict=True):
+    for part, again in zip((train, held), fifty.split(val, seed=seed), strict=True):
         assert part.labels.tolist() == values(part) == values(again)
         assert part.fingerprint == again.fingerprint != fifty.fingerprint
         assert part.num_classes == 50 and part.shape == fifty.shape
@@ -221,7 +221,7 @@ def test_split_is_random_pinned_and_nests(fifty: Images) -> None:
 
 
 @pytest.mark.parametrize(
-    ("holdout", "seed", "error"),
+    ("val", "seed", "error"),
     [
         (0, 0, ValueError),
         (1, 0, ValueError),
@@ -234,9 +234,9 @@ def test_split_is_random_pinned_and_nests(fifty: Images) -> None:
         (0.1, 0.5, TypeError),
     ],
 )
-def test_bad_splits(fifty: Images, holdout: float, seed: int, error: type[Exception]) -> None:
-    with pytest.raises(error, match="seed" if seed else "holdout"):
-        fifty.split(holdout, seed=seed)
+def test_bad_splits(fifty: Images, val: float, seed: int, error: type[Exception]) -> None:
+    with pytest.raises(error, match="seed" if seed else "val"):
+        fifty.split(val, seed=seed)
 
 
 def test_fingerprint_of_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,16 +31,16 @@ def photos(images: Images) -> list[int]:
 
 
 @pytest.mark.parametrize("group", ["(.*)_crop", "p[0-9]+", "^(p.)(_crop.)"])
-@pytest.mark.parametrize(("holdout", "held_out"), [(0.2, 2), (0.33, 3), (0.04, 1)])
-def test_crops_of_a_photo_stay_together(folder: Path, group: str, holdout: float, held_out: int) -> None:
+@pytest.mark.parametrize(("val", "held_out"), [(0.2, 2), (0.33, 3), (0.04, 1)])
+def test_crops_of_a_photo_stay_together(folder: Path, group: str, val: float, held_out: int) -> None:
     images = load_images(folder)
-    splits = {seed: images.split(holdout, seed=seed, group=group) for seed in range(4)}
+    splits = {seed: images.split(val, seed=seed, group=group) for seed in range(4)}
     for train, held in splits.values():
         assert not set(photos(train)) & set(photos(held))
         assert len(set(photos(held))) == held_out and len(held) == CROPS * held_out
         assert len(train) + len(held) == len(images)
     assert len({tuple(photos(held)) for _, held in splits.values()}) > 1
-    again = images.split(holdout, seed=0, group=group)[1]
+    again = images.split(val, seed=0, group=group)[1]
     assert again.fingerprint == splits[0][1].fingerprint
 
 
@@ -67,8 +67,8 @@ def test_a_run_remembers_its_groups(folder: Path, tmp_path: Path) -> None:
     run = Run(tmp_path, create=True)
     small = {"hidden_channels": 8, "num_embeddings": 8, "embedding_dim": 4}
     short = Training(steps=1)
-    train_vqvae(run, folder, holdout=0.2, group="(.*)_crop", model_options=small, training=short)
+    train_vqvae(run, folder, val=0.2, group="(.*)_crop", model_options=small, training=short)
     parts = reopen_parts(run)
     assert not {*photos(parts["train"])} & {*photos(parts["held-out"])}
     with pytest.raises(ValueError, match=r"data.group was '\(\.\*\)_crop', now None"):
-        train_vqvae(run, folder, holdout=0.2, model_options=small, training=short)
+        train_vqvae(run, folder, val=0.2, model_options=small, training=short)

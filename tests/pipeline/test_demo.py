@@ -24,7 +24,7 @@ MODELS = {f"{model}.{suffix}" for model in ("vqvae", "prior") for suffix in ("sa
 
 @pytest.fixture(scope="module")
 def digits() -> tuple[Images, Images]:
-    return load_images("digits").split(module.HOLDOUT, seed=0)
+    return load_images("digits").split(module.VAL, seed=0)
 
 
 # its pieces

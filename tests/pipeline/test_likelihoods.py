@@ -46,7 +46,7 @@ def test_the_weights_with_the_fewest_held_out_bits_are_kept(tmp_path: Path) -> N
     run = Run(tmp_path / "run", create=True)
     options = {"hidden_channels": 4, "num_embeddings": 4, "embedding_dim": 2, "num_mixtures": 1}
     training = Training(steps=12, batch_size=8, lr=1.0, val_every=1)  # so high a rate overshoots
-    model = train_vqvae(run, tmp_path / "x.npy", model_options=options, holdout=0.2, training=training)
+    model = train_vqvae(run, tmp_path / "x.npy", model_options=options, val=0.2, training=training)
     bits = json.loads((run.folder / "vqvae.history.json").read_text())["held_out_bits_per_dim"]
     assert len(bits) == 12 and min(bits) < bits[-1]
     assert isinstance(model, VQVAE)

@@ -46,6 +46,9 @@ class Ramps:
         heights = torch.tensor([self.heights[number] for number in numbers]).view(-1, 1, 1, 1)
         return heights * torch.linspace(0, 1, 8).expand(1, 1, 4, 8)
 
+    def varied(self, numbers: Sequence[int], chances: Tensor) -> Tensor:
+        return self.batch(numbers)
+
     @property
     def stamp(self) -> str:
         return self.fingerprint
@@ -60,8 +63,8 @@ class Ramps:
     def check(self, advance: Callable[[int], object]) -> None:
         advance(len(self))
 
-    def split(self, holdout: float, *, seed: int, group: str | None = None) -> tuple[Ramps, Ramps]:
-        end = int(holdout * len(self))
+    def split(self, val: float, *, seed: int, group: str | None = None) -> tuple[Ramps, Ramps]:
+        end = int(val * len(self))
         return Ramps(self.heights[end:], self.depth), Ramps(self.heights[:end], self.depth)
 
 

@@ -7,13 +7,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
-from tests.pipeline.trained import files, train
+from tests.pipeline.trained import MODEL, files, train
 from vqfast.data import load_images
-from vqfast.pipeline import Run, modality_of, reopen_parts
-from vqfast.pipeline.parts import HELD_OUT, TRAIN
+from vqfast.pipeline import (
+    Run,
+    Training,
+    load_model,
+    measure_reconstruction,
+    modality_of,
+    reopen_parts,
+    train_vqvae,
+)
+from vqfast.pipeline.parts import HELD_OUT, TRAIN, load_like_run
+from vqfast.pipeline.storage import read_json
 
-NOTE = {"modality": "images", "path": "digits", "holdout": 0.1, "seed": 0}
+NOTE = {"modality": "images", "path": "digits", "val": 0.1, "seed": 0}
 
 
 @pytest.mark.parametrize(
@@ -23,7 +34,9 @@ def test_a_run_that_does_not_name_its_data(tmp_path: Path, note: Any) -> None:
     run = Run(tmp_path, create=True)
     run.begin("vqvae", {} if note is None else {"data": note})
     for function in (reopen_parts, modality_of):
-        with pytest.raises(ValueError, match=r"run\.json has no data with holdout, modality, .* in vqvae"):
+        with pytest.raises(
+            ValueError, match=r"run\.json has no data with modality, path, seed, val in vqvae"
+        ):
             function(run)
 
 
@@ -55,3 +68,56 @@ def test_changed_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"x\.npy.; no such file or folder"):
         reopen_parts(run)
     assert files(run.folder) == before
+
+
+def test_a_validation_set_of_its_own(data: Path, tmp_path: Path) -> None:
+    x = np.random.default_rng(1).integers(0, 256, (9, 8, 12, 3), dtype=np.uint8)
+    for number, image in enumerate(x):
+        (tmp_path / "val" / f"{number % 3}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "val" / f"{number % 3}" / f"{number}.png")
+    run = Run(tmp_path / "run", create=True)
+    train(run, data, val=tmp_path / "val", val_every=5)
+    assert run.settings("vqvae")["data"]["val"] == str(tmp_path / "val")
+    parts = reopen_parts(run)
+    assert [len(part) for part in parts.values()] == [60, 9]
+    assert parts[HELD_OUT].shape == parts[TRAIN].shape == (1, 8, 12)  # read as the data: grey
+    assert parts[HELD_OUT].fingerprint == load_images(tmp_path / "val", channels=1).fingerprint
+    assert parts[HELD_OUT].labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    figure = read_json(run.folder / "vqvae.history.json")["held_out_mse"]
+    model = load_model(run.folder, "vqvae")
+    assert measure_reconstruction(model, parts[HELD_OUT])["mse"] == pytest.approx(min(figure))
+    (tmp_path / "val" / "0" / "0.png").unlink()
+    with pytest.raises(ValueError, match="has changed since the run was trained on it"):
+        reopen_parts(run)
+
+
+def test_bad_validation_sets(data: Path, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", create=True)
+    np.save(tmp_path / "small.npy", np.zeros((5, 8, 8), np.uint8))
+    np.save(tmp_path / "plain.npy", np.zeros((5, 8, 12), np.uint8))
+    for name, message in (
+        ("small.npy", r"val has items of shape \(1, 8, 8\); want \(1, 8, 12\), as the data"),
+        ("plain.npy", "which has no labels; want labels, as the data has them"),
+        ("nothing", "no such file or folder"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            train(run, data, val=tmp_path / name)
+    with pytest.raises(ValueError, match="group is 'x'; want None where val is a path: nothing is split"):
+        train_vqvae(run, data / "x.npy", val=tmp_path / "plain.npy", group="x")
+
+
+def test_crops_and_flips_go_with_the_run(data: Path, tmp_path: Path) -> None:
+    """The other steps take central crops, of other data too."""
+    run = Run(tmp_path / "run", create=True)
+    reading = {"crop": 8, "flip": True}
+    model = train_vqvae(run, data / "x.npy", reading=reading, model_options=MODEL, training=Training(steps=2))
+    assert run.settings("vqvae")["data"].items() >= reading.items()
+    parts = reopen_parts(run)
+    whole = torch.from_numpy(np.load(data / "x.npy")[:, None]) / np.float32(255)
+    other = load_like_run(run, model, data / "x.npy")
+    assert torch.equal(other.batch(range(60)), whole[..., 2:10])
+    assert {part.shape for part in parts.values()} == {other.shape} == {(1, 8, 8)}
+    with pytest.raises(ValueError, match="crop is 6; want a multiple of 4, the model's stride"):
+        train_vqvae(
+            Run(tmp_path / "b", create=True), data / "x.npy", reading={"crop": 6}, model_options=MODEL
+        )

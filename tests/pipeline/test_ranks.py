@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from vqfast.cli import main
 from vqfast.pipeline import Ranks, joined, shards
 
-SMALL = "--hidden-channels 8 --num-embeddings 8 --embedding-dim 4 --holdout 0.25 --lr 1e-3"
+SMALL = "--hidden-channels 8 --num-embeddings 8 --embedding-dim 4 --val 0.25 --lr 1e-3"
 KINDS = {  # batches of 5, which two processes can't share evenly
     "average": f"{SMALL} --decay 0.9 --steps 6 --batch-size 5",
     "gradient": f"{SMALL} --steps 6 --batch-size 5",

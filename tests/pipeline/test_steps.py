@@ -183,7 +183,7 @@ def test_other_settings_are_refused(trained: Run, data: Path, vqvae: VQVAE, prio
     for message, call in (
         ("vqvae with other settings: lr was 0.001, now 0.01; use", lambda: train(trained, data, lr=0.01)),
         ("settings: model was 'paper', now 'keras'", lambda: train(trained, data, model="keras")),
-        ("settings: data.holdout was 0.25, now 0.5", lambda: train(trained, data, holdout=0.5)),
+        ("settings: data.val was 0.25, now 0.5", lambda: train(trained, data, val=0.5)),
         ("data.size was None, now 4", lambda: train(trained, data, size=4)),
         (
             "codes/train with other settings: data was .*, now .*, num was 45, now 15",

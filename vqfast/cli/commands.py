@@ -49,7 +49,7 @@ from vqfast.pipeline.parts import HELD_OUT, load_like_run
 from vqfast.pipeline.progress import write_lines
 from vqfast.pipeline.sampling import check_label
 
-READING = ("labels", "size", "channels", "depth", "skip_bad")  # options about reading data
+READING = ("labels", "size", "crop", "channels", "depth", "skip_bad")  # options about reading data
 
 
 def demo(out: str, seed: int, steps_scale: float, device: str) -> None:
@@ -63,7 +63,7 @@ def demo(out: str, seed: int, steps_scale: float, device: str) -> None:
 def train(
     out: str,
     data: str,
-    holdout: float,
+    val: float | str,
     group: str | None,
     model: str,
     codebook: str,
@@ -71,14 +71,14 @@ def train(
     **options: Any,
 ) -> None:
     training = _training(Training, options)
-    reading = {name: options.pop(name) for name in READING}
+    reading = {name: options.pop(name) for name in (*READING, "flip")}
     with joined(device) as ranks:
         run = Run.shared(out, ranks, create=True)
         train_vqvae_step(
             run,
             data,
             reading=reading,
-            holdout=holdout,
+            val=val,
             group=group,
             model=model,
             model_options=_given(options),

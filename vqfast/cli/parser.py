@@ -71,8 +71,11 @@ def make_parser() -> argparse.ArgumentParser:
     _run(sub, "--out", "folder of the new run")
     sub.option("--data", f"{DATA} (default digits)", default="digits", metavar="PATH")
     _reading(sub, "as found")
+    flip = "mirror half of the images in training"
+    sub.option("--flip", flip, action=argparse.BooleanOptionalAction, default=False)
     like: Callable[..., Any] = pipeline.train_vqvae
-    sub.option("--holdout", "share of the images that is kept out of training", like, type=float, metavar="X")
+    val = "share of the images that is kept out of training; or a PATH of others to measure on, as --data"
+    sub.option("--val", val, like, type=_share_or_path, metavar="X")
     group = "regular expression, such as '(.*)_crop': images whose names agree in its parentheses, here the "
     group += "crops of a photo, are held out together or not at all (default: each by itself)"
     sub.option("--group", group, metavar="REGEX")
@@ -214,6 +217,13 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _share_or_path(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
 def _run(sub: _Parser, name: str, help: str) -> None:
     sub.option(name, help, required=True, metavar="FOLDER")
 
@@ -266,7 +276,12 @@ def _reading(sub: _Parser, default: str) -> None:
     labels = "a .npy or IDX file with an integer for each image (default: class folders, if there are any)"
     sub.option("--labels", labels, metavar="FILE")
     size = f"pixels along a side: resize the images and cut out squares (default: {default})"
-    sub.option("--size", size, type=int, metavar="N")
+    whole: dict[str, Any] = {"type": int, "metavar": "N"}
+    sub.option("--size", size, **whole)
+    crop = (
+        "pixels along a side: cut a square out of each image, of the size that it then has; training takes "
+    )
+    sub.option("--crop", f"{crop}random ones, all else the central one (default: {default})", **whole)
     sub.option("--channels", f"1 (grey) or 3 (RGB) (default: {default})", type=int, metavar="N")
     depth = f"bits of a channel in files wider than 8 bits (default: {default}"
     depth += ", or as many as the largest value needs)"

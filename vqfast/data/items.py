@@ -79,6 +79,14 @@ class Items:
         """The items of these numbers: float32 ``(n, *shape)``."""
         raise NotImplementedError(f"{type(self).__name__} defines no batch")
 
+    def varied(self, numbers: Sequence[int] | np.ndarray | Tensor, chances: Tensor) -> Tensor:
+        """As ``batch``, for training: each item is varied at random, if the set was loaded so.
+
+        Args:
+            chances: float64 ``(n, 3)`` in [0, 1), which alone decide how.
+        """
+        return self.batch(numbers)
+
     def summary(self) -> str:
         """How the items were read, in a few words."""
         raise NotImplementedError(f"{type(self).__name__} defines no summary")
@@ -97,27 +105,27 @@ class Items:
             raise ValueError(f"numbers has values {numbers.min()}..{numbers.max()}; want 0..{len(self) - 1}")
         return self._numbers[numbers.astype(np.int64)]
 
-    def split(self: OneSet, holdout: float, *, seed: int, group: str | None = None) -> tuple[OneSet, OneSet]:
+    def split(self: OneSet, val: float, *, seed: int, group: str | None = None) -> tuple[OneSet, OneSet]:
         """Splits at random into a training part and a held-out part.
 
         Each part keeps its items in the order of the whole.
 
         Args:
-            holdout: the share of the held-out part, above 0 and below 1; its size is rounded.
+            val: the share of the held-out part, above 0 and below 1; its size is rounded.
             seed: the same one gives the same split; 0 or more.
             group: a regular expression that is searched in the name of each file. Items for which its first
                 pair of parentheses (or, without one, the whole) finds the same text stay together.
 
         Raises:
-            TypeError: ``holdout`` is no number or ``seed`` no integer.
+            TypeError: ``val`` is no number or ``seed`` no integer.
             ValueError: one is out of range, a part would be empty, or ``group`` fits no name of a file.
         """
         check_integer("seed", seed, 0)
-        check_number("holdout", holdout, above=0, below=1)
-        held_out = round(holdout * len(self))
+        check_number("val", val, above=0, below=1)
+        held_out = round(val * len(self))
         if not 0 < held_out < len(self):
             items = disk.quantity(len(self), self.item)
-            raise ValueError(f"holdout is {holdout}, which leaves one part of {items} empty; want both")
+            raise ValueError(f"val is {val}, which leaves one part of {items} empty; want both")
         # NumPy keeps the raw stream of a bit generator across versions, but not that of ``permutation``.
         groups = np.arange(len(self)) if group is None else self._groups(group)
         sizes = np.bincount(groups)
@@ -175,7 +183,7 @@ class Items:
         All their bytes are read for it, once. A caller who knows it from before, by ``stamp``, may set it.
         """
         if self._fingerprint is None:
-            digest = hashlib.sha256(self._files.contents(self._numbers) + repr(self.shape).encode())
+            digest = hashlib.sha256(self._files.contents(self._numbers) + self._layout().encode())
             digest.update(b"" if self.labels is None else self.labels.tobytes())
             self._fingerprint = digest.hexdigest()[:32]
         return self._fingerprint
@@ -183,6 +191,10 @@ class Items:
     @fingerprint.setter
     def fingerprint(self, value: str) -> None:
         self._fingerprint = value
+
+    def _layout(self) -> str:
+        """Identifies how items are made of the files' contents."""
+        return repr(self.shape)
 
     @property
     def stamp(self) -> str:

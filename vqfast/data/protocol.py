@@ -74,8 +74,16 @@ class Source(Dataset, Protocol):
         """
         ...
 
-    def split(self, holdout: float, *, seed: int, group: str | None = None) -> tuple[Source, Source]:
-        """Splits at random into a training part and a held-out one, which has the share ``holdout``.
+    def varied(self, numbers: Sequence[int] | np.ndarray | Tensor, chances: Tensor) -> Tensor:
+        """As ``batch``, for training: each item is varied at random, in the way that the user asked for.
+
+        Args:
+            chances: float64 ``(n, 3)`` in [0, 1), which alone decide how.
+        """
+        ...
+
+    def split(self, val: float, *, seed: int, group: str | None = None) -> tuple[Source, Source]:
+        """Splits at random into a training part and a held-out one, which has the share ``val``.
 
         Args:
             group: comes from the user and says which items stay together; None lets each go its own way.

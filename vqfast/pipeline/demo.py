@@ -37,7 +37,7 @@ PRIOR = {"channels": 64, "num_layers": 6, "first_kernel_size": 5, "head_channels
 PRIOR_TRAINING = Training(steps=2500, batch_size=32, lr=2e-3, ema=0.998)
 SHIFT = 1  # pixels by which the prior's training images are moved in each direction: nine of each image
 SAMPLES_PER_CLASS = 100
-HOLDOUT = 0.2
+VAL = 0.2
 COLUMNS = 12  # of the pictures
 
 
@@ -94,7 +94,7 @@ def run_demo(folder: str | Path, ranks: Ranks, *, seed: int = 0, steps_scale: fl
         return {"training": replace(training, steps=steps, seed=seed), "ranks": ranks}
 
     run = Run.shared(folder, ranks, create=True)
-    vqvae = train_vqvae(run, "digits", holdout=HOLDOUT, model_options=VQVAE, **scaled(VQVAE_TRAINING))
+    vqvae = train_vqvae(run, "digits", val=VAL, model_options=VQVAE, **scaled(VQVAE_TRAINING))
     parts = reopen_parts(run)
     train, held_out = parts[TRAIN], parts[HELD_OUT]
     encode(run, vqvae, Shifted(train), part=TRAIN, ranks=ranks)

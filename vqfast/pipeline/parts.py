@@ -14,7 +14,7 @@ from vqfast.pipeline.ranks import Ranks
 from vqfast.pipeline.run import Run
 
 HELD_OUT, TRAIN = "held-out", "train"
-NOTED = {"modality", "path", "holdout", "seed"}  # keys of ``data`` in the settings of the stage vqvae
+NOTED = {"modality", "path", "val", "seed"}  # keys of ``data`` in the settings of the stage vqvae
 FOUND = {"depth", "bad", "stamp", "fingerprints"}  # keys in the settings of the stage data
 
 
@@ -22,7 +22,7 @@ def data_note(
     data: str | Path,
     *,
     modality: str,
-    holdout: float,
+    val: float | str | Path,
     seed: int,
     reading: Mapping[str, Any],
     group: str | None = None,
@@ -32,19 +32,26 @@ def data_note(
     Args:
         data: a path, or ``"digits"``.
         modality: a name in ``MODALITIES``.
-        holdout: the share that is held out.
+        val: the share that is held out, or the path of data of its own.
         seed: of the random split.
         group: see ``Source.split``.
         reading: options of ``Modality.load``; those that are None or False are left out.
+
+    Raises:
+        ValueError: there is no such modality, or ``group`` is given with a path as ``val``.
     """
     check_choice("modality", modality, MODALITIES)
     given = {name: value for name, value in reading.items() if value is not None and value is not False}
     if "labels" in given:
         given["labels"] = str(Path(given["labels"]).absolute())
     path = data if data == "digits" else str(Path(data).absolute())
+    if isinstance(val, (str, Path)):
+        val = str(Path(val).absolute())
+        if group is not None:
+            raise ValueError(f"group is {group!r}; want None where val is a path: nothing is split")
     if group is not None:
         given["group"] = group
-    return {"modality": modality, "path": path, **given, "holdout": holdout, "seed": seed}
+    return {"modality": modality, "path": path, **given, "val": val, "seed": seed}
 
 
 def open_parts(run: Run, note: dict[str, Any], ranks: Ranks) -> tuple[dict[str, Source], dict[str, Any]]:
@@ -85,7 +92,8 @@ def modality_of(run: Run) -> Modality:
 
 
 def load_like_run(run: Run, vqvae: Autoencoder, data: str | Path, **reading: Any) -> Source:
-    """Opens other data as the run's data was read: with its size, channels, depth and classes.
+    """Opens other data as the run's data was read: with its size, crop, channels, depth and
+    classes.
 
     Args:
         vqvae: the run's.
@@ -98,6 +106,7 @@ def load_like_run(run: Run, vqvae: Autoencoder, data: str | Path, **reading: Any
     found = run.settings("data") or {}
     like_run = {
         "size": _noted_data(run).get("size"),
+        "crop": _noted_data(run).get("crop"),
         "channels": vqvae.config["in_channels"],
         "depth": found.get("depth"),
         "classes": found.get("classes"),
@@ -108,33 +117,53 @@ def load_like_run(run: Run, vqvae: Autoencoder, data: str | Path, **reading: Any
 def _opened(
     note: dict[str, Any], found: dict[str, Any] | None, ranks: Ranks | None
 ) -> tuple[dict[str, Source], dict[str, Any]]:
-    modality = MODALITIES[note["modality"]]
-    reading = {name: value for name, value in note.items() if name not in (*NOTED, "group")}
-    grouping = {name: note[name] for name in ("group",) if name in note}
-    if found is not None:
-        reading |= {"depth": found["depth"], "skip_bad": found["bad"]}
     changed = f"{note['path']} has changed since the run was trained on it"
     try:
-        source = modality.load(note["path"], **reading)
+        sources, parts = _loaded(note, found)
     except Unreadable as error:
         if found is None:
             raise
         raise ValueError(f"{changed}: {error}") from error
-    split = source.split(note["holdout"], seed=note["seed"], **grouping)
-    parts: dict[str, Source] = dict(zip((TRAIN, HELD_OUT), split, strict=True))
+    stamp = "+".join(source.stamp for source in sources)
     if found is None:
         if ranks is None or not ranks.first:
             return parts, {}
-        with bar(ranks, "check data", len(source), unit=modality.item) as progress:
-            source.check(progress.update)
+        for source in sources:
+            with bar(ranks, "check data", len(source), unit=MODALITIES[note["modality"]].item) as progress:
+                source.check(progress.update)
         prints = {name: part.fingerprint for name, part in parts.items()}
-        found = {**source.findings, "stamp": source.stamp, "fingerprints": prints}
-    elif found["stamp"] == source.stamp:  # nobody touched the files, so their bytes needn't be read
+        found = {**sources[0].findings, "stamp": stamp, "fingerprints": prints}
+        if len(sources) > 1:
+            found["val"] = sources[1].findings
+    elif found["stamp"] == stamp:  # nobody touched the files, so their bytes needn't be read
         for name, part in parts.items():
             part.fingerprint = found["fingerprints"].get(name)
     elif any(part.fingerprint != found["fingerprints"].get(name) for name, part in parts.items()):
         raise ValueError(changed)
     return parts, found
+
+
+def _loaded(note: dict[str, Any], found: dict[str, Any] | None) -> tuple[list[Source], dict[str, Source]]:
+    """The sets of items that were named, and the parts that they make up."""
+    load = MODALITIES[note["modality"]].load
+    reading = {name: value for name, value in note.items() if name not in (*NOTED, "group")}
+    if found is not None:
+        reading |= {"depth": found["depth"], "skip_bad": found["bad"]}
+    source = load(note["path"], **reading)
+    if not isinstance(note["val"], str):
+        grouping = {name: note[name] for name in ("group",) if name in note}
+        split = source.split(note["val"], seed=note["seed"], **grouping)
+        return [source], dict(zip((TRAIN, HELD_OUT), split, strict=True))
+    like = {name: source.findings[name] for name in ("depth", "classes")}
+    own = {"labels": None, "channels": source.shape[0], **like}
+    if found is not None:
+        own["skip_bad"] = found.get("val", {}).get("bad", False)
+    held_out = load(note["val"], **{**reading, **own})
+    if held_out.shape != source.shape:
+        raise ValueError(f"val has items of shape {held_out.shape}; want {source.shape}, as the data")
+    if source.labels is not None and held_out.labels is None:
+        raise ValueError(f"val is {note['val']!r}, which has no labels; want labels, as the data has them")
+    return [source, held_out], {TRAIN: source, HELD_OUT: held_out}
 
 
 def _noted_data(run: Run) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqfast.data import Dataset
+from vqfast.data import Source
 from vqfast.data.protocol import BATCH
 from vqfast.functional import perplexity
 from vqfast.models import CONFIGS, VQVAE, HierarchicalOutput, HierarchicalVQVAE, VQVAEOutput
@@ -35,7 +35,7 @@ REFITS = (0.0, 0.05, 0.15, 0.3)  # shares of the training after which k-means fi
 
 
 def vqvae_task(
-    model: VQVAE | HierarchicalVQVAE, dataset: Dataset, training: Training, *, codebook: str, ranks: Ranks
+    model: VQVAE | HierarchicalVQVAE, dataset: Source, training: Training, *, codebook: str, ranks: Ranks
 ) -> Task:
     """What a VQ-VAE learns: the error of the reconstruction, and the model's own loss.
 
@@ -79,7 +79,7 @@ def vqvae_task(
         return figures
 
     def batch(share: Share) -> Tensor:
-        return dataset.batch(share.numbers)
+        return dataset.varied(share.numbers, share.chances)
 
     names = [level_name("dead_codes", level) for level in range(len(sizes))]
     return Task("VQ-VAE", len(dataset), batch, metrics, dict(zip(names, used, strict=True)))

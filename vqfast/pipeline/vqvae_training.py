@@ -32,7 +32,7 @@ def train_vqvae(
     *,
     modality: str = "images",
     reading: Mapping[str, Any] | None = None,
-    holdout: float = 0.1,
+    val: float | str | Path = 0.1,
     group: str | None = None,
     model: str = "paper",
     model_options: Mapping[str, Any] | None = None,
@@ -47,7 +47,8 @@ def train_vqvae(
         data: a path, or ``"digits"``: see ``load_images``.
         modality: the kind of data, a name in ``vqfast.data.MODALITIES``.
         reading: options of ``load_images``.
-        holdout: the share of the data that is kept out of training, above 0 and below 1.
+        val: the share of the data that is kept out of training, above 0 and below 1; or the path of data to
+            measure on, which is read like ``data``.
         group: a regular expression; images whose file names agree in its first pair of parentheses are on one
             side of the split. See ``Images.split``.
         model: a configuration that ``VQVAE.named`` or ``HierarchicalVQVAE.named`` knows.
@@ -88,12 +89,12 @@ def train_vqvae(
     """
     check_choice("model", model, MODELS)
     check_choice("codebook", codebook, ("kmeans", "uniform"))
-    note = data_note(
-        data, modality=modality, holdout=holdout, seed=training.seed, reading=reading or {}, group=group
-    )
+    note = data_note(data, modality=modality, val=val, seed=training.seed, reading=reading or {}, group=group)
     parts, found = open_parts(run, note, ranks)
     part = parts[TRAIN]
     write_lines(ranks, "data", part.describe())
+    if isinstance(note["val"], str):
+        write_lines(ranks, "val", parts[HELD_OUT].describe())
     options = dict(model_options or {})
     if codebook == "uniform":
         options.setdefault("kmeans_init", False)
@@ -106,9 +107,10 @@ def train_vqvae(
     try:
         vqvae.code_shapes(part.shape[1:])
     except ValueError as error:
-        if note.get("size") is not None:
-            stride = f"a multiple of {vqvae.stride}, the model's stride"
-            raise ValueError(f"size is {note['size']}; want {stride}") from None
+        for name in ("crop", "size"):
+            if note.get(name) is not None:
+                stride = f"a multiple of {vqvae.stride}, the model's stride"
+                raise ValueError(f"{name} is {note[name]}; want {stride}") from None
         raise ValueError(f"the data doesn't fit the model: {error}; --size resizes images") from None
     settings = {"data": note, "model": model, **options, "codebook": codebook}
     begin_training(run, "vqvae", settings | training.settings(len(part)), ranks)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vqfast.checks import check_integer
+from vqfast.checks import check_flags, check_integer
 from vqfast.data import disk
 from vqfast.data.images.arrays import ArrayPixels, read_idx, read_idx_pair, read_npy, read_npz
 from vqfast.data.images.cifar import cifar_files, read_cifar
@@ -22,6 +22,8 @@ def load_images(
     *,
     labels: str | Path | None = None,
     size: int | None = None,
+    crop: int | None = None,
+    flip: bool = False,
     channels: int | None = None,
     depth: int | None = None,
     skip_bad: bool | Mapping[str, str] = False,
@@ -57,6 +59,9 @@ def load_images(
         labels: a ``.npy`` or IDX file of N integers, 0 or more, in place of the labels above; it also counts
             the images that ``skip_bad`` leaves out.
         size: resizes the shorter side to so many pixels and cuts out the central square.
+        crop: cuts out the central square of so many pixels; ``varied``, which training takes, cuts out a
+            random one.
+        flip: whether ``varied`` mirrors half of the images.
         channels: 1 (grey) or 3 (RGB) converts.
         depth: bits of a channel, 1..63; None takes as many as the largest value of all needs, so that 12-bit
             data in 16-bit files becomes 0..1.
@@ -81,6 +86,7 @@ def load_images(
     (5, (1, 8, 8))
     """
     check_integer("size", size, 1, 2**31 - 1, optional=True)
+    check_flags(flip=flip)
     check_integer("depth", depth, 1, 63, optional=True)
     check_integer("channels", channels, optional=True)
     if channels not in (None, 1, 3):
@@ -108,7 +114,7 @@ def load_images(
         found = _checked_labels(found, len(pixels) + len(pixels.bad), str(labels))[pixels.used]
     elif found is not None:
         found = _checked_labels(found, len(pixels), str(data))
-    return Images(pixels, str(data), found, channels)
+    return Images(pixels, str(data), found, channels, crop, flip)
 
 
 def _is_image(path: Path) -> bool:
