@@ -69,7 +69,9 @@ import warnings
 from pathlib import Path
 import torch, vqfast
 from vqfast.ops import build, records, registry
+from vqfast.pipeline.pages.html import page
 
+assert b"color-scheme" in page("a page")  # its style is a file beside the code
 assert records.passed("nearest", "triton", "a GPU")
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")

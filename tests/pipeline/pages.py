@@ -8,6 +8,9 @@ from html.parser import HTMLParser
 
 from PIL import Image
 
+from vqfast.pipeline.pages.comparison import COMPARISONS
+from vqfast.pipeline.pages.sections import SECTIONS
+
 VOID = {"img", "meta"}
 
 
@@ -17,7 +20,7 @@ class Page(HTMLParser):
     Attributes:
         elements: every element: its name and attributes.
         text: of each section by its id, and of the whole page under ``""``.
-        missing: what stands in place of content that couldn't be made, by section.
+        missing: why a section, or a part of it, couldn't be made, by the section's id.
     """
 
     def __init__(self, page: bytes) -> None:
@@ -26,10 +29,14 @@ class Page(HTMLParser):
         self.text: dict[str, str] = {"": ""}
         self.missing: dict[str, str] = {}
         self._open: list[str] = []
-        self._section, self._missing = "", False
+        self._section, self._missing = "", ""
         self.feed(page.decode())
         self.close()
         assert not self._open
+        ids = {section.title: section.id for section in (*SECTIONS, *COMPARISONS)}
+        for line in self.missing.pop("missing", "").splitlines():
+            titles, _, why = line.partition(": ")
+            self.missing |= {ids[title]: why for title in titles.split(", ")}
 
     def all(self, name: str) -> list[dict[str, str]]:
         """The attributes of all elements of a name."""
@@ -55,12 +62,15 @@ class Page(HTMLParser):
             self._section = attributes["id"]
             self.text[self._section] = ""
         if attributes.get("class") == "missing":
-            self.missing[self._section] = ""
-            self._missing = True
+            self.missing.setdefault(self._section, "")
+            self._missing = tag
 
     def handle_endtag(self, tag: str) -> None:
         assert self._open.pop() == tag
-        self._missing = False
+        if self._missing and tag == "p":
+            self.missing[self._section] += "\n"
+        if tag == self._missing:
+            self._missing = ""
 
     def handle_data(self, data: str) -> None:
         for section in {"", self._section}:

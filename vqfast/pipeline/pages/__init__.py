@@ -56,14 +56,28 @@ def report(*runs: Run, ranks: Ranks = ALONE) -> bytes:
 
 
 def _page(kind: str, title: str, head: Markup, sections: Iterable[Section[Source]], source: Source) -> bytes:
-    sections = list(sections)
-    links = [tag("a", section.title, href=f"#{section.id}") for section in sections]
+    made: dict[str, tuple[str, Markup]] = {}
+    reasons: dict[str, list[str]] = {}  # why sections can't be made -> their titles
+    for section in sections:
+        try:
+            made[section.id] = section.title, section.make(source)
+        except Exception as error:  # a damaged run raises nearly anything
+            reasons.setdefault(one_line(error), []).append(section.title)
+    if reasons:
+        lines = (tag("p", tag("b", ", ".join(titles)), f": {why}") for why, titles in reasons.items())
+        made["missing"] = "Not to be had", tag("div", *lines, class_="missing")
+    links = [tag("a", title, href=f"#{name}") for name, (title, _) in made.items()]
     return page(
         f"{title}: {kind}",
         tag("header", tag("p", kind, class_="kind"), tag("h1", title), head),
         tag("nav", *links, aria_label="Sections"),
-        tag("main", *(section.rendered(source) for section in sections)),
+        tag("main", *(_section(name, title, body) for name, (title, body) in made.items())),
     )
+
+
+def _section(name: str, title: str, body: Markup) -> Markup:
+    heading = tag("h2", title, id=f"{name}-title")
+    return tag("section", heading, body, id=name, aria_labelledby=f"{name}-title")
 
 
 def write_report(run: Run, ranks: Ranks) -> None:

@@ -46,7 +46,7 @@ def line_chart(title: str, lines: Sequence[Line], *, log: bool) -> Markup:
     ends = [f"{line.label} {line.y[-1]:.4g}" for line in named]
     summary = f"{title} over the steps; at the end: {', '.join(ends)}"
     x, y = (np.concatenate([getattr(line, axis) for line in lines]) for axis in "xy")
-    across = _Axis(x.min(), x.max(), LEFT, RIGHT, log=False)
+    across = _Axis(x.min(), max(x.max(), x.min() + 1), LEFT, RIGHT, log=False)
     up = _Axis(*_padded(y, log), BOTTOM, TOP, log=log)
     drawn = [*_frame(across, up), *(_drawn(line, across, up) for line in lines)]
     svg = tag("svg", *drawn, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=summary)
@@ -75,15 +75,15 @@ def usage_chart(title: str, counts: Tensor) -> Markup:
         role="img",
         aria_label=summary,
     )
-    note = "dashed: even use"
-    return tag("figure", tag("figcaption", tag("b", title), tag("span", note)), svg, class_="chart")
+    caption = tag("figcaption", tag("b", title), tag("span", "times an even use (dashed)"))
+    return tag("figure", caption, svg, class_="chart")
 
 
 class _Axis:
     """Places values on an axis of the picture, which begins at one coordinate and ends at another."""
 
     def __init__(self, low: float, high: float, begin: float, end: float, *, log: bool) -> None:
-        self.low, self.high, self.begin, self.end, self.log = low, max(high, low + 1e-12), begin, end, log
+        self.low, self.high, self.begin, self.end, self.log = low, high, begin, end, log
 
     def __call__(self, value: float | np.ndarray) -> np.ndarray:
         low, high, value = (np.log(v) if self.log else v for v in (self.low, self.high, np.asarray(value)))

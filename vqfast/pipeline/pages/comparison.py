@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 import torch
@@ -43,19 +44,29 @@ def figures(runs: Runs) -> Markup:
 def _table(columns: Mapping[str, Mapping[str, str]], caption: str) -> Markup:
     lines = dict.fromkeys(line for column in columns.values() for line in column)
     cells = [(line, *(column.get(line, "") for column in columns.values())) for line in lines]
-    return table(("", *columns), cells, caption)
+    return table(("", *columns), cells, caption, silent=True)
 
 
 def settings(runs: Runs) -> Markup:
-    """The settings that differ."""
+    """The settings that differ between trainings of the same stage."""
     columns = {
-        name: {line: cut(value) for line, value in flat(contents.run.stages()).items()}
+        name: {
+            f"{stage}.{setting}": cut(value)
+            for stage in contents.trainings
+            for setting, value in flat(contents.run.settings(stage) or {}).items()
+            if not setting.startswith("codes.")  # digests of what the prior was trained on
+        }
         for name, contents in runs.items()
     }
     lines = dict.fromkeys(line for column in columns.values() for line in column)
-    differing = [line for line in lines if len({column.get(line) for column in columns.values()}) > 1]
+    stages = Counter(stage for contents in runs.values() for stage in contents.trainings)
+    differing = [
+        line
+        for line in lines
+        if stages[line.partition(".")[0]] > 1 and len({column.get(line) for column in columns.values()}) > 1
+    ]
     if not differing:
-        return tag("p", "All settings are the same.", class_="note")
+        return tag("p", "The trainings that the runs share have the same settings.", class_="note")
     shown = {name: {line: column.get(line, "") for line in differing} for name, column in columns.items()}
     return _table(shown, "Settings that differ")
 

@@ -59,14 +59,21 @@ def shown(media: Media, label: str) -> Markup:
     return tag("img", src=source, alt=label)
 
 
-def table(head: Sequence[str], lines: Iterable[Sequence[str]], caption: str) -> Markup:
-    """A table, whose first column has the heads of the lines; a narrow screen scrolls it by itself."""
+def table(
+    head: Sequence[str], lines: Iterable[Sequence[str]], caption: str, *, silent: bool = False
+) -> Markup:
+    """A table, whose first column has the heads of the lines; a narrow screen scrolls it by itself.
+
+    Args:
+        silent: whether only screen readers tell the caption, as a heading has said it.
+    """
     top = tag("tr", *(tag("th", cell, scope="col") for cell in head))
     body = (
         tag("tr", tag("th", first, scope="row"), *(tag("td", cell) for cell in rest))
         for first, *rest in lines
     )
-    whole = tag("table", tag("caption", caption), tag("thead", top), tag("tbody", *body))
+    title = tag("caption", caption, class_="silent" if silent else None)
+    whole = tag("table", title, tag("thead", top), tag("tbody", *body))
     return tag("div", whole, class_="scroll", role="region", aria_label=caption, tabindex=0)
 
 

@@ -46,15 +46,6 @@ class Section(Generic[Source]):
     title: str
     make: Callable[[Source], Markup]
 
-    def rendered(self, source: Source) -> Markup:
-        """The section; in place of content that can't be made stands the reason."""
-        try:
-            body = self.make(source)
-        except Exception as error:  # a damaged run raises nearly anything
-            body = missing(error)
-        heading = tag("h2", self.title, id=f"{self.id}-title")
-        return tag("section", heading, body, id=self.id, aria_labelledby=f"{self.id}-title")
-
 
 def missing(error: Exception, name: str = "") -> Markup:
     """What stands in place of content that can't be made: the reason, behind the name of the run."""
@@ -250,7 +241,11 @@ def cut(value: object) -> str:
 
 def commands(contents: Contents) -> Markup:
     """Commands that make the run again."""
-    return tag("pre", tag("code", "\n".join(commands_of(contents.run))), tabindex=0)
+    note = (
+        "From the settings. A step that was taken in Python may have settings for which there is no option."
+    )
+    lines = tag("pre", tag("code", "\n".join(commands_of(contents.run))), tabindex=0)
+    return joined([tag("p", note, class_="note"), lines])
 
 
 SECTIONS: tuple[Section[Contents], ...] = (
