@@ -206,7 +206,7 @@ class Activated(nn.Module):
 
 BLOCKS = [
     "above", "composed", "left", "square", "gate", "glu", "linear", "norm", "layer-norm", "by-halves", "ones",
-    "stack", "shuffle", "skip", "halves",
+    "stack", "shuffle", "skip", "halves", "crop", "attend",
 ]  # fmt: skip
 
 
@@ -260,6 +260,13 @@ class Stack(nn.Module):
             return x.view(len(x), 2, 2, *x.shape[2:]).transpose(1, 2).reshape(x.shape) * 0.7
         if name == "skip":
             return x + first
+        if name == "crop":  # a larger grid is activated, then cropped
+            return F.elu(F.conv2d(x, self.square[i].weight, padding=(1, 2)))[:, :, :-1, :-2]
+        if name == "attend":  # strictly earlier positions where i is odd
+            q, k, v = (y.flatten(2).mT for y in (x, self.linear[i](x.movedim(1, 3)).movedim(3, 1), first))
+            mask = torch.ones(q.shape[1], q.shape[1]).tril(-(i % 2))[None] == 0
+            weights = (q @ k.mT).masked_fill(mask, -torch.inf).softmax(2).masked_fill(mask, 0)
+            return (weights @ v).mT.reshape(x.shape)
         return torch.cat([x[:, 2:], F.gelu(x[:, :2])], dim=1) - 0.3
 
     def forward(self, codes: Tensor) -> Tensor:

@@ -125,9 +125,10 @@ class Careless(nn.Module):
         x = F.pad(x, (0, 0, 1, 0))[:, :, :-1]
         if self.kind == "several":
             flat = x.flatten(2)
-            weights = flat.transpose(1, 2) @ flat  # line of attention
+            weights = flat.transpose(1, 2) @ flat
             halved = self.strided(x)  # line of stride
-            x = weights.softmax(2).mean(2).view(len(x), 1, 4, 5) + x + F.interpolate(halved, size=(4, 5))
+            x = weights.softmax(2).mean(2).view(len(x), 1, 4, 5) + x  # line of scores
+            x = x + F.interpolate(halved, size=(4, 5))
         x = self.dropout(x)
         logits = self.head(x)
         return logits.softmax(1) if self.kind == "probabilities" else logits
@@ -143,7 +144,7 @@ def test_all_that_is_missing_is_listed_with_its_lines() -> None:
     with pytest.raises(ValueError, match="no sampling program can do this") as caught:
         program_of(Careless("several").eval(), K, (4, 5))
     message = str(caught.value)
-    assert f"{line('# line of attention')}: bmm" in message
+    assert f"{line('# line of scores')}: add of attention scores and another value" in message
     assert f"{line('# line of stride')}: a convolution of stride [2, 2]" in message
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from vqfast.sampling.builder import ProgramBuilder
-from vqfast.sampling.program import CODES, CONDITION, Phase, Term, available
+from vqfast.sampling.program import CODES, CONDITION, Phase, Term, available, phase_of
 from vqfast.sampling.trace.graph import evaluate
 from vqfast.sampling.trace.layout import Layout, Unsupported, by_position, common_layout, shape_of
 from vqfast.sampling.trace.values import (
@@ -75,6 +75,7 @@ class Context:
         self.batch, *self.spatial = inputs["codes"].shape[: -1 if self.several else None]
         self.grid = tuple([1, *self.spatial][-2:])
         self.node: Any = next(iter(graph.nodes))  # the node that is interpreted
+        self.values: dict[fx.Node, Any] = {}  # of the nodes before it
         self.builder = ProgramBuilder()
         self.origins: list[fx.Node] = []  # of each step, the node that it computes
         self.phases: list[int] = []  # of each step
@@ -248,6 +249,22 @@ class Context:
             label_bias=None if value.labels is None else value.labels.to(self.dtype),
             activation=value.activation,
         )
+
+    def attention(self, query: Sum, key: Sum, value: Sum, heads: int, scale: float, own: bool) -> Sum:
+        """The value of a step that is an attention; its layout is that of ``value``."""
+        sources = [self._step_number(each) for each in (query, key, value)]
+        number = self.builder.attend(*sources, heads=heads, scale=scale, own=own)
+        self.phases.append(phase_of(self.builder.steps[number], self.phases))
+        self.origins.append(self.node)
+        return Sum(value.layout, {(number, 0, 0): self.identity(value.size("c"))})
+
+    def _step_number(self, value: Sum) -> int:
+        """The number of the step whose value it is; a new step if it is none."""
+        if len(value.taps) == 1 and value.activation == "none" and value.bias is value.labels is None:
+            ((source, dy, dx), matrix) = next(iter(value.taps.items()))
+            if source >= 0 and dy == dx == 0 and is_identity(matrix):
+                return source
+        return next(iter(self.step(value).taps))[0]
 
     def _terms(self, value: Sum) -> list[Term]:
         """The terms of a step: one for each source, and one for all maps together."""

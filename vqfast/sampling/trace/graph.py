@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 from torch.fx.node import map_arg
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 # Frames of these files aren't lines of the user's network: torch, and vqfast's priors and sampling.
@@ -43,8 +44,9 @@ def trace(call: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> fx.Graph:
     """The operations of ``call(*inputs)``; each node has its value as ``meta["val"]``."""
     from torch.fx.experimental.proxy_tensor import make_fx  # slow to import
 
-    with _PlainOneHot():
-        pure = torch.func.functionalize(call)  # operations in place change the views of a tensor too
+    pure = torch.func.functionalize(call)  # operations in place change the views of a tensor too
+    # The kernels of attention are opaque; its definition has operations that the tracer knows.
+    with _PlainOneHot(), sdpa_kernel(SDPBackend.MATH):
         traced = make_fx(pure, tracing_mode="real", record_stack_traces=True)(*inputs)
     traced.graph.owning_module = traced
     return traced.graph
@@ -61,19 +63,30 @@ def constants(graph: fx.Graph) -> list[Tensor]:
     return [constant(node) for node in graph.nodes if node.op == "get_attr"]
 
 
-@torch.inference_mode(False)
-@torch.no_grad()
-def evaluate(nodes: list[fx.Node], inputs: tuple[Tensor | None, ...]) -> list[Tensor]:
-    """The values of some nodes for these inputs; ``None`` for inputs that they don't depend on."""
-    if not nodes:
-        return []
-    needed, stack = set(), list(nodes)
+def needed_by(nodes: list[fx.Node], known: Collection[fx.Node] = ()) -> set[fx.Node]:
+    """These nodes and all that they are computed from, as far as it isn't known."""
+    needed, stack = set[fx.Node](), list(nodes)
     while stack:
         node = stack.pop()
-        if node not in needed:
+        if node not in needed and node not in known:
             needed.add(node)
             stack += node.all_input_nodes
-    values: dict[fx.Node, Any] = {}
+    return needed
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def evaluate(
+    nodes: list[fx.Node], inputs: tuple[Tensor | None, ...], given: dict[fx.Node, Tensor] | None = None
+) -> list[Tensor]:
+    """The values of some nodes for these inputs; ``None`` for inputs that they don't depend on.
+
+    The values of nodes in ``given`` aren't computed but taken from there.
+    """
+    if not nodes:
+        return []
+    values: dict[fx.Node, Any] = dict(given or {})
+    needed = needed_by(nodes, values)
     placeholders = [node for node in nodes[0].graph.nodes if node.op == "placeholder"]
     for node in nodes[0].graph.nodes:
         if node not in needed:

@@ -12,10 +12,16 @@ from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves
 
 from vqfast.sampling.program import CODES, AnyStep, Program
-from vqfast.sampling.trace import arithmetic, linear, norms, shapes  # noqa: F401  they register their rules
+from vqfast.sampling.trace import (  # noqa: F401  they register their rules
+    arithmetic,
+    attention,
+    linear,
+    norms,
+    shapes,
+)
 from vqfast.sampling.trace.context import Context, Map
 from vqfast.sampling.trace.fuse import NotCausal, check_causal, fuse_steps
-from vqfast.sampling.trace.graph import constant, place
+from vqfast.sampling.trace.graph import constant, needed_by, place
 from vqfast.sampling.trace.layout import Layout, Unsupported, common_layout, shape_of
 from vqfast.sampling.trace.rules import OF_SHAPE, RULES
 from vqfast.sampling.trace.tables import in_tables
@@ -78,7 +84,6 @@ class Lowering(Context):
     ) -> None:
         super().__init__(graph, inputs, num_embeddings, num_classes, num_quantizers, after_row)
         self.lead = lead
-        self.values: dict[fx.Node, Any] = {}
         self.problems: dict[str, None] = {}
 
     def run(self) -> Lowered:
@@ -88,12 +93,14 @@ class Lowering(Context):
             NotCausal: the network sees later codes.
             ValueError: the network does what no program can; the message lists all of it.
         """
+        used = needed_by(list(self.graph.nodes)[-1:])
         for node in self.graph.nodes:
             self.node = node
             try:
                 self.values[node] = self._interpret(node)
             except Unsupported as reason:
-                self.problems[f"{place(node)}: {reason}"] = None
+                if node in used:
+                    self.problems[f"{place(node)}: {reason}"] = None
                 self.values[node] = Unknown()
         if self.problems:
             raise ValueError("no sampling program can do this:\n  " + "\n  ".join(self.problems))
@@ -116,6 +123,8 @@ class Lowering(Context):
             return self._finish(args[0])
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             raise Unsupported("random numbers, as those of dropout in training mode; call .eval() first")
+        if any(isinstance(leaf, attention.Scores) for leaf in leaves):
+            return self._shared(node, attention.derived(self, args, leaves))
         if not any(isinstance(leaf, Sum) for leaf in leaves):
             return self._known(node, leaves)
         if node.target is operator.getitem:

@@ -82,10 +82,12 @@ def expand(ctx: Context, x: Sum, *_: Any, **__: Any) -> Sum:
 
 def narrowed(ctx: Context, x: Sum, dim: int, start: int, count: int, step: int = 1) -> Sum:
     """``count`` elements of a dimension from ``start`` on, ``step`` apart."""
-    x, dim = ctx.linear(x), dim % len(x.layout)
+    dim %= len(x.layout)
     axes = x.layout[dim]
     if count == shape_of(x.layout)[dim]:
         return x
+    if any(name == "c" for name, _ in axes) or ctx.covers_grid(x):
+        x = ctx.linear(x)  # on a larger grid, an activation is applied after the crop
     if all(name == "c" for name, _ in axes):
         index = channel_index(x.layout)
         chosen = index.index_select(dim, torch.arange(start, start + count * step, step)[:count])
@@ -93,7 +95,7 @@ def narrowed(ctx: Context, x: Sum, dim: int, start: int, count: int, step: int =
     (axis, _), *others = axes
     if others or axis == "b" or step != 1:
         raise Unsupported("a part of the samples, or a grid with a stride")
-    x = x.select(torch.arange(x.size("c")), (*x.layout[:dim], ((axis, count),), *x.layout[dim + 1 :]))
+    x = replace(x, layout=(*x.layout[:dim], ((axis, count),), *x.layout[dim + 1 :]))
     return x.moved(start if axis == "y" else 0, start if axis == "x" else 0)
 
 
