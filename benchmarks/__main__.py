@@ -27,6 +27,7 @@ SUITES = (
     "first_result",
     "training",
     "mnist",
+    "hierarchy",
 )
 QUICK_ROUNDS, FULL_ROUNDS = 3, 11
 
@@ -92,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--photographs",
         type=Path,
         metavar="FOLDER",
-        help="of the suite training (default: the photographs that installed packages bring)",
+        help="of the suites training and hierarchy (default: the photographs that installed packages bring)",
     )
     parser.add_argument(
         "--mnist",
@@ -122,7 +123,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     rounds = asked.rounds or (FULL_ROUNDS if asked.full else QUICK_ROUNDS)
     names = asked.names or list(SUITES)
-    sources = {"training": {"photographs": asked.photographs}, "mnist": {"digits": asked.mnist}}
+    photographs = {"photographs": asked.photographs}
+    sources = {"training": photographs, "hierarchy": photographs, "mnist": {"digits": asked.mnist}}
     if asked.gpu_gate:
         from benchmarks import gate
 
