@@ -89,7 +89,7 @@ def findings(*, full: bool, photographs: Path | None) -> dict[str, dict[str, dic
         return {}
     run = Run(folder / "run", create=True)
     training = Training(steps=size.vqvae_steps, batch_size=16, lr=1e-3)
-    grouping: dict[str, Any] = {"holdout": 0.25, "group": r"(.*)_crop"}
+    grouping: dict[str, Any] = {"val": 0.25, "group": r"(.*)_crop"}
     vqvae = train_vqvae(run, crops, model="vqvae2", model_options=MODEL, training=training, **grouping)
     parts = reopen_parts(run)
     for part, dataset in parts.items():

@@ -23,14 +23,15 @@ def levels(here: Path) -> Path:
 def test_one_command_for_all_levels(capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     prior = f"{PRIOR} --condition-channels 4 --condition-blocks 1"
+    page = r"\nsee levels/report\.html"
     line = r"trained levels/prior{}\.safetensors; \d\.\d{{3}} bits per code on held-out data"
     for command, said in (
         (
             "encode --run levels",
             "36 images encoded in levels/codes/train\n4 images encoded in levels/codes/held-out",
         ),
-        (f"train-prior --run levels --level 0 {prior}", line.format("")),
-        (f"train-prior --run levels {prior}", f"{line.format('')}\n{line.format('-1')}"),
+        (f"train-prior --run levels --level 0 {prior}", line.format("") + page),
+        (f"train-prior --run levels {prior}", f"{line.format('')}\n{line.format('-1')}{page}"),
         ("sample --run levels --out s --num 3", "3 samples in s/samples; decoded in s/grid"),
         ("decode --run levels --codes s/samples --out d --format png", "3 images in d/png"),
         (
@@ -45,6 +46,7 @@ def test_one_command_for_all_levels(capsys: pytest.CaptureFixture[str]) -> None:
             "reconstruct --run levels --out p.png",
             "4 images: mse .*perplexity .*codes_in_use .*perplexity-1 .*codes_in_use-1 .* in p.png",
         ),
+        ("reconstruct --run levels --levels 1 --out top.png", "4 images: mse .* in top.png"),
     ):
         assert run(command) == 0
         out, err = capsys.readouterr()
@@ -65,3 +67,16 @@ def test_another_shape_of_all_levels(capsys: pytest.CaptureFixture[str]) -> None
         assert shard["indices"].shape == (2, 1, 3) and shard["indices-1"].shape == (2, 2, 6)
     refused("sample --run levels --out t --shape 3", "--shape has 1 sizes; want 2", capsys)
     refused(f"train-prior --run levels {PRIOR} --level 2", "level is 2; want an integer in 0..1", capsys)
+
+
+@pytest.mark.usefixtures("here")
+def test_codes_of_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    second = "--hidden-channels 8 --num-downsamplings 1 --num-embeddings 8 --steps 2 --batch-size 8"
+    assert run(f"train-second-stage --run begun --out second {second}") == 0
+    assert "trained second/vqvae.safetensors; see second/report.html" in capsys.readouterr().out
+    assert run("encode --run second") == 0
+    with np.load("second/codes/train/00000.npz") as shard:
+        assert shard["indices"].shape == (36, 1, 1) and shard["indices-1"].shape == (36, 2, 2)
+    assert run("reconstruct --run second --levels 1 --out p.png") == 0
+    deep = second.replace("downsamplings 1", "downsamplings 2")
+    refused(f"train-second-stage --run begun --out deep {deep}", "multiples of the stride 16", capsys)

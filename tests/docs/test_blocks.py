@@ -20,6 +20,7 @@ EXCUSE = re.compile(r"(\$ )?# Not run by the tests: \w.*\.")
 # options that make a command of the pipeline quick; the last of two counts
 QUICK = {
     "train": "--size 16 --num-embeddings 8 --hidden-channels 8 --embedding-dim 4 --steps 2 --batch-size 4",
+    "train-second-stage": "--num-embeddings 8 --hidden-channels 8 --steps 2 --batch-size 4",
     "train-prior": "--channels 8 --num-layers 2 --head-channels 8 --steps 2 --batch-size 4",
     "sample": "--batch-size 8",
 }

@@ -90,6 +90,8 @@ def test_figures_of_each_level(coded: Run) -> None:
     levels = model.encode_levels(x)
     mse = F.mse_loss(model.decode_levels(levels).clamp(0, 1), x).item()
     assert figures["mse"] == pytest.approx(mse, rel=1e-5)
+    top = F.mse_loss(model.decode_levels(levels[:1]).clamp(0, 1), x).item()
+    assert measure_reconstruction(model, images, levels=1)["mse"] == pytest.approx(top, rel=1e-5)
     for indices, name in zip(levels, ("codes_in_use", "codes_in_use-1"), strict=True):
         assert figures[name] == pytest.approx(len(indices.unique()) / 300)
     assert list(figures) == ["mse", "psnr", "perplexity", "codes_in_use", "perplexity-1", "codes_in_use-1"]

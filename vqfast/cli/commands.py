@@ -39,6 +39,7 @@ from vqfast.pipeline import decode as decode_step
 from vqfast.pipeline import encode as encode_step
 from vqfast.pipeline import sample as sample_step
 from vqfast.pipeline import train_priors as train_priors_step
+from vqfast.pipeline import train_second_stage as train_second_stage_step
 from vqfast.pipeline import train_vqvae as train_vqvae_step
 from vqfast.pipeline.coding import decoded, encoded
 from vqfast.pipeline.demo import run_demo, summary
@@ -88,6 +89,22 @@ def train(
         )
         write_report(run, ranks)
         _print(ranks, f"trained {run.folder / 'vqvae.safetensors'}; see {run.folder / PAGE}")
+
+
+def train_second_stage(run: str, out: str, model: str, device: str, **options: Any) -> None:
+    training = _training(Training, options)
+    with joined(device) as ranks:
+        target = Run.shared(out, ranks, create=True)
+        train_second_stage_step(
+            target,
+            Run.shared(run, ranks, lock=False),
+            model=model,
+            model_options=_given(options),
+            training=training,
+            ranks=ranks,
+        )
+        write_report(target, ranks)
+        _print(ranks, f"trained {target.folder / 'vqvae.safetensors'}; see {target.folder / PAGE}")
 
 
 def encode(run: str, data: str | None, out: str | None, device: str, **reading: Any) -> None:
@@ -242,6 +259,7 @@ def reconstruct(
     data: str | None,
     out: str,
     num: int,
+    levels: int | None,
     overwrite: bool,
     device: str,
     **reading: Any,
@@ -253,10 +271,12 @@ def reconstruct(
         source = Run.shared(run, ranks, lock=False)
         vqvae = load_model(source.folder, "vqvae", device=ranks.device)
         dataset, modality = _data(source, vqvae, data, ranks, reading), modality_of(source)
-        figures = measure_reconstruction(vqvae, dataset, ranks=ranks)
+        check_integer("levels", levels, 1, len(vqvae.codebook_sizes), optional=True)
+        figures = measure_reconstruction(vqvae, dataset, levels=levels, ranks=ranks)
         if ranks.first:
             shown = range(min(num, len(dataset)))
-            outputs = torch.cat(list(decoded(vqvae, encoded(vqvae, dataset, ranks), shown, ranks)))
+            codes = encoded(vqvae, dataset, ranks)
+            outputs = torch.cat(list(decoded(vqvae, codes, shown, ranks, levels=levels)))
             write_file(Path(out), modality.show_pairs(dataset.batch(shown), outputs))
             values = ", ".join(f"{name} {value:.5g}" for name, value in figures.items())
             print(f"{quantity(len(dataset), modality.item)}: {values}; {len(shown)} of them in {out}")

@@ -81,23 +81,18 @@ def make_parser() -> argparse.ArgumentParser:
     sub.option("--group", group, metavar="REGEX")
     model = "configuration: paper, keras or ruseckas; of several levels vqvae2 or ruseckas-hierarchical"
     sub.option("--model", model, like)
-    for name, kind, help in (
-        ("--hidden-channels", int, "channels inside the encoder and the decoder"),
-        ("--num-downsamplings", int, "how often the encoder halves height and width"),
-        ("--num-residual-blocks", int, "residual blocks in the encoder and in the decoder"),
-        ("--num-embeddings", int, "code vectors in the codebook"),
-        ("--embedding-dim", int, "numbers in a code vector"),
-        (
-            "--num-mixtures",
-            int,
-            "logistic distributions for the likelihood of each value; 0 for squared error",
-        ),
-        ("--beta", float, "weight of the commitment loss"),
-        ("--decay", float, "decay of the codebook's moving averages, below 1; without it gradients train it"),
-    ):
-        sub.option(name, f"{help} (default: the model's)", type=kind, metavar="X" if kind is float else "N")
+    _model(sub)
     codebook = "its start: kmeans, fitted to the encoder's output, or uniform, random numbers"
     sub.option("--codebook", codebook, like)
+    _training(sub, pipeline.Training)
+    _device(sub)
+
+    second = "train a second VQ-VAE over the codes of a run, in a new run with one level of codes more"
+    sub = add("train-second-stage", commands.train_second_stage, second)
+    _run(sub, "--run", "folder of a trained run")
+    _run(sub, "--out", "folder of the new run")
+    sub.option("--model", "configuration: paper, keras or ruseckas", pipeline.train_second_stage)
+    _model(sub)
     _training(sub, pipeline.Training)
     _device(sub)
 
@@ -190,6 +185,7 @@ def make_parser() -> argparse.ArgumentParser:
     _reading(sub, "the run's")
     sub.option("--out", "a .png for the picture", required=True, metavar="FILE")
     sub.option("--num", "images in the picture (default 24)", type=int, default=24, metavar="N")
+    sub.option("--levels", "decode N levels alone, the coarsest first (default: all)", type=int, metavar="N")
     sub.option("--overwrite", "replace --out if it is there", action="store_true")
     _device(sub)
 
@@ -226,6 +222,24 @@ def _share_or_path(text: str) -> float | str:
 
 def _run(sub: _Parser, name: str, help: str) -> None:
     sub.option(name, help, required=True, metavar="FOLDER")
+
+
+def _model(sub: _Parser) -> None:
+    for name, kind, help in (
+        ("--hidden-channels", int, "channels inside the encoder and the decoder"),
+        ("--num-downsamplings", int, "how often the encoder halves height and width"),
+        ("--num-residual-blocks", int, "residual blocks in the encoder and in the decoder"),
+        ("--num-embeddings", int, "code vectors in the codebook"),
+        ("--embedding-dim", int, "numbers in a code vector"),
+        (
+            "--num-mixtures",
+            int,
+            "logistic distributions for the likelihood of each value; 0 for squared error",
+        ),
+        ("--beta", float, "weight of the commitment loss"),
+        ("--decay", float, "decay of the codebook's moving averages, below 1; without it gradients train it"),
+    ):
+        sub.option(name, f"{help} (default: the model's)", type=kind, metavar="X" if kind is float else "N")
 
 
 def _device(sub: _Parser) -> None:

@@ -5,6 +5,7 @@ from vqfast.models.hierarchy import HierarchicalOutput, HierarchicalVQVAE
 from vqfast.models.likelihood import logistic_mixture_mean, logistic_mixture_nats, mixture_channels
 from vqfast.models.mu_law import mu_law_decode, mu_law_encode
 from vqfast.models.quantizers import LayerOptions
+from vqfast.models.second_stage import SecondStage
 from vqfast.models.speech import SpeechVQVAE
 from vqfast.models.vqvae import CONFIGS, VQVAE, VQVAEOutput
 
@@ -15,6 +16,7 @@ __all__ = [
     "HierarchicalOutput",
     "HierarchicalVQVAE",
     "LayerOptions",
+    "SecondStage",
     "SpeechVQVAE",
     "VQVAEOutput",
     "logistic_mixture_mean",

@@ -17,6 +17,7 @@ from vqfast.pipeline.priors import load_priors
 from vqfast.pipeline.ranks import Ranks, joined
 from vqfast.pipeline.run import Run
 from vqfast.pipeline.sampling import SampleRequest, sample
+from vqfast.pipeline.second_stage import train_second_stage
 from vqfast.pipeline.vqvae_training import train_vqvae
 
 __all__ = [
@@ -43,5 +44,6 @@ __all__ = [
     "save_model",
     "stage_codes",
     "train_priors",
+    "train_second_stage",
     "train_vqvae",
 ]

@@ -124,12 +124,18 @@ def encoded(vqvae: Autoencoder, dataset: Dataset, ranks: Ranks = ALONE) -> CodeG
     return CodeGrids(len(dataset), dataset.fingerprint, read)
 
 
-def decoded(vqvae: Autoencoder, codes: CodeGrids, numbers: range, ranks: Ranks = ALONE) -> Iterator[Tensor]:
-    """The items of the codes of these numbers: floats ``(n, C, *spatial)`` in [0, 1], ``BATCH`` at a time."""
+def decoded(
+    vqvae: Autoencoder, codes: CodeGrids, numbers: range, ranks: Ranks = ALONE, *, levels: int | None = None
+) -> Iterator[Tensor]:
+    """The items of the codes of these numbers: floats ``(n, C, *spatial)`` in [0, 1], ``BATCH`` at a time.
+
+    Args:
+        levels: decodes so many levels from the coarsest alone; by default all.
+    """
 
     def work(batch: range) -> list[Tensor]:
-        levels = [grids.to(ranks.device) for grids in codes.read(batch)[0]]
-        return [vqvae.decode_levels(levels).clamp(0, 1)]
+        grids = [indices.to(ranks.device) for indices in codes.read(batch)[0][:levels]]
+        return [vqvae.decode_levels(grids).clamp(0, 1)]
 
     return (items for (items,) in results(work, numbers))
 

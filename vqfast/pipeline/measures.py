@@ -21,8 +21,13 @@ from vqfast.pipeline.sampling import check_label
 from vqfast.pipeline.shards import shards
 
 
-def measure_reconstruction(vqvae: Autoencoder, dataset: Dataset, *, ranks: Ranks = ALONE) -> dict[str, float]:
+def measure_reconstruction(
+    vqvae: Autoencoder, dataset: Dataset, *, levels: int | None = None, ranks: Ranks = ALONE
+) -> dict[str, float]:
     """Encodes and decodes data, and compares.
+
+    Args:
+        levels: decodes so many levels from the coarsest alone; by default all.
 
     Returns:
         ``mse`` of values in 0..1; ``psnr`` in dB; ``ssim`` of images of 11 x 11 pixels or more (see
@@ -40,11 +45,11 @@ def measure_reconstruction(vqvae: Autoencoder, dataset: Dataset, *, ranks: Ranks
 
     def compared(numbers: range) -> Tensor:
         x = dataset.batch(numbers).to(ranks.device)
-        levels = vqvae.encode_levels(x)
-        outputs = vqvae.decode_levels(levels).clamp(0, 1)
+        grids = vqvae.encode_levels(x)
+        outputs = vqvae.decode_levels(grids[:levels]).clamp(0, 1)
         errors = (outputs - x).double().square().flatten(1).mean(1)
         figures = torch.stack([errors, ssim(outputs, x)] if with_ssim else [errors], 1)
-        for count, indices in zip(counts, levels, strict=True):
+        for count, indices in zip(counts, grids, strict=True):
             count.add_(indices.flatten().bincount(minlength=len(count)))
         return figures
 

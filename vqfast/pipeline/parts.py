@@ -79,7 +79,7 @@ def reopen_parts(run: Run) -> dict[str, Source]:
         FileNotFoundError: the run wasn't trained.
         ValueError: ``run.json`` doesn't name the data, or see ``open_parts``.
     """
-    return _opened(_noted_data(run), _noted_findings(run), None)[0]
+    return _opened(noted_data(run), _noted_findings(run), None)[0]
 
 
 def modality_of(run: Run) -> Modality:
@@ -88,7 +88,7 @@ def modality_of(run: Run) -> Modality:
     Raises:
         FileNotFoundError, ValueError: see ``reopen_parts``.
     """
-    return MODALITIES[_noted_data(run)["modality"]]
+    return MODALITIES[noted_data(run)["modality"]]
 
 
 def load_like_run(run: Run, vqvae: Autoencoder, data: str | Path, **reading: Any) -> Source:
@@ -105,8 +105,8 @@ def load_like_run(run: Run, vqvae: Autoencoder, data: str | Path, **reading: Any
     """
     found = run.settings("data") or {}
     like_run = {
-        "size": _noted_data(run).get("size"),
-        "crop": _noted_data(run).get("crop"),
+        "size": noted_data(run).get("size"),
+        "crop": noted_data(run).get("crop"),
         "channels": vqvae.config["in_channels"],
         "depth": found.get("depth"),
         "classes": found.get("classes"),
@@ -166,7 +166,12 @@ def _loaded(note: dict[str, Any], found: dict[str, Any] | None) -> tuple[list[So
     return [source, held_out], {TRAIN: source, HELD_OUT: held_out}
 
 
-def _noted_data(run: Run) -> dict[str, Any]:
+def noted_data(run: Run) -> dict[str, Any]:
+    """The settings that name the data of a run: see ``data_note``.
+
+    Raises:
+        FileNotFoundError, ValueError: see ``reopen_parts``.
+    """
     settings = run.settings("vqvae")
     if settings is None:
         raise FileNotFoundError(f"{run.folder} holds no trained VQ-VAE: train one first")

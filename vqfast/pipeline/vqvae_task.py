@@ -12,7 +12,7 @@ from torch import Tensor
 from vqfast.data import Source
 from vqfast.data.protocol import BATCH
 from vqfast.functional import perplexity
-from vqfast.models import CONFIGS, VQVAE, HierarchicalOutput, HierarchicalVQVAE, VQVAEOutput
+from vqfast.models import CONFIGS, VQVAE, HierarchicalOutput, HierarchicalVQVAE, SecondStage, VQVAEOutput
 from vqfast.nn import VQLayer
 from vqfast.nn.kmeans import kmeans
 from vqfast.pipeline.levels import level_name
@@ -35,7 +35,12 @@ REFITS = (0.0, 0.05, 0.15, 0.3)  # shares of the training after which k-means fi
 
 
 def vqvae_task(
-    model: VQVAE | HierarchicalVQVAE, dataset: Source, training: Training, *, codebook: str, ranks: Ranks
+    model: VQVAE | HierarchicalVQVAE | SecondStage,
+    dataset: Source,
+    training: Training,
+    *,
+    codebook: str,
+    ranks: Ranks,
 ) -> Task:
     """What a VQ-VAE learns: the error of the reconstruction, and the model's own loss.
 
