@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -74,10 +74,15 @@ def heights(batches: Iterator[Tensor]) -> Iterator[bytes]:
 
 class RampModality:
     item = "ramp"
+    like_run = ("depth",)
     formats: ClassVar = {"list": Format(lambda numbers: [f"{numbers.start}.json"], heights)}
 
     def load(self, data: str | Path, *, depth: int | None = None, **options: object) -> Ramps:
         return Ramps(json.loads(Path(data).read_text()), depth)
+
+    def found(self, findings: Mapping[str, Any]) -> RampModality:
+        assert findings["depth"] == 7
+        return self
 
     def kept_mask(self, keep: str, shape: tuple[int, ...]) -> Tensor:
         return torch.arange(shape[1]).expand(shape) < int(keep)
@@ -130,5 +135,5 @@ def test_another_kind_of_data_goes_through_all_steps(ramps: Path, tmp_path: Path
 def test_only_the_demo_knows_of_images() -> None:
     folder = Path(vqfast.pipeline.__file__).parent
     assert {path.stem for path in folder.glob("*.py") if "data.images" in path.read_text()} == {"demo"}
-    with pytest.raises(ValueError, match="modality is 'smells'; want 'images'"):
+    with pytest.raises(ValueError, match="modality is 'smells'; want 'images' or 'audio'"):
         train_vqvae(None, "x", modality="smells")

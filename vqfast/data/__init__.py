@@ -1,11 +1,11 @@
 """Data of all kinds: reading, writing and showing it. ``protocol`` is what the pipeline relies on."""
 
-from vqfast.data.audio import Recordings, load_audio
+from vqfast.data.audio import AUDIO, Recordings, load_audio
 from vqfast.data.disk import Unreadable
 from vqfast.data.images import IMAGES, Images, load_images
 from vqfast.data.protocol import Dataset, Modality, Source
 
-MODALITIES: dict[str, Modality] = {"images": IMAGES}
+MODALITIES: dict[str, Modality] = {"images": IMAGES, "audio": AUDIO}
 
 __all__ = [
     "MODALITIES",

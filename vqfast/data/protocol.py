@@ -121,9 +121,13 @@ class Modality(Protocol):
 
     Attributes:
         item: what one item is called, such as ``"image"``.
+        like_run: the options of ``load`` for which other data follows the data of a run.
     """
 
     item: str
+
+    @property
+    def like_run(self) -> tuple[str, ...]: ...
 
     @property
     def formats(self) -> Mapping[str, Format]:
@@ -133,6 +137,10 @@ class Modality(Protocol):
     @property
     def load(self) -> Callable[..., Source]:
         """The function that opens a set of items, such as ``load_images``."""
+        ...
+
+    def found(self, findings: Mapping[str, Any]) -> Modality:
+        """The same kind, for data that was read with these ``Source.findings``."""
         ...
 
     def kept_mask(self, keep: str, shape: tuple[int, ...]) -> Tensor:

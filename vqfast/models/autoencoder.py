@@ -31,6 +31,7 @@ class Autoencoder(nn.Module):
     Attributes:
         in_channels, ndim: C, and the number of spatial axes.
         strides: for each level, how many input positions along an axis one code stands for.
+        value_range: the lowest and the highest value that data has.
 
     Example:
         >>> model: vqfast.models.Autoencoder = vqfast.VQVAE(hidden_channels=8)
@@ -42,6 +43,7 @@ class Autoencoder(nn.Module):
     in_channels: int
     ndim: int
     strides: tuple[int, ...]
+    value_range: tuple[float, float] = (0.0, 1.0)
 
     @classmethod
     def named(cls, name: str, **overrides: Any) -> Self:

@@ -15,16 +15,25 @@ from vqfast.checks import Device, check_integer, check_number, check_placement, 
 from vqfast.models.autoencoder import Autoencoder
 from vqfast.models.mu_law import mu_law_decode, mu_law_encode
 from vqfast.models.quantizers import LayerOptions, make_layer
-from vqfast.models.speech_encoder import speech_encoder
+from vqfast.models.speech_encoder import MelDecoder, counting, speech_encoder
 from vqfast.models.vqvae import VQVAEOutput
 from vqfast.nn.calls import typed_as
 from vqfast.nn.sharded import whole
 from vqfast.priors.wavenet import WaveNet
+from vqfast.sampling.batches import as_labels
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-CONFIGS: dict[str, dict[str, Any]] = {"paper-speech": {"encoder_strides": (2,) * 6}}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "paper-speech": {"encoder_strides": (2,) * 6},
+    "mel-speech": {
+        "encoder_strides": (160, 2, 2),
+        "num_mels": 80,
+        "mel_weight": 10.0,
+        "num_embeddings": 128,
+    },
+}
 
 
 class SpeechVQVAE(Autoencoder):
@@ -36,7 +45,9 @@ class SpeechVQVAE(Autoencoder):
 
     Source: van den Oord et al. 2017 (arXiv 1711.00937), section 4.3. ``CONFIGS["paper-speech"]`` has six
     convolutions of stride 2 and window 4, codes 64 times fewer than samples. For phones the paper has codes
-    640 times fewer: ``encoder_strides=(2, 2, 2, 2, 2, 2, 2, 5)``.
+    640 times fewer: ``encoder_strides=(2, 2, 2, 2, 2, 2, 2, 5)``. ``CONFIGS["mel-speech"]`` has as few, 25 a
+    second at 16 kHz, and learns much sooner: its encoder starts with a log-mel spectrogram, which a second,
+    fast decoder learns to tell from the codes and the speaker, so that its error trains the encoder too.
 
     Waveforms of any length are taken: they are padded with zeros to a multiple of the stride.
 
@@ -45,12 +56,13 @@ class SpeechVQVAE(Autoencoder):
         hidden_channels: of the encoder.
         num_residual_blocks: of the encoder.
         num_mels: bands of a log-mel spectrogram that the encoder starts with, whose hop is the first of
-            ``encoder_strides``: it learns much faster than from samples. ``None`` starts with samples, as the
-            paper does.
+            ``encoder_strides``. ``None`` starts with samples, as the paper does.
+        mel_weight: of the second decoder's squared error in the loss; 0 for no such decoder. It takes
+            ``num_mels``.
         rate: samples a second, for the mel scale.
         num_classes: the number of speakers, which are the labels; ``None`` for a model that isn't told who
             speaks.
-        channels, num_layers, dilation_cycle: of the ``WaveNet``.
+        wavenet_channels, wavenet_layers, dilation_cycle: of the ``WaveNet``.
         condition_channels: of the map that the code vectors become for the ``WaveNet``.
         num_values: how many values a sample of the ``WaveNet`` has, see ``mu_law_encode``.
         loss_weight: what the quantiser's loss is multiplied by in ``VQVAEOutput.loss``.
@@ -59,16 +71,16 @@ class SpeechVQVAE(Autoencoder):
         options: all other options of ``VQLayer`` but ``channel_dim``, see ``LayerOptions``.
 
     Attributes:
-        encoder, vq, conditioner, wavenet: the modules. ``conditioner`` makes the map, before it is upsampled.
+        encoder, vq, conditioner, wavenet, mel_decoder: the modules. ``conditioner`` makes the map for the
+            WaveNet, before it is upsampled.
 
     Raises:
         TypeError: an argument has the wrong type.
         ValueError: an argument is out of range.
 
     Example:
-        >>> model = vqfast.models.SpeechVQVAE(
-        ...     encoder_strides=(4, 4), hidden_channels=16, channels=8, num_layers=4, num_classes=2
-        ... )
+        >>> small = {"hidden_channels": 16, "wavenet_channels": 8, "wavenet_layers": 4}
+        >>> model = vqfast.models.SpeechVQVAE(encoder_strides=(4, 4), num_classes=2, **small)
         >>> waves, speakers = torch.rand(3, 1, 1000) * 2 - 1, torch.tensor([0, 1, 0])
         >>> indices = model.encode(waves)
         >>> indices.shape
@@ -89,10 +101,11 @@ class SpeechVQVAE(Autoencoder):
         hidden_channels: int = 256,
         num_residual_blocks: int = 2,
         num_mels: int | None = None,
+        mel_weight: float = 0.0,
         rate: int = 16_000,
         num_classes: int | None = None,
-        channels: int = 64,
-        num_layers: int = 30,
+        wavenet_channels: int = 64,
+        wavenet_layers: int = 30,
         dilation_cycle: int = 10,
         condition_channels: int = 64,
         num_values: int = 256,
@@ -108,15 +121,19 @@ class SpeechVQVAE(Autoencoder):
         if not isinstance(encoder_strides, Sequence) or not encoder_strides:
             raise TypeError(f"encoder_strides is {encoder_strides!r}; want a sequence of integers")
         for stride in encoder_strides:
-            check_integer("encoder_strides", stride, 1, 1 << 20)
+            check_integer("encoder_strides", stride, maximum=1 << 20)
         check_sizes(hidden_channels=hidden_channels, rate=rate, condition_channels=condition_channels)
         check_integer("num_residual_blocks", num_residual_blocks, 0)
         check_integer("num_mels", num_mels, optional=True)
+        check_number("mel_weight", mel_weight, minimum=0)
+        if mel_weight and num_mels is None:
+            raise ValueError(f"mel_weight is {mel_weight}; want 0 without num_mels")
         check_integer("num_values", num_values, 2)
         check_number("loss_weight", loss_weight, minimum=0)
         self.encoder_strides = tuple(encoder_strides)
         self.strides = (math.prod(self.encoder_strides),)
-        self.num_classes, self.num_values, self.loss_weight = num_classes, num_values, loss_weight
+        self.num_classes, self.num_values = num_classes, num_values
+        self.loss_weight, self.mel_weight = loss_weight, mel_weight
         self.sizes: dict[str, Any] = {
             "hidden_channels": hidden_channels,
             "num_residual_blocks": num_residual_blocks,
@@ -126,6 +143,10 @@ class SpeechVQVAE(Autoencoder):
         with nullcontext() if device is None else torch.device(device):
             self.vq = make_layer(num_embeddings, embedding_dim, options)
             self.encoder = speech_encoder(self.encoder_strides, embedding_dim=embedding_dim, **self.sizes)
+            self.mel_decoder = None
+            if mel_weight and num_mels is not None:
+                sizes = (hidden_channels, num_residual_blocks, embedding_dim, num_mels, num_classes)
+                self.mel_decoder = MelDecoder(self.encoder_strides, *sizes)
             self.conditioner = nn.Sequential(
                 nn.Conv1d(embedding_dim, condition_channels, 3, padding=1),
                 nn.ReLU(),
@@ -133,8 +154,8 @@ class SpeechVQVAE(Autoencoder):
             )
             self.wavenet = WaveNet(
                 num_values,
-                channels,
-                num_layers,
+                wavenet_channels,
+                wavenet_layers,
                 dilation_cycle=dilation_cycle,
                 num_classes=num_classes,
                 condition_channels=condition_channels,
@@ -145,12 +166,14 @@ class SpeechVQVAE(Autoencoder):
     @property
     def config(self) -> dict[str, Any]:
         """A dict that JSON can hold; ``SpeechVQVAE(**model.config)`` is a new model of the same kind."""
-        wavenet = self.wavenet.config
-        names = ("num_classes", "channels", "num_layers", "dilation_cycle", "condition_channels")
+        names = ("num_classes", "dilation_cycle", "condition_channels")
         return {
             "encoder_strides": list(self.encoder_strides),
             **self.sizes,
-            **{name: wavenet[name] for name in names},
+            "mel_weight": self.mel_weight,
+            "wavenet_channels": self.wavenet.embedding.embedding_dim,
+            "wavenet_layers": len(self.wavenet.layers),
+            **{name: getattr(self.wavenet, name) for name in names},
             "num_values": self.num_values,
             "loss_weight": self.loss_weight,
             **{name: value for name, value in self.vq.arguments().items() if name != "channel_dim"},
@@ -199,19 +222,20 @@ class SpeechVQVAE(Autoencoder):
 
         Returns:
             ``VQVAEOutput``; its reconstruction ``(B, 1, T)`` has the mean of each sample, given the samples
-            of ``x`` before it.
+            of ``x`` before it; its loss has the second decoder's error too, if there is one.
 
         Raises:
             TypeError: an argument has the wrong type, or ``x`` another dtype than the model.
             ValueError: a shape doesn't fit the model, ``x`` is empty, or a tensor is on another device.
 
         Example:
-            >>> model = vqfast.models.SpeechVQVAE(hidden_channels=16, channels=8, num_layers=4)
+            >>> model = vqfast.models.SpeechVQVAE(hidden_channels=16, wavenet_channels=8, wavenet_layers=4)
             >>> x = torch.rand(2, 1, 640) * 2 - 1
             >>> out, nats = model(x, return_nats=True)
             >>> loss = nats.sum() / x.numel() + out.loss
         """
         self._check_input(x)
+        lengths = None if lengths is None else lengths.to(x.device)
         shown = self._shown(x, lengths)
         z_e = self.encoder(self._padded(x))
         quantized, indices, loss = self.vq(z_e, shown) if shown is not None else self.vq(z_e)
@@ -221,7 +245,12 @@ class SpeechVQVAE(Autoencoder):
                 torch.arange(self.num_values, device=x.device), self.num_values, dtype=x.dtype
             )
             mean = torch.einsum("bkt,k->bt", logits.softmax(1), levels.to(logits.dtype)).unsqueeze(1)
-        output = VQVAEOutput(mean, indices, self.loss_weight * loss)
+        loss = self.loss_weight * loss
+        if self.mel_decoder is not None:
+            told = as_labels(labels, len(x), x.device)
+            mels = self.encoder[0](self._padded(x))
+            loss = loss + self.mel_weight * self.mel_decoder.error(quantized, told, mels, lengths)
+        output = VQVAEOutput(mean, indices, loss)
         return (output, self._nats(logits, values, lengths)) if return_nats else output
 
     if TYPE_CHECKING:
@@ -239,12 +268,10 @@ class SpeechVQVAE(Autoencoder):
 
         Returns:
             int64 ``(B, ceil(T / stride))``; -1 where there are only samples that don't count.
-
-        Raises:
-            TypeError, ValueError: as in ``forward``.
         """
         self._check_input(x)
-        return self.vq.encode(self.encoder(self._padded(x)), self._shown(x, lengths))
+        shown = self._shown(x, None if lengths is None else lengths.to(x.device))
+        return self.vq.encode(self.encoder(self._padded(x)), shown)
 
     @whole
     @torch.no_grad()
@@ -315,13 +342,14 @@ class SpeechVQVAE(Autoencoder):
             TypeError, ValueError: as in ``forward``.
 
         Example:
-            >>> model = vqfast.models.SpeechVQVAE(hidden_channels=16, channels=8, num_layers=4).eval()
+            >>> model = vqfast.models.SpeechVQVAE(wavenet_channels=8, wavenet_layers=4).eval()
             >>> x = torch.rand(2, 1, 640) * 2 - 1
             >>> nats = model.nats(x, model.encode(x))
             >>> torch.allclose(nats, model(x, return_nats=True)[1])
             True
         """
         self._check_input(x)
+        lengths = None if lengths is None else lengths.to(x.device)
         return self._nats(*self._logits(x, self.vq.decode(indices), labels), lengths)
 
     def encode_levels(self, x: Tensor) -> list[Tensor]:
@@ -341,9 +369,8 @@ class SpeechVQVAE(Autoencoder):
 
     def code_shapes(self, spatial: Sequence[int]) -> list[tuple[int, ...]]:
         """As ``Autoencoder.code_shapes``, for every length."""
-        (length,) = spatial
-        check_integer("spatial", length)
-        return [(-(-length // self.stride),)]
+        check_integer("spatial", spatial[0])
+        return [(-(-spatial[0] // self.stride),)]
 
     def _check_spatial(self, spatial: Sequence[int]) -> None:
         if not spatial[0]:
@@ -356,18 +383,16 @@ class SpeechVQVAE(Autoencoder):
         """Which codes count: bool ``(B, T / stride)``."""
         if lengths is None:
             return None
-        if lengths.shape != (len(x),):
+        if lengths.shape != x.shape[:1]:
             raise ValueError(f"lengths has shape {tuple(lengths.shape)}; want ({len(x)},)")
-        starts = torch.arange(0, x.shape[2], self.stride, device=x.device)
-        return starts < lengths.to(x.device).unsqueeze(1)
+        return counting(-(-x.shape[2] // self.stride), self.stride, lengths)
 
     def _logits(self, x: Tensor, quantized: Tensor, labels: Tensor | int | None) -> tuple[Tensor, Tensor]:
         """Logits ``(B, num_values, T)`` of each sample, and the values that the samples have."""
         values = mu_law_encode(x.squeeze(1), self.num_values)
-        return self.wavenet(values, labels, self.conditioner(quantized)), values
+        logits: Tensor = self.wavenet(values, labels, self.conditioner(quantized))
+        return logits, values
 
     def _nats(self, logits: Tensor, values: Tensor, lengths: Tensor | None) -> Tensor:
         nats = F.cross_entropy(logits, values, reduction="none")
-        if lengths is not None:
-            nats = nats * (torch.arange(nats.shape[1], device=nats.device) < lengths.to(nats.device)[:, None])
-        return nats.sum(1)
+        return (nats if lengths is None else nats * counting(nats.shape[1], 1, lengths)).sum(1)

@@ -1,4 +1,4 @@
-"""Encoders of waveforms: strided convolutions, on samples or on a log-mel spectrogram."""
+"""Encoders of waveforms, and the decoder of their log-mel spectrograms."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqfast.models.architectures import ResidualBlock
+from vqfast.models.batch_norm import BatchNorm2d
 
 MEL_BREAK, MEL_HEIGHT = 700.0, 2595.0  # hertz, and mels a decade of (1 + f / 700)
 LOG_FLOOR, LOG_MEAN, LOG_SCALE = 1e-5, -4.0, 4.0  # brings the logarithms to about -2 to 2
@@ -47,6 +48,76 @@ class LogMel(nn.Module):
         return ((mels + LOG_FLOOR).log() - LOG_MEAN).transpose(1, 2) / LOG_SCALE
 
 
+class Normalised(nn.Module):
+    """Batch normalisation of ``(B, C, T)`` without learned scale and shift.
+
+    A WaveNet knows much of a sample from those before it, so that at first codes get little gradient; the
+    commitment loss alone would pull all vectors to one code. Vectors of a fixed variance can't go there.
+
+    Source: Lancucki et al. 2020, "Robust Training of Vector Quantized Bottleneck Models" (arXiv 2005.08520).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = BatchNorm2d(channels).requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normalised: Tensor = self.norm(x.unsqueeze(2))
+        return normalised.squeeze(2)
+
+
+class MelDecoder(nn.Module):
+    """The mirror image of an encoder without its ``LogMel``: code vectors and speakers to log-mels.
+
+    Args:
+        strides: those of the encoder; the first is the hop of its ``LogMel``.
+        num_classes: the number of speakers, or None.
+    """
+
+    def __init__(
+        self,
+        strides: Sequence[int],
+        hidden_channels: int,
+        num_residual_blocks: int,
+        embedding_dim: int,
+        num_mels: int,
+        num_classes: int | None,
+    ) -> None:
+        super().__init__()
+        channels, self.hop = hidden_channels, strides[0]
+        self.speakers = nn.Embedding(num_classes, channels) if num_classes else None
+        self.enter = nn.Conv1d(embedding_dim, channels, 3, padding=1)
+        layers: list[nn.Module] = [
+            ResidualBlock(nn.Conv1d, channels, channels) for _ in range(num_residual_blocks)
+        ]
+        for stride in reversed(strides[1:]):
+            window = 2 * stride + stride % 2
+            padding = (window - stride) // 2
+            layers += [nn.ReLU(), nn.ConvTranspose1d(channels, channels, window, stride, padding)]
+        self.layers = nn.Sequential(*layers, nn.ReLU(), nn.Conv1d(channels, num_mels, 3, padding=1))
+
+    def forward(self, quantized: Tensor, labels: Tensor | None) -> Tensor:
+        """``(B, D, T)`` and ``(B,)`` -> ``(B, num_mels, T * product of the other strides)``."""
+        x = self.enter(quantized)
+        if self.speakers is not None:
+            x = x + self.speakers(labels).unsqueeze(2)
+        mels: Tensor = self.layers(x)
+        return mels
+
+    def error(self, quantized: Tensor, labels: Tensor | None, mels: Tensor, lengths: Tensor | None) -> Tensor:
+        """The mean squared error of log-mels ``(B, num_mels, T)`` of waveforms of these lengths."""
+        errors = (self.forward(quantized, labels) - mels).square().mean(1)
+        if lengths is None:
+            return errors.mean()
+        shown = counting(errors.shape[1], self.hop, lengths)
+        return (errors * shown).sum() / shown.sum()
+
+
+def counting(count: int, step: int, lengths: Tensor) -> Tensor:
+    """Which positions count, ``step`` samples apart in waveforms of these lengths: bool ``(B, count)``."""
+    return torch.arange(count, device=lengths.device) * step < lengths.unsqueeze(1)
+
+
 def speech_encoder(
     strides: Sequence[int],
     hidden_channels: int,
@@ -59,7 +130,7 @@ def speech_encoder(
 
     A convolution of stride s has a window of 2 s, as the paper's window 4 for stride 2, and one more for an
     odd stride; all but the last are followed by a ReLU. With ``num_mels`` the first stride is the hop of a
-    ``LogMel``.
+    ``LogMel``. The output is ``Normalised``.
     """
     layers: list[nn.Module] = []
     channels, rest = 1, list(strides)
@@ -72,4 +143,5 @@ def speech_encoder(
         layers.append(nn.Conv1d(channels, hidden_channels, window, stride, (window - stride) // 2))
         channels = hidden_channels
     blocks = [ResidualBlock(nn.Conv1d, channels, channels) for _ in range(num_residual_blocks)]
-    return nn.Sequential(*layers, *blocks, nn.ReLU(), nn.Conv1d(channels, embedding_dim, 1))
+    last = nn.Conv1d(channels, embedding_dim, 1, bias=False)
+    return nn.Sequential(*layers, *blocks, nn.ReLU(), last, Normalised(embedding_dim))

@@ -8,6 +8,7 @@ from vqfast.pipeline.checkpoint import load_model, save_model
 from vqfast.pipeline.codes import CodeGrids, open_codes, stage_codes
 from vqfast.pipeline.coding import decode, encode
 from vqfast.pipeline.completion import Completion
+from vqfast.pipeline.conversion import convert
 from vqfast.pipeline.measures import bits_per_code, bits_per_dim, measure_reconstruction
 from vqfast.pipeline.options import PriorTraining, Training
 from vqfast.pipeline.pages import report
@@ -18,6 +19,8 @@ from vqfast.pipeline.ranks import Ranks, joined
 from vqfast.pipeline.run import Run
 from vqfast.pipeline.sampling import SampleRequest, sample
 from vqfast.pipeline.second_stage import train_second_stage
+from vqfast.pipeline.speech_measures import measure_speech
+from vqfast.pipeline.speech_training import train_speech
 from vqfast.pipeline.vqvae_training import train_vqvae
 
 __all__ = [
@@ -30,12 +33,14 @@ __all__ = [
     "Training",
     "bits_per_code",
     "bits_per_dim",
+    "convert",
     "decode",
     "encode",
     "joined",
     "load_model",
     "load_priors",
     "measure_reconstruction",
+    "measure_speech",
     "modality_of",
     "open_codes",
     "reopen_parts",
@@ -45,5 +50,6 @@ __all__ = [
     "stage_codes",
     "train_priors",
     "train_second_stage",
+    "train_speech",
     "train_vqvae",
 ]

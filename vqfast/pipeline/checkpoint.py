@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_buffer_registration_hook as on_buffers
 from torch.nn.modules.module import register_module_parameter_registration_hook as on_parameters
 
-from vqfast.models import VQVAE, Autoencoder, HierarchicalVQVAE, SecondStage
+from vqfast.models import VQVAE, Autoencoder, HierarchicalVQVAE, SecondStage, SpeechVQVAE
 from vqfast.pipeline.levels import Prior
 from vqfast.pipeline.storage import read_json, read_tensors, write_json, write_tensors
 from vqfast.priors import ConditionedPrior, PixelCNN, ResidualPixelCNN, WaveNet
@@ -20,7 +20,8 @@ from vqfast.priors.base import CausalPrior
 
 SLACK = 4 << 20  # numbers that a model may have beyond those in its file
 
-CLASSES = (VQVAE, HierarchicalVQVAE, SecondStage, PixelCNN, ResidualPixelCNN, WaveNet, ConditionedPrior)
+AUTOENCODERS = (VQVAE, HierarchicalVQVAE, SecondStage, SpeechVQVAE)
+CLASSES = (*AUTOENCODERS, PixelCNN, ResidualPixelCNN, WaveNet, ConditionedPrior)
 MODELS: dict[str, Any] = {cls.__name__: cls for cls in CLASSES}
 KINDS: dict[str, Any] = {"vqvae": Autoencoder, "prior": Prior}  # the class of a run's model, by its name
 

@@ -16,6 +16,7 @@ from vqfast.data.protocol import BATCH
 from vqfast.files import open_file
 from vqfast.models import Autoencoder
 from vqfast.pipeline.codes import CodeGrids, shard_of
+from vqfast.pipeline.items import decode_items, encode_items
 from vqfast.pipeline.levels import concatenated
 from vqfast.pipeline.parts import modality_of
 from vqfast.pipeline.ranks import ALONE, Ranks
@@ -78,7 +79,8 @@ def decode(
         vqvae: the run's, on the device of ``ranks``.
         codes: such as ``sample`` or ``open_codes`` give.
         format: of images ``"grid"`` (sheets, the default), ``"png"`` (single pictures) or ``"npy"`` (arrays
-            uint8 ``(N, C, H, W)``).
+            uint8 ``(N, C, H, W)``); of recordings ``"wav"`` (the default) or ``"npy"`` (arrays float32
+            ``(N, 1, T)``).
         out: where the files go; by default into the run.
         ranks: the processes that work together.
 
@@ -116,7 +118,7 @@ def encoded(vqvae: Autoencoder, dataset: Dataset, ranks: Ranks = ALONE) -> CodeG
     """
 
     def read(numbers: range) -> tuple[list[Tensor], Tensor | None]:
-        batches = results(lambda batch: vqvae.encode_levels(dataset.batch(batch).to(ranks.device)), numbers)
+        batches = results(lambda batch: encode_items(vqvae, dataset, batch, ranks.device), numbers)
         labels = dataset.labels
         own = None if labels is None else torch.from_numpy(labels[numbers.start : numbers.stop])
         return concatenated(batches), own
@@ -127,15 +129,16 @@ def encoded(vqvae: Autoencoder, dataset: Dataset, ranks: Ranks = ALONE) -> CodeG
 def decoded(
     vqvae: Autoencoder, codes: CodeGrids, numbers: range, ranks: Ranks = ALONE, *, levels: int | None = None
 ) -> Iterator[Tensor]:
-    """The items of the codes of these numbers: floats ``(n, C, *spatial)`` in [0, 1], ``BATCH`` at a time.
+    """The items of the codes of these numbers: floats ``(n, C, *spatial)``, ``BATCH`` at a time.
 
     Args:
         levels: decodes so many levels from the coarsest alone; by default all.
     """
 
     def work(batch: range) -> list[Tensor]:
-        grids = [indices.to(ranks.device) for indices in codes.read(batch)[0][:levels]]
-        return [vqvae.decode_levels(grids).clamp(0, 1)]
+        grids, labels = codes.read(batch)
+        shown = [indices.to(ranks.device) for indices in grids[:levels]]
+        return [decode_items(vqvae, shown, labels, batch)]
 
     return (items for (items,) in results(work, numbers))
 

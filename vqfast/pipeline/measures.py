@@ -53,7 +53,7 @@ def measure_reconstruction(
             count.add_(indices.flatten().bincount(minlength=len(count)))
         return figures
 
-    means = _for_each(compared, len(dataset), ranks, "reconstruct", (1 + with_ssim,)).mean(0).tolist()
+    means = for_each(compared, len(dataset), ranks, "reconstruct", (1 + with_ssim,)).mean(0).tolist()
     ranks.add_up(counts)
     figures = {"mse": means[0], "psnr": -10 * math.log10(max(means[0], 1e-12))}
     if with_ssim:
@@ -101,7 +101,7 @@ def bits_per_code(
             columns.append(prior.bits_per_code(levels[level_of(prior)], labels_taken, **given(prior, levels)))
         return torch.stack(columns, 1).double()
 
-    return _for_each(bits, codes.num, ranks, "bits per code", (len(priors),))
+    return for_each(bits, codes.num, ranks, "bits per code", (len(priors),))
 
 
 def has_likelihood(vqvae: Autoencoder) -> TypeGuard[VQVAE]:
@@ -136,10 +136,10 @@ def bits_per_dim(
         own = None if code_bits is None else code_bits[numbers.start : numbers.stop].to(x)
         return vqvae.bits_per_dim(x, code_bits=own).double()
 
-    return _for_each(bits, len(dataset), ranks, "bits per dimension")
+    return for_each(bits, len(dataset), ranks, "bits per dimension")
 
 
-def _for_each(
+def for_each(
     work: Callable[[range], Tensor], num: int, ranks: Ranks, label: str, shape: tuple[int, ...] = ()
 ) -> Tensor:
     """Figures of each item, float64 ``(num, *shape)`` on every process; they share the work out."""

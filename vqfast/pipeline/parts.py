@@ -88,11 +88,11 @@ def modality_of(run: Run) -> Modality:
     Raises:
         FileNotFoundError, ValueError: see ``reopen_parts``.
     """
-    return MODALITIES[noted_data(run)["modality"]]
+    return MODALITIES[noted_data(run)["modality"]].found(run.settings("data") or {})
 
 
 def load_like_run(run: Run, vqvae: Autoencoder, data: str | Path, **reading: Any) -> Source:
-    """Opens other data as the run's data was read: with its size, crop, channels, depth and
+    """Opens other data as the run's data was read: images with its size, crop, channels, depth and
     classes.
 
     Args:
@@ -103,15 +103,10 @@ def load_like_run(run: Run, vqvae: Autoencoder, data: str | Path, **reading: Any
     Raises:
         FileNotFoundError, TypeError, ValueError: see ``Modality.load``.
     """
-    found = run.settings("data") or {}
-    like_run = {
-        "size": noted_data(run).get("size"),
-        "crop": noted_data(run).get("crop"),
-        "channels": vqvae.config["in_channels"],
-        "depth": found.get("depth"),
-        "classes": found.get("classes"),
-    }
-    return modality_of(run).load(data, **{**like_run, **reading})
+    modality = modality_of(run)
+    noted = {**noted_data(run), "channels": vqvae.in_channels, **(run.settings("data") or {})}
+    like_run = {name: noted.get(name) for name in modality.like_run}
+    return modality.load(data, **{**like_run, **reading})
 
 
 def _opened(

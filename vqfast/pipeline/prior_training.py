@@ -26,19 +26,28 @@ from vqfast.pipeline.ranks import ALONE, Ranks
 from vqfast.pipeline.run import Run
 from vqfast.pipeline.training import begin_training, train_once
 from vqfast.pipeline.validation import validation_of
-from vqfast.priors import ConditionedPrior, PixelCNN, ResidualPixelCNN
+from vqfast.priors import ConditionedPrior, PixelCNN, ResidualPixelCNN, WaveNet
 from vqfast.priors.base import CausalPrior
 
 TRAINING = PriorTraining()
-PRIORS: dict[str, type[CausalPrior]] = {"gated": PixelCNN, "residual": ResidualPixelCNN}
-SET = ("num_embeddings", "num_classes", "condition_channels")  # arguments of a prior that the run determines
+PRIORS: dict[str, type[CausalPrior]] = {
+    "gated": PixelCNN,
+    "residual": ResidualPixelCNN,
+    "wavenet": WaveNet,
+}
+SET = (
+    "num_embeddings",
+    "num_classes",
+    "condition_channels",
+    "condition_stride",
+)  # arguments of a prior that the run determines
 
 
 def train_priors(
     run: Run,
     *,
     level: int | None = None,
-    prior: str = "gated",
+    prior: str | None = None,
     prior_options: Mapping[str, Any] | None = None,
     condition_channels: int = 64,
     condition_blocks: int = 2,
@@ -54,7 +63,8 @@ def train_priors(
     Args:
         run: a run whose codes are encoded.
         level: the only level to train, 0 for the coarsest; by default all, one after the other.
-        prior: ``"gated"`` (``PixelCNN``) or ``"residual"`` (``ResidualPixelCNN``).
+        prior: ``"gated"`` (``PixelCNN``), ``"residual"`` (``ResidualPixelCNN``) or, for sequences,
+            ``"wavenet"`` (``WaveNet``); by default gated, of sequences wavenet.
         prior_options: arguments of that class.
         condition_channels, condition_blocks: channels of the conditioning networks, and their residual blocks
             for each coarser level.
@@ -71,14 +81,16 @@ def train_priors(
         TypeError, ValueError: an argument is of the wrong type or out of range, a file is damaged, or the run
             has a prior with other settings.
     """
-    check_choice("prior", prior, PRIORS)
     check_integer("condition_channels", condition_channels)
     check_integer("condition_blocks", condition_blocks, 0)
+    vqvae = load_model(run.folder, "vqvae")
+    kinds = [name for name, kind in PRIORS.items() if (kind.ndim == 1) == (vqvae.ndim == 1)]
+    prior = kinds[0] if prior is None else prior
+    check_choice("prior", prior, kinds)
     options = dict(prior_options or {})
     unknown = options.keys() - (inspect.signature(PRIORS[prior]).parameters.keys() - {*SET})
     if unknown:
         raise ValueError(f"prior_options has {', '.join(sorted(unknown))}; want options of the {prior} prior")
-    vqvae = load_model(run.folder, "vqvae")
     num_levels = len(vqvae.codebook_sizes)
     check_integer("level", level, 0, num_levels - 1, optional=True)
     held_out = stage_codes(run, f"codes/{HELD_OUT}")  # refuses a run that isn't encoded to the end
@@ -146,7 +158,8 @@ def prior_task(prior: Prior, grids: Sequence[Tensor], labels: Tensor | None, ran
     def metrics(step: int, batch: tuple[list[Tensor], Tensor | None]) -> dict[str, Tensor]:
         levels = [indices.to(ranks.device) for indices in batch[0]]
         own = None if batch[1] is None else batch[1].to(ranks.device)
-        loss = F.cross_entropy(prior(levels[level], own, **given(prior, levels)), levels[level])
+        logits = prior(levels[level].clamp(min=0), own, **given(prior, levels))
+        loss = F.cross_entropy(logits, levels[level], ignore_index=-1)  # -1 after the end of an item
         return {"loss": loss, "bits_per_code": loss.detach() / math.log(2)}
 
     return Task(level_name("prior", level), len(grids[0]), batch, metrics)

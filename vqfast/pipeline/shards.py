@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vqfast.data.protocol import BATCH
 from vqfast.files import open_file, write_file
 from vqfast.pipeline.progress import bar
 from vqfast.pipeline.ranks import Ranks
@@ -37,17 +38,20 @@ def write_files(
     item: str,
     names: Callable[[range], list[str]],
     make: Callable[[range, Advance], Iterable[bytes]],
+    batch: int = BATCH,
 ) -> None:
     """Writes the files of every shard of ``num`` items.
 
-    A shard whose last file is there stays, so a killed run goes on where it was. The bytes of a file don't
-    depend on which process makes it.
+    A shard whose last file is there stays, so a killed run goes on where it was. Where each item has a file,
+    whole batches of those that are there stay too. The bytes of a file don't depend on which process makes
+    it.
 
     Args:
         label: of the progress bar.
         item: what an item is called there.
         names: numbers of items -> the names of their files.
         make: numbers of items -> the bytes of these files; calls its second argument as it proceeds.
+        batch: how many items are made together; the numbers given to ``make`` begin with a batch.
     """
     with bar(ranks, label, num, unit=item) as progress:
         for numbers in shards(num, ranks):
@@ -55,6 +59,11 @@ def write_files(
             if files[-1].is_file():
                 progress.update(len(numbers) * ranks.world)
                 continue
+            if len(files) == len(numbers):
+                there = next(place for place, file in enumerate(files) if not file.is_file())
+                there -= there % batch
+                progress.update(there * ranks.world)
+                numbers, files = numbers[there:], files[there:]
             made = make(numbers, lambda done: progress.update(done * ranks.world))
             for file, data in zip(files, made, strict=True):
                 write_file(file, data)
@@ -133,8 +142,9 @@ def _whole_arrays(path: Path, num: int) -> dict[str, np.ndarray]:
 
 
 def pack(indices: Tensor, num_embeddings: int) -> np.ndarray:
-    """Codes in the smallest unsigned type that holds them."""
-    return indices.cpu().numpy().astype(np.min_scalar_type(num_embeddings - 1))
+    """Codes in the smallest type that holds them, which is unsigned unless some are -1."""
+    lowest = -num_embeddings if (indices < 0).any() else num_embeddings - 1
+    return indices.cpu().numpy().astype(np.min_scalar_type(lowest))
 
 
 def unpack(indices: np.ndarray) -> Tensor:

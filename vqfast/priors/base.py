@@ -174,7 +174,8 @@ class CausalPrior(nn.Module):
         """How many bits each code takes: the mean of ``-log2 p(code | earlier codes)`` over a grid's codes.
 
         Args:
-            indices, labels, condition: see ``forward``.
+            indices: see ``forward``; -1 after the end of an item, where nothing counts.
+            labels, condition: see ``forward``.
 
         Returns:
             ``(B,)``, in bits.
@@ -188,8 +189,10 @@ class CausalPrior(nn.Module):
         >>> prior.bits_per_code(torch.zeros(2, 3, 5, dtype=torch.int64))  # of 16 codes that are as likely
         tensor([4.0000, 4.0000])
         """
-        nats = F.cross_entropy(self(indices, labels, condition), indices.long(), reduction="none")
-        return nats.flatten(1).mean(1) / math.log(2)
+        check_indices("indices", indices, self.num_embeddings, minimum=-1)
+        logits = self(indices.clamp(min=0), labels, condition)
+        nats = F.cross_entropy(logits, indices.long(), ignore_index=-1, reduction="none").flatten(1).sum(1)
+        return nats / ((indices >= 0).flatten(1).sum(1) * math.log(2))
 
     def sample(
         self,

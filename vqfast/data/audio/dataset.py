@@ -21,6 +21,7 @@ class Recordings(Items):
         shape: ``(1, T)``, T the samples of the longest recording of the loaded set; shorter ones are padded
             with zeros at their end.
         rate: samples a second.
+        crop: seconds of a recording that a step of training takes.
         labels: int64 ``(N,)``, the speaker of each, or None.
         speakers: the names of the speakers by label, or None.
         num_classes: the number of speakers of the loaded set, which the parts of a split keep; or None.
@@ -35,7 +36,7 @@ class Recordings(Items):
     ...         Path(folder, name).mkdir()
     ...         _ = Path(folder, name, "a.wav").write_bytes(wav_bytes(np.zeros(length), 8000))
     ...     recordings = load_audio(folder)
-    ...     parts = recordings.crops([1, 0, 1], 500, seed=7)
+    ...     parts = recordings.crops([1, 0, 1], 500, chances=[0, 0.5, 0])
     >>> recordings.shape, recordings.lengths, recordings.speakers
     ((1, 900), array([900, 400]), ['anna', 'ben'])
     >>> parts.shape
@@ -45,9 +46,9 @@ class Recordings(Items):
     item = "recording"
     classes = "speakers"
 
-    def __init__(self, recordings: RecordingFiles, name: str) -> None:
+    def __init__(self, recordings: RecordingFiles, name: str, crop: float) -> None:
         super().__init__(recordings, name, recordings.labels)
-        self.rate, self.speakers = recordings.rate, recordings.classes
+        self.rate, self.speakers, self.crop = recordings.rate, recordings.classes, crop
         if self.speakers is not None:
             self.num_classes = len(self.speakers)
         self.shape = (1, int(recordings.lengths.max()))
@@ -77,25 +78,25 @@ class Recordings(Items):
         own = self._own(numbers)
         return self._read(own, np.zeros_like(own), self.shape[1])
 
-    def crops(self, numbers: Sequence[int] | np.ndarray | Tensor, length: int, *, seed: int) -> Tensor:
-        """A part of each of these recordings, at random places, as float32 ``(len(numbers), 1, length)``.
+    def crops(
+        self, numbers: Sequence[int] | np.ndarray | Tensor, length: int, chances: Sequence[float] | Tensor
+    ) -> Tensor:
+        """A part of each of these recordings, as float32 ``(len(numbers), 1, length)``.
 
         Where a recording is shorter than ``length``, it is padded with zeros at its end.
 
         Args:
             numbers: as in ``batch``.
             length: in samples.
-            seed: fixes the places, which also depend on the order of ``numbers``; 0 or more.
+            chances: ``(len(numbers),)``, random numbers in [0, 1), which decide where each part begins.
 
         Raises:
             TypeError, ValueError, Unreadable: as in ``batch``.
         """
         check_integer("length", length)
-        check_integer("seed", seed, 0)
         own = self._own(numbers)
-        beyond = np.maximum(self._recordings.lengths[own] - length, 0)  # places but for the first
-        words = np.random.PCG64(seed).random_raw(len(own)) if len(own) else own.astype(np.uint64)
-        return self._read(own, (words % (beyond + 1).astype(np.uint64)).astype(np.int64), length)
+        places = np.maximum(self._recordings.lengths[own] - length, 0) + 1
+        return self._read(own, (np.asarray(chances) * places).astype(np.int64), length)
 
     def _read(self, own: np.ndarray, starts: np.ndarray, length: int) -> Tensor:
         if not own.size:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vqfast.checks import check_integer
+from vqfast.checks import check_integer, check_number
 from vqfast.data import disk
 from vqfast.data.audio.dataset import Recordings
 from vqfast.data.audio.folder import RecordingFiles
@@ -15,6 +15,7 @@ def load_audio(
     data: str | Path,
     *,
     rate: int | None = None,
+    crop: float = 0.5,
     depth: None = None,
     skip_bad: bool | Mapping[str, str] = False,
     classes: Sequence[str] | None = None,
@@ -34,6 +35,7 @@ def load_audio(
     Args:
         data: see above.
         rate: samples a second that the recordings are resampled to; None takes the lowest rate among them.
+        crop: seconds of a recording that a step of training takes, at a random place.
         depth: None, as for all kinds of data whose files need no such option.
         skip_bad: True leaves out files that can't be read, which takes reading all of them. A mapping leaves
             out the files that are its keys, as ``findings["bad"]`` named them before.
@@ -50,7 +52,8 @@ def load_audio(
     ``Recordings`` has an example.
     """
     check_integer("rate", rate, 1, 768_000, optional=True)
+    check_number("crop", crop, above=0)
     if depth is not None:
         raise ValueError(f"depth is {depth}; want None: recordings of every depth are read as what they are")
     files = RecordingFiles(disk.existing_path("data", data), rate, skip_bad, classes)
-    return Recordings(files, str(data))
+    return Recordings(files, str(data), crop)

@@ -37,6 +37,11 @@ def spectrograms(waves: Tensor) -> Tensor:
     return (1 + (power - power.amax((1, 2, 3), keepdim=True)) / RANGE).clamp(0, 1)
 
 
+def show_items(items: Tensor, *, columns: int) -> bytes:
+    """Spectrograms of recordings ``(N, 1, T)``, so many in a line, as a PNG."""
+    return grid(spectrograms(items), columns=columns, scale=1)
+
+
 def show_pairs(originals: Tensor, reconstructions: Tensor) -> bytes:
     """Spectrograms of recordings, each above that of its reconstruction, as a PNG.
 

@@ -1,0 +1,70 @@
+"""Recordings in another voice: encoded, and decoded as another speaker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+import torch
+
+from vqfast.checks import check_choice
+from vqfast.data import Recordings
+from vqfast.data.audio import wav_bytes
+from vqfast.models import SpeechVQVAE
+from vqfast.pipeline.coding import weights_digest
+from vqfast.pipeline.items import decode_items, encode_items
+from vqfast.pipeline.ranks import ALONE, Ranks
+from vqfast.pipeline.run import Run
+from vqfast.pipeline.shards import Advance, write_files
+
+
+def convert(
+    run: Run, vqvae: SpeechVQVAE, dataset: Recordings, *, speaker: str, out: Run, ranks: Ranks = ALONE
+) -> None:
+    """Gives recordings the voice of another speaker; they lie under their names in ``wav``.
+
+    Recordings that are there aren't made again.
+
+    Args:
+        run: the run of the model.
+        vqvae: the run's, on the device of ``ranks``.
+        dataset: the recordings, of any speakers.
+        speaker: the name of one that the model was trained with.
+        out: where the recordings go.
+        ranks: the processes that work together.
+
+    Raises:
+        ValueError: the model knows no speakers or not this one, or the folder has other recordings.
+    """
+    speakers = (run.settings("data") or {}).get("classes")
+    if vqvae.num_classes is None or not isinstance(speakers, list):
+        raise ValueError(
+            f"speaker is {speaker!r}, but the run was trained without speakers; want another run"
+        )
+    check_choice("speaker", speaker, speakers)
+    label = speakers.index(speaker)
+
+    def make(numbers: range, advance: Advance) -> Iterator[bytes]:
+        for number in numbers:
+            levels = encode_items(vqvae, dataset, range(number, number + 1), ranks.device)
+            with torch.no_grad():
+                waves = decode_items(vqvae, levels, torch.tensor([label]), range(number, number + 1))
+            yield wav_bytes(waves[0, 0, : dataset.lengths[number]].cpu().numpy(), dataset.rate)
+            advance(1)
+
+    def names(numbers: range) -> list[str]:
+        files = dataset.names[numbers.start : numbers.stop]
+        return [str(PurePosixPath(file).with_suffix(".wav")) for file in files]
+
+    settings = {"data": dataset.fingerprint, "speaker": speaker, "weights": weights_digest(run, "vqvae")}
+    out.begin("wav", settings, ranks=ranks)
+    write_files(
+        out.folder / "wav",
+        len(dataset),
+        ranks,
+        label="convert",
+        item="recording",
+        names=names,
+        make=make,
+        batch=1,
+    )
