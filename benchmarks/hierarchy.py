@@ -71,7 +71,7 @@ class Size(NamedTuple):
     prior_steps: int
 
 
-QUICK, FULL = Size(20, 100, 60), Size(250, 2500, 2000)
+QUICK, FULL = Size(20, 100, 60), Size(250, 1500, 1500)
 
 
 def findings(*, full: bool, photographs: Path | None) -> dict[str, dict[str, dict[str, str]]]:

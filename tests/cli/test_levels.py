@@ -70,6 +70,18 @@ def test_another_shape_of_all_levels(capsys: pytest.CaptureFixture[str]) -> None
 
 
 @pytest.mark.usefixtures("here")
+def test_rejection(capsys: pytest.CaptureFixture[str]) -> None:
+    refused("sample --run whole --out s --reject 0.3", "train the classifier first", capsys)
+    assert run("train-classifier --run whole --steps 2 --batch-size 8") == 0
+    assert "trained whole/classifier.safetensors" in capsys.readouterr().out
+    assert run("sample --run whole --out s --num 5 --reject 0.3 --format codes") == 0
+    assert re.fullmatch(r"5 samples in s/samples, \d+ rejected\n", capsys.readouterr().out)
+    assert run("decode --run whole --codes s/samples --out d --format png") == 0
+    refused("sample --run whole --out t --reject 1.5", "reject is 1.5; want", capsys)
+    refused("sample --run plain --out t --reject 0.5", "train the classifier first", capsys)
+
+
+@pytest.mark.usefixtures("here")
 def test_codes_of_codes(capsys: pytest.CaptureFixture[str]) -> None:
     second = "--hidden-channels 8 --num-downsamplings 1 --num-embeddings 8 --steps 2 --batch-size 8"
     assert run(f"train-second-stage --run begun --out second {second}") == 0

@@ -21,6 +21,7 @@ from vqfast.pipeline import (
     Completion,
     PriorTraining,
     Ranks,
+    Rejection,
     Run,
     SampleRequest,
     Training,
@@ -31,6 +32,7 @@ from vqfast.pipeline import (
     load_priors,
     measure_reconstruction,
     modality_of,
+    num_rejected,
     open_codes,
     reopen_parts,
     stage_codes,
@@ -38,6 +40,7 @@ from vqfast.pipeline import (
 from vqfast.pipeline import decode as decode_step
 from vqfast.pipeline import encode as encode_step
 from vqfast.pipeline import sample as sample_step
+from vqfast.pipeline import train_classifier as train_classifier_step
 from vqfast.pipeline import train_priors as train_priors_step
 from vqfast.pipeline import train_second_stage as train_second_stage_step
 from vqfast.pipeline import train_vqvae as train_vqvae_step
@@ -157,6 +160,14 @@ def train_prior(
         _print(ranks, f"see {target.folder / PAGE}")
 
 
+def train_classifier(run: str, device: str, **options: Any) -> None:
+    training = _training(Training, options)
+    with joined(device) as ranks:
+        target = Run.shared(run, ranks)
+        train_classifier_step(target, training=training, ranks=ranks)
+        _print(ranks, f"trained {target.folder / 'classifier.safetensors'}")
+
+
 def sample(
     run: str,
     out: str,
@@ -166,6 +177,7 @@ def sample(
     complete: str | None,
     keep: str | None,
     draws: int | None,
+    reject: float | None,
     format: str,
     device: str,
     **options: Any,
@@ -187,9 +199,12 @@ def sample(
         else:
             completion = _completion(source, vqvae, complete, keep, draws, ranks)
             request = completion.request(priors, num=num, labels=label)
+        rejection = None if reject is None else Rejection.of_run(source, vqvae, reject, ranks)
         target = Run.shared(out, ranks, create=True)
-        samples = sample_step(source, priors, request, out=target, ranks=ranks, **options)
+        samples = sample_step(source, priors, request, out=target, ranks=ranks, reject=rejection, **options)
         made = [f"{quantity(samples.num, 'sample')} in {target.folder / 'samples'}"]
+        if rejection is not None:
+            made[0] += f", {num_rejected(target)} rejected"
         if format != "codes":
             decode_step(source, vqvae, samples, format=format, out=target, ranks=ranks)
             made.append(f"decoded in {target.folder / format}")

@@ -126,6 +126,12 @@ def make_parser() -> argparse.ArgumentParser:
     _training(sub, pipeline.PriorTraining)
     _device(sub)
 
+    judge = "train a classifier on a run's images and labels, for sample --reject"
+    sub = add("train-classifier", commands.train_classifier, judge)
+    _run(sub, "--run", "folder of a trained run whose images have labels")
+    _training(sub, pipeline.Training)
+    _device(sub)
+
     sub = add("sample", commands.sample, "step 4: draw new codes, or complete images, and decode them")
     _run(sub, "--run", "folder of a run with a trained prior")
     _run(sub, "--out", "folder for the samples")
@@ -147,6 +153,9 @@ def make_parser() -> argparse.ArgumentParser:
         "only those drawn before them",
     )
     sub.option("--draws", "completions of each image (default 8)", type=int, metavar="N")
+    reject = "draw a sample anew unless the run's classifier gives its class at least this probability; "
+    reject += "train-classifier trains it (default: keep all)"
+    sub.option("--reject", reject, type=float, metavar="X")
     like = pipeline.sample
     temperature = "divides the logits: below 1 makes likely codes likelier, 0 takes the likeliest"
     sub.option("--temperature", temperature, like, type=float, metavar="X")

@@ -1,6 +1,7 @@
 """Models: an encoder and a decoder around quantisers."""
 
 from vqfast.models.autoencoder import Autoencoder
+from vqfast.models.classifier import Classifier
 from vqfast.models.hierarchy import HierarchicalOutput, HierarchicalVQVAE
 from vqfast.models.likelihood import logistic_mixture_mean, logistic_mixture_nats, mixture_channels
 from vqfast.models.mu_law import mu_law_decode, mu_law_encode
@@ -13,6 +14,7 @@ __all__ = [
     "CONFIGS",
     "VQVAE",
     "Autoencoder",
+    "Classifier",
     "HierarchicalOutput",
     "HierarchicalVQVAE",
     "LayerOptions",

@@ -56,7 +56,7 @@ class SecondStage(Autoencoder):
         if not isinstance(second, VQVAE):
             raise TypeError(f"second is a {type(second).__name__}; want a VQVAE")
         self.first, self.second = first.requires_grad_(False).eval(), second
-        self.in_channels, self.ndim = first.in_channels, first.ndim
+        self.in_channels, self.ndim, self.value_range = first.in_channels, first.ndim, first.value_range
         self.strides = (first.stride * second.stride, *first.strides)
         wanted = (self._layer.embedding_dim, first.ndim)
         if (second.in_channels, second.ndim) != wanted:

@@ -16,8 +16,9 @@ from vqfast.pipeline.parts import modality_of, reopen_parts
 from vqfast.pipeline.prior_training import train_priors
 from vqfast.pipeline.priors import load_priors
 from vqfast.pipeline.ranks import Ranks, joined
+from vqfast.pipeline.rejection import Rejection, train_classifier
 from vqfast.pipeline.run import Run
-from vqfast.pipeline.sampling import SampleRequest, sample
+from vqfast.pipeline.sampling import SampleRequest, num_rejected, sample
 from vqfast.pipeline.second_stage import train_second_stage
 from vqfast.pipeline.speech_measures import measure_speech
 from vqfast.pipeline.speech_training import train_speech
@@ -28,6 +29,7 @@ __all__ = [
     "Completion",
     "PriorTraining",
     "Ranks",
+    "Rejection",
     "Run",
     "SampleRequest",
     "Training",
@@ -42,12 +44,14 @@ __all__ = [
     "measure_reconstruction",
     "measure_speech",
     "modality_of",
+    "num_rejected",
     "open_codes",
     "reopen_parts",
     "report",
     "sample",
     "save_model",
     "stage_codes",
+    "train_classifier",
     "train_priors",
     "train_second_stage",
     "train_speech",

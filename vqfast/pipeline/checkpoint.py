@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_buffer_registration_hook as on_buffers
 from torch.nn.modules.module import register_module_parameter_registration_hook as on_parameters
 
-from vqfast.models import VQVAE, Autoencoder, HierarchicalVQVAE, SecondStage, SpeechVQVAE
+from vqfast.models import (
+    VQVAE,
+    Autoencoder,
+    Classifier,
+    HierarchicalVQVAE,
+    SecondStage,
+    SpeechVQVAE,
+)
 from vqfast.pipeline.levels import Prior
 from vqfast.pipeline.storage import read_json, read_tensors, write_json, write_tensors
 from vqfast.priors import ConditionedPrior, PixelCNN, ResidualPixelCNN, WaveNet
@@ -21,12 +28,13 @@ from vqfast.priors.base import CausalPrior
 SLACK = 4 << 20  # numbers that a model may have beyond those in its file
 
 AUTOENCODERS = (VQVAE, HierarchicalVQVAE, SecondStage, SpeechVQVAE)
-CLASSES = (*AUTOENCODERS, PixelCNN, ResidualPixelCNN, WaveNet, ConditionedPrior)
-MODELS: dict[str, Any] = {cls.__name__: cls for cls in CLASSES}
-KINDS: dict[str, Any] = {"vqvae": Autoencoder, "prior": Prior}  # the class of a run's model, by its name
+PRIORS = (PixelCNN, ResidualPixelCNN, WaveNet, ConditionedPrior)
+MODELS: dict[str, Any] = {cls.__name__: cls for cls in (*AUTOENCODERS, *PRIORS, Classifier)}
+# the class of a run's model, by its name
+KINDS: dict[str, Any] = {"vqvae": Autoencoder, "prior": Prior, "classifier": Classifier}
 
 
-def save_model(folder: str | Path, name: str, model: Autoencoder | Prior) -> None:
+def save_model(folder: str | Path, name: str, model: Autoencoder | Prior | Classifier) -> None:
     """Writes a model to ``name.safetensors`` and ``name.config.json`` in a folder.
 
     Args:
@@ -50,7 +58,7 @@ def save_model(folder: str | Path, name: str, model: Autoencoder | Prior) -> Non
     write_tensors(weights, model.state_dict())
 
 
-def check_rebuildable(model: Autoencoder | Prior) -> None:
+def check_rebuildable(model: Autoencoder | Prior | Classifier) -> None:
     """Raises ValueError, with the name of the argument, where JSON can't hold the config of a model."""
     for name, value in model.config.items():
         if isinstance(value, nn.Module) and type(value) is not MODELS.get(type(value).__name__):

@@ -72,6 +72,7 @@ def stage_codes(run: Run, stage: str) -> CodeGrids:
         arrays = read_shards(folder, num, numbers)
         ndims = {name: array.ndim for name, array in arrays.items()}
         labels = arrays.pop("labels", None)
+        arrays.pop("rejected", None)  # see ``sample``
         names = [level_name("indices", level) for level in range(len(arrays))]
         bad = [name for name in names if ndims.get(name, 0) < 2]
         if bad or not names or ndims.get("labels", 1) != 1:

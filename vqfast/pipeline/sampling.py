@@ -16,8 +16,9 @@ from vqfast.pipeline.codes import CodeGrids, shard_of, stage_codes
 from vqfast.pipeline.coding import weights_digest
 from vqfast.pipeline.levels import Prior, given, level_name
 from vqfast.pipeline.ranks import ALONE, Ranks
+from vqfast.pipeline.rejection import Rejection
 from vqfast.pipeline.run import Run
-from vqfast.pipeline.shards import Advance, write_shards
+from vqfast.pipeline.shards import Advance, read_shards, write_shards
 
 # numbers of samples -> a tensor with an entry for each; or such a tensor for each level
 OfSamples = Callable[[range], Tensor]
@@ -86,6 +87,7 @@ def sample(
     top_p: float | None = None,
     method: str = "auto",
     batch_size: int = 256,
+    reject: Rejection | None = None,
 ) -> CodeGrids:
     """Step 4: draws codes from the priors; they and any labels lie in shards under ``samples``.
 
@@ -99,13 +101,15 @@ def sample(
         out: where the samples go; by default into the run.
         ranks: the processes that work together.
         seed, temperature, top_k, top_p, method, batch_size: see ``CausalPrior.sample``.
+        reject: draws a sample anew until a classifier finds it likely of its class. The shards then have an
+            array ``rejected``: how many draws of each sample were rejected, see ``num_rejected``.
 
     Returns:
         The samples.
 
     Raises:
         TypeError, ValueError: see ``CausalPrior.sample``; the request has another number of levels; or the
-            folder has samples with other settings.
+            folder has samples with other settings; or samples without classes are to be rejected.
     """
     out = out or run
     if len(request.shapes) != len(priors):
@@ -115,32 +119,57 @@ def sample(
     options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     options |= {"method": method, "batch_size": batch_size}
     positions = sum(map(math.prod, request.shapes))
+    if reject is not None and labels_of is None:
+        raise ValueError("reject is given; want None: the samples have no classes")
 
     def make(numbers: range, advance: Advance) -> dict[str, np.ndarray]:
         labels = None if labels_of is None else labels_of(numbers)
         known = [None] * len(priors) if request.known is None else request.known(numbers)
-        levels: list[Tensor] = []
-        for level, prior in enumerate(priors):
-            indices = prior.sample(
-                len(numbers),
-                request.shapes[level],
-                labels=None if prior.num_classes is None else labels,
-                known=known[level],
-                numbers=torch.arange(numbers.start, numbers.stop),
-                progress=lambda drawn: advance(drawn / positions),
-                **given(prior, levels),
-                **{**options, "seed": _level_seed(seed, level)},
-            )
-            levels.append(indices)
+
+        def draw(places: Tensor, attempt: int) -> list[Tensor]:
+            levels: list[Tensor] = []
+            for level, prior in enumerate(priors):
+                kept = known[level]
+                indices = prior.sample(
+                    len(places),
+                    request.shapes[level],
+                    labels=None if labels is None or prior.num_classes is None else labels[places],
+                    known=None if kept is None else kept[places],
+                    numbers=numbers.start + places + (attempt << 32),
+                    progress=lambda drawn: advance(0 if attempt else drawn / positions),
+                    **given(prior, levels),
+                    **{**options, "seed": _level_seed(seed, level)},
+                )
+                levels.append(indices)
+            return levels
+
+        if reject is None or labels is None:
+            levels, more = draw(torch.arange(len(numbers)), 0), {}
+        else:
+            levels, rejected = reject.drawn(draw, labels)
+            more = {"rejected": rejected.numpy()}
         sizes = [prior.num_embeddings for prior in priors]
-        return shard_of(levels, sizes, None if labels is None else labels.numpy())
+        return shard_of(levels, sizes, None if labels is None else labels.numpy()) | more
 
     names = ["vqvae", *(level_name("prior", level) for level in range(len(priors)))]
     settings = {"num": request.num, "shapes": request.shapes, "label": label, **request.note, **options}
     settings["weights"] = [weights_digest(run, name) for name in names]
+    if reject is not None:
+        settings["reject"] = {"minimum": reject.minimum, "classifier": reject.note}
     out.begin("samples", settings, ranks=ranks)
     write_shards(out.folder / "samples", request.num, ranks, label="sample", item="sample", make=make)
     return stage_codes(out, "samples")
+
+
+def num_rejected(run: Run) -> int:
+    """How many draws were rejected for the samples of a run.
+
+    Raises:
+        FileNotFoundError, ValueError: see ``stage_codes``.
+    """
+    num = stage_codes(run, "samples").num
+    rejected = read_shards(run.folder / "samples", num, range(num)).get("rejected")
+    return 0 if rejected is None else int(rejected.sum())
 
 
 def _level_seed(seed: int, level: int) -> int:

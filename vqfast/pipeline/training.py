@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vqfast.files import write_file
-from vqfast.models import Autoencoder
+from vqfast.models import Autoencoder, Classifier
 from vqfast.pipeline.checkpoint import save_model
 from vqfast.pipeline.curves import draw_curves
 from vqfast.pipeline.levels import Prior
@@ -36,7 +36,7 @@ def begin_training(run: Run, name: str, settings: Mapping[str, Any], ranks: Rank
 def train_once(
     run: Run,
     name: str,
-    model: Autoencoder | Prior,
+    model: Autoencoder | Prior | Classifier,
     make_task: Callable[[], Task],
     training: Training,
     *,
