@@ -34,7 +34,7 @@ from vqfast.priors.base import CausalPrior
 VQVAE = {"hidden_channels": 64, "num_embeddings": 64, "embedding_dim": 16, "decay": 0.95}
 VQVAE_TRAINING = Training(steps=1000, batch_size=64, lr=1e-3)
 PRIOR = {"channels": 64, "num_layers": 6, "first_kernel_size": 5, "head_channels": 128, "dropout": 0.1}
-PRIOR_TRAINING = Training(steps=2500, batch_size=32, lr=2e-3, ema=0.998)
+PRIOR_TRAINING = Training(steps=3000, batch_size=32, lr=2e-3, ema=0.998)
 SHIFT = 1  # pixels by which the prior's training images are moved in each direction: nine of each image
 SAMPLES_PER_CLASS = 100
 VAL = 0.2
