@@ -11,7 +11,7 @@ from torch import Tensor
 from vqfast.pipeline.pages.html import Markup, tag
 
 WIDTH, HEIGHT = 380, 220
-LEFT, RIGHT, TOP, BOTTOM = 50, 372, 10, 190  # of the plotted area
+LEFT, RIGHT, TOP, BOTTOM = 50, 362, 10, 190  # of the plotted area
 POINTS = 400  # of a line; a chart shows no more
 COLOURS = 6  # that the style has
 
