@@ -40,6 +40,7 @@ PHOTOS = [f"{ENCODE} photos --channels 1", f"{ENCODE} photos --channels 1 --size
 TRAIN_PRIOR = f"train-prior --run coded {PRIOR}"
 SAMPLE = "sample --run whole --out new --num 2"
 DECODE = "decode --run whole --codes drawn/samples --out new"
+REPORT = "report --run whole coded --out page.html"
 TARGETS = {  # a file, and the commands that read it
     "whole/run.json": [
         f"{TRAIN} whole",
@@ -47,6 +48,8 @@ TARGETS = {  # a file, and the commands that read it
         LIKELIHOOD,
         SAMPLE,
         f"{SAMPLE} --complete photos",
+        "report --run whole",
+        REPORT,
     ],
     "coded/run.json": [TRAIN_PRIOR, f"{TRAIN} coded", "encode --run coded"],
     "drawn/run.json": ["sample --run whole --out drawn --num 7", DECODE],
@@ -54,12 +57,15 @@ TARGETS = {  # a file, and the commands that read it
         "reconstruct --run whole --out p.png",
         f"{ENCODE} images.npy",
         f"{TRAIN} whole",
+        "picture --run whole --of codebook --out p.png",
+        "report --run whole",
     ],
-    "whole/prior.config.json": [LIKELIHOOD, SAMPLE],
+    "whole/vqvae.csv": ["report --run whole", REPORT],
+    "whole/prior.config.json": [LIKELIHOOD, SAMPLE, "report --run whole"],
     "whole/vqvae.safetensors": ["reconstruct --run whole --out p.png", f"{ENCODE} images.npy"],
     "whole/prior.safetensors": [LIKELIHOOD, SAMPLE],
     "halfway/vqvae.state.safetensors": [f"{TRAIN} halfway"],
-    "whole/codes/train/00000.npz": [f"{LIKELIHOOD} --codes whole/codes/train"],
+    "whole/codes/train/00000.npz": [f"{LIKELIHOOD} --codes whole/codes/train", "report --run whole"],
     "coded/codes/train/00000.npz": [TRAIN_PRIOR],
     "drawn/samples/00000.npz": [f"{DECODE} --format png"],
     "codes.npy": [
@@ -118,16 +124,18 @@ def workspace(folder: Path) -> None:
 def halfway(folder: Path) -> None:
     """A training that was killed after some steps."""
     from vqfast.pipeline import loop
+    from vqfast.pipeline.state import State
 
     def killed(*arguments: object) -> None:
         save(*arguments)
         raise KeyboardInterrupt
 
-    save, seconds, loop.SAVE_SECONDS, loop._save = loop._save, loop.SAVE_SECONDS, -1.0, killed
+    save, seconds, loop.SAVE_SECONDS = State.save, loop.SAVE_SECONDS, -1.0
+    State.save = killed
     try:
         assert run(f"{TRAIN} halfway") == 130
     finally:
-        loop.SAVE_SECONDS, loop._save = seconds, save
+        loop.SAVE_SECONDS, State.save = seconds, save
 
 
 @contextmanager

@@ -33,7 +33,7 @@ class Page(HTMLParser):
         self.feed(page.decode())
         self.close()
         assert not self._open
-        ids = {section.title: section.id for section in (*SECTIONS, *COMPARISONS)}
+        ids = {s.title: s.id for s in SECTIONS} | {s.title: s.id for s in COMPARISONS}
         for line in self.missing.pop("missing", "").splitlines():
             titles, _, why = line.partition(": ")
             self.missing |= {ids[title]: why for title in titles.split(", ")}

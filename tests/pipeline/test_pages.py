@@ -14,11 +14,12 @@ import torch
 
 from tests.pipeline.chromium import BROWSER, Chromium
 from tests.pipeline.pages import Page
-from tests.pipeline.trained import PRIOR, REQUEST, train
+from tests.pipeline.trained import MODEL, PRIOR, REQUEST, train
 from vqfast.models import VQVAE
 from vqfast.pipeline import (
     PriorTraining,
     Run,
+    Training,
     bits_per_code,
     encode,
     measure_reconstruction,
@@ -27,6 +28,7 @@ from vqfast.pipeline import (
     sample,
     stage_codes,
     train_priors,
+    train_second_stage,
 )
 from vqfast.pipeline import pages as module
 from vqfast.pipeline.pages import write_report
@@ -148,6 +150,19 @@ def test_a_run_of_several_levels(data: Path, tmp_path: Path) -> None:
     assert page.text["figures"].count("Bits per code, level") == 2 and "Prior, level 1" in page.text["curves"]
     assert "Use of codes, level 1" in page.text["codebook"] and "--level 1" in page.text["commands"]
     assert [picture.size for picture in page.pictures()[2:4]] == [(3, 2), (6, 4)]
+
+
+def test_a_run_of_codes_of_codes(data: Path, tmp_path: Path) -> None:
+    first, run = (Run(tmp_path / name, create=True) for name in ("first", "second"))
+    train(first, data, model_options={"num_downsamplings": 1})
+    small = {**MODEL, "num_downsamplings": 1, "num_residual_blocks": 1}
+    model = train_second_stage(run, first, model_options=small, training=Training(steps=2))
+    for part, images in reopen_parts(run).items():
+        encode(run, model, images, part=part)
+    train_priors(run, prior_options=PRIOR, training=PriorTraining(steps=2))
+    page = Page(report(run))
+    assert not page.missing and "2 x 3 and 4 x 6 codes" in page.text["reconstructions"]
+    assert "vqfast train-second-stage --run FIRST --model" in page.text["commands"]
 
 
 def test_a_run_that_only_trains(data: Path, tmp_path: Path) -> None:

@@ -19,7 +19,10 @@ def commands_of(run: Run) -> list[str]:
     vqvae = stages.get("vqvae", {})
     data = vqvae.get("data")
     data = data if isinstance(data, dict) else {}
-    if vqvae:
+    if "first" in vqvae:  # the digest of a model whose folder isn't noted
+        own = {name: value for name, value in vqvae.items() if name not in ("data", "first")}
+        found.append(["train-second-stage", "--run", "FIRST", *_options(own), "--out", folder])
+    elif vqvae:
         given = {"data" if name == "path" else name: v for name, v in data.items()}
         own = {name: value for name, value in vqvae.items() if name != "data"}
         found.append(["train", *_options({**given, **own}), "--out", folder])
