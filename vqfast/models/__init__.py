@@ -3,6 +3,7 @@
 from vqfast.models.autoencoder import Autoencoder
 from vqfast.models.classifier import Classifier
 from vqfast.models.hierarchy import HierarchicalOutput, HierarchicalVQVAE
+from vqfast.models.level_prior import LevelPrior
 from vqfast.models.likelihood import logistic_mixture_mean, logistic_mixture_nats, mixture_channels
 from vqfast.models.mu_law import mu_law_decode, mu_law_encode
 from vqfast.models.quantizers import LayerOptions
@@ -18,6 +19,7 @@ __all__ = [
     "HierarchicalOutput",
     "HierarchicalVQVAE",
     "LayerOptions",
+    "LevelPrior",
     "SecondStage",
     "SpeechVQVAE",
     "VQVAEOutput",

@@ -307,6 +307,33 @@ class HierarchicalVQVAE(Autoencoder):
             state = level.join(level.vq.decode(grids[-1]), context)
         return grids
 
+    @property
+    def has_priors(self) -> bool:
+        """Whether the levels have priors of their own."""
+        return self.architecture == "ruseckas-hierarchical"
+
+    def prior_logits(self, coarser: Sequence[Tensor], num: int) -> Tensor:
+        """Logits of the codes of a level under the model's own prior.
+
+        Args:
+            coarser: int64 ``(num, *shape)`` for each coarser level, from the coarsest.
+            num: how many items.
+
+        Returns:
+            ``(num, K, *shape)``, of the level that follows the coarser ones.
+
+        Raises:
+            ValueError: the levels have no priors, or there is no finer level.
+        """
+        if not self.has_priors or len(coarser) >= len(self.levels):
+            wanted = f"less than {len(self.levels)}, and architecture 'ruseckas-hierarchical'"
+            raise ValueError(f"coarser has {len(coarser)} levels; want {wanted}")
+        state: Tensor | None = None
+        for level, indices in zip(self.levels, coarser, strict=False):
+            state = level.join(level.vq.decode(indices), level.enter(state, num))
+        finer = self.levels[len(coarser)]
+        return cast(Tensor, finer.logits(finer.enter(state, num)))
+
     def encode_levels(self, x: Tensor) -> list[Tensor]:
         """``encode``, under the name that all models have."""
         return self.encode(x)

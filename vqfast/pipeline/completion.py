@@ -14,7 +14,7 @@ from vqfast.data import Dataset, Modality
 from vqfast.models import Autoencoder
 from vqfast.pipeline.codes import CodeGrids
 from vqfast.pipeline.coding import decoded, encoded
-from vqfast.pipeline.levels import Prior
+from vqfast.pipeline.levels import AnyPrior
 from vqfast.pipeline.ranks import ALONE, Ranks
 from vqfast.pipeline.sampling import OfSamples, SampleRequest, check_label, classes_of
 
@@ -56,7 +56,7 @@ class Completion:
         self.kept = modality.kept_mask(keep, self.shapes[0])
 
     def request(
-        self, priors: Sequence[Prior], *, num: int | None = None, labels: int | None = None
+        self, priors: Sequence[AnyPrior], *, num: int | None = None, labels: int | None = None
     ) -> SampleRequest:
         """The samples to draw.
 

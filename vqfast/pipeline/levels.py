@@ -8,10 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vqfast.models import LevelPrior
 from vqfast.priors import ConditionedPrior
 from vqfast.priors.base import CausalPrior
 
-Prior = CausalPrior | ConditionedPrior  # of one level; the latter takes the codes of the coarser levels
+# A prior of one level; that of a finer level takes the codes of the coarser ones.
+Prior = CausalPrior | ConditionedPrior
+AnyPrior = Prior | LevelPrior  # the last isn't trained on codes: a model brings it
 
 
 def level_name(name: str, level: int) -> str:
@@ -28,12 +31,12 @@ def concatenated(batches: Iterable[Sequence[Tensor]]) -> list[Tensor]:
     return [torch.cat(parts) for parts in zip(*batches, strict=True)]
 
 
-def level_of(prior: Prior) -> int:
+def level_of(prior: AnyPrior) -> int:
     """The level whose codes a prior is of."""
-    return prior.level if isinstance(prior, ConditionedPrior) else 0
+    return 0 if isinstance(prior, CausalPrior) else prior.level
 
 
-def given(prior: Prior, levels: Sequence[Tensor]) -> dict[str, Any]:
+def given(prior: AnyPrior, levels: Sequence[Tensor]) -> dict[str, Any]:
     """What a prior takes of the grids of all levels, as keywords of its methods."""
     level = level_of(prior)
     return {"coarser": levels[:level]} if level else {}

@@ -14,7 +14,7 @@ from vqfast.functional.ssim import has_ssim, ssim
 from vqfast.models import VQVAE, Autoencoder
 from vqfast.pipeline.codes import CodeGrids
 from vqfast.pipeline.coding import results
-from vqfast.pipeline.levels import Prior, given, level_name, level_of
+from vqfast.pipeline.levels import AnyPrior, given, level_name, level_of
 from vqfast.pipeline.progress import bar
 from vqfast.pipeline.ranks import ALONE, Ranks
 from vqfast.pipeline.sampling import check_label
@@ -66,7 +66,7 @@ def measure_reconstruction(
 
 
 def bits_per_code(
-    priors: Sequence[Prior], codes: CodeGrids, *, labels: int | None = None, ranks: Ranks = ALONE
+    priors: Sequence[AnyPrior], codes: CodeGrids, *, labels: int | None = None, ranks: Ranks = ALONE
 ) -> Tensor:
     """How likely grids of codes are under the priors of their levels, in bits for each code.
 

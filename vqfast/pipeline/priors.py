@@ -1,4 +1,4 @@
-"""The trained priors of a run, one for each level."""
+"""The priors of a run, one for each level."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import cast
 
 import torch
 
-from vqfast.models import Autoencoder
+from vqfast.models import Autoencoder, HierarchicalVQVAE, LevelPrior
 from vqfast.pipeline.checkpoint import load_model
-from vqfast.pipeline.levels import Prior, level_name, level_of
+from vqfast.pipeline.levels import AnyPrior, Prior, level_name, level_of
 from vqfast.pipeline.run import Run
 
 
@@ -26,8 +26,10 @@ def load_prior(run: Run, level: int, *, device: torch.device | str = "cpu") -> P
     return prior
 
 
-def load_priors(run: Run, vqvae: Autoencoder, *, device: torch.device | str = "cpu") -> list[Prior]:
-    """The trained priors of all levels, from the coarsest.
+def load_priors(run: Run, vqvae: Autoencoder, *, device: torch.device | str = "cpu") -> list[AnyPrior]:
+    """The priors of all levels, from the coarsest: those trained in the run.
+
+    A run without trained priors has those of its model, if the levels have some of their own.
 
     Args:
         vqvae: the run's.
@@ -35,4 +37,7 @@ def load_priors(run: Run, vqvae: Autoencoder, *, device: torch.device | str = "c
     Raises:
         FileNotFoundError, ValueError: see ``load_prior``.
     """
+    trained = (run.folder / f"{level_name('prior', 0)}.safetensors").is_file()
+    if not trained and isinstance(vqvae, HierarchicalVQVAE) and vqvae.has_priors:
+        return [LevelPrior(vqvae, level) for level in range(len(vqvae.codebook_sizes))]
     return [load_prior(run, level, device=device) for level in range(len(vqvae.codebook_sizes))]

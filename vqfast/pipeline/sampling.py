@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from vqfast.checks import check_integer
+from vqfast.models import LevelPrior
 from vqfast.pipeline.codes import CodeGrids, shard_of, stage_codes
 from vqfast.pipeline.coding import weights_digest
-from vqfast.pipeline.levels import Prior, given, level_name
+from vqfast.pipeline.levels import AnyPrior, given, level_name
 from vqfast.pipeline.ranks import ALONE, Ranks
 from vqfast.pipeline.rejection import Rejection
 from vqfast.pipeline.run import Run
@@ -54,7 +55,7 @@ class SampleRequest:
         check_integer("num", self.num)
 
 
-def check_label(priors: Sequence[Prior], label: int | None) -> None:
+def check_label(priors: Sequence[AnyPrior], label: int | None) -> None:
     """Checks that a label for all samples is a class of the priors, or None.
 
     Raises:
@@ -69,14 +70,14 @@ def check_label(priors: Sequence[Prior], label: int | None) -> None:
     check_integer("labels", label, 0, classes - 1)
 
 
-def classes_of(priors: Sequence[Prior]) -> int | None:
+def classes_of(priors: Sequence[AnyPrior]) -> int | None:
     """The number of classes of the priors that have some; None if none has."""
     return next((prior.num_classes for prior in priors if prior.num_classes is not None), None)
 
 
 def sample(
     run: Run,
-    priors: Sequence[Prior],
+    priors: Sequence[AnyPrior],
     request: SampleRequest,
     *,
     out: Run | None = None,
@@ -151,7 +152,8 @@ def sample(
         sizes = [prior.num_embeddings for prior in priors]
         return shard_of(levels, sizes, None if labels is None else labels.numpy()) | more
 
-    names = ["vqvae", *(level_name("prior", level) for level in range(len(priors)))]
+    trained = [level for level, prior in enumerate(priors) if not isinstance(prior, LevelPrior)]
+    names = ["vqvae", *(level_name("prior", level) for level in trained)]
     settings = {"num": request.num, "shapes": request.shapes, "label": label, **request.note, **options}
     settings["weights"] = [weights_digest(run, name) for name in names]
     if reject is not None:
@@ -179,7 +181,7 @@ def _level_seed(seed: int, level: int) -> int:
     return int(np.random.SeedSequence([seed, level]).generate_state(1, np.uint64)[0])
 
 
-def _labels(priors: Sequence[Prior], labels: int | OfSamples | None) -> OfSamples | None:
+def _labels(priors: Sequence[AnyPrior], labels: int | OfSamples | None) -> OfSamples | None:
     if callable(labels):
         return labels
     check_label(priors, labels)
