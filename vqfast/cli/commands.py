@@ -47,7 +47,7 @@ from vqfast.pipeline import train_vqvae as train_vqvae_step
 from vqfast.pipeline.coding import decoded, encoded
 from vqfast.pipeline.demo import run_demo, summary
 from vqfast.pipeline.levels import level_name, level_of
-from vqfast.pipeline.measures import has_likelihood
+from vqfast.pipeline.measures import likelihood_of
 from vqfast.pipeline.pages import PAGE, write_report
 from vqfast.pipeline.parts import HELD_OUT, load_like_run
 from vqfast.pipeline.progress import write_lines
@@ -255,9 +255,9 @@ def likelihood(
         bits = bits_per_code(priors, grids, labels=label, ranks=ranks)
         counts = torch.tensor([indices[0].numel() for indices in grids.read(range(1))[0]])
         totals = bits @ counts.double()
-        by_dim = ""
-        if dataset is not None and has_likelihood(vqvae):
-            by_dim = _bits_per_dim(vqvae, dataset, totals, ranks)
+        by_dim, decoder = "", likelihood_of(vqvae)
+        if dataset is not None and decoder is not None:
+            by_dim = _bits_per_dim(decoder, dataset, totals, ranks)
         if ranks.first:
             buffer = io.BytesIO()
             np.save(buffer, bits.squeeze(1).numpy())
@@ -316,10 +316,10 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _bits_per_dim(vqvae: VQVAE, dataset: Source, code_bits: Tensor, ranks: Ranks) -> str:
+def _bits_per_dim(decoder: VQVAE, dataset: Source, code_bits: Tensor, ranks: Ranks) -> str:
     """The bound on the bits of a value, in words; ``code_bits`` are those of all codes of each item."""
     learned, uniform = (
-        bits_per_dim(vqvae, dataset, code_bits=given, ranks=ranks).mean() for given in (code_bits, None)
+        bits_per_dim(decoder, dataset, code_bits=given, ranks=ranks).mean() for given in (code_bits, None)
     )
     return f"; {learned:.3f} bits per dimension, {uniform:.3f} with a uniform prior"
 

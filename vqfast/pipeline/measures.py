@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeGuard
 
 import torch
 from torch import Tensor
 
 from vqfast.data import Dataset
 from vqfast.functional.ssim import has_ssim, ssim
-from vqfast.models import VQVAE, Autoencoder
+from vqfast.models import VQVAE, Autoencoder, SecondStage
 from vqfast.pipeline.codes import CodeGrids
 from vqfast.pipeline.coding import results
 from vqfast.pipeline.levels import AnyPrior, given, level_name, level_of
@@ -104,9 +103,14 @@ def bits_per_code(
     return for_each(bits, codes.num, ranks, "bits per code", (len(priors),))
 
 
-def has_likelihood(vqvae: Autoencoder) -> TypeGuard[VQVAE]:
-    """Whether the decoder says how likely values are, so that ``bits_per_dim`` can be measured."""
-    return isinstance(vqvae, VQVAE) and vqvae.num_mixtures > 0
+def likelihood_of(vqvae: Autoencoder) -> VQVAE | None:
+    """The model whose decoder says how likely values are, for ``bits_per_dim``; None where there is none.
+
+    A second stage has the likelihood of its first model, whose codes it decodes.
+    """
+    if isinstance(vqvae, SecondStage):
+        return likelihood_of(vqvae.first)
+    return vqvae if isinstance(vqvae, VQVAE) and vqvae.num_mixtures else None
 
 
 def bits_per_dim(

@@ -12,7 +12,7 @@ import torch
 from vqfast.checks import check_choice
 from vqfast.models import Autoencoder
 from vqfast.pipeline.checkpoint import check_rebuildable, load_model
-from vqfast.pipeline.measures import bits_per_dim, has_likelihood, measure_reconstruction
+from vqfast.pipeline.measures import bits_per_dim, likelihood_of, measure_reconstruction
 from vqfast.pipeline.options import Training
 from vqfast.pipeline.parts import HELD_OUT, TRAIN, data_note, open_parts
 from vqfast.pipeline.progress import write_lines
@@ -116,14 +116,16 @@ def train_vqvae(
     begin_training(run, "vqvae", settings | training.settings(len(part)), ranks)
     run.begin("data", found, ranks=ranks)
 
+    decoder = likelihood_of(vqvae)
+
     def measure() -> dict[str, float]:
         figures = measure_reconstruction(vqvae, parts[HELD_OUT], ranks=ranks)
         measured = {MSE: figures["mse"], "held_out_psnr": figures["psnr"]}
-        if has_likelihood(vqvae):
-            measured[BITS] = bits_per_dim(vqvae, parts[HELD_OUT], ranks=ranks).mean().item()
+        if decoder is not None:
+            measured[BITS] = bits_per_dim(decoder, parts[HELD_OUT], ranks=ranks).mean().item()
         return measured
 
-    validation = validation_of(training, BITS if has_likelihood(vqvae) else MSE, measure)
+    validation = validation_of(training, MSE if decoder is None else BITS, measure)
     make_task = partial(vqvae_task, vqvae, part, training, codebook=codebook, ranks=ranks)
     train_once(run, "vqvae", vqvae, make_task, training, validation=validation, ranks=ranks)
     return load_model(run.folder, "vqvae", device=ranks.device)
