@@ -129,9 +129,9 @@ def _by_command(setting: Setting, inputs: Tensor) -> nn.Module:
     with tempfile.TemporaryDirectory() as folder:
         np.save(f"{folder}/crops.npy", (inputs * 255).round().byte().movedim(1, -1).numpy())
         run = Run(f"{folder}/run", create=True)
-        return train_vqvae(
-            run, f"{folder}/crops.npy", holdout=0.05, model_options=sizes, training=training
-        ).to(DEVICE)
+        return train_vqvae(run, f"{folder}/crops.npy", val=0.05, model_options=sizes, training=training).to(
+            DEVICE
+        )
 
 
 class Runs:

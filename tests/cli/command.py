@@ -39,4 +39,4 @@ def refused(command: str, wanted: str, capsys: pytest.CaptureFixture[str]) -> No
     err = without_data(err)
     assert status == 2 and out == ""
     assert err.startswith("vqfast") and " error: " in err and err.count("\n") == 1 and err.endswith("\n")
-    assert wanted in err
+    assert wanted in err, err

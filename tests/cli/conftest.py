@@ -57,7 +57,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of ``made``, to work in."""
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
-    for marker in tmp_path.glob("*/run.json"):  # the runs note where their images are
+    for marker in (*tmp_path.glob("*/run.json"), *tmp_path.glob("*/train.toml")):  # where the images are
         marker.write_text(marker.read_text().replace(str(made), str(tmp_path)))
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -22,12 +22,11 @@ def test_training_minimises_the_nats_of_a_value(tmp_path: Path) -> None:
         "num_embeddings": 8,
         "embedding_dim": 4,
         "num_mixtures": 2,
+        "kmeans_init": False,
     }
     training = Training(steps=90, batch_size=16, lr=5e-3)
     reading = {"size": 8}
-    model = train_vqvae(
-        run, "digits", reading=reading, model_options=options, codebook="uniform", training=training
-    )
+    model = train_vqvae(run, "digits", reading=reading, model_options=options, training=training)
     assert isinstance(model, VQVAE)
     history = json.loads((run.folder / "vqvae.history.json").read_text())
     assert history["loss"][-1] < history["loss"][0] - 0.5

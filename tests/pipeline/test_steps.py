@@ -214,7 +214,7 @@ def test_other_settings_are_refused(trained: Run, data: Path, vqvae: VQVAE, prio
         ({"seed": -1}, r"seed is -1; want an integer in 0\.\.4294967295"),
         ({"seed": 2**32}, r"seed is 4294967296; want an integer in 0\.\."),
         ({"steps": 0}, "steps is 0"),
-        ({"codebook": "x"}, "codebook is 'x'"),
+        ({"model_options": {"kmeans_init": "x"}}, "kmeans_init is 'x'; want True or False"),
     ],
 )
 def test_bad_arguments_leave_the_folder_free(

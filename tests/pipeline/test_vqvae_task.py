@@ -59,8 +59,7 @@ def test_the_loss_is_the_sources(name: str, error: Callable[[Tensor, Tensor], Te
     kind = VQVAE if name in VQVAE.CONFIGS else HierarchicalVQVAE
     model: Any = kind.named(name, in_channels=1, **SMALL[name], **sizes)
     twin = copy.deepcopy(model)
-    training = Training(steps=1)
-    task = vqvae_task(model, DIGITS, training, codebook="uniform", ranks=ALONE)
+    task = vqvae_task(model, DIGITS, ALONE)
     x = DIGITS.batch([3, 1, 4, 1, 5])
     assert torch.equal(task.batch(Share(0, torch.tensor([3, 1, 4, 1, 5]), torch.zeros(5, 3))), x)
     torch.manual_seed(1)  # of the start by k-means

@@ -32,7 +32,6 @@ def train(
     val: float | Path = 0.25,
     model: str = "paper",
     model_options: Mapping[str, Any] | None = None,
-    codebook: str = "kmeans",
     **training: Any,
 ) -> VQVAE:
     """A VQ-VAE trained on ``x.npy`` and ``y.npy`` in the folder ``data``."""
@@ -43,7 +42,6 @@ def train(
         val=val,
         model=model,
         model_options={**MODEL, **(model_options or {})},
-        codebook=codebook,
         training=Training(**{**TRAINING, **training}),
     )
 

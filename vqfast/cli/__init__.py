@@ -15,7 +15,7 @@ from vqfast.cli.parser import make_parser
 from vqfast.ops.registry import NoBackendError
 from vqfast.sampling.memory import out_of_memory
 
-EXTRAS = {"safetensors", "PIL", "tqdm", "matplotlib", "sklearn"}
+EXTRAS = {"safetensors", "PIL", "tqdm", "matplotlib", "sklearn", "tomli"}
 
 
 def main(argv: list[str] | None = None) -> int:

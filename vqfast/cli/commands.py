@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vqfast.checks import check_choice, check_integer, check_number
 from vqfast.cli.info import machine_lines
+from vqfast.cli.written import as_toml, written_down
 from vqfast.data import Source
 from vqfast.data.disk import quantity
 from vqfast.files import write_file
@@ -53,6 +54,7 @@ from vqfast.pipeline.parts import HELD_OUT, load_like_run
 from vqfast.pipeline.progress import write_lines
 from vqfast.pipeline.sampling import check_label
 
+PATHS = ("data", "labels", "val", "tensorboard")  # options that may be paths
 READING = ("labels", "size", "crop", "channels", "depth", "skip_bad")  # options about reading data
 
 
@@ -64,32 +66,22 @@ def demo(out: str, seed: int, steps_scale: float, device: str) -> None:
             print(summary(out))
 
 
-def train(
-    out: str,
-    data: str,
-    val: float | str,
-    group: str | None,
-    model: str,
-    codebook: str,
-    device: str,
-    **options: Any,
-) -> None:
+def train(out: str, device: str, config: str | None, recipe: str | None, **options: Any) -> None:
     training = _training(Training, options)
+    text = as_toml({**options, **asdict(training)}, PATHS)
     reading = {name: options.pop(name) for name in (*READING, "flip")}
+    named = {name: options.pop(name) for name in ("data", "val", "group", "model")}
     with joined(device) as ranks:
         run = Run.shared(out, ranks, create=True)
-        train_vqvae_step(
-            run,
-            data,
-            reading=reading,
-            val=val,
-            group=group,
-            model=model,
-            model_options=_given(options),
-            codebook=codebook,
-            training=training,
-            ranks=ranks,
-        )
+        with written_down(run, "vqvae", "train.toml", text, ranks):
+            train_vqvae_step(
+                run,
+                reading=reading,
+                model_options=_given(options),
+                training=training,
+                ranks=ranks,
+                **named,
+            )
         write_report(run, ranks)
         _print(ranks, f"trained {run.folder / 'vqvae.safetensors'}; see {run.folder / PAGE}")
 
@@ -128,30 +120,22 @@ def encode(run: str, data: str | None, out: str | None, device: str, **reading: 
             _print(ranks, f"{quantity(len(dataset), item)} encoded in {target.folder / 'codes' / part}")
 
 
-def train_prior(
-    run: str,
-    level: int | None,
-    prior: str,
-    condition_channels: int,
-    condition_blocks: int,
-    no_labels: bool,
-    device: str,
-    **options: Any,
-) -> None:
+def train_prior(run: str, device: str, config: str | None, recipe: str | None, **options: Any) -> None:
     training = _training(PriorTraining, options)
+    text = as_toml({**options, **asdict(training)}, PATHS)
+    use_labels = not options.pop("no_labels")
+    named = {n: options.pop(n) for n in ("level", "prior", "condition_channels", "condition_blocks")}
     with joined(device) as ranks:
         target = Run.shared(run, ranks)
-        trained = train_priors_step(
-            target,
-            level=level,
-            prior=prior,
-            prior_options=_given(options),
-            condition_channels=condition_channels,
-            condition_blocks=condition_blocks,
-            use_labels=not no_labels,
-            training=training,
-            ranks=ranks,
-        )
+        with written_down(target, "prior", "train-prior.toml", text, ranks):
+            trained = train_priors_step(
+                target,
+                prior_options=_given(options),
+                use_labels=use_labels,
+                training=training,
+                ranks=ranks,
+                **named,
+            )
         write_report(target, ranks)
         bits = bits_per_code(trained, stage_codes(target, f"codes/{HELD_OUT}"), ranks=ranks).mean(0)
         for network, figure in zip(trained, bits, strict=True):

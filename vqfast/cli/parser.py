@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from vqfast import pipeline
 from vqfast.cli import commands, pages
+from vqfast.cli.recipes import RECIPES
+from vqfast.cli.written import words_before
 from vqfast.pipeline.pages import PAGE
 from vqfast.pipeline.pictures import decoded_at_random
 
@@ -35,6 +38,15 @@ CODES = "a folder that encode or sample wrote, such as OUT/samples, or a .npy of
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        words, known = list(sys.argv[1:] if args is None else args), self._option_string_actions
+        if "--config" in known:  # its words stand before those of the command line, which win
+            try:
+                words = [*words_before(self.prog.rpartition(" ")[2], words, known), *words]
+            except (OSError, TypeError, ValueError) as error:
+                self.error(" ".join(str(error).split()))
+        return super().parse_known_args(words, namespace)
 
     def option(self, name: str, help: str, like: Callable[..., Any] | None = None, **how: Any) -> None:
         """Adds an option; one that is ``like`` a function's argument has its default."""
@@ -82,8 +94,7 @@ def make_parser() -> argparse.ArgumentParser:
     model = "configuration: paper, keras or ruseckas; of several levels vqvae2 or ruseckas-hierarchical"
     sub.option("--model", model, like)
     _model(sub)
-    codebook = "its start: kmeans, fitted to the encoder's output, or uniform, random numbers"
-    sub.option("--codebook", codebook, like)
+    _written(sub, "train")
     _training(sub, pipeline.Training)
     _device(sub)
 
@@ -123,6 +134,7 @@ def make_parser() -> argparse.ArgumentParser:
     blocks = "its residual blocks for each coarser level"
     sub.option("--condition-blocks", blocks, like, type=int, metavar="N")
     sub.option("--no-labels", "train without the labels that the images have", action="store_true")
+    _written(sub, "train-prior")
     _training(sub, pipeline.PriorTraining)
     _device(sub)
 
@@ -247,8 +259,11 @@ def _model(sub: _Parser) -> None:
         ),
         ("--beta", float, "weight of the commitment loss"),
         ("--decay", float, "decay of the codebook's moving averages, below 1; without it gradients train it"),
+        ("--revive-below", float, "vectors a batch, on average, below which a code is replaced; 0 for none"),
     ):
         sub.option(name, f"{help} (default: the model's)", type=kind, metavar="X" if kind is float else "N")
+    start = "start the codebook by k-means on the first batch (default: the model's)"
+    sub.option("--kmeans-init", start, action=argparse.BooleanOptionalAction)
 
 
 def _device(sub: _Parser) -> None:
@@ -258,6 +273,14 @@ def _device(sub: _Parser) -> None:
 def _format(sub: _Parser, others: str) -> None:
     kinds = "grid (sheets of images), png (single pictures) or npy (arrays, uint8 N, C, H, W)"
     sub.option("--format", f"files of the images: {kinds}{others} (default grid)", default="grid")
+
+
+def _written(sub: _Parser, command: str) -> None:
+    """Options that stand for others."""
+    recipe = f"training as published: {', '.join(RECIPES[command])}; other options go before its own"
+    sub.option("--recipe", recipe, metavar="NAME")
+    config = "TOML file with any of these options, such as lr = 0.001; options given here go before its own. "
+    sub.option("--config", f"{config}Each run has its own, {command}.toml", metavar="FILE")
 
 
 def _training(sub: _Parser, kind: type[pipeline.Training]) -> None:

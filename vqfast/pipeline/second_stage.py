@@ -75,6 +75,6 @@ def train_second_stage(
         return {f"held_out_{name}": figures[name] for name in ("mse", "psnr")}
 
     validation = validation_of(training, "held_out_mse", measure)
-    make_task = partial(vqvae_task, vqvae, parts[TRAIN], training, codebook="uniform", ranks=ranks)
+    make_task = partial(vqvae_task, vqvae, parts[TRAIN], ranks)
     train_once(run, "vqvae", vqvae, make_task, training, validation=validation, ranks=ranks)
     return cast(SecondStage, load_model(run.folder, "vqvae", device=ranks.device))

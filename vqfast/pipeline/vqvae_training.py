@@ -36,7 +36,6 @@ def train_vqvae(
     group: str | None = None,
     model: str = "paper",
     model_options: Mapping[str, Any] | None = None,
-    codebook: str = "kmeans",
     training: Training = TRAINING,
     ranks: Ranks = ALONE,
 ) -> Autoencoder:
@@ -53,8 +52,6 @@ def train_vqvae(
             side of the split. See ``Images.split``.
         model: a configuration that ``VQVAE.named`` or ``HierarchicalVQVAE.named`` knows.
         model_options: arguments of that class that replace those of the configuration.
-        codebook: ``"kmeans"`` fits it to the encoder's output at the start and three times early on, so that
-            no code is left behind while the encoder finds its range; ``"uniform"`` starts it at random.
         training: how it is trained; its seed fixes the split too. The held-out figure that is compared is the
             squared error, or the bits per dimension under a uniform prior where the decoder has a likelihood.
         ranks: the processes that work together.
@@ -88,7 +85,6 @@ def train_vqvae(
     ['0000000.png', '0000001.png', '0000002.png', '0000003.png']
     """
     check_choice("model", model, MODELS)
-    check_choice("codebook", codebook, ("kmeans", "uniform"))
     note = data_note(data, modality=modality, val=val, seed=training.seed, reading=reading or {}, group=group)
     parts, found = open_parts(run, note, ranks)
     part = parts[TRAIN]
@@ -96,8 +92,6 @@ def train_vqvae(
     if isinstance(note["val"], str):
         write_lines(ranks, "val", parts[HELD_OUT].describe())
     options = dict(model_options or {})
-    if codebook == "uniform":
-        options.setdefault("kmeans_init", False)
     torch.manual_seed(training.seed)
     sizes = {"in_channels": part.shape[0]}
     if model == "ruseckas-hierarchical":
@@ -112,7 +106,7 @@ def train_vqvae(
                 stride = f"a multiple of {vqvae.stride}, the model's stride"
                 raise ValueError(f"{name} is {note[name]}; want {stride}") from None
         raise ValueError(f"the data doesn't fit the model: {error}; --size resizes images") from None
-    settings = {"data": note, "model": model, **options, "codebook": codebook}
+    settings = {"data": note, "model": model, **options}
     begin_training(run, "vqvae", settings | training.settings(len(part)), ranks)
     run.begin("data", found, ranks=ranks)
 
@@ -126,6 +120,6 @@ def train_vqvae(
         return measured
 
     validation = validation_of(training, MSE if decoder is None else BITS, measure)
-    make_task = partial(vqvae_task, vqvae, part, training, codebook=codebook, ranks=ranks)
+    make_task = partial(vqvae_task, vqvae, part, ranks)
     train_once(run, "vqvae", vqvae, make_task, training, validation=validation, ranks=ranks)
     return load_model(run.folder, "vqvae", device=ranks.device)
