@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -141,13 +142,17 @@ def undisturbed(folder: Path, run: Run) -> list[float]:
 
 
 def results(folder: Path) -> dict[str, bytes]:
-    """All files but hidden and timed ones."""
+    """All files but hidden and timed ones; the report names its folder, which is cut out."""
     files = (path for path in folder.rglob("*") if path.is_file())
-    return {
+    found = {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in files
         if path.name[0] != "." and path.name != "timings.json"
     }
+    if "report.html" in found:
+        own_name = rf"(?<![\w-]){folder.name}(?![\w-])".encode()
+        found["report.html"] = re.sub(own_name, b"", found["report.html"])
+    return found
 
 
 def assert_same(a: Path, b: Path) -> None:
