@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vqfast.pipeline import loop, progress
-from vqfast.pipeline.alarms import COLLAPSED_RECORDS, collapsed
+from vqfast.pipeline.alarms import COLLAPSED_RECORDS, DIVERGENCE, collapsed, diverged, warnings
 from vqfast.pipeline.loop import History, Share, Task, fit
 from vqfast.pipeline.options import Training
 from vqfast.pipeline.progress import bar, estimate_line
@@ -85,6 +85,38 @@ def test_a_collapse(low: int, dead: int, expected: bool) -> None:
     for before in ([], [5.0]):
         assert collapsed({"perplexity": [*before, *[1.2] * low], "dead_codes": [dead]}) == expected
     assert not collapsed({"loss": [1.0] * 20})  # a prior's
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ([1.0, 3.0, 3.0], False),
+        ([1.0, 3.0, 3.0, 2.5], True),
+        ([1.0, 3.0, 1.5, 3.0, 3.0], False),
+        ([1.0, 3.0, 3.0, 2.5, 4.0], False),  # it was said before
+        ([1.0, 0.1, 3.0, 3.0, 3.0], True),
+        ([1.0, 1.9, 1.9, 1.9], False),
+    ],
+)
+def test_a_divergence(losses: list[float], expected: bool) -> None:
+    assert diverged({"loss": losses}) == expected
+    assert (DIVERGENCE in warnings({"loss": losses})) == expected
+
+
+def test_a_training_whose_rate_is_too_high_warns_before_it_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1)), torch.randn(32, 4)
+
+    def metrics(step: int, batch: Share) -> dict[str, Tensor]:
+        return {"loss": (model(x) - x[:, :1]).square().mean()}
+
+    for lr, warned in ((1e-3, False), (3.0, True)):
+        task = Task("model", 1, lambda share: share, metrics)
+        training = Training(steps=60, batch_size=1, lr=lr, schedule="constant")
+        fit(model, task, training, file=tmp_path / "state", ranks=ALONE)
+        assert (f"model: {DIVERGENCE}" in capsys.readouterr().err) == warned
 
 
 def test_dead_codes_are_the_same_after_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

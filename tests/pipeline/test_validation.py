@@ -102,7 +102,10 @@ def test_a_run_is_measured_on_its_held_out_part(data: Path, tmp_path: Path) -> N
     model = load_model(tmp_path, "vqvae")
     held_out = reopen_parts(run)["held-out"]
     assert measure_reconstruction(model, held_out)["mse"] == pytest.approx(best, rel=1e-6)
-    assert max(history["held_out_psnr"]) == pytest.approx(measure_reconstruction(model, held_out)["psnr"])
+    for name, value in measure_reconstruction(model, held_out).items():
+        column = history[f"held_out_{name}"]
+        assert column[history["held_out_mse"].index(best)] == pytest.approx(value)
+    assert "held_out_perplexity" in history and "held_out_codes_in_use" in history
     before = files(tmp_path)
     train(run, data, val_every=5)
     assert files(tmp_path) == before

@@ -8,11 +8,16 @@ from vqfast.pipeline.validation import History, measured
 ESTIMATE_STEPS = 10  # after which the time that is left is estimated; the first one takes longer
 COLLAPSED = 1.5  # a perplexity below it, at COLLAPSED_RECORDS in a row, is a collapse
 COLLAPSED_RECORDS = 10
+DIVERGED = 2.0  # times the first loss: the training diverges when DIVERGED_RECORDS in a row are above it
+DIVERGED_RECORDS = 3
 
 COLLAPSE = (
     "the codebook has collapsed, all vectors have the same code: "
     "start it by k-means, use moving averages (decay 0.95) or a smaller lr"
 )
+
+
+DIVERGENCE = "the loss has risen far above its start: use a smaller lr, --warmup or --clip 1"
 
 
 class Estimate:
@@ -35,6 +40,18 @@ class Estimate:
         left = self._steps - step - 1
         seconds = (now - self._began) / ESTIMATE_STEPS * left
         return estimate_line(left, seconds) if seconds > LINE_SECONDS else None
+
+
+def warnings(history: History) -> list[str]:
+    """What there is to warn of after a record; each trouble is said once."""
+    return [line for line, found in ((COLLAPSE, collapsed), (DIVERGENCE, diverged)) if found(history)]
+
+
+def diverged(history: History) -> bool:
+    """Whether the loss has just stayed far above its start for some records."""
+    losses = measured(history["loss"])
+    high = [loss > DIVERGED * losses[0] > 0 for loss in losses[-DIVERGED_RECORDS - 1 :]]
+    return sum(high[-DIVERGED_RECORDS:]) == DIVERGED_RECORDS == sum(high)
 
 
 def collapsed(history: History) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vqfast.pipeline.alarms import COLLAPSE, Estimate, collapsed
+from vqfast.pipeline.alarms import Estimate, warnings
 from vqfast.pipeline.averages import put
 from vqfast.pipeline.batches import batch_chances, batch_numbers, read_ahead, step_seed
 from vqfast.pipeline.interrupts import held_back
@@ -131,7 +131,8 @@ def fit(
                     state.best = state.weights()
                 shown = {name: f"{measured(column)[-1]:.4g}" for name, column in state.history.items()}
                 progress.set_postfix(shown, refresh=False)
-                say(COLLAPSE if collapsed(state.history) else None)
+                for line in warnings(state.history):
+                    say(line)
             progress.update()
             now = time.monotonic()
             say(estimate.line(step, now))

@@ -72,7 +72,7 @@ def train_second_stage(
 
     def measure() -> dict[str, float]:
         figures = measure_reconstruction(vqvae, parts[HELD_OUT], levels=1, ranks=ranks)
-        return {f"held_out_{name}": figures[name] for name in ("mse", "psnr")}
+        return {f"held_out_{name}": value for name, value in figures.items()}
 
     validation = validation_of(training, "held_out_mse", measure)
     make_task = partial(vqvae_task, vqvae, parts[TRAIN], ranks)

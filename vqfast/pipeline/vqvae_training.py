@@ -114,7 +114,7 @@ def train_vqvae(
 
     def measure() -> dict[str, float]:
         figures = measure_reconstruction(vqvae, parts[HELD_OUT], ranks=ranks)
-        measured = {MSE: figures["mse"], "held_out_psnr": figures["psnr"]}
+        measured = {f"held_out_{name}": value for name, value in figures.items()}
         if decoder is not None:
             measured[BITS] = bits_per_dim(decoder, parts[HELD_OUT], ranks=ranks).mean().item()
         return measured
