@@ -14,10 +14,10 @@ from torch import Tensor
 from vqfast.checks import check_choice, check_integer, check_number
 from vqfast.cli.info import machine_lines
 from vqfast.cli.written import as_toml, written_down
-from vqfast.data import Source
+from vqfast.data import Recordings, Source
 from vqfast.data.disk import quantity
 from vqfast.files import write_file
-from vqfast.models import VQVAE, Autoencoder
+from vqfast.models import VQVAE, Autoencoder, SpeechVQVAE
 from vqfast.pipeline import (
     Completion,
     PriorTraining,
@@ -32,6 +32,7 @@ from vqfast.pipeline import (
     load_model,
     load_priors,
     measure_reconstruction,
+    measure_speech,
     modality_of,
     num_rejected,
     open_codes,
@@ -136,12 +137,15 @@ def train_prior(run: str, device: str, config: str | None, recipe: str | None, *
                 ranks=ranks,
                 **named,
             )
-        write_report(target, ranks)
+        paged = modality_of(target).item == "image"  # a page of recordings takes long
+        if paged:
+            write_report(target, ranks)
         bits = bits_per_code(trained, stage_codes(target, f"codes/{HELD_OUT}"), ranks=ranks).mean(0)
         for network, figure in zip(trained, bits, strict=True):
             file = target.folder / f"{level_name('prior', level_of(network))}.safetensors"
             _print(ranks, f"trained {file}; {figure:.3f} bits per code on held-out data")
-        _print(ranks, f"see {target.folder / PAGE}")
+        if paged:
+            _print(ranks, f"see {target.folder / PAGE}")
 
 
 def train_classifier(run: str, device: str, **options: Any) -> None:
@@ -162,7 +166,7 @@ def sample(
     keep: str | None,
     draws: int | None,
     reject: float | None,
-    format: str,
+    format: str | None,
     device: str,
     **options: Any,
 ) -> None:
@@ -174,7 +178,9 @@ def sample(
         raise ValueError("--shape and --complete exclude each other: the items give the shape of the codes")
     with joined(device) as ranks:
         source = Run.shared(run, ranks, lock=False)
-        check_choice("format", format, (*modality_of(source).formats, "codes"))
+        formats = modality_of(source).formats
+        format = next(iter(formats)) if format is None else format
+        check_choice("format", format, (*formats, "codes"))
         vqvae = load_model(source.folder, "vqvae", device=ranks.device)
         priors = load_priors(source, vqvae, device=ranks.device)
         completion = None
@@ -200,10 +206,12 @@ def sample(
         _print(ranks, "; ".join(made))
 
 
-def decode(run: str, codes: str, out: str, format: str, device: str) -> None:
+def decode(run: str, codes: str, out: str, format: str | None, device: str) -> None:
     with joined(device) as ranks:
         source = Run.shared(run, ranks, lock=False)
-        check_choice("format", format, modality_of(source).formats)
+        formats = modality_of(source).formats
+        format = next(iter(formats)) if format is None else format
+        check_choice("format", format, formats)
         vqvae = load_model(source.folder, "vqvae", device=ranks.device)
         grids = open_codes(codes)
         target = Run.shared(out, ranks, create=True)
@@ -271,7 +279,10 @@ def reconstruct(
         vqvae = load_model(source.folder, "vqvae", device=ranks.device)
         dataset, modality = _data(source, vqvae, data, ranks, reading), modality_of(source)
         check_integer("levels", levels, 1, len(vqvae.codebook_sizes), optional=True)
-        figures = measure_reconstruction(vqvae, dataset, levels=levels, ranks=ranks)
+        if isinstance(vqvae, SpeechVQVAE) and isinstance(dataset, Recordings):
+            figures = measure_speech(vqvae, dataset, ranks=ranks)
+        else:
+            figures = measure_reconstruction(vqvae, dataset, levels=levels, ranks=ranks)
         if ranks.first:
             shown = range(min(num, len(dataset)))
             codes = encoded(vqvae, dataset, ranks)

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from vqfast import pipeline
-from vqfast.cli import commands, pages
+from vqfast.cli import commands, pages, speech
 from vqfast.cli.recipes import RECIPES
 from vqfast.cli.written import words_before
+from vqfast.data import load_audio
 from vqfast.pipeline.pages import PAGE
 from vqfast.pipeline.pictures import decoded_at_random
 
@@ -32,6 +33,7 @@ Several processes share the work: torchrun --nproc-per-node N -m -- vqfast.cli C
 """
 DATA = "a folder of images, an image, a .npy, .npz or IDX (MNIST) file, CIFAR-10's cifar-10-batches-bin, or "
 DATA += "digits, scikit-learn's"
+AUDIO = "a recording, or a folder of recordings, whose sub-folders are the speakers"
 CODES = "a folder that encode or sample wrote, such as OUT/samples, or a .npy of integers (N, *shape)"
 
 
@@ -107,6 +109,11 @@ def make_parser() -> argparse.ArgumentParser:
     _training(sub, pipeline.Training)
     _device(sub)
 
+    sub = add("train-speech", speech.train_speech, "step 1 for recordings: train a model of speech")
+    _speech(sub)
+    _training(sub, pipeline.Training)
+    _device(sub)
+
     sub = add("encode", commands.encode, "step 2: turn images into grids of codes")
     _run(sub, "--run", "folder of a trained run")
     sub.option("--data", f"{DATA} (default: the run's own images)", metavar="PATH")
@@ -117,7 +124,8 @@ def make_parser() -> argparse.ArgumentParser:
     sub = add("train-prior", commands.train_prior, "step 3: train a PixelCNN prior on a run's codes")
     _run(sub, "--run", "folder of a run whose images are encoded")
     like = pipeline.train_priors
-    sub.option("--prior", "kind of network: gated or residual", like)
+    prior = "kind of network: gated (the default) or residual; of recordings' codes wavenet"
+    sub.option("--prior", prior)
     for name, help in (
         ("--channels", "channels of the hidden layers"),
         ("--num-layers", "masked layers"),
@@ -150,7 +158,7 @@ def make_parser() -> argparse.ArgumentParser:
     number = "how many samples to draw (default 100; with --complete, every completion)"
     sub.option("--num", number, type=int, metavar="N")
     sub.option("--label", "class of all samples (default: the classes take turns)", type=int, metavar="N")
-    shape = "height and width of the coarsest grids, in codes (default: as trained)"
+    shape = "sizes of the coarsest grids, in codes: height and width, or length (default: as trained)"
     sub.option("--shape", shape, type=int, nargs="+", metavar="N")
     sub.option(
         "--complete",
@@ -188,6 +196,14 @@ def make_parser() -> argparse.ArgumentParser:
     sub.option("--codes", CODES, required=True, metavar="PATH")
     _run(sub, "--out", "folder for the images")
     _format(sub, "")
+    _device(sub)
+
+    sub = add("convert", speech.convert, "give recordings the voice of another speaker")
+    _run(sub, "--run", "folder of a run that train-speech made")
+    sub.option("--data", f"{AUDIO} (default: those that the run holds out)", metavar="PATH")
+    sub.option("--speaker", "name of a speaker of the run: of a folder of its recordings", required=True)
+    _run(sub, "--out", "folder for the recordings; they keep their names, in wav/")
+    sub.option("--skip-bad", "leave out recordings that can't be read", action="store_true")
     _device(sub)
 
     sub = add("likelihood", commands.likelihood, "tell how likely images or codes are, in bits")
@@ -266,13 +282,46 @@ def _model(sub: _Parser) -> None:
     sub.option("--kmeans-init", start, action=argparse.BooleanOptionalAction)
 
 
+def _speech(sub: _Parser) -> None:
+    like: Callable[..., Any] = pipeline.train_speech
+    whole: dict[str, Any] = {"type": int, "metavar": "N"}
+    _run(sub, "--out", "folder of the new run")
+    sub.option("--data", f"{AUDIO}: WAV, FLAC, Ogg, MP3", required=True, metavar="PATH")
+    sub.option("--rate", "samples a second to resample to (default: the lowest of all recordings)", **whole)
+    sub.option("--crop", "seconds of a recording in a step", load_audio, type=float, metavar="X")
+    sub.option("--skip-bad", "leave out recordings that can't be read", action="store_true")
+    sub.option("--val", "share of the recordings to hold out", like, type=float, metavar="X")
+    group = "regular expression: recordings whose names agree in its parentheses are held out together"
+    sub.option("--group", f"{group} (default: each by itself)", metavar="REGEX")
+    model = "configuration: paper-speech, or mel-speech, which has 25 codes a second and learns sooner"
+    sub.option("--model", model, like)
+    strides = "strides of the encoder, whose product is how many samples a code stands for; with --num-mels "
+    strides += "the first is the spectrogram's (default: the model's)"
+    sub.option("--encoder-strides", strides, type=int, nargs="+", metavar="N")
+    for name, kind, help in (
+        ("--hidden-channels", int, "channels of the encoder"),
+        ("--num-residual-blocks", int, "residual blocks of the encoder"),
+        ("--num-mels", int, "bands of a log-mel spectrogram that the encoder starts with"),
+        ("--mel-weight", float, "weight of a second decoder's error, which tells the spectrogram"),
+        ("--wavenet-channels", int, "channels of the WaveNet"),
+        ("--wavenet-layers", int, "layers of the WaveNet"),
+        ("--num-embeddings", int, "code vectors in the codebook"),
+        ("--embedding-dim", int, "numbers in a code vector"),
+        ("--beta", float, "weight of the commitment loss"),
+        ("--decay", float, "decay of the codebook's moving averages, below 1; without it gradients train it"),
+    ):
+        sub.option(name, f"{help} (default: the model's)", type=kind, metavar="X" if kind is float else "N")
+    sub.option("--no-speakers", "don't tell the decoder who speaks", action="store_true")
+
+
 def _device(sub: _Parser) -> None:
     sub.option("--device", "auto (a GPU if there is one), cpu or cuda", like=pipeline.joined)
 
 
 def _format(sub: _Parser, others: str) -> None:
-    kinds = "grid (sheets of images), png (single pictures) or npy (arrays, uint8 N, C, H, W)"
-    sub.option("--format", f"files of the images: {kinds}{others} (default grid)", default="grid")
+    kinds = "of images grid (sheets, the default), png (single pictures) or npy (arrays, uint8 N, C, H, W); "
+    kinds += "of recordings wav (the default) or npy (float32 N, 1, T)"
+    sub.option("--format", f"files: {kinds}{others}")
 
 
 def _written(sub: _Parser, command: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,12 @@ def load_like_run(run: Run, vqvae: Autoencoder, data: str | Path, **reading: Any
     modality = modality_of(run)
     noted = {**noted_data(run), "channels": vqvae.in_channels, **(run.settings("data") or {})}
     like_run = {name: noted.get(name) for name in modality.like_run}
-    return modality.load(data, **{**like_run, **reading})
+    options = {**like_run, **reading}
+    try:
+        inspect.signature(modality.load).bind(data, **options)
+    except TypeError as error:
+        raise ValueError(f"{modality.item}s: {error}") from error
+    return modality.load(data, **options)
 
 
 def _opened(

@@ -38,7 +38,6 @@ def train_speech(
     group: str | None = None,
     model: str = "paper-speech",
     model_options: Mapping[str, Any] | None = None,
-    codebook: str = "kmeans",
     training: Training = TRAINING,
     ranks: Ranks = ALONE,
 ) -> SpeechVQVAE:
@@ -53,7 +52,6 @@ def train_speech(
         model: a configuration that ``SpeechVQVAE.named`` knows.
         model_options: arguments of ``SpeechVQVAE`` that replace those of the configuration. The rate is the
             data's, and so is the number of speakers, unless ``num_classes`` is None.
-        codebook: ``"kmeans"`` fits it to the first batch, ``"uniform"`` starts it at random.
         training: how it is trained; its seed fixes the split and the parts of recordings too. The held-out
             figure is bits per sample.
 
@@ -66,7 +64,6 @@ def train_speech(
             the run was begun with other settings.
     """
     check_choice("model", model, SpeechVQVAE.CONFIGS)
-    check_choice("codebook", codebook, ("kmeans", "uniform"))
     check_number("val", val, above=0, below=1)
     note = data_note(data, modality="audio", val=val, seed=training.seed, reading=reading or {}, group=group)
     parts, found = open_parts(run, note, ranks)
@@ -74,12 +71,10 @@ def train_speech(
     assert isinstance(part, Recordings) and isinstance(held_out, Recordings)
     write_lines(ranks, "data", part.describe())
     options = dict(model_options or {})
-    if codebook == "uniform":
-        options.setdefault("kmeans_init", False)
     torch.manual_seed(training.seed)
     own = {"rate": part.rate, "num_classes": part.num_classes}
     vqvae = SpeechVQVAE.named(model, **{**own, **options}).to(ranks.device)
-    settings = {"data": note, "model": model, **options, "codebook": codebook}
+    settings = {"data": note, "model": model, **options}
     begin_training(run, "vqvae", settings | training.settings(len(part)), ranks)
     run.begin("data", found, ranks=ranks)
 

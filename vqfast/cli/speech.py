@@ -1,0 +1,57 @@
+"""The commands that are for recordings alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vqfast.cli.commands import _data, _given, _print, _training
+from vqfast.data import Recordings
+from vqfast.data.disk import quantity
+from vqfast.models import SpeechVQVAE
+from vqfast.pipeline import Run, Training, joined, load_model
+from vqfast.pipeline import convert as convert_step
+from vqfast.pipeline import train_speech as train_speech_step
+
+READING = ("rate", "crop", "skip_bad")  # options about reading recordings
+
+
+def train_speech(
+    out: str,
+    data: str,
+    val: float,
+    group: str | None,
+    model: str,
+    no_speakers: bool,
+    device: str,
+    **options: Any,
+) -> None:
+    training = _training(Training, options)
+    reading = {name: options.pop(name) for name in READING}
+    model_options = {**_given(options), **({"num_classes": None} if no_speakers else {})}
+    with joined(device) as ranks:
+        run = Run.shared(out, ranks, create=True)
+        train_speech_step(
+            run,
+            data,
+            reading=reading,
+            val=val,
+            group=group,
+            model=model,
+            model_options=model_options,
+            training=training,
+            ranks=ranks,
+        )
+        _print(ranks, f"trained {run.folder / 'vqvae.safetensors'}; curves in {run.folder / 'vqvae.png'}")
+
+
+def convert(run: str, data: str | None, speaker: str, out: str, device: str, **reading: Any) -> None:
+    with joined(device) as ranks:
+        source = Run.shared(run, ranks, lock=False)
+        vqvae = load_model(source.folder, "vqvae", device=ranks.device)
+        if not isinstance(vqvae, SpeechVQVAE):
+            raise ValueError(f"{source.folder} is no run of speech; want one that train-speech made")
+        dataset = _data(source, vqvae, data, ranks, reading)
+        assert isinstance(dataset, Recordings)
+        target = Run.shared(out, ranks, create=True)
+        convert_step(source, vqvae, dataset, speaker=speaker, out=target, ranks=ranks)
+        _print(ranks, f"{quantity(len(dataset), 'recording')} as {speaker} in {target.folder / 'wav'}")
