@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from copy import copy
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -15,7 +15,8 @@ from vqfast.checks import check_integer, check_number
 from vqfast.data import disk
 from vqfast.data.protocol import BATCH
 
-OneSet = TypeVar("OneSet", bound="Items")
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Files(Protocol):
@@ -105,7 +106,7 @@ class Items:
             raise ValueError(f"numbers has values {numbers.min()}..{numbers.max()}; want 0..{len(self) - 1}")
         return self._numbers[numbers.astype(np.int64)]
 
-    def split(self: OneSet, val: float, *, seed: int, group: str | None = None) -> tuple[OneSet, OneSet]:
+    def split(self, val: float, *, seed: int, group: str | None = None) -> tuple[Self, Self]:
         """Splits at random into a training part and a held-out part.
 
         Each part keeps its items in the order of the whole.
@@ -236,7 +237,7 @@ class Items:
         bad = [f"left out {disk.printable(n)}, which can't be read: {why}" for n, why in files.bad.items()]
         return [*lines, *disk.describe(files.left_out), *bad]
 
-    def _subset(self: OneSet, places: np.ndarray) -> OneSet:
+    def _subset(self, places: np.ndarray) -> Self:
         subset = copy(self)
         subset._fingerprint = None
         subset._numbers = self._numbers[places]
