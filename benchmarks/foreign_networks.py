@@ -190,7 +190,9 @@ def _r9y9() -> Trial:
 @trial("r9y9/wavenet_vocoder", "WaveNet, mixture of logistics")
 def _r9y9_mixture() -> Trial:
     network = build("wavenet_vocoder", "WaveNet", 30, 6, 2, 8, 8, 8, 2, scalar_input=True)
-    return of_scaled(network, 256, shape=(40,), predicts="next")
+    call = lambda codes: network(2 * scaled(codes, 1 << 16) - 1)  # noqa: E731
+    options = {"num_mixtures": 10, "predicts": "next"}
+    return {"call": call, "num_embeddings": 1 << 16, "shape": (40,), **options}
 
 
 @trial("kan-bayashi/PytorchWaveNetVocoder", "WaveNet")

@@ -29,7 +29,7 @@ import vqfast
 from benchmarks import pages
 from benchmarks.foreign_networks import TRIALS, Trial
 from benchmarks.record import RESULTS, Row
-from vqfast.priors.traced import modules_of
+from vqfast.priors.calls import modules_of
 from vqfast.sampling.draw import gumbel
 
 RECORD = RESULTS / "foreign-priors.json"
@@ -106,11 +106,27 @@ def own_loop(made: Trial, given: dict[str, Tensor]) -> Tensor:
     shape, behind = codes_shape(made), int(made.get("predicts") == "next")
     codes = torch.zeros(SAMPLES, *shape, dtype=torch.int64)
     flat = codes.view(SAMPLES, -1)
-    for position in range(behind, flat.shape[1]):
-        logits = made["call"](codes, *given.values()).flatten(2)[:, :, position - behind].log_softmax(1)
-        noise = gumbel(0, torch.arange(SAMPLES), torch.tensor([position]), made["num_embeddings"])[:, 0]
-        flat[:, position] = (logits + noise).argmax(1)
+    mixtures, several = made.get("num_mixtures"), made.get("num_quantizers") or 1
+    for number in range(behind * several, flat.shape[1]):
+        logits = made["call"](codes, *given.values()).flatten(2)[:, :, number - behind * several]
+        if mixtures:
+            flat[:, number] = nearest_code(logits, number, number - number % several, made)
+            continue
+        noise = gumbel(0, torch.arange(SAMPLES), torch.tensor([number]), made["num_embeddings"])[:, 0]
+        flat[:, number] = (logits.log_softmax(1) + noise).argmax(1)
     return codes
+
+
+def nearest_code(parameters: Tensor, number: int, first: int, made: Trial) -> Tensor:
+    """The draw of a value from mixtures, rounded: the component by Gumbel noise, then the value."""
+    samples, mixtures = torch.arange(SAMPLES), made["num_mixtures"]
+    noise = gumbel(0, samples, torch.tensor([first, number]), mixtures + 1)
+    weights, means, log_scales = parameters.double().chunk(3, dim=1)
+    component = (weights + noise[:, 0, :mixtures]).argmax(1)
+    u = (-(-noise[:, 1, mixtures]).exp()).exp()
+    logistic = u.log() - (1 - u).log()
+    value = means[samples, component] + log_scales[samples, component].exp() * logistic
+    return (value.clamp(-1, 1) * 0.5 + 0.5).mul(made["num_embeddings"] - 1).round().long()
 
 
 def codes_shape(made: Trial) -> tuple[int, ...]:

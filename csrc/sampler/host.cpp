@@ -12,10 +12,10 @@
 namespace vqfast {
 namespace {
 
-// Sets the logits (K) that top_k and top_p leave out to -inf, as vqfast/sampling/draw.py defines it. Logits with a NaN
+// Sets the logits (choices) that top_k and top_p leave out to -inf, as vqfast/sampling/draw.py defines it. Logits with a NaN
 // stay as they are, for the draw to report. scratch: K numbers of 8 bytes.
 void restrict_to(const SamplerProblem& s, double* logits, void* scratch) {
-  const int64_t k = s.num_embeddings;
+  const int64_t k = s.choices();
   double* sorted = static_cast<double*>(scratch);
   auto* order = static_cast<int64_t*>(scratch);
   if (std::any_of(logits, logits + k, [](double x) { return x != x; })) return;

@@ -112,7 +112,7 @@ struct Memory {
       l.segment_bytes = max(l.segment_bytes, padded(count * sizeof(Segment)));
       if (store) steps[i] = m;
     }
-    l.scores = l.segment_bytes + padded((s.num_embeddings + kWords) * 4) + 3 * padded(s.num_embeddings * 8);
+    l.scores = l.segment_bytes + padded((s.choices() + kWords) * 4) + 3 * padded(s.choices() * 8);
     l.scratch_bytes = l.scores + score_bytes;
     l.scratch = take(own, l.scratch_bytes * s.threads);
     l.teams = shared;

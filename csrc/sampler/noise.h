@@ -119,5 +119,19 @@ int64_t draw(const L* logits, int64_t k, double temperature, const Counter& at, 
   return failed || highest > __DBL_MAX__ ? -1 : code;
 }
 
+// The code of a value with a logistic distribution, of `codes` that stand for even steps from -1 to 1; -1 where the value
+// is NaN. Its noise is this word of the stream.
+inline int64_t draw_value(
+    double mean, double log_scale, double temperature, int64_t codes, const Counter& at, int64_t word) {
+  uint32_t words[kWords];
+  philox(at, uint32_t(word / kWords * kWords), words);
+  const double u = (words[word % kWords] + 0.5) * 0x1p-32;
+  const double logistic = __builtin_log(u) - __builtin_log(1 - u);
+  const double value = mean + temperature * __builtin_exp(log_scale) * logistic;
+  if (value != value) return -1;
+  const double bounded = value < -1 ? -1 : value > 1 ? 1 : value;
+  return int64_t((bounded + 1) * (double(codes - 1) / 2) + 0.5);
+}
+
 }  // namespace
 }  // namespace vqfast::VQFAST_ISA

@@ -34,10 +34,11 @@ struct SamplerProblem : SamplerSizes {
   int64_t* codes;          // (B, H, W, num_codes), the result
   double temperature;      // 0: the most probable code
   double top_p;            // 1: all codes
-  // Sets logits (K) that a draw may not choose to -inf. scratch: K numbers of 8 bytes. Null where all may be chosen.
+  // Sets logits (choices) that a draw may not choose to -inf. scratch: as many numbers of 8 bytes. Null where all may be chosen.
   void (*restrict_to)(const SamplerProblem&, double* logits, void* scratch);
   char* memory;            // `bytes`, kept from `begin` to the last `run`
 
+  int64_t choices() const { return num_mixtures > 0 ? num_mixtures : num_embeddings; }  // of a draw
   CacheShape code_cache() const { return {code_rows, code_left, code_right}; }
 };
 

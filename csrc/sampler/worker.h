@@ -105,8 +105,10 @@ struct Worker {
   void draw_codes(int64_t c, int64_t y, int64_t x) const {
     const Memory& all = team.all;
     const SamplerProblem& s = all.s;
-    const int64_t step = s.num_steps - s.num_codes + c, k = s.num_embeddings;
-    const int64_t number = (y * s.width + x) * s.num_codes + c, per_sample = s.height * s.width * s.num_codes;
+    const int64_t step = s.num_steps - s.num_codes + c, k = s.choices();
+    const int64_t first = (y * s.width + x) * s.num_codes, number = first + c;
+    const int64_t per_sample = s.height * s.width * s.num_codes;
+    const bool mixture = s.num_mixtures > 0;
     float* scores = reinterpret_cast<float*>(scratch);
     double* restricted = reinterpret_cast<double*>(scratch + Memory::padded((k + kWords) * 4));
     const Span samples = part_of(team.batch, threads, me);
@@ -114,8 +116,8 @@ struct Worker {
       const int64_t at = (team.first + b) * per_sample + number;
       const T* logits = team.value(step, y, x) + b * all.steps[step].stride;
       const uint64_t sample = uint64_t(s.numbers[team.first + b]), seed = uint64_t(s.seed);
-      const Counter counter{uint32_t(number), uint32_t(sample), uint32_t(sample >> 32), uint32_t(seed),
-                            uint32_t(seed >> 32)};
+      Counter counter{uint32_t(mixture ? first : number), uint32_t(sample), uint32_t(sample >> 32), uint32_t(seed),
+                      uint32_t(seed >> 32)};
       int64_t drawn;
       if (s.restrict_to) {
         for (int64_t i = 0; i < k; ++i) restricted[i] = logits[i];
@@ -123,6 +125,10 @@ struct Worker {
         drawn = draw(restricted, k, s.temperature, counter, scores);
       } else {
         drawn = draw(logits, k, s.temperature, counter, scores);
+      }
+      if (mixture && drawn >= 0) {  // the component; the noise of all codes of a position chooses the same one
+        counter.position = uint32_t(number);
+        drawn = draw_value(logits[k + drawn], logits[2 * k + drawn], s.temperature, s.num_embeddings, counter, k);
       }
       s.codes[at] = s.known[at] < 0 ? drawn : s.known[at];
       team.codes(kCodes - c, y, x)[b] = int32_t(max(0, s.codes[at]));

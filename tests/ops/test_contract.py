@@ -37,7 +37,9 @@ def test_the_library_declares_the_names_that_python_uses() -> None:
     assert set(enums["Phase"]) == {phase.name.lower() for phase in Phase}
     assert set(enums["Source"]) == {"codes", "condition"}
     assert min(enums["Activation"][name] for name in activations.PAIRED) == enums["Activation"]["gate"]
-    assert {"Tap", "Term", "Step", "SamplerSizes", "SearchCounts"} == set(library.contract().structs)
+    assert {"Tap", "Term", "Step", "Attention", "SamplerSizes", "SearchCounts"} == set(
+        library.contract().structs
+    )
 
 
 @pytest.mark.skipif(

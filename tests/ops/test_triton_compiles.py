@@ -301,7 +301,9 @@ SAMPLERS = [
 ]
 
 
-def sampler_kernel(size: int, arch: str, launch: Launch, which: str, head: int = 0):
+def sampler_kernel(
+    size: int, arch: str, launch: Launch, which: str, head: int = 0, codes: int = 1, mixture: bool = False
+):
     """Its constants, and the kernel compiled for ``size`` bytes a value, attentions of ``head`` channels."""
     from vqfast.sampling.executors import triton as executor
     from vqfast.sampling.executors import triton_kernel
@@ -313,7 +315,7 @@ def sampler_kernel(size: int, arch: str, launch: Launch, which: str, head: int =
         **dict.fromkeys(["codes", "counters"], "*i32"),
         **{"sums": "*fp64" if size == 8 else "*fp32", "temperature": "*fp64"},
     }
-    constants = executor.constants(launch, dtype, which == "position", head)
+    constants = executor.constants(launch, dtype, which == "position", head, codes, mixture)
     return constants, build(triton_kernel.sample, arch, constants, launch.warps, launch.stages, pointers)
 
 
@@ -332,6 +334,16 @@ def test_sampler_fits_the_chip_without_spills(size, arch, widest, which, tmp_pat
     few = launch.rows < 64 and arch != "gfx942"  # no wgmma
     on_tensor_cores = constants["DOT"] and (size == 2 or arch == "gfx942")
     assert (("mma.sync" if few else PRODUCT[arch]) in text) == on_tensor_cores
+
+
+@pytest.mark.parametrize(
+    "size, arch, widest", [(2, "sm_90", 4), (4, "sm_90", ANY), (2, "gfx942", 512), (8, "sm_80", ANY)]
+)
+def test_sampler_with_a_draw_from_mixtures_fits_the_chip_without_spills(size, arch, widest, tmp_path) -> None:
+    launch = SAMPLING[size][arch][widest].position
+    compiled = sampler_kernel(size, arch, launch, "position", codes=3, mixture=True)[1]
+    assert compiled.metadata.shared <= SHARED[arch]
+    assert size == 8 or spilled(compiled, tmp_path) == 0
 
 
 @pytest.mark.parametrize(

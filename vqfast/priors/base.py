@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vqfast.checks import check_device, check_indices, check_integer
 from vqfast.nn.calls import typed_as
+from vqfast.sampling import mixture
 from vqfast.sampling.batches import Options, as_labels, axes_of, sample_batches
 from vqfast.sampling.program import Program
 from vqfast.sampling.request import Given, GivenLabels
@@ -40,6 +41,7 @@ class CausalPrior(nn.Module):
     num_quantizers: int | None = (
         None  # codes of a position, the last axis of codes; None: one, without an axis
     )
+    num_mixtures: int | None = None  # of logistics that codes are drawn from; None: from logits
 
     def __init__(self, num_embeddings: int, num_classes: int | None, condition_channels: int) -> None:
         super().__init__()
@@ -132,7 +134,7 @@ class CausalPrior(nn.Module):
 
         Returns:
             ``(B, K, H, W)``, or ``(B, K, T)``; the logits at a position are for the code there. A last axis
-            is that of the codes.
+            is that of the codes. If the prior has ``num_mixtures`` M, ``3 M`` parameters of mixtures.
 
         Raises:
             TypeError: indices or labels aren't integers.
@@ -161,7 +163,7 @@ class CausalPrior(nn.Module):
             None if labels is None else labels.long(),
             None if condition is None else self.on_grid(condition, grid),
         )
-        return logits.reshape(-1, self.num_embeddings, *shape, *axes)
+        return logits.reshape(num, -1, *shape, *axes)
 
     if TYPE_CHECKING:
 
@@ -190,9 +192,12 @@ class CausalPrior(nn.Module):
         tensor([4.0000, 4.0000])
         """
         check_indices("indices", indices, self.num_embeddings, minimum=-1)
-        logits = self(indices.clamp(min=0), labels, condition)
-        nats = F.cross_entropy(logits, indices.long(), ignore_index=-1, reduction="none").flatten(1).sum(1)
-        return nats / ((indices >= 0).flatten(1).sum(1) * math.log(2))
+        logits, codes = self(indices.clamp(min=0), labels, condition), indices.long()
+        if self.num_mixtures is None:
+            nats = F.cross_entropy(logits, codes, ignore_index=-1, reduction="none")
+        else:
+            nats = mixture.nats(logits, codes, self.num_embeddings, several=self.num_quantizers is not None)
+        return nats.flatten(1).sum(1) / ((indices >= 0).flatten(1).sum(1) * math.log(2))
 
     def sample(
         self,

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from vqfast.checks import check_choice, check_integer, check_tensor
 from vqfast.priors.base import CausalPrior
+from vqfast.priors.calls import check_call, modules_of
 from vqfast.priors.causality import later_code_seen
 from vqfast.sampling import parallel
 from vqfast.sampling.batches import axes_of
@@ -44,12 +43,13 @@ class TracedPrior(CausalPrior):
         shape: tuple[int, ...],
         *,
         num_quantizers: int | None,
+        num_mixtures: int | None,
         num_classes: int | None,
         condition: Tensor | None,
         predicts: str,
     ) -> None:
         super().__init__(num_embeddings, num_classes, condition_channels=0)
-        self.num_quantizers = num_quantizers
+        self.num_quantizers, self.num_mixtures = num_quantizers, num_mixtures
         self.networks = nn.ModuleList(modules_of(call))
         self.__dict__["call"] = call  # not registered as a module, since self.networks has it
         self.shape, self.ndim = shape, len(shape)
@@ -58,7 +58,7 @@ class TracedPrior(CausalPrior):
         self.graphs: dict[tuple[int, ...], fx.Graph] = {}
         self.lowered_modes: list[bool] = []  # training or evaluation, of each module when it was lowered
         self.lowered_tensors: list[Tensor] = []  # copies of the network's tensors when it was lowered
-        _check_call(call, self._random_inputs(shape, _TRACED_BATCH), num_embeddings, num_classes)
+        check_call(call, self._random_inputs(shape, _TRACED_BATCH), num_embeddings, num_classes, num_mixtures)
         self.lower()
         other_shape = tuple(n + i + 1 for i, n in enumerate(shape))
         self.any_shape = condition is None and self._runs_at(other_shape)
@@ -178,7 +178,7 @@ class TracedPrior(CausalPrior):
         inputs = self._random_inputs(self.shape, _TRACED_BATCH)
         graph = self._graph(inputs)
         try:
-            sizes = self.num_embeddings, self.num_classes, self.num_quantizers
+            sizes = self.num_embeddings, self.num_classes, self.num_quantizers, self.num_mixtures
             return lowered(graph, inputs, *sizes, self.lead)
         except NotCausal as error:
             reasons = filter(None, (str(error), self._later_code_seen()))
@@ -232,7 +232,10 @@ class TracedPrior(CausalPrior):
         logits = parallel.logits(program, weights, codes, labels, self._maps(inputs))
         tolerance = _TOLERANCE[expected.dtype] * max(1, float(expected.abs().max()))
         first = self.lead * math.prod(axes_of(self))
-        a, b = (each.log_softmax(1).flatten(2)[..., first:] for each in (expected, logits))
+        a, b = (
+            (each.log_softmax(1) if self.num_mixtures is None else each).flatten(2)[..., first:]
+            for each in (expected, logits)
+        )
         return float((a - b).abs().where(a != b, 0).max()) / tolerance
 
     def _verify(self, shape: tuple[int, ...], batch: int) -> None:
@@ -253,70 +256,13 @@ class TracedPrior(CausalPrior):
             return False
 
 
-def modules_of(call: Callable[..., Tensor]) -> list[nn.Module]:
-    """The module that ``call`` is, or those that the function uses."""
-    if isinstance(call, nn.Module):
-        return [call]
-    if isinstance(call, partial):
-        return [*modules_of(call.func), *(arg for arg in call.args if isinstance(arg, nn.Module))]
-    found: list[Any] = [getattr(call, "__self__", None)]
-    function = getattr(call, "__func__", call)
-    found += [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
-    if hasattr(function, "__code__"):
-        found += [function.__globals__.get(name) for name in function.__code__.co_names]
-    return [module for module in found if isinstance(module, nn.Module)]
-
-
-@torch.no_grad()
-def _check_call(
-    call: Callable[..., Tensor], inputs: dict[str, Tensor], num_embeddings: int, num_classes: int | None
-) -> None:
-    """Checks that the network takes the inputs and returns logits of ``num_embeddings`` codes.
-
-    Raises:
-        TypeError: it doesn't return a tensor.
-        ValueError: it fails, or its result has another shape.
-    """
-    try:
-        result = call(*inputs.values())
-    except Exception as error:
-        ends: dict[str, int | None] = {"codes": num_embeddings, "labels": num_classes}
-        given = ", ".join(
-            f"{name} {tuple(value.shape)}" + (f" in 0..{end - 1}" if (end := ends.get(name)) else "")
-            for name, value in inputs.items()
-        )
-        advice = ""
-        for name, argument in (("codes", "num_embeddings"), ("labels", "num_classes")):
-            if name in inputs and _works(call, inputs | {name: torch.zeros_like(inputs[name])}):
-                advice = f"; it works if all {name} are 0: {argument} is {ends[name]}, want fewer"
-        raise ValueError(f"call fails for {given}: {type(error).__name__}: {error}{advice}") from error
-    if not isinstance(result, Tensor):
-        raise TypeError(f"call returns a {type(result).__name__}; want a tensor of logits")
-    batch, *shape = inputs["codes"].shape
-    got = tuple(result.shape)
-    if len(got) == 2 + len(shape) and got == (batch, got[1], *shape) and got[1] != num_embeddings:
-        raise ValueError(
-            f"num_embeddings is {num_embeddings}; want {got[1]}, the channels of the logits {got}"
-        )
-    if got != (batch, num_embeddings, *shape):
-        want = (batch, num_embeddings, *shape)
-        raise ValueError(f"the result has shape {got}; want (B, num_embeddings, *shape), here {want}")
-
-
-def _works(call: Callable[..., Tensor], inputs: dict[str, Tensor]) -> bool:
-    try:
-        call(*inputs.values())
-    except Exception:  # of the network, of any kind
-        return False
-    return True
-
-
 def program_of(
     call: Callable[..., Tensor],
     num_embeddings: int,
     shape: tuple[int, ...],
     *,
     num_quantizers: int | None = None,
+    num_mixtures: int | None = None,
     num_classes: int | None = None,
     condition: Tensor | None = None,
     predicts: str = "own",
@@ -336,6 +282,9 @@ def program_of(
         num_quantizers: S, how many codes each position has, as an image's colours or residual codes; ``None``
             for one. Codes are then ``(B, *shape, S)`` and logits ``(B, num_embeddings, *shape, S)``, and the
             logits of a code may depend on the position's codes before it.
+        num_mixtures: M, if the network doesn't return logits, but ``(B, 3 M, *shape)``: log-weights, means
+            and log-scales of M logistic distributions. Code ``c`` then stands for the value
+            ``2 c / (num_embeddings - 1) - 1``, and a draw is rounded to the nearest one.
         num_classes: number of class labels; ``None`` if the network takes no labels.
         condition: an example ``(1, ...)`` of another argument of the network; ``None`` if it takes none.
         predicts: ``"own"`` if the logits at a position are for the code there. ``"next"`` if they are for the
@@ -371,6 +320,7 @@ def program_of(
     """
     check_integer("num_embeddings", num_embeddings)
     check_integer("num_quantizers", num_quantizers, optional=True)
+    check_integer("num_mixtures", num_mixtures, optional=True)
     if not callable(call) or not any(list(module.parameters()) for module in modules_of(call)):
         raise TypeError(f"call is {call!r}; want a module with weights, or a function that uses one")
     if not isinstance(shape, (tuple, list, torch.Size)):
@@ -390,6 +340,7 @@ def program_of(
         num_embeddings,
         shape,
         num_quantizers=num_quantizers,
+        num_mixtures=num_mixtures,
         num_classes=num_classes,
         condition=condition,
         predicts=predicts,

@@ -182,9 +182,9 @@ def _fitting(model: Model, grid: tuple[int, int], batch_size: int) -> int:
         return 1
     weight = next(model.parameters())
     with torch.inference_mode():
-        values = model.lower()[0].values(*grid)
-    bytes_a_sample = values * weight.element_size()
-    numbers = math.prod(grid) + _NOISE_COPIES * model.num_embeddings
+        program, _ = model.lower()
+    bytes_a_sample = program.values(*grid) * weight.element_size()
+    numbers = math.prod(grid) + _NOISE_COPIES * program.num_choices
     bytes_a_sample += 8 * math.prod(axes_of(model)) * numbers
     fitting = max(1, free_memory(weight.device) / bytes_a_sample)
     while batch_size > fitting:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vqfast.sampling.activations import activate
 from vqfast.sampling.attention import Attention, attend
-from vqfast.sampling.program import CONDITION, Offset, Program
+from vqfast.sampling.program import CODES, CONDITION, Offset, Program
 
 
 def shifted(value: Tensor, tap: Offset) -> Tensor:
@@ -38,12 +38,11 @@ def logits(
         condition: ``(B, C, H, W)``, if the program reads ``CONDITION``.
 
     Returns:
-        ``(B, K, H, W)``, or ``(B, K, H, W, S)``.
+        ``(B, K, H, W)``, or ``(B, K, H, W, S)``; of mixtures ``3 M`` channels in place of K.
     """
     weight = next(iter(weights.values()))
-    by_code = codes.view(*codes.shape[:3], program.num_quantizers).unbind(3)
-    one_hot = [F.one_hot(each, program.num_embeddings).to(weight.dtype) for each in by_code]
-    values = dict(zip(program.codes, one_hot, strict=True))
+    by_code = codes.view(*codes.shape[:3], program.num_quantizers, 1).unbind(3)
+    values = {source: each + 1 for source, each in zip(program.codes, by_code, strict=True)}  # 0 outside
     if condition is not None:
         values[CONDITION] = condition.movedim(1, -1)
     for number, step in enumerate(program.steps):
@@ -55,7 +54,11 @@ def logits(
         for term in step.terms:
             for i, tap in enumerate(term.taps):
                 value = shifted(values[term.source], tap)
-                total = total + (value if term.weight is None else value @ weights[term.weight][i])
+                if term.source <= CODES:  # a product with one-hot codes is a lookup
+                    value = F.embedding(value[..., 0], F.pad(weights[term.weight or ""][i], (0, 0, 1, 0)))
+                elif term.weight is not None:
+                    value = value @ weights[term.weight][i]
+                total = total + value
         if step.bias is not None:
             total = total + weights[step.bias]
         if step.label_bias is not None:

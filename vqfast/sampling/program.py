@@ -121,11 +121,13 @@ class Program:
         steps: at least one, ``Step`` or ``Attention``.
         num_embeddings: K, the number of codes to choose from.
         num_quantizers: S, how many codes a position has.
+        num_mixtures: M, if the last steps' values are no logits, but the parameters of mixtures of M logistic
+            distributions, ``3 M`` channels (``vqfast/sampling/mixture.py``); 0 for logits.
 
     Raises:
-        TypeError: ``num_embeddings`` or ``num_quantizers`` isn't an integer.
-        ValueError: the logits depend on their own or a later code, or a term or an attention isn't as
-            ``Term`` or ``Attention`` says.
+        TypeError: a number isn't an integer.
+        ValueError: the logits depend on their own or a later code or have another number of channels, or a
+            term or an attention isn't as ``Term`` or ``Attention`` says.
 
     >>> hidden = Step((Term(CODES, ((-1, 0), (0, -1)), "codes"),), width=4, activation="relu")
     >>> logits = Step((Term(0, weight="head"),), width=8, bias="bias")
@@ -140,10 +142,12 @@ class Program:
     steps: tuple[AnyStep, ...]
     num_embeddings: int
     num_quantizers: int = 1
+    num_mixtures: int = 0
 
     def __post_init__(self) -> None:
         check_integer("num_embeddings", self.num_embeddings)
         check_integer("num_quantizers", self.num_quantizers)
+        check_integer("num_mixtures", self.num_mixtures, 0)
         if len(self.steps) < self.num_quantizers:
             raise ValueError(f"steps has {len(self.steps)}; want at least {self.num_quantizers}")
         readable = len(self.steps) - self.num_quantizers  # no step reads logits
@@ -154,7 +158,10 @@ class Program:
                 raise ValueError(f"step {number} has no terms")
             for term in step.terms:
                 _check_term(number, term, range(self.codes[-1], min(number, readable)))
+        outputs = 3 * self.num_mixtures or self.num_embeddings
         for code, phase in enumerate(self.phases()[-self.num_quantizers :]):
+            if (got := self.steps[readable + code].channels) != outputs:
+                raise ValueError(f"the last steps have {got} channels; want {outputs}")
             if phase >= Phase.CODE + code:
                 raise ValueError("the program isn't causal: its logits depend on the code that they are for")
 
@@ -162,6 +169,11 @@ class Program:
     def codes(self) -> range:
         """The sources that are the codes of each position."""
         return range(codes_of(0), codes_of(self.num_quantizers), -1)
+
+    @property
+    def num_choices(self) -> int:
+        """What a draw chooses from: the number of codes, or of components."""
+        return self.num_mixtures or self.num_embeddings
 
     def phases(self) -> list[int]:
         """When each step can be computed, see ``Phase``."""

@@ -9,6 +9,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from vqfast.sampling.draw import Draw
+from vqfast.sampling.mixture import draw_value
 from vqfast.sampling.program import Program
 
 # A tensor for all samples, or a function that is given a batch's samples as a range within 0..num - 1 and
@@ -68,8 +69,8 @@ class Request:
         known: int64 ``(B, H, W, S)``, codes to keep; -1 where to draw. S is ``program.num_quantizers``.
         labels: int64 ``(B,)``, or ``None``.
         condition: the map ``(B, C, H, W)`` that the program reads as ``CONDITION``, or ``None``.
-        logits: the model itself, codes ``(B, H, W, S)`` to logits ``(B, K, H, W, S)``; only the reference
-            uses it.
+        logits: the model itself, codes ``(B, H, W, S)`` to logits ``(B, K, H, W, S)``, or to the parameters
+            of mixtures; only the reference uses it.
         progress: is called with the number of codes drawn since the last call.
     """
 
@@ -81,6 +82,23 @@ class Request:
     condition: Tensor | None
     logits: Callable[[Tensor], Tensor]
     progress: Callable[[int], object] = lambda codes: None
+
+    def noise(self, first: int, count: int) -> Tensor:
+        """What ``drawn`` needs of ``count`` codes from number ``first`` on: float64 ``(B, count, n)``."""
+        mixture = self.program.num_mixtures > 0
+        return self.draw.noise(first, count, self.program.num_choices + mixture)
+
+    def drawn(self, outputs: Tensor, noise: Tensor, code: int) -> Tensor:
+        """A code of each sample, int64 ``(B,)``; -1 where none can be drawn.
+
+        Args:
+            outputs: ``(B, K)`` logits, or the ``(B, 3 M)`` parameters of a mixture.
+            noise: ``(B, S, n)``, of all codes of the position.
+            code: which of them is drawn.
+        """
+        if not self.program.num_mixtures:
+            return self.draw(outputs, noise[:, code])
+        return draw_value(self.draw, outputs, noise[:, 0], noise[:, code], self.program.num_embeddings)
 
     @property
     def grid(self) -> tuple[int, int]:

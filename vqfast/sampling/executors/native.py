@@ -131,6 +131,7 @@ def run(request: Request) -> Tensor:
         "SamplerSizes",
         num_embeddings=program.num_embeddings,
         num_codes=num_codes,
+        num_mixtures=program.num_mixtures,
         batch=batch,
         height=height,
         width=width,

@@ -15,9 +15,9 @@ def run(request: Request) -> Tensor:
     drawn, codes = request.known.clone(), request.known.clamp(min=0)
     for number, (y, x, code) in enumerate(product(*map(range, sizes))):
         logits = request.logits(codes)[:, :, y, x, code]
-        noise = request.draw.noise(number, 1, request.program.num_embeddings)[:, 0]
+        noise = request.noise(number - code, sizes[2])
         known = request.known[:, y, x, code]
-        drawn[:, y, x, code] = request.draw(logits, noise).where(known < 0, known)
+        drawn[:, y, x, code] = request.drawn(logits, noise, code).where(known < 0, known)
         codes[:, y, x, code] = drawn[:, y, x, code].clamp(min=0)
         request.progress(batch)
     return drawn

@@ -166,13 +166,13 @@ class _Plan:
 
 def run(request: Request) -> Tensor:
     """Codes ``(B, H, W, S)``."""
-    plan, num_embeddings = _Plan(request), request.program.num_embeddings
+    plan = _Plan(request)
     batch, height, width, num_codes = request.known.shape
     codes = torch.empty_like(request.known)
     by_phase: list[list[int]] = [[] for _ in range(Phase.CODE + num_codes)]
     for number, phase in enumerate(plan.phases):
         by_phase[phase].append(number)
-    chunk = max(1, _NOISE_ELEMENTS // (batch * num_codes * num_embeddings))
+    chunk = max(1, _NOISE_ELEMENTS // (batch * num_codes * request.program.num_choices))
     for y, begin in product(range(height), range(0, width, plan.block)):
         count = min(plan.block, width - begin)
         if begin > 0:
@@ -188,10 +188,11 @@ def run(request: Request) -> Tensor:
                 plan.finish(number, sums[number][:, i : i + 1], y, x, 1)
             if i % chunk == 0:
                 numbers = num_codes * (y * width + x), num_codes * min(chunk, count - i)
-                noise = request.draw.noise(*numbers, num_embeddings)
+                noise = request.noise(*numbers)
+            own = noise[:, i % chunk * num_codes :][:, :num_codes]
             for code, source in enumerate(request.program.codes):
                 logits = plan.caches[len(plan.steps) - num_codes + code].window(y, x, 1)[:, 0]
-                drawn = request.draw(logits, noise[:, i % chunk * num_codes + code])
+                drawn = request.drawn(logits, own, code)
                 known = request.known[:, y, x, code]
                 codes[:, y, x, code] = drawn.where(known < 0, known)
                 plan.caches[source].window(y, x, 1)[:, 0] = codes[:, y, x, code].clamp(min=0)

@@ -29,7 +29,9 @@ def tunings_of(weight: Tensor) -> dict[int, Tuning]:
     return table.get(arch) or table[fallback(arch)]
 
 
-def constants(launch: Launch, dtype: torch.dtype, draws: bool, head: int = 0) -> dict[str, object]:
+def constants(
+    launch: Launch, dtype: torch.dtype, draws: bool, head: int = 0, codes: int = 1, mixture: bool = False
+) -> dict[str, object]:
     """The kernel's compile-time constants; ``head`` are the padded channels of an attention's head."""
     images = min(16, max(1, launch.images // launch.members))  # drawn at a time
     return {
@@ -43,6 +45,8 @@ def constants(launch: Launch, dtype: torch.dtype, draws: bool, head: int = 0) ->
         "SHARED": launch.members > 1,
         "AHEAD": launch.stages == 1,
         "HEAD": head,
+        "CODES": codes,
+        "MIXTURE": mixture,
     }
 
 
@@ -97,8 +101,8 @@ class Sampling:
             "batch": batch,
             "width": request.grid[1],
             "per_image": known[0].numel(),
-            "num_codes": len(plan.codes),
             "K": num_embeddings,
+            "choices": request.program.num_choices,
         }
         self.tables = {tables: tables.tensors() for tables in (plan.row, plan.position)}
 
@@ -127,7 +131,14 @@ class Sampling:
                 begin=begin,
                 end=end,
                 members=members,
-                **constants(launch, self.arguments["values"].dtype, positions, positions * self.plan.head),
+                **constants(
+                    launch,
+                    self.arguments["values"].dtype,
+                    positions,
+                    positions * self.plan.head,
+                    len(self.plan.codes),
+                    self.request.program.num_mixtures > 0,
+                ),
                 num_warps=launch.warps,
                 num_stages=launch.stages,
                 **together,
@@ -167,13 +178,13 @@ class Sampling:
     def _draw(self, y: int, x: int, code: int) -> None:
         """The draw of the kernel, in PyTorch."""
         request, images, plan = self.request, self.images, self.plan
-        number = (y * request.grid[1] + x) * len(plan.codes) + code
-        num_embeddings = self.arguments["K"]
+        num_codes = len(plan.codes)
+        outputs = request.program.steps[-1].channels
         cache = plan.values[plan.first_logits + code]
         logits = cache.view(self.arguments["sums"], self.arguments["batch"])[cache.slot(y, x)]
-        noise = request.draw.noise(number, 1, num_embeddings)[:, 0]
+        noise = request.noise((y * request.grid[1] + x) * num_codes, num_codes)
         known = request.known[:, y, x, code]
-        drawn = request.draw(logits[:images, :num_embeddings], noise).where(known < 0, known)
+        drawn = request.drawn(logits[:images, :outputs], noise, code).where(known < 0, known)
         self.arguments["out"][:images, y, x, code] = drawn
         self.arguments["codes"][code][plan.codes[code].slot(y, x)][:images] = drawn.clamp(min=0)
 

@@ -201,47 +201,71 @@ def _step(
 
 
 @triton.jit
+def _value(parameters, component, key, number, sample, temperature, choices, K):
+    """The code of a value of each image's component, whose distribution is logistic."""
+    mean = tl.load(parameters + choices + tl.maximum(component, 0)).to(tl.float64)
+    log_scale = tl.load(parameters + 2 * choices + tl.maximum(component, 0)).to(tl.float64)
+    zeros = tl.zeros_like(component)
+    counter = zeros + choices // 4
+    words = tl.philox(key, counter, zeros + number, sample.to(tl.int32), (sample >> 32).to(tl.int32))
+    word = words[0]
+    for i in tl.static_range(1, 4):
+        word = tl.where(choices % 4 == i, words[i], word)
+    uniform = (word.to(tl.float64) + 0.5) * 2.0**-32
+    value = mean + temperature * tl.exp(log_scale) * (tl.log(uniform) - tl.log(1 - uniform))
+    bounded = tl.minimum(tl.maximum(value, -1.0), 1.0)
+    code = tl.floor((bounded + 1) * ((K - 1) * 0.5) + 0.5).to(tl.int32)
+    return tl.where((component < 0) | (value != value), -1, code)
+
+
+@triton.jit
 def _draw(
     job, places, sums, codes, known, numbers, seed, temperature, out,
-    first, member, members, y, x, number, per_image, batch, K,
-    IMAGES: tl.constexpr, BD: tl.constexpr, BG: tl.constexpr,
+    first, member, members, y, x, position, per_image, batch, choices, K,
+    IMAGES: tl.constexpr, BD: tl.constexpr, BG: tl.constexpr, CODES: tl.constexpr, MIXTURE: tl.constexpr,
 ):  # fmt: skip
     """Draws a code of a position for the group's images: argmax of logits + temperature * gumbel.
 
-    ``number`` is that of the code in its image, which has ``per_image``. It computes in float64. A code is -1
-    where a logit is NaN or the highest isn't finite. One counter of Philox gives the words of four
-    neighbouring categories.
+    An image has ``per_image`` codes. Of a mixture it draws the component, and then the value. It computes in
+    float64. A code is -1 where a logit is NaN or the highest isn't finite. One counter of Philox gives the
+    words of four neighbouring categories.
     """
     place = places + tl.load(job) * _PLACE  # of the codes, then of the logits
     key = tl.load(seed)
     scale = tl.load(temperature)
+    number = position  # of the code in its image
+    if CODES > 1:
+        number = position * CODES + tl.load(job + 1).to(tl.int32) - 1
     for item in range(member, IMAGES // BD, members):
         image = first + item * BD + tl.arange(0, BD)
-        logits = sums + cells(place + _PLACE, y, x, image, batch)[:, None] * _UNIT
+        outputs = sums + cells(place + _PLACE, y, x, image, batch) * _UNIT
+        logits = outputs[:, None]
         sample = tl.load(numbers + image)
         low = (tl.zeros([BD, BG], tl.int64) + sample[:, None]).to(tl.int32)
         high = (tl.zeros([BD, BG], tl.int64) + (sample >> 32)[:, None]).to(tl.int32)
         best = tl.full([BD, BG], -float("inf"), tl.float64)
         drawn = tl.zeros([BD, BG], tl.int32)
         bad = tl.zeros([BD, BG], tl.int32)
-        for begin in range(0, tl.cdiv(K, 4), BG):
+        chosen_by = position * CODES if MIXTURE else number  # a position's codes have one component
+        for begin in range(0, tl.cdiv(choices, 4), BG):
             g = tl.zeros([BD, BG], tl.int32) + (begin + tl.arange(0, BG))[None, :]
-            words = tl.philox(key, g, tl.zeros([BD, BG], tl.int32) + number, low, high)
+            words = tl.philox(key, g, tl.zeros([BD, BG], tl.int32) + chosen_by, low, high)
             for i in tl.static_range(4):
                 code = g * 4 + i
-                logit = tl.load(logits + code, mask=code < K, other=-float("inf")).to(tl.float64)
+                logit = tl.load(logits + code, mask=code < choices, other=-float("inf")).to(tl.float64)
                 uniform = (words[i].to(tl.float64) + 0.5) * 2.0**-32
                 score = logit - scale * tl.log(-tl.log(uniform))
                 bad |= ((logit != logit) | (logit == float("inf"))).to(tl.int32)
                 drawn = tl.where(score > best, code, drawn)
                 best = tl.maximum(best, score)
         top = tl.max(best, axis=1)
-        code = tl.min(tl.where(best == top[:, None], drawn, K), axis=1)  # the lowest code of a tie
+        code = tl.min(tl.where(best == top[:, None], drawn, choices), axis=1)  # the lowest code of a tie
         code = tl.where((tl.max(bad, axis=1) > 0) | (top == -float("inf")), -1, code)
-        at = image.to(tl.int64) * per_image + number
-        given = tl.load(known + at)
+        if MIXTURE:
+            code = _value(outputs, code, key, number, sample, scale, choices, K)
+        given = tl.load(known + image.to(tl.int64) * per_image + number)
         code = tl.where(given < 0, code, given)
-        tl.store(out + at, code.to(tl.int64))
+        tl.store(out + image.to(tl.int64) * per_image + number, code.to(tl.int64))
         tl.store(codes + cells(place, y, x, image, batch), tl.maximum(code, 0).to(tl.int32))
 
 
@@ -250,16 +274,17 @@ def _draw(
 )
 def sample(
     jobs, places, values, sums, codes, weights, tables, labels, known, numbers, seed, temperature, out,
-    counters, y, x, iterations, columns, begin, end, members, batch, width, per_image, num_codes, K,
+    counters, y, x, iterations, columns, begin, end, members, batch, width, per_image, choices, K,
     IMAGES: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     BD: tl.constexpr, BG: tl.constexpr, DOT: tl.constexpr, SHARED: tl.constexpr, AHEAD: tl.constexpr,
-    HEAD: tl.constexpr,
+    HEAD: tl.constexpr, CODES: tl.constexpr, MIXTURE: tl.constexpr,
 ):  # fmt: skip
     """Runs jobs ``begin..end - 1`` for ``columns`` positions from ``(y, x)`` on, ``iterations`` times.
 
     Each member of each group is one block. ``values`` and ``weights`` have the model's dtype, ``sums`` the
     accumulator's. ``counters`` has a zero for each group. ``BD`` is 0 if the draw isn't among the jobs, and
-    ``HEAD`` if no attention is.
+    ``HEAD`` if no attention is. ``CODES`` are the codes of a position, and ``choices`` with ``MIXTURE`` the
+    components.
     """
     member = tl.program_id(0) % members
     group = tl.program_id(0) // members
@@ -268,13 +293,14 @@ def sample(
     for i in range(iterations):
         for number in range(begin, end):
             job = jobs + number * _JOB
-            draws = tl.load(job + 1).to(tl.int32)
+            draws = tl.load(job + 1)
             if BD > 0 and draws > 0:
                 _wait(counter, arrivals, SHARED)
                 _draw(
                     job, places, sums, codes, known, numbers, seed, temperature, out,
                     group * IMAGES, member, members, y, x + i,
-                    (y * width + x + i) * num_codes + draws - 1, per_image, batch, K, IMAGES, BD, BG,
+                    y * width + x + i, per_image, batch, choices if MIXTURE else K, K,
+                    IMAGES, BD, BG, CODES, MIXTURE,
                 )  # fmt: skip
             elif HEAD > 0 and tl.load(job + 14) > 0:
                 _wait(counter, arrivals, SHARED)

@@ -210,7 +210,7 @@ class Context:
             computed = self.row_above(value) if later else value
             parts = self.columns_by_phase(computed)
             value.steps = tuple(
-                ((self.add(computed if len(parts) == 1 else computed.part(part)), int(later), 0), part)
+                ((self.add(computed.part(part) if self.several else computed), int(later), 0), part)
                 for part in parts
             )
         identity = self.identity(value.size("c"))

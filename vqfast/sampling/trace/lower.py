@@ -43,6 +43,7 @@ def lowered(
     num_embeddings: int,
     num_classes: int | None,
     num_quantizers: int | None,
+    num_mixtures: int | None,
     lead: int,
 ) -> Lowered:
     """The program of a graph; arguments as those of ``Lowering``.
@@ -50,7 +51,7 @@ def lowered(
     Raises:
         NotCausal, ValueError: see ``Lowering.run``.
     """
-    sizes = num_embeddings, num_classes, num_quantizers
+    sizes = num_embeddings, num_classes, num_quantizers, num_mixtures
     try:
         return Lowering(graph, inputs, *sizes, lead).run()
     except NotCausal as error:  # unless it looks ahead only in rows that are drawn when it is read
@@ -69,6 +70,7 @@ class Lowering(Context):
 
     Args:
         graph, inputs, num_embeddings, num_classes, num_quantizers, after_row: see ``Context``.
+        num_mixtures: M, if the result is the parameters of mixtures, ``3 M`` channels; ``None`` for logits.
         lead: by how many columns logits precede the code that they are for.
     """
 
@@ -79,11 +81,12 @@ class Lowering(Context):
         num_embeddings: int,
         num_classes: int | None,
         num_quantizers: int | None,
+        num_mixtures: int | None,
         lead: int,
         after_row: bool = False,
     ) -> None:
         super().__init__(graph, inputs, num_embeddings, num_classes, num_quantizers, after_row)
-        self.lead = lead
+        self.num_mixtures, self.lead = num_mixtures or 0, lead
         self.problems: dict[str, None] = {}
 
     def run(self) -> Lowered:
@@ -106,7 +109,7 @@ class Lowering(Context):
             raise ValueError("no sampling program can do this:\n  " + "\n  ".join(self.problems))
         steps, origins = fuse_steps(self.builder, self.origins, self.num_codes)
         check_causal(steps, origins, self.num_codes)
-        program = Program(tuple(steps), self.num_embeddings, self.num_codes)
+        program = Program(tuple(steps), self.num_embeddings, self.num_codes, self.num_mixtures)
         return Lowered(program, self._weights(steps), self.maps)
 
     def _interpret(self, node: Any) -> Any:
@@ -176,14 +179,15 @@ class Lowering(Context):
 
     def _finish(self, value: Any) -> None:
         """Makes the last step from the network's result."""
-        shape = (self.batch, self.num_embeddings, *self.spatial, *[self.num_codes] * self.several)
+        channels = 3 * self.num_mixtures or self.num_embeddings
+        shape = (self.batch, channels, *self.spatial, *[self.num_codes] * self.several)
         if not isinstance(value, Sum):
             raise Unsupported("the result isn't a tensor that depends on the codes")
         axes = ("b", "c", *"yx"[-len(self.spatial) :], *"c" * self.several)
         layout: Layout = tuple(((axis, n),) for axis, n in zip(axes, shape, strict=True))
         got = shape_of(value.layout)
         if got != shape or common_layout([value.layout, layout], shape) != layout:
-            raise Unsupported(f"the result has shape {got}; want (B, num_embeddings, *shape), here {shape}")
+            raise Unsupported(f"the result has shape {got}; want {shape}")
         logits = self.linear(value).moved(0, -self.lead)
         self.check_step(logits)
         for columns in torch.arange(logits.size("c")).view(-1, self.num_codes).unbind(1):

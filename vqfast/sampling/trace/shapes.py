@@ -152,6 +152,12 @@ def select(ctx: Context, x: Sum, dim: int, index: int) -> Sum:
     return x.select(torch.arange(x.size("c")), (*x.layout[:dim], *x.layout[dim + 1 :]))
 
 
+@rule("unbind")
+def unbind(ctx: Context, x: Sum, dim: int = 0) -> list[Sum]:
+    """Every element of a dimension."""
+    return [select(ctx, x, dim, i) for i in range(shape_of(x.layout)[dim])]
+
+
 @rule("split", "split_with_sizes")
 def split(ctx: Context, x: Sum, sizes: int | list[int], dim: int = 0) -> list[Sum]:
     """Parts of a dimension."""
