@@ -22,6 +22,11 @@ from safetensors.torch import load
 
 from tests.cli.command import without_data
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 pytestmark = pytest.mark.slow
 
 # A process that has imported everything, and forks one for each command, to be killed: starting a new Python
@@ -166,8 +171,10 @@ def assert_whole(files: dict[str, bytes]) -> None:
     """Whether every file can be read to its end."""
     readers: dict[str, Callable[[bytes], Any]] = {
         ".csv": lambda data: list(csv.reader(io.StringIO(data.decode()), strict=True)),
+        ".html": lambda data: data.rstrip().index(b"</html>", -7),
         ".json": json.loads,
         ".safetensors": load,
+        ".toml": lambda data: tomllib.loads(data.decode()),
         ".npz": lambda data: dict(np.load(io.BytesIO(data))),
         ".png": lambda data: Image.open(io.BytesIO(data)).load(),
     }
