@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import vqfast.pipeline
+from tests.pipeline.pages import Page
 from vqfast.data import MODALITIES
 from vqfast.data.protocol import Format, Media
 from vqfast.pipeline import (
@@ -24,6 +25,7 @@ from vqfast.pipeline import (
     encode,
     modality_of,
     reopen_parts,
+    report,
     sample,
     train_priors,
     train_vqvae,
@@ -66,6 +68,9 @@ class Ramps:
     def split(self, val: float, *, seed: int, group: str | None = None) -> tuple[Ramps, Ramps]:
         end = int(val * len(self))
         return Ramps(self.heights[end:], self.depth), Ramps(self.heights[:end], self.depth)
+
+    def subset(self, numbers: np.ndarray) -> Ramps:
+        return Ramps([self.heights[number] for number in numbers], self.depth)
 
 
 def heights(batches: Iterator[Tensor]) -> Iterator[bytes]:
@@ -130,6 +135,9 @@ def test_another_kind_of_data_goes_through_all_steps(ramps: Path, tmp_path: Path
         completed.all()[0][0][::3, :, 0], vqvae.encode(parts["held-out"].batch(range(4)))[:, :, 0]
     )
     assert completion.picture(completed) == b"(4, 1, 4, 8, 1, 2, 3, 4, 1, 4, 8)"
+    page = Page(report(run))
+    assert not page.missing and len(page.pictures()) == 4  # the codes of the held-out ramps
+    assert len(page.all("audio")) >= 4 + 4 + 5
 
 
 def test_only_the_demo_knows_of_images() -> None:

@@ -32,7 +32,7 @@ from vqfast.pipeline import (
 )
 from vqfast.pipeline import pages as module
 from vqfast.pipeline.pages import write_report
-from vqfast.pipeline.pages.contents import Spread
+from vqfast.pipeline.pages.contents import Contents
 from vqfast.pipeline.ranks import ALONE
 from vqfast.priors.base import CausalPrior
 
@@ -94,9 +94,7 @@ def test_figures_are_those_of_the_run(page: Page, whole: Run, vqvae: VQVAE, prio
 
 
 def test_pictures_are_those_of_the_run(page: Page, whole: Run, vqvae: VQVAE) -> None:
-    held_out = reopen_parts(whole)["held-out"]
-    shown = Spread(held_out, 12)
-    x = shown.batch(range(12))
+    x = Contents(whole).some(12).batch(range(12))
     indices = vqvae.encode(x)
     outputs = vqvae.decode(indices).clamp(0, 1)
     pictures = page.pictures()
@@ -117,11 +115,11 @@ def test_pictures_are_those_of_the_run(page: Page, whole: Run, vqvae: VQVAE) -> 
 
 def test_items_are_spread_over_the_data(whole: Run) -> None:
     held_out = reopen_parts(whole)["held-out"]
-    some = Spread(held_out, 3)
+    some = Contents(whole).some(3)
     assert torch.equal(some.batch([0, 2]), held_out.batch([0, 14])) and len(some) == 3
     assert some.labels is not None and held_out.labels is not None
     assert some.labels.tolist() == held_out.labels[[0, 7, 14]].tolist()
-    assert len(Spread(held_out, 99)) == 15
+    assert len(Contents(whole).some(99)) == 15
 
 
 def test_a_run_without_samples_draws_some(copy: Run) -> None:

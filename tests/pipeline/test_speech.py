@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.pipeline.pages import Page
 from tests.voices import RATE, SPEAKERS, VOWEL_SAMPLES, write_voices
 from vqfast.data import Recordings, load_audio
 from vqfast.pipeline import (
@@ -26,6 +27,7 @@ from vqfast.pipeline import (
     measure_speech,
     modality_of,
     reopen_parts,
+    report,
     sample,
     stage_codes,
     train_priors,
@@ -162,6 +164,14 @@ def test_samples_are_recordings(trained: Run, tmp_path: Path) -> None:
     files[2].unlink()
     decode(trained, load_model(trained.folder, "vqvae"), samples, out=out)
     assert [file.read_bytes() for file in files] == before
+
+
+def test_a_page_plays_the_recordings(trained: Run) -> None:
+    page = Page(report(trained))
+    assert not page.missing and "Bits per sample" in page.text["figures"]
+    originals, reconstructions, samples, random_codes = 4, 4, 4, 4
+    assert len(page.all("audio")) == originals + reconstructions + samples + random_codes
+    assert all(sound["src"].startswith("data:audio/wav;base64,") for sound in page.all("audio"))
 
 
 def test_converted_recordings_have_the_other_voice(trained: Run, tmp_path: Path) -> None:

@@ -135,7 +135,15 @@ class Items:
         if held_out_groups == len(sizes):
             raise ValueError(f"group is {group!r}, which leaves the training part empty; want smaller groups")
         held = np.isin(groups, order[:held_out_groups])
-        return self._subset(np.flatnonzero(~held)), self._subset(np.flatnonzero(held))
+        return self.subset(np.flatnonzero(~held)), self.subset(np.flatnonzero(held))
+
+    def subset(self, numbers: np.ndarray) -> Self:
+        """The items of these numbers, int64 ``(n,)``, as a set of their own."""
+        subset = copy(self)
+        subset._fingerprint = None
+        subset._numbers = self._numbers[numbers]
+        subset.labels = None if self.labels is None else self.labels[numbers]
+        return subset
 
     def _groups(self, group: str) -> np.ndarray:
         """The number of each item's group."""
@@ -236,10 +244,3 @@ class Items:
             lines.append(f"no labels: {disk.first_names(files.no_classes)} {are} of the run")
         bad = [f"left out {disk.printable(n)}, which can't be read: {why}" for n, why in files.bad.items()]
         return [*lines, *disk.describe(files.left_out), *bad]
-
-    def _subset(self, places: np.ndarray) -> Self:
-        subset = copy(self)
-        subset._fingerprint = None
-        subset._numbers = self._numbers[places]
-        subset.labels = None if self.labels is None else self.labels[places]
-        return subset

@@ -90,6 +90,10 @@ class Source(Dataset, Protocol):
         """
         ...
 
+    def subset(self, numbers: np.ndarray) -> Source:
+        """The items of these numbers, int64 ``(n,)``, as a set of their own."""
+        ...
+
 
 @dataclass(frozen=True)
 class Format:

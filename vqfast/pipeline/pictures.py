@@ -10,6 +10,7 @@ from torch import Tensor
 from vqfast.checks import check_integer
 from vqfast.data.protocol import BATCH
 from vqfast.models import Autoencoder
+from vqfast.pipeline.items import decode_items
 
 SIZE = 16  # positions along an axis of a decoded code vector, or one stride where that is more
 
@@ -28,7 +29,7 @@ def decoded_codebook(
         coarser: the code that all positions of each coarser level have; None for code 0 of each.
 
     Returns:
-        Floats ``(n, C, *spatial)`` in [0, 1], on the CPU.
+        Floats ``(n, C, *spatial)`` in the model's ``value_range``, on the CPU.
 
     Raises:
         TypeError, ValueError: there is no such level, or a code is out of range.
@@ -66,7 +67,7 @@ def decoded_at_random(vqvae: Autoencoder, spatial: Sequence[int], num: int, *, s
         seed: fixes the codes; in 0..2^32 - 1.
 
     Returns:
-        Floats ``(num, C, *spatial)`` in [0, 1], on the CPU.
+        Floats ``(num, C, *spatial)`` in the model's ``value_range``, on the CPU.
 
     Raises:
         TypeError, ValueError: an argument is out of range.
@@ -101,4 +102,5 @@ def _code_shapes(vqvae: Autoencoder, spatial: Sequence[int]) -> list[torch.Size]
 
 def _decoded(vqvae: Autoencoder, levels: Sequence[Tensor]) -> Tensor:
     device = next(vqvae.parameters()).device
-    return vqvae.decode_levels([level.to(device) for level in levels]).clamp(0, 1).float().cpu()
+    codes = [level.to(device) for level in levels]
+    return decode_items(vqvae, codes, None, range(len(codes[0]))).float().cpu()

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 import torch
 
-from vqfast.pipeline.pages.contents import SHOWN, Contents, Spread
+from vqfast.pipeline.coding import decoded, encoded
+from vqfast.pipeline.pages.contents import FEW, SHOWN, Contents
 from vqfast.pipeline.pages.facts import FACTS, FIGURES, attempt
 from vqfast.pipeline.pages.html import Markup, joined, table, tag
 from vqfast.pipeline.pages.sections import Section, curves, cut, missing, view
@@ -74,20 +75,20 @@ def settings(runs: Runs) -> Markup:
 def reconstructions(runs: Runs) -> Markup:
     """Items that the first run holds out, as all runs reconstruct them."""
     (first, leader), *_ = runs.items()
-    modality, some = leader.modality, Spread(leader.held_out, SHOWN)
-    originals = some.batch(range(len(some)))
+    modality, some = leader.modality, leader.some(FEW if leader.is_slow else SHOWN)
+    numbers = range(len(some))
+    originals = some.batch(numbers)
     outputs, notes = {}, []
     for name, contents in runs.items():
         try:
-            with torch.no_grad():
-                levels = contents.vqvae.encode_levels(originals.to(contents.ranks.device))
-                outputs[name] = contents.vqvae.decode_levels(levels).clamp(0, 1).cpu()
+            codes = encoded(contents.vqvae, some, contents.ranks)
+            outputs[name] = torch.cat(list(decoded(contents.vqvae, codes, numbers, contents.ranks)))
         except Exception as error:  # the run is damaged, or its model takes other items
             notes.append(missing(error, name))
     cards = []
     for number, original in enumerate(originals):
         items = {"original": original, **{name: items[number] for name, items in outputs.items()}}
-        views = [view(name, media, name) for name, item in items.items() for media in modality.media(item)]
+        views = [view(name, modality.media(item), name) for name, item in items.items()]
         cards.append(tag("div", *views, class_="card"))
     note = f"Held-out {modality.item}s of {first}; another run may have trained on them."
     return joined([tag("p", note, class_="note"), *notes, tag("div", *cards, class_="cards")])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
 from functools import cached_property
 from tempfile import TemporaryDirectory
 
@@ -13,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqfast.data import Dataset, Modality
+from vqfast.data import Modality, Recordings, Source
 from vqfast.files import read_file
-from vqfast.models import Autoencoder
+from vqfast.models import Autoencoder, SpeechVQVAE
 from vqfast.pipeline.checkpoint import load_model
 from vqfast.pipeline.codes import CodeGrids, stage_codes
 from vqfast.pipeline.coding import decoded, encoded
@@ -27,6 +26,7 @@ from vqfast.pipeline.ranks import ALONE, Ranks
 from vqfast.pipeline.run import Run
 from vqfast.pipeline.sampling import SampleRequest, classes_of, sample
 from vqfast.pipeline.shards import SHARD
+from vqfast.pipeline.speech_measures import measure_speech
 
 TRAININGS = {"vqvae": "VQ-VAE", "prior": "Prior"}
 SHOWN = 12  # items whose reconstructions are shown
@@ -34,31 +34,12 @@ ITEMS, VALUES = 512, 2**20  # bounds of what is measured: items, and values in t
 SHARDS = 16  # whose codes are counted, or whose samples are looked through
 POSITIONS = 2**16  # codes that are drawn from the prior, or judged by it
 PER_CLASS, CLASSES = 8, 20  # samples shown
+FEW = 4  # items and samples that a slow decoder makes
 CSV_BYTES = 32 << 20
 
 
-class Spread:
-    """Some items of a dataset, evenly spread over it: its first ones may all be of one class."""
-
-    def __init__(self, dataset: Dataset, num: int) -> None:
-        self._dataset, self.shape, self.num_classes = dataset, dataset.shape, dataset.num_classes
-        self._numbers = spread(len(dataset), num)
-        self.labels = None if dataset.labels is None else dataset.labels[self._numbers]
-
-    @property
-    def fingerprint(self) -> str:
-        return f"{len(self)} of {self._dataset.fingerprint}"
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    def batch(self, numbers: Sequence[int] | np.ndarray | Tensor) -> Tensor:
-        """The items of these numbers: see ``Dataset.batch``."""
-        return self._dataset.batch(self._numbers[np.asarray(numbers)])
-
-
 def spread(total: int, num: int) -> np.ndarray:
-    """Of ``total`` numbers ``num`` evenly spread ones, or all: int64."""
+    """Of ``total`` numbers ``num`` evenly spread ones, or all: the first ones may all be of one class."""
     return np.linspace(0, total - 1, min(num, total)).round().astype(np.int64)
 
 
@@ -100,28 +81,39 @@ class Contents:
         return modality_of(self.run)
 
     @cached_property
-    def parts(self) -> dict[str, Dataset]:
-        return dict(reopen_parts(self.run))
+    def parts(self) -> dict[str, Source]:
+        return reopen_parts(self.run)
 
     @property
-    def held_out(self) -> Dataset:
+    def held_out(self) -> Source:
         return self.parts[HELD_OUT]
 
+    def some(self, num: int) -> Source:
+        """Some held-out items, evenly spread."""
+        return self.held_out.subset(spread(len(self.held_out), num))
+
     @cached_property
-    def measured(self) -> Spread:
+    def measured(self) -> Source:
         """The held-out items that are measured."""
         most = VALUES // math.prod(self.held_out.shape)
-        return Spread(self.held_out, min(ITEMS, max(SHOWN, most)))
+        return self.some(min(ITEMS, max(SHOWN, most)))
 
     @cached_property
     def figures(self) -> dict[str, float]:
-        """See ``measure_reconstruction``, of ``measured``."""
+        """Figures of ``measured``."""
+        if isinstance(self.vqvae, SpeechVQVAE) and isinstance(self.measured, Recordings):
+            return measure_speech(self.vqvae, self.measured, ranks=self.ranks)
         return measure_reconstruction(self.vqvae, self.measured, ranks=self.ranks)
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether the decoder draws value by value, so that less is shown."""
+        return isinstance(self.vqvae, SpeechVQVAE)
 
     @cached_property
     def shown(self) -> tuple[Tensor, list[Tensor], Tensor]:
         """Some held-out items, their codes by level, and their reconstructions."""
-        some = Spread(self.held_out, SHOWN)
+        some = self.some(FEW if self.is_slow else SHOWN)
         codes = encoded(self.vqvae, some, self.ranks)
         numbers = range(len(some))
         outputs = torch.cat(list(decoded(self.vqvae, codes, numbers, self.ranks)))
@@ -140,16 +132,17 @@ class Contents:
             levels, _ = codes.read(range(shard * SHARD, min((shard + 1) * SHARD, codes.num)))
             num += len(levels[0])
             for level, grids in zip(counts, levels, strict=True):
-                if grids.min() < 0 or grids.max() >= len(level):
+                codes_in = grids[grids >= 0]  # -1 stands where a recording has ended
+                if grids.min() < -1 or grids.max() >= len(level):
                     raise ValueError(f"the codes of {part} items aren't all in 0..{len(level) - 1}")
-                level += grids.flatten().bincount(minlength=len(level))
+                level += codes_in.bincount(minlength=len(level))
         return f"{num:,} {part} items", counts
 
     @cached_property
     def bits(self) -> tuple[int, dict[int, float]]:
         """Of how many held-out items, and how many bits the prior of each level needs for a code."""
         positions = sum(grids[0].numel() for grids in self.shown[1])
-        few = Spread(self.measured, max(1, POSITIONS // positions))
+        few = self.some(min(len(self.measured), max(1, POSITIONS // positions)))
         codes = encoded(self.vqvae, few, self.ranks)
         bits = bits_per_code(self.priors, codes, ranks=self.ranks).mean(0).tolist()
         return len(few), dict(zip(map(level_of, self.priors), bits, strict=True))
@@ -162,7 +155,8 @@ class Contents:
         priors = load_priors(self.run, self.vqvae, device=self.ranks.device)
         classes, shapes = classes_of(priors), self.vqvae.code_shapes(self.held_out.shape[1:])
         taken = min(classes or 3, CLASSES)
-        num = max(1, min(taken * PER_CLASS, POSITIONS // sum(map(math.prod, shapes))))
+        most = FEW if self.is_slow else taken * PER_CLASS
+        num = max(1, min(most, POSITIONS // sum(map(math.prod, shapes))))
         labels = None if classes is None else lambda numbers: torch.tensor(numbers) % taken
         request = SampleRequest(num, shapes, labels=labels)
         with TemporaryDirectory() as folder:
@@ -179,10 +173,12 @@ class Contents:
         else:
             classes = labels.unique()[:CLASSES]
             chosen = torch.cat([(labels == label).nonzero()[:PER_CLASS, 0] for label in classes])
-        chosen = chosen[: max(1, POSITIONS // sum(grids[0].numel() for grids in levels))]
+        most = FEW if self.is_slow else POSITIONS // sum(grids[0].numel() for grids in levels)
+        chosen = chosen[: max(1, most)]
 
-        def read(numbers: range) -> tuple[list[Tensor], None]:
-            return [grids[chosen[numbers.start : numbers.stop]] for grids in levels], None
+        def read(numbers: range) -> tuple[list[Tensor], Tensor | None]:
+            places = chosen[numbers.start : numbers.stop]
+            return [grids[places] for grids in levels], None if labels is None else labels[places]
 
         grids = CodeGrids(len(chosen), codes.fingerprint, read)
         items = torch.cat(list(decoded(self.vqvae, grids, range(grids.num), self.ranks)))

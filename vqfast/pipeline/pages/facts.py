@@ -10,20 +10,17 @@ from vqfast.pipeline.pages.html import Markup, tag
 from vqfast.pipeline.parts import HELD_OUT, TRAIN
 
 NAMES = {
-    "loss": "Loss",
     "mse": "Squared error",
     "psnr": "PSNR, dB",
     "ssim": "SSIM",
     "perplexity": "Perplexity of codes",
-    "dead_codes": "Dead codes",
-    "bits_per_code": "Bits per code",
 }
 
 
 def figure_name(name: str) -> str:
     """What a figure is called on the page; ``perplexity-1`` is that of level 1."""
     stem, _, level = name.partition("-")
-    known = NAMES.get(stem, stem.replace("_", " "))
+    known = NAMES.get(stem, stem.replace("_", " ").capitalize())
     return f"{known}, level {level}" if level else known
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -18,7 +18,7 @@ from vqfast.data.protocol import Media
 from vqfast.pipeline.curves import is_loss, smooth
 from vqfast.pipeline.pages.charts import Line, line_chart, usage_chart
 from vqfast.pipeline.pages.commands import commands_of
-from vqfast.pipeline.pages.contents import Contents
+from vqfast.pipeline.pages.contents import FEW, Contents
 from vqfast.pipeline.pages.facts import FIGURES, figure_name, of_level, tile
 from vqfast.pipeline.pages.html import Markup, joined, shown, table, tag
 from vqfast.pipeline.pictures import decoded_at_random, decoded_codebook
@@ -134,14 +134,12 @@ def reconstructions(contents: Contents) -> Markup:
     for number, pair in enumerate(zip(originals, outputs, strict=True)):
         names = (f"original {number}", f"reconstruction {number}")
         views = [
-            view(name.split()[0], media, name)
-            for name, item in zip(names, pair, strict=True)
-            for media in modality.media(item)
+            view(name.split()[0], modality.media(item), name) for name, item in zip(names, pair, strict=True)
         ]
         for level, grids in enumerate(levels):
             caption = f"codes{of_level(level, levels)}"
             picture = code_map(_first_stage(grids[number], contents.vqvae.ndim), sizes[level])
-            views.append(view(caption, Media("image/png", picture), f"{caption} {number}"))
+            views.append(view(caption, [Media("image/png", picture)], f"{caption} {number}", "codes"))
         cards.append(tag("div", *views, class_="card"))
     shapes = " and ".join(" x ".join(map(str, grids.shape[1:])) for grids in levels)
     note = f"Held-out {modality.item}s, which training hasn't seen. Each is {shapes} codes, in colours."
@@ -149,13 +147,14 @@ def reconstructions(contents: Contents) -> Markup:
 
 
 def _first_stage(grid: Tensor, ndim: int) -> Tensor:
-    """A grid of one code a position, the first one where a quantiser has stages or heads."""
-    return grid.flatten(ndim)[..., 0] if grid.ndim > ndim else grid
+    """A grid of one code a position: the first one of stages or heads; a sequence without its masked end."""
+    grid = grid.flatten(ndim)[..., 0] if grid.ndim > ndim else grid
+    return grid[grid >= 0] if grid.ndim == 1 else grid
 
 
-def view(caption: str, media: Media, label: str) -> Markup:
-    """A picture or a sound with a caption; see ``shown``."""
-    return tag("figure", shown(media, label), tag("figcaption", caption))
+def view(caption: str, media: Sequence[Media], label: str, kind: str | None = None) -> Markup:
+    """An item with a caption; see ``shown``."""
+    return tag("figure", *(shown(one, label) for one in media), tag("figcaption", caption), class_=kind)
 
 
 def codebook(contents: Contents) -> Markup:
@@ -186,7 +185,8 @@ def codebook(contents: Contents) -> Markup:
 
 def random_codes(contents: Contents) -> Markup:
     """Random codes, decoded."""
-    items = decoded_at_random(contents.vqvae, contents.held_out.shape[1:], RANDOM)
+    num = FEW if contents.is_slow else RANDOM
+    items = decoded_at_random(contents.vqvae, contents.held_out.shape[1:], num)
     note = "Every code is drawn uniformly: what the decoder shows when no prior says which codes go together."
     pictures = _gallery(contents.modality, items, f"{len(items)} decoded grids of random codes")
     return joined([tag("p", note, class_="note"), pictures])
@@ -212,7 +212,7 @@ def _class_name(contents: Contents, label: int) -> str:
 
 def _gallery(modality: Modality, items: Tensor, label: str, kind: str = "") -> Markup:
     """Items one after the other; a screen reader tells what they are once."""
-    views = [shown(media, "") for item in items for media in modality.media(item)]
+    views = (tag("div", *(shown(media, "") for media in modality.media(item))) for item in items)
     return tag("div", *views, class_=f"gallery {kind}".strip(), role="group", aria_label=label)
 
 
