@@ -112,7 +112,7 @@ def _by_loop(setting: Setting, inputs: Tensor) -> nn.Module:
     model.add_module("vq", LAYERS[setting.layer](setting.k))
     model.to(DEVICE)
     assert setting.lr is not None
-    optimizer = torch.optim.Adam(model.parameters(), setting.lr)
+    optimizer = torch.optim.Adam(model.parameters(), setting.lr, fused=True)
     for _ in range(setting.steps):
         batch = inputs[torch.randint(len(inputs), (BATCH,)).to(DEVICE)]
         optimizer.zero_grad()
