@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import tempfile
 import time
@@ -26,8 +27,8 @@ SIDE, SIZES, BATCH, HIDDEN, D = 32, (2000, 256), 16, 32, 32
 PEER = "vector-quantize-pytorch"
 DEFAULTS = "defaults"
 COMMAND = "command line"
-# what a kept run depends on, besides its setting and the crops
-SOURCES = ("vqfast/nn/*.py", "vqfast/models/architectures.py", "benchmarks/training_runs.py")
+# what a kept run depends on, besides its setting, the crops and its loop
+SOURCES = ("vqfast/nn/*.py", "vqfast/models/architectures.py")
 COMMANDS_SOURCES = ("vqfast/pipeline/options.py", "vqfast/pipeline/vqvae_task.py")
 
 
@@ -93,10 +94,8 @@ class Reached(NamedTuple):
 def train(setting: Setting, crops: tuple[Tensor, Tensor]) -> Reached:
     """Trains a model and measures it on the held-out crops."""
     began = time.monotonic()
-    inputs, held_out = crops
-    trained = _by_command if setting.layer == COMMAND else _by_loop
-    model = trained(setting, inputs).eval()
-    held_out = held_out.to(DEVICE)
+    model = (by_command if setting.layer == COMMAND else by_loop)(setting, crops).eval()
+    held_out = crops[1].to(DEVICE)
     with torch.no_grad():
         parts = [model(part) for part in torch.split(held_out, BATCH)]
     error = F.mse_loss(torch.cat([part[0] for part in parts]), held_out)
@@ -104,9 +103,9 @@ def train(setting: Setting, crops: tuple[Tensor, Tensor]) -> Reached:
     return Reached(-10 * float(error.log10()), float(perplexity), time.monotonic() - began)
 
 
-def _by_loop(setting: Setting, inputs: Tensor) -> nn.Module:
+def by_loop(setting: Setting, crops: tuple[Tensor, Tensor]) -> nn.Module:
     """A loop as people write it: Adam at one rate, the mean squared error and the layer's loss."""
-    inputs = inputs.to(DEVICE)
+    inputs = crops[0].to(DEVICE)
     torch.manual_seed(setting.seed)
     model = vqfast.VQVAE(hidden_channels=HIDDEN, num_embeddings=2, embedding_dim=D)
     model.add_module("vq", LAYERS[setting.layer](setting.k))
@@ -122,16 +121,16 @@ def _by_loop(setting: Setting, inputs: Tensor) -> nn.Module:
     return model
 
 
-def _by_command(setting: Setting, inputs: Tensor) -> nn.Module:
-    """``vqfast train-vqvae`` with nothing but the length, the batch and the sizes."""
+def by_command(setting: Setting, crops: tuple[Tensor, Tensor]) -> nn.Module:
+    """``vqfast train-vqvae`` with nothing but the data, the length, the batch and the sizes."""
     sizes = {"hidden_channels": HIDDEN, "num_embeddings": setting.k, "embedding_dim": D}
     training = Training(steps=setting.steps, batch_size=BATCH, seed=setting.seed)
     with tempfile.TemporaryDirectory() as folder:
-        np.save(f"{folder}/crops.npy", (inputs * 255).round().byte().movedim(1, -1).numpy())
+        data, val = f"{folder}/data.npy", f"{folder}/val.npy"
+        for path, part in zip((data, val), crops, strict=True):
+            np.save(path, (part * 255).round().byte().movedim(1, -1).numpy())
         run = Run(f"{folder}/run", create=True)
-        return train_vqvae(run, f"{folder}/crops.npy", val=0.05, model_options=sizes, training=training).to(
-            DEVICE
-        )
+        return train_vqvae(run, data, val=val, model_options=sizes, training=training).to(DEVICE)
 
 
 class Runs:
@@ -146,8 +145,8 @@ class Runs:
         self.crops, self.path = crops, path
         found = hashlib.sha256(b"".join(part.numpy().tobytes() for part in crops)).hexdigest()[:16]
         self.keys = {
-            COMMAND: [found, sources(*SOURCES, *COMMANDS_SOURCES)],
-            DEFAULTS: [found, sources(*SOURCES)],
+            COMMAND: [found, digest(by_command, *SOURCES, *COMMANDS_SOURCES)],
+            DEFAULTS: [found, digest(by_loop, *SOURCES)],
         }
         self.kept: dict[Setting, Reached] = {}
         for line in path.read_text().splitlines() if path.exists() else ():
@@ -178,10 +177,8 @@ class Runs:
         return self.kept[setting]
 
 
-def sources(*patterns: str) -> str:
-    """A digest of the files that match."""
-    digest = hashlib.sha256()
-    for pattern in patterns:
-        for path in sorted(ROOT.glob(pattern)):
-            digest.update(path.read_bytes() if path.is_file() else b"")
-    return digest.hexdigest()[:16]
+def digest(loop: Callable[..., nn.Module], *patterns: str) -> str:
+    """A digest of a loop, its sizes, and the files that match."""
+    parts = [inspect.getsource(loop), str((SIDE, SIZES, BATCH, HIDDEN, D))]
+    parts += [path.read_text() for pattern in patterns for path in sorted(ROOT.glob(pattern))]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
