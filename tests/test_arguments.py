@@ -10,7 +10,7 @@ import torch
 
 from vqfast.models import VQVAE, HierarchicalVQVAE, LayerOptions
 from vqfast.nn import MaskedConv1d, MaskedConv2d, ResidualVQLayer, VQLayer
-from vqfast.priors import PixelCNN, ResidualPixelCNN, WaveNet
+from vqfast.priors import PixelCNN, PixelSNAIL, ResidualPixelCNN, WaveNet
 
 VALID: dict[type, dict[str, Any]] = {
     VQLayer: {"num_embeddings": 8, "embedding_dim": 4},
@@ -21,6 +21,7 @@ VALID: dict[type, dict[str, Any]] = {
     HierarchicalVQVAE: {"hidden_channels": 8, "num_embeddings": 8},
     PixelCNN: {"num_embeddings": 8, "channels": 4, "num_layers": 1, "first_kernel_size": 3},
     ResidualPixelCNN: {"num_embeddings": 8, "channels": 4, "first_kernel_size": 3},
+    PixelSNAIL: {"num_embeddings": 8, "channels": 4, "num_heads": 1, "first_kernel_size": 3},
     WaveNet: {"num_embeddings": 8, "channels": 4, "num_layers": 2},
 }
 # sizes that have a default; all other arguments with a default are keywords
@@ -29,6 +30,7 @@ DEFAULT_SIZES: dict[type, tuple[str, ...]] = {kind: () for kind in VALID} | {
     HierarchicalVQVAE: ("architecture",),
     PixelCNN: ("num_embeddings", "channels", "num_layers"),
     ResidualPixelCNN: ("num_embeddings", "channels", "num_residual_blocks", "num_layers"),
+    PixelSNAIL: ("num_embeddings", "channels", "num_blocks", "num_layers"),
     WaveNet: ("num_embeddings", "channels", "num_layers"),
 }
 NAN, INFINITY = float("nan"), float("inf")
@@ -73,6 +75,7 @@ DOCUMENTED: dict[str, list[Any]] = {
     "image_size": [None],
     "loss_weight": [0, 1, 1.5],
     "quantizer": [None],
+    "num_heads": [0, 1],
     "num_classes": [None, 1],
     "condition_channels": [0, 1],
     "device": [None],

@@ -8,7 +8,7 @@ from vqfast.convert import convert_state_dict
 from vqfast.functional import Quantized
 from vqfast.models import VQVAE, HierarchicalOutput, HierarchicalVQVAE, VQVAEOutput
 from vqfast.nn import LossParts, MaskedConv1d, MaskedConv2d, ResidualVQLayer, VQLayer, VQOutput
-from vqfast.priors import PixelCNN, ResidualPixelCNN, WaveNet, program_of
+from vqfast.priors import PixelCNN, PixelSNAIL, ResidualPixelCNN, WaveNet, program_of
 
 if TYPE_CHECKING:
     from vqfast.pipeline.checkpoint import load_model
@@ -22,6 +22,7 @@ __all__ = [
     "MaskedConv1d",
     "MaskedConv2d",
     "PixelCNN",
+    "PixelSNAIL",
     "Quantized",
     "Report",
     "ResidualPixelCNN",

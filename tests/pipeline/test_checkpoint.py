@@ -17,7 +17,7 @@ from torch import nn
 
 from vqfast.models import VQVAE, HierarchicalVQVAE
 from vqfast.pipeline import load_model, save_model
-from vqfast.priors import ConditionedPrior, PixelCNN, ResidualPixelCNN, WaveNet
+from vqfast.priors import ConditionedPrior, PixelCNN, PixelSNAIL, ResidualPixelCNN, WaveNet
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "gradient": lambda: VQVAE(hidden_channels=4, num_embeddings=5, embedding_dim=3),
@@ -31,6 +31,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     ),
     "gated": lambda: PixelCNN(5, channels=4, num_layers=2, head_channels=4, num_classes=3),
     "residual": lambda: ResidualPixelCNN(5, channels=4, num_residual_blocks=1, num_layers=1),
+    "snail": lambda: PixelSNAIL(5, 4, 1, 1, num_heads=2, head_channels=4, num_classes=3, dropout=0.2),
     "wavenet": lambda: WaveNet(5, channels=4, num_layers=2),
     "conditioned": lambda: ConditionedPrior(
         WaveNet(5, channels=4, num_layers=1, condition_channels=3), [6, 7], [4, 2], num_residual_blocks=1

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vqfast.ops import registry
-from vqfast.priors import PixelCNN, ResidualPixelCNN, WaveNet
+from vqfast.priors import PixelCNN, PixelSNAIL, ResidualPixelCNN, WaveNet
 from vqfast.priors.base import CausalPrior
 
 PRIORS: dict[str, tuple[type[CausalPrior], dict[str, int]]] = {
@@ -20,13 +20,18 @@ PRIORS: dict[str, tuple[type[CausalPrior], dict[str, int]]] = {
         {"channels": 8, "num_residual_blocks": 2, "num_layers": 1, "first_kernel_size": 5},
     ),
     "wavenet": (WaveNet, {"channels": 4, "num_layers": 4, "dilation_cycle": 3}),
+    "snail": (
+        PixelSNAIL,
+        {"channels": 4, "num_blocks": 2, "num_layers": 1, "num_heads": 1}
+        | {"first_kernel_size": 5, "head_channels": 8},
+    ),
 }
 MakePrior = Callable[..., CausalPrior]
 Conditioning = Callable[..., dict[str, Tensor]]
 CONDITIONS = [{}, {"num_classes": 3}, {"condition_channels": 2}, {"num_classes": 3, "condition_channels": 2}]
 BOTH = CONDITIONS[-1]
-SHAPES = {"gated": (3, 4), "residual": (3, 4), "wavenet": (12,)}  # twelve codes each
-SMALL = {"gated": (2, 2), "residual": (2, 2), "wavenet": (4,)}
+SHAPES = {"gated": (3, 4), "residual": (3, 4), "wavenet": (12,), "snail": (3, 4)}  # twelve codes each
+SMALL = {"gated": (2, 2), "residual": (2, 2), "wavenet": (4,), "snail": (2, 2)}
 
 
 def some_known(prior: CausalPrior, num: int, shape: tuple[int, ...], density: float, seed: int) -> Tensor:
@@ -69,7 +74,7 @@ def make_prior() -> Callable[..., CausalPrior]:
         prior = cls(**{"num_embeddings": 5, **small, **overrides}).double().eval()
         with torch.no_grad():
             for parameter in prior.parameters():
-                parameter.mul_(1 if parameter.ndim == 1 else 3)
+                parameter.mul_(1 if parameter.ndim == 1 else 2 if kind == "snail" else 3)
         return prior
 
     return make

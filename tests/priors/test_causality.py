@@ -13,6 +13,7 @@ GRIDS = {
     "gated": [(6, 9), (9, 6), (1, 4), (3, 2)],
     "residual": [(5, 8), (8, 5), (3, 2)],
     "wavenet": [(25,), (3,)],
+    "snail": [(5, 8), (3, 2)],
 }
 CASES = [(kind, grid) for kind, grids in GRIDS.items() for grid in grids]
 Offsets = set[tuple[int, int]]
@@ -101,6 +102,15 @@ def test_residual_pixelcnn_sees_what_its_masks_leave(
     prior = make_prior("residual", first_kernel_size=first, channels=24)  # so many that some pass each ReLU
     expected = reachable(grid, [square(first // 2, "A"), square(1, "B"), square(1, "B")])
     assert torch.equal(seen(prior, random_codes(prior, 32, grid)), expected)
+
+
+def test_pixelsnail_sees_what_any_earlier_position_sees(
+    make_prior: Callable[..., CausalPrior], random_codes: Callable[..., Tensor]
+) -> None:
+    prior = make_prior("snail", channels=24, num_heads=2, num_blocks=1, first_kernel_size=3)
+    convolved = reachable((5, 8), [square(1, "A"), square(1, "B"), square(1, "B")])
+    expected = torch.ones(40, 40).tril() @ convolved.float() > 0
+    assert torch.equal(seen(prior, random_codes(prior, 8, (5, 8))), expected)
 
 
 @pytest.mark.parametrize(

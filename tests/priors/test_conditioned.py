@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vqfast.ops import registry
-from vqfast.priors import ConditionedPrior, PixelCNN, ResidualPixelCNN, WaveNet
+from vqfast.priors import ConditionedPrior, PixelCNN, PixelSNAIL, ResidualPixelCNN, WaveNet
 from vqfast.priors.base import CausalPrior
 
 PRIORS: dict[str, Callable[..., CausalPrior]] = {
@@ -20,8 +20,11 @@ PRIORS: dict[str, Callable[..., CausalPrior]] = {
     ),
     "residual": lambda **more: ResidualPixelCNN(7, channels=4, condition_channels=6, **more),
     "wavenet": lambda **more: WaveNet(7, channels=4, num_layers=3, condition_channels=6, **more),
+    "snail": lambda **more: PixelSNAIL(
+        7, 4, 1, 1, num_heads=2, first_kernel_size=3, head_channels=4, condition_channels=6, **more
+    ),
 }
-SHAPE = {"gated": (4, 8), "residual": (4, 8), "wavenet": (8,)}
+SHAPE = {"gated": (4, 8), "residual": (4, 8), "wavenet": (8,), "snail": (4, 8)}
 
 
 def make(kind: str, **more: Any) -> ConditionedPrior:

@@ -26,7 +26,7 @@ from vqfast.sampling.request import Request
 MakePrior = Callable[..., CausalPrior]
 Conditioning = Callable[..., dict[str, Tensor]]
 BOTH = {"num_classes": 3, "condition_channels": 2}
-SHAPES = {"gated": (3, 4), "residual": (3, 4), "wavenet": (12,)}
+SHAPES = {"gated": (3, 4), "residual": (3, 4), "wavenet": (12,), "snail": (3, 4)}
 
 
 def given(

@@ -39,16 +39,15 @@ def test_program_run_by_its_definition_gives_the_models_logits(
     shape = (4, 5) if prior.ndim == 2 else (12,)
     codes, extra = random_codes(prior, 2, shape), conditioning(prior, 2, shape)
     grid = codes.view(2, -1, shape[-1])
-    condition = (
-        extra["condition"].view(2, 2, *grid.shape[1:]).movedim(1, -1) if "condition" in extra else None
-    )
+    given = extra["condition"].view(2, 2, *grid.shape[1:]) if "condition" in extra else None
+    condition = prior.condition_map(grid, extra.get("labels"), given)
     program, weights = prior.lower()
     logits = interpret(
         program,
         {name: weight.numpy() for name, weight in weights.items()},
         grid.numpy(),
         extra["labels"].numpy() if "labels" in extra else None,
-        None if condition is None else condition.numpy(),
+        None if condition is None else condition.movedim(1, -1).numpy(),
     )
     expected = prior(codes, **extra).view(2, -1, *grid.shape[1:]).movedim(1, -1)
     np.testing.assert_allclose(logits, expected.numpy(), rtol=0, atol=1e-12)

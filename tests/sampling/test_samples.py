@@ -140,7 +140,8 @@ def test_known_codes_need_no_logits(make_prior: MakePrior, executor: str) -> Non
 
 @pytest.mark.parametrize("method", registry.TABLE["sampler"])
 def test_logits_that_are_nan_for_one_sample_name_it(make_prior: MakePrior, kind: str, method: str) -> None:
-    prior = make_prior(kind, condition_channels=1)
+    no_attention = {"num_heads": 0} if kind == "snail" else {}  # in which a later NaN times zero is NaN
+    prior = make_prior(kind, condition_channels=1, **no_attention)
     condition = torch.zeros(4, 1, *SHAPES[kind])
     condition[3].flatten()[7:] = torch.nan
     condition[1].flatten()[9:] = -torch.nan

@@ -124,16 +124,18 @@ def make_parser() -> argparse.ArgumentParser:
     sub = add("train-prior", commands.train_prior, "step 3: train a PixelCNN prior on a run's codes")
     _run(sub, "--run", "folder of a run whose images are encoded")
     like = pipeline.train_priors
-    prior = "kind of network: gated (the default) or residual; of recordings' codes wavenet"
+    prior = "kind of network: gated (the default), residual or snail; of recordings' codes wavenet"
     sub.option("--prior", prior)
     for name, help in (
         ("--channels", "channels of the hidden layers"),
         ("--num-layers", "masked layers"),
         ("--num-residual-blocks", "residual blocks, of the residual prior only"),
+        ("--num-blocks", "blocks of layers, of the snail prior only"),
+        ("--num-heads", "heads of each attention, 0 for none, of the snail prior only"),
         ("--head-channels", "channels of the layer before the logits"),
     ):
         sub.option(name, f"{help} (default: the network's)", type=int, metavar="N")
-    dropout = "share of the gated prior's hidden values that training sets to zero (default 0)"
+    dropout = "share of a gated or snail prior's hidden values that training sets to zero (default 0)"
     sub.option("--dropout", dropout, type=float, metavar="X")
     level = "train the prior of this level alone, 0 for the coarsest (default: of all levels)"
     sub.option("--level", level, type=int, metavar="N")

@@ -22,13 +22,13 @@ from vqfast.models import (
 )
 from vqfast.pipeline.levels import Prior
 from vqfast.pipeline.storage import read_json, read_tensors, write_json, write_tensors
-from vqfast.priors import ConditionedPrior, PixelCNN, ResidualPixelCNN, WaveNet
+from vqfast.priors import ConditionedPrior, PixelCNN, PixelSNAIL, ResidualPixelCNN, WaveNet
 from vqfast.priors.base import CausalPrior
 
 SLACK = 4 << 20  # numbers that a model may have beyond those in its file
 
 AUTOENCODERS = (VQVAE, HierarchicalVQVAE, SecondStage, SpeechVQVAE)
-PRIORS = (PixelCNN, ResidualPixelCNN, WaveNet, ConditionedPrior)
+PRIORS = (PixelCNN, ResidualPixelCNN, PixelSNAIL, WaveNet, ConditionedPrior)
 MODELS: dict[str, Any] = {cls.__name__: cls for cls in (*AUTOENCODERS, *PRIORS, Classifier)}
 # the class of a run's model, by its name
 KINDS: dict[str, Any] = {"vqvae": Autoencoder, "prior": Prior, "classifier": Classifier}

@@ -26,13 +26,14 @@ from vqfast.pipeline.ranks import ALONE, Ranks
 from vqfast.pipeline.run import Run
 from vqfast.pipeline.training import begin_training, train_once
 from vqfast.pipeline.validation import validation_of
-from vqfast.priors import ConditionedPrior, PixelCNN, ResidualPixelCNN, WaveNet
+from vqfast.priors import ConditionedPrior, PixelCNN, PixelSNAIL, ResidualPixelCNN, WaveNet
 from vqfast.priors.base import CausalPrior
 
 TRAINING = PriorTraining()
 PRIORS: dict[str, type[CausalPrior]] = {
     "gated": PixelCNN,
     "residual": ResidualPixelCNN,
+    "snail": PixelSNAIL,
     "wavenet": WaveNet,
 }
 SET = (

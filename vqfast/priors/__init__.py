@@ -4,7 +4,16 @@ from vqfast.priors.base import CausalPrior
 from vqfast.priors.conditioned import ConditionedPrior
 from vqfast.priors.pixelcnn import PixelCNN
 from vqfast.priors.residual_pixelcnn import ResidualPixelCNN
+from vqfast.priors.snail import PixelSNAIL
 from vqfast.priors.traced import program_of
 from vqfast.priors.wavenet import WaveNet
 
-__all__ = ["CausalPrior", "ConditionedPrior", "PixelCNN", "ResidualPixelCNN", "WaveNet", "program_of"]
+__all__ = [
+    "CausalPrior",
+    "ConditionedPrior",
+    "PixelCNN",
+    "PixelSNAIL",
+    "ResidualPixelCNN",
+    "WaveNet",
+    "program_of",
+]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqfast.checks import Device, check_integer, check_placement
@@ -89,7 +90,12 @@ class Conditioning(nn.Module):
             biases.append(self.condition(condition))
         return sum(biases[1:], biases[0]) if biases else None
 
-    def lower(self, builder: ProgramBuilder) -> tuple[list[Term], Tensor | None]:
-        """The same for a step: the map's terms, and the ``label_bias``."""
-        terms = [] if self.condition is None else [builder.dense(CONDITION, self.condition.weight)]
+    def lower(self, builder: ProgramBuilder, others: int = 0) -> tuple[list[Term], Tensor | None]:
+        """The same for a step: the map's terms, and the ``label_bias``.
+
+        ``others`` counts the channels that the program's map has after those of the condition.
+        """
+        terms = []
+        if self.condition is not None:
+            terms.append(builder.dense(CONDITION, F.pad(self.condition.weight, (0, 0, 0, 0, 0, others))))
         return terms, None if self.labels is None else self.labels.weight

@@ -75,6 +75,8 @@ def test_executor_draws_what_the_naive_sampler_draws(
         ("gated", {"kernel_size": 5, "first_kernel_size": 3}),
         ("gated", {"first_kernel_size": 9}),
         ("residual", {"first_kernel_size": 9}),
+        ("snail", {"num_heads": 2, "kernel_size": 5}),
+        ("snail", {"num_heads": 0, "num_blocks": 1}),
         ("wavenet", {"dilation_cycle": 1}),
         ("wavenet", {"num_layers": 6, "dilation_cycle": 6}),
     ],
