@@ -118,7 +118,7 @@ BAD_SAMPLE = {
     "--out drawn --num 7 --seed 1": "seed was 0, now 1; use another folder",
 }
 BAD_PRIOR = {
-    "--prior wavenet": "prior is 'wavenet'; want 'gated' or 'residual'",
+    "--prior wavenet": "prior is 'wavenet'; want 'gated', 'residual' or 'snail'",
     "--num-residual-blocks 2": "num_residual_blocks",
     "--channels 0": "channels is 0; want a positive integer",
     "--num-layers -1": "num_layers is -1; want a positive integer",

@@ -64,8 +64,8 @@ def train_priors(
     Args:
         run: a run whose codes are encoded.
         level: the only level to train, 0 for the coarsest; by default all, one after the other.
-        prior: ``"gated"`` (``PixelCNN``), ``"residual"`` (``ResidualPixelCNN``) or, for sequences,
-            ``"wavenet"`` (``WaveNet``); by default gated, of sequences wavenet.
+        prior: ``"gated"`` (``PixelCNN``), ``"residual"`` (``ResidualPixelCNN``), ``"snail"`` (``PixelSNAIL``)
+            or, for sequences, ``"wavenet"`` (``WaveNet``); by default gated, of sequences wavenet.
         prior_options: arguments of that class.
         condition_channels, condition_blocks: channels of the conditioning networks, and their residual blocks
             for each coarser level.

@@ -197,7 +197,7 @@ class CausalPrior(nn.Module):
             nats = F.cross_entropy(logits, codes, ignore_index=-1, reduction="none")
         else:
             nats = mixture.nats(logits, codes, self.num_embeddings, several=self.num_quantizers is not None)
-        return nats.flatten(1).sum(1) / ((indices >= 0).flatten(1).sum(1) * math.log(2))
+        return nats.flatten(1).sum(1) / math.log(2) / (indices >= 0).flatten(1).sum(1)
 
     def sample(
         self,
