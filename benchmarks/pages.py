@@ -35,6 +35,7 @@ KINDS = {
     "growth": tables.growth,
     "conditions": tables.conditions,
     "networks": tables.networks,
+    "demo": tables.demo,
     "plot": plot,
 }
 
