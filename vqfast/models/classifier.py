@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -10,9 +11,11 @@ from vqfast.checks import check_integer, check_sizes
 from vqfast.models.architectures import convolutions
 from vqfast.nn.calls import typed_as
 
+POOLED = 4  # positions along an axis, so that the linear layer knows where things are
+
 
 class Classifier(nn.Module):
-    """Three convolutions with ReLUs, the last two of stride 2, means over all positions, and a linear layer.
+    """Three convolutions of stride 2, each with normalisation and a ReLU; means over parts; a linear layer.
 
     Args:
         in_channels: C.
@@ -29,7 +32,7 @@ class Classifier(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, num_classes: int, *, hidden_channels: int = 32, ndim: int = 2
+        self, in_channels: int, num_classes: int, *, hidden_channels: int = 16, ndim: int = 2
     ) -> None:
         super().__init__()
         check_sizes(in_channels=in_channels, num_classes=num_classes, hidden_channels=hidden_channels)
@@ -42,19 +45,17 @@ class Classifier(nn.Module):
             "ndim": ndim,
         }
         conv, _ = convolutions(ndim)
-        self.layers = nn.Sequential(
-            conv(in_channels, hidden_channels, 3, padding=1),
-            nn.ReLU(),
-            conv(hidden_channels, 2 * hidden_channels, 3, stride=2, padding=1),
-            nn.ReLU(),
-            conv(2 * hidden_channels, 4 * hidden_channels, 3, stride=2, padding=1),
-            nn.ReLU(),
-        )
-        self.head = nn.Linear(4 * hidden_channels, num_classes)
+        widths = [in_channels, hidden_channels, 2 * hidden_channels, 4 * hidden_channels]
+        layers: list[nn.Module] = []
+        for before, after in pairwise(widths):
+            layers += [conv(before, after, 3, stride=2, padding=1), nn.GroupNorm(1, after), nn.ReLU()]
+        pool = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)[ndim - 1]
+        self.layers = nn.Sequential(*layers, pool(POOLED), nn.Flatten())
+        self.head = nn.Linear(widths[-1] * POOLED**ndim, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``(B, num_classes)`` of items ``(B, in_channels, *spatial)``."""
-        logits: Tensor = self.head(self.layers(x).flatten(2).mean(2))
+        logits: Tensor = self.head(self.layers(x))
         return logits
 
     if TYPE_CHECKING:
