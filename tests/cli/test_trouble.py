@@ -159,3 +159,14 @@ def test_a_missing_package(
 ) -> None:
     monkeypatch.setitem(sys.modules, "PIL", None)
     refused("reconstruct --run begun --out new.png", "PIL is missing: pip install 'vqfast[demo]'", capsys)
+
+
+def test_a_model_that_does_not_compile(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_compiler(graph: object, inputs: object) -> None:
+        raise OSError("no C++ compiler")
+
+    compiled = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled(self, backend=no_compiler))
+    refused(f"{TRAIN} new --compile", "error: --compile: backend='no_compiler' raised:", capsys)

@@ -90,6 +90,8 @@ def _explained(error: BaseException) -> str:
         return "tensorboard is missing: pip install tensorboard"
     if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
         return f"{error.name} is missing: pip install 'vqfast[demo]'"
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return f"--compile: {str(error).strip().partition(chr(10))[0]}"
     if out_of_memory(error):
         return "out of memory: use smaller sizes or batches"
     if isinstance(error, (ValueError, TypeError, OverflowError, OSError, NoBackendError)):

@@ -129,8 +129,7 @@ def fit(
                 _record(state.history, step, means)
                 if validation and due and validation.is_best(state.history):
                     state.best = state.weights()
-                shown = {name: f"{measured(column)[-1]:.4g}" for name, column in state.history.items()}
-                progress.set_postfix(shown, refresh=False)
+                progress.set_postfix(_shown(state.history, validation), refresh=False)
                 for line in warnings(state.history):
                     say(line)
             progress.update()
@@ -192,6 +191,13 @@ def _means(metrics: dict[str, Tensor], task: Task, share: float, ranks: Ranks) -
         means[name] = float((uses == 0).sum())
         mask.zero_()
     return means
+
+
+def _shown(history: History, validation: Validation | None) -> dict[str, str]:
+    """The last figures, in words; of the held-out ones, the one that counts."""
+    names = [name for name in history if name != "step" and not name.startswith("held_out")]
+    names += [validation.figure] if validation else []
+    return {name: f"{measured(history[name])[-1]:.4g}" for name in names}
 
 
 def _record(history: History, step: int, metrics: dict[str, float]) -> None:
