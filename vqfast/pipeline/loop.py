@@ -153,7 +153,9 @@ def fit(
 def _share(num: int, training: Training, step: int, ranks: Ranks) -> Share:
     numbers = batch_numbers(num, training.batch_size, step, training.seed)
     chances = batch_chances(training.batch_size, step, training.seed)
-    return Share(step, numbers[ranks.rank :: ranks.world], chances[ranks.rank :: ranks.world])
+    # one part after the other, as layers join the vectors of all ranks: they start and revive the same codes
+    own = torch.tensor_split(torch.arange(training.batch_size), ranks.world)[ranks.rank]
+    return Share(step, numbers[own], chances[own])
 
 
 def _take_step(

@@ -35,14 +35,7 @@ def vqvae_task(model: VQVAE | HierarchicalVQVAE | SecondStage, dataset: Source, 
     A decoder with a likelihood has the nats of a value in place of the error. The figures are loss, mse (of
     values in 0..1), and for each level perplexity and dead_codes.
     """
-    error_of = ERRORS.get(model.architecture)
-    if error_of is None:
-        subset = dataset.batch(range(0, len(dataset), -(-len(dataset) // VARIANCE_ITEMS)))
-        variance = subset.double().var(correction=0).clamp(min=1e-6).item()
-
-        def error_of(reconstruction: Tensor, x: Tensor) -> Tensor:
-            return F.mse_loss(reconstruction, x) / variance
-
+    error_of = ERRORS.get(model.architecture) or _over_variance(dataset)
     sizes = model.codebook_sizes
     used = [torch.zeros(size, dtype=torch.bool, device=ranks.device) for size in sizes]
 
@@ -68,3 +61,10 @@ def vqvae_task(model: VQVAE | HierarchicalVQVAE | SecondStage, dataset: Source, 
 
     names = [level_name("dead_codes", level) for level in range(len(sizes))]
     return Task("VQ-VAE", len(dataset), batch, metrics, dict(zip(names, used, strict=True)))
+
+
+def _over_variance(dataset: Source) -> Callable[[Tensor, Tensor], Tensor]:
+    """The squared error over the variance of the data."""
+    subset = dataset.batch(range(0, len(dataset), -(-len(dataset) // VARIANCE_ITEMS)))
+    variance = subset.double().var(correction=0).clamp(min=1e-6).item()
+    return lambda reconstruction, x: F.mse_loss(reconstruction, x) / variance
