@@ -74,7 +74,7 @@ def test_rejection(capsys: pytest.CaptureFixture[str]) -> None:
     refused("sample --run whole --out s --reject 0.3", "train the classifier first", capsys)
     assert run("train-classifier --run whole --steps 2 --batch-size 8") == 0
     assert "trained whole/classifier.safetensors" in capsys.readouterr().out
-    assert run("sample --run whole --out s --num 5 --reject 0.3 --format codes") == 0
+    assert run("sample --run whole --out s --num 5 --reject 0.05 --format codes") == 0
     assert re.fullmatch(r"5 samples in s/samples, \d+ rejected\n", capsys.readouterr().out)
     assert run("decode --run whole --codes s/samples --out d --format png") == 0
     refused("sample --run whole --out t --reject 1.5", "reject is 1.5; want", capsys)

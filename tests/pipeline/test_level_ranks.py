@@ -23,7 +23,7 @@ PRIOR = "--channels 8 --num-layers 2 --head-channels 8 --condition-channels 8 --
 STEPS = "--steps 6 --batch-size 7 --lr 1e-3"
 MADE = [f"train-prior --run begun {PRIOR} {STEPS}", f"train-classifier --run begun {STEPS}"]
 DRAWN = [
-    "sample --run whole --out samples --num 21 --seed 5 --reject 0.3 --format png",
+    "sample --run whole --out samples --num 21 --seed 5 --reject 0.1 --format png",
     "sample --run whole --out completed --complete held-out --draws 2 --keep left-half --format codes",
     "likelihood --run whole --out bits.npy",
 ]
