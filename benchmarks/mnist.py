@@ -69,7 +69,7 @@ RECIPES = {
     "vqfast's gated": Recipe(
         "gated",
         {"channels": 64, "num_layers": 6, "first_kernel_size": 5, "head_channels": 128, "dropout": 0.1},
-        {"batch_size": 64, "lr": 2e-3, "warmup": 100, "ema": 0.999},
+        {"batch_size": 64, "lr": 2e-3, "schedule": "cosine", "warmup": 100, "ema": 0.999},
     ),
 }
 
@@ -150,7 +150,7 @@ def trained_vqvae(digits: tuple[np.ndarray, np.ndarray], steps: int, folder: Pat
     if not data.is_file():
         np.savez(data, x=digits[0], y=digits[1])
     run = Run(folder / "vqvae", create=True)
-    training = Training(steps=steps, batch_size=64, lr=1e-3)
+    training = Training(steps=steps, batch_size=64, lr=1e-3, schedule="cosine")
     vqvae = train_vqvae(run, data, model="keras", model_options=MODEL, val=VAL, training=training)
     for part, dataset in reopen_parts(run).items():
         encode(run, vqvae, dataset, part=part)
