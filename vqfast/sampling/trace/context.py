@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from vqfast.sampling.builder import ProgramBuilder
 from vqfast.sampling.program import CODES, CONDITION, Phase, Term, available, phase_of
+from vqfast.sampling.trace.extended import before_grid, extended_step, is_step_and_constant
 from vqfast.sampling.trace.graph import evaluate
 from vqfast.sampling.trace.layout import Layout, Unsupported, by_position, common_layout, shape_of
 from vqfast.sampling.trace.values import (
@@ -118,6 +119,8 @@ class Context:
             return value
         if selects_channels(value) or not value.taps:
             return value
+        if not whole and not offsets and is_step_and_constant(value):
+            return value
         if whole and (self.phase(value) is not None or not is_zero_outside(value, offsets)):
             return self.step(value)
         if value.bias is None or not whole:
@@ -204,6 +207,8 @@ class Context:
 
     def step(self, value: Sum) -> Sum:
         """The value as that of a step, or of several if it is parted; they are zero outside of the grid."""
+        if (before := before_grid(value, self.grid)) is not None:
+            return extended_step(value, before, self.step)
         self.check_step(value)
         if not value.steps:
             later = self.after_row and self.phase(value) is None and value.activation != "sigmoid"

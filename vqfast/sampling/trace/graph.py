@@ -44,12 +44,25 @@ def trace(call: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> fx.Graph:
     """The operations of ``call(*inputs)``; each node has its value as ``meta["val"]``."""
     from torch.fx.experimental.proxy_tensor import make_fx  # slow to import
 
-    pure = torch.func.functionalize(call)  # operations in place change the views of a tensor too
-    # The kernels of attention are opaque; its definition has operations that the tracer knows.
-    with _PlainOneHot(), sdpa_kernel(SDPBackend.MATH):
-        traced = make_fx(pure, tracing_mode="real", record_stack_traces=True)(*inputs)
-    traced.graph.owning_module = traced
-    return traced.graph
+    def traced(of: Callable[..., Tensor]) -> fx.Graph:
+        # The kernels of attention are opaque; its definition has operations that the tracer knows.
+        with _PlainOneHot(), sdpa_kernel(SDPBackend.MATH):
+            module = make_fx(of, tracing_mode="real", record_stack_traces=True)(*inputs)
+        module.graph.owning_module = module
+        return module.graph
+
+    graph = traced(call)
+    if any(_writes_in_place(node) for node in graph.nodes):  # which the views of its tensor see too
+        try:
+            return traced(torch.func.functionalize(call))
+        except RuntimeError:  # it can't follow every operation; the program will be compared anyway
+            pass
+    return graph
+
+
+def _writes_in_place(node: fx.Node) -> bool:
+    """Whether a node changes its first argument."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def constant(node: fx.Node) -> Tensor:
