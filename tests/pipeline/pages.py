@@ -51,6 +51,8 @@ class Page(HTMLParser):
             assert kind == "data:image/png;base64"
             found.append(Image.open(io.BytesIO(base64.b64decode(data))))
             found[-1].load()
+            assert found[-1].size == (int(attributes["width"]), int(attributes["height"]))
+            assert (attributes.get("class") == "pixels") == (max(found[-1].size) <= 96)
         return found
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import struct
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 
@@ -11,6 +12,7 @@ from vqfast.data.protocol import Media
 
 # Even if something got through the escaping: no script runs, and nothing is fetched from anywhere.
 POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
+PIXELS = 96  # pictures of so many pixels or fewer along a side are enlarged without smoothing
 EMPTY = {"img", "meta", "path", "polyline", "line"}  # tags that hold nothing
 
 
@@ -56,7 +58,9 @@ def shown(media: Media, label: str) -> Markup:
         return tag("audio", src=source, controls=True, aria_label=label, preload="metadata")
     if media.kind.startswith("video/"):
         return tag("video", src=source, controls=True, aria_label=label, loop=True)
-    return tag("img", src=source, alt=label)
+    width, height = struct.unpack_from(">II", media.data, 16) if media.kind == "image/png" else (None, None)
+    small = width is not None and max(width, height) <= PIXELS
+    return tag("img", src=source, alt=label, width=width, height=height, class_="pixels" if small else None)
 
 
 def table(
