@@ -129,6 +129,27 @@ def test_a_runs_own_file_trains_the_same_model(here: Path, monkeypatch: pytest.M
         assert Path("again", name).read_bytes() == (here / "new" / name).read_bytes()
 
 
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("command", "given", "again", "weights"),
+    [
+        (
+            "train-second-stage",
+            "--run begun --out {} --hidden-channels 8 --num-downsamplings 1 --steps 2 --batch-size 4",
+            "--run begun --out {}",
+            "vqvae",
+        ),
+        ("train-classifier", "--run {} --steps 2 --batch-size 4 --lr 0.01", "--run {}", "classifier"),
+    ],
+)
+def test_other_trainings_keep_their_options_too(command: str, given: str, again: str, weights: str) -> None:
+    first, second = ("one", "two") if "--out" in given else ("begun", "coded")
+    assert run(f"{command} {given.format(first)}") == 0
+    assert run(f"{command} {again.format(second)} --config {first}/{command}.toml") == 0
+    for name in (f"{weights}.safetensors", f"{command}.toml"):
+        assert Path(first, name).read_bytes() == Path(second, name).read_bytes()
+
+
 def test_an_interrupted_run_has_its_file(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from vqfast.pipeline import loop
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,6 @@ from vqfast.pipeline.parts import HELD_OUT, load_like_run
 from vqfast.pipeline.progress import write_lines
 from vqfast.pipeline.sampling import check_label
 
-PATHS = ("data", "labels", "val", "tensorboard")  # options that may be paths
 READING = ("labels", "size", "crop", "channels", "depth", "skip_bad")  # options about reading data
 
 
@@ -69,7 +68,7 @@ def demo(out: str, seed: int, steps_scale: float, device: str) -> None:
 
 def train(out: str, device: str, config: str | None, recipe: str | None, **options: Any) -> None:
     training = _training(Training, options)
-    text = as_toml({**options, **asdict(training)}, PATHS)
+    text = as_toml(options, training)
     reading = {name: options.pop(name) for name in (*READING, "flip")}
     named = {name: options.pop(name) for name in ("data", "val", "group", "model")}
     with joined(device) as ranks:
@@ -87,18 +86,21 @@ def train(out: str, device: str, config: str | None, recipe: str | None, **optio
         _print(ranks, f"trained {run.folder / 'vqvae.safetensors'}; see {run.folder / PAGE}")
 
 
-def train_second_stage(run: str, out: str, model: str, device: str, **options: Any) -> None:
+def train_second_stage(run: str, out: str, device: str, config: str | None, **options: Any) -> None:
     training = _training(Training, options)
+    text = as_toml(options, training)
     with joined(device) as ranks:
         target = Run.shared(out, ranks, create=True)
-        train_second_stage_step(
-            target,
-            Run.shared(run, ranks, lock=False),
-            model=model,
-            model_options=_given(options),
-            training=training,
-            ranks=ranks,
-        )
+        first = Run.shared(run, ranks, lock=False)
+        with written_down(target, "vqvae", "train-second-stage.toml", text, ranks):
+            train_second_stage_step(
+                target,
+                first,
+                model=options.pop("model"),
+                model_options=_given(options),
+                training=training,
+                ranks=ranks,
+            )
         write_report(target, ranks)
         _print(ranks, f"trained {target.folder / 'vqvae.safetensors'}; see {target.folder / PAGE}")
 
@@ -123,7 +125,7 @@ def encode(run: str, data: str | None, out: str | None, device: str, **reading: 
 
 def train_prior(run: str, device: str, config: str | None, recipe: str | None, **options: Any) -> None:
     training = _training(PriorTraining, options)
-    text = as_toml({**options, **asdict(training)}, PATHS)
+    text = as_toml(options, training)
     use_labels = not options.pop("no_labels")
     named = {n: options.pop(n) for n in ("level", "prior", "condition_channels", "condition_blocks")}
     with joined(device) as ranks:
@@ -148,11 +150,13 @@ def train_prior(run: str, device: str, config: str | None, recipe: str | None, *
             _print(ranks, f"see {target.folder / PAGE}")
 
 
-def train_classifier(run: str, device: str, **options: Any) -> None:
+def train_classifier(run: str, device: str, config: str | None, **options: Any) -> None:
     training = _training(Training, options)
+    text = as_toml(options, training)
     with joined(device) as ranks:
         target = Run.shared(run, ranks)
-        train_classifier_step(target, training=training, ranks=ranks)
+        with written_down(target, "classifier", "train-classifier.toml", text, ranks):
+            train_classifier_step(target, training=training, ranks=ranks)
         _print(ranks, f"trained {target.folder / 'classifier.safetensors'}")
 
 
@@ -185,7 +189,7 @@ def sample(
         priors = load_priors(source, vqvae, device=ranks.device)
         completion = None
         if complete is None:
-            request = SampleRequest(100 if num is None else num, _shapes(source, shape), labels=label)
+            request = SampleRequest(100 if num is None else num, _shapes(source, vqvae, shape), labels=label)
         else:
             completion = _completion(source, vqvae, complete, keep, draws, ranks)
             request = completion.request(priors, num=num, labels=label)
@@ -319,18 +323,14 @@ def _bits_per_dim(decoder: VQVAE, dataset: Source, code_bits: Tensor, ranks: Ran
     return f"; {learned:.3f} bits per dimension, {uniform:.3f} with a uniform prior"
 
 
-def _shapes(run: Run, coarsest: list[int] | None) -> list[tuple[int, ...]]:
+def _shapes(run: Run, vqvae: Autoencoder, coarsest: list[int] | None) -> list[tuple[int, ...]]:
     """The shapes of the grids of each level: the run's own, or with another coarsest one."""
-    levels, _ = stage_codes(run, f"codes/{HELD_OUT}").read(range(1))
-    shapes = [tuple(indices.shape[1:]) for indices in levels]
     if coarsest is None:
-        return shapes
-    if len(coarsest) != len(shapes[0]):
-        raise ValueError(f"--shape has {len(coarsest)} sizes; want {len(shapes[0])}")
-    return [
-        tuple(size * fine // coarse for size, fine, coarse in zip(coarsest, shape, shapes[0], strict=True))
-        for shape in shapes
-    ]
+        levels, _ = stage_codes(run, f"codes/{HELD_OUT}").read(range(1))
+        return [tuple(indices.shape[1:]) for indices in levels]
+    if len(coarsest) != vqvae.ndim:
+        raise ValueError(f"--shape has {len(coarsest)} sizes; want {vqvae.ndim}")
+    return [tuple(size * vqvae.stride // stride for size in coarsest) for stride in vqvae.strides]
 
 
 def _completion(

@@ -106,11 +106,13 @@ def make_parser() -> argparse.ArgumentParser:
     _run(sub, "--out", "folder of the new run")
     sub.option("--model", "configuration: paper, keras or ruseckas", pipeline.train_second_stage)
     _model(sub)
+    _written(sub, "train-second-stage")
     _training(sub, pipeline.Training)
     _device(sub)
 
     sub = add("train-speech", speech.train_speech, "step 1 for recordings: train a model of speech")
     _speech(sub)
+    _written(sub, "train-speech")
     _training(sub, pipeline.Training)
     _device(sub)
 
@@ -151,6 +153,7 @@ def make_parser() -> argparse.ArgumentParser:
     judge = "train a classifier on a run's images and labels, for sample --reject"
     sub = add("train-classifier", commands.train_classifier, judge)
     _run(sub, "--run", "folder of a trained run whose images have labels")
+    _written(sub, "train-classifier")
     _training(sub, pipeline.Training)
     _device(sub)
 
@@ -328,8 +331,9 @@ def _format(sub: _Parser, others: str) -> None:
 
 def _written(sub: _Parser, command: str) -> None:
     """Options that stand for others."""
-    recipe = f"training as published: {', '.join(RECIPES[command])}; other options go before its own"
-    sub.option("--recipe", recipe, metavar="NAME")
+    if command in RECIPES:
+        recipe = f"training as published: {', '.join(RECIPES[command])}; other options go before its own"
+        sub.option("--recipe", recipe, metavar="NAME")
     config = "TOML file with any of these options, such as lr = 0.001; options given here go before its own. "
     sub.option("--config", f"{config}Each run has its own, {command}.toml", metavar="FILE")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vqfast.cli.commands import _data, _given, _print, _training
+from vqfast.cli.written import as_toml, written_down
 from vqfast.data import Recordings
 from vqfast.data.disk import quantity
 from vqfast.models import SpeechVQVAE
@@ -15,32 +16,23 @@ from vqfast.pipeline import train_speech as train_speech_step
 READING = ("rate", "crop", "skip_bad")  # options about reading recordings
 
 
-def train_speech(
-    out: str,
-    data: str,
-    val: float,
-    group: str | None,
-    model: str,
-    no_speakers: bool,
-    device: str,
-    **options: Any,
-) -> None:
+def train_speech(out: str, device: str, config: str | None, **options: Any) -> None:
     training = _training(Training, options)
+    text = as_toml(options, training)
     reading = {name: options.pop(name) for name in READING}
-    model_options = {**_given(options), **({"num_classes": None} if no_speakers else {})}
+    named = {name: options.pop(name) for name in ("data", "val", "group", "model")}
+    no_speakers = {"num_classes": None} if options.pop("no_speakers") else {}
     with joined(device) as ranks:
         run = Run.shared(out, ranks, create=True)
-        train_speech_step(
-            run,
-            data,
-            reading=reading,
-            val=val,
-            group=group,
-            model=model,
-            model_options=model_options,
-            training=training,
-            ranks=ranks,
-        )
+        with written_down(run, "vqvae", "train-speech.toml", text, ranks):
+            train_speech_step(
+                run,
+                reading=reading,
+                model_options={**_given(options), **no_speakers},
+                training=training,
+                ranks=ranks,
+                **named,
+            )
         _print(ranks, f"trained {run.folder / 'vqvae.safetensors'}; curves in {run.folder / 'vqvae.png'}")
 
 

@@ -7,16 +7,18 @@ import json
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from vqfast.checks import check_choice
 from vqfast.cli.recipes import RECIPES, Options
 from vqfast.files import read_file, write_file
-from vqfast.pipeline import Ranks, Run
+from vqfast.pipeline import Ranks, Run, Training
 
 LENGTH = ("steps", "epochs")  # of which one replaces the other
 CONFIG_BYTES = 1 << 20
+PATHS = ("data", "labels", "val", "tensorboard")  # options that may be paths
 
 
 def words_before(command: str, words: Sequence[str], known: Collection[str]) -> list[str]:
@@ -38,7 +40,7 @@ def words_before(command: str, words: Sequence[str], known: Collection[str]) -> 
     written = _read(Path(given["config"]), known) if given.get("config") else {}
     recipe = given.get("recipe") or written.pop("recipe", None)
     options: Options = {}
-    if recipe is not None:
+    if recipe is not None and command in RECIPES:
         check_choice("recipe", recipe, RECIPES[command])
         options |= RECIPES[command][recipe]
     for stronger in (written, {name: given[name] for name in LENGTH if name in given}):
@@ -74,16 +76,16 @@ def _read(path: Path, known: Collection[str]) -> Options:
     return options
 
 
-def as_toml(options: Mapping[str, Any], paths: Collection[str]) -> str:
-    """Options as a TOML file; those that are None are left out.
+def as_toml(options: Mapping[str, Any], training: Training) -> str:
+    """Options as a TOML file; those that are None are left out, paths are absolute.
 
     Args:
-        options: by their names in Python.
-        paths: the names of those that are paths where they are strings; they are written as absolute ones.
+        options: of a command, by their names in Python.
+        training: has the others.
     """
     lines = []
-    for name, value in options.items():
-        if name in paths and isinstance(value, (str, Path)) and value != "digits":
+    for name, value in {**options, **asdict(training)}.items():
+        if name in PATHS and isinstance(value, (str, Path)) and value != "digits":
             value = str(Path(value).absolute())
         if value is not None:  # JSON's strings, numbers, lists and truth values are TOML's too
             lines.append(f"{name.replace('_', '-')} = {json.dumps(value, ensure_ascii=False)}\n")
