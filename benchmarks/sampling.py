@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
+from torch import Tensor
 
 import vqfast
 from benchmarks.core import Call, Case, Floor, Outputs
@@ -42,9 +43,18 @@ def plain_convolutions() -> Iterator[None]:
         os.environ["VQFAST_BACKEND"] = before
 
 
+def condition_of(prior: CausalPrior, batch: int, shape: tuple[int, ...]) -> Tensor | None:
+    """A random map, if the prior takes one."""
+    size = prior.condition_shape(batch, shape)
+    if size is None:
+        return None
+    return torch.randn(size, generator=torch.Generator().manual_seed(0)).to(next(prior.parameters()))
+
+
 def naive(make: Callable[[], CausalPrior], batch: int, shape: tuple[int, ...]) -> Call:
     """The naive loop, for its first positions."""
     prior = make().to(DEVICE).eval()
+    condition = condition_of(prior, batch, shape)
 
     def run(seed: int) -> None:
         with plain_convolutions():
@@ -59,7 +69,15 @@ def naive(make: Callable[[], CausalPrior], batch: int, shape: tuple[int, ...]) -
                 raise _EnoughError
 
         try:
-            prior.sample(batch, shape, method="reference", batch_size=batch, seed=seed, progress=stop)
+            prior.sample(
+                batch,
+                shape,
+                condition=condition,
+                method="reference",
+                batch_size=batch,
+                seed=seed,
+                progress=stop,
+            )
         except _EnoughError:
             return
 
@@ -71,20 +89,30 @@ def sampler(
 ) -> Call:
     """A sampler of vqfast."""
     prior = make().to(DEVICE, dtype).eval()
-    return lambda seed: prior.sample(batch, shape, method=method, batch_size=batch, seed=seed)
+    condition = condition_of(prior, batch, shape)
+    return lambda seed: prior.sample(
+        batch, shape, condition=condition, method=method, batch_size=batch, seed=seed
+    )
 
 
-def check(make: Callable[[], CausalPrior], shape: tuple[int, ...], seed: int, outputs: Outputs) -> None:
+def check(
+    make: Callable[[], CausalPrior], batch: int, shape: tuple[int, ...], seed: int, outputs: Outputs
+) -> None:
     """The first sample's codes maximise the prior's logits plus the noise, but for rounding."""
     torch.manual_seed(0)  # as the contenders' weights
     prior, number = make().to(DEVICE).eval(), torch.zeros(1, dtype=torch.int64, device=DEVICE)
+    condition = condition_of(prior, batch, shape)
     positions = torch.arange(torch.Size(shape).numel(), device=DEVICE)
     noise = gumbel(seed, number, positions, prior.num_embeddings)[0]
     for name, codes in outputs.items():
         if codes is None:  # the naive loop, cut short
             continue
         with torch.no_grad():
-            logits = prior(codes[:1])[0].flatten(1).T.double()
+            logits = (
+                prior(codes[:1], condition=None if condition is None else condition[:1])[0]
+                .flatten(1)
+                .T.double()
+            )
         agree = ((logits + noise).argmax(1) == codes[0].flatten()).double().mean()
         assert agree > (0.9 if "bfloat16" in name else 0.99), f"{name}: {agree:.1%} of the codes are right"
 
@@ -121,7 +149,7 @@ def sampling(
         shape={"batch": batch, "grid": shape[-1], **(sizes or {})},
         contenders=contenders,
         data=lambda: int(torch.randint(2**31, ())),
-        check=partial(check, make, shape),
+        check=partial(check, make, batch, shape),
         floor=Floor(batch * flop(make(), shape)),
         parts={"naive": min(1.0, NAIVE_POSITIONS / positions)},
         sweep=sweep,
@@ -157,10 +185,18 @@ def traced(channels: int, layers: int, side: int, batch: int) -> Case:
             "vqfast, PixelCNN": partial(sampler, lowered, batch, shape, "auto", torch.float32),
         },
         data=lambda: int(torch.randint(2**31, ())),
-        check=partial(check, lowered, shape),
+        check=partial(check, lowered, batch, shape),
         floor=Floor(batch * flop(lowered(), shape)),
         parts={"naive": min(1.0, NAIVE_POSITIONS / side**2)},
     )
+
+
+def snail(blocks: int, heads: int, side: int, batch: int) -> Case:
+    """PixelSNAIL, K 512, 128 channels, blocks of 4 layers; without attention conditioned on a map."""
+    channels = 0 if heads else 64
+    make = partial(vqfast.PixelSNAIL, 512, 128, blocks, 4, num_heads=heads, condition_channels=channels)
+    kind = f"{blocks} attentions" if heads else "conditioned, no attention"
+    return sampling(f"PixelSNAIL {side}x{side}, 128 channels, {kind}", make, batch, (side, side))
 
 
 CASES = [
@@ -169,6 +205,8 @@ CASES = [
     gated(128, 15, 32, 16),
     gated(64, 15, 8, 1),
     gated(64, 15, 8, 64),
+    snail(4, 8, 32, 1),
+    snail(4, 0, 64, 16),
     sampling("Keras 7x7, K 128", vqfast.ResidualPixelCNN, 1, (7, 7)),
     sampling("Keras 7x7, K 128", vqfast.ResidualPixelCNN, 256, (7, 7)),
     sampling("WaveNet 16000 steps, K 256, 64 channels, 30 layers", vqfast.WaveNet, 1, (16000,)),

@@ -173,3 +173,22 @@ def test_logits_that_see_their_own_code_are_refused() -> None:
     prior = program_of(lambda codes: network(codes).transpose(1, 2), K, (6,), predicts="next")
     with pytest.raises(ValueError, match="known lacks first codes"):
         prior.sample(2, (6,))
+
+
+class SelfMasked(nn.Conv2d):
+    """A layer that multiplies its weight with a new mask at each call, in place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = torch.ones_like(self.weight)
+        mask[:, :, 1, 1:] = 0
+        self.weight.data.mul_(mask)
+        return super().forward(F.pad(x, (1, 1, 1, 0)))
+
+
+def test_network_that_writes_into_its_own_weights_draws_what_its_own_loop_draws(executor: str) -> None:
+    torch.manual_seed(0)
+    layer, head = SelfMasked(K, 8, (2, 3)), nn.Conv2d(8, K, 1)
+    network = nn.Sequential(layer, nn.ReLU(), head).double().eval()
+    prior = program_of(lambda codes: network(F.one_hot(codes, K).movedim(3, 1).double()), K, (3, 4))
+    expected = prior.sample(4, (3, 4), method="reference")
+    assert torch.equal(prior.sample(4, (3, 4), method=executor), expected)
