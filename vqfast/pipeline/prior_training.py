@@ -38,6 +38,7 @@ PRIORS: dict[str, type[CausalPrior]] = {
 }
 SET = (
     "num_embeddings",
+    "num_quantizers",
     "num_classes",
     "condition_channels",
     "condition_stride",
@@ -88,8 +89,12 @@ def train_priors(
     kinds = [name for name, kind in PRIORS.items() if (kind.ndim == 1) == (vqvae.ndim == 1)]
     prior = kinds[0] if prior is None else prior
     check_choice("prior", prior, kinds)
+    arguments = inspect.signature(PRIORS[prior]).parameters.keys()
+    several = any(hasattr(quantizer, "num_quantizers") for quantizer in vqvae.quantizers)
+    if several and "num_quantizers" not in arguments:
+        raise ValueError(f"prior is {prior!r}; want 'gated', since each position has several codes")
     options = dict(prior_options or {})
-    unknown = options.keys() - (inspect.signature(PRIORS[prior]).parameters.keys() - {*SET})
+    unknown = options.keys() - (arguments - {*SET})
     if unknown:
         raise ValueError(f"prior_options has {', '.join(sorted(unknown))}; want options of the {prior} prior")
     num_levels = len(vqvae.codebook_sizes)
@@ -105,7 +110,10 @@ def train_priors(
     def train(number: int) -> None:
         name = level_name("prior", number)
         torch.manual_seed(training.seed)
-        make = partial(PRIORS[prior], vqvae.codebook_sizes[number], num_classes=num_classes, **options)
+        sizes = {"num_classes": num_classes}
+        if several:
+            sizes["num_quantizers"] = getattr(vqvae.quantizers[number], "num_quantizers", None)
+        make = partial(PRIORS[prior], vqvae.codebook_sizes[number], **sizes, **options)
         network = make() if number == 0 else _conditioned(make, vqvae, number, **conditioning)
         network.to(ranks.device)
         begin_training(run, name, settings | (conditioning if number else {}), ranks)
