@@ -332,9 +332,9 @@ def _format(sub: _Parser, others: str) -> None:
 def _written(sub: _Parser, command: str) -> None:
     """Options that stand for others."""
     if command in RECIPES:
-        recipe = f"training as published: {', '.join(RECIPES[command])}; other options go before its own"
+        recipe = f"training as published: {', '.join(RECIPES[command])}; other options replace its own"
         sub.option("--recipe", recipe, metavar="NAME")
-    config = "TOML file with any of these options, such as lr = 0.001; options given here go before its own. "
+    config = "TOML file with any of these options, such as lr = 0.001; options given here replace its own. "
     sub.option("--config", f"{config}Each run has its own, {command}.toml", metavar="FILE")
 
 
