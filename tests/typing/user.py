@@ -139,6 +139,9 @@ def samples() -> Iterator[Tensor]:
     builder = sampling.ProgramBuilder()
     assert_type(builder.dense(sampling.CODES, torch.randn(8, 32)), sampling.Term)
     assert_type(builder.dense(sampling.CONDITION, torch.randn(8, 32)), sampling.Term)
+    assert_type(builder.dense(sampling.codes_of(1), torch.randn(8, 32)), sampling.Term)
+    residual = vqfast.PixelCNN(32, channels=8, num_layers=2, num_quantizers=4)
+    assert_type(residual.sample(2, (4, 4)), Tensor)
     network = vqfast.program_of(Network(), 32, (4, 4))
     yield from network.sample_batches(10**6, (4, 4), labels=None)
 

@@ -110,7 +110,7 @@ def train_priors(
     def train(number: int) -> None:
         name = level_name("prior", number)
         torch.manual_seed(training.seed)
-        sizes = {"num_classes": num_classes}
+        sizes: dict[str, Any] = {"num_classes": num_classes}
         if several:
             sizes["num_quantizers"] = getattr(vqvae.quantizers[number], "num_quantizers", None)
         make = partial(PRIORS[prior], vqvae.codebook_sizes[number], **sizes, **options)
