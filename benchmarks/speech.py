@@ -34,6 +34,7 @@ MODEL: dict[str, Any] = {
     "hidden_channels": 128,
     "num_residual_blocks": 1,
     "num_embeddings": K,
+    "decay": 0.95,
     "wavenet_layers": 1,  # isn't trained here
     "rate": RATE,
 }
