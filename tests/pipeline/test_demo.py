@@ -68,6 +68,16 @@ def test_the_classifier_recognises_real_digits(digits: tuple[Images, Images]) ->
     assert accuracy(classifier, torch.rand_like(images), held_out.labels) < 0.3
 
 
+@pytest.mark.slow
+def test_the_demos_classifier_recognises_shifted_digits(digits: tuple[Images, Images]) -> None:
+    train, held_out = digits
+    shifted = Shifted(held_out)
+    numbers = range(0, len(shifted), 4)
+    images, labels = shifted.batch(numbers), shifted.labels[::4]
+    assert accuracy(fit_classifier(Shifted(train)), images, labels) >= 0.985
+    assert accuracy(fit_classifier(train), images, labels) < 0.985  # it has seen none
+
+
 def test_accuracy() -> None:
     class Parity:
         def predict(self, flat: np.ndarray) -> np.ndarray:

@@ -117,7 +117,7 @@ def run_demo(folder: str | Path, ranks: Ranks, *, seed: int = 0, steps_scale: fl
     alone = Ranks(device=ranks.device)
     train_codes, held_out_codes = (stage_codes(run, f"codes/{part}") for part in (TRAIN, HELD_OUT))
     generated = torch.cat(list(decoded(vqvae, samples, range(samples.num), alone)))
-    classifier = fit_classifier(train)
+    classifier = fit_classifier(Shifted(train))  # new digits are shifted too: the prior learns from such
     metrics = {
         "classifier_accuracy_on_held_out_digits": accuracy(classifier, all_of(held_out), held_out.labels),
         "classifier_agrees_with_requested_label": accuracy(classifier, generated, labels.numpy()),
