@@ -72,6 +72,8 @@ def test_a_folder_of_recordings_through_every_command(here: Path, capsys: pytest
         ("train-prior --run run --prior gated", "prior is 'gated'; want 'wavenet'"),
         ("sample --run run --out x --format grid", "format is 'grid'; want 'wav'"),
         ("sample --run run --out x --complete held-out", "keep is 'top-half'; want start-half"),
+        ("report --run run --out x", "run is a run of recordings; want one of images"),
+        ("picture --run run --of codebook --out x", "run is a run of recordings; want one of images"),
         ("train-speech --data nowhere --out x", "nowhere'; no such file or folder"),
     ],
 )

@@ -24,7 +24,7 @@ def make_report(run: list[str], out: str | None, overwrite: bool, device: str) -
     if out is not None:
         check_new(out, overwrite)
     with joined(device) as ranks:
-        runs = [Run(folder, lock=False) for folder in run]
+        runs = [_of_images(Run(folder, lock=False)) for folder in run]
         if ranks.first:
             file = runs[0].folder / PAGE if out is None else Path(out)
             write_file(file, report(*runs, ranks=ranks))
@@ -36,7 +36,7 @@ def picture(run: str, of: str, num: int | None, seed: int, out: str, overwrite: 
     check_integer("num", num, optional=True)
     check_new(out, overwrite)
     with joined(device) as ranks:
-        source = Run(run, lock=False)
+        source = _of_images(Run(run, lock=False))
         vqvae = load_model(source.folder, "vqvae", device=ranks.device)
         if of == "codebook":
             shown = [torch.arange(min(size, num or size)) for size in vqvae.codebook_sizes]
@@ -48,3 +48,11 @@ def picture(run: str, of: str, num: int | None, seed: int, out: str, overwrite: 
             columns = math.ceil(math.sqrt(len(items)))
             write_file(Path(out), modality_of(source).show_items(items, columns=columns))
             print(f"{of} in {out}")
+
+
+def _of_images(run: Run) -> Run:
+    """The run, unless it is one of recordings, whose pages and pictures aren't made yet."""
+    settings = (run.settings("vqvae") or {}).get("data", {})
+    if isinstance(settings, dict) and settings.get("modality") == "audio":
+        raise ValueError(f"{run.folder} is a run of recordings; want one of images")
+    return run
