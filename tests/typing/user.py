@@ -133,8 +133,10 @@ def samples() -> Iterator[Tensor]:
     vqfast.ResidualPixelCNN(32).sample(1, (4, 4))
     program, weights = assert_type(prior.lower(), tuple[sampling.Program, dict[str, Tensor]])
     assert_type(weights, dict[str, Tensor])
-    assert_type(program.steps[0], sampling.Step)
-    assert_type(program.steps[0].terms[0], sampling.Term)
+    step = program.steps[0]
+    assert_type(step, sampling.Step | sampling.Attention)
+    if isinstance(step, sampling.Step):
+        assert_type(step.terms[0], sampling.Term)
     assert_type(max(sampling.Phase), sampling.Phase)
     builder = sampling.ProgramBuilder()
     assert_type(builder.dense(sampling.CODES, torch.randn(8, 32)), sampling.Term)
