@@ -264,7 +264,8 @@ def test_adam_decays_to_zero_by_a_cosine(tmp_path: Path) -> None:
         return {"loss": model.weight.sum()}  # a gradient of 1: so Adam moves by its lr
 
     task = Task("", 1, lambda share: share, metrics)
-    fit(model, task, Training(steps=steps, batch_size=1, lr=lr), file=tmp_path / "state", ranks=ALONE)
+    training = Training(steps=steps, batch_size=1, lr=lr, schedule="cosine")
+    fit(model, task, training, file=tmp_path / "state", ranks=ALONE)
     moves = -np.diff([*positions, model.weight.item()])
     assert positions[0] == before
     np.testing.assert_allclose(

@@ -20,7 +20,7 @@ from vqfast.files import write_file
 from vqfast.pipeline.codes import stage_codes
 from vqfast.pipeline.coding import decoded, encode
 from vqfast.pipeline.measures import bits_per_code, measure_reconstruction
-from vqfast.pipeline.options import Training
+from vqfast.pipeline.options import PriorTraining, Training
 from vqfast.pipeline.pages import write_report
 from vqfast.pipeline.parts import HELD_OUT, TRAIN, reopen_parts
 from vqfast.pipeline.prior_training import train_priors
@@ -32,9 +32,9 @@ from vqfast.pipeline.vqvae_training import train_vqvae
 from vqfast.priors.base import CausalPrior
 
 VQVAE = {"hidden_channels": 64, "num_embeddings": 64, "embedding_dim": 16, "decay": 0.95}
-VQVAE_TRAINING = Training(steps=1000, batch_size=64, lr=1e-3)
+VQVAE_TRAINING = Training(steps=1000, batch_size=64, lr=1e-3, schedule="cosine")
 PRIOR = {"channels": 64, "num_layers": 6, "first_kernel_size": 5, "head_channels": 128, "dropout": 0.1}
-PRIOR_TRAINING = Training(steps=3000, batch_size=32, lr=2e-3, ema=0.998)
+PRIOR_TRAINING = PriorTraining(steps=3000, batch_size=32, lr=2e-3, ema=0.998)
 SHIFT = 1  # pixels by which the prior's training images are moved in each direction: nine of each image
 SAMPLES_PER_CLASS = 100
 VAL = 0.2

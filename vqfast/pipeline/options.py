@@ -61,8 +61,8 @@ class Training:
     steps: int | None = None
     epochs: float | None = None
     batch_size: int = 128
-    lr: float = 2e-4
-    schedule: str = "cosine"
+    lr: float = 1e-3
+    schedule: str = "constant"
     warmup: int = 0
     optimizer: str = "adam"
     weight_decay: float = 0.0
@@ -123,3 +123,4 @@ class PriorTraining(Training):
 
     batch_size: int = 64
     lr: float = 3e-4
+    schedule: str = "cosine"
