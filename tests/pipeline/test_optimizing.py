@@ -87,7 +87,8 @@ def task_of(model: nn.Module) -> Task:
 
 
 def trained(model: nn.Module, file: Path, validation: Validation | None = None, **options: Any) -> History:
-    training = Training(**{"steps": STEPS, "batch_size": BATCH, "lr": LR, **options})
+    given = {"steps": STEPS, "batch_size": BATCH, "lr": LR, "schedule": "cosine", **options}
+    training = Training(**given)
     return fit(model, task_of(model), training, file=file, ranks=ALONE, validation=validation)
 
 

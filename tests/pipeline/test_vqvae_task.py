@@ -43,10 +43,14 @@ def scaled(x: Tensor, y: Tensor) -> Tensor:
     return F.mse_loss(x, y) / every.double().var(correction=0).item()
 
 
+def light(x: Tensor, y: Tensor) -> Tensor:
+    return scaled(x, y) / 16
+
+
 @pytest.mark.parametrize(
     ("name", "error"),
     [
-        ("paper", scaled),
+        ("paper", light),
         ("keras", scaled),
         ("ruseckas", F.mse_loss),
         ("vqvae2", F.mse_loss),
