@@ -34,8 +34,7 @@ class CodesEmbedding(nn.Module):
     def forward(self, codes: Tensor) -> Tensor:
         """``(B, H, W, S)`` -> ``(B, C, H, W)``."""
         embedded = [table(codes[..., s]) for s, table in enumerate(self.tables)]
-        total: Tensor = sum(embedded[1:], embedded[0])
-        return total.movedim(-1, 1)
+        return torch.stack(embedded).sum(0).movedim(-1, 1)
 
     def lower(self, builder: ProgramBuilder) -> int:
         """The same as a step."""
