@@ -100,6 +100,10 @@ def autoencoders() -> None:
     assert_type(level.decode_levels(assert_type(level.encode_levels(x), list[Tensor])), Tensor)
     assert_type(level.code_shapes((16, 16)), list[tuple[int, ...]])
     assert_type(vqfast.load_model("run", "vqvae"), models.Autoencoder)
+    speech = models.SpeechVQVAE(hidden_channels=16, num_classes=2)
+    waves = torch.zeros(2, 1, 640)
+    assert_type(speech.decode(assert_type(speech.encode(waves), Tensor), labels=1, seed=1), Tensor)
+    assert_type(models.mu_law_decode(assert_type(models.mu_law_encode(waves), Tensor)), Tensor)
     assert_type(vqfast.load_model(Path("run"), "prior"), priors.CausalPrior)
 
 
@@ -131,6 +135,7 @@ def samples() -> Iterator[Tensor]:
     assert_type(prior.bits_per_code(indices, labels=3), Tensor)
     vqfast.WaveNet(32).sample(1, (64,))
     vqfast.ResidualPixelCNN(32).sample(1, (4, 4))
+    assert_type(vqfast.PixelSNAIL(32, num_heads=2).sample(1, (4, 4)), Tensor)
     program, weights = assert_type(prior.lower(), tuple[sampling.Program, dict[str, Tensor]])
     assert_type(weights, dict[str, Tensor])
     step = program.steps[0]
@@ -190,6 +195,8 @@ def new_images(folder: Path) -> None:
         )
         parts = pipeline.reopen_parts(run)
         assert_type(pipeline.measure_reconstruction(vqvae, parts["train"]), dict[str, float])
+        if isinstance(vqvae, vqfast.VQVAE):
+            assert_type(pipeline.bits_per_dim(vqvae, parts["train"]), Tensor)
         pipeline.encode(run, vqvae, parts["train"], part="train")
         trained = pipeline.train_priors(run, training=pipeline.PriorTraining(steps=100))
         assert_type(trained, list[priors.CausalPrior | priors.ConditionedPrior])
@@ -215,3 +222,12 @@ def new_images(folder: Path) -> None:
         assert_type(pipeline.report(run, run, ranks=ranks), bytes)
         assert_type(pipeline.load_model("elsewhere", "prior"), priors.CausalPrior)
         assert modality is kind
+
+
+def new_recordings(folder: Path) -> None:
+    """Speech, from a folder of recordings to voices converted."""
+    recordings = assert_type(data.load_audio(folder, rate=16_000), data.Recordings)
+    run, out = pipeline.Run("speech", create=True), pipeline.Run("converted", create=True)
+    vqvae = assert_type(pipeline.train_speech(run, folder), models.SpeechVQVAE)
+    assert_type(pipeline.measure_speech(vqvae, recordings), dict[str, float])
+    pipeline.convert(run, vqvae, recordings, speaker="anna", out=out)

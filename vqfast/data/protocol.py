@@ -155,7 +155,7 @@ class Modality(Protocol):
         """What a page shows of an item ``(*item shape)``; of a sound perhaps its spectrogram and itself."""
         ...
 
-    def show_items(self, items: Tensor, *, columns: int) -> bytes:
+    def show_items(self, items: Tensor, /, *, columns: int) -> bytes:
         """A picture of items ``(N, *item shape)``, so many in a line, as a PNG."""
         ...
 

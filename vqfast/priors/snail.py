@@ -74,16 +74,13 @@ class GatedResidual(nn.Module):
         """The same as steps; the program's map has ``axes`` channels after those of the condition."""
         channels = self.first.out_channels
         activated = builder.add(Term(x), width=channels, activation="elu")
-        added: list[Any] = [] if self.more is None else [self.more]
+        first: list[Term] = [builder.conv(activated, self.first)]
         bias: Any = self.first.bias
+        if self.more is not None:
+            first.append(builder.dense(more, self.more.weight))
+            bias = bias + self.more.bias
+        inner = builder.add(*first, width=channels, bias=bias, activation="elu")
         terms, label_bias = self.conditioning.lower(builder, axes)
-        inner = builder.add(
-            builder.conv(activated, self.first),
-            *(builder.dense(more, conv.weight) for conv in added),
-            width=channels,
-            bias=sum((conv.bias for conv in added), bias),
-            activation="elu",
-        )
         return builder.add(
             builder.conv(inner, self.second),
             *terms,

@@ -45,6 +45,7 @@ class Recordings(Items):
 
     item = "recording"
     classes = "speakers"
+    num_classes: int | None
 
     def __init__(self, recordings: RecordingFiles, name: str, crop: float) -> None:
         super().__init__(recordings, name, recordings.labels)

@@ -58,8 +58,10 @@ def shown(media: Media, label: str) -> Markup:
         return tag("audio", src=source, controls=True, aria_label=label, preload="metadata")
     if media.kind.startswith("video/"):
         return tag("video", src=source, controls=True, aria_label=label, loop=True)
-    width, height = struct.unpack_from(">II", media.data, 16) if media.kind == "image/png" else (None, None)
-    small = width is not None and max(width, height) <= PIXELS
+    if media.kind != "image/png":
+        return tag("img", src=source, alt=label)
+    width, height = struct.unpack_from(">II", media.data, 16)
+    small = max(width, height) <= PIXELS
     return tag("img", src=source, alt=label, width=width, height=height, class_="pixels" if small else None)
 
 
@@ -90,7 +92,7 @@ def page(title: str, *body: Markup) -> bytes:
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="color-scheme", content="light dark"),
         tag("title", title),
-        tag("style", Markup(files(__package__).joinpath("page.css").read_text("utf-8"))),
+        tag("style", Markup(files("vqfast.pipeline.pages").joinpath("page.css").read_text("utf-8"))),
     )
     document = tag("html", head, tag("body", *body), lang="en")
     return f"<!doctype html>\n{document}\n".encode()
