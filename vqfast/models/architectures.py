@@ -32,10 +32,19 @@ class Architecture(NamedTuple):
     codebook_bound: float | None = None
 
     def place(self, model: nn.Module, ndim: int, device: Device, dtype: torch.dtype | None) -> None:
-        """Moves a new model of ``ndim`` axes. What its kernels compute takes over their memory format."""
-        last = self.channels_last and ndim == 2
-        of_torch: Any = model  # torch's annotations leave memory_format out
-        of_torch.to(device, dtype, memory_format=torch.channels_last if last else torch.preserve_format)
+        """Moves a new model of ``ndim`` axes, and says in which memory format its encoder gets images.
+
+        Convolutions take over the format of their input. The weights stay contiguous, as FSDP2 wants them.
+        """
+        model.to(device, dtype)
+        if self.channels_last and ndim == 2:
+            encoder: Any = model.encoder
+            encoder.register_forward_pre_hook(_channels_last)
+
+
+def _channels_last(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    # contiguous() would leave images of one channel as they are, which is in both formats
+    return (inputs[0].clone(memory_format=torch.channels_last),)
 
 
 def convolutions(ndim: int) -> tuple[Callable[..., nn.Module], Callable[..., nn.Module]]:

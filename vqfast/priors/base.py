@@ -163,7 +163,7 @@ class CausalPrior(nn.Module):
             None if labels is None else labels.long(),
             None if condition is None else self.on_grid(condition, grid),
         )
-        return logits.reshape(num, -1, *shape, *axes)
+        return logits.reshape(-1, logits.shape[1], *shape, *axes)
 
     if TYPE_CHECKING:
 

@@ -256,12 +256,13 @@ class Plan:
         matrices, products, adds, tables, lookups = [], [], [], [], []
         for term, i in self._taps(number, early):
             tap = term.taps[i]
+            if term.source <= CODES and term.weight is not None:
+                tables.append(ordered[term.weight][i])
+                lookups.append(self.codes[CODES - term.source].place(tap))
+                continue
             cache = self.condition if term.source == CONDITION else self.values[term.source]
             if term.weight is None:
                 adds.append(cache.place(tap))
-            elif term.source <= CODES:
-                tables.append(ordered[term.weight][i])
-                lookups.append(self.codes[CODES - term.source].place(tap))
             else:
                 matrices.append(ordered[term.weight][i])
                 depths = range(0, len(matrices[-1]), to.launch.depth)
