@@ -19,9 +19,7 @@ STEPS, LONG = 400, 4000
 RATES = (3e-4, 1e-3, 3e-3)
 USUAL = 1e-3  # the rate of most trainings
 LEADING = 3  # settings of 400 steps that go on to 4,000
-PEERS_MOST = (
-    1024  # code vectors up to which the peer has three seeds; a step with 8192 takes a fifth of a second
-)
+LARGE = 1024  # code vectors above which the peer has one seed; a step with 8192 takes a fifth of a second
 
 
 def findings(*, full: bool, photographs: Path | None) -> dict[str, dict[str, dict[str, str]]]:
@@ -63,7 +61,7 @@ def results(runs: Runs, settings: list[Setting]) -> dict[Setting, Reached]:
 
 def slow(setting: Setting) -> bool:
     """Whether a training takes too long to be repeated."""
-    return setting.layer.startswith(PEER) and setting.k > PEERS_MOST
+    return setting.layer.startswith(PEER) and setting.k > LARGE
 
 
 def ranked(tried: dict[Setting, Reached], *, of_peer: bool) -> list[Setting]:

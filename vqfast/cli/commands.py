@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vqfast.checks import check_choice, check_integer, check_number
+from vqfast.cli.arguments import check_new, check_reading, given_of, opened, tell, training_of
 from vqfast.cli.info import machine_lines
 from vqfast.cli.written import as_toml, written_down
 from vqfast.data import Recordings, Source
@@ -51,8 +51,7 @@ from vqfast.pipeline.demo import run_demo, summary
 from vqfast.pipeline.levels import level_name, level_of
 from vqfast.pipeline.measures import likelihood_of
 from vqfast.pipeline.pages import PAGE, write_report
-from vqfast.pipeline.parts import HELD_OUT, load_like_run
-from vqfast.pipeline.progress import write_lines
+from vqfast.pipeline.parts import HELD_OUT
 from vqfast.pipeline.sampling import check_label
 
 READING = ("labels", "size", "crop", "channels", "depth", "skip_bad")  # options about reading data
@@ -67,7 +66,7 @@ def demo(out: str, seed: int, steps_scale: float, device: str) -> None:
 
 
 def train(out: str, device: str, config: str | None, recipe: str | None, **options: Any) -> None:
-    training = _training(Training, options)
+    training = training_of(Training, options)
     text = as_toml(options, training)
     reading = {name: options.pop(name) for name in (*READING, "flip")}
     named = {name: options.pop(name) for name in ("data", "val", "group", "model")}
@@ -77,17 +76,17 @@ def train(out: str, device: str, config: str | None, recipe: str | None, **optio
             train_vqvae_step(
                 run,
                 reading=reading,
-                model_options=_given(options),
+                model_options=given_of(options),
                 training=training,
                 ranks=ranks,
                 **named,
             )
         write_report(run, ranks)
-        _print(ranks, f"trained {run.folder / 'vqvae.safetensors'}; see {run.folder / PAGE}")
+        tell(ranks, f"trained {run.folder / 'vqvae.safetensors'}; see {run.folder / PAGE}")
 
 
 def train_second_stage(run: str, out: str, device: str, config: str | None, **options: Any) -> None:
-    training = _training(Training, options)
+    training = training_of(Training, options)
     text = as_toml(options, training)
     with joined(device) as ranks:
         target = Run.shared(out, ranks, create=True)
@@ -97,16 +96,16 @@ def train_second_stage(run: str, out: str, device: str, config: str | None, **op
                 target,
                 first,
                 model=options.pop("model"),
-                model_options=_given(options),
+                model_options=given_of(options),
                 training=training,
                 ranks=ranks,
             )
         write_report(target, ranks)
-        _print(ranks, f"trained {target.folder / 'vqvae.safetensors'}; see {target.folder / PAGE}")
+        tell(ranks, f"trained {target.folder / 'vqvae.safetensors'}; see {target.folder / PAGE}")
 
 
 def encode(run: str, data: str | None, out: str | None, device: str, **reading: Any) -> None:
-    _check_reading(data, reading)
+    check_reading(data, reading)
     if (data is None) != (out is None):
         raise ValueError("--data and --out go together: codes of other data go to a folder of their own")
     with joined(device) as ranks:
@@ -115,16 +114,16 @@ def encode(run: str, data: str | None, out: str | None, device: str, **reading: 
         if out is None:
             target, parts = source, reopen_parts(source)
         else:
-            parts = {"all": _data(source, vqvae, data, ranks, reading)}
+            parts = {"all": opened(source, vqvae, data, ranks, reading)}
             target = Run.shared(out, ranks, create=True)
         item = modality_of(source).item
         for part, dataset in parts.items():
             encode_step(source, vqvae, dataset, part=part, out=target, ranks=ranks)
-            _print(ranks, f"{quantity(len(dataset), item)} encoded in {target.folder / 'codes' / part}")
+            tell(ranks, f"{quantity(len(dataset), item)} encoded in {target.folder / 'codes' / part}")
 
 
 def train_prior(run: str, device: str, config: str | None, recipe: str | None, **options: Any) -> None:
-    training = _training(PriorTraining, options)
+    training = training_of(PriorTraining, options)
     text = as_toml(options, training)
     use_labels = not options.pop("no_labels")
     named = {n: options.pop(n) for n in ("level", "prior", "condition_channels", "condition_blocks")}
@@ -133,7 +132,7 @@ def train_prior(run: str, device: str, config: str | None, recipe: str | None, *
         with written_down(target, "prior", "train-prior.toml", text, ranks):
             trained = train_priors_step(
                 target,
-                prior_options=_given(options),
+                prior_options=given_of(options),
                 use_labels=use_labels,
                 training=training,
                 ranks=ranks,
@@ -145,19 +144,19 @@ def train_prior(run: str, device: str, config: str | None, recipe: str | None, *
         bits = bits_per_code(trained, stage_codes(target, f"codes/{HELD_OUT}"), ranks=ranks).mean(0)
         for network, figure in zip(trained, bits, strict=True):
             file = target.folder / f"{level_name('prior', level_of(network))}.safetensors"
-            _print(ranks, f"trained {file}; {figure:.3f} bits per code on held-out data")
+            tell(ranks, f"trained {file}; {figure:.3f} bits per code on held-out data")
         if paged:
-            _print(ranks, f"see {target.folder / PAGE}")
+            tell(ranks, f"see {target.folder / PAGE}")
 
 
 def train_classifier(run: str, device: str, config: str | None, **options: Any) -> None:
-    training = _training(Training, options)
+    training = training_of(Training, options)
     text = as_toml(options, training)
     with joined(device) as ranks:
         target = Run.shared(run, ranks)
         with written_down(target, "classifier", "train-classifier.toml", text, ranks):
             train_classifier_step(target, training=training, ranks=ranks)
-        _print(ranks, f"trained {target.folder / 'classifier.safetensors'}")
+        tell(ranks, f"trained {target.folder / 'classifier.safetensors'}")
 
 
 def sample(
@@ -207,7 +206,7 @@ def sample(
             if not picture.is_file():
                 write_file(picture, completion.picture(samples))
             made.append(f"some beside their originals in {picture}")
-        _print(ranks, "; ".join(made))
+        tell(ranks, "; ".join(made))
 
 
 def decode(run: str, codes: str, out: str, format: str | None, device: str) -> None:
@@ -221,7 +220,7 @@ def decode(run: str, codes: str, out: str, format: str | None, device: str) -> N
         target = Run.shared(out, ranks, create=True)
         decode_step(source, vqvae, grids, format=format, out=target, ranks=ranks)
         item = modality_of(source).item
-        _print(ranks, f"{quantity(grids.num, item)} in {target.folder / format}")
+        tell(ranks, f"{quantity(grids.num, item)} in {target.folder / format}")
 
 
 def likelihood(
@@ -235,7 +234,7 @@ def likelihood(
     **reading: Any,
 ) -> None:
     check_new(out, overwrite)
-    _check_reading(data, reading)
+    check_reading(data, reading)
     if codes is not None and data is not None:
         raise ValueError("--codes and --data exclude each other")
     with joined(device) as ranks:
@@ -246,7 +245,7 @@ def likelihood(
         if codes is not None:
             dataset, grids = None, open_codes(codes)
         else:
-            dataset = _data(source, vqvae, data, ranks, reading)
+            dataset = opened(source, vqvae, data, ranks, reading)
             grids = encoded(vqvae, dataset, ranks)
         bits = bits_per_code(priors, grids, labels=label, ranks=ranks)
         counts = torch.tensor([indices[0].numel() for indices in grids.read(range(1))[0]])
@@ -277,11 +276,11 @@ def reconstruct(
 ) -> None:
     check_integer("num", num)
     check_new(out, overwrite)
-    _check_reading(data, reading)
+    check_reading(data, reading)
     with joined(device) as ranks:
         source = Run.shared(run, ranks, lock=False)
         vqvae = load_model(source.folder, "vqvae", device=ranks.device)
-        dataset, modality = _data(source, vqvae, data, ranks, reading), modality_of(source)
+        dataset, modality = opened(source, vqvae, data, ranks, reading), modality_of(source)
         check_integer("levels", levels, 1, len(vqvae.codebook_sizes), optional=True)
         if isinstance(vqvae, SpeechVQVAE) and isinstance(dataset, Recordings):
             figures = measure_speech(vqvae, dataset, ranks=ranks)
@@ -299,20 +298,6 @@ def reconstruct(
 def info() -> None:
     for line in machine_lines():
         print(line)
-
-
-def _print(ranks: Ranks, line: str) -> None:
-    if ranks.first:
-        print(line)
-
-
-def _training(kind: type[Training], options: dict[str, Any]) -> Training:
-    """Takes the options of a training out of a command's."""
-    return kind(**{f.name: options.pop(f.name) for f in fields(kind) if f.name in options})
-
-
-def _given(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
 
 
 def _bits_per_dim(decoder: VQVAE, dataset: Source, code_bits: Tensor, ranks: Ranks) -> str:
@@ -338,27 +323,6 @@ def _completion(
 ) -> Completion:
     own = complete == HELD_OUT
     # the command has no --skip-bad: with an empty mapping, an error doesn't propose it
-    dataset = _data(run, vqvae, None if own else complete, ranks, {} if own else {"skip_bad": {}})
-    options = _given({"keep": keep, "draws": draws})
+    dataset = opened(run, vqvae, None if own else complete, ranks, {} if own else {"skip_bad": {}})
+    options = given_of({"keep": keep, "draws": draws})
     return Completion(vqvae, dataset, modality_of(run), ranks=ranks, **options)
-
-
-def _data(run: Run, vqvae: Autoencoder, data: str | None, ranks: Ranks, reading: dict[str, Any]) -> Source:
-    """The named data, read as the run's where no option says otherwise; or the run's held-out part."""
-    if data is None:
-        return reopen_parts(run)[HELD_OUT]
-    source = load_like_run(run, vqvae, data, **_given(reading))
-    write_lines(ranks, "data", source.describe())
-    return source
-
-
-def _check_reading(data: str | None, reading: dict[str, Any]) -> None:
-    given = [f"--{name.replace('_', '-')}" for name, value in reading.items() if value]
-    if data is None and given:
-        raise ValueError(f"{', '.join(given)} goes with --data: the run's own data is read as for training")
-
-
-def check_new(out: str, overwrite: bool) -> None:
-    """Raises ValueError where a file is there that isn't to be replaced."""
-    if Path(out).exists() and not overwrite:
-        raise ValueError(f"{out} exists; use --overwrite or another name")

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from vqfast.checks import check_choice, check_integer
-from vqfast.cli.commands import check_new
+from vqfast.cli.arguments import check_new
 from vqfast.files import write_file
 from vqfast.pipeline import Run, joined, load_model, modality_of, reopen_parts, report
 from vqfast.pipeline.pages import PAGE

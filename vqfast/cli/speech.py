@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vqfast.cli.commands import _data, _given, _print, _training
+from vqfast.cli.arguments import given_of, opened, tell, training_of
 from vqfast.cli.written import as_toml, written_down
 from vqfast.data import Recordings
 from vqfast.data.disk import quantity
@@ -17,7 +17,7 @@ READING = ("rate", "crop", "skip_bad")  # options about reading recordings
 
 
 def train_speech(out: str, device: str, config: str | None, **options: Any) -> None:
-    training = _training(Training, options)
+    training = training_of(Training, options)
     text = as_toml(options, training)
     reading = {name: options.pop(name) for name in READING}
     named = {name: options.pop(name) for name in ("data", "val", "group", "model")}
@@ -28,12 +28,12 @@ def train_speech(out: str, device: str, config: str | None, **options: Any) -> N
             train_speech_step(
                 run,
                 reading=reading,
-                model_options={**_given(options), **no_speakers},
+                model_options={**given_of(options), **no_speakers},
                 training=training,
                 ranks=ranks,
                 **named,
             )
-        _print(ranks, f"trained {run.folder / 'vqvae.safetensors'}; curves in {run.folder / 'vqvae.png'}")
+        tell(ranks, f"trained {run.folder / 'vqvae.safetensors'}; curves in {run.folder / 'vqvae.png'}")
 
 
 def convert(run: str, data: str | None, speaker: str, out: str, device: str, **reading: Any) -> None:
@@ -42,8 +42,8 @@ def convert(run: str, data: str | None, speaker: str, out: str, device: str, **r
         vqvae = load_model(source.folder, "vqvae", device=ranks.device)
         if not isinstance(vqvae, SpeechVQVAE):
             raise ValueError(f"{source.folder} is no run of speech; want one that train-speech made")
-        dataset = _data(source, vqvae, data, ranks, reading)
+        dataset = opened(source, vqvae, data, ranks, reading)
         assert isinstance(dataset, Recordings)
         target = Run.shared(out, ranks, create=True)
         convert_step(source, vqvae, dataset, speaker=speaker, out=target, ranks=ranks)
-        _print(ranks, f"{quantity(len(dataset), 'recording')} as {speaker} in {target.folder / 'wav'}")
+        tell(ranks, f"{quantity(len(dataset), 'recording')} as {speaker} in {target.folder / 'wav'}")

@@ -1,0 +1,51 @@
+"""What several commands do: options become arguments, data is opened, lines are printed."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from vqfast.data import Source
+from vqfast.models import Autoencoder
+from vqfast.pipeline import Ranks, Run, Training, reopen_parts
+from vqfast.pipeline.parts import HELD_OUT, load_like_run
+from vqfast.pipeline.progress import write_lines
+
+
+def tell(ranks: Ranks, line: str) -> None:
+    """Prints a line, in the first process."""
+    if ranks.first:
+        print(line)
+
+
+def training_of(kind: type[Training], options: dict[str, Any]) -> Training:
+    """Takes the options of a training out of a command's."""
+    return kind(**{f.name: options.pop(f.name) for f in fields(kind) if f.name in options})
+
+
+def given_of(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that the command line gives."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def opened(run: Run, vqvae: Autoencoder, data: str | None, ranks: Ranks, reading: dict[str, Any]) -> Source:
+    """The named data, read as the run's where no option says otherwise; or the run's held-out part."""
+    if data is None:
+        return reopen_parts(run)[HELD_OUT]
+    source = load_like_run(run, vqvae, data, **given_of(reading))
+    write_lines(ranks, "data", source.describe())
+    return source
+
+
+def check_reading(data: str | None, reading: dict[str, Any]) -> None:
+    """Raises ValueError where options about reading stand without data to read."""
+    given = [f"--{name.replace('_', '-')}" for name, value in reading.items() if value]
+    if data is None and given:
+        raise ValueError(f"{', '.join(given)} goes with --data: the run's own data is read as for training")
+
+
+def check_new(out: str, overwrite: bool) -> None:
+    """Raises ValueError where a file is there that isn't to be replaced."""
+    if Path(out).exists() and not overwrite:
+        raise ValueError(f"{out} exists; use --overwrite or another name")
