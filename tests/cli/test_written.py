@@ -156,3 +156,9 @@ def test_an_interrupted_run_has_its_file(here: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(loop, "_take_step", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
     assert run(f"{TRAIN} new") == 130
     assert tomllib.loads(Path("new/train.toml").read_text())["steps"] == 12
+
+
+def test_options_are_written_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An abbreviated --config or --recipe would be taken and not be read."""
+    with pytest.raises(SystemExit):
+        parsed("train --out x --conf options.toml")

@@ -119,3 +119,11 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     del run
     assert json.loads((tmp_path / "run.json").read_text())["format"] == 2
     Run(tmp_path)
+
+
+def test_a_stage_is_not_held_by_the_files_of_one_whose_name_begins_like_it(tmp_path: Path) -> None:
+    run = Run(tmp_path, create=True)
+    run.begin("prior", {"lr": 1.0})
+    (tmp_path / "prior-1.safetensors").write_bytes(b"")
+    run.begin("prior", {"lr": 0.1})
+    assert run.settings("prior") == {"lr": 0.1}

@@ -191,6 +191,17 @@ def test_converted_recordings_have_the_other_voice(trained: Run, tmp_path: Path)
         convert(trained, vqvae, held_out, speaker="carl", out=out)
     with pytest.raises(ValueError, match="other settings"):
         convert(trained, vqvae, held_out, speaker="anna", out=out)
+    (tmp_path / "twice").mkdir()
+    for name in ("a.wav", "a.flac"):
+        soundfile.write(tmp_path / "twice" / name, np.zeros(RATE // 4), RATE)
+    with pytest.raises(ValueError, match=r"several recordings would become a\.wav"):
+        convert(
+            trained,
+            vqvae,
+            load_audio(tmp_path / "twice"),
+            speaker="ben",
+            out=Run(tmp_path / "b", create=True),
+        )
 
 
 def test_other_recordings_are_read_at_the_rate_of_the_run(trained: Run, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -146,3 +147,9 @@ def test_bad_validation(data: Path, tmp_path: Path) -> None:
     for name in ("val_every", "patience"):
         with pytest.raises(ValueError, match=f"{name} is 0"):
             train(run, data, **{"val_every": 1, name: 0})
+
+
+def test_a_figure_that_is_not_a_number_is_not_the_best() -> None:
+    validation = Validation(dict, "figure", EVERY, patience=1)
+    assert validation.is_best({"figure": [math.nan, 1.0, 0.5]})
+    assert not validation.is_over({"figure": [math.nan, 1.0]})

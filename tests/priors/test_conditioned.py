@@ -142,3 +142,14 @@ def test_wrong_coarser_codes() -> None:
             prior(codes, coarser=wrong)
         with pytest.raises(error, match=message):
             prior.sample(2, (4, 8), coarser=wrong)
+
+
+def test_a_prior_of_several_codes_a_position_is_conditioned_too() -> None:
+    torch.manual_seed(0)
+    inner = PixelCNN(5, channels=4, num_layers=2, condition_channels=3, num_quantizers=2)
+    prior = ConditionedPrior(inner, [7], [2])
+    coarser = [torch.randint(7, (2, 2, 2))]
+    codes = prior.sample(2, (4, 4), coarser=coarser)
+    nats = torch.nn.functional.cross_entropy(prior(codes, coarser=coarser), codes, reduction="none")
+    bits = nats.flatten(1).mean(1) / math.log(2)
+    torch.testing.assert_close(prior.bits_per_code(codes, coarser=coarser), bits)

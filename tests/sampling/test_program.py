@@ -215,3 +215,18 @@ def test_executor_activates_to_rounding(executor: str, activation: str, dtype: t
         prior.weights = {"x": sums[None], "first": first, "bound": bound}
         drawn = prior.sample(64, (1, 2), known=known, temperature=0, method=executor)
         assert (drawn[:, 0, 1] == code).all(), (sums[drawn[:, 0, 1] != code], sign)
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        Step((reads(0),), 3, residual=0),
+        Step((reads(0),), 3, residual=1),
+        Step((reads(0),), 3, residual=CONDITION),
+        Step((reads(0), Term(0)), 3),
+    ],
+    ids=["other channels", "its own", "the map", "bare term"],
+)
+def test_what_a_step_adds_has_its_channels(last: Step) -> None:
+    with pytest.raises(ValueError, match="step 1 adds step"):
+        Program((Step((reads(CODES, ((0, -1),)),), 4), last), 3)

@@ -38,6 +38,10 @@ CODES = "a folder that encode or sample wrote, such as OUT/samples, or a .npy of
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **options: Any) -> None:
+        # words_before reads --config and --recipe, which it knows in full only
+        super().__init__(allow_abbrev=False, **options)
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 

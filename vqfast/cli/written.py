@@ -68,7 +68,7 @@ def _read(path: Path, known: Collection[str]) -> Options:
         import tomli as tomllib
     try:
         options: Options = tomllib.loads(read_file(path, CONFIG_BYTES).decode())
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise ValueError(f"{path} is no TOML file: {error}") from error
     unknown = [name for name in options if f"--{name}" not in known or name == "config"]
     if unknown:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
@@ -56,6 +57,9 @@ def convert(
         files = dataset.names[numbers.start : numbers.stop]
         return [str(PurePosixPath(file).with_suffix(".wav")) for file in files]
 
+    twice = [name for name, count in Counter(names(range(len(dataset)))).items() if count > 1]
+    if twice:
+        raise ValueError(f"several recordings would become {', '.join(twice)}; want names that differ")
     settings = {"data": dataset.fingerprint, "speaker": speaker, "weights": weights_digest(run, "vqvae")}
     out.begin("wav", settings, ranks=ranks)
     write_files(

@@ -72,7 +72,7 @@ class Run:
         growing: str | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
-        """Notes the settings of a stage. They replace others as long as there is no file ``<stage>*``.
+        """Notes the settings of a stage. They replace others as long as the stage has no files.
 
         Args:
             stage: its name, such as ``"vqvae"`` or ``"codes/train"``.
@@ -104,12 +104,15 @@ class Run:
         if stages.get(stage) == settings:
             return
         raised = growing is not None and self.is_raised(stage, settings, growing)
-        if stage in stages and not raised and any(self.folder.glob(f"{stage}*")):
+        if stage in stages and not raised and self._has_files(stage):
             before, now = flat(stages[stage]), flat(settings)
             changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
             changes = ", ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in changed)
             raise ValueError(f"{self.folder} has {stage} with other settings: {changes}; use another folder")
         write_json(self._marker, {"format": FORMAT, "stages": {**stages, stage: settings}})
+
+    def _has_files(self, stage: str) -> bool:
+        return (self.folder / stage).exists() or any(self.folder.glob(f"{stage}.*"))
 
     def settings(self, stage: str) -> dict[str, Any] | None:
         """The settings of a stage; None if it wasn't begun."""

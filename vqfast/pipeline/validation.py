@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -40,6 +41,7 @@ class Validation:
 
     def _since_best(self, history: History) -> int:
         values = measured(history.get(self.figure, ()))
+        values = [value if math.isfinite(value) else math.inf for value in values]
         return len(values) - 1 - values.index(min(values)) if values else 0
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqfast.checks import Device, check_indices, check_integer
@@ -201,7 +199,7 @@ class ConditionedPrior(nn.Module):
         Raises:
             TypeError, ValueError: see ``CausalPrior.forward``; ``coarser`` isn't as above.
         """
-        condition = self.condition(coarser, tuple(indices.shape[1:]))
+        condition = self._condition_of(indices, coarser)
         return self.prior(indices, labels, condition)
 
     if TYPE_CHECKING:
@@ -217,8 +215,10 @@ class ConditionedPrior(nn.Module):
         Args:
             indices, labels, coarser: see ``forward``.
         """
-        nats = F.cross_entropy(self(indices, labels, coarser=coarser), indices.long(), reduction="none")
-        return nats.flatten(1).mean(1) / math.log(2)
+        return self.prior.bits_per_code(indices, labels, self._condition_of(indices, coarser))
+
+    def _condition_of(self, indices: Tensor, coarser: Sequence[Tensor]) -> Tensor:
+        return self.condition(coarser, tuple(indices.shape[1 : 1 + self.prior.ndim]))
 
     def sample(
         self, num: int, shape: tuple[int, ...], *, coarser: Sequence[Tensor], **options: Any

@@ -23,6 +23,7 @@ from vqfast.sampling.trace.lower import Lowered, lowered
 
 # of log-probabilities, relative to the largest logit
 _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 0.25}
+_NEVER_DRAWN = -50.0  # a log-probability
 _TRACED_BATCH, _VERIFIED_BATCH = 2, 3
 _KEPT_GRAPHS = 3
 
@@ -230,13 +231,14 @@ class TracedPrior(CausalPrior):
         expected = self.grid_logits(codes, labels, condition)
         program, weights = self.lowered.program, self.lowered.weights
         logits = parallel.logits(program, weights, codes, labels, self._maps(inputs))
-        tolerance = _TOLERANCE[expected.dtype] * max(1, float(expected.abs().max()))
         first = self.lead * math.prod(axes_of(self))
-        a, b = (
-            (each.log_softmax(1) if self.num_mixtures is None else each).flatten(2)[..., first:]
-            for each in (expected, logits)
-        )
-        return float((a - b).abs().where(a != b, 0).max()) / tolerance
+        expected, logits = (each.flatten(2)[..., first:] for each in (expected, logits))
+        a, b, compared = expected, logits, torch.ones_like(expected, dtype=torch.bool)
+        if self.num_mixtures is None:
+            a, b = expected.log_softmax(1), logits.log_softmax(1)
+            compared = ~((a < _NEVER_DRAWN) & (b < _NEVER_DRAWN))  # so that a mask's -1e9 sets no scale
+        tolerance = _TOLERANCE[expected.dtype] * max(1, float(expected[compared].abs().max()))
+        return float((a - b).abs().where(compared & (a != b), 0).max()) / tolerance
 
     def _verify(self, shape: tuple[int, ...], batch: int) -> None:
         """Raises ValueError unless the program is the network for random codes."""

@@ -154,10 +154,19 @@ class Program:
         for number, step in enumerate(self.steps):
             if isinstance(step, Attention):
                 _check_attention(number, step, self.steps, min(number, readable))
-            elif not step.terms:
+                continue
+            if not step.terms:
                 raise ValueError(f"step {number} has no terms")
             for term in step.terms:
                 _check_term(number, term, range(self.codes[-1], min(number, readable)))
+            added = {term.source: step.width for term in step.terms if term.weight is None}
+            if step.residual is not None:
+                added[step.residual] = step.channels
+            for source, width in added.items():
+                if not 0 <= source < min(number, readable) or self.steps[source].channels != width:
+                    raise ValueError(
+                        f"step {number} adds step {source}; want an earlier one of {width} channels"
+                    )
         outputs = 3 * self.num_mixtures or self.num_embeddings
         for code, phase in enumerate(self.phases()[-self.num_quantizers :]):
             if (got := self.steps[readable + code].channels) != outputs:

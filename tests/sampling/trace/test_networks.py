@@ -16,6 +16,7 @@ from tests.sampling.trace import networks
 from tests.sampling.trace.cases import CASES, given_of, known_of, make_network, own_loop
 from tests.sampling.trace.networks import K
 from vqfast.priors import PixelCNN, program_of
+from vqfast.sampling import parallel
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -192,3 +193,39 @@ def test_network_that_writes_into_its_own_weights_draws_what_its_own_loop_draws(
     prior = program_of(lambda codes: network(F.one_hot(codes, K).movedim(3, 1).double()), K, (3, 4))
     expected = prior.sample(4, (3, 4), method="reference")
     assert torch.equal(prior.sample(4, (3, 4), method=executor), expected)
+
+
+@pytest.mark.parametrize("constant", ["table", "embedding", "kernel", "bias", "matrix"])
+def test_constants_that_depend_on_the_condition_are_refused(constant: str) -> None:
+    """The program would keep those of the condition that it was traced with."""
+    embedding, layer, head = nn.Embedding(K, 8), nn.Conv1d(8, 8, 1), nn.Linear(8, K)
+
+    def logits(codes: Tensor, condition: Tensor) -> Tensor:
+        scale = {constant: condition[0].mean()}
+        x = F.embedding(codes, embedding.weight * scale.get("embedding", 1))
+        x = F.pad(x, (0, 0, 1, 0))[:, :-1] * 1.0
+        if constant == "table":
+            x = F.pad(embedding(codes) * scale["table"], (0, 0, 1, 0))[:, :-1]
+        weight, bias = layer.weight * scale.get("kernel", 1), layer.bias * scale.get("bias", 1)
+        x = F.conv1d(x.transpose(1, 2), weight, bias).relu().transpose(1, 2)
+        return F.linear(x, head.weight * scale.get("matrix", 1), head.bias).transpose(1, 2)
+
+    with pytest.raises(ValueError, match=r"depends on condition|differs by"):
+        program_of(logits, K, (6,), condition=torch.ones(1, 2))
+
+
+def test_a_network_is_compared_where_its_mask_leaves_codes_to_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits of -1e9 set no scale by which other logits could differ."""
+    embedding, head = nn.Embedding(K, 8), nn.Linear(8, K)
+    mask = torch.zeros(K)
+    mask[0] = -1e9
+
+    def logits(codes: Tensor) -> Tensor:
+        x = F.pad(embedding(codes), (0, 0, 1, 0))[:, :-1].relu()
+        return (head(x) + mask).transpose(1, 2)
+
+    assert (program_of(logits, K, (6,)).sample(20, (6,)) != 0).all()
+    exact = parallel.logits
+    monkeypatch.setattr(parallel, "logits", lambda *args: exact(*args) * 1.001)
+    with pytest.raises(ValueError, match="the program isn't the network"):
+        program_of(logits, K, (6,))

@@ -100,8 +100,10 @@ def power(ctx: Context, x: Sum, exponent: Any) -> Sum:
 
 
 @rule("div")
-def div(ctx: Context, a: Sum, b: Any, **_: Any) -> Sum:
+def div(ctx: Context, a: Sum, b: Any, *, rounding_mode: str | None = None) -> Sum:
     """A quotient by a constant that is the same everywhere."""
+    if rounding_mode is not None:
+        raise Unsupported("a rounded quotient")
     if isinstance(b, Sum):
         raise Unsupported("a quotient by a value that depends on the codes")
     inverse = Known(1 / b.value, b.needs, b.node) if isinstance(b, Known) else 1 / b

@@ -27,7 +27,7 @@ def convolution(
     if transposed or any(s != 1 for s in stride):
         raise Unsupported("a transposed convolution" if transposed else f"a convolution of stride {stride}")
     spatial = _spatial_axes(x.layout)
-    kernel = without_groups(weight.value, groups)
+    kernel = without_groups(weight.fixed, groups)
     if len(spatial) == 1:
         kernel, padding, dilation = kernel.unsqueeze(2), [0, *padding], [1, *dilation]
     sizes = ctx.shape()
@@ -43,7 +43,7 @@ def convolution(
     else:
         x = ctx.readable(x, list(taps) if any(padding) else [])
     parts = [x.map_columns(partial(times, by=by), layout).moved(*at) for at, by in taps.items()]
-    return total([Sum(layout, {}, None if bias is None else bias.value), *parts])
+    return total([Sum(layout, {}, None if bias is None else bias.fixed), *parts])
 
 
 def _spatial_axes(layout: Layout) -> tuple[str, ...]:
@@ -86,7 +86,7 @@ def mm(ctx: Context, x: Sum, weight: Known) -> Sum:
         raise Unsupported("a matrix product whose right side depends on the codes")
     if any(name == "c" for name, _ in x.layout[0]) or any(name != "c" for name, _ in x.layout[1]):
         raise Unsupported("a matrix product along the grid of codes")
-    width = weight.value.shape[1]
+    width = weight.fixed.shape[1]
     layout = (x.layout[0], (("c", width),))
     return ctx.multiplicand(x, width).map_columns(partial(times, by=weight.value), layout)
 

@@ -23,8 +23,8 @@ def batch_norm(
     """A scale and a shift of each channel, by the running statistics."""
     if training or mean is None:
         raise Unsupported("batch normalisation in training mode; call .eval() first")
-    scale = (var.value + eps).rsqrt() * (1 if weight is None else weight.value)
-    shift = (0 if bias is None else bias.value) - mean.value * scale
+    scale = (var.fixed + eps).rsqrt() * (1 if weight is None else weight.fixed)
+    shift = (0 if bias is None else bias.fixed) - mean.fixed * scale
     x = scaled(ctx.linear(x), scale)
     return total([x, Sum(x.layout, {}, shift)]), None, None
 

@@ -31,8 +31,10 @@ def in_tables(ctx: Context, target: Any, args: tuple[Any, ...], kwargs: dict[str
         if isinstance(value, Sum):
             ones = (1,) * (len(layout) - len(value.layout))
             return _with_outside(value).view(-1, *ones, *map(num_channels, value.layout))
-        if not isinstance(value, Known) or value.value.ndim == 0:
-            return getattr(value, "value", value)
+        if not isinstance(value, Known):
+            return value
+        if value.value.ndim == 0:
+            return value.fixed
         positions = by_position(value.value.expand(shape_of(layout)), layout)
         if value.needs or not (positions == positions[:1, :1, :1]).all():
             raise Unsupported(f"{target.__name__} of codes and a value that differs by position or label")
@@ -66,9 +68,9 @@ def embedding(ctx: Context, weight: Known, codes: Sum, *_: Any) -> Sum:
     """The row of the weight for each code."""
     if codes.code_table() is None:
         raise Unsupported("an embedding of a value that depends on more than one code")
-    width = weight.value.shape[1]
+    width = weight.fixed.shape[1]
     layout = (*codes.layout, (("c", width),))
-    read, rows = codes.codes_read().repeat_interleave(width), weight.value[_with_outside(codes)]
+    read, rows = codes.codes_read().repeat_interleave(width), weight.fixed[_with_outside(codes)]
     return _tabulated(ctx, layout, next(iter(codes.taps))[1:], read, rows.flatten(1))
 
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqfast.sampling.program import CODES
-from vqfast.sampling.trace.layout import Layout, channel_index, num_channels
+from vqfast.sampling.trace.layout import Layout, Unsupported, channel_index, num_channels
 
 Tap = tuple[int, int, int]  # a source and the offset at which it is read, (source, dy, dx)
 ONES = CODES - 2**20  # below the codes of a position: the source that is 1 at every position of the grid
@@ -38,6 +38,17 @@ class Known:
     value: Any
     needs: frozenset[str]
     node: Any = None
+
+    @property
+    def fixed(self) -> Any:
+        """The value, as a constant of the program.
+
+        Raises:
+            Unsupported: it is another one for other labels or another condition.
+        """
+        if self.needs:
+            raise Unsupported(f"a weight that depends on {' and '.join(sorted(self.needs))}")
+        return self.value
 
 
 @dataclass(eq=False)
