@@ -43,8 +43,9 @@ class Architecture(NamedTuple):
 
 
 def _channels_last(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-    # contiguous() would leave images of one channel as they are, which is in both formats
-    return (inputs[0].clone(memory_format=torch.channels_last),)
+    # contiguous() would leave images of one channel as they are; vmap knows no clone in torch.channels_last
+    last = inputs[0].permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
+    return (last.permute(0, 3, 1, 2),)
 
 
 def convolutions(ndim: int) -> tuple[Callable[..., nn.Module], Callable[..., nn.Module]]:
