@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vqfast.checks import Device, check_integer
 from vqfast.models.batch_norm import BatchNorm2d
+from vqfast.nn.residual_block import ResidualBlock, convolutions
 
 
 class Architecture(NamedTuple):
@@ -46,29 +47,6 @@ def _channels_last(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
     # contiguous() would leave images of one channel as they are; vmap knows no clone in torch.channels_last
     last = inputs[0].permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
     return (last.permute(0, 3, 1, 2),)
-
-
-def convolutions(ndim: int) -> tuple[Callable[..., nn.Module], Callable[..., nn.Module]]:
-    """The convolution of ``ndim`` axes, and the transposed one."""
-    conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[ndim - 1]
-    return conv, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[ndim - 1]
-
-
-class ResidualBlock(nn.Module):
-    """ReLU, a 3x3 convolution to ``residual_channels``, ReLU, a 1x1 one back, added to the input."""
-
-    def __init__(self, conv: Callable[..., nn.Module], channels: int, residual_channels: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.ReLU(),
-            conv(channels, residual_channels, 3, padding=1),
-            nn.ReLU(),
-            conv(residual_channels, channels, 1),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        change: Tensor = self.body(x)
-        return x + change
 
 
 def _paper(

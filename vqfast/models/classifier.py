@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from vqfast.checks import check_integer, check_sizes
-from vqfast.models.architectures import convolutions
 from vqfast.nn.calls import typed_as
+from vqfast.nn.residual_block import convolutions
 
 POOLED = 4  # positions along an axis, so that the linear layer knows where things are
 

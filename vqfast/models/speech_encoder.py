@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqfast.models.architectures import ResidualBlock
 from vqfast.models.batch_norm import BatchNorm2d
+from vqfast.nn.residual_block import ResidualBlock
 
 MEL_BREAK, MEL_HEIGHT = 700.0, 2595.0  # hertz, and mels a decade of (1 + f / 700)
 LOG_FLOOR, LOG_MEAN, LOG_SCALE = 1e-5, -4.0, 4.0  # brings the logarithms to about -2 to 2

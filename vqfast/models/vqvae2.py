@@ -9,9 +9,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from vqfast.models.architectures import ResidualBlock, convolutions
 from vqfast.models.levels import Level, LevelsEncoder
 from vqfast.models.quantizers import MakeLayer
+from vqfast.nn.residual_block import ResidualBlock, convolutions
 
 
 def residual_stack(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -11,31 +11,9 @@ from torch import Tensor, nn
 
 from vqfast.checks import Device, check_indices, check_integer
 from vqfast.nn.calls import typed_as
+from vqfast.nn.residual_block import ResidualBlock, convolutions
 from vqfast.priors.base import CausalPrior
 from vqfast.priors.layers import placement
-
-CONVOLUTIONS: tuple[tuple[type[nn.Module], type[nn.Module]], ...] = (
-    (nn.Conv1d, nn.ConvTranspose1d),
-    (nn.Conv2d, nn.ConvTranspose2d),
-    (nn.Conv3d, nn.ConvTranspose3d),
-)
-
-
-class _ResidualBlock(nn.Module):
-    """Adds to its input: a ReLU, a convolution of size 3, a ReLU and a convolution of size 1."""
-
-    def __init__(self, conv: Callable[..., nn.Module], channels: int, **factory: Any) -> None:
-        super().__init__()
-        self.block = nn.Sequential(
-            nn.ReLU(),
-            conv(channels, channels, 3, padding=1, **factory),
-            nn.ReLU(),
-            conv(channels, channels, 1, **factory),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        added: Tensor = x + self.block(x)
-        return added
 
 
 class ConditioningNetwork(nn.Module):
@@ -86,10 +64,12 @@ class ConditioningNetwork(nn.Module):
         check_integer("num_residual_blocks", num_residual_blocks, 0)
         check_integer("ndim", ndim, 1, 3)
         factory = placement(device, dtype)
-        conv, transposed = CONVOLUTIONS[ndim - 1]
+        conv, transposed = convolutions(ndim)
         self.embeddings = nn.ModuleList(nn.Embedding(k, channels, **factory) for k in codebook_sizes)
         self.blocks = nn.ModuleList(
-            nn.Sequential(*(_ResidualBlock(conv, channels, **factory) for _ in range(num_residual_blocks)))
+            nn.Sequential(
+                *(ResidualBlock(conv, channels, channels, **factory) for _ in range(num_residual_blocks))
+            )
             for _ in codebook_sizes
         )
         self.ups = nn.ModuleList(
