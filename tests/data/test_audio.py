@@ -168,3 +168,14 @@ def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "soundfile", None)
     with pytest.raises(ModuleNotFoundError, match=r"vqfast\[audio\]"):
         load_audio(tmp_path)
+
+
+def test_a_file_is_not_bad_because_memory_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recordings = load_audio(write(tmp_path / "x.wav", tone(8000), 8000))
+
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("vqfast.data.audio.folder.read_recording", full)
+    with pytest.raises(MemoryError):
+        recordings.batch([0])

@@ -68,7 +68,7 @@ class RecordingFiles:
                 facts[name] = recording_facts(self.root / name)
                 if skip_bad is True:
                     read_recording(self.root / name, facts[name].rate)
-            except ModuleNotFoundError:
+            except (MemoryError, ModuleNotFoundError):  # the file isn't to blame
                 raise
             except Exception as error:  # a decoder raises nearly anything on bad bytes
                 facts.pop(name, None)
@@ -116,6 +116,8 @@ class RecordingFiles:
             file = self.root / self.names[number]
             try:
                 parts.append(read_recording(file, self.rate, start, length))
+            except MemoryError:  # the file isn't to blame
+                raise
             except Exception as error:  # a decoder raises nearly anything on bad bytes
                 bad[str(file)] = disk.one_line(error)
         if bad:
