@@ -118,7 +118,9 @@ def test_ctrl_c(here: Path) -> None:
         out, err = process.communicate(timeout=30)
     # a shell calls both 130; which one depends on what Python was at (an exec of a string remembers)
     assert process.returncode in (130, -signal.SIGINT)
-    assert (out, without_data(err)) == ("", INTERRUPTED)
+    # a fast machine has come to its first estimate, a slow one hasn't
+    said = [line for line in without_data(err).splitlines(keepends=True) if "steps are left" not in line]
+    assert (out, said) == ("", [INTERRUPTED])
     assert not list(here.rglob("*.tmp"))
 
 
