@@ -21,7 +21,8 @@ SMALL: dict[str, dict[str, Any]] = {
 SIZES = {  # for each configuration, some inputs' spatial shapes with their codes'
     "paper": [((4, 4), (1, 1)), ((12, 20), (3, 5)), ((32, 32), (8, 8))],
     "paper-speech-mirrored": [((64,), (1,)), ((192,), (3,))],
-    "paper-video": [((4, 4, 4), (1, 1, 1)), ((4, 8, 12), (1, 2, 3))],
+    "paper-video": [((1, 4, 4), (1, 1, 1)), ((5, 8, 12), (5, 2, 3))],
+    "paper-video-halved": [((4, 4, 4), (1, 1, 1)), ((4, 8, 12), (1, 2, 3))],
     "keras": [((28, 28), (7, 7)), ((4, 12), (1, 3))],
     "ruseckas": [((128, 128), (4, 4)), ((32, 64), (1, 2))],
 }

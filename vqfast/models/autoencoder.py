@@ -31,6 +31,7 @@ class Autoencoder(nn.Module):
     Attributes:
         in_channels, ndim: C, and the number of spatial axes.
         strides: for each level, how many input positions along an axis one code stands for.
+        frame_by_frame: whether each frame of video has codes of its own: then one along the axis of time.
         value_range: the lowest and the highest value that data has.
 
     Example:
@@ -43,6 +44,7 @@ class Autoencoder(nn.Module):
     in_channels: int
     ndim: int
     strides: tuple[int, ...]
+    frame_by_frame: bool = False
     value_range: tuple[float, float] = (0.0, 1.0)
 
     @classmethod
@@ -85,7 +87,7 @@ class Autoencoder(nn.Module):
 
     @property
     def stride(self) -> int:
-        """Every spatial size of an input must be a multiple of it."""
+        """Every spatial size of an input must be a multiple of it; the number of frames if time is halved."""
         return self.strides[0]
 
     def code_shapes(self, spatial: Sequence[int]) -> list[tuple[int, ...]]:
@@ -104,15 +106,19 @@ class Autoencoder(nn.Module):
         ):
             raise TypeError(f"spatial is {spatial!r}; want {self._spatial}")
         self._check_spatial(spatial)
-        return [tuple(size // stride for size in spatial) for stride in self.strides]
+        kept = int(self.frame_by_frame)
+        return [(*spatial[:kept], *(size // stride for size in spatial[kept:])) for stride in self.strides]
 
     @property
     def _spatial(self) -> str:
-        return f"{self.ndim} positive multiples of the stride {self.stride}"
+        frames = "a positive number of frames and " if self.frame_by_frame else ""
+        axes = self.ndim - self.frame_by_frame
+        return f"{frames}{axes} positive multiples of the stride {self.stride}"
 
     def _check_spatial(self, spatial: Sequence[int]) -> None:
         # no check of types, as traced sizes are tensors
-        if len(spatial) != self.ndim or any(size < 1 or size % self.stride for size in spatial):
+        halved = spatial[int(self.frame_by_frame) :]
+        if len(spatial) != self.ndim or spatial[0] < 1 or any(n < 1 or n % self.stride for n in halved):
             raise ValueError(f"spatial is {tuple(spatial)}; want {self._spatial}")
 
     def _check_input(self, x: Tensor) -> None:

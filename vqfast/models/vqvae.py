@@ -10,11 +10,20 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, cast, over
 import torch
 from torch import Tensor, nn
 
-from vqfast.checks import Device, check_choice, check_integer, check_number, check_placement, check_tensor
+from vqfast.checks import (
+    Device,
+    check_choice,
+    check_flags,
+    check_integer,
+    check_number,
+    check_placement,
+    check_tensor,
+)
 from vqfast.models.architectures import ARCHITECTURES, check_ndim, chosen
 from vqfast.models.autoencoder import Autoencoder, axes
 from vqfast.models.likelihood import logistic_mixture_mean, logistic_mixture_nats, mixture_channels
 from vqfast.models.quantizers import RANDOM_START, LayerOptions, given_quantizer, make_layer, quantizer_config
+from vqfast.models.video import FrameByFrame
 from vqfast.nn.calls import typed_as
 from vqfast.nn.sharded import whole
 from vqfast.nn.vq import VQLayer
@@ -25,7 +34,8 @@ if TYPE_CHECKING:
 CONFIGS: dict[str, dict[str, Any]] = {
     "paper": {"architecture": "paper"},
     "paper-speech-mirrored": {"architecture": "paper", "in_channels": 1, "ndim": 1, "num_downsamplings": 6},
-    "paper-video": {"architecture": "paper", "ndim": 3},
+    "paper-video": {"architecture": "paper", "ndim": 3, "frame_by_frame": True},
+    "paper-video-halved": {"architecture": "paper", "ndim": 3},
     "keras": {
         "architecture": "keras",
         "in_channels": 1,
@@ -70,8 +80,8 @@ class VQVAE(Autoencoder):
     - ``"paper"``: van den Oord et al. 2017 (arXiv 1711.00937), section 4.1, for ``ndim`` 1 to 3: strided
       convolutions with kernels of width 4, residual blocks, and the mirror image as decoder.
       ``CONFIGS["paper-speech-mirrored"]`` has the paper's speech encoder, 64 times shorter, with the mirror
-      image as decoder; ``models.SpeechVQVAE`` has the paper's WaveNet. ``CONFIGS["paper-video"]`` is the
-      image model with a third axis.
+      image as decoder; ``models.SpeechVQVAE`` has the paper's WaveNet. ``CONFIGS["paper-video"]`` makes a
+      grid of codes of each frame, ``CONFIGS["paper-video-halved"]`` halves time as often as height and width.
     - ``"keras"``: the Keras example "Vector-Quantized Variational Autoencoders".
     - ``"ruseckas"``: J. Ruseckas' notebook "vq-vae": 3x3 convolutions with batch normalisation, whose width
       doubles after each max-pooling; the output is in 0 to 1. In training the batch normalisation joins the
@@ -88,6 +98,9 @@ class VQVAE(Autoencoder):
         ndim: the number of spatial axes; 2 for ``"keras"`` and ``"ruseckas"``.
         hidden_channels: the width of the widest layer; ``None`` for 256, or 64 for ``"keras"``, 512 for
             ``"ruseckas"``.
+        frame_by_frame: of video, encodes and decodes each frame as an image, so that each has a grid of codes
+            ``(B, T, H, W)``, for every architecture that has images. Otherwise time is halved like the other
+            axes.
         num_downsamplings: how many times every axis is halved; ``None`` for 2, or 5 for ``"ruseckas"``.
         num_residual_blocks: ``None`` for 2 in ``"paper"``; the others have none.
         num_mixtures: of how many logistic distributions the decoder says each value's likelihood, see
@@ -128,6 +141,7 @@ class VQVAE(Autoencoder):
         *,
         in_channels: int = 3,
         ndim: int = 2,
+        frame_by_frame: bool = False,
         hidden_channels: int | None = None,
         num_downsamplings: int | None = None,
         num_residual_blocks: int | None = None,
@@ -145,7 +159,11 @@ class VQVAE(Autoencoder):
         check_choice("architecture", architecture, ARCHITECTURES)
         kind = ARCHITECTURES[architecture]
         check_integer("in_channels", in_channels)
-        check_ndim(ndim, kind.ndims, architecture)
+        check_flags(frame_by_frame=frame_by_frame)
+        if frame_by_frame and ndim != 3:
+            raise ValueError(f"frame_by_frame is True; want False with ndim {ndim}")
+        network_ndim = 2 if frame_by_frame else ndim
+        check_ndim(network_ndim, kind.ndims, architecture)
         sizes = chosen(
             f"architecture {architecture!r}",
             kind.defaults,
@@ -160,7 +178,7 @@ class VQVAE(Autoencoder):
         own = {"num_embeddings": num_embeddings, "embedding_dim": embedding_dim, **options}
         self._has_own_quantizer = quantizer is not None
         self.architecture, self.in_channels, self.ndim, self.sizes = architecture, in_channels, ndim, sizes
-        self.loss_weight = loss_weight
+        self.loss_weight, self.frame_by_frame = loss_weight, frame_by_frame
         self.strides = (2 ** sizes["num_downsamplings"],)
         with nullcontext() if device is None else torch.device(device):
             if quantizer is None:
@@ -179,9 +197,11 @@ class VQVAE(Autoencoder):
                         raise ValueError(f"{name} is {value!r}; want it in the quantizer alone")
             shape = {name: size for name, size in sizes.items() if name != "num_mixtures"}
             self.encoder, self.decoder = kind.build(
-                ndim, in_channels, self._decoded_channels(), self.vq.embedding_dim, **shape
+                network_ndim, in_channels, self._decoded_channels(), self.vq.embedding_dim, **shape
             )
-        kind.place(self, ndim, device, dtype)
+        kind.place(self, network_ndim, device, dtype)
+        if frame_by_frame:
+            self.encoder, self.decoder = FrameByFrame(self.encoder), FrameByFrame(self.decoder)
 
     @classmethod
     def named(cls, name: str, **overrides: Any) -> Self:
@@ -201,6 +221,7 @@ class VQVAE(Autoencoder):
             "architecture": self.architecture,
             "in_channels": self.in_channels,
             "ndim": self.ndim,
+            "frame_by_frame": self.frame_by_frame,
             **self.sizes,
             "loss_weight": self.loss_weight,
             **self._quantizer_config(),
