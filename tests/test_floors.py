@@ -20,7 +20,7 @@ FLOORS = (  # from the top; two rooms on one floor don't import each other
     ("priors",),
     ("sampling",),
     ("nn",),
-    ("functional",),
+    ("functional", "saving"),
     ("checks",),
     ("ops",),
     ("files",),

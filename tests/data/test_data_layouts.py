@@ -14,7 +14,7 @@ from tests.cli.command import MODEL, refused, run
 from tests.data.sources import folder, pixels, same, saved
 from vqfast.data import Unreadable, load_images
 from vqfast.pipeline import Run, stage_codes
-from vqfast.pipeline.storage import read_json
+from vqfast.saving.storage import read_json
 
 
 def left_out(root: Path, **options: object) -> dict[str, list[str]]:

@@ -15,8 +15,8 @@ from vqfast.pipeline import demo as module
 from vqfast.pipeline import load_model
 from vqfast.pipeline.demo import Shifted, accuracy, all_of, fit_classifier, race, run_demo, summary
 from vqfast.pipeline.ranks import ALONE
-from vqfast.pipeline.storage import read_json
 from vqfast.priors import PixelCNN
+from vqfast.saving.storage import read_json
 
 NAMED = {"reconstructions.png", "code_maps.png", "samples.png", "vqvae.png", "prior.png", "metrics.json"}
 MODELS = {f"{model}.{suffix}" for model in ("vqvae", "prior") for suffix in ("safetensors", "config.json")}

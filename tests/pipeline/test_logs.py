@@ -12,7 +12,7 @@ import pytest
 from tests.pipeline.trained import train
 from vqfast.pipeline import Run
 from vqfast.pipeline.logs import csv_of, log_to
-from vqfast.pipeline.storage import read_json
+from vqfast.saving.storage import read_json
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.pipeline.trained import files, train, train_its_prior
 from vqfast.pipeline import Run, loop
-from vqfast.pipeline.storage import read_json
+from vqfast.saving.storage import read_json
 
 STEPS = 20
 

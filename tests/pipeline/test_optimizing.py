@@ -19,8 +19,8 @@ from vqfast.pipeline.batches import read_ahead
 from vqfast.pipeline.loop import History, Task, fit
 from vqfast.pipeline.optimizing import make_optimizer, set_rates
 from vqfast.pipeline.ranks import ALONE, Ranks
-from vqfast.pipeline.storage import read_tensors
 from vqfast.pipeline.validation import Validation
+from vqfast.saving.storage import read_tensors
 
 STEPS, LR, BATCH = 12, 1e-2, 4
 X = torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -22,7 +22,7 @@ from vqfast.pipeline import (
     train_vqvae,
 )
 from vqfast.pipeline.parts import HELD_OUT, TRAIN, load_like_run
-from vqfast.pipeline.storage import read_json
+from vqfast.saving.storage import read_json
 
 NOTE = {"modality": "images", "path": "digits", "val": 0.1, "seed": 0}
 

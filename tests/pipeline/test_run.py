@@ -10,7 +10,7 @@ import pytest
 
 from vqfast.pipeline import Run
 from vqfast.pipeline.ranks import ALONE
-from vqfast.pipeline.storage import read_json
+from vqfast.saving.storage import read_json
 
 
 def files(folder: Path) -> dict[str, bytes]:

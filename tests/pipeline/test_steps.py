@@ -26,8 +26,8 @@ from vqfast.pipeline import (
     shards,
     stage_codes,
 )
-from vqfast.pipeline.storage import read_json
 from vqfast.priors.base import CausalPrior
+from vqfast.saving.storage import read_json
 
 
 def test_the_files_of_a_run(trained: Run) -> None:

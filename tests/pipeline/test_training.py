@@ -24,10 +24,10 @@ from vqfast.pipeline.loop import History, Share, Task, fit
 from vqfast.pipeline.options import Training
 from vqfast.pipeline.prior_training import prior_task
 from vqfast.pipeline.ranks import ALONE
-from vqfast.pipeline.storage import read_tensors, write_tensors
 from vqfast.pipeline.vqvae_task import vqvae_task
 from vqfast.priors import PixelCNN, ResidualPixelCNN
 from vqfast.priors.base import CausalPrior
+from vqfast.saving.storage import read_tensors, write_tensors
 
 CODES = torch.randint(8, (20, 3, 3), generator=torch.Generator().manual_seed(0))
 

@@ -15,8 +15,8 @@ from vqfast.pipeline.loop import Share, Task, fit
 from vqfast.pipeline.measures import bits_per_code
 from vqfast.pipeline.options import Training
 from vqfast.pipeline.ranks import ALONE
-from vqfast.pipeline.storage import read_json
 from vqfast.pipeline.validation import History, Validation
+from vqfast.saving.storage import read_json
 
 EVERY = 4
 

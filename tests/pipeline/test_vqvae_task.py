@@ -19,8 +19,8 @@ from vqfast.models import VQVAE, HierarchicalVQVAE
 from vqfast.pipeline import Run, Training, load_model, train_vqvae
 from vqfast.pipeline.loop import Share
 from vqfast.pipeline.ranks import ALONE
-from vqfast.pipeline.storage import read_json
 from vqfast.pipeline.vqvae_task import vqvae_task
+from vqfast.saving.storage import read_json
 
 SMALL: dict[str, dict[str, Any]] = {
     "paper": {"hidden_channels": 8, "num_embeddings": 8, "embedding_dim": 4},

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vqfast.checks import check_choice, check_device, check_tensor
 from vqfast.functional.autocast import autocast_dtype
+from vqfast.saving import Pretrained
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -21,7 +22,7 @@ def axes(first: str, ndim: int) -> str:
     return f"({first}, {('T', 'H, W', 'T, H, W')[ndim - 1]})"
 
 
-class Autoencoder(nn.Module):
+class Autoencoder(nn.Module, Pretrained):
     """A model from data ``(B, C, *spatial)`` to grids of codes, one for each level, and back.
 
     ``VQVAE`` has one level, ``HierarchicalVQVAE`` several. What works with both calls ``encode_levels``,

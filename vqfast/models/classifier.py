@@ -10,11 +10,14 @@ from torch import Tensor, nn
 from vqfast.checks import check_integer, check_sizes
 from vqfast.nn.calls import typed_as
 from vqfast.nn.residual_block import convolutions
+from vqfast.saving import Pretrained
+from vqfast.saving.models import loadable
 
 POOLED = 4  # positions along an axis, so that the linear layer knows where things are
 
 
-class Classifier(nn.Module):
+@loadable
+class Classifier(nn.Module, Pretrained):
     """Three convolutions of stride 2, each with normalisation and a ReLU; means over parts; a linear layer.
 
     Args:

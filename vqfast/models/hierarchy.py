@@ -20,6 +20,7 @@ from vqfast.models.ruseckas import build_ruseckas_hierarchical
 from vqfast.models.vqvae2 import build_vqvae2
 from vqfast.nn.calls import typed_as
 from vqfast.nn.sharded import whole
+from vqfast.saving.models import loadable
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -65,6 +66,7 @@ class HierarchicalOutput(NamedTuple):
     loss: Tensor
 
 
+@loadable
 class HierarchicalVQVAE(Autoencoder):
     """A VQ-VAE with several levels of codes, each twice as fine as the one before.
 

@@ -14,11 +14,13 @@ from vqfast.models.hierarchy import HierarchicalOutput
 from vqfast.models.vqvae import VQVAE
 from vqfast.nn import VQLayer
 from vqfast.nn.calls import typed_as
+from vqfast.saving.models import loadable
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+@loadable
 class SecondStage(Autoencoder):
     """A trained model with a VQ-VAE over its coarsest codes, whose codes are one more, coarser level.
 

@@ -21,6 +21,7 @@ from vqfast.nn.calls import typed_as
 from vqfast.nn.sharded import whole
 from vqfast.priors.wavenet import WaveNet
 from vqfast.sampling.batches import as_labels
+from vqfast.saving.models import loadable
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -36,6 +37,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
+@loadable
 class SpeechVQVAE(Autoencoder):
     """The paper's model of speech: waveforms ``(B, 1, T)`` to codes ``(B, T / stride)`` and back.
 

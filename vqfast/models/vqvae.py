@@ -27,6 +27,7 @@ from vqfast.models.video import FrameByFrame
 from vqfast.nn.calls import typed_as
 from vqfast.nn.sharded import whole
 from vqfast.nn.vq import VQLayer
+from vqfast.saving.models import loadable
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -72,6 +73,7 @@ class VQVAEOutput(NamedTuple):
     loss: Tensor
 
 
+@loadable
 class VQVAE(Autoencoder):
     """A VQ-VAE: audio ``(B, C, T)``, images ``(B, C, H, W)`` or video ``(B, C, T, H, W)`` to codes and back.
 

@@ -27,9 +27,9 @@ from vqfast.pipeline.prior_training import train_priors
 from vqfast.pipeline.ranks import Ranks
 from vqfast.pipeline.run import Run
 from vqfast.pipeline.sampling import SampleRequest, classes_of, sample
-from vqfast.pipeline.storage import read_json, write_json
 from vqfast.pipeline.vqvae_training import train_vqvae
 from vqfast.priors.base import CausalPrior
+from vqfast.saving.storage import read_json, write_json
 
 VQVAE = {"hidden_channels": 64, "num_embeddings": 64, "embedding_dim": 16, "decay": 0.95}
 VQVAE_TRAINING = Training(steps=1000, batch_size=64, lr=1e-3, schedule="cosine")

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 from vqfast.files import check_folder, remove_leftovers, take_lock
 from vqfast.pipeline.ranks import ALONE, Ranks
-from vqfast.pipeline.storage import read_json, write_json
+from vqfast.saving.storage import read_json, write_json
 
 FORMAT = 2  # of run.json and of the files that it describes
 

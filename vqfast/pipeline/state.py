@@ -15,8 +15,8 @@ from vqfast.checks import check_integer
 from vqfast.pipeline.averages import Averages, Weights, weights_of
 from vqfast.pipeline.optimizing import make_optimizer
 from vqfast.pipeline.options import Training
-from vqfast.pipeline.storage import read_tensors, write_tensors
 from vqfast.pipeline.validation import History, measured
+from vqfast.saving.storage import read_tensors, write_tensors
 
 
 class State:

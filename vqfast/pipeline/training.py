@@ -16,8 +16,8 @@ from vqfast.pipeline.options import Training
 from vqfast.pipeline.ranks import Ranks
 from vqfast.pipeline.run import Run
 from vqfast.pipeline.state import reopen
-from vqfast.pipeline.storage import read_json, read_tensors, write_json
 from vqfast.pipeline.validation import Validation
+from vqfast.saving.storage import read_json, read_tensors, write_json
 
 
 def begin_training(run: Run, name: str, settings: Mapping[str, Any], ranks: Ranks) -> None:

@@ -16,12 +16,13 @@ from vqfast.sampling import mixture
 from vqfast.sampling.batches import Options, as_labels, axes_of, sample_batches
 from vqfast.sampling.program import Program
 from vqfast.sampling.request import Given, GivenLabels
+from vqfast.saving import Pretrained
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-class CausalPrior(nn.Module):
+class CausalPrior(nn.Module, Pretrained):
     """An autoregressive model of grids of codes: ``p(codes) = product of p(code | earlier codes)``.
 
     Earlier means earlier in raster order: row by row, and from left to right in a row. A kind of prior

@@ -14,6 +14,8 @@ from vqfast.nn.calls import typed_as
 from vqfast.nn.residual_block import ResidualBlock, convolutions
 from vqfast.priors.base import CausalPrior
 from vqfast.priors.layers import placement
+from vqfast.saving import Pretrained
+from vqfast.saving.models import loadable
 
 
 class ConditioningNetwork(nn.Module):
@@ -95,7 +97,8 @@ class ConditioningNetwork(nn.Module):
         return condition
 
 
-class ConditionedPrior(nn.Module):
+@loadable
+class ConditionedPrior(nn.Module, Pretrained):
     """A prior of one level's codes, given the codes of the coarser levels.
 
     A conditioning network turns the coarser codes into the map that the prior takes, and is trained with it.

@@ -17,6 +17,7 @@ from vqfast.priors.layers import Conditioning, Dropout, check_kernel_size, place
 from vqfast.priors.several_codes import CodesEmbedding, CodesHead
 from vqfast.sampling.builder import ProgramBuilder
 from vqfast.sampling.program import CODES, Program, Term
+from vqfast.saving.models import loadable
 
 
 class GatedLayer(nn.Module):
@@ -83,6 +84,7 @@ class GatedLayer(nn.Module):
         return down, out
 
 
+@loadable
 class PixelCNN(CausalPrior):
     """The gated PixelCNN over 2-D grids of codes.
 

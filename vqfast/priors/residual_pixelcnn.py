@@ -13,6 +13,7 @@ from vqfast.priors.base import CausalPrior
 from vqfast.priors.layers import Conditioning, check_kernel_size, placement, pointwise
 from vqfast.sampling.builder import ProgramBuilder
 from vqfast.sampling.program import CODES, Program
+from vqfast.saving.models import loadable
 
 
 class ResidualBlock(nn.Module):
@@ -31,6 +32,7 @@ class ResidualBlock(nn.Module):
         return grown
 
 
+@loadable
 class ResidualPixelCNN(CausalPrior):
     """The residual PixelCNN of the Keras VQ-VAE example, over one-hot codes.
 

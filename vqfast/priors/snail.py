@@ -16,6 +16,7 @@ from vqfast.priors.base import CausalPrior
 from vqfast.priors.layers import Conditioning, Dropout, check_kernel_size, placement, pointwise
 from vqfast.sampling.builder import ProgramBuilder
 from vqfast.sampling.program import CODES, CONDITION, Program, Term
+from vqfast.saving.models import loadable
 
 _AXES = 2  # channels of the map of coordinates
 
@@ -180,6 +181,7 @@ class PixelSNAILBlock(nn.Module):
         return self.output.lower(builder, x, axes, mean)
 
 
+@loadable
 class PixelSNAIL(CausalPrior):
     """Gated residual convolutions, and attention to all earlier positions: VQ-VAE-2's prior.
 

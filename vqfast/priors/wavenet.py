@@ -14,6 +14,7 @@ from vqfast.priors.base import CausalPrior
 from vqfast.priors.layers import Conditioning, placement, pointwise
 from vqfast.sampling.builder import ProgramBuilder
 from vqfast.sampling.program import CODES, Program
+from vqfast.saving.models import loadable
 
 
 def spread(condition: Tensor, stride: int, length: int) -> Tensor:
@@ -57,6 +58,7 @@ class DilatedLayer(nn.Module):
         return self.output(z, residual=x), self.skip(z, residual=total)
 
 
+@loadable
 class WaveNet(CausalPrior):
     """Dilated causal convolutions over sequences of codes.
 

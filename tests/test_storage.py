@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vqfast.pipeline.storage import read_json, read_tensors, write_json, write_tensors
+from vqfast.saving.storage import read_json, read_tensors, write_json, write_tensors
 
 
 def test_json(tmp_path: Path) -> None:
