@@ -21,8 +21,9 @@ from vqfast.checks import (
 )
 from vqfast.models.architectures import ARCHITECTURES, check_ndim, chosen
 from vqfast.models.autoencoder import Autoencoder, axes
+from vqfast.models.configs import CONFIGS
 from vqfast.models.likelihood import logistic_mixture_mean, logistic_mixture_nats, mixture_channels
-from vqfast.models.quantizers import RANDOM_START, LayerOptions, given_quantizer, make_layer, quantizer_config
+from vqfast.models.quantizers import LayerOptions, given_quantizer, make_layer, quantizer_config
 from vqfast.models.video import FrameByFrame
 from vqfast.nn.calls import typed_as
 from vqfast.nn.sharded import whole
@@ -31,27 +32,6 @@ from vqfast.saving.models import loadable
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
-
-CONFIGS: dict[str, dict[str, Any]] = {
-    "paper": {"architecture": "paper"},
-    "paper-speech-mirrored": {"architecture": "paper", "in_channels": 1, "ndim": 1, "num_downsamplings": 6},
-    "paper-video": {"architecture": "paper", "ndim": 3, "frame_by_frame": True},
-    "paper-video-halved": {"architecture": "paper", "ndim": 3},
-    "keras": {
-        "architecture": "keras",
-        "in_channels": 1,
-        "num_embeddings": 128,
-        "embedding_dim": 16,
-        **RANDOM_START,
-    },
-    "ruseckas": {
-        "architecture": "ruseckas",
-        "num_embeddings": 256,
-        "embedding_dim": 16,
-        "loss_weight": 0.1,
-        **RANDOM_START,
-    },
-}
 
 
 class VQVAEOutput(NamedTuple):

@@ -1,0 +1,26 @@
+"""The named models of ``VQVAE``: what each has in place of the default arguments."""
+
+from typing import Any
+
+from vqfast.models.quantizers import RANDOM_START
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "paper": {"architecture": "paper"},
+    "paper-speech-mirrored": {"architecture": "paper", "in_channels": 1, "ndim": 1, "num_downsamplings": 6},
+    "paper-video": {"architecture": "paper", "ndim": 3, "frame_by_frame": True},
+    "paper-video-halved": {"architecture": "paper", "ndim": 3},
+    "keras": {
+        "architecture": "keras",
+        "in_channels": 1,
+        "num_embeddings": 128,
+        "embedding_dim": 16,
+        **RANDOM_START,
+    },
+    "ruseckas": {
+        "architecture": "ruseckas",
+        "num_embeddings": 256,
+        "embedding_dim": 16,
+        "loss_weight": 0.1,
+        **RANDOM_START,
+    },
+}
