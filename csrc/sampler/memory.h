@@ -28,7 +28,7 @@ struct StepMemory {
 // Where all else is, as above; and sizes in bytes.
 struct MemoryLayout {
   int64_t codes, condition;      // a team's: the caches of codes, int32; the conditioning map of a row
-  int64_t condition_stride;      // channels of that, padded
+  int64_t condition_room;        // channels of that, padded
   int64_t scratch, scratch_bytes, segment_bytes;  // a team's, of each thread; of that, for segments
   int64_t scores;                // in a thread's scratch: the scores of an attention
   int64_t teams, team_bytes, end;
@@ -81,8 +81,8 @@ struct Memory {
     int64_t own = 0, score_bytes = 0;
     const auto take = [](int64_t& at, int64_t bytes) { return (at += bytes) - bytes; };
     l.codes = take(own, padded(s.num_codes * cells(s.code_rows, s.code_left, s.code_right) * 4));
-    l.condition_stride = ceil_div(s.condition_channels, kColumns) * kColumns;
-    l.condition = take(own, room(s.block * max_samples() * l.condition_stride));
+    l.condition_room = ceil_div(s.condition_channels, kColumns) * kColumns;
+    l.condition = take(own, room(s.block * max_samples() * l.condition_room));
     for (int64_t i = 0; i < s.num_steps; ++i) {
       const Step& step = s.steps[i];
       StepMemory m{};

@@ -27,7 +27,7 @@ struct SamplerProblem : SamplerSizes {
   const Attention* attentions;
   int64_t num_steps;
   const void* weights;     // all matrices and biases, one after another
-  const void* condition;   // (B, condition_channels, H, W), as values
+  const void* condition;   // (B, condition_channels, H, condition_width), as values
   const int64_t* labels;   // (B), or null
   const int64_t* known;    // (B, H, W, num_codes), codes that are given, -1 where they are to be drawn
   const int64_t* numbers;  // (B), the number of each sample, which its noise depends on
@@ -40,6 +40,9 @@ struct SamplerProblem : SamplerSizes {
 
   int64_t choices() const { return num_mixtures > 0 ? num_mixtures : num_embeddings; }  // of a draw
   CacheShape code_cache() const { return {code_rows, code_left, code_right}; }
+  int64_t condition_width() const { return (width + condition_stride - 1) / condition_stride; }
+  // Where column x is among the early sums of its block; they are as far apart as the entries of the map.
+  int64_t early_column(int64_t x) const { return x / condition_stride - x / block * block / condition_stride; }
 };
 
 struct SamplerKernel {

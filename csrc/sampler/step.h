@@ -30,8 +30,8 @@ struct StepJob {
   Segment read(const Term& term, const Tap& tap) const {
     const MemoryLayout& l = *team.all.layout;
     if (term.source == kCondition)
-      return {team.template at<T>(l.condition) + x % team.all.s.block * team.batch * l.condition_stride,
-              l.condition_stride, term.channels};
+      return {team.template at<T>(l.condition) + team.all.s.early_column(x) * team.batch * l.condition_room,
+              l.condition_room, term.channels};
     const int64_t stride = team.all.steps[term.source].stride;
     return {team.value(term.source, y + tap.dy, x) + tap.dx * team.batch * stride, stride, term.channels};
   }
@@ -48,7 +48,7 @@ struct StepJob {
     const StepMemory& own = memory();
     const bool partial = !early && own.partial >= 0;
     const T* first = team.template at<T>(partial ? own.partial : own.start) + j * kColumns;
-    int64_t from = partial ? x % all.s.block * team.batch + m : m % team.batch;
+    int64_t from = partial ? all.s.early_column(x) * team.batch + m : m % team.batch;
     for (int64_t r = 0; r < count; ++r) {
       memcpy(sums[r], first + from * own.columns, sizeof sums[r]);
       if (++from == team.batch && !partial) from = 0;

@@ -48,7 +48,7 @@ struct Worker {
   void start_row(int64_t y, int64_t x) const {
     const Memory& all = team.all;
     const SamplerProblem& s = all.s;
-    const int64_t columns = min(s.block, s.width - x);
+    const int64_t early = s.early_column(min(x + s.block, s.width) - 1) + 1;  // columns
     if (x > 0) {  // the next block of one long row: keep the columns that taps reach back to
       for (int64_t i = me; i < s.num_steps; i += threads)
         pass_on(team.value(i, 0, 0), s.steps[i].left, all.steps[i].stride);
@@ -58,14 +58,14 @@ struct Worker {
     const Span samples = part_of(team.batch, threads, me);
     for (int64_t b = samples.begin; b < samples.end; ++b)
       for (int64_t c = 0; c < s.condition_channels; ++c) {
-        const T* from = static_cast<const T*>(s.condition) +
-                        (((team.first + b) * s.condition_channels + c) * s.height + y) * s.width + x;
-        for (int64_t n = 0; n < columns; ++n) map[(n * team.batch + b) * all.layout->condition_stride + c] = from[n];
+        const T* from = static_cast<const T*>(s.condition) + x / s.condition_stride +
+                        (((team.first + b) * s.condition_channels + c) * s.height + y) * s.condition_width();
+        for (int64_t n = 0; n < early; ++n) map[(n * team.batch + b) * all.layout->condition_room + c] = from[n];
       }
     meet();
     for (int64_t i = 0; i < s.num_steps; ++i) {
       if (s.steps[i].phase != Phase::row && all.steps[i].partial < 0) continue;
-      compute(i, true, y, x, columns);
+      compute(i, true, y, x, early);
       meet();
     }
   }

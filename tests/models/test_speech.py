@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqfast.models import SpeechVQVAE, mu_law_decode, mu_law_encode
+from vqfast.models.mu_law import mu_law_expand
 from vqfast.priors import WaveNet
+from vqfast.sampling import mixture, parallel
 
 SMALL: dict[str, Any] = {
     "encoder_strides": (4, 2),
@@ -97,6 +99,64 @@ def test_a_condition_stride_repeats_the_map() -> None:
         )
     with pytest.raises(ValueError, match=r"condition has shape \(2, 2, 10\); want \(2, 2, 3\)"):
         coarse(codes, labels, repeated)
+
+
+@pytest.mark.parametrize("stride", [3, 7, 100, 1000])
+@torch.no_grad()
+def test_a_condition_is_read_at_its_own_rate_in_rows_of_several_blocks(stride: int) -> None:
+    torch.manual_seed(0)
+    coarse = WaveNet(5, 6, 4, condition_channels=3, condition_stride=stride, num_classes=2).double()
+    fine = WaveNet(5, 6, 4, condition_channels=3, num_classes=2).double()
+    fine.load_state_dict(coarse.state_dict())
+    condition = torch.randn(3, 3, -(-600 // stride)).double()
+    repeated = condition.repeat_interleave(stride, 2)[..., :600]
+    given = {"labels": torch.tensor([1, 0, 1]), "seed": 5}
+    expected = fine.sample(3, (600,), condition=repeated, method="torch", **given)
+    for method in ("native", "torch"):
+        assert torch.equal(coarse.sample(3, (600,), condition=condition, method=method, **given), expected)
+    program, weights = coarse.lower()
+    logits = parallel.logits(program, weights, expected[:, None], given["labels"], condition.unsqueeze(2))
+    torch.testing.assert_close(logits.squeeze(2), fine(expected, given["labels"], repeated))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"encoder_strides": (2, 2, 2), "num_residual_blocks": 3},
+        {"encoder_strides": (1, 1, 3)},
+        {"encoder_strides": (5,), "num_mixtures": 2},
+        {"encoder_strides": (8, 2), "num_mels": 6},
+    ],
+    ids=str,
+)
+def test_long_waveforms_are_taken_in_pieces(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = speech(**options).double().eval()
+    x, lengths = waves(2, 1000).double(), torch.tensor([1000, 510])
+    out, nats = model(x, lengths=lengths, return_nats=True)
+    monkeypatch.setattr("vqfast.models.speech.PIECE", 160)
+    assert torch.equal(model.encode(x, lengths=lengths), out.indices)
+    torch.testing.assert_close(model.nats(x, out.indices, lengths=lengths), nats)
+
+
+@torch.no_grad()
+def test_samples_of_mixtures_have_their_likelihood_and_mean() -> None:
+    """The probabilities of all values add up to 1, and their mean in mu-law is the reconstruction."""
+    model = speech(num_mixtures=3, num_values=40).double().eval()
+    assert SpeechVQVAE(**model.config).config == model.config
+    x = waves(1, 32).double()
+    out = model(x)
+    logits = model.wavenet(mu_law_encode(x[:, 0], 40), None, model.conditioner(model.vq.decode(out.indices)))
+    values = torch.arange(40).view(-1, 1).expand(40, 32)
+    p = (-mixture.nats(logits.expand(40, -1, -1), values, 40, several=False)).exp()
+    torch.testing.assert_close(p.sum(0), torch.ones(32).double())
+    squeezed = logits[0, :3].softmax(0) * logits[0, 3:6].clamp(-1, 1)
+    torch.testing.assert_close(
+        out.reconstruction[0, 0], mu_law_expand(squeezed.sum(0), 40), rtol=0, atol=1e-12
+    )
+    expected = model.decode(out.indices, method="reference", seed=3)
+    for method in ("native", "torch"):
+        assert torch.equal(model.decode(out.indices, method=method, seed=3), expected)
 
 
 def test_gradients_reach_the_encoder_through_the_codes() -> None:

@@ -48,7 +48,7 @@ def test_config_and_state_dict_make_the_same_prior(
             "dropout": 0.1,
         },
         "residual": {"num_residual_blocks": 3, "first_kernel_size": 3},
-        "wavenet": {"dilation_cycle": 1, "condition_stride": 1},
+        "wavenet": {"dilation_cycle": 1, "condition_stride": 1, "num_mixtures": None},
         "snail": {
             "num_blocks": 1,
             "num_heads": 3,

@@ -159,6 +159,13 @@ def test_program_with_a_term_that_no_executor_runs_is_refused(steps: list[AnySte
         Program(tuple(steps), 2)
 
 
+@pytest.mark.parametrize("taps", [((-1, 0),), ((0, -1),)], ids=["reads above", "known early"])
+def test_a_condition_of_several_columns_is_of_sequences(taps: tuple[tuple[int, int], ...]) -> None:
+    steps = [Step((reads(CODES, taps),), 2), Step((reads(CONDITION),), 2), Step((reads(0), reads(1)), 2)]
+    with pytest.raises(ValueError, match="condition_stride is 2; want 1"):
+        Program(tuple(steps), 2, condition_stride=2)
+
+
 @settings(derandomize=True, deadline=None, max_examples=60)
 @given(steps=causal_steps(), grid=st.sampled_from([(1, 6), (4, 2), (3, 4), (6, 1)]))
 def test_executor_runs_any_causal_program(executor: str, steps: list[AnyStep], grid: tuple[int, int]) -> None:

@@ -314,6 +314,8 @@ def _speech(sub: _Parser) -> None:
         ("--mel-weight", float, "weight of a second decoder's error, which tells the spectrogram"),
         ("--wavenet-channels", int, "channels of the WaveNet"),
         ("--wavenet-layers", int, "layers of the WaveNet"),
+        ("--num-values", int, "values of a sample, in mu-law"),
+        ("--num-mixtures", int, "logistic distributions that a sample is drawn from, in place of a table"),
         ("--num-embeddings", int, "code vectors in the codebook"),
         ("--embedding-dim", int, "numbers in a code vector"),
         ("--beta", float, "weight of the commitment loss"),

@@ -61,6 +61,12 @@ def mu_law_decode(indices: Tensor, num_values: int = 256, *, dtype: torch.dtype 
     """
     check_integer("num_values", num_values, 2)
     check_indices("indices", indices, num_values)
+    return mu_law_expand(
+        2 * indices.to(dtype or torch.get_default_dtype()) / (num_values - 1) - 1, num_values
+    )
+
+
+def mu_law_expand(squeezed: Tensor, num_values: int) -> Tensor:
+    """Samples whose values in mu-law, in [-1, 1], are these."""
     mu = num_values - 1
-    squeezed = 2 * indices.to(dtype or torch.get_default_dtype()) / mu - 1
     return squeezed.sign() * torch.expm1(squeezed.abs() * math.log1p(mu)) / mu

@@ -13,18 +13,21 @@ from torch import Tensor, nn
 
 from vqfast.checks import Device, check_integer, check_number, check_placement, check_sizes
 from vqfast.models.autoencoder import Autoencoder
-from vqfast.models.mu_law import mu_law_decode, mu_law_encode
+from vqfast.models.mu_law import mu_law_decode, mu_law_encode, mu_law_expand
 from vqfast.models.quantizers import LayerOptions, make_layer
-from vqfast.models.speech_encoder import MelDecoder, counting, speech_encoder
+from vqfast.models.speech_encoder import MelDecoder, counting, encoder_reach, speech_encoder
 from vqfast.models.vqvae import VQVAEOutput
 from vqfast.nn.calls import typed_as
 from vqfast.nn.sharded import whole
 from vqfast.priors.wavenet import WaveNet
+from vqfast.sampling import mixture
 from vqfast.sampling.batches import as_labels
 from vqfast.saving.models import loadable
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+PIECE = 1 << 16  # samples of a waveform that are encoded or judged at a time
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "paper-speech": {"encoder_strides": (2,) * 6},
@@ -67,6 +70,8 @@ class SpeechVQVAE(Autoencoder):
         wavenet_channels, wavenet_layers, dilation_cycle: of the ``WaveNet``.
         condition_channels: of the map that the code vectors become for the ``WaveNet``.
         num_values: how many values a sample of the ``WaveNet`` has, see ``mu_law_encode``.
+        num_mixtures: of logistic distributions that a sample is drawn from, along the values in mu-law, see
+            ``WaveNet``; ``None`` for a probability of each value.
         loss_weight: what the quantiser's loss is multiplied by in ``VQVAEOutput.loss``.
         num_embeddings, embedding_dim: of the ``VQLayer``.
         device, dtype: of all parameters and buffers, as in ``torch.nn``.
@@ -111,6 +116,7 @@ class SpeechVQVAE(Autoencoder):
         dilation_cycle: int = 10,
         condition_channels: int = 64,
         num_values: int = 256,
+        num_mixtures: int | None = None,
         loss_weight: float = 1.0,
         num_embeddings: int = 512,
         embedding_dim: int = 64,
@@ -162,6 +168,7 @@ class SpeechVQVAE(Autoencoder):
                 num_classes=num_classes,
                 condition_channels=condition_channels,
                 condition_stride=self.stride,
+                num_mixtures=num_mixtures,
             )
         self.to(device=device, dtype=dtype)
 
@@ -177,6 +184,7 @@ class SpeechVQVAE(Autoencoder):
             "wavenet_layers": len(self.wavenet.layers),
             **{name: getattr(self.wavenet, name) for name in names},
             "num_values": self.num_values,
+            "num_mixtures": self.wavenet.num_mixtures,
             "loss_weight": self.loss_weight,
             **{name: value for name, value in self.vq.arguments().items() if name != "channel_dim"},
         }
@@ -224,7 +232,8 @@ class SpeechVQVAE(Autoencoder):
 
         Returns:
             ``VQVAEOutput``; its reconstruction ``(B, 1, T)`` has the mean of each sample, given the samples
-            of ``x`` before it; its loss has the second decoder's error too, if there is one.
+            of ``x`` before it (with ``num_mixtures`` the mean in mu-law); its loss has the second decoder's
+            error too, if there is one.
 
         Raises:
             TypeError: an argument has the wrong type, or ``x`` another dtype than the model.
@@ -241,18 +250,14 @@ class SpeechVQVAE(Autoencoder):
         shown = self._shown(x, lengths)
         z_e = self.encoder(self._padded(x))
         quantized, indices, loss = self.vq(z_e, shown) if shown is not None else self.vq(z_e)
-        logits, values = self._logits(x, quantized, labels)
-        with torch.no_grad():
-            levels = mu_law_decode(
-                torch.arange(self.num_values, device=x.device), self.num_values, dtype=x.dtype
-            )
-            mean = torch.einsum("bkt,k->bt", logits.softmax(1), levels.to(logits.dtype)).unsqueeze(1)
+        values = mu_law_encode(x.squeeze(1), self.num_values)
+        logits = self.wavenet(values, labels, self.conditioner(quantized))
         loss = self.loss_weight * loss
         if self.mel_decoder is not None:
             told = as_labels(labels, len(x), x.device)
             mels = self.encoder[0](self._padded(x))
             loss = loss + self.mel_weight * self.mel_decoder.error(quantized, told, mels, lengths)
-        output = VQVAEOutput(mean, indices, loss)
+        output = VQVAEOutput(self._mean(logits.detach()).unsqueeze(1), indices, loss)
         return (output, self._nats(logits, values, lengths)) if return_nats else output
 
     if TYPE_CHECKING:
@@ -263,7 +268,7 @@ class SpeechVQVAE(Autoencoder):
     @whole
     @torch.no_grad()
     def encode(self, x: Tensor, *, lengths: Tensor | None = None) -> Tensor:
-        """The codes of ``x``.
+        """The codes of ``x``. Long waveforms are encoded piece by piece, in memory that doesn't grow.
 
         Args:
             x, lengths: as in ``forward``.
@@ -273,7 +278,17 @@ class SpeechVQVAE(Autoencoder):
         """
         self._check_input(x)
         shown = self._shown(x, None if lengths is None else lengths.to(x.device))
-        return self.vq.encode(self.encoder(self._padded(x)), shown)
+        x, stride, sizes = self._padded(x), self.stride, self.sizes
+        reach = encoder_reach(self.encoder_strides, sizes["num_residual_blocks"], sizes["num_mels"])
+        piece, codes = max(1, PIECE // stride), []
+        for first in range(0, x.shape[2] // stride, piece):
+            begin = max(0, first - reach)
+            z_e = self.encoder(x[:, :, begin * stride : (first + piece + reach) * stride])
+            own = slice(first - begin, first - begin + piece)
+            codes.append(
+                self.vq.encode(z_e[:, :, own], None if shown is None else shown[:, first:][:, :piece])
+            )
+        return torch.cat(codes, 1)
 
     @whole
     @torch.no_grad()
@@ -333,6 +348,8 @@ class SpeechVQVAE(Autoencoder):
     ) -> Tensor:
         """``-log p(x | codes, labels)`` for any codes, summed over the samples that count.
 
+        Long waveforms are taken piece by piece, in memory that doesn't grow.
+
         Args:
             x, labels, lengths: as in ``forward``.
             indices: integer ``(B, ceil(T / stride))``, as ``encode`` gives.
@@ -352,7 +369,15 @@ class SpeechVQVAE(Autoencoder):
         """
         self._check_input(x)
         lengths = None if lengths is None else lengths.to(x.device)
-        return self._nats(*self._logits(x, self.vq.decode(indices), labels), lengths)
+        values = mu_law_encode(x.squeeze(1), self.num_values)
+        condition, stride, reach = self.conditioner(self.vq.decode(indices)), self.stride, self.wavenet.reach
+        total = x.new_zeros(len(x))
+        for first in range(0, x.shape[2], PIECE):
+            begin, end = max(0, first - reach) // stride * stride, min(first + PIECE, x.shape[2])
+            seen = condition[:, :, begin // stride : -(-end // stride)]
+            logits = self.wavenet(values[:, begin:end], labels, seen)[:, :, first - begin :]
+            total += self._nats(logits, values[:, first:end], None if lengths is None else lengths - first)
+        return total
 
     def encode_levels(self, x: Tensor) -> list[Tensor]:
         """``encode``, in a list of one."""
@@ -389,12 +414,18 @@ class SpeechVQVAE(Autoencoder):
             raise ValueError(f"lengths has shape {tuple(lengths.shape)}; want ({len(x)},)")
         return counting(-(-x.shape[2] // self.stride), self.stride, lengths)
 
-    def _logits(self, x: Tensor, quantized: Tensor, labels: Tensor | int | None) -> tuple[Tensor, Tensor]:
-        """Logits ``(B, num_values, T)`` of each sample, and the values that the samples have."""
-        values = mu_law_encode(x.squeeze(1), self.num_values)
-        logits: Tensor = self.wavenet(values, labels, self.conditioner(quantized))
-        return logits, values
+    def _mean(self, logits: Tensor) -> Tensor:
+        """The mean of each sample ``(B, T)``, by what the WaveNet says of it."""
+        if self.wavenet.num_mixtures:
+            weights, means, _ = logits.chunk(3, 1)
+            return mu_law_expand((weights.softmax(1) * means.clamp(-1, 1)).sum(1), self.num_values)
+        values = torch.arange(self.num_values, device=logits.device)
+        levels = mu_law_decode(values, self.num_values, dtype=logits.dtype)
+        return torch.einsum("bkt,k->bt", logits.softmax(1), levels)
 
     def _nats(self, logits: Tensor, values: Tensor, lengths: Tensor | None) -> Tensor:
-        nats = F.cross_entropy(logits, values, reduction="none")
+        if self.wavenet.num_mixtures:
+            nats = mixture.nats(logits, values, self.num_values, several=False)
+        else:
+            nats = F.cross_entropy(logits, values, reduction="none")
         return (nats if lengths is None else nats * counting(nats.shape[1], 1, lengths)).sum(1)

@@ -145,3 +145,16 @@ def speech_encoder(
     blocks = [ResidualBlock(nn.Conv1d, channels, channels) for _ in range(num_residual_blocks)]
     last = nn.Conv1d(channels, embedding_dim, 1, bias=False)
     return nn.Sequential(*layers, *blocks, nn.ReLU(), last, Normalised(embedding_dim))
+
+
+def encoder_reach(strides: Sequence[int], num_residual_blocks: int, num_mels: int | None) -> int:
+    """Codes beside its own part of the waveform that a vector of ``speech_encoder`` depends on, at most.
+
+    A convolution of stride s and window 2 s or 2 s + 1 reaches s + 1 of its inputs beyond its own s; the
+    windows and the first convolution of a ``LogMel`` two hops beyond.
+    """
+    steps = [math.prod(strides[:i]) for i in range(len(strides) + 1)]  # samples from input to input
+    first = 0 if num_mels is None else 1
+    samples = sum(steps[i] + steps[i + 1] for i in range(first, len(strides)))
+    samples += (2 * strides[0] + 8) * first
+    return num_residual_blocks - (-samples // steps[-1])

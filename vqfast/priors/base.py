@@ -74,7 +74,7 @@ class CausalPrior(nn.Module, Pretrained):
         return condition.to(next(self.parameters())).reshape(condition.shape[0], -1, *grid)
 
     def condition_map(self, codes: Tensor, labels: Tensor | None, condition: Tensor | None) -> Tensor | None:
-        """The map ``(B, C, H, W)`` that the program reads as ``CONDITION``; arguments as ``grid_logits``."""
+        """The map that the program reads as ``CONDITION``, see ``Request``; arguments as ``grid_logits``."""
         return condition
 
     @property

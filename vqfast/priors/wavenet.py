@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vqfast.checks import Device, check_sizes
+from vqfast.checks import Device, check_integer, check_sizes
 from vqfast.nn.masked_conv import MaskedConv2d
 from vqfast.ops import dims
 from vqfast.priors.base import CausalPrior
@@ -77,6 +78,8 @@ class WaveNet(CausalPrior):
         condition_channels: channels of a map ``(B, condition_channels, ceil(T / condition_stride))`` that
             conditions the prior; 0 for none.
         condition_stride: how many positions each entry of the map stands for.
+        num_mixtures: of logistic distributions that a code is drawn from, for codes that stand for even steps
+            from -1 to 1 (van den Oord et al. 2017, "Parallel WaveNet", section 2.1); ``None`` for logits.
         device, dtype: of the parameters, as in ``torch.nn``.
 
     Raises:
@@ -102,14 +105,17 @@ class WaveNet(CausalPrior):
         num_classes: int | None = None,
         condition_channels: int = 0,
         condition_stride: int = 1,
+        num_mixtures: int | None = None,
         device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(num_embeddings, num_classes, condition_channels)
         check_sizes(channels=channels, num_layers=num_layers, dilation_cycle=dilation_cycle)
         check_sizes(condition_stride=condition_stride)
+        check_integer("num_mixtures", num_mixtures, optional=True)
         factory = placement(device, dtype)
         self.dilation_cycle, self.condition_stride = dilation_cycle, condition_stride
+        self.num_mixtures = num_mixtures
         self.embedding = nn.Embedding(num_embeddings, channels, **factory)
         self.first = MaskedConv2d(channels, channels, 3, stack="horizontal", **factory)
         self.layers = nn.ModuleList(
@@ -126,8 +132,10 @@ class WaveNet(CausalPrior):
             nn.ReLU(),
             pointwise(channels, channels, "relu", **factory),
             nn.Identity(),  # placeholder where other heads have a ReLU, so that state_dict keys match
-            pointwise(channels, num_embeddings, **factory),
+            pointwise(channels, 3 * num_mixtures if num_mixtures else num_embeddings, **factory),
         )
+        if num_mixtures:
+            self._spread_components(num_mixtures)
 
     @property
     def config(self) -> dict[str, object]:
@@ -137,7 +145,24 @@ class WaveNet(CausalPrior):
             "num_layers": len(self.layers),
             "dilation_cycle": self.dilation_cycle,
             "condition_stride": self.condition_stride,
+            "num_mixtures": self.num_mixtures,
         }
+
+    @property
+    def reach(self) -> int:
+        """How many earlier codes a code's logits depend on.
+
+        >>> WaveNet(256, channels=4, num_layers=4, dilation_cycle=3).reach
+        9
+        """
+        return 1 + sum(layer.conv.dilation for layer in self.layers)
+
+    @torch.no_grad()
+    def _spread_components(self, num_mixtures: int) -> None:
+        """At first the components of the mixture stand side by side, as wide as they are far apart."""
+        _, means, log_scales = self.head[3].bias.view(3, num_mixtures)
+        means.copy_(torch.linspace(-1, 1, num_mixtures + 2)[1:-1])
+        log_scales.fill_(-math.log(num_mixtures + 1))
 
     def condition_shape(self, num: int, shape: tuple[int, ...]) -> tuple[int, ...] | None:
         """See ``CausalPrior``."""
@@ -146,10 +171,6 @@ class WaveNet(CausalPrior):
     def on_grid(self, condition: Tensor, grid: tuple[int, int]) -> Tensor:
         """See ``CausalPrior``; its last size is that of the map."""
         return super().on_grid(condition, (1, condition.shape[-1]))
-
-    def condition_map(self, codes: Tensor, labels: Tensor | None, condition: Tensor | None) -> Tensor | None:
-        """See ``CausalPrior``."""
-        return None if condition is None else spread(condition, self.condition_stride, codes.shape[-1])
 
     def grid_logits(self, codes: Tensor, labels: Tensor | None, condition: Tensor | None) -> Tensor:
         """See ``CausalPrior``."""
@@ -186,4 +207,7 @@ class WaveNet(CausalPrior):
         head: Any = self.head
         total = builder.pointwise(total, head[1], "relu")
         builder.pointwise(total, head[3])
-        return builder.program(self.num_embeddings)
+        stride = self.condition_stride if self.condition_channels else 1
+        return builder.program(
+            self.num_embeddings, num_mixtures=self.num_mixtures or 0, condition_stride=stride
+        )

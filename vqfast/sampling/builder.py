@@ -75,6 +75,9 @@ class ProgramBuilder:
             term, width=len(conv.weight), bias=conv.bias, activation=activation, residual=residual
         )
 
-    def program(self, num_embeddings: int, num_quantizers: int = 1) -> tuple[Program, dict[str, Tensor]]:
+    def program(
+        self, num_embeddings: int, num_quantizers: int = 1, num_mixtures: int = 0, condition_stride: int = 1
+    ) -> tuple[Program, dict[str, Tensor]]:
         """The program of the steps collected so far, and its weights."""
-        return Program(tuple(self.steps), num_embeddings, num_quantizers), self.weights
+        program = Program(tuple(self.steps), num_embeddings, num_quantizers, num_mixtures, condition_stride)
+        return program, self.weights

@@ -35,7 +35,8 @@ def logits(
         weights: the tensors that the program names.
         codes: int64 ``(B, H, W)``, or ``(B, H, W, S)`` with the S codes of each position.
         labels: int64 ``(B,)``, if the program has label biases.
-        condition: ``(B, C, H, W)``, if the program reads ``CONDITION``.
+        condition: ``(B, C, H, W)``, if the program reads ``CONDITION``; of a program with
+            ``condition_stride`` its last size is W divided by that, rounded up.
 
     Returns:
         ``(B, K, H, W)``, or ``(B, K, H, W, S)``; of mixtures ``3 M`` channels in place of K.
@@ -44,7 +45,8 @@ def logits(
     by_code = codes.view(*codes.shape[:3], program.num_quantizers, 1).unbind(3)
     values = {source: each + 1 for source, each in zip(program.codes, by_code, strict=True)}  # 0 outside
     if condition is not None:
-        values[CONDITION] = condition.movedim(1, -1)
+        spread = condition.repeat_interleave(program.condition_stride, 3)[..., : codes.shape[2]]
+        values[CONDITION] = spread.movedim(1, -1)
     for number, step in enumerate(program.steps):
         if isinstance(step, Attention):
             query, key, value = (values[source].flatten(1, 2) for source in step.sources)

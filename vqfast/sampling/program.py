@@ -123,11 +123,13 @@ class Program:
         num_quantizers: S, how many codes a position has.
         num_mixtures: M, if the last steps' values are no logits, but the parameters of mixtures of M logistic
             distributions, ``3 M`` channels (``vqfast/sampling/mixture.py``); 0 for logits.
+        condition_stride: how many columns each entry of ``CONDITION`` stands for. Above 1 the program is of
+            sequences: it reads no rows above, and no step is known when a row starts.
 
     Raises:
         TypeError: a number isn't an integer.
         ValueError: the logits depend on their own or a later code or have another number of channels, or a
-            term or an attention isn't as ``Term`` or ``Attention`` says.
+            term or an attention isn't as ``Term`` or ``Attention`` says, or ``condition_stride`` doesn't fit.
 
     >>> hidden = Step((Term(CODES, ((-1, 0), (0, -1)), "codes"),), width=4, activation="relu")
     >>> logits = Step((Term(0, weight="head"),), width=8, bias="bias")
@@ -143,11 +145,13 @@ class Program:
     num_embeddings: int
     num_quantizers: int = 1
     num_mixtures: int = 0
+    condition_stride: int = 1
 
     def __post_init__(self) -> None:
         check_integer("num_embeddings", self.num_embeddings)
         check_integer("num_quantizers", self.num_quantizers)
         check_integer("num_mixtures", self.num_mixtures, 0)
+        check_integer("condition_stride", self.condition_stride)
         if len(self.steps) < self.num_quantizers:
             raise ValueError(f"steps has {len(self.steps)}; want at least {self.num_quantizers}")
         readable = len(self.steps) - self.num_quantizers  # no step reads logits
@@ -173,6 +177,9 @@ class Program:
                 raise ValueError(f"the last steps have {got} channels; want {outputs}")
             if phase >= Phase.CODE + code:
                 raise ValueError("the program isn't causal: its logits depend on the code that they are for")
+        sources = (*self.codes, *range(readable))
+        if self.condition_stride > 1 and (self.reach(*sources)[0] > 1 or Phase.ROW in self.phases()):
+            raise ValueError(f"condition_stride is {self.condition_stride}; want 1: steps read rows above")
 
     @property
     def codes(self) -> range:

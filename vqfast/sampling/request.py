@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from vqfast.sampling.draw import Draw
@@ -45,7 +46,11 @@ class Model(Protocol):
         ...
 
     def condition_map(self, codes: Tensor, labels: Tensor | None, condition: Tensor | None) -> Tensor | None:
-        """The map ``(B, C, H, W)`` that the program reads as ``CONDITION``, in the model's dtype."""
+        """The map that the program reads as ``CONDITION``, in the model's dtype.
+
+        ``(B, C, H, W)``; of a program with ``condition_stride`` its last size is W divided by that, rounded
+        up.
+        """
         ...
 
     def check_known(self, known: Given) -> None:
@@ -68,7 +73,7 @@ class Request:
         draw: how a code is drawn from logits.
         known: int64 ``(B, H, W, S)``, codes to keep; -1 where to draw. S is ``program.num_quantizers``.
         labels: int64 ``(B,)``, or ``None``.
-        condition: the map ``(B, C, H, W)`` that the program reads as ``CONDITION``, or ``None``.
+        condition: the map that the program reads as ``CONDITION``, see ``Model.condition_map``; or ``None``.
         logits: the model itself, codes ``(B, H, W, S)`` to logits ``(B, K, H, W, S)``, or to the parameters
             of mixtures; only the reference uses it.
         progress: is called with the number of codes drawn since the last call.
@@ -99,6 +104,14 @@ class Request:
         if not self.program.num_mixtures:
             return self.draw(outputs, noise[:, code])
         return draw_value(self.draw, outputs, noise[:, 0], noise[:, code], self.program.num_embeddings)
+
+    def condition_of(self, y: int, x: int, count: int) -> Tensor:
+        """The condition of ``count`` columns of row ``y`` from ``x`` on: ``(B, C, count)``."""
+        assert self.condition is not None
+        row, stride = self.condition[:, :, y], self.program.condition_stride
+        if stride == 1:
+            return row[:, :, x : x + count]
+        return row.index_select(2, torch.arange(x, x + count, device=row.device) // stride)
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -79,6 +79,7 @@ def test_executor_draws_what_the_naive_sampler_draws(
         ("snail", {"num_heads": 0, "num_blocks": 1}),
         ("wavenet", {"dilation_cycle": 1}),
         ("wavenet", {"num_layers": 6, "dilation_cycle": 6}),
+        ("wavenet", {"num_mixtures": 3, "num_embeddings": 50}),
     ],
 )
 def test_executor_draws_what_the_naive_sampler_draws_from_odd_models(

@@ -141,12 +141,15 @@ def test_members_share_out_the_tiles_of_each_job(
 
 
 @here
-def test_sequence_longer_than_a_block(make_prior: MakePrior, use: Callable, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("stride", [1, 3])
+def test_sequence_longer_than_a_block(
+    make_prior: MakePrior, use: Callable, monkeypatch: Any, stride: int
+) -> None:
     """The columns of a cache are a ring."""
     monkeypatch.setattr("vqfast.sampling.program._BLOCK_COLUMNS", 4)
     use(Tuning(SUMMED, SUMMED))
-    prior = make_prior("wavenet", num_layers=3, condition_channels=2).to(DEVICE)
-    condition = torch.randn(2, 2, 11, dtype=torch.float64, device=DEVICE)
+    prior = make_prior("wavenet", num_layers=3, condition_channels=2, condition_stride=stride).to(DEVICE)
+    condition = torch.randn(2, 2, -(-11 // stride), dtype=torch.float64, device=DEVICE)
     expected = prior.sample(2, (11,), method="torch", condition=condition)
     assert torch.equal(prior.sample(2, (11,), method="triton", condition=condition), expected)
 

@@ -123,7 +123,7 @@ def run(request: Request) -> Tensor:
     batch, height, width, num_codes = request.known.shape
     condition = request.condition
     if condition is None:
-        condition = flat.new_empty(batch, 0, height, width)
+        condition = flat.new_empty(batch, 0, height, -(-width // program.condition_stride))
     threads = _threads(program, weights, batch)
     draw = request.draw
     code_rows, code_left, code_right = program.reach(*program.codes)
@@ -137,6 +137,7 @@ def run(request: Request) -> Tensor:
         width=width,
         block=program.block(height, width),
         condition_channels=condition.shape[1],
+        condition_stride=program.condition_stride,
         code_rows=code_rows,
         code_left=code_left,
         code_right=code_right,

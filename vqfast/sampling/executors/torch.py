@@ -82,8 +82,7 @@ class _Plan:
         self.request, self.program, self.weights = request, request.program, request.weights
         self.steps, self.phases = self.program.steps, self.program.phases()
         self.block = self.program.block(*request.grid)
-        if request.condition is not None:
-            self.condition = request.condition.movedim(1, -1).contiguous()
+        self.condition = request.weight.new_zeros(0)  # of the block: (B, count, C)
         self.early_runs, self.late_runs = (
             [
                 [run for term in step.terms for run in _runs(term, self.weights, self.phases[:number], early)]
@@ -119,7 +118,7 @@ class _Plan:
     def _add(self, total: Tensor, run: Run, y: int, x: int, count: int) -> Tensor:
         """``total (B, count, width)`` plus ``run`` at positions ``x .. x + count`` of row ``y``."""
         if run.source == CONDITION:
-            values = self.condition[:, y, x : x + count]
+            values = self.condition
         else:
             values = self.caches[run.source].window(y + run.dy, x + run.dx, count + run.count - 1)
         if run.weight is None:
@@ -178,6 +177,8 @@ def run(request: Request) -> Tensor:
         if begin > 0:
             for cache in plan.caches.values():
                 cache.move(begin)
+        if request.condition is not None:
+            plan.condition = request.condition_of(y, begin, count).transpose(1, 2).contiguous()
         sums: list[Tensor] = []
         for number in range(len(plan.steps)):
             sums.append(plan.early_sums(number, y, begin, count))

@@ -76,8 +76,9 @@ class Sampling:
             request.program, request.weights, request.grid, batch, num_classes, channels, tuning
         )
         values = weight.new_zeros(plan.units["values"] * UNIT)
+        self.condition = None
         if condition is not None:
-            plan.condition.view(values, batch)[..., :channels] = condition[index].permute(2, 3, 0, 1)
+            self.condition = plan.condition.view(values, batch)[0, :, :images, :channels]
         sums = values.new_zeros(
             plan.units["sums"] * UNIT, dtype=torch.promote_types(weight.dtype, torch.float32)
         )
@@ -150,6 +151,8 @@ class Sampling:
         device, before = self.arguments["out"].device, None
         for y, x in product(range(height), range(0, width, plan.block)):
             count = min(plan.block, width - x)
+            if self.condition is not None:
+                self.condition[:count] = self.request.condition_of(y, x, count).permute(2, 0, 1)
             self.launch(plan.row, 0, len(plan.row.jobs), y, x, 1, count)
             self._positions(y, x, count)
             if device.type == "cuda":  # at most two rows are queued, for progress and Ctrl-C

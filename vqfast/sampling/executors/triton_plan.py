@@ -163,7 +163,7 @@ class Plan:
             Cache(code * rows * columns * batch, 1, rows, columns, left) for code in range(len(program.codes))
         ]
         self.first_logits = len(program.steps) - len(self.codes)  # number of the step
-        self.condition = self._cache("values", condition_channels, *shape)
+        self.condition = self._cache("values", condition_channels, 1, self.block)  # of the columns computed
         self.values = [self._value(number) for number in range(len(program.steps))]
         self.partials = [self._partial(number) for number in range(len(program.steps))]
         self.starts = [self._cache("sums", step.width, 1, 1, images=num_classes) for step in program.steps]
