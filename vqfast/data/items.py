@@ -128,7 +128,7 @@ class Items:
             items = disk.quantity(len(self), self.item)
             raise ValueError(f"val is {val}, which leaves one part of {items} empty; want both")
         # NumPy keeps the raw stream of a bit generator across versions, but not that of ``permutation``.
-        groups = np.arange(len(self)) if group is None else self._groups(group)
+        groups = self._alone() if group is None else self._groups(group)
         sizes = np.bincount(groups)
         order = np.argsort(np.random.PCG64(seed).random_raw(len(sizes)), kind="stable")
         held_out_groups = 1 + int(np.abs(sizes[order].cumsum() - held_out).argmin())
@@ -144,6 +144,10 @@ class Items:
         subset._numbers = self._numbers[numbers]
         subset.labels = None if self.labels is None else self.labels[numbers]
         return subset
+
+    def _alone(self) -> np.ndarray:
+        """The number of each item's group where the user names none."""
+        return np.arange(len(self))
 
     def _groups(self, group: str) -> np.ndarray:
         """The number of each item's group."""

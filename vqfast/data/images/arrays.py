@@ -133,19 +133,24 @@ def read_npy(path: Path) -> np.ndarray:
         return np.lib.format.open_memmap(path, mode="r")  # refuses pickled objects
 
 
-def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """The images of a .npz file, and its labels or None."""
+def read_npz(
+    path: Path, keys: Sequence[str] = IMAGE_KEYS, others: Sequence[Sequence[str]] = (LABEL_KEYS,)
+) -> tuple[np.ndarray, list[np.ndarray | None]]:
+    """The items of a .npz file, and other arrays, each under the first of its names that is there, or None.
+
+    The items may also be the only array of rank 3 or more.
+    """
     with disk.decoding(path, ".npz file"), open_file(path) as file:
         with zipfile.ZipFile(file) as archive:
             packed = (member for member in archive.infolist() if member.compress_type != zipfile.ZIP_STORED)
             _check_unpacked(sum(member.file_size for member in packed))
         arrays = np.lib.npyio.NpzFile(file, allow_pickle=False)
-        found = [key for key in IMAGE_KEYS if key in arrays.files][:1]
+        found = [key for key in keys if key in arrays.files][:1]
         found = found or [key for key in arrays.files if np.ndim(arrays[key]) >= 3]
         if len(found) != 1:
-            raise ValueError(f"it has {arrays.files}; want images under one of {', '.join(IMAGE_KEYS)}")
-        labels = next((arrays[key] for key in LABEL_KEYS if key in arrays.files), None)
-        return np.asarray(arrays[found[0]]), labels
+            raise ValueError(f"it has {arrays.files}; want images under one of {', '.join(keys)}")
+        beside = [next((arrays[key] for key in names if key in arrays.files), None) for names in others]
+        return np.asarray(arrays[found[0]]), beside
 
 
 def read_idx_pair(path: Path) -> tuple[np.ndarray, np.ndarray | None]:

@@ -97,7 +97,7 @@ def load_images(
         array, found = _read_digits(size or 32)
         pixels = ArrayPixels(array, "digits", [], None, None)
     elif (path := disk.existing_path("data", data)).suffix.lower() in (".npy", ".npz") and path.is_file():
-        array, found = read_npz(path) if path.suffix.lower() == ".npz" else (read_npy(path), None)
+        array, (found,) = read_npz(path) if path.suffix.lower() == ".npz" else (read_npy(path), [None])
         pixels = ArrayPixels(array, str(path), [path], size, depth)
     elif cifar := cifar_files(path):
         array, found = read_cifar(cifar)
