@@ -4,6 +4,21 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from vqfast.checks import check_flags
+
+
+def network_axes(ndim: int, frame_by_frame: bool) -> int:
+    """How many spatial axes the network of a model of ``ndim`` axes has.
+
+    Raises:
+        TypeError: ``frame_by_frame`` isn't a bool.
+        ValueError: the model has no frames.
+    """
+    check_flags(frame_by_frame=frame_by_frame)
+    if frame_by_frame and ndim != 3:
+        raise ValueError(f"frame_by_frame is True; want False with ndim {ndim!r}")
+    return 2 if frame_by_frame else ndim
+
 
 class FrameByFrame(nn.Module):
     """A network of images ``(B, C, H, W)``, applied to each frame of video ``(B, C, T, H, W)``.

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from vqfast.checks import (
     Device,
     check_choice,
-    check_flags,
     check_integer,
     check_number,
     check_placement,
@@ -24,7 +23,7 @@ from vqfast.models.autoencoder import Autoencoder, axes
 from vqfast.models.configs import CONFIGS
 from vqfast.models.likelihood import logistic_mixture_mean, logistic_mixture_nats, mixture_channels
 from vqfast.models.quantizers import LayerOptions, given_quantizer, make_layer, quantizer_config
-from vqfast.models.video import FrameByFrame
+from vqfast.models.video import FrameByFrame, network_axes
 from vqfast.nn.calls import typed_as
 from vqfast.nn.sharded import whole
 from vqfast.nn.vq import VQLayer
@@ -78,11 +77,10 @@ class VQVAE(Autoencoder):
         architecture: ``"paper"``, ``"keras"`` or ``"ruseckas"``, see above.
         in_channels: C.
         ndim: the number of spatial axes; 2 for ``"keras"`` and ``"ruseckas"``.
+        frame_by_frame: each frame of video is an image for the architecture, and has a grid of codes of its
+            own. Otherwise time is halved like height and width.
         hidden_channels: the width of the widest layer; ``None`` for 256, or 64 for ``"keras"``, 512 for
             ``"ruseckas"``.
-        frame_by_frame: of video, encodes and decodes each frame as an image, so that each has a grid of codes
-            ``(B, T, H, W)``, for every architecture that has images. Otherwise time is halved like the other
-            axes.
         num_downsamplings: how many times every axis is halved; ``None`` for 2, or 5 for ``"ruseckas"``.
         num_residual_blocks: ``None`` for 2 in ``"paper"``; the others have none.
         num_mixtures: of how many logistic distributions the decoder says each value's likelihood, see
@@ -141,10 +139,7 @@ class VQVAE(Autoencoder):
         check_choice("architecture", architecture, ARCHITECTURES)
         kind = ARCHITECTURES[architecture]
         check_integer("in_channels", in_channels)
-        check_flags(frame_by_frame=frame_by_frame)
-        if frame_by_frame and ndim != 3:
-            raise ValueError(f"frame_by_frame is True; want False with ndim {ndim}")
-        network_ndim = 2 if frame_by_frame else ndim
+        network_ndim = network_axes(ndim, frame_by_frame)
         check_ndim(network_ndim, kind.ndims, architecture)
         sizes = chosen(
             f"architecture {architecture!r}",
@@ -203,7 +198,7 @@ class VQVAE(Autoencoder):
             "architecture": self.architecture,
             "in_channels": self.in_channels,
             "ndim": self.ndim,
-            "frame_by_frame": self.frame_by_frame,
+            **({"frame_by_frame": True} if self.frame_by_frame else {}),
             **self.sizes,
             "loss_weight": self.loss_weight,
             **self._quantizer_config(),

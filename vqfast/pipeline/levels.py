@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from vqfast.models import LevelPrior
-from vqfast.priors import ConditionedPrior
+from vqfast.priors import ClipPrior, ConditionedPrior
 from vqfast.priors.base import CausalPrior
 
 # A prior of one level; that of a finer level takes the codes of the coarser ones.
-Prior = CausalPrior | ConditionedPrior
+Prior = CausalPrior | ConditionedPrior | ClipPrior
 AnyPrior = Prior | LevelPrior  # the last isn't trained on codes: a model brings it
 
 
@@ -33,7 +33,7 @@ def concatenated(batches: Iterable[Sequence[Tensor]]) -> list[Tensor]:
 
 def level_of(prior: AnyPrior) -> int:
     """The level whose codes a prior is of."""
-    return 0 if isinstance(prior, CausalPrior) else prior.level
+    return prior.level if isinstance(prior, (ConditionedPrior, LevelPrior)) else 0
 
 
 def given(prior: AnyPrior, levels: Sequence[Tensor]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Autoregressive priors of codes: models of our own, and any causal network as one."""
 
 from vqfast.priors.base import CausalPrior
+from vqfast.priors.clips import ClipPrior
 from vqfast.priors.conditioned import ConditionedPrior
 from vqfast.priors.pixelcnn import PixelCNN
 from vqfast.priors.residual_pixelcnn import ResidualPixelCNN
@@ -10,6 +11,7 @@ from vqfast.priors.wavenet import WaveNet
 
 __all__ = [
     "CausalPrior",
+    "ClipPrior",
     "ConditionedPrior",
     "PixelCNN",
     "PixelSNAIL",
