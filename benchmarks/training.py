@@ -1,8 +1,8 @@
 """What a VQ-VAE reaches on held-out photographs by the defaults, by other options and by a peer.
 
 The encoder and the decoder are the paper's with 32 channels, the crops have 32x32 pixels. One seed tries
-every layer at every rate for 400 steps, and the leading ones for 4,000. Then the defaults, the best of all,
-the best options of the peer, and the command line as it comes, train with three seeds.
+every layer for 400 steps at the usual rate, and those of ``SWEPT`` at others. Then the defaults, the command
+line as it comes, the best other settings and the best of the peer train with more seeds, and for longer.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ from pathlib import Path
 
 from benchmarks import photos, training_runs
 from benchmarks.core import AbsentError, Case
-from benchmarks.training_runs import COMMAND, DEFAULTS, LAYERS, PEER, Reached, Runs, Setting
+from benchmarks.training_runs import COMMAND, DEFAULTS, LAYERS, PEER, SWEPT, Reached, Runs, Setting
 
 CASES: list[Case] = []  # nothing is timed
 STEPS, LONG = 400, 4000
-RATES = (3e-4, 1e-3, 3e-3)
 USUAL = 1e-3  # the rate of most trainings
-LEADING = 3  # settings of 400 steps that go on to 4,000
-LARGE = 1024  # code vectors above which the peer has one seed; a step with 8192 takes a fifth of a second
+SEEDS = {STEPS: 3, LONG: 3}
+LEADING = 2  # settings of the sweep, besides the defaults, that train with several seeds and for longer
 
 
 def findings(*, full: bool, photographs: Path | None) -> dict[str, dict[str, dict[str, str]]]:
@@ -34,34 +33,41 @@ def findings(*, full: bool, photographs: Path | None) -> dict[str, dict[str, dic
     except AbsentError as error:
         print(f"training: {error}", flush=True)
         return {}
-    found: dict[str, dict[str, dict[str, str]]] = {}
-    for k in (128, 512, 8192) if full else (128,):
-        settings = [Setting(name, k, lr, STEPS, 0) for name in LAYERS for lr in RATES]
-        tried = results(runs, [setting for setting in settings if full or setting.lr == USUAL])
-        found[f"K {k}, {STEPS} steps, one seed"] = by_rate(tried)
-        if full:
-            found[f"K {k}, {STEPS} steps, three seeds"] = by_seed(runs, finalists(tried))
-            leading = [setting._replace(steps=LONG) for setting in leaders(tried)]
-            found[f"K {k}, {LONG} steps, three seeds"] = by_seed(runs, finalists(results(runs, leading)))
+    sizes = (128, 512, 8192) if full else (128,)
+    tried = {k: results(runs, sweep(k, full=full)) for k in sizes}
+    found = {f"K {k}, {STEPS} steps, one seed": by_rate(tried[k]) for k in sizes}
+    if not full:
+        return found
+    lengths = {
+        steps: {k: [s._replace(steps=steps) for s in finalists(tried[k])] for k in sizes} for steps in SEEDS
+    }
+    for steps, settings in lengths.items():
+        for seed in range(SEEDS[steps]):  # one seed of all sizes before the next
+            for setting in (setting for k in sizes for setting in settings[k]):
+                runs(setting._replace(seed=seed))
+    for steps, settings in lengths.items():
+        for k in sizes:
+            name = f"K {k}, {steps} steps, {SEEDS[steps]} seeds"
+            found[name] = {setting.label: over_seeds(runs, setting) for setting in settings[k]}
     return found
 
 
+def sweep(k: int, *, full: bool) -> list[Setting]:
+    """Every layer at the usual rate, and some at other rates."""
+    usual = [Setting(name, k, USUAL, STEPS, 0) for name in LAYERS]
+    others = [Setting(name, k, lr, STEPS, 0) for name, rates in SWEPT.items() for lr in rates]
+    return usual + others if full else usual
+
+
 def results(runs: Runs, settings: list[Setting]) -> dict[Setting, Reached]:
-    """What each setting reaches; settings of an absent package are left out, and slow ones at other rates."""
+    """What each setting reaches; settings of an absent package are left out."""
     tried = {}
     for setting in settings:
-        if slow(setting) and setting.lr != USUAL:
-            continue
         try:
             tried[setting] = runs(setting)
         except ImportError as error:
             print(f"training: {setting.layer}: {error}", flush=True)
     return tried
-
-
-def slow(setting: Setting) -> bool:
-    """Whether a training takes too long to be repeated."""
-    return setting.layer.startswith(PEER) and setting.k > LARGE
 
 
 def ranked(tried: dict[Setting, Reached], *, of_peer: bool) -> list[Setting]:
@@ -70,19 +76,16 @@ def ranked(tried: dict[Setting, Reached], *, of_peer: bool) -> list[Setting]:
     return sorted(own, key=lambda setting: tried[setting].psnr, reverse=True)
 
 
-def leaders(tried: dict[Setting, Reached]) -> list[Setting]:
-    """The defaults at every rate, the best other settings, and the peer's best."""
-    ours = ranked(tried, of_peer=False)
-    defaults = [setting for setting in ours if setting.layer == DEFAULTS]
-    others = [setting for setting in ours if setting.layer != DEFAULTS]
-    return [*defaults, *others[:LEADING], *ranked(tried, of_peer=True)[:1]]
-
-
 def finalists(tried: dict[Setting, Reached]) -> list[Setting]:
-    """The defaults at the usual rate, the best of all settings, the peer's best, and the command line."""
+    """The defaults at the usual rate, the command line, the best other settings, and the peer's best."""
     usual = next(s for s in tried if s.layer == DEFAULTS and s.lr == USUAL)
-    best = [usual, *ranked(tried, of_peer=False)[:1], *ranked(tried, of_peer=True)[:1]]
-    return list(dict.fromkeys([*best, usual._replace(layer=COMMAND, lr=None)]))
+    others = [setting for setting in ranked(tried, of_peer=False) if setting != usual]
+    return [
+        usual,
+        usual._replace(layer=COMMAND, lr=None),
+        *others[:LEADING],
+        *ranked(tried, of_peer=True)[:1],
+    ]
 
 
 def by_rate(tried: dict[Setting, Reached]) -> dict[str, dict[str, str]]:
@@ -95,16 +98,12 @@ def by_rate(tried: dict[Setting, Reached]) -> dict[str, dict[str, str]]:
     return table
 
 
-def by_seed(runs: Runs, settings: list[Setting]) -> dict[str, dict[str, str]]:
-    """A line for each setting: means over three seeds, and the lowest and highest PSNR."""
-    table = {}
-    for setting in settings:
-        seeds = range(1 if slow(setting) else 3)
-        reached = [runs(setting._replace(seed=seed)) for seed in seeds]
-        psnr = [one.psnr for one in reached]
-        table[setting.label + (", one seed" if slow(setting) else "")] = {
-            "PSNR": f"{statistics.mean(psnr):.2f} dB",
-            "from, to": f"{min(psnr):.2f}, {max(psnr):.2f}",
-            "perplexity": f"{statistics.mean(one.perplexity for one in reached):.0f}",
-        }
-    return table
+def over_seeds(runs: Runs, setting: Setting) -> dict[str, str]:
+    """Means over the seeds, and the lowest and highest PSNR."""
+    reached = [runs(setting._replace(seed=seed)) for seed in range(SEEDS[setting.steps])]
+    psnr = [one.psnr for one in reached]
+    return {
+        "PSNR": f"{statistics.mean(psnr):.2f} dB",
+        "from, to": f"{min(psnr):.2f}, {max(psnr):.2f}",
+        "perplexity": f"{statistics.mean(one.perplexity for one in reached):.0f}",
+    }

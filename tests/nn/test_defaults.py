@@ -86,6 +86,15 @@ def test_codes_that_few_vectors_do_not_use_are_soon_replaced() -> None:
     assert vq.perplexity(codes) > 16
 
 
+@pytest.mark.parametrize("decay", [None, 0.95])
+def test_codes_that_few_vectors_start_are_soon_replaced(decay: float | None) -> None:
+    vq = VQLayer(256, D, decay=decay)
+    vq(torch.randn(64, D))
+    for _ in range(16):
+        codes = vq(torch.randn(64, D) + 10).indices
+    assert vq.perplexity(codes) > 16
+
+
 @pytest.mark.parametrize("num", [10, START_LIMIT + 100])
 def test_kmeans_starts_on_a_limited_number_of_vectors(num: int, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []

@@ -209,6 +209,12 @@ class Codebook(nn.Module):
         check_device("z_e", vectors, "codebook", self.codebook.device)
         cosine = self.metric == "cosine"
         self.set_codebook(kmeans_of_ranks(vectors, mask, self.codebook, self._start, cosine))
+        if self.revive_below:  # the encoder moves fastest now, and few vectors start many codes badly
+            shown = vectors.new_full((), len(vectors)) if mask is None else mask.sum()
+            share = self._limits(ranks.total(shown))[1] / self._fresh_count
+            for name in STATISTICS:
+                if name in self._buffers:
+                    getattr(self, name).mul_(share)
 
     @torch.no_grad()
     def learn(self, *batches: Batch) -> None:
@@ -271,14 +277,9 @@ class Codebook(nn.Module):
         sums.copy_(torch.where(own, sums, codebook * smoothed))
 
     def _revive(self, vectors: Vectors, mask: Tensor | None, total: Tensor) -> None:
-        """Replaces codes whose average count is below the threshold by random vectors.
-
-        The threshold is ``revive_below``, or ``REACHABLE`` times the mean count where the ``total`` number of
-        vectors is too small for all codes to reach ``revive_below``.
-        """
+        """Replaces codes whose average count is below the threshold by random vectors."""
         self._warn(vectors.num)
-        mean = total / self.num_embeddings
-        below = torch.where(mean < self.revive_below, REACHABLE * mean, self.revive_below)
+        below, count = self._limits(total)
         dead = self.ema_counts < below
         drawn = ranks.noise(self.num_embeddings, dead.device)
         if dead.is_cpu and not torch.compiler.is_compiling() and not dead.any():
@@ -287,12 +288,21 @@ class Codebook(nn.Module):
         fresh = fresh.to(self.codebook.dtype).transpose(0, 1).reshape(self.codebook.shape)
         dead = dead & fresh.isfinite().all(-1)
         write(self, "codebook", fresh, dead.unsqueeze(-1).expand_as(fresh))
-        # where the threshold is scaled down, so is the count: a code that stays unused is soon replaced again
-        count = (2 * below).clamp(max=self._fresh_count)
         self.ema_counts.copy_(torch.where(dead, count, self.ema_counts))
         if self.decay is not None:
             revived = fresh * count.unsqueeze(-1)
             self.ema_sums.copy_(torch.where(dead.unsqueeze(-1), revived, self.ema_sums))
+
+    def _limits(self, total: Tensor) -> tuple[Tensor, Tensor]:
+        """The average count below which a code is dead, and that of a new code, of ``total`` vectors a batch.
+
+        The first is ``revive_below``, or ``REACHABLE`` times the mean count where the vectors are too few for
+        all codes to reach ``revive_below``. The second is twice that at most, so that a new code that stays
+        unused is soon replaced again.
+        """
+        mean = total / self.num_embeddings
+        below = torch.where(mean < self.revive_below, REACHABLE * mean, self.revive_below)
+        return below, (2 * below).clamp(max=self._fresh_count)
 
     def _warn(self, vectors: int) -> None:
         """Warns once where the number of ``vectors``, times the ranks, is too small for ``revive_below``."""
