@@ -1,7 +1,8 @@
 // The sampler's memory: packed weights, which all threads share, and the values and caches of each team of threads.
 //
 // Values are [row of the cache][column][sample][channel]. So the rows of a product are the samples side by side, or
-// those of a whole row of the grid, and every tap has them at the same distance from each other.
+// those of a whole row of the grid, and every tap has them at the same distance from each other. Of a step with a stride
+// only the rows and columns are kept where it has values; y and x count those of the grid of codes all the same.
 #pragma once
 
 #include "sampler/barrier.h"
@@ -44,10 +45,11 @@ struct Memory {
   static constexpr int kLanes = Sums<Arithmetic>::kLanes, kColumns = Sums<Arithmetic>::kColumns;
   static constexpr int kPositions = 4 * kLanes;  // whose scores an attention computes at a time
 
-  // Values that are multiplied by a matrix: `depth` numbers for each row of the product, the rows `stride` apart.
+  // Values that are multiplied by a matrix: `depth` numbers for each row of the product, the rows `stride` apart. The
+  // tap's own rows of the packed matrix begin at row `matrix`.
   struct Segment {
     const T* rows;
-    int64_t stride, depth;
+    int64_t stride, depth, matrix;
   };
 
   const SamplerProblem& s;
@@ -69,9 +71,10 @@ struct Memory {
   int64_t row_of_positions() const { return ceil_div(s.height * s.width, kPositions) * kPositions + kLanes; }
   static int64_t channels_of(const Step& step) { return is_paired(step.activation) ? step.width / 2 : step.width; }
   int64_t max_samples() const { return ceil_div(s.batch, s.teams); }  // of the largest team
-  int64_t cells(int64_t rows, int64_t left, int64_t right) const {    // of a cache, in the largest team
-    return rows * (left + s.block + right) * max_samples();
-  }
+  // Columns of a block where a step of this stride, or the codes, have values; and those that a cache has.
+  int64_t columns_of(int64_t stride) const { return ceil_div(s.block, stride); }
+  template <class Cache>
+  int64_t row_of(const Cache& cache) const { return cache.left + columns_of(cache.stride) + cache.right; }
 
   // Places everything. Writes to memory only if `store` says that it is there.
   MemoryLayout lay_out(bool store) const {
@@ -80,7 +83,7 @@ struct Memory {
         padded(sizeof(MemoryLayout)) + s.teams * sizeof(Barrier) + padded(s.num_steps * sizeof(StepMemory));
     int64_t own = 0, score_bytes = 0;
     const auto take = [](int64_t& at, int64_t bytes) { return (at += bytes) - bytes; };
-    l.codes = take(own, padded(s.num_codes * cells(s.code_rows, s.code_left, s.code_right) * 4));
+    l.codes = take(own, padded(s.num_codes * s.code_rows * row_of(s.code_cache()) * max_samples() * 4));
     l.condition_room = ceil_div(s.condition_channels, kColumns) * kColumns;
     l.condition = take(own, room(s.block * max_samples() * l.condition_room));
     for (int64_t i = 0; i < s.num_steps; ++i) {
@@ -100,7 +103,7 @@ struct Memory {
       });
       for (int e = 0; e < 2; ++e) m.matrix[e] = take(shared, padded(m.depth[e] * m.columns * sizeof(Stored)));
       m.tables = take(shared, room(tables * (s.num_embeddings + 1) * m.columns));
-      m.value = take(own, room(cells(step.rows, step.left, step.right) * m.stride));
+      m.value = take(own, room(step.rows * row_of(step) * max_samples() * m.stride));
       if (step.attention >= 0) {
         const int64_t a_row = max_samples() * row_of_positions();
         m.kept_keys = take(own, room(a_row * channels_of(s.steps[s.attentions[step.attention].key])));
@@ -108,7 +111,8 @@ struct Memory {
         score_bytes = room(row_of_positions());
       }
       m.start = take(own, room(max_samples() * m.columns));
-      m.partial = early && step.phase != Phase::row ? take(own, room(s.block * max_samples() * m.columns)) : -1;
+      const int64_t sums = columns_of(step.stride) * max_samples() * m.columns;
+      m.partial = early && step.phase != Phase::row ? take(own, room(sums)) : -1;
       l.segment_bytes = max(l.segment_bytes, padded(count * sizeof(Segment)));
       if (store) steps[i] = m;
     }
@@ -210,21 +214,22 @@ struct Memory {
     template <class U>
     U* at(int64_t offset) const { return reinterpret_cast<U*>(memory + offset); }
 
-    // Where position (y, x) of the grid is in a cache, counted in samples.
+    // Where the position dx columns from (y, x) is in a cache, counted in samples. Both coordinates are multiples of the
+    // cache's stride.
     template <class Cache>
-    int64_t cell(const Cache& cache, int64_t y, int64_t x) const {
-      const int64_t row = (y + cache.rows) % cache.rows, columns = cache.left + all.s.block + cache.right;
-      return (row * columns + cache.left + x % all.s.block) * batch;
+    int64_t cell(const Cache& cache, int64_t y, int64_t x, int64_t dx) const {
+      const int64_t row = (y / cache.stride + cache.rows) % cache.rows;
+      return (row * all.row_of(cache) + cache.left + (x % all.s.block + dx) / cache.stride) * batch;
     }
     int64_t code_cells() const {  // of the cache of one code of each position
-      return all.s.code_rows * (all.s.code_left + all.s.block + all.s.code_right) * batch;
+      return all.s.code_rows * all.row_of(all.s.code_cache()) * batch;
     }
     // The value of step i at a position, of the first sample; and the code there that is this source.
-    T* value(int64_t i, int64_t y, int64_t x) const {
-      return at<T>(all.steps[i].value) + cell(all.s.steps[i], y, x) * all.steps[i].stride;
+    T* value(int64_t i, int64_t y, int64_t x, int64_t dx = 0) const {
+      return at<T>(all.steps[i].value) + cell(all.s.steps[i], y, x, dx) * all.steps[i].stride;
     }
-    int32_t* codes(int64_t source, int64_t y, int64_t x) const {
-      return at<int32_t>(all.layout->codes) + (kCodes - source) * code_cells() + cell(all.s.code_cache(), y, x);
+    int32_t* codes(int64_t source, int64_t y, int64_t x, int64_t dx = 0) const {
+      return at<int32_t>(all.layout->codes) + (kCodes - source) * code_cells() + cell(all.s.code_cache(), y, x, dx);
     }
   };
 };

@@ -12,9 +12,10 @@ namespace vqfast {
 constexpr int64_t kCodes = int64_t(Source::codes), kCondition = int64_t(Source::condition);
 inline bool is_codes(int64_t source) { return source <= kCodes; }
 
-// What a cache keeps: so many of the last rows of the grid, and of each a block and columns left and right of it.
+// What a cache keeps: so many of the last rows of the grid, and of each a block and columns left and right of it. Only
+// rows and columns that are multiples of the stride count.
 struct CacheShape {
-  int64_t rows, left, right;
+  int64_t rows, left, right, stride = 1;
 };
 
 // All memory is the host's. B is `batch`, the number of samples; H and W are the grid's height and width. Values are
@@ -43,6 +44,7 @@ struct SamplerProblem : SamplerSizes {
   int64_t condition_width() const { return (width + condition_stride - 1) / condition_stride; }
   // Where column x is among the early sums of its block; they are as far apart as the entries of the map.
   int64_t early_column(int64_t x) const { return x / condition_stride - x / block * block / condition_stride; }
+  int64_t stride_of(int64_t source) const { return source < 0 ? 1 : steps[source].stride; }
 };
 
 struct SamplerKernel {

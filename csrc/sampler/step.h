@@ -8,7 +8,8 @@ namespace vqfast::VQFAST_ISA {
 namespace {
 
 // Step i at columns x .. of row y: over the taps that are early, when the row starts, or over the others. The rows of
-// the product are samples side by side, and then columns of the grid: number column * batch + sample.
+// the product are samples side by side, and then columns of the grid: number column * batch + sample. Of several columns
+// all sources have the step's stride.
 template <class Memory>
 struct StepJob {
   using T = typename Memory::T;
@@ -27,20 +28,31 @@ struct StepJob {
   const StepMemory& memory() const { return team.all.steps[i]; }
 
   // What a tap reads for row 0 of the product.
-  Segment read(const Term& term, const Tap& tap) const {
+  Segment read(const Term& term, const Tap& tap, int64_t matrix = 0) const {
     const MemoryLayout& l = *team.all.layout;
     if (term.source == kCondition)
       return {team.template at<T>(l.condition) + team.all.s.early_column(x) * team.batch * l.condition_room,
-              l.condition_room, term.channels};
-    const int64_t stride = team.all.steps[term.source].stride;
-    return {team.value(term.source, y + tap.dy, x) + tap.dx * team.batch * stride, stride, term.channels};
+              l.condition_room, term.channels, matrix};
+    return {team.value(term.source, y + tap.dy, x, tap.dx), team.all.steps[term.source].stride, term.channels, matrix};
+  }
+
+  // Whether a tap finds a value, not a zero between those of a source with another stride.
+  bool finds(const Term& term, const Tap& tap) const {
+    const int64_t stride = team.all.s.stride_of(term.source);
+    return stride == 1 || ((y + tap.dy) % stride == 0 && (x + tap.dx) % stride == 0);
   }
 
   void find_segments() {
+    int64_t matrix = 0;
     team.all.for_taps(step(), [&](const Term& term, const Tap& tap, int64_t) {
-      if (tap.early == early && !is_codes(term.source) && term.weight >= 0) segments[num_segments++] = read(term, tap);
+      if (tap.early != early || is_codes(term.source) || term.weight < 0) return;
+      if (finds(term, tap)) segments[num_segments++] = read(term, tap, matrix);
+      matrix += term.channels;
     });
   }
+
+  // The first row of the product in partial sums of a block.
+  int64_t row_in_block() const { return team.all.s.early_column(x) / step().stride * team.batch; }
 
   // Sets `count` rows from row m on of tile j to all that is added without a product.
   [[gnu::noinline]] void start(int64_t j, int64_t m, int64_t count, Tile& sums) const {
@@ -48,7 +60,7 @@ struct StepJob {
     const StepMemory& own = memory();
     const bool partial = !early && own.partial >= 0;
     const T* first = team.template at<T>(partial ? own.partial : own.start) + j * kColumns;
-    int64_t from = partial ? all.s.early_column(x) * team.batch + m : m % team.batch;
+    int64_t from = partial ? row_in_block() + m : m % team.batch;
     for (int64_t r = 0; r < count; ++r) {
       memcpy(sums[r], first + from * own.columns, sizeof sums[r]);
       if (++from == team.batch && !partial) from = 0;
@@ -60,7 +72,7 @@ struct StepJob {
     const bool paired = is_paired(step().activation);
     all.for_taps(step(), [&](const Term& term, const Tap& tap, int64_t) {
       if (is_codes(term.source) && tap.early == early) {
-        const int32_t* codes = team.codes(term.source, y + tap.dy, x) + tap.dx * team.batch + m;
+        const int32_t* codes = team.codes(term.source, y + tap.dy, x, tap.dx) + m;
         for (int64_t r = 0; r < count; ++r)
           for (int64_t v = 0; v < kTileRegisters; ++v) add(table + codes[r] * own.columns + v * kLanes, r, v);
       } else if (term.weight < 0 && tap.early == early) {
@@ -85,8 +97,8 @@ struct StepJob {
     for (int r = 0; r < kR; ++r)
       for (int v = 0; v < kTileRegisters; ++v) sums.of[r][v] = load(tile[r] + v * kLanes);
     for (const Segment* segment = segments; segment < segments + num_segments; ++segment) {
-      sums.add(segment->depth, segment->rows + m * segment->stride, segment->stride, 1, matrix);
-      matrix += segment->depth * kColumns;
+      const Weight* own_rows = matrix + segment->matrix * kColumns;
+      sums.add(segment->depth, segment->rows + m * segment->stride, segment->stride, 1, own_rows);
     }
 #pragma GCC unroll 16
     for (int r = 0; r < kR; ++r)
@@ -102,7 +114,7 @@ struct StepJob {
   [[gnu::noinline]] void finish(int64_t j, int64_t m, int64_t count, const Tile& sums) const {
     const StepMemory& own = memory();
     if (early && own.partial >= 0) {
-      T* to = team.template at<T>(own.partial) + m * own.columns + j * kColumns;
+      T* to = team.template at<T>(own.partial) + (row_in_block() + m) * own.columns + j * kColumns;
       for (int64_t r = 0; r < count; ++r) memcpy(to + r * own.columns, sums[r], sizeof sums[r]);
       return;
     }

@@ -24,9 +24,20 @@ struct Worker {
     if (threads > 1) barrier.wait(int32_t(threads));
   }
 
-  // Computes this thread's share of a step at some columns of row y from x on: some of its tiles, or if these are fewer
-  // than threads, some rows of the product.
+  // Computes this thread's share of a step in row y: at the columns from x up to x + columns that it has values at.
   void compute(int64_t i, bool early, int64_t y, int64_t x, int64_t columns) const {
+    const SamplerProblem& s = team.all.s;
+    const Step& step = s.steps[i];
+    bool alike = true;
+    for (int64_t t = step.first_term; t < step.first_term + step.num_terms; ++t)
+      alike &= s.stride_of(s.terms[t].source) == step.stride;
+    if (alike) return multiply(i, early, y, x, ceil_div(columns, step.stride));
+    for (int64_t c = 0; c < columns; c += step.stride) multiply(i, early, y, x + c, 1);
+  }
+
+  // Computes this thread's share of a step at `columns` of its columns: some of its tiles, or if these are fewer than
+  // threads, some rows of the product.
+  void multiply(int64_t i, bool early, int64_t y, int64_t x, int64_t columns) const {
     StepJob<Memory> job{team, i, y, x, early, segments};
     job.find_segments();
     alignas(64) typename StepJob<Memory>::Tile sums;
@@ -51,8 +62,8 @@ struct Worker {
     const int64_t early = s.early_column(min(x + s.block, s.width) - 1) + 1;  // columns
     if (x > 0) {  // the next block of one long row: keep the columns that taps reach back to
       for (int64_t i = me; i < s.num_steps; i += threads)
-        pass_on(team.value(i, 0, 0), s.steps[i].left, all.steps[i].stride);
-      for (int64_t c = 0; me == 0 && c < s.num_codes; ++c) pass_on(team.codes(kCodes - c, 0, 0), s.code_left, 1);
+        pass_on(team.value(i, 0, 0), s.steps[i], all.steps[i].stride);
+      for (int64_t c = 0; me == 0 && c < s.num_codes; ++c) pass_on(team.codes(kCodes - c, 0, 0), s.code_cache(), 1);
     }
     T* map = team.template at<T>(all.layout->condition);
     const Span samples = part_of(team.batch, threads, me);
@@ -64,27 +75,30 @@ struct Worker {
       }
     meet();
     for (int64_t i = 0; i < s.num_steps; ++i) {
-      if (s.steps[i].phase != Phase::row && all.steps[i].partial < 0) continue;
+      if (y % s.steps[i].stride || (s.steps[i].phase != Phase::row && all.steps[i].partial < 0)) continue;
       compute(i, true, y, x, early);
       meet();
     }
   }
 
-  // Moves the last `left` columns of a block, which begins at `origin`, to the left of the next.
-  template <class U>
-  void pass_on(U* origin, int64_t left, int64_t stride) const {
-    const int64_t kept = left * team.batch * stride, passed = team.all.s.block * team.batch * stride;
+  // Moves the last columns of a cache's block, which begins at `origin`, to the left of the next. `size` is that of a
+  // sample.
+  template <class U, class Cache>
+  void pass_on(U* origin, const Cache& cache, int64_t size) const {
+    const int64_t kept = cache.left * team.batch * size;
+    const int64_t passed = team.all.columns_of(cache.stride) * team.batch * size;
     memmove(origin - kept, origin - kept + passed, kept * sizeof(U));
   }
 
   // Computes the steps of a phase at a position.
   void compute_phase(Phase phase, int64_t y, int64_t x) const {
-    for (int64_t i = 0; i < team.all.s.num_steps; ++i)
-      if (team.all.s.steps[i].phase == phase) {
-        if (team.all.s.steps[i].attention < 0) compute(i, false, y, x, 1);
-        else attention(i).attend(y, x);
-        meet();
-      }
+    for (int64_t i = 0; i < team.all.s.num_steps; ++i) {
+      const Step& step = team.all.s.steps[i];
+      if (step.phase != phase || y % step.stride || x % step.stride) continue;
+      if (step.attention < 0) multiply(i, false, y, x, 1);
+      else attention(i).attend(y, x);
+      meet();
+    }
   }
 
   // This thread's share of an attention: always the same samples and heads.

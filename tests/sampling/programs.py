@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import scipy.special
 import torch
@@ -27,6 +29,20 @@ ACTIVATE = {
     "product": lambda a, b: a * b,
     "norm": lambda a, b: a / np.sqrt(np.maximum(b, 1)),
 }
+
+
+# The rows above, and those with what is on the left: finer, coarser and finer again, as in PixelCNN++.
+TWO_STREAMS = [
+    Step((Term(CODES, ((-1, -1), (-1, 0), (-1, 1)), "a"),), 4, activation="elu"),
+    Step((Term(CODES, ((-1, 0), (0, -1)), "b"), Term(0, weight="c")), 4, activation="elu"),
+    Step((Term(0, ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 0), (0, 1)), "d"),), 4, "e", stride=2),
+    Step((Term(1, ((-1, -1), (-1, 0), (0, -1), (0, 0)), "f"), Term(CONDITION, weight="g")), 4, stride=2),
+    Step((Term(2, ((-2, 2), (0, 0), (0, 2)), "h"),), 8, "i", activation="gate", residual=2, stride=2),
+    Step((Term(3, ((-2, 0), (0, -2), (0, 0)), "j"), Term(4), Term(4, weight="k")), 4, stride=2),
+    Step((Term(4, ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 0), (0, 1)), "l"), Term(0)), 4, "m"),
+    Step((Term(5, ((-1, -1), (-1, 0), (0, -1), (0, 0)), "n"), Term(6, weight="o")), 4, residual=1),
+    Step((Term(7, weight="p"),), 3),
+]
 
 
 def attend(step: Attention, values: dict[int, np.ndarray], position: int) -> np.ndarray:
@@ -56,6 +72,8 @@ def interpret(program: Program, weights: dict[str, np.ndarray], codes, labels, c
     for number, step in enumerate(program.steps):
         result = np.zeros((batch, height, width, step.channels))
         for y, x in np.ndindex(height, width):
+            if y % step.stride or x % step.stride:
+                continue
             if isinstance(step, Attention):
                 result[:, y, x] = attend(step, values, y * width + x)
                 continue
@@ -126,15 +144,21 @@ def causal_steps(draw: st.DrawFn) -> list[AnyStep]:
     """A few steps that read codes, the map and each other; the last one reads earlier positions only."""
     above = [(dy, dx) for dy in (-3, -2, -1) for dx in (-2, -1, 0, 1, 2)]
     past = [*above, (0, -3), (0, -2), (0, -1)]
+    strides = st.sampled_from([1] if draw(st.booleans()) else [1, 2, 2, 3, 4])
     steps: list[AnyStep] = []
     last = draw(st.integers(0, 5))
     for number in range(last + 1):
-        if 0 < number < last and draw(st.booleans()):
+        whole = all(step.stride == 1 for step in steps)
+        if 0 < number < last and whole and draw(st.booleans()):
             steps.append(draw(attentions(steps)))
             continue
+        stride = 1 if number == last else draw(strides)
         terms = []
         for source in draw(st.lists(st.sampled_from([CODES, *range(number)]), min_size=1, max_size=3)):
-            offsets = st.sampled_from(past if number == last else [*past, (0, 0)])
+            common = math.gcd(stride, steps[source].stride if source >= 0 else 1)
+            offsets = st.sampled_from(past if number == last else [*past, (0, 0)]).map(
+                lambda tap, by=common: (tap[0] * by, tap[1] * by)
+            )
             taps = tuple(draw(st.lists(offsets, min_size=1, max_size=5, unique=True)))
             terms.append(Term(source, taps, f"weight{number}.{len(terms)}"))
         if draw(st.booleans()):
@@ -142,10 +166,14 @@ def causal_steps(draw: st.DrawFn) -> list[AnyStep]:
         activation = "none" if number == last else draw(st.sampled_from(ACTIVATIONS))
         width = 3 if number == last else 4
         fitting = channels(width, activation)
-        alike = [n for n, step in enumerate(steps) if step.channels == fitting and number < last]
+        alike = [
+            n
+            for n, step in enumerate(steps)
+            if (step.channels, step.stride) == (fitting, stride) and number < last
+        ]
         residual = draw(st.sampled_from([None, *alike]))
         bias = draw(st.sampled_from([None, f"bias{number}"]))
-        steps.append(Step(tuple(terms), width, bias, None, activation, residual))
+        steps.append(Step(tuple(terms), width, bias, None, activation, residual, stride))
     return steps
 
 

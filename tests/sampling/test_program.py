@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tests.sampling.programs import (
     ACTIVATE,
+    TWO_STREAMS,
     Programmed,
     causal_steps,
     check_parallel,
@@ -20,6 +21,7 @@ from tests.sampling.programs import (
 )
 from vqfast.priors.base import CausalPrior
 from vqfast.sampling.activations import ACTIVATIONS, PAIRED
+from vqfast.sampling.attention import Attention
 from vqfast.sampling.program import CODES, CONDITION, AnyStep, Phase, Program, Step, Term
 
 ROW, POSITION, CODE = Phase
@@ -84,12 +86,13 @@ def test_gated_prior_computes_lines_then_positions_then_the_code_itself(
         ([Step((reads(CODES),), 2), Step((reads(0, ((-1, 1),)),), 2)], [CODE, ROW]),
         ([Step((reads(CODES),), 2), Step((reads(0, ((0, -1),)),), 2)], [CODE, POSITION]),
         ([Step((reads(CONDITION),), 2), Step((reads(CODES, ((0, -1),)),), 2, residual=0)], [ROW, POSITION]),
+        (TWO_STREAMS, [ROW, POSITION, ROW, POSITION, ROW, POSITION, ROW, POSITION, POSITION]),
     ],
 )
 def test_phase_is_the_earliest_at_which_all_that_is_read_is_there(
     steps: list[AnyStep], phases: list[Phase]
 ) -> None:
-    assert Program(tuple(steps), 2).phases() == phases
+    assert Program(tuple(steps), steps[-1].channels).phases() == phases
 
 
 @pytest.mark.parametrize(
@@ -102,6 +105,8 @@ def test_phase_is_the_earliest_at_which_all_that_is_read_is_there(
         [Step((reads(CODES),), 2), Step((reads(CODES, ((0, -1),)),), 2, residual=0)],
         [Step((reads(CODES, ((0, -1),)),), 2), Step((reads(0, ((0, 1),)),), 2)],
         [Step((reads(CODES, ((-1, 0),)),), 2), Step((reads(0, ((1, 0),)),), 2)],
+        [Step((reads(CODES, ((0, -1),)),), 2, stride=2), Step((reads(0, ((0, 1),)),), 2)],
+        [Step((reads(CODES),), 2, stride=2), Step((reads(0),), 2)],
     ],
     ids=[
         "own code",
@@ -111,6 +116,8 @@ def test_phase_is_the_earliest_at_which_all_that_is_read_is_there(
         "own code by a residual",
         "step right",
         "step below",
+        "coarse step right",
+        "own code by a coarse step",
     ],
 )
 def test_program_that_looks_ahead_is_refused(steps: list[AnyStep]) -> None:
@@ -123,6 +130,8 @@ def test_program_that_looks_ahead_is_refused(steps: list[AnyStep]) -> None:
     [
         ({"width": True}, TypeError, "width is True; want a positive integer"),
         ({"width": 0}, ValueError, "width is 0; want a positive integer"),
+        ({"stride": 0}, ValueError, "stride is 0; want a positive integer"),
+        ({"stride": 1.5}, TypeError, "stride is 1.5; want a positive integer"),
         ({"width": 3, "activation": "gate"}, ValueError, "width is 3; want an even number"),
         ({"activation": "softplus"}, ValueError, "activation is 'softplus'; want 'none', 'relu'"),
         ({"activation": None}, TypeError, "activation is None; want"),
@@ -167,13 +176,13 @@ def test_a_condition_of_several_columns_is_of_sequences(taps: tuple[tuple[int, i
 
 
 @settings(derandomize=True, deadline=None, max_examples=60)
-@given(steps=causal_steps(), grid=st.sampled_from([(1, 6), (4, 2), (3, 4), (6, 1)]))
+@given(steps=causal_steps(), grid=st.sampled_from([(1, 6), (4, 2), (3, 5), (6, 1)]))
 def test_executor_runs_any_causal_program(executor: str, steps: list[AnyStep], grid: tuple[int, int]) -> None:
     check_sampling(steps, executor, grid)
 
 
 @settings(derandomize=True, deadline=None, max_examples=40)
-@given(steps=causal_steps(), grid=st.sampled_from([(1, 6), (4, 2), (3, 4)]))
+@given(steps=causal_steps(), grid=st.sampled_from([(1, 6), (4, 2), (3, 5)]))
 def test_program_at_all_positions_at_once_is_its_definition(
     steps: list[AnyStep], grid: tuple[int, int]
 ) -> None:
@@ -193,11 +202,22 @@ def test_program_at_all_positions_at_once_is_its_definition(
             ),
             Step(tuple(Term(n, weight=f"b{n}") for n in range(len(ACTIVATIONS))), 3),
         ],
+        TWO_STREAMS,
+        [
+            Step((Term(CODES, ((-1, 1), (0, -1)), "a"), Term(CONDITION, weight="b")), 4, stride=3),
+            Step((Term(0, ((0, -1), (-1, 0), (-3, 2)), "c"), Term(CODES, weight="d")), 4, stride=2),
+            Step((Term(1, ((0, -1), (-1, 0)), "e"), Term(0, ((0, 0), (0, -2), (-2, 1)), "f")), 3),
+        ],
     ],
-    ids=["row to the right", "relu", "gate", "every activation"],
+    ids=["row to the right", "relu", "gate", "every activation", "two streams", "strides 3 and 2"],
 )
 def test_executor_runs_what_terms_and_steps_allow(executor: str, steps: list[AnyStep]) -> None:
     check_sampling(steps, executor, (3, 4))
+
+
+@pytest.mark.parametrize("grid", [(1, 7), (5, 6), (6, 1)])
+def test_executor_runs_strides_on_any_grid(executor: str, grid: tuple[int, int]) -> None:
+    check_sampling(TWO_STREAMS, executor, grid)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -237,3 +257,31 @@ def test_executor_activates_to_rounding(executor: str, activation: str, dtype: t
 def test_what_a_step_adds_has_its_channels(last: Step) -> None:
     with pytest.raises(ValueError, match="step 1 adds step"):
         Program((Step((reads(CODES, ((0, -1),)),), 4), last), 3)
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ([Step((reads(CODES, ((0, -1),)),), 3, stride=2)], "the last steps have stride 2; want 1"),
+        (
+            [Step((reads(CONDITION),), 3, stride=2), Step((reads(CODES, ((0, -1),)), Term(0)), 3)],
+            "step 1 adds step 0; want an earlier one of 3 channels and stride 1",
+        ),
+        (
+            [
+                Step((reads(CONDITION),), 3, stride=4),
+                Step((reads(0, ((0, -2), (0, -3))),), 3, stride=2),
+                Step((reads(1),), 3),
+            ],
+            r"step 1 reads step 0 at \(\(0, -2\), \(0, -3\)\); want multiples of 2: elsewhere it is zero",
+        ),
+        (
+            [Step((reads(CONDITION),), 3, stride=2), Attention(0, 0, 0, 3), Step((reads(1),), 3)],
+            "step 1 is an attention of steps with strides; want stride 1",
+        ),
+    ],
+    ids=["logits", "sum", "between", "attention"],
+)
+def test_strides_that_do_not_fit_are_refused(steps: list[AnyStep], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Program(tuple(steps), 3)

@@ -51,6 +51,7 @@ class Attention:
     label_bias: ClassVar[None] = None
     residual: ClassVar[None] = None
     activation: ClassVar[str] = "none"
+    stride: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         for name in ("query", "key", "value"):

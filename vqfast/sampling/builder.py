@@ -53,11 +53,12 @@ class ProgramBuilder:
         label_bias: Tensor | None = None,
         activation: str = "none",
         residual: int | None = None,
+        stride: int = 1,
     ) -> int:
         """Appends a step, see ``Step``, and returns its number."""
         bias_name = None if bias is None else self.keep(bias)
         label_name = None if label_bias is None else self.keep(label_bias)
-        self.steps.append(Step(terms, width, bias_name, label_name, activation, residual))
+        self.steps.append(Step(terms, width, bias_name, label_name, activation, residual, stride))
         return len(self.steps) - 1
 
     def attend(self, query: int, key: int, value: int, *, heads: int, scale: float, own: bool) -> int:

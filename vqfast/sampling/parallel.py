@@ -21,6 +21,13 @@ def shifted(value: Tensor, tap: Offset) -> Tensor:
     return padded[:, max(dy, 0) :, max(dx, 0) :][:, :height, :width]
 
 
+def spread(value: Tensor, stride: int, height: int, width: int) -> Tensor:
+    """A value of every ``stride``-th row and column, ``(B, H', W', C)``, on a grid that is zero elsewhere."""
+    whole = value.new_zeros(len(value), height, width, value.shape[3])
+    whole[:, ::stride, ::stride] = value
+    return whole
+
+
 def logits(
     program: Program,
     weights: dict[str, Tensor],
@@ -52,10 +59,11 @@ def logits(
             query, key, value = (values[source].flatten(1, 2) for source in step.sources)
             values[number] = attend(step, query, key, value).view(*codes.shape[:3], -1)
             continue
-        total = weight.new_zeros(*codes.shape[:3], step.width)
+        own = (slice(None), slice(None, None, step.stride), slice(None, None, step.stride))  # positions
+        total = weight.new_zeros(*codes[own].shape[:3], step.width)
         for term in step.terms:
             for i, tap in enumerate(term.taps):
-                value = shifted(values[term.source], tap)
+                value = shifted(values[term.source], tap)[own]
                 if term.source <= CODES:  # a product with one-hot codes is a lookup
                     value = F.embedding(value[..., 0], F.pad(weights[term.weight or ""][i], (0, 0, 1, 0)))
                 elif term.weight is not None:
@@ -66,7 +74,8 @@ def logits(
         if step.label_bias is not None:
             total = total + weights[step.label_bias][labels][:, None, None]
         total = activate(total, step.activation)
-        values[number] = total if step.residual is None else total + values[step.residual]
+        total = total if step.residual is None else total + values[step.residual][own]
+        values[number] = total if step.stride == 1 else spread(total, step.stride, *codes.shape[1:3])
     last = range(len(program.steps) - program.num_quantizers, len(program.steps))
     logits = torch.stack([values[number] for number in last], dim=3)
     return logits.movedim(-1, 1).reshape(len(codes), -1, *codes.shape[1:])

@@ -2,12 +2,14 @@
 
 A step adds up products of earlier steps' values with matrices, applies an activation, and may add a
 residual; or it is an attention over the values of earlier positions. Values live on the grid of codes,
-channels last, and are zero outside of it. A program is plain data: its steps name their weights, which are
-kept beside it.
+channels last, and are zero outside of it. A step may have a stride: its value is computed at every s-th row and
+column, and zero at all other positions. A program is plain data: its steps name their weights, which are kept
+beside it.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -51,9 +53,10 @@ class Term:
     Args:
         source: whose value is read: the number of an earlier step, ``CODES`` or ``CONDITION``; of positions
             that have several codes ``codes_of(s)`` is code ``s``.
-        taps: offsets ``(dy, dx)`` at which it is read; of ``CONDITION`` only ``(0, 0)``.
+        taps: offsets ``(dy, dx)`` at which it is read, in positions of the grid of codes: multiples of what
+            divides both strides. Of ``CONDITION`` only ``(0, 0)``.
         weight: the name of a ``(taps, in, out)`` tensor. ``None`` adds a step's value as it is, read at
-            ``(0, 0)`` only.
+            ``(0, 0)`` only, and with the stride of the step that adds it.
 
     >>> Term(CODES, taps=((-1, 0), (0, -1)), weight="above and left")
     Term(source=-2, taps=((-1, 0), (0, -1)), weight='above and left')
@@ -77,12 +80,16 @@ class Step:
         label_bias: the name of a ``(num_classes, width)`` tensor, or ``None``.
         activation: ``none``, ``relu``, ``elu``, ``silu``, ``gelu``, ``sigmoid``, ``tanh``, or one of those
             above.
-        residual: the number of an earlier step whose value is added after the activation, or ``None``.
+        residual: the number of an earlier step of the same stride whose value is added after the activation,
+            or ``None``.
+        stride: the value is zero but at rows and columns that are multiples of it. A convolution of stride s
+            is a step of stride s, whose taps are read in a finer value. A transposed convolution is a finer
+            step, each of whose taps finds a value in one of s positions, and zeros in the others.
 
     Raises:
-        TypeError: ``width`` isn't an integer, or ``activation`` isn't a string.
-        ValueError: ``width`` isn't positive, or is odd for an activation that halves it; or there is no such
-            activation.
+        TypeError: ``width`` or ``stride`` isn't an integer, or ``activation`` isn't a string.
+        ValueError: ``width`` or ``stride`` isn't positive, or ``width`` is odd for an activation that halves
+            it; or there is no such activation.
 
     >>> Step((Term(CODES, ((0, -1),), "left"),), width=8, activation="gate").channels
     4
@@ -94,9 +101,11 @@ class Step:
     label_bias: str | None = None
     activation: str = "none"
     residual: int | None = None
+    stride: int = 1
 
     def __post_init__(self) -> None:
         check_integer("width", self.width)
+        check_integer("stride", self.stride)
         check_choice("activation", self.activation, ACTIVATIONS)
         if self.activation in PAIRED and self.width % 2:
             raise ValueError(f"width is {self.width}; want an even number, which {self.activation} halves")
@@ -124,12 +133,13 @@ class Program:
         num_mixtures: M, if the last steps' values are no logits, but the parameters of mixtures of M logistic
             distributions, ``3 M`` channels (``vqfast/sampling/mixture.py``); 0 for logits.
         condition_stride: how many columns each entry of ``CONDITION`` stands for. Above 1 the program is of
-            sequences: it reads no rows above, and no step is known when a row starts.
+            sequences: it reads no rows above, no step is known when a row starts, and none has a stride.
 
     Raises:
         TypeError: a number isn't an integer.
-        ValueError: the logits depend on their own or a later code or have another number of channels, or a
-            term or an attention isn't as ``Term`` or ``Attention`` says, or ``condition_stride`` doesn't fit.
+        ValueError: the logits depend on their own or a later code or have a stride or another number of
+            channels, a term or an attention isn't as ``Term`` or ``Attention`` says, or ``condition_stride``
+            doesn't fit.
 
     >>> hidden = Step((Term(CODES, ((-1, 0), (0, -1)), "codes"),), width=4, activation="relu")
     >>> logits = Step((Term(0, weight="head"),), width=8, bias="bias")
@@ -163,23 +173,31 @@ class Program:
                 raise ValueError(f"step {number} has no terms")
             for term in step.terms:
                 _check_term(number, term, range(self.codes[-1], min(number, readable)))
+                _check_taps(number, term, math.gcd(step.stride, self.stride_of(term.source)))
             added = {term.source: step.width for term in step.terms if term.weight is None}
             if step.residual is not None:
                 added[step.residual] = step.channels
             for source, width in added.items():
-                if not 0 <= source < min(number, readable) or self.steps[source].channels != width:
+                if not 0 <= source < min(number, readable) or (
+                    (self.steps[source].channels, self.steps[source].stride) != (width, step.stride)
+                ):
                     raise ValueError(
-                        f"step {number} adds step {source}; want an earlier one of {width} channels"
+                        f"step {number} adds step {source}; want an earlier one of {width} channels and "
+                        f"stride {step.stride}"
                     )
         outputs = 3 * self.num_mixtures or self.num_embeddings
         for code, phase in enumerate(self.phases()[-self.num_quantizers :]):
             if (got := self.steps[readable + code].channels) != outputs:
                 raise ValueError(f"the last steps have {got} channels; want {outputs}")
+            if (stride := self.steps[readable + code].stride) != 1:
+                raise ValueError(f"the last steps have stride {stride}; want 1")
             if phase >= Phase.CODE + code:
                 raise ValueError("the program isn't causal: its logits depend on the code that they are for")
         sources = (*self.codes, *range(readable))
         if self.condition_stride > 1 and (self.reach(*sources)[0] > 1 or Phase.ROW in self.phases()):
             raise ValueError(f"condition_stride is {self.condition_stride}; want 1: steps read rows above")
+        if self.condition_stride > 1 and any(step.stride > 1 for step in self.steps):
+            raise ValueError(f"condition_stride is {self.condition_stride}; want 1: steps have strides")
 
     @property
     def codes(self) -> range:
@@ -198,6 +216,10 @@ class Program:
             phases.append(phase_of(step, phases))
         return phases
 
+    def stride_of(self, source: int) -> int:
+        """The stride of a source; the codes and the map have 1."""
+        return self.steps[source].stride if source >= 0 else 1
+
     def reach(self, *sources: int) -> tuple[int, int, int]:
         """How much of these values is read from a position: ``(rows, left, right)``.
 
@@ -209,19 +231,29 @@ class Program:
         dys, dxs = zip((0, 0), *taps, strict=True)
         return 1 - min(dys), -min(dxs), max(dxs)
 
+    def strided_reach(self, number: int) -> tuple[int, int, int]:
+        """``reach`` of a step in rows and columns that are multiples of its stride."""
+        (rows, left, right), stride = self.reach(number), self.steps[number].stride
+        return (rows - 1) // stride + 1, left // stride, -(-right // stride)
+
     def block(self, height: int, width: int) -> int:
-        """How many columns of a row an executor keeps: all, but of a single long row only a block."""
+        """How many columns of a row an executor keeps: all, but of a single long row only a block.
+
+        A block begins at a multiple of every stride.
+        """
         ahead = any(dx > 0 for step in self.steps for term in step.terms for _, dx in term.taps)
-        return width if height > 1 or ahead else min(width, _BLOCK_COLUMNS)
+        strides = math.lcm(*(step.stride for step in self.steps))
+        return width if height > 1 or ahead else min(width, max(1, _BLOCK_COLUMNS // strides) * strides)
 
     def values(self, height: int, width: int) -> int:
         """How many numbers an executor keeps for a sample.
 
         These are each step's last rows, its sums of one row, and the keys and values of attentions.
         """
-        block, total = self.block(height, width), 0
+        total = 0
         for number, step in enumerate(self.steps):
-            rows, left, right = self.reach(number)
+            rows, left, right = self.strided_reach(number)
+            block = -(-self.block(height, width) // step.stride)
             total += rows * (left + block + right) * step.channels + block * step.width
             if isinstance(step, Attention):
                 total += height * width * (self.steps[step.key].channels + step.width)
@@ -238,6 +270,15 @@ def _check_term(number: int, term: Term, sources: range) -> None:
         raise ValueError(f"step {number} has no term like {term}; see Term for those that it can have")
 
 
+def _check_taps(number: int, term: Term, multiple: int) -> None:
+    """Raises ValueError unless a step reads the term's source where it may have values."""
+    if any(offset % multiple for tap in term.taps for offset in tap):
+        raise ValueError(
+            f"step {number} reads step {term.source} at {term.taps}; want multiples of {multiple}: elsewhere it "
+            "is zero"
+        )
+
+
 def _check_attention(number: int, step: Attention, steps: tuple[AnyStep, ...], readable: int) -> None:
     """Raises ValueError unless step ``number`` can be the attention; it may read the first steps only."""
     if max(step.sources) >= readable:
@@ -248,6 +289,8 @@ def _check_attention(number: int, step: Attention, steps: tuple[AnyStep, ...], r
             f"step {number} is {step} of a query, key and value with {query}, {key} and {value} channels; "
             "want as many of query and key, which heads divides, and width of value"
         )
+    if any(steps[source].stride > 1 for source in step.sources):
+        raise ValueError(f"step {number} is an attention of steps with strides; want stride 1")
 
 
 def phase_of(step: AnyStep, phases: list[int]) -> int:

@@ -12,10 +12,12 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from tests.sampling.programs import TWO_STREAMS, Programmed
 from vqfast.ops import library, registry
 from vqfast.priors import PixelCNN, WaveNet
 from vqfast.priors.base import CausalPrior
 from vqfast.sampling.executors import native
+from vqfast.sampling.program import CODES, CONDITION, Step, Term
 
 pytestmark = pytest.mark.skipif(library.unavailable() is not None, reason="no native library here")
 MakePrior = Callable[..., CausalPrior]
@@ -53,6 +55,39 @@ def test_sequence_longer_than_a_block(make_prior: MakePrior, batch: int) -> None
     given = {"labels": torch.arange(batch), "condition": torch.randn(batch, 2, 700).double()}
     expected = prior.sample(batch, (700,), method="torch", **given)
     assert torch.equal(prior.sample(batch, (700,), method="native", **given), expected)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_sequence_of_several_blocks_with_strides(batch: int) -> None:
+    """A block is the largest multiple of all strides, here 252 of 256 columns."""
+    prior = Programmed(
+        [
+            Step((Term(CODES, ((0, -1), (0, -3)), "a"), Term(CONDITION, weight="b")), 4, stride=3),
+            Step((Term(0, ((0, 0), (0, -2), (0, -5)), "c"),), 4, activation="tanh", stride=4),
+            Step((Term(0, ((0, -1), (0, -2), (0, -6)), "d"), Term(1, ((0, 0), (0, -9)), "e")), 3),
+        ]
+    )
+    condition = torch.randn(batch, 2, 1, 600).double()
+    expected = prior.sample(batch, (1, 600), method="torch", condition=condition)
+    assert torch.equal(prior.sample(batch, (1, 600), method="native", condition=condition), expected)
+    beginning = prior.sample(batch, (1, 270), method="reference", condition=condition[..., :270])
+    assert torch.equal(expected[..., :270], beginning)
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize("batch", [1, 2, 35])
+def test_any_number_of_threads_draws_the_same_with_strides(
+    monkeypatch: pytest.MonkeyPatch, threads: int, batch: int
+) -> None:
+    monkeypatch.setattr(native, "_PRODUCTS", 1)
+    prior = Programmed(TWO_STREAMS)
+    condition = torch.randn(batch, 2, 5, 6).double()
+    expected = prior.sample(batch, (5, 6), method="torch", condition=condition)
+    torch.set_num_threads(threads)
+    try:
+        assert torch.equal(prior.sample(batch, (5, 6), method="native", condition=condition), expected)
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_large_codebooks() -> None:

@@ -72,7 +72,7 @@ def _plan(
             for dy, dx in term.taps:
                 early = available(term.source, (dy, dx), phases) == Phase.ROW
                 taps.append(contract.record("Tap", dy=dy, dx=dx, early=int(early)))
-        rows, left, right = program.reach(number)
+        rows, left, right = program.strided_reach(number)
         steps.append(
             contract.record(
                 "Step",
@@ -80,6 +80,7 @@ def _plan(
                 activation=contract.number("Activation", step.activation),
                 phase=phases[number],
                 residual=-1 if step.residual is None else step.residual,
+                stride=step.stride,
                 bias=offsets.get(step.bias or "", -1),
                 label_bias=offsets.get(step.label_bias or "", -1),
                 rows=rows,

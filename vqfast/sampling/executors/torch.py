@@ -2,11 +2,13 @@
 
 Each step keeps the last rows of its value, zero-padded and channels last. Taps that lie side by side in a row
 are then one matrix product, without a copy. The part of a step that depends on the rows above alone is
-computed for a whole row at once.
+computed for a whole row at once. Of a step with a stride only the positions where it isn't zero are kept and
+computed; positions are numbered on the grid of codes all the same.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -26,23 +28,25 @@ _NOISE_ELEMENTS = 2**21  # at a time: 16 MB of float64
 
 @dataclass
 class Cache:
-    """The last rows of a value, ``(rows, B, left + block + right, C)``; row ``y`` is in slot ``y % rows``.
+    """The last rows of a value, ``(rows, B, left + block + right, C)``: each ``stride``-th row and column.
 
-    A block is a whole row, or, of a grid with a single long row, the columns from ``origin`` on.
+    Row ``y`` is in slot ``y // stride % rows``. A block is a whole row, or, of a grid with a single long row,
+    the columns from ``origin`` on.
     """
 
     values: Tensor
     left: int
+    stride: int = 1
     origin: int = 0
 
     def window(self, y: int, x: int, count: int) -> Tensor:
-        """``count`` columns from ``x`` on, which may lie in the padding."""
-        first = self.left + x - self.origin
-        return self.values[y % len(self.values)][:, first : first + count]
+        """``count`` columns that are kept, from ``x`` on; they may lie in the padding."""
+        first = self.left + (x - self.origin) // self.stride
+        return self.values[y // self.stride % len(self.values)][:, first : first + count]
 
     def move(self, origin: int) -> None:
         """Goes on to the next block of a row."""
-        passed = origin - self.origin
+        passed = (origin - self.origin) // self.stride
         self.values[:, :, : self.left] = self.values[:, :, passed : passed + self.left].clone()
         self.origin = origin
 
@@ -58,15 +62,24 @@ class Run:
     weight: Tensor | None
 
 
-def _runs(term: Term, weights: dict[str, Tensor], phases: list[int], early: bool) -> Iterator[Run]:
-    """The runs of the taps that can (``early``), or can't, be read when the row starts."""
+def _runs(
+    term: Term, strides: tuple[int, int], weights: dict[str, Tensor], phases: list[int], early: bool
+) -> Iterator[Run]:
+    """The runs of the taps that can (``early``), or can't, be read when the row starts.
+
+    If the source and the step haven't the same stride, which ``strides`` says, each tap is a run.
+    """
     chosen = [
         i for i, tap in enumerate(term.taps) if (available(term.source, tap, phases) == Phase.ROW) == early
     ]
     while chosen:
         dy, dx = term.taps[chosen[0]]
         count = 1
-        while count < len(chosen) and term.taps[chosen[count]] == (dy, dx + count):
+        while (
+            strides[0] == strides[1]
+            and count < len(chosen)
+            and term.taps[chosen[count]] == (dy, dx + count * strides[0])
+        ):
             count += 1
         taken, chosen = chosen[:count], chosen[count:]
         weight = None if term.weight is None else weights[term.weight][taken]
@@ -82,13 +95,12 @@ class _Plan:
         self.request, self.program, self.weights = request, request.program, request.weights
         self.steps, self.phases = self.program.steps, self.program.phases()
         self.block = self.program.block(*request.grid)
+        self.by_phase: list[list[int]] = [[] for _ in range(Phase.CODE + self.program.num_quantizers)]
+        for number, phase in enumerate(self.phases):
+            self.by_phase[phase].append(number)
         self.condition = request.weight.new_zeros(0)  # of the block: (B, count, C)
         self.early_runs, self.late_runs = (
-            [
-                [run for term in step.terms for run in _runs(term, self.weights, self.phases[:number], early)]
-                for number, step in enumerate(self.steps)
-            ]
-            for early in (True, False)
+            [self._runs(number, early) for number in range(len(self.steps))] for early in (True, False)
         )
         self.biases = [self._bias(step) for step in self.steps]
         sources = (*self.program.codes, *range(len(self.steps)))
@@ -99,12 +111,25 @@ class _Plan:
             if isinstance(step, Attention)
         }
 
+    def _runs(self, number: int, early: bool) -> list[Run]:
+        step, phases = self.steps[number], self.phases[:number]
+        return [
+            run
+            for term in step.terms
+            for run in _runs(
+                term, (step.stride, self.program.stride_of(term.source)), self.weights, phases, early
+            )
+        ]
+
     def _cache(self, source: int) -> Cache:
-        rows, left, right = self.program.reach(source)
-        size = rows, len(self.request.known), left + self.block + right
+        batch = len(self.request.known)
         if source <= CODES:  # outside of the grid is a code of its own, whose entries are zero
+            rows, left, right = self.program.reach(source)
+            size = rows, batch, left + self.block + right
             return Cache(self.request.known.new_full(size, self.program.num_embeddings), left)
-        return Cache(self.request.weight.new_zeros(*size, self.steps[source].channels), left)
+        (rows, left, right), step = self.program.strided_reach(source), self.steps[source]
+        columns = left + -(-self.block // step.stride) + right
+        return Cache(self.request.weight.new_zeros(rows, batch, columns, step.channels), left, step.stride)
 
     def _bias(self, step: Step | Attention) -> Tensor:
         """Bias and label bias of a step, the same at every position: ``(B, 1, width)``."""
@@ -115,10 +140,30 @@ class _Plan:
             total = total + self.weights[step.label_bias][self.request.labels].unsqueeze(1)
         return total
 
-    def _add(self, total: Tensor, run: Run, y: int, x: int, count: int) -> Tensor:
-        """``total (B, count, width)`` plus ``run`` at positions ``x .. x + count`` of row ``y``."""
+    def _add_strided(self, total: Tensor, run: Run, stride: int, y: int, x: int) -> Tensor:
+        """``_add`` for a source with another stride: some positions find a value, the others zeros."""
+        read, width = self.program.stride_of(run.source), total.shape[1]
+        every = read // math.gcd(read, stride)
+        first = [j for j in range(min(every, width)) if (x + j * stride + run.dx) % read == 0]
+        if (y + run.dy) % read or not first:
+            return total
+        count, apart = -(-(width - first[0]) // every), stride * every // read
+        source = self.caches[run.source]
+        column = x + first[0] * stride + run.dx
+        values = source.window(y + run.dy, column, 1 + (count - 1) * apart)[:, ::apart]
+        assert run.weight is not None
+        summand = F.embedding(values, run.weight) if run.source <= CODES else values @ run.weight
+        total = total.clone()
+        total[:, first[0] :: every] += summand
+        return total
+
+    def _add(self, total: Tensor, run: Run, stride: int, y: int, x: int) -> Tensor:
+        """``total (B, count, width)`` plus ``run`` at ``count`` positions of row ``y``, from ``x`` on."""
+        count = total.shape[1]
         if run.source == CONDITION:
-            values = self.condition
+            values = self.condition[:, ::stride]
+        elif self.program.stride_of(run.source) != stride:
+            return self._add_strided(total, run, stride, y, x)
         else:
             values = self.caches[run.source].window(y + run.dy, x + run.dx, count + run.count - 1)
         if run.weight is None:
@@ -136,25 +181,34 @@ class _Plan:
         return total + (windows.reshape(batch * count, -1) @ run.weight).view(batch, count, -1)
 
     def early_sums(self, number: int, y: int, x: int, count: int) -> Tensor:
-        """The part of a step's sums that is known when row ``y`` starts, ``(B, count, width)``."""
-        total = self.biases[number].expand(-1, count, -1)
+        """The part of a step's sums that is known when row ``y`` starts, ``(B, positions, width)``."""
+        stride = self.steps[number].stride
+        total = self.biases[number].expand(-1, -(-count // stride), -1)
         for run in self.early_runs[number]:
-            total = self._add(total, run, y, x, count)
+            total = self._add(total, run, stride, y, x)
         return total
 
-    def finish(self, number: int, sums: Tensor, y: int, x: int, count: int) -> None:
-        """Adds the rest of a step's sums at ``count`` positions and keeps the step's value."""
-        step = self.steps[number]
+    def finish(self, number: int, sums: Tensor, y: int, x: int) -> None:
+        """Adds the rest of a step's sums ``(B, positions, width)`` and keeps the step's value."""
+        step, count = self.steps[number], sums.shape[1]
         if isinstance(step, Attention):
             values = (self.caches[source].window(y, x, 1)[:, 0] for source in step.sources)
             self.caches[number].window(y, x, 1)[:, 0] = self.kept[number].attend(*values)
             return
         for run in self.late_runs[number]:
-            sums = self._add(sums, run, y, x, count)
+            sums = self._add(sums, run, step.stride, y, x)
         value = activate(sums, step.activation)
         if step.residual is not None:
             value = value + self.caches[step.residual].window(y, x, count)
         self.caches[number].window(y, x, count).copy_(value)
+
+    def finish_phase(self, phase: int, sums: dict[int, Tensor], y: int, x: int) -> None:
+        """Finishes the steps of a phase at a position, those that it is a position of."""
+        for number in self.by_phase[phase]:
+            stride = self.steps[number].stride
+            if y % stride == x % stride == 0:
+                i = x % self.block // stride
+                self.finish(number, sums[number][:, i : i + 1], y, x)
 
     def keep(self, y: int, x: int) -> None:
         """Keeps a position, all of whose values are known, for attentions that haven't read it yet."""
@@ -168,9 +222,6 @@ def run(request: Request) -> Tensor:
     plan = _Plan(request)
     batch, height, width, num_codes = request.known.shape
     codes = torch.empty_like(request.known)
-    by_phase: list[list[int]] = [[] for _ in range(Phase.CODE + num_codes)]
-    for number, phase in enumerate(plan.phases):
-        by_phase[phase].append(number)
     chunk = max(1, _NOISE_ELEMENTS // (batch * num_codes * request.program.num_choices))
     for y, begin in product(range(height), range(0, width, plan.block)):
         count = min(plan.block, width - begin)
@@ -179,14 +230,15 @@ def run(request: Request) -> Tensor:
                 cache.move(begin)
         if request.condition is not None:
             plan.condition = request.condition_of(y, begin, count).transpose(1, 2).contiguous()
-        sums: list[Tensor] = []
-        for number in range(len(plan.steps)):
-            sums.append(plan.early_sums(number, y, begin, count))
+        sums: dict[int, Tensor] = {}
+        for number, step in enumerate(plan.steps):
+            if y % step.stride:
+                continue
+            sums[number] = plan.early_sums(number, y, begin, count)
             if plan.phases[number] == Phase.ROW:
-                plan.finish(number, sums[number], y, begin, count)
+                plan.finish(number, sums[number], y, begin)
         for i, x in enumerate(range(begin, begin + count)):
-            for number in by_phase[Phase.POSITION]:
-                plan.finish(number, sums[number][:, i : i + 1], y, x, 1)
+            plan.finish_phase(Phase.POSITION, sums, y, x)
             if i % chunk == 0:
                 numbers = num_codes * (y * width + x), num_codes * min(chunk, count - i)
                 noise = request.noise(*numbers)
@@ -197,8 +249,7 @@ def run(request: Request) -> Tensor:
                 known = request.known[:, y, x, code]
                 codes[:, y, x, code] = drawn.where(known < 0, known)
                 plan.caches[source].window(y, x, 1)[:, 0] = codes[:, y, x, code].clamp(min=0)
-                for number in by_phase[Phase.CODE + code]:
-                    plan.finish(number, sums[number][:, i : i + 1], y, x, 1)
+                plan.finish_phase(Phase.CODE + code, sums, y, x)
             plan.keep(y, x)
             request.progress(batch * num_codes)
     return codes

@@ -6,9 +6,10 @@ group (few images), its *members*, divide the tiles of each step and wait for ea
 counter in memory. Tables, sums and the first weights of the next step are loaded before they wait, so that
 after it only the values are left to load.
 
-Values are kept as ``[row slot][column slot][image][channel]``. The rows of a matrix product are a group's
-images, or the images of a whole row of the grid. A *place* says where a value is read: its base, its stride,
-its slots of rows and columns, and the offset from the position that is computed.
+Values are kept as ``[row slot][column slot][image][channel]``; those of a step with a stride too, with the
+zeros between them. The rows of a matrix product are a group's images, or the images of a whole row of the grid.
+A *place* says where a value is read: its base, its stride, its slots of rows and columns, and the offset from
+the position that is computed.
 
 A *job* is a product with one matrix (a step, or the part of it that only depends on the rows above), an
 attention, or the draw.
@@ -134,6 +135,9 @@ def _step(
     to_sums = tl.load(job + 11)
     activation = tl.load(job + 12)
     residual = tl.load(job + 13)
+    stride = tl.load(job + 18).to(tl.int32)
+    # At a row or position without values all is zero: nothing is read there.
+    reads = tl.where((y % stride == 0) & ((columns > 1) | (x % stride == 0)), 1, 0)
     place = (
         places + tl.load(job) * _PLACE
     )  # of the result, the residual, the partial sums, then of the inputs
@@ -158,7 +162,7 @@ def _step(
             at = cells(source, y, column, image, batch) * _UNIT
         if item == member:
             _wait(counter, arrivals, SHARED)
-        for p in range(products):
+        for p in range(products * reads):
             if not AHEAD:
                 w = tl.load(matrix + p * (BK * BN) + tile)
                 at = cells(source + p * _PLACE, y, column, image, batch) * _UNIT
@@ -172,25 +176,26 @@ def _step(
                 at = cells(source + (p + 1) * _PLACE, y, column, image, batch) * _UNIT
         source += products * _PLACE
         channel = tl.where(activation >= _GATE, n // 2 + n % 2 * (width // 2), n)
-        for t in range(adds):
+        for t in range(adds * reads):
             at = cells(source + t * _PLACE, y, column, image, batch) * _UNIT
             acc += tl.load(values + at[:, None] + channel[None, :], mask=(n < width)[None, :], other=0).to(
                 ACC
             )
         source += adds * _PLACE
-        for t in range(lookups):
+        for t in range(lookups * reads):
             code = tl.load(codes + cells(source + t * _PLACE, y, column, image, batch))
             at = (table + (t * (K + 1) + code) * padded) * _UNIT
             acc += tl.load(tables + at[:, None] + n[None, :]).to(ACC)
         inside = (m < columns * IMAGES)[:, None]
+        valued = ((y % stride == 0) & (column % stride == 0))[:, None]
         if activation >= _GATE:
             left, right = tl.split(tl.reshape(acc, (BM, BN // 2, 2)))
             half = j * (BN // 2) + tl.arange(0, BN // 2)
             gated = inside & (half < width // 2)[None, :]
-            out = _multiplied(left, right, activation)
+            out = tl.where(valued, _multiplied(left, right, activation), 0)
             _store(out, gated, half, place, values, values, y, column, image, batch, residual)
         else:
-            v = _activated(acc, activation)
+            v = tl.where(valued, _activated(acc, activation), 0)
             mask = inside & (n < width)[None, :]
             if to_sums > 0:
                 _store(v, mask, n, place, values, sums, y, column, image, batch, residual)

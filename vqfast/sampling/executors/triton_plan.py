@@ -39,6 +39,7 @@ JOB = (
     "head_channels",  # channels of a head's key
     "scale",  # the bits of a float64
     "own",  # 1 if the position itself counts as an earlier one
+    "stride",  # of a product: it is zero but at rows and columns that are multiples of it
 )
 
 
@@ -288,6 +289,7 @@ class Plan:
             sums=int(unfinished or number >= self.first_logits),
             activation=0 if unfinished else ACTIVATIONS.index(step.activation),
             residual=int(residual is not None),
+            stride=step.stride,
         )
 
     def write_starts(self, sums: Tensor) -> None:
