@@ -2,9 +2,9 @@
 
 A step adds up products of earlier steps' values with matrices, applies an activation, and may add a
 residual; or it is an attention over the values of earlier positions. Values live on the grid of codes,
-channels last, and are zero outside of it. A step may have a stride: its value is computed at every s-th row and
-column, and zero at all other positions. A program is plain data: its steps name their weights, which are kept
-beside it.
+channels last, and are zero outside of it. A step may have a stride: its value is computed at every s-th row
+and column, and zero at all other positions. A program is plain data: its steps name their weights, which are
+kept beside it.
 """
 
 from __future__ import annotations
@@ -274,8 +274,8 @@ def _check_taps(number: int, term: Term, multiple: int) -> None:
     """Raises ValueError unless a step reads the term's source where it may have values."""
     if any(offset % multiple for tap in term.taps for offset in tap):
         raise ValueError(
-            f"step {number} reads step {term.source} at {term.taps}; want multiples of {multiple}: elsewhere it "
-            "is zero"
+            f"step {number} reads step {term.source} at {term.taps}; want multiples of {multiple}: "
+            "elsewhere it is zero"
         )
 
 

@@ -7,9 +7,9 @@ counter in memory. Tables, sums and the first weights of the next step are loade
 after it only the values are left to load.
 
 Values are kept as ``[row slot][column slot][image][channel]``; those of a step with a stride too, with the
-zeros between them. The rows of a matrix product are a group's images, or the images of a whole row of the grid.
-A *place* says where a value is read: its base, its stride, its slots of rows and columns, and the offset from
-the position that is computed.
+zeros between them. The rows of a matrix product are a group's images, or the images of a whole row of the
+grid. A *place* says where a value is read: its base, its stride, its slots of rows and columns, and the
+offset from the position that is computed.
 
 A *job* is a product with one matrix (a step, or the part of it that only depends on the rows above), an
 attention, or the draw.
