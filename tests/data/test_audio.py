@@ -179,3 +179,12 @@ def test_a_file_is_not_bad_because_memory_is_short(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("vqfast.data.audio.folder.read_recording", full)
     with pytest.raises(MemoryError):
         recordings.batch([0])
+
+
+def test_a_truncated_mp3_is_no_whole_recording(tmp_path: Path) -> None:
+    mp3 = write(tmp_path / "whole.mp3", tone(16000, seconds=4), 16000).read_bytes()
+    (tmp_path / "cut.mp3").write_bytes(mp3[: len(mp3) // 2])
+    with pytest.raises(Unreadable, match=r"cut\.mp3: cannot read recording: it has .* seconds less") as found:
+        load_audio(tmp_path).check()
+    assert list(found.value.bad) == [str(tmp_path / "cut.mp3")]
+    assert load_audio(tmp_path, skip_bad=True).names == ["whole.mp3"]

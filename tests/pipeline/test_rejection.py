@@ -108,7 +108,9 @@ def test_the_classifier_of_a_run(tmp_path: Path) -> None:
     before = (run.folder / "classifier.safetensors").stat().st_mtime_ns
     train_classifier(run, training=training)
     assert (run.folder / "classifier.safetensors").stat().st_mtime_ns == before
-    accepts = Rejection.of_run(run, vqvae, 0.5).accepts(vqvae.encode_levels(x), torch.from_numpy(labels))
+    accepts = Rejection.of_run(run, vqvae, 0.5).accepts(
+        vqvae.encode_levels(x), torch.from_numpy(labels), torch.arange(60)
+    )
     assert accepts.shape == (60,) and accepts.dtype == torch.bool
     assert load_model(run.folder, "classifier").config == classifier.config
     other = Run(tmp_path / "other", create=True)

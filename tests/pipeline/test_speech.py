@@ -16,6 +16,7 @@ from vqfast.data import Recordings, load_audio
 from vqfast.pipeline import (
     Completion,
     PriorTraining,
+    Rejection,
     Run,
     SampleRequest,
     Training,
@@ -26,6 +27,7 @@ from vqfast.pipeline import (
     load_model,
     measure_speech,
     modality_of,
+    num_rejected,
     reopen_parts,
     report,
     sample,
@@ -53,6 +55,7 @@ SMALL: dict[str, Any] = {
     "embedding_dim": 8,
 }
 STEPS = 120
+LOUD = 0.05  # samples quieter than this are rejected
 
 
 @pytest.fixture(scope="module")
@@ -219,8 +222,36 @@ def test_completions(trained: Run, tmp_path: Path) -> None:
     out = Run(tmp_path / "out", create=True)
     samples = sample(trained, [prior], completion.request([prior]), out=out)
     (indices,), _ = samples.all()
-    assert torch.equal(indices[::2, :10], vqvae.encode(held_out.batch(range(4)))[:, :10])
+    assert indices.shape == (8, 20) and len(set(held_out.lengths.tolist())) == 2
+    for number, length in enumerate((held_out.lengths // 100).tolist()):
+        own, half = vqvae.encode(held_out.recording(number))[0], length // 2
+        for drawn in indices[2 * number : 2 * number + 2]:  # a short one keeps half of itself, and ends
+            assert torch.equal(drawn[:half], own[:half])
+            assert (drawn[half:length] >= 0).all() and (drawn[length:] == -1).all()
     assert completion.picture(samples)[1:4] == b"PNG"
+    decode(trained, vqvae, samples, out=out)
+    files = sorted((out.folder / "wav").iterdir())
+    assert [soundfile.info(file).frames for file in files] == held_out.lengths.repeat(2).tolist()
+
+
+def test_rejection_judges_the_waveforms_that_are_written(trained: Run, tmp_path: Path) -> None:
+    vqvae, prior = load_model(trained.folder, "vqvae"), load_model(trained.folder, "prior")
+    judged: list[torch.Tensor] = []
+
+    def classifier(items: torch.Tensor) -> torch.Tensor:
+        judged.extend(items)
+        loudness = items.abs().mean((1, 2))
+        return torch.stack([100 * (loudness - LOUD), torch.zeros(len(items))], 1)
+
+    rejection = Rejection(vqvae, classifier, 0.5, "loud")
+    out = Run(tmp_path / "out", create=True)
+    request = SampleRequest(num=5, shapes=[(6,)], labels=0)
+    samples = sample(trained, [prior], request, out=out, reject=rejection)
+    assert num_rejected(out) > 0
+    decode(trained, vqvae, samples, format="npy", out=out)
+    (file,) = (out.folder / "npy").iterdir()
+    for wave in torch.from_numpy(np.load(file)):
+        assert any(torch.equal(wave, item) for item in judged)
 
 
 def test_a_speech_model_wants_its_speakers_named(voices: tuple[Path, dict[str, str]], tmp_path: Path) -> None:

@@ -102,10 +102,12 @@ class Format:
     Args:
         file_names: numbers of items that follow each other -> the names of their files.
         files: batches of those items, ``BATCH`` in each but the last -> the bytes of the files.
+        ends: whether items that end early, as recordings do, come without the rest of their batch's length.
     """
 
     file_names: Callable[[range], list[str]]
-    files: Callable[[Iterator[Tensor]], Iterator[bytes]]
+    files: Callable[[Iterator[Any]], Iterator[bytes]]
+    ends: bool = False
 
 
 class Media(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from vqfast.data.protocol import BATCH
 from vqfast.files import open_file
 from vqfast.models import Autoencoder
 from vqfast.pipeline.codes import CodeGrids, shard_of
-from vqfast.pipeline.items import decode_items, encode_items
+from vqfast.pipeline.items import cut_to_codes, decode_items, encode_items, together
 from vqfast.pipeline.levels import concatenated
 from vqfast.pipeline.parts import modality_of
 from vqfast.pipeline.ranks import ALONE, Ranks
@@ -93,10 +93,13 @@ def decode(
     writer = modality.formats[format]
 
     def make(numbers: range, advance: Advance) -> Iterator[bytes]:
-        def batches() -> Iterator[Tensor]:
+        def batches() -> Iterator[Iterable[Tensor]]:
+            first = numbers.start
             for batch in decoded(vqvae, codes, numbers, ranks):
+                own = range(first, first + len(batch))
+                yield cut_to_codes(vqvae, batch, codes.read(own)[0]) if writer.ends else batch
+                first = own.stop
                 advance(len(batch))
-                yield batch
 
         return writer.files(batches())
 
@@ -140,14 +143,17 @@ def decoded(
         shown = [indices.to(ranks.device) for indices in grids[:levels]]
         return [decode_items(vqvae, shown, labels, batch)]
 
-    return (items for (items,) in results(work, numbers))
+    batch = together(vqvae, codes.read(numbers[:1])[0][0].shape[1:])
+    return (items for (items,) in results(work, numbers, batch))
 
 
 @torch.no_grad()
-def results(work: Callable[[range], Sequence[Tensor]], numbers: range) -> Iterator[list[Tensor]]:
-    """``work(numbers)`` on the CPU, ``BATCH`` numbers at a time; a batch too large for memory is divided."""
-    for first in range(0, len(numbers), BATCH):
-        batch = numbers[first : first + BATCH]
+def results(
+    work: Callable[[range], Sequence[Tensor]], numbers: range, size: int = BATCH
+) -> Iterator[list[Tensor]]:
+    """``work(numbers)`` on the CPU, ``size`` numbers at a time; a batch too large for memory is divided."""
+    for first in range(0, len(numbers), size):
+        batch = numbers[first : first + size]
 
         def piece(places: range, batch: range = batch) -> list[Tensor]:
             return [tensor.cpu() for tensor in work(batch[places.start : places.stop])]

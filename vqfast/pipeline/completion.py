@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vqfast.checks import check_integer
-from vqfast.data import Dataset, Modality
+from vqfast.data import Dataset, Modality, Recordings
 from vqfast.models import Autoencoder
 from vqfast.pipeline.codes import CodeGrids
 from vqfast.pipeline.coding import decoded, encoded
@@ -25,7 +26,8 @@ class Completion:
     """Samples that complete items: sample ``i`` completes item ``i // draws``.
 
     The kept codes are those of the whole item, so they may tell of the hidden part as far as the encoder
-    sees. The part is chosen on the coarsest grid, and is the same part of the finer ones.
+    sees. The part is chosen on the coarsest grid, and is the same part of the finer ones. Of a recording it
+    is a part of its own length, and so long becomes the completion.
 
     Args:
         vqvae: encodes the items.
@@ -53,7 +55,12 @@ class Completion:
         self.vqvae, self.dataset, self.modality = vqvae, dataset, modality
         self.keep, self.draws, self.ranks = keep, draws, ranks
         self.shapes = vqvae.code_shapes(dataset.shape[1:])
-        self.kept = modality.kept_mask(keep, self.shapes[0])
+        self.kept, self.ends = modality.kept_mask(keep, self.shapes[0]), None
+        if isinstance(dataset, Recordings):
+            (longest,) = self.shapes[0]
+            self.ends = torch.from_numpy(-(-dataset.lengths // vqvae.strides[0]))
+            masks = [modality.kept_mask(keep, (max(2, end),))[:end] for end in self.ends.tolist()]
+            self.kept = torch.stack([F.pad(mask, (0, longest - len(mask))) for mask in masks])
 
     def request(
         self, priors: Sequence[AnyPrior], *, num: int | None = None, labels: int | None = None
@@ -80,15 +87,22 @@ class Completion:
         note = {"data": self.dataset.fingerprint, "keep": self.keep, "draws": self.draws}
         note["kept"] = hashlib.sha256(self.kept.numpy().tobytes()).hexdigest()[:16]  # a mask file may change
         num = total if num is None else num
-        return SampleRequest(num, self.shapes, labels=given, known=self._known, note=note)
+        ends = None if self.ends is None else self._ends
+        return SampleRequest(num, self.shapes, labels=given, known=self._known, ends=ends, note=note)
 
     def _labels(self, labels: np.ndarray) -> OfSamples:
         return lambda numbers: torch.from_numpy(labels[np.array(numbers) // self.draws])
+
+    def _ends(self, numbers: range) -> Tensor:
+        assert self.ends is not None
+        return self.ends[torch.tensor(numbers) // self.draws]
 
     def _known(self, numbers: range) -> list[Tensor]:
         item = torch.tensor(numbers) // self.draws
         first, last = int(item[0]), int(item[-1])
         levels, _ = encoded(self.vqvae, self.dataset, self.ranks).read(range(first, last + 1))
+        if self.ends is not None:
+            return [levels[0].where(self.kept[first : last + 1], -1)[item - first]]
         return [
             indices.where(_resized(self.kept, shape), -1)[item - first]
             for indices, shape in zip(levels, self.shapes, strict=True)
@@ -103,7 +117,8 @@ class Completion:
             for first in range(0, items * self.draws, self.draws)
         ]
         originals = self.dataset.batch(range(items))
-        return self.modality.show_completions(originals, self.kept, torch.stack(completions, dim=1))
+        kept = self.kept if self.ends is None else self.kept[:items]
+        return self.modality.show_completions(originals, kept, torch.stack(completions, dim=1))
 
 
 def _resized(mask: Tensor, shape: Sequence[int]) -> Tensor:

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 import torch
+from torch import Tensor
 
 from vqfast.checks import check_choice
 from vqfast.data import Recordings
 from vqfast.data.audio import wav_bytes
 from vqfast.models import SpeechVQVAE
-from vqfast.pipeline.coding import weights_digest
-from vqfast.pipeline.items import decode_items, encode_items
+from vqfast.pipeline.coding import results, weights_digest
+from vqfast.pipeline.items import decode_items, encode_items, together
 from vqfast.pipeline.ranks import ALONE, Ranks
 from vqfast.pipeline.run import Run
 from vqfast.pipeline.shards import Advance, write_files
@@ -45,13 +46,17 @@ def convert(
     check_choice("speaker", speaker, speakers)
     label = speakers.index(speaker)
 
+    def converted(numbers: range) -> list[Tensor]:
+        levels = encode_items(vqvae, dataset, numbers, ranks.device)
+        return [decode_items(vqvae, levels, torch.full((len(numbers),), label), numbers)]
+
     def make(numbers: range, advance: Advance) -> Iterator[bytes]:
-        for number in numbers:
-            levels = encode_items(vqvae, dataset, range(number, number + 1), ranks.device)
-            with torch.no_grad():
-                waves = decode_items(vqvae, levels, torch.tensor([label]), range(number, number + 1))
-            yield wav_bytes(waves[0, 0, : dataset.lengths[number]].cpu().numpy(), dataset.rate)
-            advance(1)
+        (grid,), first = vqvae.code_shapes(dataset.shape[1:]), numbers.start
+        for (waves,) in results(converted, numbers, together(vqvae, grid)):
+            for wave, length in zip(waves, dataset.lengths[first:].tolist(), strict=False):
+                yield wav_bytes(wave[0, :length].numpy(), dataset.rate)
+            first += len(waves)
+            advance(len(waves))
 
     def names(numbers: range) -> list[str]:
         files = dataset.names[numbers.start : numbers.stop]

@@ -16,7 +16,7 @@ from vqfast.data import Dataset
 from vqfast.models import Autoencoder, Classifier
 from vqfast.pipeline.checkpoint import load_model
 from vqfast.pipeline.coding import results, weights_digest
-from vqfast.pipeline.items import decode_items
+from vqfast.pipeline.items import decode_items, together
 from vqfast.pipeline.loop import Share, Task
 from vqfast.pipeline.options import Training
 from vqfast.pipeline.parts import HELD_OUT, TRAIN, reopen_parts
@@ -121,13 +121,14 @@ class Rejection:
         return cls(vqvae, classifier, minimum, weights_digest(run, "classifier"), ranks.device)
 
     def drawn(
-        self, draw: Callable[[Tensor, int], Sequence[Tensor]], labels: Tensor
+        self, draw: Callable[[Tensor, int], Sequence[Tensor]], labels: Tensor, first: int = 0
     ) -> tuple[list[Tensor], Tensor]:
         """Samples that the classifier accepts.
 
         Args:
             draw: places of samples, int64 ``(n,)``, and how often they were rejected -> their grids of codes.
             labels: int64 ``(N,)``, the classes of the samples.
+            first: the number of the first sample; ``decode`` may draw an item by its number.
 
         Returns:
             The grids of codes of each level, and how many draws of each sample were rejected, int64 ``(N,)``.
@@ -142,20 +143,22 @@ class Rejection:
             accepted = accepted or [indices.clone() for indices in levels]
             for kept, indices in zip(accepted, levels, strict=True):
                 kept[left] = indices
-            left = left[~self.accepts(levels, labels[left])]
+            left = left[~self.accepts(levels, labels[left], first + left)]
             rejected[left] += 1
             if len(left) == 0:
                 return accepted, rejected
         likely = f"of {ATTEMPTS} draws of a sample none has probability {self.minimum} of class"
         raise ValueError(f"{likely} {labels[left[0]].item()}; want a lower reject, or a better prior")
 
-    def accepts(self, levels: Sequence[Tensor], labels: Tensor) -> Tensor:
-        """Whether each sample is likely of its class, bool ``(n,)``."""
+    def accepts(self, levels: Sequence[Tensor], labels: Tensor, numbers: Tensor) -> Tensor:
+        """Whether each sample, of these numbers, is likely of its class: bool ``(n,)``."""
 
-        def work(numbers: range) -> list[Tensor]:
-            places = slice(numbers.start, numbers.stop)
+        def work(batch: range) -> list[Tensor]:
+            places = slice(batch.start, batch.stop)
             grids, own = [indices[places].to(self.device) for indices in levels], labels[places]
-            p = self.classifier(decode_items(self.vqvae, grids, own, numbers)).softmax(1)
+            items = decode_items(self.vqvae, grids, own, numbers[places].tolist())
+            p = self.classifier(items).softmax(1)
             return [p.gather(1, own[:, None].to(self.device))[:, 0] >= self.minimum]
 
-        return torch.cat([accepted for (accepted,) in results(work, range(len(labels)))])
+        size = together(self.vqvae, levels[0].shape[1:])
+        return torch.cat([accepted for (accepted,) in results(work, range(len(labels)), size)])

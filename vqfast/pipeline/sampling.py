@@ -36,6 +36,8 @@ class SampleRequest:
         labels: one label for all samples; or a function that gives int64 labels ``(n,)``; by default the
             classes take turns, if the prior has any.
         known: a function that gives int64 codes ``(n, *shape)`` to keep for each level, -1 where to sample.
+        ends: of sequences, a function that gives how many codes of each sample count, int64 ``(n,)``; -1
+            stands behind them.
         note: JSON values that identify what the functions give.
 
     Raises:
@@ -49,6 +51,7 @@ class SampleRequest:
     shapes: Sequence[tuple[int, ...]]
     labels: int | OfSamples | None = None
     known: LevelsOfSamples | None = None
+    ends: OfSamples | None = None
     note: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -126,6 +129,7 @@ def sample(
     def make(numbers: range, advance: Advance) -> dict[str, np.ndarray]:
         labels = None if labels_of is None else labels_of(numbers)
         known = [None] * len(priors) if request.known is None else request.known(numbers)
+        ends = None if request.ends is None else request.ends(numbers)
 
         def draw(places: Tensor, attempt: int) -> list[Tensor]:
             levels: list[Tensor] = []
@@ -141,13 +145,15 @@ def sample(
                     **given(prior, levels),
                     **{**options, "seed": _level_seed(seed, level)},
                 )
+                if ends is not None:
+                    indices = indices.where(torch.arange(indices.shape[1]) < ends[places, None], -1)
                 levels.append(indices)
             return levels
 
         if reject is None or labels is None:
             levels, more = draw(torch.arange(len(numbers)), 0), {}
         else:
-            levels, rejected = reject.drawn(draw, labels)
+            levels, rejected = reject.drawn(draw, labels, numbers.start)
             more = {"rejected": rejected.numpy()}
         sizes = [prior.num_embeddings for prior in priors]
         return shard_of(levels, sizes, None if labels is None else labels.numpy()) | more

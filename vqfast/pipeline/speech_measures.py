@@ -26,14 +26,13 @@ def bits_per_sample(
         return torch.stack([of_one(number) for number in numbers])
 
     def of_one(number: int) -> Tensor:  # one at a time, without its padding: the logits are large
-        length = int(dataset.lengths[number])
-        x = dataset.batch([number])[:, :, :length].to(ranks.device)
+        x = dataset.recording(number).to(ranks.device)
         told = vqvae.num_classes is not None and dataset.labels is not None
         labels = int(dataset.labels[number]) if told and dataset.labels is not None else None
         indices = vqvae.encode(x)
         if counts is not None:
             counts.add_(indices.flatten().bincount(minlength=len(counts)))
-        return vqvae.nats(x, indices, labels=labels)[0].double() / (length * math.log(2))
+        return vqvae.nats(x, indices, labels=labels)[0].double() / (x.shape[2] * math.log(2))
 
     return for_each(bits, len(dataset), ranks, "bits per sample")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vqfast.checks import check_integer
+from vqfast.data import disk
 from vqfast.data.audio.folder import RecordingFiles
 from vqfast.data.items import Items
 
@@ -78,6 +79,27 @@ class Recordings(Items):
         """
         own = self._own(numbers)
         return self._read(own, np.zeros_like(own), self.shape[1])
+
+    def recording(self, number: int) -> Tensor:
+        """One recording without padding: float32 ``(1, 1, length)``.
+
+        Raises:
+            TypeError, ValueError, Unreadable: as in ``batch``.
+        """
+        (own,) = self._own([number]).tolist()
+        return torch.from_numpy(self._recordings.whole(own)).view(1, 1, -1)
+
+    def check(self, advance: Callable[[int], object] = lambda read: None) -> None:
+        """As ``Items.check``, in memory for one recording."""
+        bad: dict[str, str] = {}
+        for number in range(len(self)):
+            try:
+                self.recording(number)
+            except disk.Unreadable as error:
+                bad |= error.bad
+            advance(1)
+        if bad:
+            raise disk.Unreadable(bad, self._recordings.skippable, self.item)
 
     def crops(
         self, numbers: Sequence[int] | np.ndarray | Tensor, length: int, chances: Sequence[float] | Tensor

@@ -105,6 +105,14 @@ class RecordingFiles:
         names = [self.names[number] for number in numbers]
         return str(self.rate).encode() + disk.contents_digest(self.root, names)
 
+    def whole(self, number: int) -> np.ndarray:
+        """All samples of a recording: float32 ``(T,)``.
+
+        Raises:
+            Unreadable: the file can't be read.
+        """
+        return self.read(np.array([number]), np.zeros(1, np.int64), int(self.lengths[number]))[0]
+
     def read(self, numbers: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
         """``length`` samples from each start on: float32 ``(n, length)``.
 

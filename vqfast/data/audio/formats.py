@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from torch import Tensor
@@ -15,11 +15,11 @@ from vqfast.data.protocol import Format
 def formats_at(rate: int) -> dict[str, Format]:
     """The formats of recordings of a rate; files are named by the number of their first recording."""
 
-    def waves(batches: Iterator[Tensor]) -> Iterator[bytes]:
+    def waves(batches: Iterator[Iterable[Tensor]]) -> Iterator[bytes]:
         return (wav_bytes(item[0].numpy(), rate) for batch in batches for item in batch)
 
     return {
-        "wav": Format(lambda numbers: [f"{number:07d}.wav" for number in numbers], waves),
+        "wav": Format(lambda numbers: [f"{number:07d}.wav" for number in numbers], waves, ends=True),
         "npy": Format(lambda numbers: [f"{numbers.start:07d}.npy"], _array),
     }
 

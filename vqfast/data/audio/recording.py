@@ -20,6 +20,7 @@ SUFFIXES = {
     *(".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd"),
     *(".caf", ".w64", ".rf64", ".sph", ".nist"),
 }
+SLACK = 2304  # samples that a header may say too many: MP3's come in frames of 1152
 MARGIN = 2048  # samples read on either side of a part, so that resampling it gives what the whole gives
 EXTRA = "reading audio takes soundfile and soxr: pip install 'vqfast[audio]'"
 
@@ -64,7 +65,7 @@ def read_recording(file: Path, rate: int, start: int = 0, length: int | None = N
 
     Raises:
         Exception: nearly any, if the file can't be read.
-        ValueError: a sample is NaN or infinite.
+        ValueError: a sample is NaN or infinite, or the file ends before its header says.
     """
     with _opened(file) as sound:
         facts = RecordingFacts(sound.samplerate, sound.frames)
@@ -74,11 +75,12 @@ def read_recording(file: Path, rate: int, start: int = 0, length: int | None = N
         margin = -(-MARGIN // here)
         first = max(0, start // here - margin)
         sound.seek(min(first * there, sound.frames))
-        samples = sound.read(
-            (-(-(start + length) // here) + margin - first) * there, "float32", always_2d=True
-        )
-    if not len(samples) and start < length_at(facts, rate):
-        raise ValueError("it has fewer samples than its header says")
+        wanted = (-(-(start + length) // here) + margin - first) * there
+        samples = sound.read(wanted, "float32", always_2d=True)
+    wanted = min(wanted, facts.num_samples - first * there)
+    if len(samples) < wanted - SLACK or (not len(samples) and start < length_at(facts, rate)):
+        missing = (wanted - len(samples)) / facts.rate
+        raise ValueError(f"it has {missing:.2f} seconds less than its header says")
     if not np.isfinite(samples).all():
         raise ValueError("it has a sample that is NaN or infinite")
     mono = samples.mean(1, dtype=np.float32)
@@ -106,5 +108,8 @@ def _opened(file: Path) -> Iterator[SoundFile]:
         import soxr  # noqa: F401  # asked for here, so that it isn't missed in the middle of the work
     except ImportError:
         raise ModuleNotFoundError(EXTRA) from None
-    with open_file(file) as opened, soundfile.SoundFile(opened) as sound:
-        yield sound
+    try:
+        with open_file(file) as opened, soundfile.SoundFile(opened) as sound:
+            yield sound
+    except soundfile.LibsndfileError as error:
+        raise ValueError(error.error_string) from error

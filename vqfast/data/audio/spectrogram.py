@@ -46,8 +46,10 @@ def show_pairs(originals: Tensor, reconstructions: Tensor) -> bytes:
     """Spectrograms of recordings, each above that of its reconstruction, as a PNG.
 
     Args:
-        originals, reconstructions: floats ``(N, 1, T)``.
+        originals: floats ``(N, 1, T)``.
+        reconstructions: floats ``(N, 1, T)``, or longer at the end.
     """
+    reconstructions = reconstructions[..., : originals.shape[2]]
     pairs = torch.stack([spectrograms(originals), spectrograms(reconstructions)], 1).flatten(0, 1)
     captions = ("original", "reconstruction") * len(originals)
     return grid(pairs, columns=1, captions=captions, scale=1)
@@ -58,11 +60,13 @@ def show_completions(originals: Tensor, kept: Tensor, completions: Tensor) -> by
 
     Args:
         originals: floats ``(N, 1, T)``.
-        kept: bool ``(T',)``, over the whole recording.
-        completions: floats ``(draws, N, 1, T)``.
+        kept: bool ``(T',)`` or ``(N, T')``, over as many samples as ``completions`` have.
+        completions: floats ``(draws, N, 1, T)``, or longer at the end.
     """
-    seen = F.interpolate(kept[None, None].float(), originals.shape[2:], mode="nearest") > 0
-    waves = torch.stack([originals, originals.where(seen, 0), *completions], 1)
+    length = originals.shape[2]
+    seen = F.interpolate(kept.view(-1, 1, kept.shape[-1]).float(), completions.shape[3:]) > 0
+    shown = originals.where(seen[:, :, :length], 0)
+    waves = torch.stack([originals, shown, *completions[..., :length]], 1)
     return grid(spectrograms(waves.flatten(0, 1)), columns=waves.shape[1], scale=1)
 
 
@@ -74,17 +78,18 @@ def kept_mask(keep: str, shape: tuple[int, ...]) -> Tensor:
         shape: ``(T,)``.
 
     Raises:
-        ValueError: ``keep`` is something else, or keeps all codes or none.
+        ValueError: ``keep`` is something else.
 
     >>> kept_mask("start-half", (4,))
     tensor([ True,  True, False, False])
     """
     side, _, share = keep.partition("-")
     try:
-        count = round((0.5 if share == "half" else float(share)) * shape[-1])
-    except (ValueError, OverflowError):
-        count = 0
-    if side not in ("start", "end") or not 0 < count < shape[-1]:
+        kept = 0.5 if share == "half" else float(share)
+    except ValueError:
+        kept = 0
+    if side not in ("start", "end") or not 0 < kept < 1:
         raise ValueError(f"keep is {keep!r}; want start-half, end-half or a share such as start-0.3")
+    count = min(max(1, round(kept * shape[-1])), shape[-1] - 1)  # at least one code is kept, and one drawn
     places = torch.arange(shape[-1]) < count
     return places.flip(0) if side == "end" else places
