@@ -3,6 +3,7 @@
 from vqfast.priors.base import CausalPrior
 from vqfast.priors.clips import ClipPrior
 from vqfast.priors.conditioned import ConditionedPrior
+from vqfast.priors.frozen import ProgramPrior
 from vqfast.priors.pixelcnn import PixelCNN
 from vqfast.priors.residual_pixelcnn import ResidualPixelCNN
 from vqfast.priors.snail import PixelSNAIL
@@ -15,6 +16,7 @@ __all__ = [
     "ConditionedPrior",
     "PixelCNN",
     "PixelSNAIL",
+    "ProgramPrior",
     "ResidualPixelCNN",
     "WaveNet",
     "program_of",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -12,6 +14,7 @@ from vqfast.checks import check_choice, check_integer, check_tensor
 from vqfast.priors.base import CausalPrior
 from vqfast.priors.calls import check_call, modules_of
 from vqfast.priors.causality import later_code_seen
+from vqfast.priors.frozen import ProgramPrior, described
 from vqfast.sampling import parallel
 from vqfast.sampling.batches import axes_of
 from vqfast.sampling.program import Program
@@ -113,6 +116,45 @@ class TracedPrior(CausalPrior):
     def condition_map(self, codes: Tensor, labels: Tensor | None, condition: Tensor | None) -> Tensor | None:
         """See ``CausalPrior``: everything that differs by position and doesn't depend on the codes."""
         return self._maps(self._inputs(codes, labels, condition))
+
+    # As files
+
+    def frozen(self) -> ProgramPrior:
+        """The program with the present weights, without the network.
+
+        Raises:
+            ValueError: maps that the program reads depend on labels or a condition.
+        """
+        program, weights = self.lower()
+        maps = self._maps(self._random_inputs(self.shape, _VERIFIED_BATCH))
+        if self.example is not None or (maps is not None and not torch.equal(maps, maps[:1].expand_as(maps))):
+            raise ValueError("the program needs the network for its condition, which files don't hold")
+        prior = ProgramPrior(
+            self.num_embeddings,
+            described(program),
+            {name: tensor.shape for name, tensor in weights.items()},
+            ndim=self.ndim,
+            num_quantizers=self.num_quantizers,
+            num_mixtures=self.num_mixtures,
+            num_classes=self.num_classes,
+            shape=self.shape if maps is not None or not self.any_shape else None,
+            map_channels=0 if maps is None else maps.shape[1],
+            first_known=bool(self.lead),
+        ).to(next(iter(weights.values())))
+        with torch.no_grad():
+            for parameter, tensor in zip(prior.tensors, weights.values(), strict=True):
+                parameter.copy_(tensor)
+            if maps is not None and prior.kept_map is not None:
+                prior.kept_map.copy_(maps[0])
+        return prior.eval()
+
+    def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> None:
+        """Writes what ``frozen`` returns; ``ProgramPrior.from_pretrained`` loads it."""
+        self.frozen().save_pretrained(folder, overwrite=overwrite)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Writes what ``frozen`` returns to the Hub; ``ProgramPrior.from_pretrained`` loads it."""
+        return self.frozen().push_to_hub(repo_id, **options)
 
     # Inputs of the network
 

@@ -73,6 +73,9 @@ def read_model(weights: Path, beside: Path, kind: Any, name: str, device: torch.
     for key, expected in model.state_dict().items():  # torch would convert the numbers without a word
         if key in tensors and tensors[key].is_floating_point() != expected.is_floating_point():
             raise ValueError(f"{weights} has {tensors[key].dtype} in {key}; want {expected.dtype}")
+    kinds = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    if len(kinds) == 1:  # a model comes back in the precision that it was saved in
+        model.to(kinds.pop())
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
