@@ -143,7 +143,7 @@ class ProgramPrior(CausalPrior):
         if CONDITION in _sources(self.program) and self.kept_map is None:
             raise ValueError("the program reads a map, and shape or map_channels says that there is none")
         for number, step in enumerate(self.program.steps):
-            wanted = [
+            wanted: list[tuple[str, tuple[int, ...]]] = [
                 (term.weight, (len(term.taps), channels[term.source], step.width))
                 for term in step.terms
                 if term.weight is not None
