@@ -12,6 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 FLOORS = (  # from the top; two rooms on one floor don't import each other
+    ("__main__",),
     ("cli",),
     ("__init__",),
     ("pipeline",),

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("vqfast", "csrc", "tests", "benchmarks", "docs", "examples", ".ci")
 FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "constraints.txt", "LICENSE")
-PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")
+PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 
 
 def run(command: list[object], cwd: Path, **environment: str) -> str:

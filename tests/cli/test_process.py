@@ -22,7 +22,7 @@ from tests.cli.command import PRIOR, TRAIN, refused, run, without_data
 from vqfast.ops import registry
 from vqfast.pipeline import loop
 
-VQFAST = [sys.executable, "-m", "vqfast.cli"]
+VQFAST = [sys.executable, "-m", "vqfast"]
 INTERRUPTED = "vqfast: interrupted; the same command goes on from here\n"
 
 

@@ -12,9 +12,9 @@ import torch
 import vqfast
 
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-# importing vqfast.cli.__main__ runs the command
+# importing vqfast.__main__ runs the command
 MODULES = ["vqfast", *(found.name for found in pkgutil.walk_packages(vqfast.__path__, "vqfast."))]
-MODULES.remove("vqfast.cli.__main__")
+MODULES.remove("vqfast.__main__")
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -159,7 +159,7 @@ def test_bad_input_ends_all_processes_with_one_clear_error(folder: Path, command
     before = (folder / "two" / "samples" / "run.json").read_bytes()
     began = time.monotonic()
     # without the -- torchrun takes our --run and --num for ambiguous options of its own
-    done = torchrun(folder, "-m", "--", "vqfast.cli", *command.split())
+    done = torchrun(folder, "-m", "--", "vqfast", *command.split())
     assert done.returncode != 0 and time.monotonic() - began < 60
     said = {line for line in done.stderr.splitlines() if line.startswith("vqfast: error")}
     said -= {"vqfast: error: another process stopped; its own error says why"}

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+import vqfast
 from vqfast import pipeline
 from vqfast.cli import commands, pages, speech
 from vqfast.cli.recipes import RECIPES
@@ -29,7 +30,7 @@ prior learns to draw new grids.
 """
 EPILOG = """\
 A command that was interrupted goes on where it was when it is given again; one that is done says so at once.
-Several processes share the work: torchrun --nproc-per-node N -m -- vqfast.cli COMMAND ...
+Several processes share the work: torchrun --nproc-per-node N -m -- vqfast COMMAND ...
 """
 DATA = "a folder of images, an image, a .npy, .npz or IDX (MNIST) file, CIFAR-10's cifar-10-batches-bin, or "
 DATA += "digits, scikit-learn's"
@@ -71,6 +72,7 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"vqfast {vqfast.__version__}")
     parsers = parser.add_subparsers(title="commands", required=True, metavar="command", parser_class=_Parser)
 
     def add(name: str, command: Callable[..., None], help: str) -> _Parser:

@@ -35,4 +35,5 @@ class FrameByFrame(nn.Module):
         """What the network makes of each frame, ``(B, C', T, H', W')``."""
         num, _, frames = x.shape[:3]
         of_frames: Tensor = self.images(x.transpose(1, 2).flatten(0, 1))
-        return of_frames.unflatten(0, (num, frames)).transpose(1, 2)
+        shown: Tensor = of_frames.unflatten(0, (num, frames)).transpose(1, 2)
+        return shown

@@ -1,3 +1,5 @@
+"""``python -m vqfast`` is the command ``vqfast``."""
+
 import sys
 
 from vqfast.cli import main
