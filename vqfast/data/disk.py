@@ -18,6 +18,8 @@ NAMES_SHOWN = 5  # files of a kind that a message names; it counts the others
 CHUNK = 1 << 20
 
 LeftOut = dict[str, list[str]]  # reason -> names of files
+# files by their names; files that are left out; names that can't be looked at, each with the reason
+Found = tuple[dict[str, os.stat_result], LeftOut, dict[str, str]]
 
 
 class Unreadable(ValueError):
@@ -81,7 +83,7 @@ def existing_path(argument: str, path: str | os.PathLike[str]) -> Path:
     return found
 
 
-def files_under(root: Path) -> tuple[dict[str, os.stat_result], LeftOut, dict[str, str]]:
+def files_under(root: Path) -> Found:
     """The regular files under a folder, links followed, by their sorted relative names.
 
     Returns:

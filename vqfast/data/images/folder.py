@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import NoReturn
+from typing import BinaryIO, NoReturn
 
 import numpy as np
 
@@ -45,15 +45,8 @@ class FolderPixels:
         classes: Sequence[str] | None = None,
     ) -> None:
         self.skippable = skip_bad is False
-        self.left_out: disk.LeftOut
-        bad: dict[str, str]
-        if root.is_file():
-            self.root = root.parent
-            files, self.left_out, bad = {root.name: root.stat()}, {}, {}
-        else:
-            self.root = root
-            files, self.left_out, unseen = disk.files_under(root)
-            bad = {_as_folder_unless_image(name): why for name, why in unseen.items()}
+        files, self.left_out, unseen = self._found(root)
+        bad = {_as_folder_unless_image(name): why for name, why in unseen.items()}
         split = _training_split([*files, *bad])
         for name in [n for n in (*files, *bad) if not n.startswith(split)]:
             files.pop(name, None)
@@ -83,6 +76,18 @@ class FolderPixels:
         width, height = _common_size(self.root, facts) if size is None else (size, size)
         self.size, self.shape = size, (1 if self.mode == "L" else 3, height, width)
 
+    def _found(self, root: Path) -> disk.Found:
+        """The files, see ``disk.files_under``; also sets ``root``, which their names are relative to."""
+        if root.is_file():
+            self.root = root.parent
+            return {root.name: root.stat()}, {}, {}
+        self.root = root
+        return disk.files_under(root)
+
+    def _source(self, name: str) -> Path | BinaryIO:
+        """Where the bytes of a file are."""
+        return self.root / name
+
     def __len__(self) -> int:
         return len(self.names)
 
@@ -95,17 +100,17 @@ class FolderPixels:
 
     def read(self, numbers: np.ndarray) -> np.ndarray:
         images, bad = [], {}
-        for file in (self.root / self.names[number] for number in numbers):
+        for name in (self.names[number] for number in numbers):
             try:
-                images.append(self._decoded(file))
+                images.append(self._decoded(name))
             except Exception as error:  # a decoder raises nearly anything on bad bytes
-                bad[str(file)] = disk.one_line(error)
+                bad[str(self.root / name)] = disk.one_line(error)
         if bad:
             raise disk.Unreadable(bad, self.skippable)
         return np.stack(images)
 
-    def _decoded(self, file: Path) -> np.ndarray:
-        pixels = np.atleast_3d(read_values(file, self.mode, self.size)).transpose(2, 0, 1)
+    def _decoded(self, name: str) -> np.ndarray:
+        pixels = np.atleast_3d(read_values(self._source(name), self.mode, self.size)).transpose(2, 0, 1)
         if self.depth is not None:  # one channel at a time, as wide files may be large
             pixels = np.stack([self._as_unit(channel) for channel in pixels])
         if len(pixels) == 1:
@@ -154,30 +159,32 @@ class FolderPixels:
         for name in files:
             if name not in bad:
                 try:
-                    file = self.root / name
-                    facts[name] = picture_facts(file, whole=skip_bad is True, highest=depth is None)
+                    facts[name] = picture_facts(
+                        self._source(name), whole=skip_bad is True, highest=depth is None
+                    )
                 except Exception as error:  # a decoder raises nearly anything on bad bytes
                     failed[name] = disk.one_line(error)
         for name, why in failed.items():
-            if name.endswith("/") or _is_image_name(name):
+            if name.endswith("/") or is_image_name(name):
                 bad[name] = why
             else:
                 self._leave_out("of no image format that is read", name)
         return facts, bad
 
 
-def _is_image_name(name: str) -> bool:
+def is_image_name(name: str) -> bool:
+    """Whether a file should be an image by its suffix."""
     return PurePosixPath(name).suffix.lower() in SUFFIXES
 
 
 def _as_folder_unless_image(name: str) -> str:
     """A name that can't be looked at, with a slash at its end where it may be a folder of images."""
-    return name if _is_image_name(name) else f"{name.rstrip('/')}/"
+    return name if is_image_name(name) else f"{name.rstrip('/')}/"
 
 
 def _training_split(names: Iterable[str]) -> str:
     """``"train/"`` where the first-level folders with images are splits, else ``""``."""
-    tops = {n.split("/")[0] for n in names if "/" in n and (_is_image_name(n) or not PurePosixPath(n).suffix)}
+    tops = {n.split("/")[0] for n in names if "/" in n and (is_image_name(n) or not PurePosixPath(n).suffix)}
     bare = {top: re.sub(r"[\W\d_]+$", "", top.lower()) for top in tops}  # train2017 is train
     training = [top for top, name in bare.items() if name in ("train", "training")]
     return f"{training[0]}/" if len(training) == 1 and set(bare.values()) <= SPLITS else ""

@@ -15,6 +15,7 @@ from vqfast.data.images.dataset import Images
 from vqfast.data.images.folder import FolderPixels
 from vqfast.data.images.picture import SUFFIXES, open_picture
 from vqfast.data.images.pixels import squares
+from vqfast.data.images.shards import ShardPixels, shard_files
 
 
 def load_images(
@@ -44,6 +45,8 @@ def load_images(
       The images are grey only if all files are; alpha is dropped, EXIF's rotation is applied, an animation
       gives its first frame. Channels of more than 8 bits are integers of ``depth`` bits.
     - One image file.
+    - A ``.tar`` file of images, or a folder of them, as WebDataset keeps them. Where each image has a member
+      with its name and the suffix ``.cls``, the integers in these are the labels.
     - A ``.npy`` file, which is memory-mapped, or a ``.npz`` file with the images under images, x, data,
       x_train or arr_0 (or in its only array of rank 3 or more) and any labels under labels, y or y_train.
       Shapes are ``(N, H, W)``, ``(N, H, W, C)`` or ``(N, C, H, W)`` with C 1, 3 or 4 (alpha, which is
@@ -102,6 +105,9 @@ def load_images(
     elif cifar := cifar_files(path):
         array, found = read_cifar(cifar)
         pixels = ArrayPixels(array, str(path), cifar, size, depth)
+    elif shard_files(path):
+        pixels = ShardPixels(path, size, depth, skip_bad, labels is not None)
+        found = pixels.labels
     elif path.is_dir() or _is_image(path):
         pixels = FolderPixels(path, size, depth, skip_bad, labels is not None, classes)
         found = pixels.labels

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -40,7 +40,7 @@ class PictureFacts(NamedTuple):
     highest: int
 
 
-def picture_facts(file: Path, *, whole: bool, highest: bool) -> PictureFacts:
+def picture_facts(file: Path | BinaryIO, *, whole: bool, highest: bool) -> PictureFacts:
     """Facts about a file, from its header.
 
     Args:
@@ -65,7 +65,7 @@ def picture_facts(file: Path, *, whole: bool, highest: bool) -> PictureFacts:
     return PictureFacts(grey, wide, (width, height), peak)
 
 
-def read_values(file: Path, mode: str, size: int | None = None) -> np.ndarray:
+def read_values(file: Path | BinaryIO, mode: str, size: int | None = None) -> np.ndarray:
     """The values of a file: ``(H, W)`` or ``(H, W, C)``.
 
     Alpha is dropped, EXIF's rotation is applied, an animation gives its first frame.
@@ -112,7 +112,7 @@ def square(picture: Image, size: int) -> Image:
 
 
 @contextmanager
-def open_picture(file: Path) -> Iterator[ImageFile]:
+def open_picture(file: Path | BinaryIO) -> Iterator[ImageFile]:
     """Opens a file that by its content has one of ``FORMATS``.
 
     Raises:
@@ -128,7 +128,7 @@ def open_picture(file: Path) -> Iterator[ImageFile]:
             yield picture
 
 
-def _unpacked(file: Path, rawmode: str) -> np.ndarray:
+def _unpacked(file: Path | BinaryIO, rawmode: str) -> np.ndarray:
     with open_picture(file) as picture:
         picture.tile = [
             tile._replace(args=rawmode if isinstance(tile.args, str) else (rawmode, *(tile.args or ())[1:]))
