@@ -88,6 +88,10 @@ class FolderPixels:
         """Where the bytes of a file are."""
         return self.root / name
 
+    def _counts(self, name: str) -> bool:
+        """Whether a file that can't be read counts as a bad image."""
+        return is_image_name(name)
+
     def __len__(self) -> int:
         return len(self.names)
 
@@ -165,7 +169,7 @@ class FolderPixels:
                 except Exception as error:  # a decoder raises nearly anything on bad bytes
                     failed[name] = disk.one_line(error)
         for name, why in failed.items():
-            if name.endswith("/") or is_image_name(name):
+            if name.endswith("/") or self._counts(name):
                 bad[name] = why
             else:
                 self._leave_out("of no image format that is read", name)

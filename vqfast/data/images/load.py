@@ -15,6 +15,7 @@ from vqfast.data.images.dataset import Images
 from vqfast.data.images.folder import FolderPixels
 from vqfast.data.images.picture import SUFFIXES, open_picture
 from vqfast.data.images.pixels import squares
+from vqfast.data.images.saved_dataset import DatasetPixels, is_saved_dataset
 from vqfast.data.images.shards import ShardPixels, shard_files
 
 
@@ -53,6 +54,8 @@ def load_images(
       dropped); where the last axis is 1 or 3 it is read as C, whatever the second is. Values are uint8; other
       integers, of ``depth`` bits; or floats in [0, 1], or in 0..255 where more than half of the positive ones
       exceed 1 and the largest exceeds 127.
+    - A folder that ``save_to_disk`` of the library ``datasets`` wrote: the column of images, the column of
+      classes as labels, and of several splits the one called train.
     - An IDX file, gzipped or not, as MNIST comes; its labels beside it under the name that MNIST gives them.
     - CIFAR-10's binary files: the folder ``cifar-10-batches-bin``, of which the five batches of training
       images are read, or one file, such as its ``test_batch.bin``.
@@ -107,6 +110,9 @@ def load_images(
         pixels = ArrayPixels(array, str(path), cifar, size, depth)
     elif shard_files(path):
         pixels = ShardPixels(path, size, depth, skip_bad, labels is not None)
+        found = pixels.labels
+    elif is_saved_dataset(path):
+        pixels = DatasetPixels(path, size, depth, skip_bad, labels is not None)
         found = pixels.labels
     elif path.is_dir() or _is_image(path):
         pixels = FolderPixels(path, size, depth, skip_bad, labels is not None, classes)
