@@ -60,6 +60,7 @@ MODEL = {  # of both levels; the codebooks start from data, which 600 steps are 
     "decay": 0.95,
     "kmeans_init": True,
     "revive_below": 1.0,
+    "level_dropout": 0.3,  # without it the bottom carries everything
 }
 PRIOR: dict[str, Any] = {
     "channels": 32,

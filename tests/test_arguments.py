@@ -72,6 +72,7 @@ DOCUMENTED: dict[str, list[Any]] = {
     "HierarchicalVQVAE.embedding_dim": [None, 1],
     "residual_channels": [None, 1],
     "num_levels": [None],
+    "level_dropout": [0],
     "image_size": [None],
     "loss_weight": [0, 1, 1.5],
     "quantizer": [None],

@@ -88,6 +88,23 @@ def test_missing_levels_are_zero_vectors_in_vqvae2() -> None:
     assert not torch.allclose(model.decode([top]), model.decode([top, middle]))
 
 
+@pytest.mark.parametrize("name", ["three levels", "ruseckas"])
+def test_items_in_training_keep_some_of_their_coarsest_levels(name: str) -> None:
+    model, x = make(name, level_dropout=0.6)
+    model.eval().training = True  # the layers neither learn nor take statistics
+    x = x[:1].expand(300, *x.shape[1:])
+    with torch.no_grad():
+        out = model(x)
+        grids = [grid[:1] for grid in out.indices]
+        seen = torch.cat([model.decode(grids[:num]) for num in (1, 2, 3)])
+    distances = (out.reconstruction.unsqueeze(1) - seen).abs().flatten(2).amax(2)
+    assert (distances.amin(1) < 1e-5).all()
+    shares = distances.argmin(1).bincount(minlength=3) / 300
+    torch.testing.assert_close(shares, torch.tensor([0.3, 0.3, 0.4]), rtol=0, atol=0.1)
+    model.training = False
+    torch.testing.assert_close(model(x[:1]).reconstruction, seen[2:])
+
+
 def test_finer_codes_depend_on_coarser_ones_in_vqvae2() -> None:
     model, x = make("two levels")
     level, features = model.levels[1], model.encoder(x)[1]
@@ -142,6 +159,11 @@ def test_wrong_arguments_of_sample(call: Callable[[], object], message: str) -> 
     [
         ({"architecture": "vqvae3"}, ValueError, "architecture is 'vqvae3'; want 'vqvae2' or 'ruseckas-hi"),
         ({"num_levels": 1}, ValueError, r"num_levels is 1; want an integer in 2\.\.31"),
+        (
+            {"level_dropout": 1.0},
+            ValueError,
+            "level_dropout is 1.0; want a finite number, 0 or more, below 1",
+        ),
         ({"num_levels": 32}, ValueError, r"num_levels is 32; want an integer in 2\.\.31"),
         ({"image_size": 64}, ValueError, "image_size is 64; want None with architecture 'vqvae2'"),
         ({"channel_dim": 1}, TypeError, "got an unexpected argument 'channel_dim'"),

@@ -284,6 +284,7 @@ def _model(sub: _Parser) -> None:
             int,
             "logistic distributions for the likelihood of each value; 0 for squared error",
         ),
+        ("--level-dropout", float, "of several levels: share of images in a step without some finer levels"),
         ("--beta", float, "weight of the commitment loss"),
         ("--decay", float, "decay of the codebook's moving averages, below 1; without it gradients train it"),
         ("--revive-below", float, "vectors a batch, on average, below which a code is replaced; 0 for none"),

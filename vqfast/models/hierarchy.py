@@ -97,6 +97,9 @@ class HierarchicalVQVAE(Autoencoder):
         embedding_dim: D; ``None`` for 64 in ``"vqvae2"``. The other has a sixteenth of each level's width.
         image_size: height and width of the inputs, which ``"ruseckas-hierarchical"`` fixes; ``None`` for 128.
         num_embeddings: K of every level; ``None`` for 512.
+        level_dropout: the share of the items in training that keep a random number of their coarsest levels
+            only; as in ``decode``, stand-ins take the place of the other code vectors. Otherwise the finest
+            level may carry everything, as Dhariwal et al. 2020 (arXiv 2005.00341) found in their models.
         device, dtype: of all parameters and buffers, as in ``torch.nn``.
         options: all other options of ``VQLayer`` but ``channel_dim``, see ``LayerOptions``.
 
@@ -139,6 +142,7 @@ class HierarchicalVQVAE(Autoencoder):
         embedding_dim: int | None = None,
         image_size: int | None = None,
         num_embeddings: int | None = None,
+        level_dropout: float = 0.0,
         device: Device = None,
         dtype: torch.dtype | None = None,
         **options: Unpack[LayerOptions],
@@ -150,6 +154,7 @@ class HierarchicalVQVAE(Autoencoder):
         check_integer("in_channels", in_channels)
         check_ndim(ndim, kind.ndims, architecture)
         check_integer("num_embeddings", num_embeddings, optional=True)
+        check_number("level_dropout", level_dropout, minimum=0, below=1)
         sizes = chosen(
             f"architecture {architecture!r}",
             kind.defaults,
@@ -162,6 +167,7 @@ class HierarchicalVQVAE(Autoencoder):
             image_size=image_size,
         )
         self.architecture, self.in_channels, self.ndim, self.sizes = architecture, in_channels, ndim, sizes
+        self.level_dropout = level_dropout
         finest = sizes.get("num_downsamplings", 0)
         self.strides = tuple(2 ** (finest + i) for i in reversed(range(sizes["num_levels"])))
         layer = partial(make_layer, 512 if num_embeddings is None else num_embeddings, options=options)
@@ -179,6 +185,7 @@ class HierarchicalVQVAE(Autoencoder):
             "in_channels": self.in_channels,
             "ndim": self.ndim,
             **self.sizes,
+            "level_dropout": self.level_dropout,
             **{name: layer[name] for name in ("num_embeddings", *LayerOptions.__annotations__)},
         }
 
@@ -201,7 +208,8 @@ class HierarchicalVQVAE(Autoencoder):
         grids: list[Tensor] = []
         losses: list[Tensor] = []
         state: Tensor | None = None
-        for level, features in zip(self.levels, self.encoder(x), strict=True):
+        kept = self._kept(x) if self.training and self.level_dropout else None
+        for number, (level, features) in enumerate(zip(self.levels, self.encoder(x), strict=True)):
             context = level.enter(state, len(x))
             quantized, indices, loss = level.vq(level.vectors(features, context))
             grids.append(indices)
@@ -209,6 +217,9 @@ class HierarchicalVQVAE(Autoencoder):
             logits = level.logits(context)
             if logits is not None:
                 losses.append(F.cross_entropy(logits, indices) * (indices[0].numel() / x[0].numel()))
+            if kept is not None and context is not None and number:
+                keeps = (kept > number).view(-1, *[1] * (x.ndim - 1))
+                quantized = torch.where(keeps, quantized, level.stand_in(context))
             state = level.join(quantized, context)
         return HierarchicalOutput(self.decoder(state), grids, torch.stack(losses).sum())
 
@@ -343,6 +354,12 @@ class HierarchicalVQVAE(Autoencoder):
     def decode_levels(self, indices: Sequence[Tensor]) -> Tensor:
         """``decode``, under the name that all models have."""
         return self.decode(indices)
+
+    def _kept(self, x: Tensor) -> Tensor:
+        """How many of its coarsest levels each item keeps, int64 ``(B,)``."""
+        drops = torch.rand(len(x), device=x.device) < self.level_dropout
+        fewer = torch.randint(1, len(self.levels), (len(x),), device=x.device)
+        return torch.where(drops, fewer, len(self.levels))
 
     def _check_grids(self, indices: Sequence[Tensor]) -> None:
         if isinstance(indices, Tensor) or not isinstance(indices, Sequence):
