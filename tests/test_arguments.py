@@ -59,11 +59,13 @@ DOCUMENTED: dict[str, list[Any]] = {
     "bias": [True],
     "activation": [],
     "architecture": [],
+    "frame_by_frame": [],  # of three axes, which the values here have not
     "ndim": [1],
     "hidden_channels": [None, 1],
     "num_downsamplings": [None, 1],
     "VQVAE.num_residual_blocks": [None, 0, 1],
     "num_mixtures": [None, 0, 1],
+    "WaveNet.num_mixtures": [None, 1],
     "VQVAE.num_embeddings": [None, 1],
     "PixelCNN.num_quantizers": [None, 1],
     "VQVAE.embedding_dim": [None, 1],
