@@ -23,6 +23,8 @@ SMALL = (
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("speech")
     write_voices(folder / "voices", recordings=4, vowels=3)
+    (folder / "other" / "carl").mkdir(parents=True)
+    soundfile.write(folder / "other" / "carl" / "x.wav", np.zeros(500), RATE)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert run(f"train-speech --data voices --out run --steps 2 {SMALL}") == 0
@@ -57,14 +59,64 @@ def test_a_folder_of_recordings_through_every_command(here: Path, capsys: pytest
     assert run("sample --run run --out ends --complete held-out --keep start-half --draws 1") == 0
 
 
+def test_recordings_whose_length_the_stride_does_not_divide(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    for name, length in (("anna/a", 801), ("ben/b", 499), ("ben/c", 1)):
+        Path("odd", name).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(f"odd/{name}.wav", rng.uniform(-0.5, 0.5, length), RATE)
+    assert run("reconstruct --run run --data odd --out odd.png") == 0
+    assert run("sample --run run --complete odd --keep end-0.3 --draws 2 --out ended") == 0
+    frames = [soundfile.info(f"ended/wav/{i:07d}.wav").frames for i in range(6)]
+    assert frames == [900, 900, 500, 500, 100, 100]
+    assert run("encode --run run --data odd --out odd-codes") == 0
+    assert run("decode --run run --codes odd-codes/codes/all --out odd-decoded") == 0
+    assert soundfile.info("odd-decoded/wav/0000001.wav").frames == 500
+
+
+def test_codes_are_compared_with_phones(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(4):
+        labels = "".join(f"{i * 1000000} {(i + 1) * 1000000} {'ab'[i % 2]}\n" for i in range(3))
+        Path("phones").mkdir(exist_ok=True)
+        Path(f"phones/{number}.lab").write_text(labels if number else "0 1000000 a\n")
+    assert run("codes --run run --phones phones --data voices/anna --out table.csv") == 0
+    said = capsys.readouterr().out
+    head, *lines = [line.split(",") for line in Path("table.csv").read_text().splitlines()]
+    assert head == ["code", "count", "phone", "share", "a", "b"] and len(lines) == 8
+    counts = np.array([line[4:] for line in lines], int)
+    lengths = [soundfile.info(f"voices/anna/{i}.wav").frames // 100 for i in range(4)]
+    expected = 4 + sum(min(length, 12) for length in lengths[1:])
+    assert counts.sum() == expected and f"{expected} codes of 4 of 4 recordings" in said
+    assert [int(line[1]) for line in lines] == counts.sum(1).tolist()
+    assert run("codes --run run --phones phones --data voices/anna --out table.csv") != 0
+
+
+def test_another_folder_is_held_out(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("apart/anna").mkdir(parents=True)
+    soundfile.write("apart/anna/x.flac", np.zeros(3 * RATE), 3 * RATE)
+    options = SMALL.replace("--val 0.25", "--val apart")
+    assert run(f"train-speech --data voices --out apart-run --steps 1 {options}") == 0
+    assert run("encode --run apart-run") == 0
+    out = capsys.readouterr().out
+    assert "8 recordings encoded in apart-run/codes/train" in out
+    assert "1 recording encoded in apart-run/codes/held-out" in out
+    codes = np.load("apart-run/codes/held-out/00000.npz")
+    assert codes["indices"].shape == (1, 40) and codes["labels"].tolist() == [0]
+
+
 @pytest.mark.parametrize(
     "line, said",
     [
         ("convert --run run --speaker carl --out x", "speaker is 'carl'; want 'anna' or 'ben'"),
         (
-            "encode --run run --data voices --out x --size 8",
-            "recordings: got an unexpected keyword argument 'size'",
+            "encode --run run --data voices --out x --size 8 --crop 3",
+            "crop and size are given; want none: recordings are read without",
         ),
+        ("encode --run run --data voices --out x --depth 8", "depth is 8; want None: recordings of every"),
+        ("codes --run run --phones voices --out x", "phones is voices, which has none for the recordings"),
+        ("codes --run run --phones nowhere --out x", "nowhere'; no such file or folder"),
+        ("train-speech --data voices --val other --out x", "no labels: carl is no speaker of the run"),
         ("train-speech --data voices --out x --crop 0", "crop is 0.0; want"),
         ("train-speech --data voices --out x --val 1", "val is 1.0; want"),
         ("train-speech --data voices --out x --model paper", "model is 'paper'; want 'paper-speech' or"),

@@ -217,6 +217,16 @@ def make_parser() -> argparse.ArgumentParser:
     sub.option("--skip-bad", "leave out recordings that can't be read", action="store_true")
     _device(sub)
 
+    sub = add("codes", speech.codes, "compare the codes of recordings with phone labels")
+    _run(sub, "--run", "folder of a run that train-speech made")
+    phones = "folder of phone labels: Praat's TextGrid, HTK's or xwaves' files, named as the recordings"
+    sub.option("--phones", phones, required=True, metavar="FOLDER")
+    sub.option("--tier", "name of the tier of TextGrids (default: phones or alike, or the last)")
+    sub.option("--data", f"{AUDIO} (default: those that the run holds out)", metavar="PATH")
+    sub.option("--out", "a .csv for how often each code stands at each phone", required=True, metavar="FILE")
+    sub.option("--overwrite", "replace --out if it is there", action="store_true")
+    _device(sub)
+
     sub = add("likelihood", commands.likelihood, "tell how likely images or codes are, in bits")
     _run(sub, "--run", "folder of a run with a trained prior")
     sub.option("--codes", f"{CODES}, in place of images", metavar="PATH")
@@ -302,7 +312,8 @@ def _speech(sub: _Parser) -> None:
     sub.option("--rate", "samples a second to resample to (default: the lowest of all recordings)", **whole)
     sub.option("--crop", "seconds of a recording in a step", load_audio, type=float, metavar="X")
     sub.option("--skip-bad", "leave out recordings that can't be read", action="store_true")
-    sub.option("--val", "share of the recordings to hold out", like, type=float, metavar="X")
+    val = "share of the recordings to hold out; or a PATH of others to measure on, as --data"
+    sub.option("--val", val, like, type=_share_or_path, metavar="X")
     group = "regular expression: recordings whose names agree in its parentheses are held out together"
     sub.option("--group", f"{group} (default: each by itself)", metavar="REGEX")
     model = "configuration: paper-speech, or mel-speech, which has 25 codes a second and learns sooner"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from vqfast.cli.arguments import given_of, opened, tell, training_of
+from vqfast.cli.arguments import check_new, given_of, opened, tell, training_of
 from vqfast.cli.written import as_toml, written_down
 from vqfast.data import Recordings
 from vqfast.data.disk import quantity
+from vqfast.files import write_file
 from vqfast.models import SpeechVQVAE
-from vqfast.pipeline import Run, Training, joined, load_model
+from vqfast.pipeline import Ranks, Run, Training, joined, load_model, phone_table
 from vqfast.pipeline import convert as convert_step
 from vqfast.pipeline import train_speech as train_speech_step
 
@@ -36,14 +38,37 @@ def train_speech(out: str, device: str, config: str | None, **options: Any) -> N
         tell(ranks, f"trained {run.folder / 'vqvae.safetensors'}; curves in {run.folder / 'vqvae.png'}")
 
 
+def codes(
+    run: str, phones: str, data: str | None, tier: str | None, out: str, overwrite: bool, device: str
+) -> None:
+    check_new(out, overwrite)
+    with joined(device) as ranks:
+        source, vqvae = _speech_run(run, ranks)
+        dataset = opened(source, vqvae, data, ranks, {})
+        assert isinstance(dataset, Recordings)
+        if ranks.first:
+            table = phone_table(vqvae, dataset, phones, tier=tier, ranks=ranks)
+            write_file(Path(out), table.csv())
+            by_code, common = (f"{100 * share:.1f} % are right" for share in table.shares_right())
+            told = f"{len(table.counts)} of {quantity(len(dataset), 'recording')} with phones"
+            print(f"{table.total:,} codes of {told}; {len(table.phones)} phones")
+            print(f"by the most frequent phone of each code {by_code}, by the most common phone {common}")
+            print(f"found in the other recordings each time; all counts in {out}")
+
+
 def convert(run: str, data: str | None, speaker: str, out: str, device: str, **reading: Any) -> None:
     with joined(device) as ranks:
-        source = Run.shared(run, ranks, lock=False)
-        vqvae = load_model(source.folder, "vqvae", device=ranks.device)
-        if not isinstance(vqvae, SpeechVQVAE):
-            raise ValueError(f"{source.folder} is no run of speech; want one that train-speech made")
+        source, vqvae = _speech_run(run, ranks)
         dataset = opened(source, vqvae, data, ranks, reading)
         assert isinstance(dataset, Recordings)
         target = Run.shared(out, ranks, create=True)
         convert_step(source, vqvae, dataset, speaker=speaker, out=target, ranks=ranks)
         tell(ranks, f"{quantity(len(dataset), 'recording')} as {speaker} in {target.folder / 'wav'}")
+
+
+def _speech_run(folder: str, ranks: Ranks) -> tuple[Run, SpeechVQVAE]:
+    source = Run.shared(folder, ranks, lock=False)
+    vqvae = load_model(source.folder, "vqvae", device=ranks.device)
+    if not isinstance(vqvae, SpeechVQVAE):
+        raise ValueError(f"{source.folder} is no run of speech; want one that train-speech made")
+    return source, vqvae

@@ -54,13 +54,14 @@ class Items:
 
     Attributes:
         item: what one item is called.
-        classes: what the classes are called.
+        one_class, classes: what a class and the classes are called.
         shape: of an item: channels, then sizes.
         labels: int64 ``(N,)``, or None.
         num_classes: the largest label of the loaded set plus 1, which the parts of a split keep; or None.
     """
 
     item: str
+    one_class: str = "class"
     classes: str = "classes"
     shape: tuple[int, ...]
     labels: np.ndarray | None
@@ -244,7 +245,7 @@ class Items:
         items = f"{disk.quantity(len(files), self.item)} of {disk.printable(self._name)}"
         lines = [f"{items}: {self.summary()}{classes}"]
         if files.no_classes:
-            are = "is no class" if len(files.no_classes) == 1 else "are no classes"
+            are = f"is no {self.one_class}" if len(files.no_classes) == 1 else f"are no {self.classes}"
             lines.append(f"no labels: {disk.first_names(files.no_classes)} {are} of the run")
         bad = [f"left out {disk.printable(n)}, which can't be read: {why}" for n, why in files.bad.items()]
         return [*lines, *disk.describe(files.left_out), *bad]

@@ -13,6 +13,7 @@ from vqfast.pipeline.measures import bits_per_code, bits_per_dim, measure_recons
 from vqfast.pipeline.options import PriorTraining, Training
 from vqfast.pipeline.pages import report
 from vqfast.pipeline.parts import modality_of, reopen_parts
+from vqfast.pipeline.phone_table import PhoneTable, phone_table
 from vqfast.pipeline.prior_training import train_priors
 from vqfast.pipeline.priors import load_priors
 from vqfast.pipeline.ranks import Ranks, joined
@@ -27,6 +28,7 @@ from vqfast.pipeline.vqvae_training import train_vqvae
 __all__ = [
     "CodeGrids",
     "Completion",
+    "PhoneTable",
     "PriorTraining",
     "Ranks",
     "Rejection",
@@ -46,6 +48,7 @@ __all__ = [
     "modality_of",
     "num_rejected",
     "open_codes",
+    "phone_table",
     "reopen_parts",
     "report",
     "sample",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vqfast.checks import check_choice
-from vqfast.data import MODALITIES, Modality, Source, Unreadable
+from vqfast.data import MODALITIES, Modality, Recordings, Source, Unreadable
 from vqfast.models import Autoencoder
 from vqfast.pipeline.progress import bar
 from vqfast.pipeline.ranks import Ranks
@@ -107,12 +107,11 @@ def load_like_run(run: Run, vqvae: Autoencoder, data: str | Path, **reading: Any
     modality = modality_of(run)
     noted = {**noted_data(run), "channels": vqvae.in_channels, **(run.settings("data") or {})}
     like_run = {name: noted.get(name) for name in modality.like_run}
-    options = {**like_run, **reading}
-    try:
-        inspect.signature(modality.load).bind(data, **options)
-    except TypeError as error:
-        raise ValueError(f"{modality.item}s: {error}") from error
-    return modality.load(data, **options)
+    known = inspect.signature(modality.load).parameters.keys() - ({"crop"} - like_run.keys())
+    if other := sorted(reading.keys() - known):
+        are = "is" if len(other) == 1 else "are"
+        raise ValueError(f"{' and '.join(other)} {are} given; want none: {modality.item}s are read without")
+    return modality.load(data, **{**like_run, **reading})
 
 
 def _opened(
@@ -155,15 +154,21 @@ def _loaded(note: dict[str, Any], found: dict[str, Any] | None) -> tuple[list[So
         grouping = {name: note[name] for name in ("group",) if name in note}
         split = source.split(note["val"], seed=note["seed"], **grouping)
         return [source], dict(zip((TRAIN, HELD_OUT), split, strict=True))
-    like = {name: source.findings[name] for name in ("depth", "classes")}
-    own = {"labels": None, "channels": source.shape[0], **like}
+    own = {name: source.findings[name] for name in ("depth", "classes")}
+    if isinstance(source, Recordings):  # of any length
+        own["rate"] = source.rate
+    else:
+        own |= {"labels": None, "channels": source.shape[0]}
     if found is not None:
         own["skip_bad"] = found.get("val", {}).get("bad", False)
     held_out = load(note["val"], **{**reading, **own})
-    if held_out.shape != source.shape:
+    if held_out.shape != source.shape and not isinstance(source, Recordings):
         raise ValueError(f"val has items of shape {held_out.shape}; want {source.shape}, as the data")
     if source.labels is not None and held_out.labels is None:
-        raise ValueError(f"val is {note['val']!r}, which has no labels; want labels, as the data has them")
+        why = "".join(f"; {line}" for line in held_out.describe() if line.startswith("no labels"))
+        raise ValueError(
+            f"val is {note['val']!r}, which has no labels; want labels, as the data has them{why}"
+        )
     return [source, held_out], {TRAIN: source, HELD_OUT: held_out}
 
 

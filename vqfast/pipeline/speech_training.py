@@ -34,7 +34,7 @@ def train_speech(
     data: str | Path,
     *,
     reading: Mapping[str, Any] | None = None,
-    val: float = 0.1,
+    val: float | str | Path = 0.1,
     group: str | None = None,
     model: str = "paper-speech",
     model_options: Mapping[str, Any] | None = None,
@@ -47,7 +47,8 @@ def train_speech(
         run: the run to train in.
         data: a recording or a folder of them: see ``load_audio``.
         reading: options of ``load_audio``; each step takes ``crop`` seconds of each recording in its batch.
-        val: the share of the recordings that is held out of training, above 0 and below 1.
+        val: the share of the recordings that is held out of training, above 0 and below 1; or the path of
+            other recordings to measure on, of the same speakers.
         group, ranks: see ``train_vqvae``.
         model: a configuration that ``SpeechVQVAE.named`` knows.
         model_options: arguments of ``SpeechVQVAE`` that replace those of the configuration. The rate is the
@@ -64,7 +65,8 @@ def train_speech(
             the run was begun with other settings.
     """
     check_choice("model", model, SpeechVQVAE.CONFIGS)
-    check_number("val", val, above=0, below=1)
+    if not isinstance(val, (str, Path)):
+        check_number("val", val, above=0, below=1)
     note = data_note(data, modality="audio", val=val, seed=training.seed, reading=reading or {}, group=group)
     parts, found = open_parts(run, note, ranks)
     part, held_out = parts[TRAIN], parts[HELD_OUT]

@@ -45,7 +45,7 @@ class Recordings(Items):
     """
 
     item = "recording"
-    classes = "speakers"
+    one_class, classes = "speaker", "speakers"
     num_classes: int | None
 
     def __init__(self, recordings: RecordingFiles, name: str, crop: float) -> None:
