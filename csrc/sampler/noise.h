@@ -127,7 +127,8 @@ inline int64_t draw_value(
   philox(at, uint32_t(word / kWords * kWords), words);
   const double u = (words[word % kWords] + 0.5) * 0x1p-32;
   const double logistic = __builtin_log(u) - __builtin_log(1 - u);
-  const double value = mean + temperature * __builtin_exp(log_scale) * logistic;
+  const double scale = temperature > 0 ? temperature * __builtin_exp(log_scale) : 0;  // also where that is infinite
+  const double value = mean + scale * logistic;
   if (value != value) return -1;
   const double bounded = value < -1 ? -1 : value > 1 ? 1 : value;
   return int64_t((bounded + 1) * (double(codes - 1) / 2) + 0.5);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -136,7 +137,7 @@ def test_wrong_coarser_codes() -> None:
         ([coarser[0].double(), coarser[1]], TypeError, r"coarser\[0\] has dtype"),
         (coarser[::-1], ValueError, r"coarser\[0\] has "),
         ([coarser[0], coarser[1][:, :1]], ValueError, r"coarser\[1\] has shape .*cover \(4, 8\)"),
-        ([grid[:1] for grid in coarser], ValueError, "condition has shape"),
+        ([grid[:1] for grid in coarser], ValueError, r"coarser\[0\] has 1 grids; want 2"),
     ):
         with pytest.raises(error, match=message):
             prior(codes, coarser=wrong)
@@ -153,3 +154,25 @@ def test_a_prior_of_several_codes_a_position_is_conditioned_too() -> None:
     nats = torch.nn.functional.cross_entropy(prior(codes, coarser=coarser), codes, reduction="none")
     bits = nats.flatten(1).mean(1) / math.log(2)
     torch.testing.assert_close(prior.bits_per_code(codes, coarser=coarser), bits)
+
+
+def test_a_wavenet_takes_its_map_at_its_own_stride() -> None:
+    torch.manual_seed(0)
+    wavenet = WaveNet(7, channels=4, num_layers=3, condition_channels=6, condition_stride=2)
+    prior = ConditionedPrior(wavenet, [5], [4]).double().eval()
+    coarser = [torch.randint(5, (3, 2))]
+    drawn = prior.sample(3, (8,), coarser=coarser)
+    assert torch.equal(drawn, prior.sample(3, (8,), coarser=coarser, method="reference"))
+    assert prior(drawn, coarser=coarser).shape == (3, 7, 8)
+    with pytest.raises(
+        ValueError, match=r"strides is \[3\]; want multiples of 2, the prior's condition_stride"
+    ):
+        ConditionedPrior(wavenet, [5], [3])
+
+
+def test_each_sample_has_its_coarser_grids() -> None:
+    prior, (coarser, codes) = make("gated"), grids("gated", 3)
+    with pytest.raises(ValueError, match=re.escape("coarser[0] has 3 grids; want 2, one for each sample")):
+        prior.sample(2, SHAPE["gated"], coarser=coarser)
+    with pytest.raises(ValueError, match=re.escape("coarser[0] has 3 grids; want 2, one for each sample")):
+        prior(codes[:2], coarser=coarser)

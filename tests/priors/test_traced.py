@@ -103,7 +103,7 @@ def test_function_of_a_network_and_float32() -> None:
 def test_shapes_that_the_network_does_not_take_are_refused() -> None:
     prior = program_of(make_network("conditioned"), K, (4, 6), **CASES["conditioned"][2])
     given = given_of("conditioned", 2)
-    with pytest.raises(ValueError, match=re.escape("shape is (4, 4); want (4, 6)")):
+    with pytest.raises(ValueError, match=re.escape("shape is (4, 4); want (4, 6), that of program_of")):
         prior.sample(2, (4, 4), **given)
     with pytest.raises(ValueError, match=re.escape("condition has shape None; want (2, 2, 3)")):
         prior.sample(2, (4, 6))

@@ -204,10 +204,11 @@ def test_batches_fit_the_free_memory(
     make_prior: MakePrior, limited: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prior, limited.fitting = make_prior("gated"), 99
-    monkeypatch.setattr(batches, "free_memory", lambda device: 40_000)
+    program, weights = prior.lower()
+    free = batches.weight_bytes(weights) + 20 * batches.sample_bytes(program, weights, (3, 4))
+    monkeypatch.setattr(batches, "free_memory", lambda device: free)
     drawn = prior.sample(64, (3, 4), method="limited")
-    fitting = limited.sizes[0]
-    assert 1 < fitting < 64 and set(limited.sizes) == {fitting}
+    assert set(limited.sizes) == {16}
     monkeypatch.setattr(batches, "free_memory", lambda device: 0)
     assert torch.equal(prior.sample(64, (3, 4), method="limited"), drawn)
     assert limited.sizes[-64:] == [1] * 64
@@ -223,14 +224,14 @@ def test_values_of_a_program() -> None:
     program = Program((first, gated, logits), 5)
     # the first value keeps three rows with a column beside them, since it is read two rows above and to the
     # right; each step keeps its sums of a row
-    assert program.values(9, 10) == 3 * (10 + 1) * 3 + 10 * (3 + (4 + 8) + (5 + 5))
+    assert program.values(9, 10) == 3 * (10 + 1) * 3 + 10 * (3 + (4 + 8) + (5 + 5)) + 3 + 8 + 5
     assert program.values(1000, 10) == program.values(9, 10)  # earlier rows aren't kept
 
 
 def test_an_attention_keeps_keys_and_values_of_all_positions() -> None:
     step = Step((Term(CODES, ((-1, 0), (0, -1)), "w"),), width=6)
     program = Program((step, Attention(0, 0, 0, 6, heads=2)), 6)
-    assert program.values(9, 10) == 2 * 10 * (6 + 6) + 90 * (6 + 6)
+    assert program.values(9, 10) == 2 * 10 * (6 + 6) + 6 + 6 + 90 * (6 + 6)
 
 
 def test_a_sequence_keeps_a_block() -> None:

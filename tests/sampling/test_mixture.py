@@ -191,3 +191,16 @@ def test_result_of_another_width_is_refused() -> None:
         program_of(Sound(256).double(), 256, (5,), num_mixtures=0)
     with pytest.raises(ValueError, match="the last steps have 8 channels; want 9"):
         Program((Step((Term(CONDITION, weight="w"),), 8),), 8, num_mixtures=3)
+
+
+def test_the_mean_is_drawn_at_temperature_zero_whatever_the_scale(executor: str) -> None:
+    network = Sound(256).double().eval()
+    with torch.no_grad():
+        network.head.bias[2 * M :] = 800
+    drawn = program_of(network, 256, (7,), num_mixtures=M).sample(2, (7,), temperature=0, method=executor)
+    assert (drawn >= 0).all() and len(drawn.unique()) > 2
+
+
+def test_one_code_stands_for_no_value() -> None:
+    with pytest.raises(ValueError, match="num_embeddings is 1; want 2 or more"):
+        program_of(Sound(256), 1, (7,), num_mixtures=M)

@@ -2,26 +2,57 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
+from types import CellType, FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 
 def modules_of(call: Callable[..., Tensor]) -> list[nn.Module]:
     """The module that ``call`` is, or those that the function uses."""
+    return [module for module in _held(call) if isinstance(module, nn.Module)]
+
+
+def _held(call: Any) -> list[Any]:
+    """What a call is, or holds."""
     if isinstance(call, nn.Module):
         return [call]
     if isinstance(call, partial):
-        return [*modules_of(call.func), *(arg for arg in call.args if isinstance(arg, nn.Module))]
+        arguments = tree_leaves((call.args, call.keywords), is_leaf=lambda each: isinstance(each, nn.Module))
+        return [*_held(call.func), *arguments]
     found: list[Any] = [getattr(call, "__self__", None)]
     function = getattr(call, "__func__", call)
     found += [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
     if hasattr(function, "__code__"):
         found += [function.__globals__.get(name) for name in function.__code__.co_names]
-    return [module for module in found if isinstance(module, nn.Module)]
+    return tree_leaves(found, is_leaf=lambda each: isinstance(each, nn.Module))
+
+
+def copied(call: Callable[..., Tensor], memo: dict[int, Any]) -> Callable[..., Tensor]:
+    """A deep copy of a call, whose modules are copies too.
+
+    Raises:
+        TypeError: the call is a function that reads a module from a global variable, which stays the same.
+    """
+    if isinstance(call, partial):
+        arguments = copy.deepcopy((call.args, call.keywords), memo)
+        return partial(copied(call.func, memo), *arguments[0], **arguments[1])
+    if not isinstance(call, FunctionType):
+        return copy.deepcopy(call, memo)
+    for name in call.__code__.co_names:
+        if isinstance(call.__globals__.get(name), nn.Module):
+            raise TypeError(
+                f"call reads the global variable {name}; want an argument of partial, to be copied"
+            )
+    cells = tuple(CellType(copy.deepcopy(cell.cell_contents, memo)) for cell in call.__closure__ or ())
+    made = FunctionType(call.__code__, call.__globals__, call.__name__, call.__defaults__, cells or None)
+    made.__kwdefaults__ = call.__kwdefaults__
+    return made
 
 
 @torch.no_grad()

@@ -138,10 +138,17 @@ class ConditionedPrior(nn.Module, Pretrained):
             raise TypeError(f"prior is {prior!r}; want a prior of vqfast")
         if not prior.condition_channels:
             raise ValueError("prior has condition_channels 0; want 1 or more")
+        step: int = getattr(
+            prior, "condition_stride", 1
+        )  # positions that an entry of the prior's map stands for
+        if any(stride % step for stride in strides):
+            raise ValueError(
+                f"strides is {list(strides)}; want multiples of {step}, the prior's condition_stride"
+            )
         self.prior = prior
         self.network = ConditioningNetwork(
             codebook_sizes,
-            strides,
+            [stride // step for stride in strides],
             prior.condition_channels,
             num_residual_blocks=num_residual_blocks,
             ndim=prior.ndim,
@@ -201,6 +208,7 @@ class ConditionedPrior(nn.Module, Pretrained):
         return self.prior.bits_per_code(indices, labels, self._condition_of(indices, coarser))
 
     def _condition_of(self, indices: Tensor, coarser: Sequence[Tensor]) -> Tensor:
+        self._check(coarser, tuple(indices.shape[1 : 1 + self.prior.ndim]), len(indices))
         return self.condition(coarser, tuple(indices.shape[1 : 1 + self.prior.ndim]))
 
     def sample(
@@ -219,7 +227,7 @@ class ConditionedPrior(nn.Module, Pretrained):
         Raises:
             TypeError, ValueError: see ``forward`` and ``CausalPrior.sample``.
         """
-        self._check(coarser, shape)
+        self._check(coarser, shape, num)
 
         @torch.no_grad()
         def condition(samples: range) -> Tensor:
@@ -235,13 +243,15 @@ class ConditionedPrior(nn.Module, Pretrained):
         condition: Tensor = self.network([codes.long() for codes in coarser])
         return condition
 
-    def _check(self, coarser: Sequence[Tensor], shape: Sequence[int]) -> None:
+    def _check(self, coarser: Sequence[Tensor], shape: Sequence[int], num: int | None = None) -> None:
         if isinstance(coarser, Tensor) or not isinstance(coarser, Sequence):
             raise TypeError(f"coarser is a {type(coarser).__name__}; want a list, one tensor for each level")
         if len(coarser) != self.level:
             raise ValueError(f"coarser has {len(coarser)} levels; want {self.level}")
         for level, (codes, stride) in enumerate(zip(coarser, self.strides, strict=True)):
             check_indices(f"coarser[{level}]", codes, self.codebook_sizes[level])
+            if num is not None and len(codes) != num:
+                raise ValueError(f"coarser[{level}] has {len(codes)} grids; want {num}, one for each sample")
             found = tuple(length * stride for length in codes.shape[1:])
             if found != tuple(shape):
                 raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -10,35 +11,36 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from vqfast.checks import check_choice, check_integer, check_tensor
 from vqfast.priors.base import CausalPrior
-from vqfast.priors.calls import check_call, modules_of
+from vqfast.priors.calls import check_call, copied, modules_of
 from vqfast.priors.causality import later_code_seen
+from vqfast.priors.changes import State, differing, kept, state_of
 from vqfast.priors.frozen import ProgramPrior, described
 from vqfast.sampling import parallel
 from vqfast.sampling.batches import axes_of
 from vqfast.sampling.program import Program
 from vqfast.sampling.request import Given, GivenLabels
-from vqfast.sampling.trace.fuse import NotCausal
-from vqfast.sampling.trace.graph import constants, evaluate, trace
-from vqfast.sampling.trace.layout import by_position, shape_of
+from vqfast.sampling.trace.fuse import NotCausal, same_steps
+from vqfast.sampling.trace.graph import constants, needed_by, trace
 from vqfast.sampling.trace.lower import Lowered, lowered
+from vqfast.sampling.trace.maps import Map, map_of
 
 # of log-probabilities, relative to the largest logit
 _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 0.25}
 _NEVER_DRAWN = -50.0  # a log-probability
-_TRACED_BATCH, _VERIFIED_BATCH = 2, 3
+_TRACED_BATCH, _OTHER_BATCH, _LARGE_GRID = 2, 3, 4096
 _KEPT_GRAPHS = 3
 
 
 class TracedPrior(CausalPrior):
     """A causal network of any make, sampled as a program. ``program_of`` makes it.
 
-    Its ``forward`` is the network's. When the network's weights have changed, it is lowered again.
+    Its ``forward`` is the network's. When the network has changed, it is lowered again. The program is
+    compared with the network at each new shape. A copy is lowered anew when it is used.
     """
 
+    is_program = True
     call: Callable[..., Tensor]
-    lowered: Lowered
 
     def __init__(
         self,
@@ -59,15 +61,36 @@ class TracedPrior(CausalPrior):
         self.shape, self.ndim = shape, len(shape)
         self.example = condition
         self.lead = int(predicts == "next")  # by how many positions logits precede their code
-        self.graphs: dict[tuple[int, ...], fx.Graph] = {}
-        self.lowered_modes: list[bool] = []  # training or evaluation, of each module when it was lowered
-        self.lowered_tensors: list[Tensor] = []  # copies of the network's tensors when it was lowered
+        self._forget()
         check_call(call, self._random_inputs(shape, _TRACED_BATCH), num_embeddings, num_classes, num_mixtures)
         self.lower()
-        other_shape = tuple(n + i + 1 for i, n in enumerate(shape))
-        self.any_shape = condition is None and self._runs_at(other_shape)
-        if not self.any_shape:
-            self._verify(self.shape, _VERIFIED_BATCH)
+        self.any_shape = condition is None and self._takes_another_shape()
+
+    def _forget(self) -> None:
+        """Forgets all that follows from the network."""
+        self.lowered: Lowered | None = None
+        self.graphs: dict[tuple[int, ...], fx.Graph] = {}
+        self.other_maps: dict[fx.Graph, list[Map]] = {}  # of graphs with other operations
+        self.state: State = {}  # of the network when it was lowered
+        self.volatile: set[str] = set()  # paths in it at which the network writes itself
+        self.verified: set[tuple[tuple[int, ...], ...]] = set()  # shapes of inputs, without the batch
+
+    def __getstate__(self) -> dict[str, Any]:
+        derived = ("lowered", "graphs", "other_maps", "state", "volatile", "verified")
+        return {name: value for name, value in self.__dict__.items() if name not in derived}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.networks = nn.ModuleList(modules_of(self.call))
+        self._forget()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TracedPrior:
+        state = self.__getstate__()
+        state["call"] = copied(self.call, memo)
+        state = {name: part if name == "call" else copy.deepcopy(part, memo) for name, part in state.items()}
+        result = memo[id(self)] = type(self).__new__(type(self))
+        result.__setstate__(state)
+        return result
 
     def condition_shape(self, num: int, shape: tuple[int, ...]) -> tuple[int, ...] | None:
         """See ``CausalPrior``: that of the example."""
@@ -76,12 +99,15 @@ class TracedPrior(CausalPrior):
     def check_conditioning(
         self, num: int, shape: tuple[int, ...], labels: GivenLabels, condition: Given
     ) -> None:
-        """See ``CausalPrior``; also checks that the network takes the shape."""
-        super().check_conditioning(num, shape, labels, condition)
-        if shape != self.shape and not self.any_shape:
-            raise ValueError(
-                f"shape is {shape}; want {self.shape}, the only one that this network was seen to take"
-            )
+        """See ``CausalPrior``; at another shape, the network takes what condition it wants."""
+        wanted = self.condition_shape(num, shape)
+        if wanted and shape != self.shape and isinstance(condition, Tensor):
+            if condition.ndim != len(wanted) or len(condition) != num:
+                sizes = ", ".join(["..."] * (len(wanted) - 1))
+                raise ValueError(f"condition has shape {tuple(condition.shape)}; want ({num}, {sizes})")
+            super().check_conditioning(num, shape, labels, lambda samples: condition)
+        else:
+            super().check_conditioning(num, shape, labels, condition)
 
     def check_known(self, known: Given) -> None:
         """Raises ValueError if the network predicts the next code and a first code isn't known."""
@@ -105,17 +131,21 @@ class TracedPrior(CausalPrior):
     @torch.no_grad()
     def lower(self) -> tuple[Program, dict[str, Tensor]]:
         """See ``CausalPrior``. Every new program is compared with the network."""
-        if self._changed():
-            self.graphs.clear()
+        if self.lowered is None or differing(self._state(), self.state) - self.volatile:
+            self._forget()
             self.lowered = self._lowered_anew()
-            self._verify(self.shape, _TRACED_BATCH)
-            self.lowered_modes = self._modes()
-            self.lowered_tensors = [tensor.detach().clone() for tensor in self._tensors()]
+            self._verify(self._random_inputs(self.shape, _TRACED_BATCH))
         return self.lowered.program, self.lowered.weights
 
     def condition_map(self, codes: Tensor, labels: Tensor | None, condition: Tensor | None) -> Tensor | None:
-        """See ``CausalPrior``: everything that differs by position and doesn't depend on the codes."""
-        return self._maps(self._inputs(codes, labels, condition))
+        """See ``CausalPrior``: everything that differs by position and doesn't depend on the codes.
+
+        At a new shape, the program is compared with the network before it is used.
+        """
+        inputs = self._inputs(codes, labels, condition)
+        if self._key(inputs) not in self.verified:
+            self._verify_shape(tuple(inputs["codes"].shape[1 : 1 + self.ndim]), condition)
+        return self._maps(inputs)
 
     # As files
 
@@ -126,8 +156,10 @@ class TracedPrior(CausalPrior):
             ValueError: maps that the program reads depend on labels or a condition.
         """
         program, weights = self.lower()
-        maps = self._maps(self._random_inputs(self.shape, _VERIFIED_BATCH))
-        if self.example is not None or (maps is not None and not torch.equal(maps, maps[:1].expand_as(maps))):
+        inputs = self._random_inputs(self.shape, 1)
+        maps, nodes = self._maps(inputs), list(self._graph(inputs).nodes)
+        read = needed_by([nodes[made.index] for made in self._maps_of(inputs) if made.index >= 0])
+        if any(node.op == "placeholder" for node in read - {nodes[0]}):
             raise ValueError("the program needs the network for its condition, which files don't hold")
         prior = ProgramPrior(
             self.num_embeddings,
@@ -164,8 +196,10 @@ class TracedPrior(CausalPrior):
         given = {"codes": codes, "labels": labels, "condition": condition}
         return {name: value for name, value in given.items() if value is not None}
 
-    def _random_inputs(self, shape: tuple[int, ...], batch: int) -> dict[str, Tensor]:
-        """Random codes and labels, the highest ones among them, and the example."""
+    def _random_inputs(
+        self, shape: tuple[int, ...], batch: int, condition: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Random codes and labels, the highest ones among them, and the condition or the example."""
         device, generator = next(self.parameters()).device, torch.Generator().manual_seed(batch)
         size = (batch, *shape, *axes_of(self))
         codes = torch.randint(self.num_embeddings, size, generator=generator)
@@ -173,32 +207,23 @@ class TracedPrior(CausalPrior):
         labels = (
             (self.num_classes - 1 - 7 * torch.arange(batch)) % self.num_classes if self.num_classes else None
         )
-        example = None if self.example is None else self.example[:1].expand(batch, *self.example.shape[1:])
-        inputs = self._inputs(codes, labels, None if example is None else example.clone())
+        some = self.example if condition is None else condition
+        if some is not None:  # another one for each sample
+            some = torch.cat([some[i % len(some)][None].roll(i, -1) for i in range(batch)])
+            if condition is None and some.is_floating_point():
+                some = some.to(next(self.parameters()).dtype)
+        inputs = self._inputs(codes, labels, some)
         return {name: value.to(device) for name, value in inputs.items()}
 
-    # Has the network changed?
+    def _key(self, inputs: dict[str, Tensor]) -> tuple[tuple[int, ...], ...]:
+        """The shapes for which a program is compared with the network: those of the inputs of a sample."""
+        return tuple(tuple(value.shape[1:]) for value in inputs.values())
 
-    def _tensors(self) -> list[Tensor]:
-        """Everything of the network that a program depends on."""
-        lowered = list(self.graphs.values())[:1]
-        found = [*self.parameters(), *self.buffers(), *(t for graph in lowered for t in constants(graph))]
-        return list({id(tensor): tensor for tensor in found}.values())
-
-    def _modes(self) -> list[bool]:
-        return [module.training for module in self.networks.modules()]
-
-    def _changed(self) -> bool:
-        """Whether tensors or modes differ from the lowered ones; writes to ``.data`` count no version up."""
-        now = self._tensors()
-        return (
-            self.lowered_modes != self._modes()
-            or len(now) != len(self.lowered_tensors)
-            or any(
-                (new.dtype, new.device) != (old.dtype, old.device) or not torch.equal(new, old)
-                for new, old in zip(now, self.lowered_tensors, strict=True)
-            )
-        )
+    def _state(self) -> State:
+        """Everything that a program depends on; also the constants of the graph that it was made of."""
+        graphs = list(self.graphs.values())[:1]
+        found = {f"constant {i}": each for graph in graphs for i, each in enumerate(constants(graph))}
+        return state_of(self.call) | found
 
     # The program
 
@@ -206,30 +231,59 @@ class TracedPrior(CausalPrior):
         """The network's graph for inputs of such shapes. The lowered one and the last two are kept."""
         key = tuple(inputs["codes"].shape)
         if key not in self.graphs:
-            self.call(
-                *inputs.values()
-            )  # a network may mask its weights in place, which is no part of the trace
+            # A network may mask its weights in place, which is no part of the trace.
+            self.call(*inputs.values())
             try:
                 self.graphs[key] = trace(self.call, tuple(inputs.values()))
             except Exception as error:
                 raise ValueError(f"the network can't be traced: {error}") from error
             while len(self.graphs) > _KEPT_GRAPHS:
-                del self.graphs[list(self.graphs)[1]]
+                self.other_maps.pop(self.graphs.pop(list(self.graphs)[1]), None)
         return self.graphs[key]
+
+    def _lowered(self, inputs: dict[str, Tensor]) -> Lowered:
+        """The network's program, by its graph for these inputs."""
+        sizes = self.num_embeddings, self.num_classes, self.num_quantizers, self.num_mixtures
+        return lowered(self._graph(inputs), inputs, *sizes, self.lead)
+
+    def _maps_of(self, inputs: dict[str, Tensor]) -> list[Map]:
+        """What the program's condition is made of, by the network's graph for inputs of such shapes."""
+        assert self.lowered is not None
+        graph, like = self._graph(inputs), next(iter(self.graphs.values()))
+        if [node.target for node in graph.nodes] == [node.target for node in like.nodes]:
+            return self.lowered.maps
+        if (found := self.other_maps.get(graph)) is None:
+            other = self._lowered(inputs)
+            if not same_steps(other.program, self.lowered.program):
+                raise ValueError("the network does other operations for another batch or shape")
+            found = self.other_maps[graph] = other.maps
+        return found
 
     def _lowered_anew(self) -> Lowered:
         inputs = self._random_inputs(self.shape, _TRACED_BATCH)
-        graph = self._graph(inputs)
+        self._graph(inputs)
         try:
-            sizes = self.num_embeddings, self.num_classes, self.num_quantizers, self.num_mixtures
-            return lowered(graph, inputs, *sizes, self.lead)
-        except NotCausal as error:
-            reasons = filter(None, (str(error), self._later_code_seen()))
-            raise ValueError(f"the network isn't causal: {'; '.join(reasons)}") from None
+            return self._lowered(inputs)
         except ValueError as error:
-            if seen := self._later_code_seen():
-                raise ValueError(f"the network isn't causal: {seen}\n{error}") from None
-            raise
+            if 1 not in self.shape or (larger := self._lowered_larger()) is None:
+                raise self._refusal(error) from None
+            return larger
+
+    def _lowered_larger(self) -> Lowered | None:
+        """The program by the network's graph at a larger shape, where no axis has a single position."""
+        self.graphs.clear()
+        try:
+            return self._lowered(self._random_inputs(tuple(n + 2 for n in self.shape), _TRACED_BATCH))
+        except Exception:  # of the network, of any kind
+            self.graphs.clear()
+            return None
+
+    def _refusal(self, error: ValueError) -> ValueError:
+        """The error of lowering, with what was seen of later codes."""
+        seen = self._later_code_seen()
+        if isinstance(error, NotCausal):
+            return ValueError(f"the network isn't causal: {'; '.join(filter(None, (str(error), seen)))}")
+        return ValueError(f"the network isn't causal: {seen}\n{error}") if seen else error
 
     def _later_code_seen(self) -> str | None:
         codes, *others = self._random_inputs(self.shape, _TRACED_BATCH).values()
@@ -240,36 +294,25 @@ class TracedPrior(CausalPrior):
     @torch.no_grad()
     def _maps(self, inputs: dict[str, Tensor]) -> Tensor | None:
         """The program's map, ``(B, C, H, W)``."""
-        if not self.lowered.maps:
+        if self.lowered is None or not self.lowered.maps:
             return None
-        lowered = list(next(iter(self.graphs.values())).nodes)
-        nodes = list(self._graph(inputs).nodes)
-        if [node.target for node in nodes] != [node.target for node in lowered]:
-            raise ValueError(
-                "the network does other operations for another batch or shape; want the same ones"
-            )
-        height, width = [1, *inputs["codes"].shape[1 : 1 + self.ndim]][-2:]
-        sizes = {"b": len(inputs["codes"]), "y": height, "x": width}
-        values = evaluate([nodes[made.index] for made in self.lowered.maps], tuple(inputs.values()))
-        parts = []
-        for made, value in zip(self.lowered.maps, values, strict=True):
-            if made.tap is not None:
-                ones = torch.ones(*sizes.values(), 1, device=inputs["codes"].device)
-                parts.append(parallel.shifted(ones, made.tap))
-                continue
-            layout = tuple(tuple((axis, sizes.get(axis, n)) for axis, n in dim) for dim in made.layout)
-            parts.append(by_position(value.expand(shape_of(layout)), layout))
-        weight = next(iter(self.lowered.weights.values()))
-        return torch.cat(parts, dim=3).movedim(3, 1).to(weight.dtype)
+        nodes, maps = list(self._graph(inputs).nodes), self._maps_of(inputs)
+        grid = [1, *inputs["codes"].shape[1 : 1 + self.ndim]][-2:]
+        example = next(iter(self.lowered.weights.values()))
+        return map_of(maps, nodes, tuple(inputs.values()), grid).to(example.dtype)
 
     # Verification
 
     @torch.no_grad()
-    def _difference(self, shape: tuple[int, ...], batch: int) -> float:
-        """How far the program's log-probabilities of random codes are from the network's, in tolerances."""
-        inputs = self._random_inputs(shape, batch)
-        codes = inputs["codes"].view(batch, *([1, *shape][-2:]), *axes_of(self))
-        labels, condition = inputs.get("labels"), inputs.get("condition")
+    def _difference(self, inputs: dict[str, Tensor]) -> float:
+        """How far the program's log-probabilities of codes are from the network's, in tolerances."""
+        assert self.lowered is not None
+        (batch, *shape), labels, condition = (
+            inputs["codes"].shape,
+            inputs.get("labels"),
+            inputs.get("condition"),
+        )
+        codes = inputs["codes"].view(batch, *([1, *shape[: self.ndim]][-2:]), *axes_of(self))
         expected = self.grid_logits(codes, labels, condition)
         program, weights = self.lowered.program, self.lowered.weights
         logits = parallel.logits(program, weights, codes, labels, self._maps(inputs))
@@ -279,113 +322,56 @@ class TracedPrior(CausalPrior):
         if self.num_mixtures is None:
             a, b = expected.log_softmax(1), logits.log_softmax(1)
             compared = ~((a < _NEVER_DRAWN) & (b < _NEVER_DRAWN))  # so that a mask's -1e9 sets no scale
+        if not compared.any():
+            return 0.0
         tolerance = _TOLERANCE[expected.dtype] * max(1, float(expected[compared].abs().max()))
         return float((a - b).abs().where(compared & (a != b), 0).max()) / tolerance
 
-    def _verify(self, shape: tuple[int, ...], batch: int) -> None:
-        """Raises ValueError unless the program is the network for random codes."""
-        difference = self._difference(shape, batch)
+    @torch.inference_mode(False)
+    def _verify(self, inputs: dict[str, Tensor]) -> None:
+        """Compares the program with the network, and finds what the network writes into itself.
+
+        Raises:
+            ValueError: the program isn't the network for these inputs.
+        """
+        before = kept(self._state())
+        difference = self._difference(inputs)
+        now = self._state()
+        self.volatile |= differing(now, before)
+        self.state = self.state or kept(now)
         if not difference <= 1:  # also if it is NaN
+            batch, *shape = inputs["codes"].shape
             seen = self._later_code_seen() or "no output was seen to depend on a later code"
             raise ValueError(
-                f"the program isn't the network: its log-probabilities for {batch} samples of shape {shape} "
-                f"differ by {difference:.3g} times the tolerance; {seen}"
+                f"the program isn't the network: its log-probabilities for {batch} samples of shape "
+                f"{tuple(shape)} differ by {difference:.3g} times the tolerance; {seen}"
             )
+        self.verified.add(self._key(inputs))
 
-    def _runs_at(self, shape: tuple[int, ...]) -> bool:
-        """Whether the network takes this shape, and the program is the network there."""
+    def _verify_shape(self, shape: tuple[int, ...], condition: Tensor | None) -> None:
+        """Compares the program with the network at a shape.
+
+        Raises:
+            ValueError: the network doesn't take it, or the program isn't the network there.
+        """
+        batch = _OTHER_BATCH if math.prod(shape) < _LARGE_GRID else 1
+        inputs = self._random_inputs(shape, batch, condition)
         try:
-            return self._difference(shape, _VERIFIED_BATCH) <= 1
-        except Exception:  # of the network, of any kind
+            self._verify(inputs)
+        except Exception as error:  # of the network, of any kind
+            if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+                raise
+            raise ValueError(
+                f"shape is {shape}; want {self.shape}, that of program_of, or another at which the same "
+                f"program is the network: {error}"
+            ) from error
+
+    def _takes_another_shape(self) -> bool:
+        """Compares the program with the network at a second shape and batch size, if the network takes it."""
+        shape = tuple((n if n < 8 else n // 2) + i + 1 for i, n in enumerate(self.shape))
+        try:
+            self._verify_shape(shape, None)
+        except ValueError:
+            self._verify(self._random_inputs(self.shape, _OTHER_BATCH))
             return False
-
-
-def program_of(
-    call: Callable[..., Tensor],
-    num_embeddings: int,
-    shape: tuple[int, ...],
-    *,
-    num_quantizers: int | None = None,
-    num_mixtures: int | None = None,
-    num_classes: int | None = None,
-    condition: Tensor | None = None,
-    predicts: str = "own",
-) -> TracedPrior:
-    """Makes a prior of any causal network, which is then sampled fast.
-
-    The network is traced, and its operations are turned into a sampling program. The program is compared with
-    the network on random codes, for two batch sizes and, if the network takes it, another shape. The weights
-    may change afterwards: the next sample is drawn with the new ones.
-
-    Args:
-        call: a module in evaluation mode, or a function that uses one. ``call(codes)`` returns logits or
-            log-probabilities ``(B, num_embeddings, *shape)`` of int64 codes ``(B, *shape)``. Its further
-            arguments are int64 labels ``(B,)`` if there are classes, and the condition if there is one.
-        num_embeddings: K, the number of codes.
-        shape: of a grid of codes, ``(H, W)`` or ``(T,)``.
-        num_quantizers: S, how many codes each position has, as an image's colours or residual codes; ``None``
-            for one. Codes are then ``(B, *shape, S)`` and logits ``(B, num_embeddings, *shape, S)``, and the
-            logits of a code may depend on the position's codes before it.
-        num_mixtures: M, if the network doesn't return logits, but ``(B, 3 M, *shape)``: log-weights, means
-            and log-scales of M logistic distributions. Code ``c`` then stands for the value
-            ``2 c / (num_embeddings - 1) - 1``, and a draw is rounded to the nearest one.
-        num_classes: number of class labels; ``None`` if the network takes no labels.
-        condition: an example ``(1, ...)`` of another argument of the network; ``None`` if it takes none.
-        predicts: ``"own"`` if the logits at a position are for the code there. ``"next"`` if they are for the
-            next code of a sequence; then samples need their first code as ``known``.
-
-    Returns:
-        A prior with all that ``PixelCNN`` can do. Its ``forward`` is the network's.
-
-    Raises:
-        TypeError: an argument has the wrong type, ``call`` uses no module with weights, or it doesn't return
-            a tensor.
-        ValueError: an argument is out of range; the network fails or returns another shape; it isn't causal;
-            it has operations that no program has, all of which are listed with their lines; or the program
-            isn't the network.
-
-    >>> class Network(torch.nn.Module):
-    ...     def __init__(self):
-    ...         super().__init__()
-    ...         self.embedding = torch.nn.Embedding(8, 16)
-    ...         self.above = torch.nn.Conv2d(16, 16, (2, 3))
-    ...         self.head = torch.nn.Conv2d(16, 8, 1)
-    ...
-    ...     def forward(self, codes):
-    ...         x = self.embedding(codes).permute(0, 3, 1, 2)
-    ...         x = torch.nn.functional.pad(x, (1, 1, 2, 0))[:, :, :-1]  # the two rows above
-    ...         return self.head(self.above(x).relu())
-    >>> prior = vqfast.program_of(Network().eval(), num_embeddings=8, shape=(6, 6))
-    >>> codes = prior.sample(4, (6, 6), temperature=0.9)
-    >>> codes.shape
-    torch.Size([4, 6, 6])
-    >>> torch.equal(codes, prior.sample(4, (6, 6), temperature=0.9, method="reference"))
-    True
-    """
-    check_integer("num_embeddings", num_embeddings)
-    check_integer("num_quantizers", num_quantizers, optional=True)
-    check_integer("num_mixtures", num_mixtures, optional=True)
-    if not callable(call) or not any(list(module.parameters()) for module in modules_of(call)):
-        raise TypeError(f"call is {call!r}; want a module with weights, or a function that uses one")
-    if not isinstance(shape, (tuple, list, torch.Size)):
-        raise TypeError(f"shape is {shape!r}; want (H, W) or (T,)")
-    shape = tuple(shape)
-    for size in shape:
-        check_integer(f"a size of shape {shape}", size)
-    if len(shape) not in (1, 2):
-        raise ValueError(f"shape is {shape}; want (H, W) or (T,)")
-    check_choice("predicts", predicts, ("own", "next"))
-    if predicts == "next" and len(shape) == 2:
-        raise ValueError("predicts is 'next'; want 'own' for grids of two dimensions")
-    if condition is not None and check_tensor("condition", condition).ndim == 0:
-        raise ValueError("condition has shape (); want (1, ...), an example")
-    return TracedPrior(
-        call,
-        num_embeddings,
-        shape,
-        num_quantizers=num_quantizers,
-        num_mixtures=num_mixtures,
-        num_classes=num_classes,
-        condition=condition,
-        predicts=predicts,
-    )
+        return True

@@ -14,10 +14,13 @@ from vqfast.checks import check_choice, check_indices, check_integer
 from vqfast.ops import registry
 from vqfast.sampling.draw import Draw, check_draw
 from vqfast.sampling.memory import free_memory, in_batches
+from vqfast.sampling.program import CONDITION, Program
 from vqfast.sampling.progress import Tick, check_progress, shown, taken_back
 from vqfast.sampling.request import Given, GivenLabels, Model, Request
 
 _NOISE_COPIES = 8  # float64 tensors as large as a position's noise that are alive while it is made
+_COPIES = 4  # of all codes: those that are known, those that are drawn, and the results
+_TILE_BYTES = 128  # of the columns of a tile, of which executors keep whole numbers
 
 
 class Options(TypedDict, total=False):
@@ -180,13 +183,37 @@ def _fitting(model: Model, grid: tuple[int, int], batch_size: int) -> int:
     """
     if batch_size == 1:
         return 1
-    weight = next(model.parameters())
     with torch.inference_mode():
-        program, _ = model.lower()
-    bytes_a_sample = program.values(*grid) * weight.element_size()
-    numbers = math.prod(grid) + _NOISE_COPIES * program.num_choices
-    bytes_a_sample += 8 * math.prod(axes_of(model)) * numbers
-    fitting = max(1, free_memory(weight.device) / bytes_a_sample)
+        program, weights = model.lower()
+    free = free_memory(next(model.parameters()).device) - weight_bytes(weights)
+    fitting = max(1, free / sample_bytes(program, weights, grid))
     while batch_size > fitting:
         batch_size = -(-batch_size // 2)
     return batch_size
+
+
+def sample_bytes(program: Program, weights: dict[str, Tensor], grid: tuple[int, int]) -> int:
+    """How many bytes an executor keeps for each sample: values, the condition, codes and noise."""
+    maps = [weights[t.weight or ""] for step in program.steps for t in step.terms if t.source == CONDITION]
+    positions, (rows, left, right) = math.prod(grid), program.reach(*program.codes)
+    size, block = _number_bytes(weights), program.block(*grid)
+    unit = _TILE_BYTES // size
+    numbers = program.values(*grid, unit)
+    if maps:  # as it is given, as it is computed with, and a row, channels last
+        channels = maps[0].shape[1]
+        entries = -(-positions // program.condition_stride)
+        numbers += channels * 2 * entries + block * -(-channels // unit) * unit
+    codes = _COPIES * positions + rows * (left + block + right) + _NOISE_COPIES * program.num_choices
+    return numbers * size + 8 * program.num_quantizers * codes
+
+
+def weight_bytes(weights: dict[str, Tensor]) -> int:
+    """How many bytes an executor keeps of the weights: one after another, and packed."""
+    unit = _TILE_BYTES // _number_bytes(weights)
+    rows = (weight.numel() // weight.shape[-1] * -(-weight.shape[-1] // unit) for weight in weights.values())
+    return 2 * _TILE_BYTES * sum(rows)
+
+
+def _number_bytes(weights: dict[str, Tensor]) -> int:
+    """Bytes of a number: executors compute in float32 with weights in less."""
+    return max(4, next(iter(weights.values())).element_size())

@@ -37,7 +37,8 @@ def draw_value(draw: Draw, parameters: Tensor, first: Tensor, own: Tensor, num_e
     mean, log_scale = (each.gather(1, component.clamp(min=0)[:, None])[:, 0] for each in (means, log_scales))
     log_u = -(-own[:, -1]).exp()  # of the uniform number that the noise was made of
     logistic = log_u - (-log_u.expm1()).log()
-    value = mean + draw.temperature * log_scale.exp() * logistic
+    scale = draw.temperature * log_scale.exp() if draw.temperature else 0  # also where that is infinite
+    value = mean + scale * logistic
     codes = (value.nan_to_num().clamp(-1, 1).add(1) * ((num_embeddings - 1) / 2) + 0.5).floor().long()
     return codes.where((component >= 0) & ~value.isnan(), -1)
 

@@ -245,18 +245,28 @@ class Program:
         strides = math.lcm(*(step.stride for step in self.steps))
         return width if height > 1 or ahead else min(width, max(1, _BLOCK_COLUMNS // strides) * strides)
 
-    def values(self, height: int, width: int) -> int:
+    def values(self, height: int, width: int, unit: int = 1) -> int:
         """How many numbers an executor keeps for a sample.
 
-        These are each step's last rows, its sums of one row, and the keys and values of attentions.
+        These are each step's last rows, its sums of one row and of one position, and the keys and values of
+        attentions.
+
+        Args:
+            height, width: of the grid.
+            unit: channels and positions are padded to a multiple of it.
         """
+
+        def padded(channels: int) -> int:
+            return -(-channels // unit) * unit
+
         total = 0
         for number, step in enumerate(self.steps):
             rows, left, right = self.strided_reach(number)
             block = -(-self.block(height, width) // step.stride)
-            total += rows * (left + block + right) * step.channels + block * step.width
+            total += rows * (left + block + right) * padded(step.channels) + (block + 1) * padded(step.width)
             if isinstance(step, Attention):
-                total += height * width * (self.steps[step.key].channels + step.width)
+                kept = self.steps[step.key].channels + step.width
+                total += kept * (padded(height * width) + 2 * (unit - 1))
         return total
 
 

@@ -8,14 +8,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests.sampling.programs import TWO_STREAMS, Programmed
 from vqfast.ops import library, registry
-from vqfast.priors import PixelCNN, WaveNet
+from vqfast.priors import PixelCNN, PixelSNAIL, WaveNet
 from vqfast.priors.base import CausalPrior
+from vqfast.sampling import batches
 from vqfast.sampling.executors import native
 from vqfast.sampling.program import CODES, CONDITION, Step, Term
 
@@ -178,3 +181,30 @@ def test_auto_obeys_the_backend_that_is_asked_for(
     monkeypatch.setenv("VQFAST_BACKEND", "reference")
     assert registry.backend("sampler", weight).__name__.endswith("reference")
     assert registry.backend("sampler", weight, name="native").__name__.endswith("native")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("channels", [4, 64])
+@pytest.mark.parametrize("kind", [PixelCNN, PixelSNAIL, WaveNet])
+def test_the_native_executor_keeps_what_the_plan_says(
+    kind: type[CausalPrior], channels: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers: dict[str, int] = {"num_blocks": 1, "num_heads": 2} if kind is PixelSNAIL else {"num_layers": 3}
+    prior = kind(11, channels=channels, condition_channels=3, **layers).to(dtype).eval()
+    taken, prepare = [], torch.ops.vqfast_native.prepare_sampler
+
+    def spy(*args: Any) -> Tensor:
+        memory: Tensor = prepare(*args)
+        taken.append(memory.nbytes)
+        return memory
+
+    monkeypatch.setattr(torch.ops.vqfast_native, "prepare_sampler", spy)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    shape = (40,) if kind is WaveNet else (4, 10)
+    for num in (1, 9):
+        prior.sample(num, shape, condition=torch.zeros(num, 3, *shape, dtype=dtype), method="native")
+    program, weights = prior.lower()
+    a_sample = batches.sample_bytes(program, weights, (1, 40) if kind is WaveNet else shape)
+    kept = (taken[1] - taken[0]) / 8
+    assert kept <= a_sample <= 3 * kept
+    assert taken[0] - a_sample <= batches.weight_bytes(weights)

@@ -195,7 +195,7 @@ def test_network_that_writes_into_its_own_weights_draws_what_its_own_loop_draws(
     assert torch.equal(prior.sample(4, (3, 4), method=executor), expected)
 
 
-@pytest.mark.parametrize("constant", ["table", "embedding", "kernel", "bias", "matrix"])
+@pytest.mark.parametrize("constant", ["embedding", "kernel", "bias", "matrix"])
 def test_constants_that_depend_on_the_condition_are_refused(constant: str) -> None:
     """The program would keep those of the condition that it was traced with."""
     embedding, layer, head = nn.Embedding(K, 8), nn.Conv1d(8, 8, 1), nn.Linear(8, K)
@@ -204,8 +204,6 @@ def test_constants_that_depend_on_the_condition_are_refused(constant: str) -> No
         scale = {constant: condition[0].mean()}
         x = F.embedding(codes, embedding.weight * scale.get("embedding", 1))
         x = F.pad(x, (0, 0, 1, 0))[:, :-1] * 1.0
-        if constant == "table":
-            x = F.pad(embedding(codes) * scale["table"], (0, 0, 1, 0))[:, :-1]
         weight, bias = layer.weight * scale.get("kernel", 1), layer.bias * scale.get("bias", 1)
         x = F.conv1d(x.transpose(1, 2), weight, bias).relu().transpose(1, 2)
         return F.linear(x, head.weight * scale.get("matrix", 1), head.bias).transpose(1, 2)

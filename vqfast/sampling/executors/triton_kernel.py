@@ -217,7 +217,8 @@ def _value(parameters, component, key, number, sample, temperature, choices, K):
     for i in tl.static_range(1, 4):
         word = tl.where(choices % 4 == i, words[i], word)
     uniform = (word.to(tl.float64) + 0.5) * 2.0**-32
-    value = mean + temperature * tl.exp(log_scale) * (tl.log(uniform) - tl.log(1 - uniform))
+    scale = tl.where(temperature > 0, temperature * tl.exp(log_scale), 0.0)  # also where that is infinite
+    value = mean + scale * (tl.log(uniform) - tl.log(1 - uniform))
     bounded = tl.minimum(tl.maximum(value, -1.0), 1.0)
     code = tl.floor((bounded + 1) * ((K - 1) * 0.5) + 0.5).to(tl.int32)
     return tl.where((component < 0) | (value != value), -1, code)

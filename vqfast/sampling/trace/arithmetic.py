@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -56,14 +57,15 @@ def plus_number(ctx: Context, x: Sum, number: float) -> Sum:
 
 @rule("mul")
 def mul(ctx: Context, a: Any, b: Any) -> Sum:
-    """The product of two values, or of a value and a constant that is the same everywhere."""
+    """The product of two values; as a step, unless one is a constant that is the same everywhere."""
     layout = ctx.layout(a, b)
     if isinstance(a, Sum) and isinstance(b, Sum):
         return multiplied(ctx, *((b, a) if a.activation == "sigmoid" else (a, b)), layout)
-    factor = ctx.as_sum(b if isinstance(a, Sum) else a, layout)
+    value, other = (a, b) if isinstance(a, Sum) else (b, a)
+    factor = ctx.as_sum(other, layout)
     if factor.bias is None:
-        raise Unsupported("a product with a value that differs by position or label")
-    return scaled(ctx.as_sum(a if isinstance(a, Sum) else b, layout), factor.bias)
+        return multiplied(ctx, value, factor, layout)
+    return scaled(ctx.as_sum(value, layout), factor.bias)
 
 
 def multiplied(ctx: Context, a: Sum, b: Sum, layout: Layout) -> Sum:
@@ -92,11 +94,12 @@ def glu(ctx: Context, x: Sum, dim: int = -1) -> Sum:
 
 @rule("pow")
 def power(ctx: Context, x: Sum, exponent: Any) -> Sum:
-    """A square; other powers aren't supported."""
-    if exponent != 2:
+    """A square or a cube; other powers aren't supported."""
+    if exponent not in (2, 3):
         raise Unsupported(f"the power {exponent} of a value that depends on the codes")
     x = ctx.readable(x, [])
-    return mul(ctx, x, x)
+    square = mul(ctx, x, x)
+    return square if exponent == 2 else mul(ctx, square, x)
 
 
 @rule("div")
@@ -106,7 +109,7 @@ def div(ctx: Context, a: Sum, b: Any, *, rounding_mode: str | None = None) -> Su
         raise Unsupported("a rounded quotient")
     if isinstance(b, Sum):
         raise Unsupported("a quotient by a value that depends on the codes")
-    inverse = Known(1 / b.value, b.needs, b.node) if isinstance(b, Known) else 1 / b
+    inverse = Known(1 / b.value, b.needs, b.node, not b.inverse) if isinstance(b, Known) else 1 / b
     return mul(ctx, a, inverse)
 
 
@@ -148,21 +151,60 @@ def leaky_relu(ctx: Context, x: Sum, slope: float = 0.01) -> Sum:
 
 @rule("gelu")
 def gelu(ctx: Context, x: Sum, approximate: str = "none") -> Sum:
-    """The exact GELU, ``x * normal_cdf(x)``."""
-    if approximate != "none":
-        raise Unsupported(f"gelu with approximate={approximate!r}")
-    return activated(ctx, x, "gelu")
+    """The exact GELU, ``x * normal_cdf(x)``; or its approximation by a hyperbolic tangent."""
+    if approximate == "none":
+        return activated(ctx, x, "gelu")
+    x = ctx.readable(x, [])
+    inner = mixed(ctx, (math.sqrt(2 / math.pi), x), (0.044715 * math.sqrt(2 / math.pi), power(ctx, x, 3)))
+    return mul(ctx, scaled(x, 0.5), plus_number(ctx, ctx.linear(activated(ctx, inner, "tanh")), 1))
 
 
 @rule("clamp", "clamp_min")
-def clamp(ctx: Context, x: Sum, minimum: float | None = None, maximum: float | None = None) -> Sum:
-    """Bounds: a ReLU for one of them, the difference of two ReLUs for both."""
+def clamp(ctx: Context, x: Sum, minimum: Any = None, maximum: Any = None) -> Sum:
+    """Bounds, numbers or tensors: a ReLU for one of them, the difference of two ReLUs for both."""
     if minimum is None:
-        return scaled(clamp(ctx, scaled(ctx.linear(x), -1), -(maximum or 0)), -1)
+        return clamp_max(ctx, x, maximum)
     bounds = [minimum] if maximum is None else [minimum, maximum]
-    x = ctx.linear(x) if maximum is None else ctx.readable(x, [])
-    above = [activated(ctx, plus_number(ctx, x, -bound), "relu") for bound in bounds]
-    return plus_number(ctx, mixed(ctx, *zip((1, -1), above, strict=False)), minimum)
+    layout = ctx.layout(x, *bounds)
+    x = ctx.as_sum(ctx.linear(x) if maximum is None else ctx.readable(x, []), layout)
+    sums = [ctx.as_sum(bound, layout) for bound in bounds]
+    above = [activated(ctx, mixed(ctx, (1, x), (-1, bound)), "relu") for bound in sums]
+    if maximum is None:
+        return mixed(ctx, (1, above[0]), (1, sums[0]))
+    within = mixed(ctx, (1, above[0]), (-1, above[1]), (1, sums[0]))
+    highest, lowest = ctx.as_sum(maximum, layout).bias, sums[0].bias
+    if highest is None or lowest is None or (highest < lowest).any():
+        raise Unsupported("a clamp between bounds that differ by position, or the wrong way round")
+    return within
+
+
+@rule("clamp_max")
+def clamp_max(ctx: Context, x: Sum, maximum: Any) -> Sum:
+    """An upper bound: the lower bound of the negative."""
+    layout = ctx.layout(x, maximum)
+    negative = scaled(ctx.as_sum(maximum, layout), -1)
+    above = activated(ctx, mixed(ctx, (-1, ctx.as_sum(x, layout)), (-1, negative)), "relu")
+    return mixed(ctx, (-1, above), (-1, negative))
+
+
+@rule("maximum")
+def maximum_(ctx: Context, a: Any, b: Any) -> Sum:
+    """The larger of two values."""
+    return clamp(ctx, a, b) if isinstance(a, Sum) else clamp(ctx, b, a)
+
+
+@rule("minimum")
+def minimum_(ctx: Context, a: Any, b: Any) -> Sum:
+    """The smaller of two values."""
+    return clamp_max(ctx, a, b) if isinstance(a, Sum) else clamp_max(ctx, b, a)
+
+
+@rule("_prelu_kernel")
+def prelu(ctx: Context, x: Sum, slope: Any) -> Sum:
+    """``x`` above zero, ``slope * x`` below."""
+    x = ctx.readable(x, [])
+    relu = ctx.linear(activated(ctx, x, "relu"))
+    return mixed(ctx, (1, relu), (1, mul(ctx, mixed(ctx, (1, x), (-1, relu)), slope)))
 
 
 @rule("hardtanh")
@@ -177,8 +219,9 @@ def hardtanh(ctx: Context, x: Sum, minimum: float = -1, maximum: float = 1) -> S
 @rule("_log_softmax")
 def log_softmax(ctx: Context, x: Sum, dim: int, _: bool) -> Sum:
     """The logits themselves, if they are the result: they differ by a constant, which changes no draw."""
-    if any(name != "c" for name, _ in x.layout[dim]) or num_channels(x.layout[dim]) != x.size("c"):
-        raise Unsupported("log_softmax along another axis than that of all channels")
+    count = num_channels(x.layout[dim])
+    if any(name != "c" for name, _ in x.layout[dim]) or count not in (x.size("c"), ctx.num_embeddings):
+        raise Unsupported("log_softmax along another axis than that of all codes")
     if not is_result(ctx.node):
         raise Unsupported("log_softmax inside of the network")
     return x
@@ -191,10 +234,15 @@ def softmax(ctx: Context, x: Sum, *_: Any) -> Sum:
     raise Unsupported(f"softmax{advice}")
 
 
+_MOVING = (  # operations after which a value is the same in another place
+    "permute", "view", "transpose", "clone", "_unsafe_view", "alias", "detach", "stack", "cat", "unsqueeze",
+    "squeeze", "contiguous", "reshape", "_reshape_alias", "select", "slice",
+)  # fmt: skip
+
+
 def is_result(node: Any) -> bool:
     """Whether a node is only returned, perhaps as a view."""
-    views = ("permute", "view", "transpose", "clone", "_unsafe_view", "alias", "detach")
     return all(
-        user.op == "output" or (user.target.overloadpacket.__name__ in views and is_result(user))
+        user.op == "output" or (user.target.overloadpacket.__name__ in _MOVING and is_result(user))
         for user in node.users
     )

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from vqfast.sampling.activations import PAIRED
 from vqfast.sampling.builder import ProgramBuilder
 from vqfast.sampling.program import CODES, CONDITION, Phase, Term, available, phase_of
 from vqfast.sampling.trace.extended import before_grid, extended_step, is_step_and_constant
 from vqfast.sampling.trace.graph import evaluate
 from vqfast.sampling.trace.layout import Layout, Unsupported, by_position, common_layout, shape_of
+from vqfast.sampling.trace.maps import Map
 from vqfast.sampling.trace.values import (
     FIRST_MAP,
     ONES,
@@ -24,24 +27,6 @@ from vqfast.sampling.trace.values import (
     is_zero_outside,
     selects_channels,
 )
-
-
-@dataclass
-class Map:
-    """A value that is known from the start and differs by position: channels of the program's condition.
-
-    Attributes:
-        index: of the node in its graph that computes it.
-        layout: of the node's tensor.
-        channels: how many.
-        tap: if given, the map isn't a node but 1 where this offset leads to a position inside of the grid,
-            and 0 elsewhere.
-    """
-
-    index: int
-    layout: Layout
-    channels: int = 1
-    tap: tuple[int, int] | None = None
 
 
 class Context:
@@ -98,6 +83,11 @@ class Context:
         """Whether the value has one position for each position of the grid."""
         return (value.size("y"), value.size("x")) == self.grid
 
+    def inside(self, value: Sum) -> bool:
+        """Whether no tap of a value leads outside of the grid, as after a crop."""
+        spare = self.grid[0] - value.size("y"), self.grid[1] - value.size("x")
+        return all(0 <= dy <= spare[0] and 0 <= dx <= spare[1] for _, dy, dx in value.taps)
+
     def linear(self, value: Sum) -> Sum:
         """The value without an activation that is still to be applied."""
         return value if value.activation == "none" else self.step(value)
@@ -117,16 +107,26 @@ class Context:
             value = Sum(value.layout, by_code(table, (0, 0), value.codes_read()))
         if table is not None and value.bias is None and (len(table) <= table.shape[1] or not whole):
             return value
-        if selects_channels(value) or not value.taps:
+        if not value.taps and value.labels is None and whole:
+            ones = {} if value.bias is None else {(ONES, 0, 0): value.bias[None]}
+            return Sum(value.layout, ones) if offsets else value
+        if selects_channels(value):
             return value
         if not whole and not offsets and is_step_and_constant(value):
             return value
         if whole and (self.phase(value) is not None or not is_zero_outside(value, offsets)):
             return self.step(value)
-        if value.bias is None or not whole:
-            zero = value.bias is None and is_zero_outside(value, offsets)
-            return value if zero else self.step(value)
+        begun = value.bias is None or whole or self.begins(value, offsets)
+        if not begun or not is_zero_outside(value, offsets):
+            return self.step(value)
+        if value.bias is None:
+            return value
         return Sum(value.layout, {**value.taps, (ONES, 0, 0): value.bias[None]})
+
+    def begins(self, value: Sum, offsets: list[tuple[int, int]]) -> bool:
+        """Whether a value is the beginning of one on the grid, and read outside before it only."""
+        fits = value.size("y") <= self.grid[0] and value.size("x") <= self.grid[1]
+        return fits and all(max(offset) <= 0 for offset in offsets)
 
     def phase(self, value: Sum) -> int | None:
         """When a step of the value could run; ``None`` if never, since it looks ahead."""
@@ -142,7 +142,7 @@ class Context:
         Sub-pixel masks let some channels see fewer of their position's codes than others.
         """
         channels = torch.arange(value.size("c"))
-        if self.num_codes == 1 or self.phase(value) is None:
+        if self.num_codes == 1 or self.phase(value) is None or not value.taps:
             return [channels]
         phases = torch.zeros(next(iter(value.taps.values())).shape[1], dtype=torch.int64)
         for tap, matrix in value.taps.items():
@@ -174,9 +174,14 @@ class Context:
         uniform = bool((positions == positions[:, :1, :1]).all())
         if uniform and not value.needs and (positions == positions[:1]).all():
             return Sum(layout, {}, positions[0, 0, 0].to(self.dtype))
-        if uniform and value.needs == {"labels"}:
-            return Sum(layout, {}, labels=self.by_label(value, layout))
-        made = Map(list(self.graph.nodes).index(value.node), layout, positions.shape[3])
+        if uniform and value.needs == {"labels"} and (labels := self.by_label(value, layout)) is not None:
+            return Sum(layout, {}, labels=labels)
+        if value.node is None:
+            raise Unsupported("a function of a value that differs by position, label or condition")
+        sizes = [math.prod(n for dim in layout for name, n in dim if name == axis) for axis in "yx"]
+        beyond = sizes[0] - self.grid[0], sizes[1] - self.grid[1]
+        index = list(self.graph.nodes).index(value.node)
+        made = Map(index, layout, positions.shape[3], beyond=beyond, inverse=value.inverse)
         return Sum(layout, {(FIRST_MAP - self.map_number(made), 0, 0): self.identity(made.channels)})
 
     def map_number(self, made: Map) -> int:
@@ -185,14 +190,23 @@ class Context:
             self.maps.append(made)
         return self.maps.index(made)
 
-    def by_label(self, value: Known, layout: Layout) -> Tensor:
-        """What a value that depends on labels is for each label, ``(num_classes, columns)``."""
+    def by_label(self, value: Known, layout: Layout) -> Tensor | None:
+        """What a value that depends on labels is for each label, ``(num_classes, columns)``.
+
+        ``None`` if it differs by position for one of them, or if it has no node.
+        """
+        if value.node is None:
+            return None
         rows = []
         for first in range(0, self.num_classes, self.batch):
             labels = torch.arange(first, first + self.batch, device=self.device)
             inputs = self.inputs | {"labels": labels.clamp(max=self.num_classes - 1)}
             tensor = evaluate([value.node], tuple(inputs.values()))[0]
-            rows.append(by_position(tensor.expand(shape_of(layout)), layout)[:, 0, 0])
+            tensor = 1 / tensor if value.inverse else tensor
+            positions = by_position(tensor.expand(shape_of(layout)), layout)
+            if not (positions == positions[:, :1, :1]).all():
+                return None
+            rows.append(positions[:, 0, 0])
         return torch.cat(rows)[: self.num_classes].to(self.dtype)
 
     # Steps
@@ -202,8 +216,6 @@ class Context:
         if not self.covers_grid(value):
             size = f"{value.size('y')} x {value.size('x')}"
             raise Unsupported(f"{size} values for {' x '.join(map(str, self.grid))} positions")
-        if not value.taps:
-            raise Unsupported("a value that doesn't depend on the codes after all")
 
     def step(self, value: Sum) -> Sum:
         """The value as that of a step, or of several if it is parted; they are zero outside of the grid."""
@@ -228,9 +240,9 @@ class Context:
         """
         return self.bounded(value.moved(-1, 0), -1)
 
-    def bounded(self, value: Sum, dy: int = 0) -> Sum:
-        """The value, with biases that are 0 where the position ``dy`` rows down is outside of the grid."""
-        inside, taps = (ONES, dy, 0), dict(value.taps)
+    def bounded(self, value: Sum, dy: int = 0, dx: int = 0) -> Sum:
+        """The value, with biases that are 0 where the position at ``(dy, dx)`` is outside of the grid."""
+        inside, taps = (ONES, dy, dx), dict(value.taps)
         if value.labels is not None:
             zeros = torch.zeros_like(value.labels)
             ones = torch.cat([zeros[:1], zeros[:1] + 1], dim=1)
@@ -243,13 +255,17 @@ class Context:
         return Sum(value.layout, taps, activation=value.activation, node=value.node)
 
     def add(self, value: Sum) -> int:
-        """Appends a step that computes a value, and returns its number."""
+        """Appends a step that computes a value, and returns its number. Products with zeros are dropped."""
+        width = value.size("c") * (2 if value.activation in PAIRED else 1)
+        taps = {tap: matrix for tap, matrix in value.taps.items() if (matrix != 0).any()}
+        zeros = torch.zeros(self.num_embeddings, width, dtype=self.dtype, device=self.device)
+        value = replace(value, taps=taps or {(CODES, 0, -1): zeros})  # a step has a term
         phase = self.phase(value)
         self.phases.append(Phase.CODE + self.num_codes - 1 if phase is None else phase)
         self.origins.append(value.node or self.node)
         return self.builder.add(
             *self._terms(value),
-            width=next(iter(value.taps.values())).shape[1],
+            width=width,
             bias=None if value.bias is None else value.bias.to(self.dtype),
             label_bias=None if value.labels is None else value.labels.to(self.dtype),
             activation=value.activation,
@@ -279,11 +295,10 @@ class Context:
             if source > ONES:
                 taps.setdefault(source, {})[dy, dx] = matrix.to(self.dtype)
             elif source == ONES:
-                maps.append((self.map_number(Map(0, (), tap=(dy, dx))), matrix.to(self.dtype)))
-            elif (dy, dx) == (0, 0):
-                maps.append((FIRST_MAP - source, matrix.to(self.dtype)))
+                maps.append((self.map_number(Map(-1, (), tap=(dy, dx))), matrix.to(self.dtype)))
             else:
-                raise Unsupported("a value that doesn't depend on the codes, read at another position")
+                made = replace(self.maps[FIRST_MAP - source], tap=(dy, dx))
+                maps.append((self.map_number(made), matrix.to(self.dtype)))
         terms = []
         for source, matrices in taps.items():
             if source >= 0 and list(matrices) == [(0, 0)] and is_identity(matrices[0, 0]):

@@ -9,7 +9,7 @@ from torch import fx
 
 from vqfast.sampling.attention import Attention
 from vqfast.sampling.builder import ProgramBuilder
-from vqfast.sampling.program import AnyStep, Phase, Step, Term, phase_of
+from vqfast.sampling.program import AnyStep, Phase, Program, Step, Term, phase_of
 from vqfast.sampling.trace.graph import place
 
 
@@ -144,3 +144,13 @@ def check_causal(steps: list[AnyStep], origins: list[fx.Node], num_logits: int) 
             raise NotCausal(f"the value computed at {place(node)} reads a later position") from None
     if any(phase >= Phase.CODE + code for code, phase in enumerate(phases[-num_logits:])):
         raise NotCausal("the logits depend on the code that they are for")
+
+
+def same_steps(a: Program, b: Program) -> bool:
+    """Whether programs do the same, but for the scale of attentions, which is measured."""
+    return _with_scale_1(a) == _with_scale_1(b)
+
+
+def _with_scale_1(program: Program) -> Program:
+    steps = (replace(step, scale=1.0) if isinstance(step, Attention) else step for step in program.steps)
+    return replace(program, steps=tuple(steps))

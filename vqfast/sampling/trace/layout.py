@@ -80,12 +80,17 @@ def common_layout(layouts: list[Layout], shape: tuple[int, ...]) -> Layout:
         present = [layout[place] for layout in layouts if -place <= len(layout)]
         fitting = [dim for dim in present if length(dim) == size and dim]
         chosen = fitting[0] if fitting else (() if size == 1 else (("c", size),))
-        if any(dim != chosen and length(dim) > 1 for dim in present) or any(
+        if any(_longer(dim) != _longer(chosen) and length(dim) > 1 for dim in present) or any(
             length(dim) == 1 < size and any(name != "c" for name, _ in chosen) for dim in present
         ):
             raise Unsupported(f"an operation on tensors of axes {layouts} together")
         dims.append(chosen)
     return tuple(dims)
+
+
+def _longer(dim: tuple[Axis, ...]) -> tuple[Axis, ...]:
+    """The axes of a dimension that have more than one element."""
+    return tuple(axis for axis in dim if axis[1] > 1)
 
 
 def by_position(value: Tensor, layout: Layout) -> Tensor:

@@ -84,7 +84,8 @@ def mm(ctx: Context, x: Sum, weight: Known) -> Sum:
     """The channels at each position times a matrix."""
     if not isinstance(x, Sum) or isinstance(weight, Sum):
         raise Unsupported("a matrix product whose right side depends on the codes")
-    if any(name == "c" for name, _ in x.layout[0]) or any(name != "c" for name, _ in x.layout[1]):
+    wrong = [(name == "c") == (i == 0) for i in (0, 1) for name, n in x.layout[i] if n > 1]
+    if any(wrong):
         raise Unsupported("a matrix product along the grid of codes")
     width = weight.fixed.shape[1]
     layout = (x.layout[0], (("c", width),))

@@ -15,14 +15,16 @@ from vqfast.sampling.program import CODES, AnyStep, Program
 from vqfast.sampling.trace import (  # noqa: F401  they register their rules
     arithmetic,
     attention,
+    joining,
     linear,
     norms,
     shapes,
 )
-from vqfast.sampling.trace.context import Context, Map
+from vqfast.sampling.trace.context import Context
 from vqfast.sampling.trace.fuse import NotCausal, check_causal, fuse_steps
 from vqfast.sampling.trace.graph import constant, needed_by, place
 from vqfast.sampling.trace.layout import Layout, Unsupported, common_layout, shape_of
+from vqfast.sampling.trace.maps import Map
 from vqfast.sampling.trace.rules import OF_SHAPE, RULES
 from vqfast.sampling.trace.tables import in_tables
 from vqfast.sampling.trace.values import Known, Sum, by_code, selects_channels
@@ -145,7 +147,10 @@ class Lowering(Context):
             rule = RULES.get(name.removesuffix("_") if in_place else name)
             if rule is None:
                 raise Unsupported(f"{name} of a value that depends on the codes")
-            value = rule(self, *args, **kwargs)
+            try:
+                value = rule(self, *args, **kwargs)
+            except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+                raise Unsupported(f"{name} with such arguments: {type(error).__name__}: {error}") from error
         if in_place:
             self.values[node.args[0]] = value
         return self._shared(node, value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqfast.sampling.trace.context import Context
-from vqfast.sampling.trace.layout import Layout, Unsupported, channel_index, num_channels, reshaped, shape_of
+from vqfast.sampling.trace.layout import Unsupported, channel_index, num_channels, reshaped, shape_of
 from vqfast.sampling.trace.rules import rule
-from vqfast.sampling.trace.values import Known, Sum, by_code, concatenated, total
+from vqfast.sampling.trace.values import Sum, by_code, total
 
 
 @rule("clone", "detach", "alias", "contiguous", "lift_fresh_copy")
@@ -92,8 +93,12 @@ def narrowed(ctx: Context, x: Sum, dim: int, start: int, count: int, step: int =
         index = channel_index(x.layout)
         chosen = index.index_select(dim, torch.arange(start, start + count * step, step)[:count])
         return x.select(chosen.flatten(), (*x.layout[:dim], (("c", count),), *x.layout[dim + 1 :]))
-    (axis, _), *others = axes
-    if others or axis == "b" or step != 1:
+    (axis, _), *others = [each for each in axes if each[1] > 1] or axes
+    if others:
+        raise Unsupported(
+            f"a part of a grid in raster order; want shape=({math.prod(ctx.grid)},), a sequence"
+        )
+    if axis == "b" or step != 1:
         raise Unsupported("a part of the samples, or a grid with a stride")
     x = replace(x, layout=(*x.layout[:dim], ((axis, count),), *x.layout[dim + 1 :]))
     return x.moved(start if axis == "y" else 0, start if axis == "x" else 0)
@@ -167,55 +172,20 @@ def split(ctx: Context, x: Sum, sizes: int | list[int], dim: int = 0) -> list[Su
     return [narrowed(ctx, x, dim, sum(sizes[:i]), count) for i, count in enumerate(sizes)]
 
 
-@rule("cat")
-def cat(ctx: Context, values: list[Sum | Known], dim: int = 0) -> Sum:
-    """Channels after channels, or zeros before and after a grid."""
-    values, dim = [ctx.linear(v) if isinstance(v, Sum) else v for v in values], dim % len(ctx.shape())
-    like = next(value.layout for value in values if isinstance(value, Sum))
-    if any(name != "c" for name, _ in like[dim]):
-        return cat_zeros(ctx, values, dim)
-
-    def of(size: int) -> Layout:
-        return (*like[:dim], (("c", size),), *like[dim + 1 :])
-
-    sizes = [v.value.shape[dim] if isinstance(v, Known) else shape_of(v.layout)[dim] for v in values]
-    parts = [ctx.as_sum(value, of(size)) for value, size in zip(values, sizes, strict=True)]
-    counts = [part.size("c") for part in parts]
-    index = torch.cat([channel_index(part.layout) + sum(counts[:i]) for i, part in enumerate(parts)], dim)
-    return concatenated(parts, of(sum(sizes))).select(index.flatten(), of(sum(sizes)))
-
-
-@rule("stack")
-def stack(ctx: Context, values: list[Sum | Known], dim: int = 0) -> Sum:
-    """Values one after another along a new dimension."""
-    dim %= len(ctx.shape())
-    sums = [ctx.linear(value) for value in values if isinstance(value, Sum)]
-    if len(sums) < len(values):
-        raise Unsupported("a stack with a value that doesn't depend on the codes")
-    new = [replace(x, layout=(*x.layout[:dim], (("c", 1),), *x.layout[dim:]), steps=()) for x in sums]
-    return cat(ctx, [*new], dim)
-
-
-def cat_zeros(ctx: Context, values: list[Sum | Known], dim: int) -> Sum:
-    """A grid with zeros before and after it, as by ``pad``."""
-    (place, grid), *others = [(i, value) for i, value in enumerate(values) if isinstance(value, Sum)]
-    if others or any(value.value.any() for value in values if isinstance(value, Known)):
-        raise Unsupported("a concatenation along the grid of codes")
-    sizes = [0 if isinstance(value, Sum) else value.value.shape[dim] for value in values]
-    later_dims = len(ctx.shape()) - 1 - dim
-    return pad(ctx, grid, [0, 0] * later_dims + [sum(sizes[:place]), sum(sizes[place:])])
-
-
 @rule("constant_pad_nd")
-def pad(ctx: Context, x: Sum, pads: list[int], value: float = 0) -> Sum:
-    """A grid with more positions at its sides, or fewer where a pad is negative."""
+def pad(ctx: Context, x: Sum, pads: list[int], value: float | Tensor = 0) -> Sum:
+    """A grid with more positions at its sides, or fewer where a pad is negative.
+
+    As a tensor, the value has a number for each channel.
+    """
     x = ctx.linear(x)
     layout, moves, sides = list(x.layout), {"y": 0, "x": 0}, []
+    whole = True  # whether what is read outside of x is outside of the grid too
     for i in range(len(pads) // 2):
         dim, (before, after) = len(layout) - 1 - i, pads[2 * i : 2 * i + 2]
         if before == after == 0:
             continue
-        if all(axis == "c" for axis, _ in layout[dim]):
+        if all(axis == "c" for axis, _ in layout[dim]) and isinstance(value, (int, float)):
             x = pad_channels(x, dim, before, after, value)
             layout = list(x.layout)
             continue
@@ -226,14 +196,18 @@ def pad(ctx: Context, x: Sum, pads: list[int], value: float = 0) -> Sum:
         moves[axis] -= before
         outwards = [-1] * (before > 0) + [1] * (after > 0)
         sides += [(way, 0) if axis == "y" else (0, way) for way in outwards]
+        at = {tap[1 if axis == "y" else 2] for tap in x.taps}
+        full = ctx.grid["yx".index(axis)] - size
+        whole &= (before <= 0 or at <= {0}) and (after <= 0 or at <= {full})
     if not (sides or any(moves.values())):
         return x
-    table, tap = x.code_table(), next(iter(x.taps))
-    if table is not None and tap[1:] == (0, 0) and ctx.covers_grid(x):
+    table, tap = x.code_table(), next(iter(x.taps), (0, 0, 0))
+    zero = not isinstance(value, Tensor) and value == 0
+    if table is not None and ctx.inside(x) and whole:
         table = table if x.bias is None else table + x.bias
-        bias = torch.full_like(table[0], value) if value != 0 else None
-        x = Sum(x.layout, by_code(table - value, (0, 0), x.codes_read()), bias)
-    elif value != 0:
+        padding = torch.as_tensor(value, device=table.device).to(table.dtype).expand(table.shape[1])
+        x = Sum(x.layout, by_code(table - padding, tap[1:], x.codes_read()), None if zero else padding)
+    elif not zero:
         raise Unsupported(f"padding by {value}")
     elif sides:
         x = ctx.readable(x, sides)

@@ -15,7 +15,10 @@ from vqfast.sampling.trace.values import Known, Sum, broadcast, by_code
 
 
 def in_tables(ctx: Context, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sum | None:
-    """The result of an elementwise operation as a table; ``None`` if it depends on more than one code."""
+    """The result of an elementwise operation as a table.
+
+    ``None`` if it depends on more than one code, or on a value that differs by position or label.
+    """
     sums = [arg for arg in args if isinstance(arg, Sum)]
     if any(each.code_table() is None for each in sums):
         return None
@@ -31,16 +34,17 @@ def in_tables(ctx: Context, target: Any, args: tuple[Any, ...], kwargs: dict[str
         if isinstance(value, Sum):
             ones = (1,) * (len(layout) - len(value.layout))
             return _with_outside(value).view(-1, *ones, *map(num_channels, value.layout))
-        if not isinstance(value, Known):
-            return value
-        if value.value.ndim == 0:
-            return value.fixed
+        if not isinstance(value, Known) or value.value.ndim == 0:
+            return value.value if isinstance(value, Known) else value
         positions = by_position(value.value.expand(shape_of(layout)), layout)
-        if value.needs or not (positions == positions[:1, :1, :1]).all():
-            raise Unsupported(f"{target.__name__} of codes and a value that differs by position or label")
+        differ.append(bool((positions != positions[:1, :1, :1]).any()))
         return positions[0, 0, 0].view(1, *shape)
 
-    result = target(*map(rows, args), **kwargs).expand(-1, *shape).flatten(1)
+    differ = [bool(arg.needs) for arg in args if isinstance(arg, Known)]
+    operands = list(map(rows, args))
+    if any(differ):
+        return None
+    result = target(*operands, **kwargs).expand(-1, *shape).flatten(1)
     return _tabulated(ctx, layout, offsets.pop(), read[0], result)
 
 
@@ -56,7 +60,7 @@ def _tabulated(ctx: Context, layout: Layout, offset: tuple[int, int], read: Tens
     """
     table, outside = rows[:-1], rows[-1]
     whole = Sum(layout, by_code(table, offset, read))
-    if offset == (0, 0) and ctx.covers_grid(whole):
+    if ctx.inside(whole):
         return whole  # no position outside is read
     if table.dtype == torch.bool:
         table, outside = table.long(), outside.long()

@@ -33,11 +33,13 @@ class Known:
         value: what it is for the inputs of the trace.
         needs: which of the inputs ``labels`` and ``condition`` it depends on.
         node: the node of the graph that computes it.
+        inverse: the value is 1 divided by that of the node.
     """
 
     value: Any
     needs: frozenset[str]
     node: Any = None
+    inverse: bool = False
 
     @property
     def fixed(self) -> Any:
@@ -92,7 +94,6 @@ class Sum:
         columns = torch.arange(width).view(-1, self.size("c"))[:, channels].flatten()
         value = self.map_columns(lambda each: each[:, columns.to(each.device)], ((("c", len(channels)),),))
         taps = {tap: matrix for tap, matrix in value.taps.items() if (matrix != 0).any()}
-        taps = taps or dict([next(iter(value.taps.items()))])
         return replace(value, taps=taps, activation=self.activation, node=self.node)
 
     def map_columns(self, of: Callable[[Tensor], Tensor], layout: Layout) -> Sum:
@@ -183,8 +184,11 @@ def is_identity(matrix: Tensor) -> bool:
 def is_zero_outside(value: Sum, offsets: list[tuple[int, int]]) -> bool:
     """Whether a value without its bias is zero wherever it is read outside of the grid, at these offsets.
 
-    It is, if every tap leads further out in the direction of the offset.
+    It is, if every tap leads further out in the direction of the offset. But a map may have values outside of
+    the grid.
     """
+    if offsets and any(source <= FIRST_MAP and (dy, dx) != (0, 0) for source, dy, dx in value.taps):
+        return False
     return value.labels is None and all(
         outer * inner >= 0
         for offset in offsets
@@ -197,6 +201,8 @@ def selects_channels(value: Sum) -> bool:
     """Whether each column is one channel of one step, or zero."""
     if value.bias is not None or value.labels is not None or any(source < 0 for source, _, _ in value.taps):
         return False
+    if not value.taps:
+        return True
     stacked = torch.cat(list(value.taps.values()))
     return bool(((stacked == 0) | (stacked == 1)).all()) and bool((stacked.ne(0).sum(0) <= 1).all())
 
