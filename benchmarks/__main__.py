@@ -109,6 +109,12 @@ def main(arguments: list[str] | None = None) -> int:
         help="of the suite speech: speakers, label files beside recordings (default: it measures nothing)",
     )
     parser.add_argument(
+        "--human",
+        type=Path,
+        metavar="FOLDER",
+        help="of the suite speech: human speakers, of whom phones and speakers are read from codes alone",
+    )
+    parser.add_argument(
         "--pages",
         action="store_true",
         help="measure nothing: make the plots and the tables in README and docs anew from the records",
@@ -132,7 +138,7 @@ def main(arguments: list[str] | None = None) -> int:
     names = asked.names or list(SUITES)
     photographs = {"photographs": asked.photographs}
     sources = {"training": photographs, "hierarchy": photographs, "mnist": {"digits": asked.mnist}}
-    sources["speech"] = {"voices": asked.voices}
+    sources["speech"] = {"voices": asked.voices, "human": asked.human}
     if asked.gpu_gate:
         from benchmarks import gate
 

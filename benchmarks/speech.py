@@ -1,234 +1,253 @@
-"""The speech experiments of the VQ-VAE paper (section 4.3): what the codes of recordings tell.
+"""The speech experiments of the VQ-VAE paper (section 4.3), on two folders of recordings.
 
-The encoder of ``mel-speech`` learns with its second, fast decoder alone, which tells the log-mel spectrogram
-from 25 codes a second and the speaker. Phones and speakers are then read from the codes of held-out
-recordings, and compared with k-means on the same spectrogram at the same rate and size. The data is a folder
-of speakers with a label file beside each recording.
+The encoder of ``mel-speech`` learns with its second, fast decoder, which tells the log-mel spectrogram from
+25 codes a second and the speaker. Then: (1) phones are read from the codes of held-out recordings, (2)
+speakers are, (3) codes are decoded in another voice, which a classifier judges, (4) a prior learns the
+sequences of codes, (5) a WaveNet learns the waveforms. Each figure is kept in ``RUNS`` as soon as it is
+there, so that a stopped run goes on.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from benchmarks import speech_codes
 from benchmarks.core import AbsentError, Case
-from vqfast.data import Recordings, load_audio
-from vqfast.data.audio.phones import SUFFIXES, phone_at, read_phones
+from benchmarks.machine import ROOT
+from benchmarks.speech_codes import (
+    MODEL,
+    Codes,
+    K,
+    clustered,
+    codes_of,
+    phones_right,
+    speakers_right,
+    supervised,
+)
+from benchmarks.speech_data import CODE_SAMPLES, FRAMES, RATE, Utterances, both_parts, read_voices
+from benchmarks.speech_waves import conversion, counted_bits, decoder_bits, trained_decoder, trained_prior
 from vqfast.models import SpeechVQVAE
-from vqfast.nn.kmeans import kmeans
 
 CASES: list[Case] = []  # nothing is timed
-RATE, HOP, FRAMES = 16_000, 160, 4  # a code stands for four windows
-K = 128
-HELD_OUT = 0.2
-SILENCES = {"#", "", "sil", "sp", "pau", "_"}
-MODEL: dict[str, Any] = {
-    "encoder_strides": (HOP, 2, 2),
-    "num_mels": 40,
-    "mel_weight": 10.0,
-    "hidden_channels": 128,
-    "num_residual_blocks": 1,
-    "num_embeddings": K,
-    "decay": 0.95,
-    "wavenet_layers": 1,  # isn't trained here
-    "rate": RATE,
-}
-QUICK, FULL = (300, 1), (3000, 3)  # steps, seeds
-BATCH, WINDOWS, LR = 32, 128, 1e-3
-SEGMENT = 25  # codes from which a speaker is read: a second
+RUNS = ROOT / "runs" / "speech"
+SOURCES = ("benchmarks/speech_data.py", "benchmarks/speech_codes.py")  # of all figures
+Figures = dict[str, float]
+Table = dict[str, dict[str, str]]
 
 
-class Utterances(NamedTuple):
-    """Recordings as spectrograms.
+class Size(NamedTuple):
+    """How much is trained: seeds, and steps of each model."""
 
-    Attributes:
-        mels: of each, ``(num_mels, T)``, T a multiple of ``FRAMES``.
-        phones: of each, the phone in the middle of each code, ``T / FRAMES``.
-        speakers: int64 ``(N,)``.
-    """
-
-    mels: list[Tensor]
-    phones: list[list[str]]
-    speakers: Tensor
+    seeds: int
+    codes: int
+    waves: int
+    prior: int
+    recordings: int  # held-out ones whose samples the WaveNet tells
 
 
-def findings(*, full: bool, voices: Path | None) -> dict[str, dict[str, dict[str, str]]]:
-    """Tables of phones and speakers read from codes.
+QUICK, FULL = Size(1, 100, 20, 40, 4), Size(3, 800, 500, 240, 24)
+
+
+class Kept:
+    """Figures and models by name, each in a file of a folder as soon as it is finished."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def figures(self, name: str, measure: Callable[[], Figures]) -> Figures:
+        """What ``measure`` returns, measured if it isn't kept."""
+        file = self.folder / f"{name}.json"
+        if not file.is_file():
+            found = measure()
+            told = ", ".join(f"{what} {figure:.3f}" for what, figure in found.items())
+            print(f"speech: {name}: {told}", flush=True)
+            file.write_text(json.dumps(found))
+        result: Figures = json.loads(file.read_text())
+        return result
+
+    def model(self, name: str, empty: SpeechVQVAE, train: Callable[[], SpeechVQVAE]) -> SpeechVQVAE:
+        """The model that ``train`` returns, or its weights that are kept, in ``empty``."""
+        file = self.folder / f"{name}.pt"
+        if not file.is_file():
+            torch.save(train().state_dict(), file)
+        empty.load_state_dict(torch.load(file, weights_only=True))
+        return empty.eval()
+
+
+def findings(*, full: bool, voices: Path | None, human: Path | None = None) -> dict[str, Table]:
+    """Tables of the five experiments, each figure the mean over the seeds, with its range.
 
     Args:
-        full: trains for 3000 steps and three seeds, some two minutes for each on two cores.
+        full: three seeds, some half an hour on two cores; otherwise one seed and a minute.
         voices: a folder of speakers, with label files beside the recordings.
+        human: another one, of which only phones and speakers are read.
     """
-    steps, seeds = FULL if full else QUICK
-    try:
-        recordings = read_voices(voices)
-    except AbsentError as error:
-        print(f"speech: {error}", flush=True)
-        return {}
-    train, held_out = (utterances(part, voices) for part in recordings.split(HELD_OUT, seed=0))
-    phones: dict[str, list[float]] = {}
-    speakers: dict[str, list[float]] = {}
-    for seed in range(seeds):
-        for name, told in (("codes, speaker told", True), ("codes, speaker not told", False)):
-            codes = learned_codes(train, held_out, steps, seed, recordings.num_classes if told else None)
-            phones.setdefault(name, []).append(phones_right(codes, train, held_out))
-            speakers.setdefault(name, []).append(speakers_right(codes, train, held_out))
-            print(
-                f"speech: seed {seed}, {name}: {phones[name][-1]:.1%}, {speakers[name][-1]:.1%}", flush=True
-            )
-        codes = clustered(train, held_out, seed)
-        phones.setdefault("k-means of the spectrogram", []).append(phones_right(codes, train, held_out))
-        speakers.setdefault("k-means of the spectrogram", []).append(speakers_right(codes, train, held_out))
+    size = FULL if full else QUICK
+    tables: dict[str, Table] = {}
+    for folder, whose in ((voices, ""), (human, "human voices; ")):
+        try:
+            recordings = read_voices(folder)
+        except AbsentError as error:
+            print(f"speech: {error}", flush=True)
+            continue
+        assert folder is not None
+        suite = Experiments(size, recordings.fingerprint, *both_parts(recordings, folder))
+        tables |= suite.of_codes(whose)
+        if not whose:
+            tables |= suite.of_waves()
+    return tables
+
+
+class Experiments:
+    """The experiments on one folder of recordings."""
+
+    def __init__(self, size: Size, data: str, train: Utterances, held_out: Utterances) -> None:
+        self.size, self.train, self.held_out = size, train, held_out
+        self.kept = Kept(RUNS / digest(data, str(size.codes), str(MODEL), *SOURCES))
+
+    def empty(self, told: bool) -> SpeechVQVAE:
+        """A model that hasn't learned."""
+        return SpeechVQVAE(**MODEL, num_classes=len(self.train.names) if told else None)
+
+    def learned(self, seed: int, told: bool) -> tuple[SpeechVQVAE, Codes]:
+        """A model and its codes of all recordings."""
+        make = partial(speech_codes.trained_codes, self.train, self.size.codes, seed, told, MODEL)
+        vqvae = self.kept.model(f"codes-{'told' if told else 'alone'}-{seed}", self.empty(told), make)
+        return vqvae, (codes_of(vqvae, self.train), codes_of(vqvae, self.held_out))
+
+    def read(self, codes: Callable[[], Codes]) -> Figures:
+        """The shares of phones and of speakers that are read from codes."""
+        found = codes()
+        return {
+            "phones": phones_right(found, self.train, self.held_out),
+            "speakers": speakers_right(found, self.train, self.held_out),
+        }
+
+    def random_codes(self, seed: int) -> Codes:
+        """Codes that tell nothing."""
         rng = np.random.default_rng(seed)
-        seen, unseen = ([rng.integers(K, size=len(row)) for row in u.phones] for u in (train, held_out))
-        phones.setdefault("random codes", []).append(phones_right((seen, unseen), train, held_out))
-    counts = Counter(phone for row in train.phones for phone in row)
-    most_common = counts.most_common(1)[0][0]
-    row = [phone == most_common for phones_of_one in held_out.phones for phone in phones_of_one]
-    phones["the most common phone"] = [float(np.mean(row))]
-    seconds = sum(len(row) for row in train.phones) / SEGMENT
-    about = (
-        f"{len(counts)} phones, {recordings.num_classes} speakers, {seconds / 60:.0f} minutes to learn from"
-    )
-    return {
-        f"Phones from {K} codes, {RATE // (HOP * FRAMES)} a second, held out; {about}": as_table(
-            "phones", phones
-        ),
-        f"Speakers from the codes of a second; chance {1 / len(set(train.speakers.tolist())):.0%}": as_table(
-            "speakers", speakers
-        ),
-    }
+        lengths = [[mels.shape[1] // FRAMES for mels in u.mels] for u in (self.train, self.held_out)]
+        found = [[rng.integers(K, size=length) for length in row] for row in lengths]
+        return found[0], found[1]
+
+    def ceiling(self, seed: int) -> Figures:
+        """The share of phones that a classifier tells."""
+        return {"phones": supervised(self.train, self.held_out, seed)}
+
+    def of_codes(self, whose: str) -> dict[str, Table]:
+        """Experiments 1 and 2: phones and speakers are read from codes."""
+        parts = self.train, self.held_out
+        ways: dict[str, Callable[[int], Codes]] = {
+            "codes, speaker told": lambda seed: self.learned(seed, True)[1],
+            "codes, speaker not told": lambda seed: self.learned(seed, False)[1],
+            "k-means, 40 ms": lambda seed: clustered(*parts, 4, seed),
+            "k-means, 80 ms": lambda seed: clustered(*parts, 8, seed),
+            "random codes": self.random_codes,
+        }
+        phones: dict[str, list[float]] = {}
+        speakers: dict[str, list[float]] = {}
+        for seed in range(self.size.seeds):
+            for name, way in ways.items():
+                kept = f"{name}-{seed}".replace(",", "").replace(" ", "-")
+                found = self.kept.figures(kept, partial(self.read, partial(way, seed)))
+                phones.setdefault(name, []).append(found["phones"])
+                speakers.setdefault(name, []).append(found["speakers"])
+            found = self.kept.figures(f"classifier-{seed}", partial(self.ceiling, seed))
+            phones.setdefault("a classifier that learned from labels, 120 ms", []).append(found["phones"])
+        counts = Counter(phone for row in self.train.phones for phone in row)
+        common = counts.most_common(1)[0][0]
+        right = [phone == common for row in self.held_out.phones for phone in row]
+        phones["the most common phone"] = [float(np.mean(right))]
+        minutes = sum(map(len, self.train.waves)) / RATE / 60
+        names = self.train.names
+        about = f"{whose}{len(counts)} phones, {len(names)} speakers, {minutes:.0f} minutes to learn from"
+        title = f"Phones from {K} codes, {RATE // CODE_SAMPLES} a second, held out"
+        return {
+            f"{title}; {about}": as_table("phones", phones, "{:.1%}"),
+            f"Speakers from the codes of a second; {whose}chance {1 / len(names):.0%}": as_table(
+                "speakers", speakers, "{:.1%}"
+            ),
+        }
+
+    def of_waves(self) -> dict[str, Table]:
+        """Experiments 3 to 5: voices converted, priors, waveforms."""
+        heard: dict[str, list[float]] = {}
+        prior: dict[str, list[float]] = {}
+        samples: dict[str, list[float]] = {}
+        titles = {
+            "Seconds that a classifier gives the voice asked for, held out": (heard, self.judged, "{:.1%}"),
+            "Bits a code, held out": (prior, self.priors, "{:.2f}"),
+            "Bits a sample of the WaveNet, held out": (samples, self.samples, "{:.2f}"),
+        }
+        waves = Kept(self.kept.folder / digest(str(self.size), "benchmarks/speech_waves.py"))
+        for seed in range(self.size.seeds):
+            for figures, measure, _ in titles.values():
+                found = waves.figures(f"{measure.__name__}-{seed}", partial(measure, waves, seed))
+                for name, figure in found.items():
+                    figures.setdefault(name, []).append(figure)
+        return {
+            title: as_table("right" if "%" in style else "bits", figures, style)
+            for title, (figures, _, style) in titles.items()
+        }
+
+    def decoder(self, kept: Kept, seed: int, alone: bool = False) -> SpeechVQVAE:
+        """A model whose WaveNet learned the waveforms, given the codes or, ``alone``, none."""
+        vqvae, (codes, _) = self.learned(seed, True)
+        shown = no_codes(codes) if alone else codes
+        make = partial(trained_decoder, vqvae, self.train, shown, self.size.waves, seed)
+        return kept.model(f"waves{'-alone' * alone}-{seed}", self.empty(True), make)
+
+    def samples(self, kept: Kept, seed: int) -> Figures:
+        """Bits a sample."""
+        codes = self.learned(seed, True)[1][1]
+        count = self.size.recordings
+        told = decoder_bits(self.decoder(kept, seed), self.held_out, codes, count, seed)
+        alone = decoder_bits(self.decoder(kept, seed, True), self.held_out, no_codes(codes), count, seed)
+        return {
+            "given the codes": told.with_codes,
+            "given the codes in another order": told.shuffled,
+            "of a WaveNet that never saw codes": alone.with_codes,
+        }
+
+    def judged(self, kept: Kept, seed: int) -> Figures:
+        """Whom a classifier hears."""
+        codes = self.learned(seed, True)[1][1]
+        return conversion(self.decoder(kept, seed), self.train, self.held_out, codes, seed)
+
+    def priors(self, kept: Kept, seed: int) -> Figures:
+        """Bits a code."""
+        codes = self.learned(seed, True)[1]
+        _, bits = trained_prior(self.train, self.held_out, codes, self.size.prior, seed)
+        return {"a WaveNet": bits, **counted_bits(codes)}
 
 
-def as_table(column: str, figures: dict[str, list[float]]) -> dict[str, dict[str, str]]:
+def no_codes(codes: list[np.ndarray]) -> list[np.ndarray]:
+    """As many codes that aren't there."""
+    return [np.full_like(row, -1) for row in codes]
+
+
+def digest(*parts: str) -> str:
+    """A digest of texts; those that are files of the project count with what is in them."""
+    found = [(ROOT / text).read_text() if text.endswith(".py") else text for text in parts]
+    return hashlib.sha256("\n".join(found).encode()).hexdigest()[:16]
+
+
+def as_table(column: str, figures: dict[str, list[float]], style: str) -> Table:
     """The mean of each line over the seeds, and its range."""
     return {
-        name: {column: f"{np.mean(values):.1%}", "range": f"{min(values):.1%} to {max(values):.1%}"}
+        name: {
+            column: style.format(np.mean(values)),
+            "range": f"{style.format(min(values))} to {style.format(max(values))}",
+        }
         for name, values in figures.items()
     }
-
-
-def read_voices(folder: Path | None) -> Recordings:
-    """The recordings of the folder, which must have speakers and labels."""
-    if folder is None:
-        raise AbsentError("needs --voices, a folder of speakers with label files beside the recordings")
-    recordings = load_audio(folder, rate=RATE)
-    missing = [name for name in recordings.names if label_file(folder / name) is None]
-    if missing or recordings.labels is None:
-        raise AbsentError(f"{folder} has no speakers, or no labels of {', '.join(missing[:3])}")
-    return recordings
-
-
-def label_file(recording: Path) -> Path | None:
-    """The file with the phones of a recording."""
-    found = (recording.with_suffix(suffix) for suffix in SUFFIXES)
-    return next((file for file in found if file.is_file()), None)
-
-
-def utterances(part: Recordings, folder: Path | None) -> Utterances:
-    """A part of the recordings as spectrograms, with the phones of each code."""
-    assert folder is not None and part.labels is not None
-    log_mel = SpeechVQVAE(**MODEL).encoder[0]
-    mels, phones = [], []
-    for number, (name, length) in enumerate(zip(part.names, part.lengths.tolist(), strict=True)):
-        codes = length // (HOP * FRAMES)
-        wave = part.batch([number])[:, :, : codes * HOP * FRAMES]
-        mels.append(log_mel(wave)[0])
-        file = label_file(folder / name)
-        assert file is not None
-        labels = read_phones(file)
-        middles = ((code + 0.5) * HOP * FRAMES / RATE for code in range(codes))
-        found = [phone_at(labels, seconds) or "" for seconds in middles]
-        phones.append(["" if phone in SILENCES else phone for phone in found])
-    return Utterances(mels, phones, torch.from_numpy(part.labels))
-
-
-Codes = tuple[list[np.ndarray], list[np.ndarray]]  # of the training recordings, of the others
-
-
-def learned_codes(
-    train: Utterances, held_out: Utterances, steps: int, seed: int, num_classes: int | None
-) -> Codes:
-    """The codes of a model whose encoder learned with the second decoder."""
-    torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    model = SpeechVQVAE(**MODEL, num_classes=num_classes)
-    encoder, decoder = model.encoder[1:], model.mel_decoder
-    assert decoder is not None
-    parameters = [*encoder.parameters(), *model.vq.parameters(), *decoder.parameters()]
-    optimizer = torch.optim.Adam(parameters, LR)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(steps):
-        numbers = rng.integers(len(train.mels), size=BATCH)
-        mels = torch.stack([window(train.mels[number], rng) for number in numbers])
-        quantized, _, loss = model.vq(encoder(mels))
-        told = None if num_classes is None else train.speakers[numbers]
-        error = decoder.error(quantized, told, mels, None)
-        optimizer.zero_grad()
-        (MODEL["mel_weight"] * error + loss).backward()
-        optimizer.step()
-        schedule.step()
-    model.eval()
-    with torch.no_grad():
-        parts = [
-            [model.vq.encode(encoder(mels[None]))[0].numpy() for mels in part.mels]
-            for part in (train, held_out)
-        ]
-    return parts[0], parts[1]
-
-
-def window(mels: Tensor, rng: np.random.Generator) -> Tensor:
-    """``WINDOWS`` windows of a spectrogram, from the beginning of a code on; what is missing repeats it."""
-    mels = mels.repeat(1, -(-WINDOWS // mels.shape[1]))
-    first = FRAMES * int(rng.integers((mels.shape[1] - WINDOWS) // FRAMES + 1))
-    return mels[:, first : first + WINDOWS]
-
-
-def clustered(train: Utterances, held_out: Utterances, seed: int) -> Codes:
-    """The codes of k-means on the windows of each code together."""
-
-    def vectors(mels: Tensor) -> Tensor:
-        stacked: Tensor = mels.unflatten(1, [-1, FRAMES]).permute(1, 2, 0).flatten(1)
-        return stacked
-
-    centres = kmeans(torch.cat([vectors(mels) for mels in train.mels]), K, seed=seed)
-    parts = [
-        [torch.cdist(vectors(mels), centres).argmin(1).numpy() for mels in part.mels]
-        for part in (train, held_out)
-    ]
-    return parts[0], parts[1]
-
-
-def phones_right(codes: Codes, train: Utterances, held_out: Utterances) -> float:
-    """The share of held-out codes whose phone is the one that their code goes with most in training."""
-    names = sorted({phone for row in train.phones for phone in row})
-    number = {name: i for i, name in enumerate(names)}
-    counts = np.zeros((K, len(names)))
-    for row, phones in zip(codes[0], train.phones, strict=True):
-        np.add.at(counts, (row, np.array([number[phone] for phone in phones])), 1)
-    told = counts.argmax(1)
-    right = [
-        told[code] == number.get(phone, -1)
-        for row, phones in zip(codes[1], held_out.phones, strict=True)
-        for code, phone in zip(row, phones, strict=True)
-    ]
-    return float(np.mean(right))
-
-
-def speakers_right(codes: Codes, train: Utterances, held_out: Utterances) -> float:
-    """The share of held-out seconds whose speaker is the likeliest by how often each has the codes."""
-    counts = np.ones((int(train.speakers.max()) + 1, K))
-    for row, speaker in zip(codes[0], train.speakers.tolist(), strict=True):
-        counts[speaker] += np.bincount(row, minlength=K)
-    log_p = np.log(counts / counts.sum(1, keepdims=True))
-    right = [
-        log_p[:, row[first : first + SEGMENT]].sum(1).argmax() == speaker
-        for row, speaker in zip(codes[1], held_out.speakers.tolist(), strict=True)
-        for first in range(0, len(row) - SEGMENT + 1, SEGMENT)
-    ]
-    return float(np.mean(right))
