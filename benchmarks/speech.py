@@ -54,7 +54,7 @@ class Size(NamedTuple):
     recordings: int  # held-out ones whose samples the WaveNet tells
 
 
-QUICK, FULL = Size(1, 100, 20, 40, 4), Size(3, 800, 500, 240, 24)
+QUICK, FULL = Size(1, 100, 20, 40, 4), Size(3, 800, 400, 160, 24)
 
 
 class Kept:
