@@ -34,12 +34,13 @@ from benchmarks.speech_codes import (
     supervised,
 )
 from benchmarks.speech_data import CODE_SAMPLES, FRAMES, RATE, Utterances, both_parts, read_voices
+from benchmarks.speech_masked import masked_codes
 from benchmarks.speech_waves import conversion, counted_bits, decoder_bits, trained_decoder, trained_prior
 from vqfast.models import SpeechVQVAE
 
 CASES: list[Case] = []  # nothing is timed
 RUNS = ROOT / "runs" / "speech"
-SOURCES = ("benchmarks/speech_data.py", "benchmarks/speech_codes.py")  # of all figures
+SOURCES = tuple(f"benchmarks/speech_{name}.py" for name in ("data", "codes", "masked"))  # of all figures
 Figures = dict[str, float]
 Table = dict[str, dict[str, str]]
 
@@ -49,12 +50,13 @@ class Size(NamedTuple):
 
     seeds: int
     codes: int
+    masked: int
     waves: int
     prior: int
     recordings: int  # held-out ones whose samples the WaveNet tells
 
 
-QUICK, FULL = Size(1, 100, 20, 40, 4), Size(3, 800, 400, 160, 24)
+QUICK, FULL = Size(1, 100, 60, 20, 40, 4), Size(3, 800, 700, 400, 160, 24)
 
 
 class Kept:
@@ -113,7 +115,7 @@ class Experiments:
 
     def __init__(self, size: Size, data: str, train: Utterances, held_out: Utterances) -> None:
         self.size, self.train, self.held_out = size, train, held_out
-        self.kept = Kept(RUNS / digest(data, str(size.codes), str(MODEL), *SOURCES))
+        self.kept = Kept(RUNS / digest(data, str(size[:3]), str(MODEL), *SOURCES))
 
     def empty(self, told: bool) -> SpeechVQVAE:
         """A model that hasn't learned."""
@@ -150,6 +152,7 @@ class Experiments:
         ways: dict[str, Callable[[int], Codes]] = {
             "codes, speaker told": lambda seed: self.learned(seed, True)[1],
             "codes, speaker not told": lambda seed: self.learned(seed, False)[1],
+            "codes from masked prediction": lambda seed: masked_codes(*parts, self.size.masked, seed),
             "k-means, 40 ms": lambda seed: clustered(*parts, 4, seed),
             "k-means, 80 ms": lambda seed: clustered(*parts, 8, seed),
             "random codes": self.random_codes,

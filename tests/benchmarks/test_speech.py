@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import speech, speech_codes, speech_waves
+from benchmarks import speech, speech_codes, speech_masked, speech_waves
 from tests.voices import VOWEL_SAMPLES, write_voices
 
 pytest.importorskip("soundfile", reason="soundfile is not installed")
@@ -28,12 +28,14 @@ def test_phones_and_speakers_are_read_from_codes(
     for name, value in (("BATCH", 8), ("CODES", 8), ("SEGMENT", 20)):
         monkeypatch.setattr(speech_codes, name, value)
     monkeypatch.setattr(speech_waves, "SEGMENT", 20)
-    monkeypatch.setattr(speech, "QUICK", speech.Size(1, 60, 4, 12, 2))
+    monkeypatch.setattr(speech_masked, "CLUSTERS", 16)
+    monkeypatch.setattr(speech, "QUICK", speech.Size(1, 60, 20, 4, 12, 2))
     monkeypatch.setattr(speech, "RUNS", tmp_path / "runs")
     tables = speech.findings(full=False, voices=tmp_path / "voices", human=tmp_path / "voices")
     phones, speakers, heard, prior, samples, *human = tables.values()
     share = {name: float(row["phones"][:-1]) for name, row in phones.items()}
     assert share["codes, speaker told"] > 60 > share["random codes"] + 15
+    assert share["codes from masked prediction"] > 60
     assert share["k-means, 40 ms"] > 60 and share["the most common phone"] < 50
     assert share["a classifier that learned from labels, 120 ms"] > 90
     assert list(speakers) == [name for name in phones if "codes" in name or "k-means" in name]
