@@ -97,8 +97,8 @@ def trained(spectra: list[Tensor], clusters: list[Tensor], steps: int, rng: np.r
 def hidden_vectors(net: Masked, parts: list[list[Tensor]]) -> list[list[Tensor]]:
     """Of each part the vectors of each recording, ``(T, DIRECTIONS)``.
 
-    Each channel has mean 0 and standard deviation 1 over the first part. The directions are those in which the
-    vectors differ most.
+    Each channel has mean 0 and standard deviation 1 over the first part. The directions are those in which
+    the vectors differ most.
     """
     found = [[net.vectors(x[None], LAYER)[0].T for x in part_] for part_ in parts]
     joined = torch.cat(found[0])
