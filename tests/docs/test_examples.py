@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import runpy
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ RUNS = {
     "accelerate_codec": ("--seconds 0.1", ["accelerated: 32 quantisers", "codes that differ: 0 of"]),
     "own_pixelcnn": ("--size 5", ["codes that differ from your network's own: 0 of 100"]),
     "complete_images": ("--steps 2", ["upper halves kept in 4 of 4 sheets"]),
+    "train_loop": ("--steps 3", ["100 new digits in", "bits a code"]),
+    "train_lightning": ("--steps 3", ["dB on held-out digits"]),
     "stream_samples": ("--num 10000", ["10000 samples of 4x4", "drawn alone is the same: True"]),
 }
 
@@ -30,6 +33,9 @@ def test_example(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options, wanted = RUNS[name]
+    if name == "train_lightning":
+        pytest.importorskip("lightning", reason="lightning is not installed")
+        warnings.simplefilter("ignore")  # Lightning's own
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [name, *options.split()])
     runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
