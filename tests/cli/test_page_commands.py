@@ -11,9 +11,12 @@ from PIL import Image
 from tests.cli.command import files, refused, run
 from tests.pipeline.pages import Page
 from vqfast.cli import main
+from vqfast.cli.arguments import given_of, training_of
+from vqfast.cli.parser import make_parser
 from vqfast.data.images.sheet import GAP, MARGIN
-from vqfast.pipeline import Run
+from vqfast.pipeline import Run, Training
 from vqfast.pipeline.pages.commands import commands_of
+from vqfast.pipeline.parts import data_note
 
 
 @pytest.mark.usefixtures("here")
@@ -70,9 +73,45 @@ def made(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.usefixtures("here")
 def test_commands_make_the_run_again() -> None:
+    assert run("train-classifier --run whole --steps 1") == 0
     before = made(Path("whole"))
     lines = "\n".join(commands_of(Run("whole", lock=False))).replace("\\\n", " ").splitlines()
-    assert [line.split()[1] for line in lines] == ["train", "encode", "train-prior"]
+    assert [line.split()[1] for line in lines] == ["train", "encode", "train-prior", "train-classifier"]
     for line in lines:
         assert main(shlex.split(line)[1:]) == 0  # refuses other settings than the run's
     assert made(Path("whole")) == before
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train --data photos --group=-(.) --no-kmeans-init --flip --compile --val 0.2 --seed 3",
+        "train-speech --data voices --encoder-strides 25 4 --no-speakers --skip-bad --val 0.25",
+    ],
+)
+def test_commands_say_all_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    """What the command's own function is called with, is what the command of the page calls it with."""
+    monkeypatch.chdir(tmp_path)
+    given = vars(make_parser().parse_args(f"{command} --out run".split()))
+    options = {**given}
+    for name in ("command", "out", "device", "config", "recipe"):
+        options.pop(name, None)
+    training = training_of(Training, options)
+    named = {name: options.pop(name) for name in ("data", "val", "group", "model")}
+    own = {"num_classes": None} if options.pop("no_speakers", False) else {}
+    names = {"labels", "size", "crop", "channels", "depth", "skip_bad", "flip", "rate"} & options.keys()
+    note = data_note(
+        named["data"],
+        modality="audio" if "rate" in options else "images",
+        val=named["val"],
+        group=named["group"],
+        seed=training.seed,
+        reading={name: options.pop(name) for name in names},
+    )
+    run = Run(tmp_path / "run", create=True)
+    settings = {"data": note, "model": named["model"], **given_of(options), **own}
+    run.begin("vqvae", settings | training.settings(10))
+    (line,) = commands_of(run)
+    again = vars(make_parser().parse_args(shlex.split(line.replace("\\\n", " "))[1:]))
+    expected = {**given, "data": note["path"], "out": str(run.folder), "val": note["val"]}
+    assert {name: again[name] for name in expected} == expected  # and defaults, spelled out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.cli.command import PRIOR, TRAIN, files, refused, run
+from vqfast.cli import written
 from vqfast.pipeline import Run, loop
 
 DAMAGE = {  # file, what becomes of it, the command that needs it, what it says
@@ -159,6 +161,10 @@ def test_a_missing_package(
 ) -> None:
     monkeypatch.setitem(sys.modules, "PIL", None)
     refused("reconstruct --run begun --out new.png", "PIL is missing: pip install 'vqfast[demo]'", capsys)
+    monkeypatch.setitem(sys.modules, "tomli", None)
+    monkeypatch.setattr(written, "sys", SimpleNamespace(version_info=(3, 10)))  # whose library reads no TOML
+    Path("a.toml").write_text("lr = 0.1")
+    refused(f"{TRAIN} new --config a.toml", "tomli is missing: pip install 'vqfast[demo]'", capsys)
 
 
 def test_a_model_that_does_not_compile(

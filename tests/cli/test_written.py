@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -10,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.cli.command import PRIOR, TRAIN, refused, run
+from tests.cli.command import PRIOR, TRAIN, UNLABELLED, refused, run
+from vqfast.cli import main
 from vqfast.cli.parser import make_parser
 from vqfast.cli.recipes import RECIPES
 from vqfast.pipeline import PriorTraining, Training
@@ -156,6 +159,17 @@ def test_an_interrupted_run_has_its_file(here: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(loop, "_take_step", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
     assert run(f"{TRAIN} new") == 130
     assert tomllib.loads(Path("new/train.toml").read_text())["steps"] == 12
+
+
+@pytest.mark.parametrize("name", [b"del\x7f", b"latin-1 \xe9", '日本 " \\'.encode()])
+def test_data_of_any_name(here: Path, name: bytes) -> None:
+    folder = os.fsdecode(name)
+    shutil.copytree("photos", folder)
+    model = UNLABELLED.replace("--data images.npy", "--steps 1").split()
+    assert main([*model, "new", f"--data={folder}"]) == 0
+    assert run("train --config new/train.toml --out again") == 0
+    for file in ("train.toml", "vqvae.safetensors"):
+        assert Path("again", file).read_bytes() == Path("new", file).read_bytes()
 
 
 def test_options_are_written_in_full(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,6 +115,22 @@ def test_a_prior_goes_on_and_a_vqvae_with_codes_does_not(trained: Run, data: Pat
     assert read_json(run.folder / "prior.history.json")["step"][-1] == STEPS - 1
 
 
+def test_a_patience_that_has_ended_a_training_must_be_raised(data: Path, tmp_path: Path) -> None:
+    run = Run(tmp_path, create=True)
+    bad: dict[str, Any] = {"lr": 0.3, "val_every": 1}  # worse soon, but finite
+    train(run, data, patience=2, **bad)
+    ended = read_json(tmp_path / "vqvae.history.json")["step"][-1] + 1
+    assert ended < 12
+    before = contents(run)
+    with pytest.raises(ValueError, match=f"patience is 2, which ended the vqvae after {ended} steps of 12"):
+        train(run, data, steps=STEPS, patience=2, **bad)
+    assert contents(run) == before
+    with pytest.raises(ValueError, match="patience was 2, now 1; use another folder"):
+        train(run, data, patience=1, **bad)
+    train(run, data, steps=STEPS, **bad)
+    assert read_json(tmp_path / "vqvae.history.json")["step"][-1] == STEPS - 1
+
+
 def test_epochs(data: Path, tmp_path: Path) -> None:
     run = Run(tmp_path, create=True)
     train(run, data, steps=None, epochs=1.5)  # 45 images in batches of 8
@@ -125,3 +141,5 @@ def test_epochs(data: Path, tmp_path: Path) -> None:
         train(run, data, epochs=1)
     with pytest.raises(ValueError, match="epochs is 0; want a finite number, above 0"):
         train(run, data, steps=None, epochs=0)
+    with pytest.raises(ValueError, match=r"epochs is 1e\+300; want steps below 2\^63"):
+        train(run, data, steps=None, epochs=1e300)

@@ -59,7 +59,7 @@ def test_bits_per_code(trained: Run, prior: CausalPrior, monkeypatch: pytest.Mon
         bits_per_code([prior], short)
     unlabelled = CodeGrids(45, "", lambda numbers: ([indices[numbers.start : numbers.stop]], None))
     with pytest.raises(
-        ValueError, match=r"labels is None; want integers in 0\.\.2, since the prior has 3 classes"
+        ValueError, match=r"no labels; want labels in 0\.\.2 \(--label\), since the prior has classes"
     ):
         bits_per_code([prior], unlabelled)
     with pytest.raises(ValueError, match=r"labels is 3; want an integer in 0\.\.2"):

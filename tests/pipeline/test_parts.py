@@ -94,16 +94,27 @@ def test_a_validation_set_of_its_own(data: Path, tmp_path: Path) -> None:
 def test_bad_validation_sets(data: Path, tmp_path: Path) -> None:
     run = Run(tmp_path / "run", create=True)
     np.save(tmp_path / "small.npy", np.zeros((5, 8, 8), np.uint8))
-    np.save(tmp_path / "plain.npy", np.zeros((5, 8, 12), np.uint8))
+    plain = np.zeros((5, 8, 12), np.uint8)
+    np.save(tmp_path / "plain.npy", plain)
+    np.savez(tmp_path / "more.npz", images=plain, labels=np.arange(5))
     for name, message in (
         ("small.npy", r"val has items of shape \(1, 8, 8\); want \(1, 8, 12\), as the data"),
         ("plain.npy", "which has no labels; want labels, as the data has them"),
+        ("more.npz", r"val has the label 4; want 0\.\.2, as the data has them"),
         ("nothing", "no such file or folder"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             train(run, data, val=tmp_path / name)
     with pytest.raises(ValueError, match="group is 'x'; want None where val is a path: nothing is split"):
         train_vqvae(run, data / "x.npy", val=tmp_path / "plain.npy", group="x")
+
+
+def test_digits_may_be_the_validation_set(tmp_path: Path) -> None:
+    run = Run(tmp_path, create=True)
+    reading = {"size": 8}
+    train_vqvae(run, "digits", reading=reading, val="digits", model_options=MODEL, training=Training(steps=1))
+    parts = reopen_parts(run)
+    assert parts[TRAIN].fingerprint == parts[HELD_OUT].fingerprint
 
 
 def test_crops_and_flips_go_with_the_run(data: Path, tmp_path: Path) -> None:

@@ -27,13 +27,12 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit status: 0; 1 where nobody reads the output; 2 for bad input; 130 when interrupted.
     """
-    arguments = vars(make_parser().parse_args(argv))
-    command = arguments.pop("command")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a folder may have any name
     with _interrupts() as interrupts:
         try:
-            command(**arguments)
+            arguments = vars(make_parser().parse_args(argv))
+            arguments.pop("command")(**arguments)
             sys.stdout.flush()  # raises here if nobody reads the pipe any more
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit

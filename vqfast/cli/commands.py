@@ -156,7 +156,8 @@ def train_classifier(run: str, device: str, config: str | None, **options: Any) 
         target = Run.shared(run, ranks)
         with written_down(target, "classifier", "train-classifier.toml", text, ranks):
             train_classifier_step(target, training=training, ranks=ranks)
-        tell(ranks, f"trained {target.folder / 'classifier.safetensors'}")
+        write_report(target, ranks)
+        tell(ranks, f"trained {target.folder / 'classifier.safetensors'}; see {target.folder / PAGE}")
 
 
 def sample(

@@ -18,6 +18,7 @@ from vqfast.pipeline import Ranks, Run, Training
 
 LENGTH = ("steps", "epochs")  # of which one replaces the other
 CONFIG_BYTES = 1 << 20
+FILE_NAMES = "surrogateescape"  # a file's name may be any bytes, though TOML wants UTF-8
 PATHS = ("data", "labels", "val", "tensorboard")  # options that may be paths
 
 
@@ -67,7 +68,7 @@ def _read(path: Path, known: Collection[str]) -> Options:
     else:
         import tomli as tomllib
     try:
-        options: Options = tomllib.loads(read_file(path, CONFIG_BYTES).decode())
+        options: Options = tomllib.loads(read_file(path, CONFIG_BYTES).decode(errors=FILE_NAMES))
     except (RecursionError, ValueError) as error:
         raise ValueError(f"{path} is no TOML file: {error}") from error
     unknown = [name for name in options if f"--{name}" not in known or name == "config"]
@@ -87,8 +88,9 @@ def as_toml(options: Mapping[str, Any], training: Training) -> str:
     for name, value in {**options, **asdict(training)}.items():
         if name in PATHS and isinstance(value, (str, Path)) and value != "digits":
             value = str(Path(value).absolute())
-        if value is not None:  # JSON's strings, numbers, lists and truth values are TOML's too
-            lines.append(f"{name.replace('_', '-')} = {json.dumps(value, ensure_ascii=False)}\n")
+        if value is not None:  # JSON's strings, numbers, lists and truth values are TOML's too, but for DEL
+            written = json.dumps(value, ensure_ascii=False).replace("\x7f", r"\u007f")
+            lines.append(f"{name.replace('_', '-')} = {written}\n")
     return "".join(lines)
 
 
@@ -97,7 +99,7 @@ def written_down(run: Run, stage: str, name: str, text: str, ranks: Ranks) -> It
     """Writes the options of a training into its run: when it is done, or when it is interrupted at first."""
     file = run.folder / name
 
-    data = text.encode(errors="backslashreplace")
+    data = text.encode(errors=FILE_NAMES)
 
     def write() -> None:
         if ranks.first and not (file.is_file() and file.read_bytes() == data):

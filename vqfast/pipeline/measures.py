@@ -16,7 +16,7 @@ from vqfast.pipeline.coding import results
 from vqfast.pipeline.levels import AnyPrior, given, level_name, level_of
 from vqfast.pipeline.progress import bar
 from vqfast.pipeline.ranks import ALONE, Ranks
-from vqfast.pipeline.sampling import check_label
+from vqfast.pipeline.sampling import check_label, classes_of
 from vqfast.pipeline.shards import shards
 
 
@@ -94,6 +94,9 @@ def bits_per_code(
             raise ValueError(f"the codes have {len(grids)} levels; want {needed}, as the priors have")
         levels = [indices.to(ranks.device) for indices in grids]
         target = own.to(ranks.device) if labels is None and own is not None else labels
+        if target is None and (classes := classes_of(priors)) is not None:
+            wanted = f"want labels in 0..{classes - 1} (--label), since the prior has classes"
+            raise ValueError(f"the codes have no labels; {wanted}")
         columns = []
         for prior in priors:
             labels_taken = None if prior.num_classes is None else target

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vqfast.checks import check_choice, check_flags, check_integer, check_number
+from vqfast.checks import INT64_MAX, check_choice, check_flags, check_integer, check_number
 
 STEPS = 10_000  # of a training, unless steps or epochs says otherwise
 
@@ -101,9 +101,16 @@ class Training:
             raise ValueError("patience goes with val_every")
 
     def num_steps(self, num: int) -> int:
-        """How many steps a training on ``num`` items has."""
+        """How many steps a training on ``num`` items has.
+
+        Raises:
+            ValueError: ``epochs`` makes 2^63 steps or more.
+        """
         if self.epochs is not None:
-            return math.ceil(self.epochs * num / self.batch_size)
+            steps = self.epochs * num / self.batch_size
+            if steps > INT64_MAX:
+                raise ValueError(f"epochs is {self.epochs!r}; want steps below 2^63")
+            return math.ceil(steps)
         return STEPS if self.steps is None else self.steps
 
     def settings(self, num: int) -> dict[str, Any]:

@@ -45,14 +45,18 @@ def data_note(
     given = {name: value for name, value in reading.items() if value is not None and value is not False}
     if "labels" in given:
         given["labels"] = str(Path(given["labels"]).absolute())
-    path = data if data == "digits" else str(Path(data).absolute())
     if isinstance(val, (str, Path)):
-        val = str(Path(val).absolute())
+        val = _named(val)
         if group is not None:
             raise ValueError(f"group is {group!r}; want None where val is a path: nothing is split")
     if group is not None:
         given["group"] = group
-    return {"modality": modality, "path": path, **given, "val": val, "seed": seed}
+    return {"modality": modality, "path": _named(data), **given, "val": val, "seed": seed}
+
+
+def _named(data: str | Path) -> str:
+    """Data as a run notes it, wherever its commands are given."""
+    return "digits" if data == "digits" else str(Path(data).absolute())
 
 
 def open_parts(run: Run, note: dict[str, Any], ranks: Ranks) -> tuple[dict[str, Source], dict[str, Any]]:
@@ -169,6 +173,9 @@ def _loaded(note: dict[str, Any], found: dict[str, Any] | None) -> tuple[list[So
         raise ValueError(
             f"val is {note['val']!r}, which has no labels; want labels, as the data has them{why}"
         )
+    if source.num_classes is not None and (held_out.num_classes or 0) > source.num_classes:
+        wanted = f"want 0..{source.num_classes - 1}, as the data has them"
+        raise ValueError(f"val has the label {(held_out.num_classes or 0) - 1}; {wanted}")
     return [source, held_out], {TRAIN: source, HELD_OUT: held_out}
 
 

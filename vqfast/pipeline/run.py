@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import weakref
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -69,7 +70,7 @@ class Run:
         stage: str,
         settings: Mapping[str, Any],
         *,
-        growing: str | None = None,
+        growing: Collection[str] = (),
         ranks: Ranks = ALONE,
     ) -> None:
         """Notes the settings of a stage. They replace others as long as the stage has no files.
@@ -77,7 +78,7 @@ class Run:
         Args:
             stage: its name, such as ``"vqvae"`` or ``"codes/train"``.
             settings: JSON values by name.
-            growing: the name of a setting that may be raised where there are files.
+            growing: names of settings that may be raised where there are files, or be left out.
             ranks: the processes that all call this; the first of them writes.
 
         Raises:
@@ -88,14 +89,15 @@ class Run:
             self._begin(stage, settings, growing)
         ranks.barrier()
 
-    def is_raised(self, stage: str, settings: Mapping[str, Any], growing: str) -> bool:
-        """Whether the settings are those of the stage but for a larger number at the name ``growing``."""
+    def is_raised(self, stage: str, settings: Mapping[str, Any], growing: Collection[str]) -> bool:
+        """Whether the settings are those of the stage but for larger numbers at the names ``growing``."""
         before, now = self.settings(stage), json.loads(json.dumps(settings))
-        return (
-            before is not None and before | {growing: now[growing]} == now and before[growing] < now[growing]
-        )
+        if before is None or before == now:
+            return False
+        sizes = [(before.pop(name, math.inf), now.pop(name, math.inf)) for name in growing]
+        return before == now and all(old <= new for old, new in sizes)
 
-    def _begin(self, stage: str, settings: Mapping[str, Any], growing: str | None) -> None:
+    def _begin(self, stage: str, settings: Mapping[str, Any], growing: Collection[str]) -> None:
         for place in (self.folder / stage, *(self.folder / parent for parent in Path(stage).parents)):
             check_folder(place)
         remove_leftovers(self.folder / stage)
@@ -103,7 +105,7 @@ class Run:
         settings = json.loads(json.dumps(settings))
         if stages.get(stage) == settings:
             return
-        raised = growing is not None and self.is_raised(stage, settings, growing)
+        raised = self.is_raised(stage, settings, growing)
         if stage in stages and not raised and self._has_files(stage):
             before, now = flat(stages[stage]), flat(settings)
             changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))

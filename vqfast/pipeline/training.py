@@ -16,21 +16,32 @@ from vqfast.pipeline.options import Training
 from vqfast.pipeline.ranks import Ranks
 from vqfast.pipeline.run import Run
 from vqfast.pipeline.state import reopen
-from vqfast.pipeline.validation import Validation
+from vqfast.pipeline.validation import Validation, measured
 from vqfast.saving.storage import read_json, read_tensors, write_json
+
+GROWING = ("steps", "patience")  # settings of which a finished training may be given more
 
 
 def begin_training(run: Run, name: str, settings: Mapping[str, Any], ranks: Ranks) -> None:
-    """Notes the settings of a training; one that is finished goes on where ``steps`` is raised."""
+    """Notes the settings of a training; one that is finished goes on where ``GROWING`` ones are raised.
+
+    Raises:
+        ValueError: codes of the model are there; its patience, which isn't raised, has ended it; or the run
+            has other settings.
+    """
     weights = run.folder / f"{name}.safetensors"
-    if ranks.first and weights.is_file() and run.is_raised(name, settings, "steps"):
+    if ranks.first and weights.is_file() and run.is_raised(name, settings, GROWING):
+        history, before = read_json(run.folder / f"{name}.history.json"), run.settings(name) or {}
+        last, patience = int(measured(history["step"])[-1]) + 1, settings.get("patience")
+        if last < before["steps"] and patience is not None and patience == before.get("patience"):
+            ended = f"ended the {name} after {last} steps of {before['steps']}"
+            raise ValueError(f"patience is {patience}, which {ended}; want more patience to go on")
         if name == "vqvae" and any((run.folder / "codes").glob("*")):
             holds = f"{run.folder} holds codes of the VQ-VAE that was to go on"
             raise ValueError(f"{holds}: remove codes/, or use another folder")
-        history = read_json(run.folder / f"{name}.history.json")
         reopen(run.folder / f"{name}.state.safetensors", read_tensors(weights), history)
         weights.unlink()  # its presence would say that the longer training is done
-    run.begin(name, settings, growing="steps", ranks=ranks)
+    run.begin(name, settings, growing=GROWING, ranks=ranks)
 
 
 def train_once(

@@ -9,6 +9,8 @@ from typing import Any
 from vqfast.pipeline.run import Run, flat
 
 ABSENT = {"modality", "num_classes", "weights"}  # settings that no option gives
+TRAIN = {"images": "train", "audio": "train-speech"}  # the command of each kind of data
+NEGATED = {"kmeans_init"}  # settings whose option has a twin with --no-, where the default may be true
 COLUMNS = 70  # after which a line ends
 
 
@@ -25,16 +27,20 @@ def commands_of(run: Run) -> list[str]:
     elif vqvae:
         given = {"data" if name == "path" else name: v for name, v in data.items()}
         own = {name: value for name, value in vqvae.items() if name != "data"}
-        found.append(["train", *_options({**given, **own}), "--out", folder])
+        if data.get("modality") == "audio":
+            own["no_speakers"] = own.get("num_classes", 0) is None
+        found.append([TRAIN[data.get("modality", "images")], *_options({**given, **own}), "--out", folder])
     if "codes/train" in stages:
         found.append(["encode", "--run", folder])
     priors = {name: settings for name, settings in stages.items() if name.partition("-")[0] == "prior"}
-    labelled = data.get("labels") is not None or stages.get("data", {}).get("classes") is not None
     for name, settings in priors.items():
         own = {name: value for name, value in settings.items() if name != "codes"}
-        own["no_labels"] = labelled and settings.get("num_classes") is None
+        own["no_labels"] = settings.get("num_classes") is None
         own["level"] = (name.partition("-")[2] or "0") if len(priors) > 1 else None
         found.append(["train-prior", "--run", folder, *_options(own)])
+    if "classifier" in stages:
+        own = {name: value for name, value in stages["classifier"].items() if name != "data"}
+        found.append(["train-classifier", "--run", folder, *_options(own)])
     return [_wrapped(["vqfast", *words]) for words in found]
 
 
@@ -50,8 +56,17 @@ def _wrapped(words: Sequence[str]) -> str:
 
 def _options(settings: Mapping[str, Any]) -> Iterator[str]:
     for name, value in flat(settings).items():
-        if name in ABSENT or value is None or value is False:
+        option = f"--{name.replace('_', '-')}"
+        if name in ABSENT or value is None:
             continue
-        yield f"--{name.replace('_', '-')}"
-        if value is not True:
-            yield str(value)
+        if value is True:
+            yield option
+        elif value is False:
+            if name in NEGATED:
+                yield f"--no-{option[2:]}"
+        elif isinstance(value, list):
+            yield from (option, *map(str, value))
+        elif str(value).startswith("-"):  # would be taken for an option
+            yield f"{option}={value}"
+        else:
+            yield from (option, str(value))

@@ -28,7 +28,7 @@ from vqfast.pipeline.sampling import SampleRequest, classes_of, sample
 from vqfast.pipeline.shards import SHARD
 from vqfast.pipeline.speech_measures import measure_speech
 
-TRAININGS = {"vqvae": "VQ-VAE", "prior": "Prior"}
+TRAININGS = {"vqvae": "VQ-VAE", "prior": "Prior", "classifier": "Classifier"}
 SHOWN = 12  # items whose reconstructions are shown
 ITEMS, VALUES = 512, 2**20  # bounds of what is measured: items, and values in them
 SHARDS = 16  # whose codes are counted, or whose samples are looked through
