@@ -58,6 +58,7 @@ READING = ("labels", "size", "crop", "channels", "depth", "skip_bad")  # options
 
 
 def demo(out: str, seed: int, steps_scale: float, device: str) -> None:
+    """Learn real handwritten digits and draw new ones, in minutes on a CPU."""
     check_number("steps_scale", steps_scale, above=0, maximum=1)
     with joined(device) as ranks:
         run_demo(out, ranks, seed=seed, steps_scale=steps_scale)
@@ -66,6 +67,7 @@ def demo(out: str, seed: int, steps_scale: float, device: str) -> None:
 
 
 def train(out: str, device: str, config: str | None, recipe: str | None, **options: Any) -> None:
+    """Step 1: train a VQ-VAE on images."""
     training = training_of(Training, options)
     text = as_toml(options, training)
     reading = {name: options.pop(name) for name in (*READING, "flip")}
@@ -86,6 +88,7 @@ def train(out: str, device: str, config: str | None, recipe: str | None, **optio
 
 
 def train_second_stage(run: str, out: str, device: str, config: str | None, **options: Any) -> None:
+    """Train a second VQ-VAE over the codes of a run, in a new run with one level of codes more."""
     training = training_of(Training, options)
     text = as_toml(options, training)
     with joined(device) as ranks:
@@ -105,6 +108,7 @@ def train_second_stage(run: str, out: str, device: str, config: str | None, **op
 
 
 def encode(run: str, data: str | None, out: str | None, device: str, **reading: Any) -> None:
+    """Step 2: turn images into grids of codes."""
     check_reading(data, reading)
     if (data is None) != (out is None):
         raise ValueError("--data and --out go together: codes of other data go to a folder of their own")
@@ -123,6 +127,7 @@ def encode(run: str, data: str | None, out: str | None, device: str, **reading: 
 
 
 def train_prior(run: str, device: str, config: str | None, recipe: str | None, **options: Any) -> None:
+    """Step 3: train a PixelCNN prior on a run's codes."""
     training = training_of(PriorTraining, options)
     text = as_toml(options, training)
     use_labels = not options.pop("no_labels")
@@ -150,6 +155,7 @@ def train_prior(run: str, device: str, config: str | None, recipe: str | None, *
 
 
 def train_classifier(run: str, device: str, config: str | None, **options: Any) -> None:
+    """Train a classifier on a run's images and labels, for sample --reject."""
     training = training_of(Training, options)
     text = as_toml(options, training)
     with joined(device) as ranks:
@@ -174,6 +180,7 @@ def sample(
     device: str,
     **options: Any,
 ) -> None:
+    """Step 4: draw new codes, or complete images, and decode them."""
     if num is not None:
         check_integer("num", num)
     if complete is None and (keep is not None or draws is not None):
@@ -211,6 +218,7 @@ def sample(
 
 
 def decode(run: str, codes: str, out: str, format: str | None, device: str) -> None:
+    """Step 5, as sample does it: turn codes into images."""
     with joined(device) as ranks:
         source = Run.shared(run, ranks, lock=False)
         formats = modality_of(source).formats
@@ -234,6 +242,7 @@ def likelihood(
     device: str,
     **reading: Any,
 ) -> None:
+    """Tell how likely images or codes are, in bits."""
     check_new(out, overwrite)
     check_reading(data, reading)
     if codes is not None and data is not None:
@@ -275,6 +284,7 @@ def reconstruct(
     device: str,
     **reading: Any,
 ) -> None:
+    """Encode and decode images, for a picture and the error."""
     check_integer("num", num)
     check_new(out, overwrite)
     check_reading(data, reading)
@@ -297,6 +307,7 @@ def reconstruct(
 
 
 def info() -> None:
+    """Tell which backends run on this machine, and why others don't."""
     for line in machine_lines():
         print(line)
 

@@ -19,6 +19,7 @@ KINDS = ("codebook", "random-codes")
 
 
 def make_report(run: list[str], out: str | None, overwrite: bool, device: str) -> None:
+    """Make a page about a run, or one that compares runs."""
     if out is None and len(run) > 1:
         raise ValueError("--out is missing: a page about several runs goes to a file of its own")
     if out is not None:
@@ -32,6 +33,7 @@ def make_report(run: list[str], out: str | None, overwrite: bool, device: str) -
 
 
 def picture(run: str, of: str, num: int | None, seed: int, out: str, overwrite: bool, device: str) -> None:
+    """Show what a model has learned: its codebook, or random codes."""
     check_choice("of", of, KINDS)
     check_integer("num", num, optional=True)
     check_new(out, overwrite)

@@ -75,19 +75,20 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"vqfast {vqfast.__version__}")
     parsers = parser.add_subparsers(title="commands", required=True, metavar="command", parser_class=_Parser)
 
-    def add(name: str, command: Callable[..., None], help: str) -> _Parser:
-        sub: _Parser = parsers.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
+    def add(name: str, command: Callable[..., None]) -> _Parser:
+        told = inspect.getdoc(command) or ""
+        sub: _Parser = parsers.add_parser(name, help=f"{told[:1].lower()}{told[1:-1]}", description=told)
         sub.set_defaults(command=command)
         return sub
 
-    sub = add("demo", commands.demo, "learn real handwritten digits and draw new ones, in minutes on a CPU")
+    sub = add("demo", commands.demo)
     _run(sub, "--out", "folder of the new run")
     sub.option("--seed", "number that fixes all that is random (default 0)", type=int, default=0, metavar="N")
     scale = "share of the full training to do, above 0 and up to 1; less for a quick look (default 1)"
     sub.option("--steps-scale", scale, type=float, default=1.0, metavar="X")
     _device(sub)
 
-    sub = add("train", commands.train, "step 1: train a VQ-VAE on images")
+    sub = add("train", commands.train)
     _run(sub, "--out", "folder of the new run")
     sub.option("--data", f"{DATA} (default digits)", default="digits", metavar="PATH")
     _reading(sub, "as found")
@@ -106,8 +107,7 @@ def make_parser() -> argparse.ArgumentParser:
     _training(sub, pipeline.Training)
     _device(sub)
 
-    second = "train a second VQ-VAE over the codes of a run, in a new run with one level of codes more"
-    sub = add("train-second-stage", commands.train_second_stage, second)
+    sub = add("train-second-stage", commands.train_second_stage)
     _run(sub, "--run", "folder of a trained run")
     _run(sub, "--out", "folder of the new run")
     sub.option("--model", "configuration: paper, keras or ruseckas", pipeline.train_second_stage)
@@ -116,20 +116,20 @@ def make_parser() -> argparse.ArgumentParser:
     _training(sub, pipeline.Training)
     _device(sub)
 
-    sub = add("train-speech", speech.train_speech, "step 1 for recordings: train a model of speech")
+    sub = add("train-speech", speech.train_speech)
     _speech(sub)
     _written(sub, "train-speech")
     _training(sub, pipeline.Training)
     _device(sub)
 
-    sub = add("encode", commands.encode, "step 2: turn images into grids of codes")
+    sub = add("encode", commands.encode)
     _run(sub, "--run", "folder of a trained run")
     sub.option("--data", f"{DATA} (default: the run's own images)", metavar="PATH")
     _reading(sub, "the run's")
     sub.option("--out", "folder for the codes of --data", metavar="FOLDER")
     _device(sub)
 
-    sub = add("train-prior", commands.train_prior, "step 3: train a PixelCNN prior on a run's codes")
+    sub = add("train-prior", commands.train_prior)
     _run(sub, "--run", "folder of a run whose images are encoded")
     like = pipeline.train_priors
     prior = "kind of network: gated (the default), residual or snail; of recordings' codes wavenet"
@@ -156,14 +156,13 @@ def make_parser() -> argparse.ArgumentParser:
     _training(sub, pipeline.PriorTraining)
     _device(sub)
 
-    judge = "train a classifier on a run's images and labels, for sample --reject"
-    sub = add("train-classifier", commands.train_classifier, judge)
+    sub = add("train-classifier", commands.train_classifier)
     _run(sub, "--run", "folder of a trained run whose images have labels")
     _written(sub, "train-classifier")
     _training(sub, pipeline.Training)
     _device(sub)
 
-    sub = add("sample", commands.sample, "step 4: draw new codes, or complete images, and decode them")
+    sub = add("sample", commands.sample)
     _run(sub, "--run", "folder of a run with a trained prior")
     _run(sub, "--out", "folder for the samples")
     number = "how many samples to draw (default 100; with --complete, every completion)"
@@ -202,14 +201,14 @@ def make_parser() -> argparse.ArgumentParser:
     _format(sub, "; or codes, for the codes alone")
     _device(sub)
 
-    sub = add("decode", commands.decode, "step 5, as sample does it: turn codes into images")
+    sub = add("decode", commands.decode)
     _run(sub, "--run", "folder of a trained run")
     sub.option("--codes", CODES, required=True, metavar="PATH")
     _run(sub, "--out", "folder for the images")
     _format(sub, "")
     _device(sub)
 
-    sub = add("convert", speech.convert, "give recordings the voice of another speaker")
+    sub = add("convert", speech.convert)
     _run(sub, "--run", "folder of a run that train-speech made")
     sub.option("--data", f"{AUDIO} (default: those that the run holds out)", metavar="PATH")
     sub.option("--speaker", "name of a speaker of the run: of a folder of its recordings", required=True)
@@ -217,7 +216,7 @@ def make_parser() -> argparse.ArgumentParser:
     sub.option("--skip-bad", "leave out recordings that can't be read", action="store_true")
     _device(sub)
 
-    sub = add("codes", speech.codes, "compare the codes of recordings with phone labels")
+    sub = add("codes", speech.codes)
     _run(sub, "--run", "folder of a run that train-speech made")
     phones = "folder of phone labels: Praat's TextGrid, HTK's or xwaves' files, named as the recordings"
     sub.option("--phones", phones, required=True, metavar="FOLDER")
@@ -227,7 +226,7 @@ def make_parser() -> argparse.ArgumentParser:
     sub.option("--overwrite", "replace --out if it is there", action="store_true")
     _device(sub)
 
-    sub = add("likelihood", commands.likelihood, "tell how likely images or codes are, in bits")
+    sub = add("likelihood", commands.likelihood)
     _run(sub, "--run", "folder of a run with a trained prior")
     sub.option("--codes", f"{CODES}, in place of images", metavar="PATH")
     sub.option("--data", f"{DATA} (default: the images that the run holds out)", metavar="PATH")
@@ -237,7 +236,7 @@ def make_parser() -> argparse.ArgumentParser:
     sub.option("--overwrite", "replace --out if it is there", action="store_true")
     _device(sub)
 
-    sub = add("reconstruct", commands.reconstruct, "encode and decode images, for a picture and the error")
+    sub = add("reconstruct", commands.reconstruct)
     _run(sub, "--run", "folder of a trained run")
     sub.option("--data", f"{DATA} (default: the images that the run holds out)", metavar="PATH")
     _reading(sub, "the run's")
@@ -247,7 +246,7 @@ def make_parser() -> argparse.ArgumentParser:
     sub.option("--overwrite", "replace --out if it is there", action="store_true")
     _device(sub)
 
-    sub = add("report", pages.make_report, "make a page about a run, or one that compares runs")
+    sub = add("report", pages.make_report)
     folders = "folder of a run; several are compared"
     sub.option("--run", folders, nargs="+", required=True, metavar="FOLDER")
     page = f"an .html file for the page (default: {PAGE} in the folder of the one run)"
@@ -255,7 +254,7 @@ def make_parser() -> argparse.ArgumentParser:
     sub.option("--overwrite", "replace --out if it is there", action="store_true")
     _device(sub)
 
-    sub = add("picture", pages.picture, "show what a model has learned: its codebook, or random codes")
+    sub = add("picture", pages.picture)
     _run(sub, "--run", "folder of a trained run")
     of = "codebook (each code vector decoded as a grid of it alone) or random-codes (grids of random codes)"
     sub.option("--of", of, required=True)
@@ -267,7 +266,7 @@ def make_parser() -> argparse.ArgumentParser:
     sub.option("--overwrite", "replace --out if it is there", action="store_true")
     _device(sub)
 
-    add("info", commands.info, "tell which backends run on this machine, and why others don't")
+    add("info", commands.info)
     return parser
 
 

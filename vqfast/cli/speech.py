@@ -19,6 +19,7 @@ READING = ("rate", "crop", "skip_bad")  # options about reading recordings
 
 
 def train_speech(out: str, device: str, config: str | None, **options: Any) -> None:
+    """Step 1 for recordings: train a model of speech."""
     training = training_of(Training, options)
     text = as_toml(options, training)
     reading = {name: options.pop(name) for name in READING}
@@ -41,6 +42,7 @@ def train_speech(out: str, device: str, config: str | None, **options: Any) -> N
 def codes(
     run: str, phones: str, data: str | None, tier: str | None, out: str, overwrite: bool, device: str
 ) -> None:
+    """Compare the codes of recordings with phone labels."""
     check_new(out, overwrite)
     with joined(device) as ranks:
         source, vqvae = _speech_run(run, ranks)
@@ -57,6 +59,7 @@ def codes(
 
 
 def convert(run: str, data: str | None, speaker: str, out: str, device: str, **reading: Any) -> None:
+    """Give recordings the voice of another speaker."""
     with joined(device) as ranks:
         source, vqvae = _speech_run(run, ranks)
         dataset = opened(source, vqvae, data, ranks, reading)
