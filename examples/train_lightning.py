@@ -61,5 +61,5 @@ if __name__ == "__main__":
     trainer.fit(model, DataLoader(train, 64, shuffle=True), DataLoader(held_out, 64))
     model.vqvae.save_pretrained(options.out, overwrite=True)
     loaded = vqfast.VQVAE.from_pretrained(options.out)
-    psnr = trainer.callback_metrics["val_psnr"]
+    psnr = trainer.validate(model, DataLoader(held_out, 64), verbose=False)[0]["val_psnr"]
     print(f"{psnr:.1f} dB on held-out digits; codes of one: {loaded.encode(images[:1]).flatten().tolist()}")
