@@ -143,5 +143,5 @@ def test_another_kind_of_data_goes_through_all_steps(ramps: Path, tmp_path: Path
 def test_only_the_demo_knows_of_images() -> None:
     folder = Path(vqfast.pipeline.__file__).parent
     assert {path.stem for path in folder.glob("*.py") if "data.images" in path.read_text()} == {"demo"}
-    with pytest.raises(ValueError, match="modality is 'smells'; want 'images' or 'audio'"):
+    with pytest.raises(ValueError, match="modality is 'smells'; want 'images', 'audio' or 'video'"):
         train_vqvae(None, "x", modality="smells")

@@ -202,7 +202,7 @@ def new_images(folder: Path) -> None:
             assert_type(pipeline.bits_per_dim(vqvae, parts["train"]), Tensor)
         pipeline.encode(run, vqvae, parts["train"], part="train")
         trained = pipeline.train_priors(run, training=pipeline.PriorTraining(steps=100))
-        assert_type(trained, list[priors.CausalPrior | priors.ConditionedPrior])
+        assert_type(trained, list[priors.CausalPrior | priors.ConditionedPrior | priors.ClipPrior])
         assert_type(pipeline.load_priors(run, vqvae)[0].num_embeddings, int)
         codes = assert_type(pipeline.stage_codes(run, "codes/train"), pipeline.CodeGrids)
         assert_type(pipeline.bits_per_code(trained, codes, labels=3), Tensor)
@@ -225,6 +225,16 @@ def new_images(folder: Path) -> None:
         assert_type(pipeline.report(run, run, ranks=ranks), bytes)
         assert_type(pipeline.load_model("elsewhere", "prior"), priors.CausalPrior)
         assert modality is kind
+
+
+def new_clips(folder: Path) -> None:
+    """Video, from a folder of clips to clips that go on by an action."""
+    clips = assert_type(data.load_video(folder, frames=16), data.Clips)
+    run, training = pipeline.Run("video", create=True), pipeline.VideoTraining(steps=10)
+    vqvae = pipeline.train_vqvae(run, folder, modality="video", model="paper-video", training=training)
+    kind = pipeline.modality_of(run)
+    more = pipeline.Continuation(vqvae, clips, kind, given=6, actions="1")
+    assert_type(more.request([priors.ClipPrior(16, num_actions=3)]), pipeline.SampleRequest)
 
 
 def new_recordings(folder: Path) -> None:

@@ -87,6 +87,8 @@ def _explained(error: BaseException) -> str:
     """One line about an error that the user can mend; raises any other error again."""
     if isinstance(error, ModuleNotFoundError) and error.name == "tensorboard":
         return "tensorboard is missing: pip install tensorboard"
+    if isinstance(error, ModuleNotFoundError) and error.name is None:  # it says what to install
+        return str(error)
     if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
         return f"{error.name} is missing: pip install 'vqfast[demo]'"
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):

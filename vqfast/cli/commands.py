@@ -13,6 +13,7 @@ from torch import Tensor
 from vqfast.checks import check_choice, check_integer, check_number
 from vqfast.cli.arguments import check_new, check_reading, given_of, opened, tell, training_of
 from vqfast.cli.info import machine_lines
+from vqfast.cli.video import continuation, directed
 from vqfast.cli.written import as_toml, written_down
 from vqfast.data import Recordings, Source
 from vqfast.data.disk import quantity
@@ -26,6 +27,7 @@ from vqfast.pipeline import (
     Run,
     SampleRequest,
     Training,
+    VideoTraining,
     bits_per_code,
     bits_per_dim,
     joined,
@@ -128,9 +130,11 @@ def encode(run: str, data: str | None, out: str | None, device: str, **reading: 
 
 def train_prior(run: str, device: str, config: str | None, recipe: str | None, **options: Any) -> None:
     """Step 3: train a PixelCNN prior on a run's codes."""
+    if modality_of(Run(run, lock=False)).item == "clip":
+        options.setdefault("batch_size", VideoTraining().batch_size)
     training = training_of(PriorTraining, options)
     text = as_toml(options, training)
-    use_labels = not options.pop("no_labels")
+    use_labels, use_actions = not options.pop("no_labels"), not options.pop("no_actions")
     named = {n: options.pop(n) for n in ("level", "prior", "condition_channels", "condition_blocks")}
     with joined(device) as ranks:
         target = Run.shared(run, ranks)
@@ -139,11 +143,12 @@ def train_prior(run: str, device: str, config: str | None, recipe: str | None, *
                 target,
                 prior_options=given_of(options),
                 use_labels=use_labels,
+                use_actions=use_actions,
                 training=training,
                 ranks=ranks,
                 **named,
             )
-        paged = modality_of(target).item == "image"  # a page of recordings takes long
+        paged = modality_of(target).item != "recording"  # a page of recordings takes long
         if paged:
             write_report(target, ranks)
         bits = bits_per_code(trained, stage_codes(target, f"codes/{HELD_OUT}"), ranks=ranks).mean(0)
@@ -174,6 +179,10 @@ def sample(
     shape: list[int] | None,
     complete: str | None,
     keep: str | None,
+    given: int | None,
+    data: str | None,
+    frames: int | None,
+    actions: str | None,
     draws: int | None,
     reject: float | None,
     format: str | None,
@@ -183,10 +192,16 @@ def sample(
     """Step 4: draw new codes, or complete images, and decode them."""
     if num is not None:
         check_integer("num", num)
-    if complete is None and (keep is not None or draws is not None):
+    if complete is None and (keep is not None or (draws is not None and given is None)):
         raise ValueError("--keep and --draws go with --complete")
     if complete is not None and shape is not None:
         raise ValueError("--shape and --complete exclude each other: the items give the shape of the codes")
+    if complete is not None and any(option is not None for option in (given, frames, actions)):
+        raise ValueError("--complete goes without --given, --frames and --actions")
+    if given is not None and shape is not None:
+        raise ValueError("--shape and --given exclude each other: the clips give the shape of the codes")
+    if data is not None and given is None:
+        raise ValueError("--data goes with --given: the clips that are given")
     with joined(device) as ranks:
         source = Run.shared(run, ranks, lock=False)
         formats = modality_of(source).formats
@@ -194,11 +209,16 @@ def sample(
         check_choice("format", format, (*formats, "codes"))
         vqvae = load_model(source.folder, "vqvae", device=ranks.device)
         priors = load_priors(source, vqvae, device=ranks.device)
-        completion = None
-        if complete is None:
-            request = SampleRequest(100 if num is None else num, _shapes(source, vqvae, shape), labels=label)
-        else:
+        completion: Completion | None = None
+        if given is not None:
+            how: dict[str, Any] = {"frames": frames, "actions": actions, "draws": draws}
+            completion = continuation(source, vqvae, ranks, given=given, data=data, **how)
+        elif complete is not None:
             completion = _completion(source, vqvae, complete, keep, draws, ranks)
+        if completion is None:
+            request = SampleRequest(100 if num is None else num, _shapes(source, vqvae, shape), labels=label)
+            request = directed(source, vqvae, request, frames=frames, actions=actions)
+        else:
             request = completion.request(priors, num=num, labels=label)
         rejection = None if reject is None else Rejection.of_run(source, vqvae, reject, ranks)
         target = Run.shared(out, ranks, create=True)

@@ -10,10 +10,10 @@ from typing import Any, NoReturn
 
 import vqfast
 from vqfast import pipeline
-from vqfast.cli import commands, pages, speech
+from vqfast.cli import commands, pages, speech, video
+from vqfast.cli.kinds import AUDIO, VIDEO, share_or_path, speech_options, video_options
 from vqfast.cli.recipes import RECIPES
 from vqfast.cli.written import words_before
-from vqfast.data import load_audio
 from vqfast.pipeline.pages import PAGE
 from vqfast.pipeline.pictures import decoded_at_random
 
@@ -34,7 +34,6 @@ Several processes share the work: torchrun --nproc-per-node N -m -- vqfast COMMA
 """
 DATA = "a folder of images, an image, a .npy, .npz or IDX (MNIST) file, CIFAR-10's cifar-10-batches-bin, or "
 DATA += "digits, scikit-learn's"
-AUDIO = "a recording, or a folder of recordings, whose sub-folders are the speakers"
 CODES = "a folder that encode or sample wrote, such as OUT/samples, or a .npy of integers (N, *shape)"
 
 
@@ -96,7 +95,7 @@ def make_parser() -> argparse.ArgumentParser:
     sub.option("--flip", flip, action=argparse.BooleanOptionalAction, default=False)
     like: Callable[..., Any] = pipeline.train_vqvae
     val = "share of the images that is kept out of training; or a PATH of others to measure on, as --data"
-    sub.option("--val", val, like, type=_share_or_path, metavar="X")
+    sub.option("--val", val, like, type=share_or_path, metavar="X")
     group = "regular expression, such as '(.*)_crop': images whose names agree in its parentheses, here the "
     group += "crops of a photo, are held out together or not at all (default: each by itself)"
     sub.option("--group", group, metavar="REGEX")
@@ -117,9 +116,16 @@ def make_parser() -> argparse.ArgumentParser:
     _device(sub)
 
     sub = add("train-speech", speech.train_speech)
-    _speech(sub)
+    speech_options(sub)
     _written(sub, "train-speech")
     _training(sub, pipeline.Training)
+    _device(sub)
+
+    sub = add("train-video", video.train_video)
+    video_options(sub)
+    _model(sub)
+    _written(sub, "train-video")
+    _training(sub, pipeline.VideoTraining)
     _device(sub)
 
     sub = add("encode", commands.encode)
@@ -132,7 +138,10 @@ def make_parser() -> argparse.ArgumentParser:
     sub = add("train-prior", commands.train_prior)
     _run(sub, "--run", "folder of a run whose images are encoded")
     like = pipeline.train_priors
-    prior = "kind of network: gated (the default), residual or snail; of recordings' codes wavenet"
+    prior = (
+        "kind of network: gated (the default), residual or snail; of recordings' codes wavenet, of clips' "
+    )
+    prior += "codes clips"
     sub.option("--prior", prior)
     for name, help in (
         ("--channels", "channels of the hidden layers"),
@@ -141,6 +150,9 @@ def make_parser() -> argparse.ArgumentParser:
         ("--num-blocks", "blocks of layers, of the snail prior only"),
         ("--num-heads", "heads of each attention, 0 for none, of the snail prior only"),
         ("--head-channels", "channels of the layer before the logits"),
+        ("--context-channels", "channels of the network of earlier frames, of the clips prior only"),
+        ("--context-blocks", "its residual blocks, each of which sees one code farther around"),
+        ("--context-frames", "frames that each of these blocks reads"),
     ):
         sub.option(name, f"{help} (default: the network's)", type=int, metavar="N")
     dropout = "share of a gated or snail prior's hidden values that training sets to zero (default 0)"
@@ -152,6 +164,7 @@ def make_parser() -> argparse.ArgumentParser:
     blocks = "its residual blocks for each coarser level"
     sub.option("--condition-blocks", blocks, like, type=int, metavar="N")
     sub.option("--no-labels", "train without the labels that the images have", action="store_true")
+    sub.option("--no-actions", "train without the actions that the clips have", action="store_true")
     _written(sub, "train-prior")
     _training(sub, pipeline.PriorTraining)
     _device(sub)
@@ -182,7 +195,17 @@ def make_parser() -> argparse.ArgumentParser:
         "codes are kept (default top-half). Codes are drawn from the top left, line by line, and know "
         "only those drawn before them",
     )
-    sub.option("--draws", "completions of each image (default 8)", type=int, metavar="N")
+    given = "of clips: go on from the first N frames of each (default: draw all frames)"
+    sub.option("--given", given, type=int, metavar="N")
+    sub.option("--data", f"{VIDEO} to go on from (default: those that the run holds out)", metavar="PATH")
+    frames = "of clips: frames of a sample, given ones among them (default: as trained)"
+    sub.option("--frames", frames, type=int, metavar="N")
+    acting = (
+        "of clips: a number, the action that leads to each frame; or a .npy or .csv with the action of each "
+    )
+    acting += "frame of a sample (default: those of the given clips, else of held-out ones in turn)"
+    sub.option("--actions", acting, metavar="N|FILE")
+    sub.option("--draws", "completions of each image (default 8), or of each clip (1)", type=int, metavar="N")
     reject = "draw a sample anew unless the run's classifier gives its class at least this probability; "
     reject += "train-classifier trains it (default: keep all)"
     sub.option("--reject", reject, type=float, metavar="X")
@@ -270,13 +293,6 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _share_or_path(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
 def _run(sub: _Parser, name: str, help: str) -> None:
     sub.option(name, help, required=True, metavar="FOLDER")
 
@@ -303,48 +319,16 @@ def _model(sub: _Parser) -> None:
     sub.option("--kmeans-init", start, action=argparse.BooleanOptionalAction)
 
 
-def _speech(sub: _Parser) -> None:
-    like: Callable[..., Any] = pipeline.train_speech
-    whole: dict[str, Any] = {"type": int, "metavar": "N"}
-    _run(sub, "--out", "folder of the new run")
-    sub.option("--data", f"{AUDIO}: WAV, FLAC, Ogg, MP3", required=True, metavar="PATH")
-    sub.option("--rate", "samples a second to resample to (default: the lowest of all recordings)", **whole)
-    sub.option("--crop", "seconds of a recording in a step", load_audio, type=float, metavar="X")
-    sub.option("--skip-bad", "leave out recordings that can't be read", action="store_true")
-    val = "share of the recordings to hold out; or a PATH of others to measure on, as --data"
-    sub.option("--val", val, like, type=_share_or_path, metavar="X")
-    group = "regular expression: recordings whose names agree in its parentheses are held out together"
-    sub.option("--group", f"{group} (default: each by itself)", metavar="REGEX")
-    model = "configuration: paper-speech, or mel-speech, which has 25 codes a second and learns sooner"
-    sub.option("--model", model, like)
-    strides = "strides of the encoder, whose product is how many samples a code stands for; with --num-mels "
-    strides += "the first is the spectrogram's (default: the model's)"
-    sub.option("--encoder-strides", strides, type=int, nargs="+", metavar="N")
-    for name, kind, help in (
-        ("--hidden-channels", int, "channels of the encoder"),
-        ("--num-residual-blocks", int, "residual blocks of the encoder"),
-        ("--num-mels", int, "bands of a log-mel spectrogram that the encoder starts with"),
-        ("--mel-weight", float, "weight of a second decoder's error, which tells the spectrogram"),
-        ("--wavenet-channels", int, "channels of the WaveNet"),
-        ("--wavenet-layers", int, "layers of the WaveNet"),
-        ("--num-values", int, "values of a sample, in mu-law"),
-        ("--num-mixtures", int, "logistic distributions that a sample is drawn from, in place of a table"),
-        ("--num-embeddings", int, "code vectors in the codebook"),
-        ("--embedding-dim", int, "numbers in a code vector"),
-        ("--beta", float, "weight of the commitment loss"),
-        ("--decay", float, "decay of the codebook's moving averages, below 1; without it gradients train it"),
-    ):
-        sub.option(name, f"{help} (default: the model's)", type=kind, metavar="X" if kind is float else "N")
-    sub.option("--no-speakers", "don't tell the decoder who speaks", action="store_true")
-
-
 def _device(sub: _Parser) -> None:
     sub.option("--device", "auto (a GPU if there is one), cpu or cuda", like=pipeline.joined)
 
 
 def _format(sub: _Parser, others: str) -> None:
     kinds = "of images grid (sheets, the default), png (single pictures) or npy (arrays, uint8 N, C, H, W); "
-    kinds += "of recordings wav (the default) or npy (float32 N, 1, T)"
+    kinds += (
+        "of recordings wav (the default) or npy (float32 N, 1, T); of clips mp4 (the default), gif or npy "
+    )
+    kinds += "(uint8 N, T, H, W, C)"
     sub.option("--format", f"files: {kinds}{others}")
 
 
@@ -407,3 +391,6 @@ def _reading(sub: _Parser, default: str) -> None:
     depth += ", or as many as the largest value needs)"
     sub.option("--depth", depth, type=int, metavar="N")
     sub.option("--skip-bad", "leave out image files that can't be read", action="store_true")
+    if default == "the run's":
+        sub.option("--frames", f"of video: frames of a clip (default: {default})", **whole)
+        sub.option("--stride", f"of video: take every N-th frame (default: {default})", **whole)

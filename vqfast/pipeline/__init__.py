@@ -10,7 +10,7 @@ from vqfast.pipeline.coding import decode, encode
 from vqfast.pipeline.completion import Completion
 from vqfast.pipeline.conversion import convert
 from vqfast.pipeline.measures import bits_per_code, bits_per_dim, measure_reconstruction
-from vqfast.pipeline.options import PriorTraining, Training
+from vqfast.pipeline.options import PriorTraining, Training, VideoTraining
 from vqfast.pipeline.pages import report
 from vqfast.pipeline.parts import modality_of, reopen_parts
 from vqfast.pipeline.phone_table import PhoneTable, phone_table
@@ -23,11 +23,13 @@ from vqfast.pipeline.sampling import SampleRequest, num_rejected, sample
 from vqfast.pipeline.second_stage import train_second_stage
 from vqfast.pipeline.speech_measures import measure_speech
 from vqfast.pipeline.speech_training import train_speech
+from vqfast.pipeline.video_continuation import Continuation
 from vqfast.pipeline.vqvae_training import train_vqvae
 
 __all__ = [
     "CodeGrids",
     "Completion",
+    "Continuation",
     "PhoneTable",
     "PriorTraining",
     "Ranks",
@@ -35,6 +37,7 @@ __all__ = [
     "Run",
     "SampleRequest",
     "Training",
+    "VideoTraining",
     "bits_per_code",
     "bits_per_dim",
     "convert",

@@ -27,11 +27,13 @@ class CodeGrids:
         fingerprint: identifies them.
         read: numbers of items -> their codes, int64 ``(n, *shape)`` for each level from the coarsest, and
             int64 labels ``(n,)`` or None.
+        actions: numbers of items -> of clips the actions of each grid, int64 ``(n, T)``, or None.
     """
 
     num: int
     fingerprint: str
     read: Callable[[range], tuple[list[Tensor], Tensor | None]]
+    actions: Callable[[range], Tensor | None] = lambda numbers: None
 
     def all(self) -> tuple[list[Tensor], Tensor | None]:
         """All codes, ``(N, *shape)`` for each level, and labels ``(N,)`` or None."""
@@ -39,13 +41,18 @@ class CodeGrids:
 
 
 def shard_of(
-    levels: Sequence[Tensor], codebook_sizes: Sequence[int], labels: np.ndarray | None
+    levels: Sequence[Tensor],
+    codebook_sizes: Sequence[int],
+    labels: np.ndarray | None,
+    actions: Tensor | None = None,
 ) -> dict[str, np.ndarray]:
-    """The arrays of a shard: ``indices``, ``indices-1`` and so on, a level each, and any ``labels``."""
+    """The arrays of a shard: ``indices``, ``indices-1`` and so on, a level each, any labels and actions."""
     shard = {
         level_name("indices", level): pack(grids, size)
         for level, (grids, size) in enumerate(zip(levels, codebook_sizes, strict=True))
     }
+    if actions is not None:
+        shard["actions"] = actions.numpy()
     return shard if labels is None else {**shard, "labels": labels}
 
 
@@ -72,7 +79,8 @@ def stage_codes(run: Run, stage: str) -> CodeGrids:
         arrays = read_shards(folder, num, numbers)
         ndims = {name: array.ndim for name, array in arrays.items()}
         labels = arrays.pop("labels", None)
-        arrays.pop("rejected", None)  # see ``sample``
+        for other in ("rejected", "actions"):  # see ``sample`` and below
+            arrays.pop(other, None)
         names = [level_name("indices", level) for level in range(len(arrays))]
         bad = [name for name in names if ndims.get(name, 0) < 2]
         if bad or not names or ndims.get("labels", 1) != 1:
@@ -80,8 +88,14 @@ def stage_codes(run: Run, stage: str) -> CodeGrids:
             raise ValueError(f"{folder} holds arrays of {ndims} dimensions; {wanted}")
         return [unpack(arrays[name]) for name in names], None if labels is None else unpack(labels)
 
+    def actions(numbers: range) -> Tensor | None:
+        found = read_shards(folder, num, numbers).get("actions")
+        if found is not None and found.ndim != 2:
+            raise ValueError(f"{folder} has actions of {found.ndim} dimensions; want (N, T)")
+        return None if found is None else unpack(found)
+
     digest = hashlib.sha256(repr(sorted(settings.items())).encode()).hexdigest()[:16]
-    return CodeGrids(num, digest, read)
+    return CodeGrids(num, digest, read, actions)
 
 
 def open_codes(path: str | Path) -> CodeGrids:

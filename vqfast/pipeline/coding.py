@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,10 @@ from vqfast.pipeline.parts import modality_of
 from vqfast.pipeline.ranks import ALONE, Ranks
 from vqfast.pipeline.run import Run
 from vqfast.pipeline.shards import Advance, write_files, write_shards
+from vqfast.pipeline.video_actions import encoded_actions
 from vqfast.sampling.memory import in_batches
+
+CLIPS = 16  # at a time, in place of ``BATCH`` items
 
 
 def encode(
@@ -52,7 +56,7 @@ def encode(
             batches.append(codes.read(numbers[first : first + BATCH])[0])
             advance(len(batches[-1][0]))
         labels = None if dataset.labels is None else dataset.labels[numbers.start : numbers.stop]
-        return shard_of(concatenated(batches), vqvae.codebook_sizes, labels)
+        return shard_of(concatenated(batches), vqvae.codebook_sizes, labels, codes.actions(numbers))
 
     settings = {"data": dataset.fingerprint, "num": len(dataset), "weights": weights_digest(run, "vqvae")}
     out.begin(f"codes/{part}", settings, ranks=ranks)
@@ -80,7 +84,8 @@ def decode(
         codes: such as ``sample`` or ``open_codes`` give.
         format: of images ``"grid"`` (sheets, the default), ``"png"`` (single pictures) or ``"npy"`` (arrays
             uint8 ``(N, C, H, W)``); of recordings ``"wav"`` (the default) or ``"npy"`` (arrays float32
-            ``(N, 1, T)``).
+            ``(N, 1, T)``); of clips ``"mp4"`` (the default), ``"gif"`` or ``"npy"`` (arrays uint8
+            ``(N, T, H, W, C)``).
         out: where the files go; by default into the run.
         ranks: the processes that work together.
 
@@ -121,18 +126,19 @@ def encoded(vqvae: Autoencoder, dataset: Dataset, ranks: Ranks = ALONE) -> CodeG
     """
 
     def read(numbers: range) -> tuple[list[Tensor], Tensor | None]:
-        batches = results(lambda batch: encode_items(vqvae, dataset, batch, ranks.device), numbers)
+        work = partial(encode_items, vqvae, dataset, device=ranks.device)
+        batches = results(work, numbers, at_once(vqvae))
         labels = dataset.labels
         own = None if labels is None else torch.from_numpy(labels[numbers.start : numbers.stop])
         return concatenated(batches), own
 
-    return CodeGrids(len(dataset), dataset.fingerprint, read)
+    return CodeGrids(len(dataset), dataset.fingerprint, read, encoded_actions(vqvae, dataset))
 
 
 def decoded(
     vqvae: Autoencoder, codes: CodeGrids, numbers: range, ranks: Ranks = ALONE, *, levels: int | None = None
 ) -> Iterator[Tensor]:
-    """The items of the codes of these numbers: floats ``(n, C, *spatial)``, ``BATCH`` at a time.
+    """The items of the codes of these numbers: floats ``(n, C, *spatial)``, ``at_once`` at a time.
 
     Args:
         levels: decodes so many levels from the coarsest alone; by default all.
@@ -143,8 +149,13 @@ def decoded(
         shown = [indices.to(ranks.device) for indices in grids[:levels]]
         return [decode_items(vqvae, shown, labels, batch)]
 
-    batch = together(vqvae, codes.read(numbers[:1])[0][0].shape[1:])
-    return (items for (items,) in results(work, numbers, batch))
+    size = min(at_once(vqvae), together(vqvae, codes.read(numbers[:1])[0][0].shape[1:]))
+    return (items for (items,) in results(work, numbers, size))
+
+
+def at_once(model: object) -> int:
+    """How many items a model takes at a time where nothing is learned: fewer clips than others."""
+    return CLIPS if getattr(model, "ndim", 2) == 3 else BATCH
 
 
 @torch.no_grad()

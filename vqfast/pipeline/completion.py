@@ -18,6 +18,7 @@ from vqfast.pipeline.coding import decoded, encoded
 from vqfast.pipeline.levels import AnyPrior
 from vqfast.pipeline.ranks import ALONE, Ranks
 from vqfast.pipeline.sampling import OfSamples, SampleRequest, check_label, classes_of
+from vqfast.pipeline.video_actions import encoded_actions
 
 ITEMS, DRAWS = 12, 8  # shown in a picture: items, and completions of each
 
@@ -33,7 +34,7 @@ class Completion:
         vqvae: encodes the items.
         dataset: the items.
         modality: their kind, such as ``modality_of(run)``.
-        keep: the kept part: see ``Modality.kept_mask``.
+        keep: the kept part: see ``Modality.kept_mask``; or that mask itself.
         draws: completions of each item.
 
     Raises:
@@ -47,19 +48,20 @@ class Completion:
         dataset: Dataset,
         modality: Modality,
         *,
-        keep: str = "top-half",
+        keep: str | Tensor = "top-half",
         draws: int = 8,
         ranks: Ranks = ALONE,
     ) -> None:
         check_integer("draws", draws, 1, 2**31 - 1)
         self.vqvae, self.dataset, self.modality = vqvae, dataset, modality
-        self.keep, self.draws, self.ranks = keep, draws, ranks
+        self.keep, self.draws, self.ranks = "mask" if isinstance(keep, Tensor) else keep, draws, ranks
         self.shapes = vqvae.code_shapes(dataset.shape[1:])
-        self.kept, self.ends = modality.kept_mask(keep, self.shapes[0]), None
+        self.kept = keep if isinstance(keep, Tensor) else modality.kept_mask(keep, self.shapes[0])
+        self.ends = None
         if isinstance(dataset, Recordings):
             (longest,) = self.shapes[0]
             self.ends = torch.from_numpy(-(-dataset.lengths // vqvae.strides[0]))
-            masks = [modality.kept_mask(keep, (max(2, end),))[:end] for end in self.ends.tolist()]
+            masks = [modality.kept_mask(self.keep, (max(2, end),))[:end] for end in self.ends.tolist()]
             self.kept = torch.stack([F.pad(mask, (0, longest - len(mask))) for mask in masks])
 
     def request(
@@ -88,7 +90,9 @@ class Completion:
         note["kept"] = hashlib.sha256(self.kept.numpy().tobytes()).hexdigest()[:16]  # a mask file may change
         num = total if num is None else num
         ends = None if self.ends is None else self._ends
-        return SampleRequest(num, self.shapes, labels=given, known=self._known, ends=ends, note=note)
+        return SampleRequest(
+            num, self.shapes, labels=given, known=self._known, ends=ends, actions=self._actions, note=note
+        )
 
     def _labels(self, labels: np.ndarray) -> OfSamples:
         return lambda numbers: torch.from_numpy(labels[np.array(numbers) // self.draws])
@@ -96,6 +100,12 @@ class Completion:
     def _ends(self, numbers: range) -> Tensor:
         assert self.ends is not None
         return self.ends[torch.tensor(numbers) // self.draws]
+
+    def _actions(self, numbers: range) -> Tensor:
+        """Those of the clips themselves; unknown ones where they have none."""
+        read, length = encoded_actions(self.vqvae, self.dataset), self.shapes[0][0]
+        items = (read(range(number // self.draws, number // self.draws + 1)) for number in numbers)
+        return torch.cat([torch.full((1, length), -1) if own is None else own for own in items])
 
     def _known(self, numbers: range) -> list[Tensor]:
         item = torch.tensor(numbers) // self.draws

@@ -9,15 +9,17 @@ import torch
 from torch import Tensor
 
 from vqfast.data import Dataset
+from vqfast.data.protocol import BATCH
 from vqfast.functional.ssim import has_ssim, ssim
 from vqfast.models import VQVAE, Autoencoder, SecondStage
 from vqfast.pipeline.codes import CodeGrids
-from vqfast.pipeline.coding import results
+from vqfast.pipeline.coding import at_once, results
 from vqfast.pipeline.levels import AnyPrior, given, level_name, level_of
 from vqfast.pipeline.progress import bar
 from vqfast.pipeline.ranks import ALONE, Ranks
 from vqfast.pipeline.sampling import check_label, classes_of
 from vqfast.pipeline.shards import shards
+from vqfast.pipeline.video_actions import given_actions, wants_actions
 
 
 def measure_reconstruction(
@@ -52,7 +54,8 @@ def measure_reconstruction(
             count.add_(indices.flatten().bincount(minlength=len(count)))
         return figures
 
-    means = for_each(compared, len(dataset), ranks, "reconstruct", (1 + with_ssim,)).mean(0).tolist()
+    shape, size = (1 + with_ssim,), at_once(vqvae)
+    means = for_each(compared, len(dataset), ranks, "reconstruct", shape, size).mean(0).tolist()
     ranks.add_up(counts)
     figures = {"mse": means[0], "psnr": -10 * math.log10(max(means[0], 1e-12))}
     if with_ssim:
@@ -97,13 +100,17 @@ def bits_per_code(
         if target is None and (classes := classes_of(priors)) is not None:
             wanted = f"want labels in 0..{classes - 1} (--label), since the prior has classes"
             raise ValueError(f"the codes have no labels; {wanted}")
+        actions = codes.actions(numbers) if wants_actions(priors) else None
+        led = None if actions is None else actions.to(ranks.device)
         columns = []
         for prior in priors:
             labels_taken = None if prior.num_classes is None else target
-            columns.append(prior.bits_per_code(levels[level_of(prior)], labels_taken, **given(prior, levels)))
+            taken = given(prior, levels) | given_actions(prior, led)
+            columns.append(prior.bits_per_code(levels[level_of(prior)], labels_taken, **taken))
         return torch.stack(columns, 1).double()
 
-    return for_each(bits, codes.num, ranks, "bits per code", (len(priors),))
+    size = min(map(at_once, priors))
+    return for_each(bits, codes.num, ranks, "bits per code", (len(priors),), size)
 
 
 def likelihood_of(vqvae: Autoencoder) -> VQVAE | None:
@@ -143,18 +150,26 @@ def bits_per_dim(
         own = None if code_bits is None else code_bits[numbers.start : numbers.stop].to(x)
         return vqvae.bits_per_dim(x, code_bits=own).double()
 
-    return for_each(bits, len(dataset), ranks, "bits per dimension")
+    return for_each(bits, len(dataset), ranks, "bits per dimension", size=at_once(vqvae))
 
 
 def for_each(
-    work: Callable[[range], Tensor], num: int, ranks: Ranks, label: str, shape: tuple[int, ...] = ()
+    work: Callable[[range], Tensor],
+    num: int,
+    ranks: Ranks,
+    label: str,
+    shape: tuple[int, ...] = (),
+    size: int = BATCH,
 ) -> Tensor:
-    """Figures of each item, float64 ``(num, *shape)`` on every process; they share the work out."""
+    """Figures of each item, float64 ``(num, *shape)`` on every process; they share the work out.
+
+    ``work`` gets ``size`` numbers at a time.
+    """
     figures = torch.zeros(num, *shape, dtype=torch.float64, device=ranks.device)
     with bar(ranks, label, num) as progress:
         for numbers in shards(num, ranks):
             first = numbers.start
-            for (batch,) in results(lambda batch: [work(batch)], numbers):
+            for (batch,) in results(lambda batch: [work(batch)], numbers, size):
                 figures[first : first + len(batch)] = batch
                 first += len(batch)
                 progress.update(len(batch) * ranks.world)

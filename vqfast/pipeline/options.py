@@ -121,6 +121,17 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VideoTraining(Training):
+    """How a model of video is trained: the options of ``Training``, with fewer items in a step.
+
+    >>> VideoTraining().batch_size
+    8
+    """
+
+    batch_size: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
 class PriorTraining(Training):
     """How a prior is trained: the options of ``Training``, some with other defaults.
 

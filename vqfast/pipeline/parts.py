@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vqfast.checks import check_choice
-from vqfast.data import MODALITIES, Modality, Recordings, Source, Unreadable
+from vqfast.checks import check_choice, check_integer
+from vqfast.data import MODALITIES, Clips, Modality, Recordings, Source, Unreadable
 from vqfast.models import Autoencoder
 from vqfast.pipeline.progress import bar
 from vqfast.pipeline.ranks import Ranks
@@ -158,9 +158,11 @@ def _loaded(note: dict[str, Any], found: dict[str, Any] | None) -> tuple[list[So
         grouping = {name: note[name] for name in ("group",) if name in note}
         split = source.split(note["val"], seed=note["seed"], **grouping)
         return [source], dict(zip((TRAIN, HELD_OUT), split, strict=True))
-    own = {name: source.findings[name] for name in ("depth", "classes")}
+    own: dict[str, Any] = {name: source.findings[name] for name in ("depth", "classes")}
     if isinstance(source, Recordings):  # of any length
         own["rate"] = source.rate
+    elif isinstance(source, Clips):
+        own |= {"channels": source.shape[0], "num_actions": source.num_actions}
     else:
         own |= {"labels": None, "channels": source.shape[0]}
     if found is not None:
@@ -192,6 +194,17 @@ def noted_data(run: Run) -> dict[str, Any]:
     if not isinstance(note, dict) or not note.keys() >= NOTED or note["modality"] not in list(MODALITIES):
         raise ValueError(f"{run.folder / 'run.json'} has no data with {', '.join(sorted(NOTED))} in vqvae")
     return note
+
+
+def noted_num_actions(run: Run) -> int | None:
+    """How many actions the frames of a run's clips have; None without actions.
+
+    Raises:
+        TypeError, ValueError: ``run.json`` has something else.
+    """
+    num: Any = (run.settings("data") or {}).get("num_actions")
+    check_integer(f"num_actions of data in {run.folder / 'run.json'}", num, optional=True)
+    return None if num is None else int(num)
 
 
 def _noted_findings(run: Run) -> dict[str, Any]:

@@ -20,26 +20,29 @@ from vqfast.pipeline.levels import Prior, given, level_name, level_of
 from vqfast.pipeline.loop import Share, Task
 from vqfast.pipeline.measures import bits_per_code
 from vqfast.pipeline.options import PriorTraining, Training
-from vqfast.pipeline.parts import HELD_OUT, TRAIN, reopen_parts
+from vqfast.pipeline.parts import HELD_OUT, TRAIN, noted_num_actions, reopen_parts
 from vqfast.pipeline.priors import load_prior
 from vqfast.pipeline.ranks import ALONE, Ranks
 from vqfast.pipeline.run import Run
 from vqfast.pipeline.training import begin_training, train_once
 from vqfast.pipeline.validation import validation_of
-from vqfast.priors import ConditionedPrior, PixelCNN, PixelSNAIL, ResidualPixelCNN, WaveNet
+from vqfast.pipeline.video_actions import given_actions, num_actions_of_grids
+from vqfast.priors import ClipPrior, ConditionedPrior, PixelCNN, PixelSNAIL, ResidualPixelCNN, WaveNet
 from vqfast.priors.base import CausalPrior
 
 TRAINING = PriorTraining()
-PRIORS: dict[str, type[CausalPrior]] = {
+PRIORS: dict[str, type[CausalPrior] | type[ClipPrior]] = {
     "gated": PixelCNN,
     "residual": ResidualPixelCNN,
     "snail": PixelSNAIL,
     "wavenet": WaveNet,
+    "clips": ClipPrior,
 }
 SET = (
     "num_embeddings",
     "num_quantizers",
     "num_classes",
+    "num_actions",
     "condition_channels",
     "condition_stride",
 )  # arguments of a prior that the run determines
@@ -54,6 +57,7 @@ def train_priors(
     condition_channels: int = 64,
     condition_blocks: int = 2,
     use_labels: bool = True,
+    use_actions: bool = True,
     training: Training = TRAINING,
     ranks: Ranks = ALONE,
 ) -> list[Prior]:
@@ -65,12 +69,13 @@ def train_priors(
     Args:
         run: a run whose codes are encoded.
         level: the only level to train, 0 for the coarsest; by default all, one after the other.
-        prior: ``"gated"`` (``PixelCNN``), ``"residual"`` (``ResidualPixelCNN``), ``"snail"`` (``PixelSNAIL``)
-            or, for sequences, ``"wavenet"`` (``WaveNet``); by default gated, of sequences wavenet.
+        prior: ``"gated"`` (``PixelCNN``, the default), ``"residual"`` (``ResidualPixelCNN``) or ``"snail"``
+            (``PixelSNAIL``); of sequences ``"wavenet"`` (``WaveNet``), of clips ``"clips"`` (``ClipPrior``).
         prior_options: arguments of that class.
         condition_channels, condition_blocks: channels of the conditioning networks, and their residual blocks
             for each coarser level.
         use_labels: whether the priors learn each class, where the codes have labels.
+        use_actions: whether a prior of clips learns what each action does, where the clips have actions.
         training: how each is trained; the held-out figure is bits per code.
         ranks: the processes that work together.
 
@@ -86,7 +91,7 @@ def train_priors(
     check_integer("condition_channels", condition_channels)
     check_integer("condition_blocks", condition_blocks, 0)
     vqvae = load_model(run.folder, "vqvae")
-    kinds = [name for name, kind in PRIORS.items() if (kind.ndim == 1) == (vqvae.ndim == 1)]
+    kinds = [name for name, kind in PRIORS.items() if kind.ndim == vqvae.ndim]
     prior = kinds[0] if prior is None else prior
     check_choice("prior", prior, kinds)
     arguments = inspect.signature(PRIORS[prior]).parameters.keys()
@@ -100,29 +105,34 @@ def train_priors(
     num_levels = len(vqvae.codebook_sizes)
     check_integer("level", level, 0, num_levels - 1, optional=True)
     held_out = stage_codes(run, f"codes/{HELD_OUT}")  # refuses a run that isn't encoded to the end
-    grids, labels = stage_codes(run, f"codes/{TRAIN}").all()
+    codes = stage_codes(run, f"codes/{TRAIN}")
+    grids, labels = codes.all()
     labels = labels if use_labels else None
+    actions = codes.actions(range(codes.num)) if use_actions else None
     num_classes = None if labels is None else reopen_parts(run)[TRAIN].num_classes
     settings = {"codes": run.settings(f"codes/{TRAIN}"), "prior": prior, "num_classes": num_classes}
     settings |= {**options, **training.settings(len(grids[0]))}
+    acting: dict[str, Any] = {}
+    if actions is not None:
+        acting["num_actions"] = num_actions_of_grids(vqvae, noted_num_actions(run))
     conditioning = {"condition_channels": condition_channels, "condition_blocks": condition_blocks}
 
     def train(number: int) -> None:
         name = level_name("prior", number)
         torch.manual_seed(training.seed)
-        sizes: dict[str, Any] = {"num_classes": num_classes}
+        sizes: dict[str, Any] = {"num_classes": num_classes, **acting}
         if several:
             sizes["num_quantizers"] = getattr(vqvae.quantizers[number], "num_quantizers", None)
         make = partial(PRIORS[prior], vqvae.codebook_sizes[number], **sizes, **options)
         network = make() if number == 0 else _conditioned(make, vqvae, number, **conditioning)
         network.to(ranks.device)
-        begin_training(run, name, settings | (conditioning if number else {}), ranks)
+        begin_training(run, name, settings | acting | (conditioning if number else {}), ranks)
 
         def measure() -> dict[str, float]:
             return {"held_out_bits_per_code": bits_per_code([network], held_out, ranks=ranks).mean().item()}
 
         validation = validation_of(training, "held_out_bits_per_code", measure)
-        make_task = partial(prior_task, network, grids, labels, ranks)
+        make_task = partial(prior_task, network, grids, labels, ranks, actions=actions)
         train_once(run, name, network, make_task, training, validation=validation, ranks=ranks)
 
     trained = range(num_levels) if level is None else [level]
@@ -132,7 +142,7 @@ def train_priors(
 
 
 def _conditioned(
-    make: partial[CausalPrior],
+    make: partial[Any],
     vqvae: Autoencoder,
     level: int,
     *,
@@ -149,7 +159,14 @@ def _conditioned(
     )
 
 
-def prior_task(prior: Prior, grids: Sequence[Tensor], labels: Tensor | None, ranks: Ranks) -> Task:
+def prior_task(
+    prior: Prior,
+    grids: Sequence[Tensor],
+    labels: Tensor | None,
+    ranks: Ranks,
+    *,
+    actions: Tensor | None = None,
+) -> Task:
     """What a prior learns: the codes of its level, by cross-entropy.
 
     Its figures are loss (nats for a code) and bits_per_code.
@@ -157,17 +174,20 @@ def prior_task(prior: Prior, grids: Sequence[Tensor], labels: Tensor | None, ran
     Args:
         grids: int64 ``(N, *shape)`` of each level.
         labels: int64 ``(N,)`` or None.
+        actions: of clips int64 ``(N, T)``, or None.
     """
     level = level_of(prior)
 
-    def batch(share: Share) -> tuple[list[Tensor], Tensor | None]:
+    def batch(share: Share) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
         levels = [indices[share.numbers] for indices in grids[: level + 1]]
-        return levels, None if labels is None else labels[share.numbers]
+        own, led = (None if of_items is None else of_items[share.numbers] for of_items in (labels, actions))
+        return levels, own, led
 
-    def metrics(step: int, batch: tuple[list[Tensor], Tensor | None]) -> dict[str, Tensor]:
+    def metrics(step: int, batch: tuple[list[Tensor], Tensor | None, Tensor | None]) -> dict[str, Tensor]:
         levels = [indices.to(ranks.device) for indices in batch[0]]
-        own = None if batch[1] is None else batch[1].to(ranks.device)
-        logits = prior(levels[level].clamp(min=0), own, **given(prior, levels))
+        own, led = (None if of_items is None else of_items.to(ranks.device) for of_items in batch[1:])
+        taken = given(prior, levels) | given_actions(prior, led)
+        logits = prior(levels[level].clamp(min=0), own, **taken)
         loss = F.cross_entropy(logits, levels[level], ignore_index=-1)  # -1 after the end of an item
         return {"loss": loss, "bits_per_code": loss.detach() / math.log(2)}
 

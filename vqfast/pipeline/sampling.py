@@ -16,10 +16,12 @@ from vqfast.models import LevelPrior
 from vqfast.pipeline.codes import CodeGrids, shard_of, stage_codes
 from vqfast.pipeline.coding import weights_digest
 from vqfast.pipeline.levels import AnyPrior, given, level_name
+from vqfast.pipeline.parts import HELD_OUT
 from vqfast.pipeline.ranks import ALONE, Ranks
 from vqfast.pipeline.rejection import Rejection
 from vqfast.pipeline.run import Run
 from vqfast.pipeline.shards import Advance, read_shards, write_shards
+from vqfast.pipeline.video_actions import given_actions, taking_turns, wants_actions
 
 # numbers of samples -> a tensor with an entry for each; or such a tensor for each level
 OfSamples = Callable[[range], Tensor]
@@ -35,9 +37,12 @@ class SampleRequest:
         shapes: of the grid of codes of each level, from the coarsest, such as ``[(H, W)]``.
         labels: one label for all samples; or a function that gives int64 labels ``(n,)``; by default the
             classes take turns, if the prior has any.
-        known: a function that gives int64 codes ``(n, *shape)`` to keep for each level, -1 where to sample.
+        known: a function that gives int64 codes ``(n, *shape)`` to keep for each level, -1 where to sample;
+            of clips perhaps of the first grids alone.
         ends: of sequences, a function that gives how many codes of each sample count, int64 ``(n,)``; -1
             stands behind them.
+        actions: of clips, a function that gives the actions of their grids, int64 ``(n, T)``, -1 for unknown
+            ones; by default those of the run's held-out clips, in turn.
         note: JSON values that identify what the functions give.
 
     Raises:
@@ -52,6 +57,7 @@ class SampleRequest:
     labels: int | OfSamples | None = None
     known: LevelsOfSamples | None = None
     ends: OfSamples | None = None
+    actions: OfSamples | None = None
     note: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -123,6 +129,7 @@ def sample(
     options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     options |= {"method": method, "batch_size": batch_size}
     positions = sum(map(math.prod, request.shapes))
+    actions_of = _actions(run, priors, request)
     if reject is not None and labels_of is None:
         raise ValueError("reject is given; want None: the samples have no classes")
 
@@ -130,6 +137,7 @@ def sample(
         labels = None if labels_of is None else labels_of(numbers)
         known = [None] * len(priors) if request.known is None else request.known(numbers)
         ends = None if request.ends is None else request.ends(numbers)
+        actions = None if actions_of is None else actions_of(numbers)
 
         def draw(places: Tensor, attempt: int) -> list[Tensor]:
             levels: list[Tensor] = []
@@ -143,6 +151,7 @@ def sample(
                     numbers=numbers.start + places + (attempt << 32),
                     progress=lambda drawn: advance(0 if attempt else drawn / positions),
                     **given(prior, levels),
+                    **given_actions(prior, None if actions is None else actions[places]),
                     **{**options, "seed": _level_seed(seed, level)},
                 )
                 if ends is not None:
@@ -156,7 +165,7 @@ def sample(
             levels, rejected = reject.drawn(draw, labels, numbers.start)
             more = {"rejected": rejected.numpy()}
         sizes = [prior.num_embeddings for prior in priors]
-        return shard_of(levels, sizes, None if labels is None else labels.numpy()) | more
+        return shard_of(levels, sizes, None if labels is None else labels.numpy(), actions) | more
 
     trained = [level for level, prior in enumerate(priors) if not isinstance(prior, LevelPrior)]
     names = ["vqvae", *(level_name("prior", level) for level in trained)]
@@ -185,6 +194,12 @@ def _level_seed(seed: int, level: int) -> int:
     if level == 0:
         return seed
     return int(np.random.SeedSequence([seed, level]).generate_state(1, np.uint64)[0])
+
+
+def _actions(run: Run, priors: Sequence[AnyPrior], request: SampleRequest) -> OfSamples | None:
+    if not wants_actions(priors):
+        return None
+    return request.actions or taking_turns(stage_codes(run, f"codes/{HELD_OUT}"), request.shapes[0][0])
 
 
 def _labels(priors: Sequence[AnyPrior], labels: int | OfSamples | None) -> OfSamples | None:

@@ -31,7 +31,7 @@ ERRORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 # encoder runs away from the codebook.
 WEIGHTS = {"keras": 1.0}
 WEIGHT = 1 / 16
-VARIANCE_ITEMS = 1000  # from which the variance of the data is taken
+VARIANCE_ITEMS = 1000  # images, or frames of clips, from which the variance of the data is taken
 
 
 def vqvae_task(model: VQVAE | HierarchicalVQVAE | SecondStage, dataset: Source, ranks: Ranks) -> Task:
@@ -71,6 +71,7 @@ def vqvae_task(model: VQVAE | HierarchicalVQVAE | SecondStage, dataset: Source, 
 
 def _over_variance(dataset: Source, weight: float) -> Callable[[Tensor, Tensor], Tensor]:
     """The squared error over the variance of the data, times ``weight``."""
-    subset = dataset.batch(range(0, len(dataset), -(-len(dataset) // VARIANCE_ITEMS)))
+    frames = dataset.shape[1] if len(dataset.shape) == 4 else 1
+    subset = dataset.batch(range(0, len(dataset), -(-len(dataset) * frames // VARIANCE_ITEMS)))
     variance = subset.double().var(correction=0).clamp(min=1e-6).item()
     return lambda reconstruction, x: weight / variance * F.mse_loss(reconstruction, x)

@@ -43,9 +43,9 @@ def train_vqvae(
 
     Args:
         run: the run to train in.
-        data: a path, or ``"digits"``: see ``load_images``.
+        data: a path, or ``"digits"``: see ``load_images`` and ``load_video``.
         modality: the kind of data, a name in ``vqfast.data.MODALITIES``.
-        reading: options of ``load_images``.
+        reading: options of ``load_images``, or of the function for the other kind.
         val: the share of the data that is kept out of training, above 0 and below 1; or the path of data to
             measure on, which is read like ``data``.
         group: a regular expression; images whose file names agree in its first pair of parentheses are on one

@@ -23,7 +23,7 @@ class _VideoModality:
 
     rate: float | None = None
     item = "clip"
-    like_run = ("frames", "stride", "size", "channels", "classes")
+    like_run = ("frames", "stride", "size", "channels", "num_actions", "classes")
     load = staticmethod(load_video)
     kept_mask = staticmethod(kept_mask)
     show_items = staticmethod(show_items)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -51,12 +51,12 @@ class ArrayFacts(NamedTuple):
     """The videos of a file, and what the file says of them.
 
     Args:
-        videos: N of them.
+        videos: N of them, ``ArrayVideo``; or one of another kind.
         labels: integers ``(N,)`` or None.
         actions: integers ``(N, T)`` or None.
     """
 
-    videos: list[ArrayVideo]
+    videos: Sequence[Any]
     labels: np.ndarray | None
     actions: np.ndarray | None
 

@@ -29,7 +29,7 @@ class Clips(Items):
         shape: ``(C, T, H, W)`` of a clip.
         rate: frames of a clip a second; None where no file says it.
         actions: int64 ``(N, T)``, the action that led to each frame, or None.
-        num_actions: the largest action of the loaded set plus 1, which the parts of a split keep; or None.
+        num_actions: how many actions there are; None without actions.
         labels: int64 ``(N,)``, or None.
         num_classes: the largest label of the loaded set plus 1, which the parts of a split keep; or None.
 
@@ -49,7 +49,12 @@ class Clips(Items):
     item = "clip"
 
     def __init__(
-        self, videos: VideoFiles, name: str, size: tuple[int, int] | None, channels: int | None
+        self,
+        videos: VideoFiles,
+        name: str,
+        size: tuple[int, int] | None,
+        channels: int | None,
+        num_actions: int | None,
     ) -> None:
         super().__init__(videos, name, videos.labels)
         channels = channels or (1 if all(video.grey for video in videos.used) else 3)
@@ -57,7 +62,12 @@ class Clips(Items):
         rates = sorted(video.rate for video in videos.used if video.rate is not None)
         self.rate = float(rates[len(rates) // 2]) / videos.stride if rates else None
         self.actions = videos.actions
-        self.num_actions = None if self.actions is None else int(self.actions.max()) + 1
+        self.num_actions: int | None = None
+        if self.actions is not None:
+            largest = int(self.actions.max())
+            self.num_actions = largest + 1 if num_actions is None else num_actions
+            if largest >= self.num_actions:
+                raise ValueError(f"{name} has the action {largest}; want 0..{self.num_actions - 1}")
         self._videos = videos
         self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
         self._lock = Lock()
@@ -106,7 +116,9 @@ class Clips(Items):
             from PIL import Image, ImageOps
 
             picture = Image.fromarray(np.ascontiguousarray(frame))
-            frame = np.asarray(ImageOps.fit(picture, self.shape[:1:-1], Image.Resampling.BICUBIC))
+            frame = np.asarray(
+                ImageOps.fit(picture, (self.shape[3], self.shape[2]), Image.Resampling.BICUBIC)
+            )
         if frame.ndim == 2:
             return frame[..., None].repeat(self.shape[0], axis=2)
         return frame if self.shape[0] == 3 else (frame @ np.array(LUMA)).round().astype(np.uint8)[..., None]

@@ -114,7 +114,8 @@ class VideoFiles:
         Raises:
             ValueError: they aren't equal.
         """
-        sizes = {self.videos[n].size: self._names[n] for n in reversed(np.unique(self.video_of))}
+        clipped: list[int] = np.unique(self.video_of)[::-1].tolist()
+        sizes: dict[tuple[int, int], str] = {self.videos[n].size: self._names[n] for n in clipped}
         if len(sizes) > 1:
             found = [f"{name} is {wide}x{high}" for (high, wide), name in sizes.items()]
             raise ValueError(f"videos differ in size: {', '.join(found[-2:])}; --size makes them equal")
@@ -126,8 +127,9 @@ class VideoFiles:
     def contents(self, numbers: np.ndarray) -> bytes:
         videos = np.unique(self.video_of[numbers])
         files = dict.fromkeys(name for video in videos for name in self._files[video])
-        places = f"{self.frames} {self.stride}".encode() + self.first_of[numbers].tobytes()
-        return disk.contents_digest(self.root, list(files)) + places + self.video_of[numbers].tobytes()
+        places: bytes = np.stack([self.video_of[numbers], self.first_of[numbers]]).tobytes()
+        cut = f"{self.frames} {self.stride}".encode()
+        return disk.contents_digest(self.root, list(files)) + cut + places
 
     def read(self, numbers: np.ndarray, finish: Callable[[np.ndarray], np.ndarray]) -> dict[int, np.ndarray]:
         """The frames of clips: ``(T, ...)`` by the number of the clip.

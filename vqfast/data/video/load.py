@@ -18,6 +18,7 @@ def load_video(
     stride: int = 1,
     size: int | Sequence[int] | None = None,
     channels: int | None = None,
+    num_actions: int | None = None,
     depth: None = None,
     skip_bad: bool | Mapping[str, str] = False,
     classes: Sequence[str] | None = None,
@@ -57,6 +58,7 @@ def load_video(
             central square cut out. Two numbers are height and width of other rectangles. None leaves frames
             as they are; all videos then must be of one size.
         channels: 1 (grey) or 3 (RGB) converts; by default clips are grey only if all videos are.
+        num_actions: how many actions there are; by default the largest plus 1.
         depth: None, as for all kinds of data whose files need no such option.
         skip_bad: True leaves out videos that can't be read, which takes reading all of them. A mapping leaves
             out the videos that are its keys, as ``findings["bad"]`` named them before.
@@ -76,12 +78,13 @@ def load_video(
     check_integer("frames", frames, optional=True)
     check_integer("stride", stride)
     check_integer("channels", channels, optional=True)
+    check_integer("num_actions", num_actions, optional=True)
     if channels not in (None, 1, 3):
         raise ValueError(f"channels is {channels}; want 1 or 3")
     if depth is not None:
         raise ValueError(f"depth is {depth}; want None: frames are read with 8 bits")
     files = VideoFiles(disk.existing_path("data", data), frames, stride, skip_bad, classes)
-    return Clips(files, str(data), _height_and_width(size), channels)
+    return Clips(files, str(data), _height_and_width(size), channels, num_actions)
 
 
 def _height_and_width(size: int | Sequence[int] | None) -> tuple[int, int] | None:

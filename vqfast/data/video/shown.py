@@ -11,17 +11,21 @@ from vqfast.data.images.mask import kept_mask as kept_of_image
 from vqfast.data.images.sheet import grid
 
 FRAMES = 8  # of a clip in a picture, at most
+GAP = 0.5  # grey between them
 
 
 def some_frames(clips: Tensor, frames: int = FRAMES) -> Tensor:
-    """Frames of each clip, evenly spread, side by side: ``(N, C, T, H, W)`` to ``(N, C, H, frames * W)``.
+    """Frames of each clip, evenly spread, side by side with a pixel between two of them.
+
+    ``(N, C, T, H, W)`` becomes ``(N, C, H, frames * (W + 1) - 1)``.
 
     >>> some_frames(torch.zeros(2, 3, 16, 4, 6)).shape
-    torch.Size([2, 3, 4, 48])
+    torch.Size([2, 3, 4, 55])
     """
     length = clips.shape[2]
     places = torch.linspace(0, length - 1, min(frames, length)).round().long()
-    return clips[:, :, places].permute(0, 1, 3, 2, 4).flatten(3)
+    spaced = F.pad(clips[:, :, places], (0, 1), value=GAP)
+    return spaced.permute(0, 1, 3, 2, 4).flatten(3)[..., :-1]
 
 
 def show_items(items: Tensor, *, columns: int) -> bytes:
