@@ -134,7 +134,7 @@ def test_clips_without_actions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ("train-video --data bad --out x", "cut.mp4: cannot read video: it is cut off"),
         (
             "encode --run run --data clips --out x --crop 8",
-            "clips: got an unexpected keyword argument 'crop'",
+            "crop is given; want none: clips are read without",
         ),
         ("train-prior --run run --prior gated", "prior is 'gated'; want 'clips'"),
         ("sample --run run --out x --given 8", "given is 8; want an integer in 1..7"),
