@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -100,3 +101,29 @@ def test_trained_priors_come_first(run: tuple[Run, HierarchicalVQVAE]) -> None:
     plain = HierarchicalVQVAE(hidden_channels=4)
     with pytest.raises(ValueError, match="architecture is 'vqvae2'; want 'ruseckas-hierarchical'"):
         LevelPrior(plain, 0)
+
+
+def test_bad_arguments_of_a_models_own_prior(run: tuple[Run, HierarchicalVQVAE]) -> None:
+    prior, top = LevelPrior(run[1], 1), torch.zeros(3, 4, 4, dtype=torch.int64)
+    for options, message in (
+        ({"num": 0}, "num is 0; want a positive integer"),
+        ({"shape": 8}, "shape is 8; want a shape"),
+        ({"coarser": []}, "coarser has 0 levels; want 1"),
+        ({"coarser": top}, "coarser is a Tensor; want a list"),
+        ({"coarser": [top[:2]]}, r"coarser\[0\] has 2 grids; want 3"),
+        ({"coarser": [top.float()]}, r"coarser\[0\] has dtype torch.float32; want an integer"),
+        ({"coarser": [top + 99]}, r"coarser\[0\] has values"),
+        ({"labels": 1}, "labels is given; want None"),
+        ({"known": top}, r"known has shape \(3, 4, 4\); want \(3, 8, 8\)"),
+        ({"numbers": torch.arange(2)}, r"numbers has shape \(2,\); want \(3,\)"),
+        ({"method": "magic"}, "method is 'magic'; want 'auto'"),
+        ({"batch_size": 0}, "batch_size is 0; want a positive integer"),
+        ({"progress": 3}, "progress is 3; want a bool or a function"),
+    ):
+        given: dict[str, Any] = {"num": 3, "shape": (8, 8), "coarser": [top], **options}
+        with pytest.raises((TypeError, ValueError), match=message):
+            prior.sample(**given)
+    with pytest.raises(ValueError, match=r"indices has shape \(3, 4, 4\); want \(B, 8, 8\)"):
+        prior.bits_per_code(top, coarser=[top])
+    with pytest.raises(ValueError, match="level is 2; want an integer"):
+        LevelPrior(run[1], 2)
