@@ -19,7 +19,9 @@ def run(command: str) -> int:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    found = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    found = (
+        path for path in folder.rglob("*") if path.is_file() and path.name not in (".lock", "times.json")
+    )
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
 
 

@@ -152,11 +152,12 @@ def results(folder: Path) -> dict[str, bytes]:
     found = {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in files
-        if path.name[0] != "." and path.name != "timings.json"
+        if path.name[0] != "." and path.name not in ("times.json", "timings.json")
     }
     if "report.html" in found:
         own_name = rf"(?<![\w-]){folder.name}(?![\w-])".encode()
-        found["report.html"] = re.sub(own_name, b"", found["report.html"])
+        without_times = re.sub(rb"<dt>When</dt><dd>[^<]*</dd>", b"", found["report.html"])
+        found["report.html"] = re.sub(own_name, b"", without_times)
     return found
 
 

@@ -68,4 +68,8 @@ def train_its_prior(
 def files(folder: Path) -> dict[str, tuple[int, bytes]]:
     """Time and contents of all files."""
     found = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in found if path.name != ".lock"}
+    return {
+        str(path): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in found
+        if path.name not in (".lock", "times.json")
+    }

@@ -16,7 +16,8 @@ from vqfast.pipeline.options import Training
 from vqfast.pipeline.ranks import Ranks
 from vqfast.pipeline.run import Run
 from vqfast.pipeline.state import reopen
-from vqfast.pipeline.validation import Validation, measured
+from vqfast.pipeline.times import Clock
+from vqfast.pipeline.validation import History, Validation, measured
 from vqfast.saving.storage import read_json, read_tensors, write_json
 
 GROWING = ("steps", "patience")  # settings of which a finished training may be given more
@@ -57,7 +58,13 @@ def train_once(
     """Trains and saves a model, unless its weights are in the run."""
     state = run.folder / f"{name}.state.safetensors"
     if not (run.folder / f"{name}.safetensors").is_file():
-        log = log_to(run.folder, name, training.tensorboard if ranks.first else None)
+        write_curves = log_to(run.folder, name, training.tensorboard if ranks.first else None)
+        clock = Clock(run.folder, name, anew=not state.is_file())
+
+        def log(history: History) -> None:
+            write_curves(history)
+            clock.note()
+
         history = fit(model, make_task(), training, file=state, ranks=ranks, validation=validation, log=log)
         if ranks.first:
             write_json(run.folder / f"{name}.history.json", history)

@@ -9,7 +9,7 @@ from typing import Any
 from vqfast.pipeline.run import Run, flat
 
 ABSENT = {"modality", "num_classes", "weights"}  # settings that no option gives
-TRAIN = {"images": "train", "audio": "train-speech"}  # the command of each kind of data
+TRAIN = {"images": "train", "audio": "train-speech", "video": "train-video"}  # the command of each kind of data
 NEGATED = {"kmeans_init"}  # settings whose option has a twin with --no-, where the default may be true
 COLUMNS = 70  # after which a line ends
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from vqfast.pipeline.pages.contents import Contents
 from vqfast.pipeline.pages.html import Markup, tag
 from vqfast.pipeline.parts import HELD_OUT, TRAIN
+from vqfast.pipeline.times import in_words, times_of
 
 NAMES = {
     "mse": "Squared error",
@@ -125,6 +126,11 @@ def _steps(contents: Contents) -> str:
     return "; ".join(done)
 
 
+def _times(contents: Contents) -> str:
+    times = times_of(contents.run.folder)
+    return "; ".join(f"{t}: {in_words(times[n])}" for n, t in contents.trainings.items() if n in times)
+
+
 FACTS: dict[str, Callable[[Contents], str]] = {
     "Data": _data,
     "Model": _model,
@@ -132,4 +138,5 @@ FACTS: dict[str, Callable[[Contents], str]] = {
     "An item as codes": _size,
     "Prior": _prior,
     "Trained": _steps,
+    "When": _times,
 }
