@@ -9,7 +9,7 @@ from typing import Any
 from vqfast.pipeline.run import Run, flat
 
 ABSENT = {"modality", "num_classes", "weights"}  # settings that no option gives
-TRAIN = {"images": "train", "audio": "train-speech", "video": "train-video"}  # the command of each kind of data
+TRAIN = {"audio": "train-speech", "video": "train-video"}  # the commands of data that isn't images
 NEGATED = {"kmeans_init"}  # settings whose option has a twin with --no-, where the default may be true
 COLUMNS = 70  # after which a line ends
 
@@ -29,7 +29,8 @@ def commands_of(run: Run) -> list[str]:
         own = {name: value for name, value in vqvae.items() if name != "data"}
         if data.get("modality") == "audio":
             own["no_speakers"] = own.get("num_classes", 0) is None
-        found.append([TRAIN[data.get("modality", "images")], *_options({**given, **own}), "--out", folder])
+        command = TRAIN.get(str(data.get("modality")), "train")
+        found.append([command, *_options({**given, **own}), "--out", folder])
     if "codes/train" in stages:
         found.append(["encode", "--run", folder])
     priors = {name: settings for name, settings in stages.items() if name.partition("-")[0] == "prior"}
