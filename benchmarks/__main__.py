@@ -29,6 +29,7 @@ SUITES = (
     "mnist",
     "hierarchy",
     "speech",
+    "video",
 )
 QUICK_ROUNDS, FULL_ROUNDS = 3, 11
 
@@ -115,6 +116,13 @@ def main(arguments: list[str] | None = None) -> int:
         help="of the suite speech: human speakers, of whom phones and speakers are read from codes alone",
     )
     parser.add_argument(
+        "--video",
+        type=Path,
+        metavar="FOLDER",
+        help="of the suite video: game.npz, and real clips in its folder clips; what is missing isn't "
+        "measured, but the game is played where the package vizdoom is installed",
+    )
+    parser.add_argument(
         "--pages",
         action="store_true",
         help="measure nothing: make the plots and the tables in README and docs anew from the records",
@@ -139,6 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
     photographs = {"photographs": asked.photographs}
     sources = {"training": photographs, "hierarchy": photographs, "mnist": {"digits": asked.mnist}}
     sources["speech"] = {"voices": asked.voices, "human": asked.human}
+    sources["video"] = {"folder": asked.video}
     if asked.gpu_gate:
         from benchmarks import gate
 

@@ -169,6 +169,22 @@ def test_moving_cells_whose_next_frame_the_action_tells() -> None:
     assert (drawn == codes).flatten(1).all(1).float().mean() > 0.9
 
 
+@torch.no_grad()
+def test_codes_with_the_same_code_vector_start_alike() -> None:
+    prior = make()
+    codebook = torch.randn(K, 3, dtype=torch.float64)
+    codebook[4] = codebook[2]
+    prior.start_from(codebook)
+    torch.nn.init.zeros_(prior.prior.head[-1].bias)
+    codes, actions = clips(2)
+    logits = prior(codes, actions=actions)
+    torch.testing.assert_close(logits[:, 4], logits[:, 2])
+    swapped = torch.where(codes == 4, 2, codes)
+    torch.testing.assert_close(prior(swapped, actions=actions), logits)
+    with pytest.raises(ValueError, match=r"codebook has shape \(3, 3\); want \(7, D\)"):
+        prior.start_from(codebook[:3])
+
+
 def test_a_prior_comes_back_from_its_files(tmp_path: Path) -> None:
     prior = make(num_classes=2)
     save_model(tmp_path, "prior", prior.float())

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqfast.checks import Device, check_device, check_indices, check_integer, check_sizes
+from vqfast.checks import Device, check_device, check_indices, check_integer, check_sizes, check_tensor
 from vqfast.nn.calls import typed_as
 from vqfast.priors.frames import FrameNetwork, Memory
-from vqfast.priors.layers import placement
+from vqfast.priors.layers import check_kernel_size, placement
 from vqfast.priors.pixelcnn import PixelCNN
 from vqfast.sampling.batches import as_labels
 from vqfast.sampling.draw import philox
@@ -44,6 +44,7 @@ class ClipPrior(nn.Module, Pretrained):
         num_classes: how many labels clips have; ``None`` for none.
         context_channels: of the network.
         context_blocks: residual blocks of the network, each of which sees one cell farther around.
+        context_kernel_size: of kernels, odd, that each action has to move what the last frame has.
         context_frames: how many frames a block reads. The network sees ``1 + context_blocks *
             (context_frames - 1)`` frames before a frame.
         device, dtype: of the parameters, as in ``torch.nn``.
@@ -80,6 +81,7 @@ class ClipPrior(nn.Module, Pretrained):
         context_channels: int = 64,
         context_blocks: int = 4,
         context_frames: int = 2,
+        context_kernel_size: int = 7,
         kernel_size: int = 3,
         first_kernel_size: int = 7,
         head_channels: int = 512,
@@ -91,6 +93,7 @@ class ClipPrior(nn.Module, Pretrained):
         check_integer("num_actions", num_actions, optional=True)
         check_sizes(context_channels=context_channels, context_frames=context_frames)
         check_integer("context_blocks", context_blocks, 0)
+        check_kernel_size("context_kernel_size", context_kernel_size)
         factory = placement(device, dtype)
         own = {
             "kernel_size": kernel_size,
@@ -108,7 +111,13 @@ class ClipPrior(nn.Module, Pretrained):
             **factory,
         )
         self.network = FrameNetwork(
-            num_embeddings, context_channels, context_blocks, context_frames, num_actions, **factory
+            num_embeddings,
+            context_channels,
+            context_blocks,
+            context_frames,
+            context_kernel_size,
+            num_actions,
+            **factory,
         )
         self.num_embeddings, self.num_actions, self.num_classes = num_embeddings, num_actions, num_classes
         self._config = {
@@ -120,6 +129,7 @@ class ClipPrior(nn.Module, Pretrained):
             "context_channels": context_channels,
             "context_blocks": context_blocks,
             "context_frames": context_frames,
+            "context_kernel_size": context_kernel_size,
             **own,
         }
 
@@ -127,6 +137,36 @@ class ClipPrior(nn.Module, Pretrained):
     def config(self) -> dict[str, Any]:
         """The constructor's arguments but for ``device`` and ``dtype``."""
         return dict(self._config)
+
+    @torch.no_grad()
+    def start_from(self, codebook: Tensor) -> None:
+        """Lets codes whose code vectors are alike start alike: in the embeddings and in the last layer.
+
+        Random projections of the code vectors take the place of random weights, which a training without it
+        starts with. It learns sooner.
+
+        Args:
+            codebook: floating ``(K, D)``, as ``VQLayer.codebook``.
+
+        Raises:
+            TypeError: it isn't a tensor.
+            ValueError: it has another number of code vectors.
+        """
+        if check_tensor("codebook", codebook).ndim != 2 or len(codebook) != self.num_embeddings:
+            raise ValueError(f"codebook has shape {tuple(codebook.shape)}; want ({self.num_embeddings}, D)")
+        like = next(self.parameters())
+        vectors = codebook.to(like) - codebook.to(like).mean(0)
+        vectors = vectors / vectors.norm(dim=1).mean().clamp(min=1e-12)
+        head: Any = self.prior.head
+        last = head[-1].weight
+        embedding: Any = self.prior.embedding
+        for weight, scale in (
+            (self.network.embedding.weight[:-1], 1.0),
+            (embedding.weight, 1.0),
+            (last.flatten(1), last.shape[1] ** -0.5),
+        ):
+            projection = torch.randn(vectors.shape[1], weight.shape[1], device=like.device, dtype=like.dtype)
+            weight.copy_(scale * vectors @ projection)
 
     def forward(
         self, indices: Tensor, labels: Tensor | int | None = None, *, actions: Tensor | None = None
