@@ -148,15 +148,12 @@ def train_prior(run: str, device: str, config: str | None, recipe: str | None, *
                 ranks=ranks,
                 **named,
             )
-        paged = modality_of(target).item != "recording"  # a page of recordings takes long
-        if paged:
-            write_report(target, ranks)
+        write_report(target, ranks)
         bits = bits_per_code(trained, stage_codes(target, f"codes/{HELD_OUT}"), ranks=ranks).mean(0)
         for network, figure in zip(trained, bits, strict=True):
             file = target.folder / f"{level_name('prior', level_of(network))}.safetensors"
             tell(ranks, f"trained {file}; {figure:.3f} bits per code on held-out data")
-        if paged:
-            tell(ranks, f"see {target.folder / PAGE}")
+        tell(ranks, f"see {target.folder / PAGE}")
 
 
 def train_classifier(run: str, device: str, config: str | None, **options: Any) -> None:

@@ -25,7 +25,7 @@ def make_report(run: list[str], out: str | None, overwrite: bool, device: str) -
     if out is not None:
         check_new(out, overwrite)
     with joined(device) as ranks:
-        runs = [_of_images(Run(folder, lock=False)) for folder in run]
+        runs = [Run(folder, lock=False) for folder in run]
         if ranks.first:
             file = runs[0].folder / PAGE if out is None else Path(out)
             write_file(file, report(*runs, ranks=ranks))
@@ -53,7 +53,7 @@ def picture(run: str, of: str, num: int | None, seed: int, out: str, overwrite: 
 
 
 def _of_images(run: Run) -> Run:
-    """The run, unless it is one of recordings, whose pages and pictures aren't made yet."""
+    """The run, unless it is one of recordings, of which such pictures aren't made."""
     settings = (run.settings("vqvae") or {}).get("data", {})
     if isinstance(settings, dict) and settings.get("modality") == "audio":
         raise ValueError(f"{run.folder} is a run of recordings; want one of images")

@@ -14,6 +14,7 @@ from vqfast.models import SpeechVQVAE
 from vqfast.pipeline import Ranks, Run, Training, joined, load_model, phone_table
 from vqfast.pipeline import convert as convert_step
 from vqfast.pipeline import train_speech as train_speech_step
+from vqfast.pipeline.pages import PAGE, write_report
 
 READING = ("rate", "crop", "skip_bad")  # options about reading recordings
 
@@ -36,7 +37,8 @@ def train_speech(out: str, device: str, config: str | None, **options: Any) -> N
                 ranks=ranks,
                 **named,
             )
-        tell(ranks, f"trained {run.folder / 'vqvae.safetensors'}; curves in {run.folder / 'vqvae.png'}")
+        write_report(run, ranks)
+        tell(ranks, f"trained {run.folder / 'vqvae.safetensors'}; see {run.folder / PAGE}")
 
 
 def codes(

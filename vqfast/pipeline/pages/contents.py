@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Sequence
 from functools import cached_property
 from tempfile import TemporaryDirectory
 
@@ -18,6 +19,7 @@ from vqfast.models import Autoencoder, SpeechVQVAE
 from vqfast.pipeline.checkpoint import load_model
 from vqfast.pipeline.codes import CodeGrids, stage_codes
 from vqfast.pipeline.coding import decoded, encoded
+from vqfast.pipeline.items import cut_to_codes
 from vqfast.pipeline.levels import Prior, level_name, level_of
 from vqfast.pipeline.measures import bits_per_code, measure_reconstruction
 from vqfast.pipeline.parts import HELD_OUT, TRAIN, modality_of, reopen_parts
@@ -34,7 +36,7 @@ ITEMS, VALUES = 512, 2**20  # bounds of what is measured: items, and values in t
 SHARDS = 16  # whose codes are counted, or whose samples are looked through
 POSITIONS = 2**16  # codes that are drawn from the prior, or judged by it
 PER_CLASS, CLASSES = 8, 20  # samples shown
-FEW = 4  # items and samples that a slow decoder makes
+FEW, SECONDS = 4, 4  # items and samples of recordings, whose decoder is slow, and how much of each
 CSV_BYTES = 32 << 20
 
 
@@ -96,7 +98,7 @@ class Contents:
     def measured(self) -> Source:
         """The held-out items that are measured."""
         most = VALUES // math.prod(self.held_out.shape)
-        return self.some(min(ITEMS, max(SHOWN, most)))
+        return self.some(min(ITEMS, max(FEW if self.is_slow else SHOWN, most)))
 
     @cached_property
     def figures(self) -> dict[str, float]:
@@ -110,14 +112,36 @@ class Contents:
         """Whether the decoder draws value by value, so that less is shown."""
         return isinstance(self.vqvae, SpeechVQVAE)
 
+    @property
+    def longest(self) -> int:
+        """How many codes of a recording are shown."""
+        rate = self.held_out.rate if isinstance(self.held_out, Recordings) else 1
+        return max(1, SECONDS * rate // self.vqvae.strides[0])
+
     @cached_property
-    def shown(self) -> tuple[Tensor, list[Tensor], Tensor]:
-        """Some held-out items, their codes by level, and their reconstructions."""
+    def shown(self) -> tuple[Sequence[Tensor], list[Tensor], Sequence[Tensor]]:
+        """Some held-out items, their codes by level, and their reconstructions.
+
+        Of recordings it is the first seconds of each, in its own length.
+        """
         some = self.some(FEW if self.is_slow else SHOWN)
+        if isinstance(some, Recordings):
+            codes = self._shortened(encoded(self.vqvae, some, self.ranks))
+            grids, _ = codes.all()
+            originals = [some.recording(number)[0] for number in range(len(some))]
+            outputs = self._own_lengths(codes)
+            pairs = zip(originals, outputs, strict=True)
+            return [x[:, : y.shape[1]] for x, y in pairs], grids, outputs
         codes = encoded(self.vqvae, some, self.ranks)
         numbers = range(len(some))
         outputs = torch.cat(list(decoded(self.vqvae, codes, numbers, self.ranks)))
         return some.batch(numbers), codes.read(numbers)[0], outputs
+
+    @property
+    def spatial(self) -> tuple[int, ...]:
+        """The sizes of an item, of a recording as much as is shown."""
+        sizes = self.held_out.shape[1:]
+        return (min(sizes[0], self.longest * self.vqvae.strides[0]),) if self.is_slow else sizes
 
     @cached_property
     def counts(self) -> tuple[str, list[Tensor]]:
@@ -148,12 +172,12 @@ class Contents:
         return len(few), dict(zip(map(level_of, self.priors), bits, strict=True))
 
     @cached_property
-    def samples(self) -> tuple[str, Tensor, list[int] | None]:
+    def samples(self) -> tuple[str, Sequence[Tensor], list[int] | None]:
         """Where samples come from, the samples decoded, and their classes or None."""
         if self.run.settings("samples") is not None:
             return f"of the run's {stage_codes(self.run, 'samples').num:,}", *self._chosen(self.run)
         priors = load_priors(self.run, self.vqvae, device=self.ranks.device)
-        classes, shapes = classes_of(priors), self.vqvae.code_shapes(self.held_out.shape[1:])
+        classes, shapes = classes_of(priors), self.vqvae.code_shapes(self.spatial)
         taken = min(classes or 3, CLASSES)
         most = FEW if self.is_slow else taken * PER_CLASS
         num = max(1, min(most, POSITIONS // sum(map(math.prod, shapes))))
@@ -164,7 +188,7 @@ class Contents:
             sample(self.run, priors, request, out=out, ranks=self.ranks)
             return "drawn for this page, seed 0", *self._chosen(out)
 
-    def _chosen(self, run: Run) -> tuple[Tensor, list[int] | None]:
+    def _chosen(self, run: Run) -> tuple[Sequence[Tensor], list[int] | None]:
         """Some samples of a run, decoded, and their classes: as many of each."""
         codes = stage_codes(run, "samples")
         levels, labels = codes.read(range(min(codes.num, SHARDS * SHARD)))
@@ -181,8 +205,24 @@ class Contents:
             return [grids[places] for grids in levels], None if labels is None else labels[places]
 
         grids = CodeGrids(len(chosen), codes.fingerprint, read)
-        items = torch.cat(list(decoded(self.vqvae, grids, range(grids.num), self.ranks)))
+        items = self._own_lengths(self._shortened(grids))
         return items, None if labels is None else labels[chosen].tolist()
+
+    def _shortened(self, codes: CodeGrids) -> CodeGrids:
+        """Codes of recordings, cut to the seconds that are shown."""
+        if not self.is_slow:
+            return codes
+
+        def read(numbers: range) -> tuple[list[Tensor], Tensor | None]:
+            levels, labels = codes.read(numbers)
+            return [indices[:, : self.longest] for indices in levels], labels
+
+        return CodeGrids(codes.num, codes.fingerprint, read)
+
+    def _own_lengths(self, codes: CodeGrids) -> list[Tensor]:
+        """Decoded items ``(C, *spatial)``, recordings in their own lengths."""
+        items = torch.cat(list(decoded(self.vqvae, codes, range(codes.num), self.ranks)))
+        return cut_to_codes(self.vqvae, items, codes.all()[0])
 
     def history(self, name: str) -> dict[str, np.ndarray]:
         """The curves of a training, ``step`` and the figures, NaN where one wasn't measured."""

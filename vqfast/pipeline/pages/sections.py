@@ -186,7 +186,7 @@ def codebook(contents: Contents) -> Markup:
 def random_codes(contents: Contents) -> Markup:
     """Random codes, decoded."""
     num = FEW if contents.is_slow else RANDOM
-    items = decoded_at_random(contents.vqvae, contents.held_out.shape[1:], num)
+    items = decoded_at_random(contents.vqvae, contents.spatial, num)
     note = "Every code is drawn uniformly: what the decoder shows when no prior says which codes go together."
     pictures = _gallery(contents.modality, items, f"{len(items)} decoded grids of random codes")
     return joined([tag("p", note, class_="note"), pictures])
@@ -199,7 +199,10 @@ def samples(contents: Contents) -> Markup:
     if labels is None:
         return joined([*parts, _gallery(contents.modality, items, f"{len(items)} samples")])
     for label in dict.fromkeys(labels):
-        chosen, name = items[torch.tensor(labels) == label], f"class {_class_name(contents, label)}"
+        chosen, name = (
+            [item for item, own in zip(items, labels, strict=True) if own == label],
+            f"class {_class_name(contents, label)}",
+        )
         gallery = _gallery(contents.modality, chosen, f"{len(chosen)} samples of {name}", "line")
         parts.append(tag("div", tag("h3", name), gallery))
     return joined([parts[0], tag("div", *parts[1:], class_="classes")])
@@ -210,7 +213,7 @@ def _class_name(contents: Contents, label: int) -> str:
     return f"{label}, {names[label]}" if isinstance(names, list) and label < len(names) else str(label)
 
 
-def _gallery(modality: Modality, items: Tensor, label: str, kind: str = "") -> Markup:
+def _gallery(modality: Modality, items: Sequence[Tensor] | Tensor, label: str, kind: str = "") -> Markup:
     """Items one after the other; a screen reader tells what they are once."""
     views = (tag("div", *(shown(media, "") for media in modality.media(item))) for item in items)
     return tag("div", *views, class_=f"gallery {kind}".strip(), role="group", aria_label=label)
