@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.sampling.chi_square import p_value
 from tests.sampling.programs import (
     ACTIVATE,
     TWO_STREAMS,
@@ -218,6 +220,20 @@ def test_executor_runs_what_terms_and_steps_allow(executor: str, steps: list[Any
 @pytest.mark.parametrize("grid", [(1, 7), (5, 6), (6, 1)])
 def test_executor_runs_strides_on_any_grid(executor: str, grid: tuple[int, int]) -> None:
     check_sampling(TWO_STREAMS, executor, grid)
+
+
+@pytest.mark.slow
+def test_program_with_strides_has_its_distribution_and_no_other(executor: str) -> None:
+    prior, num, temperature = Programmed(TWO_STREAMS), 20_000, 3.0
+    condition = torch.linspace(-1, 1, 8, dtype=torch.float64).view(1, 2, 2, 2)
+    given = condition.expand(num, -1, -1, -1)
+    drawn = prior.sample(num, (2, 2), condition=given, temperature=temperature, method=executor)
+    counts = torch.bincount(drawn.flatten(1) @ torch.tensor([27, 9, 3, 1]), minlength=81).numpy()
+    grids = torch.tensor(list(product(range(3), repeat=4))).view(81, 2, 2)
+    logits = prior.grid_logits(grids, None, condition.expand(81, -1, -1, -1))
+    for divisor, expected in ((temperature, True), (1.1 * temperature, False)):
+        logs = (logits / divisor).log_softmax(1).gather(1, grids[:, None]).flatten(1).sum(1)
+        assert (p_value(counts, logs.exp().numpy()) > 1e-3) == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -52,8 +52,8 @@ def logits(
     by_code = codes.view(*codes.shape[:3], program.num_quantizers, 1).unbind(3)
     values = {source: each + 1 for source, each in zip(program.codes, by_code, strict=True)}  # 0 outside
     if condition is not None:
-        spread = condition.repeat_interleave(program.condition_stride, 3)[..., : codes.shape[2]]
-        values[CONDITION] = spread.movedim(1, -1)
+        repeated = condition.repeat_interleave(program.condition_stride, 3)[..., : codes.shape[2]]
+        values[CONDITION] = repeated.movedim(1, -1)
     for number, step in enumerate(program.steps):
         if isinstance(step, Attention):
             query, key, value = (values[source].flatten(1, 2) for source in step.sources)

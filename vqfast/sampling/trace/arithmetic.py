@@ -82,7 +82,7 @@ def multiplied(ctx: Context, a: Sum, b: Sum, layout: Layout) -> Sum:
 
 def before_activation(x: Sum) -> Sum:
     """The value without its activation."""
-    return Sum(x.layout, x.taps, x.bias, x.labels)
+    return Sum(x.layout, x.taps, x.bias, x.labels, stride=x.stride)
 
 
 @rule("glu")

@@ -80,12 +80,21 @@ class Context:
         return common_layout([each.layout for each in operands if isinstance(each, Sum)], self.shape())
 
     def covers_grid(self, value: Sum) -> bool:
-        """Whether the value has one position for each position of the grid."""
-        return (value.size("y"), value.size("x")) == self.grid
+        """Whether the value has one position for each position of the grid, or of its coarser grid."""
+        return (value.size("y"), value.size("x")) == self.grid_of(value)
+
+    def grid_of(self, value: Sum) -> tuple[int, ...]:
+        """How many rows and columns the grid has at a value's stride."""
+        return tuple(-(-n // value.stride) for n in self.grid)
+
+    def stride_of(self, source: int) -> int:
+        """The stride of a source."""
+        return self.builder.steps[source].stride if source >= 0 else 1
 
     def inside(self, value: Sum) -> bool:
         """Whether no tap of a value leads outside of the grid, as after a crop."""
-        spare = self.grid[0] - value.size("y"), self.grid[1] - value.size("x")
+        last = ((value.size(axis) - 1) * value.stride for axis in "yx")
+        spare = tuple(n - 1 - at for n, at in zip(self.grid, last, strict=True))
         return all(0 <= dy <= spare[0] and 0 <= dx <= spare[1] for _, dy, dx in value.taps)
 
     def linear(self, value: Sum) -> Sum:
@@ -104,7 +113,7 @@ class Context:
         own = all(tap[1:] == (0, 0) for tap in value.taps)
         if table is not None and value.bias is not None and whole and own:
             table = table + value.bias
-            value = Sum(value.layout, by_code(table, (0, 0), value.codes_read()))
+            value = replace(value, taps=by_code(table, (0, 0), value.codes_read()), bias=None, steps=())
         if table is not None and value.bias is None and (len(table) <= table.shape[1] or not whole):
             return value
         if not value.taps and value.labels is None and whole:
@@ -121,11 +130,12 @@ class Context:
             return self.step(value)
         if value.bias is None:
             return value
-        return Sum(value.layout, {**value.taps, (ONES, 0, 0): value.bias[None]})
+        return replace(value, taps={**value.taps, (ONES, 0, 0): value.bias[None]}, bias=None, steps=())
 
     def begins(self, value: Sum, offsets: list[tuple[int, int]]) -> bool:
         """Whether a value is the beginning of one on the grid, and read outside before it only."""
-        fits = value.size("y") <= self.grid[0] and value.size("x") <= self.grid[1]
+        rows, columns = self.grid_of(value)
+        fits = value.size("y") <= rows and value.size("x") <= columns
         return fits and all(max(offset) <= 0 for offset in offsets)
 
     def phase(self, value: Sum) -> int | None:
@@ -227,11 +237,11 @@ class Context:
             computed = self.row_above(value) if later else value
             parts = self.columns_by_phase(computed)
             value.steps = tuple(
-                ((self.add(computed.part(part) if self.several else computed), int(later), 0), part)
+                ((self.add(computed.part(part) if self.several else computed), later * value.stride, 0), part)
                 for part in parts
             )
         identity = self.identity(value.size("c"))
-        return Sum(value.layout, {tap: identity[part] for tap, part in value.steps})
+        return Sum(value.layout, {tap: identity[part] for tap, part in value.steps}, stride=value.stride)
 
     def row_above(self, value: Sum) -> Sum:
         """The value of the row above, 0 in the first row: what looks ahead in its own row is then drawn.
@@ -242,17 +252,19 @@ class Context:
 
     def bounded(self, value: Sum, dy: int = 0, dx: int = 0) -> Sum:
         """The value, with biases that are 0 where the position at ``(dy, dx)`` is outside of the grid."""
-        inside, taps = (ONES, dy, dx), dict(value.taps)
+        inside, taps = (ONES, dy * value.stride, dx * value.stride), dict(value.taps)
         if value.labels is not None:
             zeros = torch.zeros_like(value.labels)
             ones = torch.cat([zeros[:1], zeros[:1] + 1], dim=1)
             layout = ((("c", zeros.shape[1]),),)
             labels = torch.cat([value.labels, zeros], dim=1)
-            masked = self.add(Sum(layout, {inside: ones}, labels=labels, activation="product"))
+            masked = self.add(
+                Sum(layout, {inside: ones}, labels=labels, activation="product", stride=value.stride)
+            )
             taps[masked, 0, 0] = self.identity(zeros.shape[1])
         if value.bias is not None:
             taps[inside] = value.bias[None]
-        return Sum(value.layout, taps, activation=value.activation, node=value.node)
+        return Sum(value.layout, taps, activation=value.activation, stride=value.stride, node=value.node)
 
     def add(self, value: Sum) -> int:
         """Appends a step that computes a value, and returns its number. Products with zeros are dropped."""
@@ -269,10 +281,13 @@ class Context:
             bias=None if value.bias is None else value.bias.to(self.dtype),
             label_bias=None if value.labels is None else value.labels.to(self.dtype),
             activation=value.activation,
+            stride=value.stride,
         )
 
     def attention(self, query: Sum, key: Sum, value: Sum, heads: int, scale: float, own: bool) -> Sum:
         """The value of a step that is an attention; its layout is that of ``value``."""
+        if max(query.stride, key.stride, value.stride) > 1:
+            raise Unsupported("attention of values on a coarser grid than that of the codes")
         sources = [self._step_number(each) for each in (query, key, value)]
         number = self.builder.attend(*sources, heads=heads, scale=scale, own=own)
         self.phases.append(phase_of(self.builder.steps[number], self.phases))
@@ -301,7 +316,8 @@ class Context:
                 maps.append((self.map_number(made), matrix.to(self.dtype)))
         terms = []
         for source, matrices in taps.items():
-            if source >= 0 and list(matrices) == [(0, 0)] and is_identity(matrices[0, 0]):
+            own = list(matrices) == [(0, 0)] and self.stride_of(source) == value.stride
+            if source >= 0 and own and is_identity(matrices[0, 0]):
                 terms.append(Term(source))
             else:
                 stacked = torch.stack(list(matrices.values()))

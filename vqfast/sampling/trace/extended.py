@@ -16,7 +16,13 @@ from vqfast.sampling.trace.values import FIRST_MAP, ONES, Sum, selects_channels
 def before_grid(value: Sum, grid: tuple[int, ...]) -> tuple[int, int] | None:
     """How many rows and columns of a value lie before the grid; ``None`` if none, or not constant there."""
     rows, columns = value.size("y") - grid[0], value.size("x") - grid[1]
-    if min(rows, columns) < 0 or rows == columns == 0 or value.labels is not None or not value.taps:
+    if (
+        min(rows, columns) < 0
+        or rows == columns == 0
+        or value.stride > 1
+        or value.labels is not None
+        or not value.taps
+    ):
         return None
     outside = all(
         source > FIRST_MAP and (rows == 0 or dy <= -rows) and (columns == 0 or dx <= -columns)

@@ -16,17 +16,17 @@ from vqfast.sampling.trace.rules import rule
 from vqfast.sampling.trace.values import Known, Sum, is_identity, total
 
 
-@rule("convolution")
-def convolution(
-    ctx: Context, x: Sum, weight: Known, bias: Known | None, stride: list[int], padding: list[int],
-    dilation: list[int], transposed: bool, _: list[int], groups: int,
+def correlation(
+    ctx: Context, x: Sum, weight: Known, bias: Known | None, padding: list[int], dilation: list[int],
+    groups: int,
 ) -> Sum:  # fmt: skip
-    """A product at each position of the kernel; the tensor may hold the grid transposed."""
+    """A convolution without a stride: a product at each position of the kernel.
+
+    The tensor may hold the grid transposed.
+    """
     if isinstance(weight, Sum) or isinstance(bias, Sum):
         raise Unsupported("a convolution whose weight depends on the codes")
-    if transposed or any(s != 1 for s in stride):
-        raise Unsupported("a transposed convolution" if transposed else f"a convolution of stride {stride}")
-    spatial = _spatial_axes(x.layout)
+    spatial = spatial_axes(x.layout)
     kernel = without_groups(weight.fixed, groups)
     if len(spatial) == 1:
         kernel, padding, dilation = kernel.unsqueeze(2), [0, *padding], [1, *dilation]
@@ -46,7 +46,7 @@ def convolution(
     return total([Sum(layout, {}, None if bias is None else bias.fixed), *parts])
 
 
-def _spatial_axes(layout: Layout) -> tuple[str, ...]:
+def spatial_axes(layout: Layout) -> tuple[str, ...]:
     """The axis that each spatial dimension of a convolution's input runs through.
 
     Raises:

@@ -19,6 +19,7 @@ from vqfast.sampling.trace import (  # noqa: F401  they register their rules
     linear,
     norms,
     shapes,
+    strides,
 )
 from vqfast.sampling.trace.context import Context
 from vqfast.sampling.trace.fuse import NotCausal, check_causal, fuse_steps

@@ -206,7 +206,8 @@ def pad(ctx: Context, x: Sum, pads: list[int], value: float | Tensor = 0) -> Sum
     if table is not None and ctx.inside(x) and whole:
         table = table if x.bias is None else table + x.bias
         padding = torch.as_tensor(value, device=table.device).to(table.dtype).expand(table.shape[1])
-        x = Sum(x.layout, by_code(table - padding, tap[1:], x.codes_read()), None if zero else padding)
+        taps = by_code(table - padding, tap[1:], x.codes_read())
+        x = Sum(x.layout, taps, None if zero else padding, stride=x.stride)
     elif not zero:
         raise Unsupported(f"padding by {value}")
     elif sides:

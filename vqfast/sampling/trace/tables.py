@@ -26,7 +26,8 @@ def in_tables(ctx: Context, target: Any, args: tuple[Any, ...], kwargs: dict[str
     shape = [num_channels(dim) for dim in layout]
     offsets = {tap[1:] for each in sums for tap in each.taps}
     read = torch.stack([_codes_read(each, layout) for each in sums])
-    if len(offsets) != 1 or (read != read[0]).any():
+    strides = {each.stride for each in sums}
+    if len(offsets) != 1 or len(strides) != 1 or (read != read[0]).any():
         return None
 
     def rows(value: Any) -> Any:
@@ -45,7 +46,7 @@ def in_tables(ctx: Context, target: Any, args: tuple[Any, ...], kwargs: dict[str
     if any(differ):
         return None
     result = target(*operands, **kwargs).expand(-1, *shape).flatten(1)
-    return _tabulated(ctx, layout, offsets.pop(), read[0], result)
+    return _tabulated(ctx, layout, offsets.pop(), read[0], result, strides.pop())
 
 
 def _codes_read(value: Sum, layout: Layout) -> Tensor:
@@ -53,18 +54,21 @@ def _codes_read(value: Sum, layout: Layout) -> Tensor:
     return broadcast(Sum(value.layout, {}, value.codes_read()), layout).bias  # type: ignore[return-value]
 
 
-def _tabulated(ctx: Context, layout: Layout, offset: tuple[int, int], read: Tensor, rows: Tensor) -> Sum:
+def _tabulated(
+    ctx: Context, layout: Layout, offset: tuple[int, int], read: Tensor, rows: Tensor, stride: int
+) -> Sum:
     """The value of a table with a row for each code and a last one for positions outside of the grid.
 
     ``read`` says which code of the position at ``offset`` each column depends on.
     """
     table, outside = rows[:-1], rows[-1]
-    whole = Sum(layout, by_code(table, offset, read))
+    whole = Sum(layout, by_code(table, offset, read), stride=stride)
     if ctx.inside(whole):
         return whole  # no position outside is read
     if table.dtype == torch.bool:
         table, outside = table.long(), outside.long()
-    return Sum(layout, by_code(table - outside, offset, read), outside if outside.any() else None)
+    bias = outside if outside.any() else None
+    return Sum(layout, by_code(table - outside, offset, read), bias, stride=stride)
 
 
 @rule("embedding")
@@ -75,7 +79,7 @@ def embedding(ctx: Context, weight: Known, codes: Sum, *_: Any) -> Sum:
     width = weight.fixed.shape[1]
     layout = (*codes.layout, (("c", width),))
     read, rows = codes.codes_read().repeat_interleave(width), weight.fixed[_with_outside(codes)]
-    return _tabulated(ctx, layout, next(iter(codes.taps))[1:], read, rows.flatten(1))
+    return _tabulated(ctx, layout, next(iter(codes.taps))[1:], read, rows.flatten(1), codes.stride)
 
 
 @rule("scatter")
@@ -89,7 +93,8 @@ def scatter(ctx: Context, zeros: Any, dim: int, codes: Any, value: Any) -> Sum:
     layout = (*codes.layout[:dim], (("c", width),), *codes.layout[dim + 1 :])
     rows = F.one_hot(_with_outside(codes)[:, 0], width) * value
     read = codes.codes_read().expand(width)
-    return _tabulated(ctx, layout, next(iter(codes.taps))[1:], read, rows.to(zeros.value.dtype))
+    rows = rows.to(zeros.value.dtype)
+    return _tabulated(ctx, layout, next(iter(codes.taps))[1:], read, rows, codes.stride)
 
 
 def _with_outside(value: Sum) -> Tensor:

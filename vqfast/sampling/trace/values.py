@@ -66,6 +66,8 @@ class Sum:
         bias: ``(columns,)``, or ``None``.
         labels: ``(num_classes, columns)``, or ``None``.
         activation: one that is still to be applied.
+        stride: position ``(y, x)`` of the tensor is position ``(stride * y, stride * x)`` of the grid of
+            codes; offsets of taps count positions of the grid of codes.
         steps: those that the sum has become, if it has: where each is read, and which channels it computes.
         node: the node of the graph that computes it.
     """
@@ -75,6 +77,7 @@ class Sum:
     bias: Tensor | None = None
     labels: Tensor | None = None
     activation: str = "none"
+    stride: int = 1
     steps: tuple[tuple[Tap, Tensor], ...] = ()
     node: Any = None
 
@@ -103,10 +106,12 @@ class Sum:
             {tap: of(matrix) for tap, matrix in self.taps.items()},
             None if self.bias is None else of(self.bias[None])[0],
             None if self.labels is None else of(self.labels),
+            stride=self.stride,
         )
 
     def moved(self, dy: int, dx: int) -> Sum:
-        """The value at ``(dy, dx)`` from each position."""
+        """The value at ``(dy, dx)`` from each position, as the tensor counts them."""
+        dy, dx = dy * self.stride, dx * self.stride
         taps = {(source, y + dy, x + dx): matrix for (source, y, x), matrix in self.taps.items()}
         return replace(self, taps=taps, steps=())
 
@@ -145,6 +150,9 @@ def by_code(table: Tensor, offset: tuple[int, int], read: Tensor) -> dict[Tap, T
 def total(sums: list[Sum]) -> Sum:
     """The sum of values of one layout."""
     taps: dict[Tap, Tensor] = {}
+    strides = {each.stride for each in sums if each.taps} or {1}
+    if len(strides) > 1:
+        raise Unsupported("an operation on values of grids of different strides together")
     for each in sums:
         for tap, matrix in each.taps.items():
             taps[tap] = taps[tap] + matrix if tap in taps else matrix
@@ -155,6 +163,7 @@ def total(sums: list[Sum]) -> Sum:
         taps,
         sum(biases[1:], biases[0]) if biases else None,
         sum(labels[1:], labels[0]) if labels else None,
+        stride=strides.pop(),
     )
 
 
@@ -184,13 +193,13 @@ def is_identity(matrix: Tensor) -> bool:
 def is_zero_outside(value: Sum, offsets: list[tuple[int, int]]) -> bool:
     """Whether a value without its bias is zero wherever it is read outside of the grid, at these offsets.
 
-    It is, if every tap leads further out in the direction of the offset. But a map may have values outside of
-    the grid.
+    It is, if every tap leads further out in the direction of the offset, or, before the grid, less far back
+    than the stride. But a map may have values outside of the grid.
     """
     if offsets and any(source <= FIRST_MAP and (dy, dx) != (0, 0) for source, dy, dx in value.taps):
         return False
     return value.labels is None and all(
-        outer * inner >= 0
+        outer * inner >= 0 or (outer < 0 and inner < value.stride)
         for offset in offsets
         for _, *tap in value.taps
         for outer, inner in zip(offset, tap, strict=True)
