@@ -109,7 +109,7 @@ class Reached(NamedTuple):
 def train(setting: Setting, crops: tuple[Tensor, Tensor]) -> Reached:
     """Trains a model and measures it on the held-out crops.
 
-    The figures are means over the moments, since from step to step PSNR varies by some tenths of a dB.
+    The figures are means over the moments, since PSNR varies by some tenths of a dB from step to step.
     """
     began = time.monotonic()
     loop = by_command if setting.layer == COMMAND else by_loop
@@ -160,17 +160,16 @@ def by_loop(setting: Setting, crops: tuple[Tensor, Tensor]) -> Iterator[nn.Modul
 def by_command(setting: Setting, crops: tuple[Tensor, Tensor]) -> Iterator[nn.Module]:
     """``vqfast train-vqvae`` with nothing but the data, the length, the batch and the sizes.
 
-    Yields the model at each moment: a training that is raised to the next one goes on.
+    Yields the model at the last moment alone: its weights at others aren't to be had.
     """
     sizes = {"hidden_channels": HIDDEN, "num_embeddings": setting.k, "embedding_dim": D}
+    training = Training(steps=setting.steps, batch_size=BATCH, seed=setting.seed)
     with tempfile.TemporaryDirectory() as folder:
         data, val = f"{folder}/data.npy", f"{folder}/val.npy"
         for path, part in zip((data, val), crops, strict=True):
             np.save(path, (part * 255).round().byte().movedim(1, -1).numpy())
         run = Run(f"{folder}/run", create=True)
-        for steps in moments(setting.steps):
-            training = Training(steps=steps, batch_size=BATCH, seed=setting.seed)
-            yield train_vqvae(run, data, val=val, model_options=sizes, training=training).to(DEVICE)
+        yield train_vqvae(run, data, val=val, model_options=sizes, training=training).to(DEVICE)
 
 
 class Runs:
