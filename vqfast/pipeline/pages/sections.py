@@ -170,7 +170,7 @@ def codebook(contents: Contents) -> Markup:
         half = int((shares[ordered].cumsum(0) < 0.5).sum()) + 1
         title = f"Use of codes{of_level(level, counts)}"
         told = f"In {where}, {used:,} of {len(count):,} codes are used, {1 - used / len(count):.1%} never. "
-        told += f"Perplexity {perplexity:.1f}; the {half:,} most used ones take half of the positions."
+        told += f"Perplexity {perplexity:.1f}; {half:,} of them take half of the positions."
         parts.append(tag("div", usage_chart(title, count), tag("p", told), class_="usage"))
         if contents.vqvae.ndim == 2:
             vectors = ordered[: min(CODE_VECTORS, max(1, used))]
