@@ -32,9 +32,9 @@ from vqfast.priors.base import CausalPrior
 from vqfast.saving.storage import read_json, write_json
 
 VQVAE = {"hidden_channels": 64, "num_embeddings": 64, "embedding_dim": 16, "decay": 0.95}
-VQVAE_TRAINING = Training(steps=1000, batch_size=64, lr=1e-3, schedule="cosine")
+VQVAE_TRAINING = Training(steps=1200, batch_size=32, lr=1e-3, schedule="cosine")
 PRIOR = {"channels": 64, "num_layers": 6, "first_kernel_size": 5, "head_channels": 128, "dropout": 0.1}
-PRIOR_TRAINING = PriorTraining(steps=3000, batch_size=32, lr=2e-3, ema=0.998)
+PRIOR_TRAINING = PriorTraining(steps=2800, batch_size=24, lr=2e-3, ema=0.998)
 SHIFT = 1  # pixels by which the prior's training images are moved in each direction: nine of each image
 SAMPLES_PER_CLASS = 100
 VAL = 0.2
