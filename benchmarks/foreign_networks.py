@@ -249,3 +249,32 @@ def _pclucas14() -> Trial:
     network = build("model", "PixelCNN", 1, 8, 2, input_channels=1)
     call = lambda codes: network(2 * scaled(codes, 256) - 1, sample=True)  # noqa: E731
     return {"call": call, "num_embeddings": 256, "shape": (8, 8)}
+
+
+@trial("kamenbliznashki/pixel_models", "PixelCNN++, grey")
+def _pixel_models_grey() -> Trial:
+    network = build("pixelcnnpp", "PixelCNNpp", (1, 8, 8), 8, 1, 2, drop_rate=0)
+
+    def call(codes: Tensor) -> Tensor:
+        weights, means, log_scales, _ = network(2 * scaled(codes, 256) - 1).chunk(4, 1)
+        return torch.cat([weights, means, log_scales.clamp(min=-7)], 1)
+
+    return {"call": call, "num_embeddings": 256, "shape": (8, 8), "num_mixtures": 2}
+
+
+@trial("kamenbliznashki/pixel_models", "PixelCNN++, RGB")
+def _pixel_models_rgb() -> Trial:
+    network = build("pixelcnnpp", "PixelCNNpp", (3, 8, 8), 8, 1, 2, drop_rate=0)
+
+    def call(codes: Tensor) -> Tensor:
+        x = 2 * codes.movedim(-1, 1) / 255 - 1
+        weights, rest = network(x).split([2, 18], 1)
+        means, log_scales, coefficients = rest.unflatten(1, (3, 2, 3)).unbind(1)
+        a, b, c = coefficients.tanh().unbind(2)
+        red, green = x[:, :1], x[:, 1:2]
+        of_colours = means[:, :, 0], means[:, :, 1] + a * red, means[:, :, 2] + b * red + c * green
+        scales = log_scales.clamp(min=-7).unbind(2)
+        colours = [torch.cat([weights, *each], 1) for each in zip(of_colours, scales, strict=True)]
+        return torch.stack(colours, -1)
+
+    return {"call": call, "num_embeddings": 256, "shape": (8, 8), "num_quantizers": 3, "num_mixtures": 2}

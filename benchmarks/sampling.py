@@ -21,9 +21,11 @@ from torch import Tensor
 import vqfast
 from benchmarks.core import Call, Case, Floor, Outputs
 from benchmarks.machine import DEVICE
+from benchmarks.pixelcnnpp import PlainPixelCNNPP
 from benchmarks.plain import PlainGated
 from vqfast.priors.base import CausalPrior
-from vqfast.sampling.draw import gumbel
+from vqfast.sampling.draw import Draw, gumbel
+from vqfast.sampling.mixture import draw_value
 from vqfast.sampling.program import CODES
 
 NAIVE_POSITIONS = 3
@@ -204,6 +206,40 @@ def snail(blocks: int, heads: int, side: int, batch: int) -> Case:
     return replace(case, contenders=contenders, slow=("vqfast",))  # minutes
 
 
+def pixelcnn_pp(channels: int, layers: int, side: int) -> Case:
+    """PixelCNN++ of grey images in plain PyTorch, by ``program_of``; a single image."""
+    shape = (side, side)
+
+    def make() -> CausalPrior:
+        network = PlainPixelCNNPP(channels, layers, mixtures=10).eval()
+        return vqfast.program_of(network, 256, shape, num_mixtures=10)
+
+    def check(seed: int, outputs: Outputs) -> None:
+        torch.manual_seed(0)  # as the contenders' weights
+        network = PlainPixelCNNPP(channels, layers, mixtures=10).to(DEVICE).eval()
+        draw = Draw(seed, torch.zeros(1, dtype=torch.int64, device=DEVICE))
+        noise = draw.noise(0, side**2, 11)[0]
+        for name, codes in outputs.items():
+            if codes is not None:  # the naive loop is cut short
+                with torch.no_grad():
+                    parameters = network(codes)[0].flatten(1).T
+                drawn = draw_value(draw, parameters, noise, noise, 256)
+                agree = (drawn == codes.flatten()).double().mean()
+                assert agree > 0.99, f"{name}: {agree:.1%} of the codes are right"
+
+    return Case(
+        name=f"program_of, PixelCNN++ {side}x{side}, {channels} channels, {layers} layers, batch 1",
+        shape={"batch": 1, "grid": side, "layers": layers},
+        contenders={
+            "vqfast": partial(sampler, make, 1, shape, "auto", torch.float32),
+            "naive": partial(naive, make, 1, shape),
+        },
+        data=lambda: int(torch.randint(2**31, ())),
+        check=check,
+        parts={"naive": min(1.0, NAIVE_POSITIONS / side**2)},
+    )
+
+
 CASES = [
     gated(128, 15, 32, 1),
     traced(128, 15, 32, 1),
@@ -211,6 +247,7 @@ CASES = [
     gated(64, 15, 8, 1),
     gated(64, 15, 8, 64),
     snail(4, 8, 32, 1),
+    pixelcnn_pp(160, 5, 32),  # the paper's
     snail(4, 0, 64, 16),
     sampling("Keras 7x7, K 128", vqfast.ResidualPixelCNN, 1, (7, 7)),
     sampling("Keras 7x7, K 128", vqfast.ResidualPixelCNN, 256, (7, 7)),
