@@ -18,6 +18,7 @@ RUNS = {
     "complete_images": ("--steps 2", ["upper halves kept in 4 of 4 sheets"]),
     "train_loop": ("--steps 3", ["100 new digits in", "bits a code"]),
     "train_lightning": ("--steps 3", ["dB on held-out digits"]),
+    "lead_clips": ("--steps 2", ["of 8 frames are where the actions lead", "the clip in led.gif"]),
     "stream_samples": ("--num 10000", ["10000 samples of 4x4", "drawn alone is the same: True"]),
 }
 
