@@ -65,7 +65,7 @@ def curves(record: Record, name: str) -> dict[str, list[Row]]:
 
 def pictures(record: Record) -> Iterator[tuple[str, list[str]]]:
     """The names of a record's pictures, and the suites that each one shows."""
-    untimed = ("first_result", "degenerate", "training", "mnist", "hierarchy")
+    untimed = ("first_result", "degenerate", "training", "mnist", "hierarchy", "speech")
     timed = [name for name in record["suites"] if name not in untimed]
     if timed:
         yield "ratios", timed

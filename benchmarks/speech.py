@@ -23,6 +23,7 @@ import torch
 from benchmarks import speech_codes
 from benchmarks.core import AbsentError, Case
 from benchmarks.machine import ROOT
+from benchmarks.record import RESULTS
 from benchmarks.speech_codes import (
     MODEL,
     Codes,
@@ -35,6 +36,7 @@ from benchmarks.speech_codes import (
 )
 from benchmarks.speech_data import CODE_SAMPLES, FRAMES, RATE, Utterances, both_parts, read_voices
 from benchmarks.speech_masked import masked_codes
+from benchmarks.speech_shown import show
 from benchmarks.speech_waves import conversion, counted_bits, decoder_bits, trained_decoder, trained_prior
 from vqfast.models import SpeechVQVAE
 
@@ -56,7 +58,7 @@ class Size(NamedTuple):
     recordings: int  # held-out ones whose samples the WaveNet tells
 
 
-QUICK, FULL = Size(1, 100, 60, 20, 40, 4), Size(3, 800, 700, 400, 160, 24)
+QUICK, FULL = Size(1, 100, 60, 20, 40, 4), Size(3, 400, 500, 200, 120, 24)
 
 
 class Kept:
@@ -107,6 +109,8 @@ def findings(*, full: bool, voices: Path | None, human: Path | None = None) -> d
         tables |= suite.of_codes(whose)
         if not whose:
             tables |= suite.of_waves()
+            if full:
+                suite.show()
     return tables
 
 
@@ -116,6 +120,7 @@ class Experiments:
     def __init__(self, size: Size, data: str, train: Utterances, held_out: Utterances) -> None:
         self.size, self.train, self.held_out = size, train, held_out
         self.kept = Kept(RUNS / digest(data, str(size[:3]), str(MODEL), *SOURCES))
+        self.waves = Kept(self.kept.folder / digest(str(size), "benchmarks/speech_waves.py"))
 
     def empty(self, told: bool) -> SpeechVQVAE:
         """A model that hasn't learned."""
@@ -192,10 +197,9 @@ class Experiments:
             "Bits a code, held out": (prior, self.priors, "{:.2f}"),
             "Bits a sample of the WaveNet, held out": (samples, self.samples, "{:.2f}"),
         }
-        waves = Kept(self.kept.folder / digest(str(self.size), "benchmarks/speech_waves.py"))
         for seed in range(self.size.seeds):
             for figures, measure, _ in titles.values():
-                found = waves.figures(f"{measure.__name__}-{seed}", partial(measure, waves, seed))
+                found = self.waves.figures(f"{measure.__name__}-{seed}", partial(measure, seed))
                 for name, figure in found.items():
                     figures.setdefault(name, []).append(figure)
         return {
@@ -203,31 +207,37 @@ class Experiments:
             for title, (figures, _, style) in titles.items()
         }
 
-    def decoder(self, kept: Kept, seed: int, alone: bool = False) -> SpeechVQVAE:
+    def show(self) -> None:
+        """Writes the picture and the sounds of the first seed."""
+        vqvae, codes = self.decoder(0), self.learned(0, True)[1]
+        prior, _ = trained_prior(self.train, self.held_out, codes, self.size.prior, 0)
+        show(vqvae, prior, self.held_out, codes[1], RESULTS / "speech")
+
+    def decoder(self, seed: int, alone: bool = False) -> SpeechVQVAE:
         """A model whose WaveNet learned the waveforms, given the codes or, ``alone``, none."""
         vqvae, (codes, _) = self.learned(seed, True)
         shown = no_codes(codes) if alone else codes
         make = partial(trained_decoder, vqvae, self.train, shown, self.size.waves, seed)
-        return kept.model(f"waves{'-alone' * alone}-{seed}", self.empty(True), make)
+        return self.waves.model(f"waves{'-alone' * alone}-{seed}", self.empty(True), make)
 
-    def samples(self, kept: Kept, seed: int) -> Figures:
+    def samples(self, seed: int) -> Figures:
         """Bits a sample."""
         codes = self.learned(seed, True)[1][1]
         count = self.size.recordings
-        told = decoder_bits(self.decoder(kept, seed), self.held_out, codes, count, seed)
-        alone = decoder_bits(self.decoder(kept, seed, True), self.held_out, no_codes(codes), count, seed)
+        told = decoder_bits(self.decoder(seed), self.held_out, codes, count, seed)
+        alone = decoder_bits(self.decoder(seed, True), self.held_out, no_codes(codes), count, seed)
         return {
             "given the codes": told.with_codes,
             "given the codes in another order": told.shuffled,
             "of a WaveNet that never saw codes": alone.with_codes,
         }
 
-    def judged(self, kept: Kept, seed: int) -> Figures:
+    def judged(self, seed: int) -> Figures:
         """Whom a classifier hears."""
         codes = self.learned(seed, True)[1][1]
-        return conversion(self.decoder(kept, seed), self.train, self.held_out, codes, seed)
+        return conversion(self.decoder(seed), self.train, self.held_out, codes, seed)
 
-    def priors(self, kept: Kept, seed: int) -> Figures:
+    def priors(self, seed: int) -> Figures:
         """Bits a code."""
         codes = self.learned(seed, True)[1]
         _, bits = trained_prior(self.train, self.held_out, codes, self.size.prior, seed)
