@@ -261,6 +261,7 @@ def as_table(column: str, figures: dict[str, list[float]], style: str) -> Table:
         name: {
             column: style.format(np.mean(values)),
             "range": f"{style.format(min(values))} to {style.format(max(values))}",
+            "seeds": f"{len(values)}",
         }
         for name, values in figures.items()
     }
