@@ -58,7 +58,7 @@ class Size(NamedTuple):
     recordings: int  # held-out ones whose samples the WaveNet tells
 
 
-QUICK, FULL = Size(1, 100, 60, 20, 40, 4), Size(3, 400, 500, 200, 120, 24)
+QUICK, FULL = Size(1, 100, 60, 20, 40, 4), Size(3, 400, 500, 200, 360, 24)
 
 
 class Kept:

@@ -20,7 +20,7 @@ from vqfast.models.speech_encoder import LogMel
 from vqfast.priors import WaveNet
 
 WAVE_BATCH, WAVE_CODES, WAVE_LR = 8, 2, 2e-3
-PRIOR_BATCH, PRIOR_CODES, PRIOR_LR = 32, 64, 1e-3
+PRIOR_BATCH, PRIOR_CODES, PRIOR_LR = 32, 64, 3e-3
 CHECKS = 12  # how often a prior's held-out figure is looked at: the best weights are kept
 JUDGED = 8  # seconds of waveforms of each speaker that the judge hears
 
