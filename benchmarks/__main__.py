@@ -22,6 +22,7 @@ SUITES = (
     "masked_conv",
     "prior_training",
     "sampling",
+    "waveform",
     "accelerate",
     "end_to_end",
     "first_result",

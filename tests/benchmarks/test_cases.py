@@ -24,6 +24,7 @@ from benchmarks import (
     prior_training,
     residual_vq,
     sampling,
+    waveform,
 )
 from benchmarks.core import AbsentError, Case
 
@@ -43,6 +44,7 @@ CASES = {
     "Keras prior": prior_training.keras(16, 8, (2, 5, 5)),
     "sampling": sampling.gated(8, 2, 4, 2),
     "sampling by program_of": sampling.traced(8, 2, 4, 2),
+    "waveform": waveform.waveform(2, 20, 8, 2),
     "accelerate": accelerate.cases("ResidualVQ", LAYER)[0],
     "train an epoch": TRAIN,
     "tokenise": TOKENISE,
