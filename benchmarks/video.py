@@ -99,6 +99,7 @@ def clip_findings(folder: Path, size: Size) -> dict[str, dict[str, dict[str, str
     late = np.array([first > 0.8 * ends[name] for name, first in loaded.places])
     parts = [loaded.batch(np.flatnonzero(chosen)) for chosen in (~late, late)]
     train, held_out = ((255 * x.transpose(1, 2)).round().byte() for x in parts)
+    size = size._replace(model_steps=size.model_steps // 2, prior_steps=size.prior_steps // 4)  # few clips
     bits: dict[str, list[float]] = {}
     for seed in range(size.seeds):
         key = folder_of("clips", size, seed, train.numpy().tobytes())

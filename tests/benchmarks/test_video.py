@@ -30,7 +30,7 @@ def test_tables_pictures_and_what_is_kept(
 ) -> None:
     monkeypatch.setattr(video_runs, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(video, "RESULTS", tmp_path)
-    monkeypatch.setattr(video, "QUICK", video_runs.Size(3, 2, 2, 2, 2, 2))
+    monkeypatch.setattr(video, "QUICK", video_runs.Size(3, 2, 4, 2, 2, 2))
     clips, actions = squares(3, 36)
     np.savez(tmp_path / "game.npz", clips=clips, actions=actions)
     (tmp_path / "clips").mkdir()

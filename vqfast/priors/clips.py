@@ -15,9 +15,10 @@ from vqfast.nn.calls import typed_as
 from vqfast.priors.frames import FrameNetwork, Memory
 from vqfast.priors.layers import check_kernel_size, placement
 from vqfast.priors.pixelcnn import PixelCNN
-from vqfast.sampling.batches import as_labels
+from vqfast.sampling.batches import as_labels, sample_batches
 from vqfast.sampling.draw import philox
 from vqfast.sampling.memory import in_batches
+from vqfast.sampling.program import Program
 from vqfast.sampling.progress import Tick, check_progress, shown, taken_back
 from vqfast.saving import Pretrained
 from vqfast.saving.models import loadable
@@ -341,12 +342,14 @@ class ClipPrior(nn.Module, Pretrained):
             codes[:, : known.shape[1]] = known.to(device)
         before = self._before(codes[:, :1])
         memory: Memory | None = None
+        prior: Any = _LoweredOnce(self.prior)
         for frame in range(shape[0]):
             led = None if actions is None else actions[:, frame : frame + 1]
             maps, memory = self.network(before, led, memory)
             own = codes[:, frame]
             if (own < 0).any():
-                own = self.prior.sample(
+                (own,) = sample_batches(
+                    prior,
                     num,
                     shape[1:],
                     labels=labels,
@@ -381,6 +384,22 @@ class ClipPrior(nn.Module, Pretrained):
         check_indices("actions", actions, self.num_actions, minimum=-1)
         if tuple(actions.shape) != shape:
             raise ValueError(f"actions has shape {tuple(actions.shape)}; want {shape}")
+
+
+class _LoweredOnce:
+    """A prior whose program and weights are made once, for all frames of a call."""
+
+    def __init__(self, prior: PixelCNN) -> None:
+        self._prior = prior
+        program, weights = prior.lower()
+        self._lowered = program, {name: weight.contiguous() for name, weight in weights.items()}
+
+    def lower(self) -> tuple[Program, dict[str, Tensor]]:
+        """See ``CausalPrior``."""
+        return self._lowered
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._prior, name)
 
 
 def seed_of_frame(seed: int, frame: int) -> int:
