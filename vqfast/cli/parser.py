@@ -153,6 +153,10 @@ def make_parser() -> argparse.ArgumentParser:
         ("--context-channels", "channels of the network of earlier frames, of the clips prior only"),
         ("--context-blocks", "its residual blocks, each of which sees one code farther around"),
         ("--context-frames", "frames that each of these blocks reads"),
+        (
+            "--context-kernel-size",
+            "codes along a side of the kernels by which an action moves the last frame",
+        ),
     ):
         sub.option(name, f"{help} (default: the network's)", type=int, metavar="N")
     dropout = "share of a gated or snail prior's hidden values that training sets to zero (default 0)"
