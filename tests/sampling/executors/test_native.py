@@ -32,6 +32,7 @@ def test_any_number_of_threads_draws_the_same(
     make_prior: MakePrior, monkeypatch: pytest.MonkeyPatch, kind: str, threads: int, batch: int
 ) -> None:
     monkeypatch.setattr(native, "_PRODUCTS", 1)  # small steps are split too
+    monkeypatch.setattr(native, "_busy", lambda: False)
     prior = make_prior(kind, num_classes=3)
     shape = (3, 4) if prior.ndim == 2 else (12,)
     options = {"labels": torch.arange(batch) % 3, "top_p": 0.9}
@@ -83,12 +84,27 @@ def test_any_number_of_threads_draws_the_same_with_strides(
     monkeypatch: pytest.MonkeyPatch, threads: int, batch: int
 ) -> None:
     monkeypatch.setattr(native, "_PRODUCTS", 1)
+    monkeypatch.setattr(native, "_busy", lambda: False)
     prior = Programmed(TWO_STREAMS)
     condition = torch.randn(batch, 2, 5, 6).double()
     expected = prior.sample(batch, (5, 6), method="torch", condition=condition)
     torch.set_num_threads(threads)
     try:
         assert torch.equal(prior.sample(batch, (5, 6), method="native", condition=condition), expected)
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize(("load", "batch", "threads"), [(1.0, 8, 2), (99.0, 8, 1), (99.0, 32, 2)])
+def test_threads_that_meet_are_few_on_a_busy_machine(
+    monkeypatch: pytest.MonkeyPatch, load: float, batch: int, threads: int
+) -> None:
+    monkeypatch.setattr(native, "_PRODUCTS", 1)
+    monkeypatch.setattr(native.os, "getloadavg", lambda: (load * os.cpu_count(), 0.0, 0.0), raising=False)
+    torch.set_num_threads(2)
+    try:
+        prior = Programmed(TWO_STREAMS)
+        assert native._threads(*prior.lower(), batch) == threads
     finally:
         torch.set_num_threads(1)
 

@@ -5,6 +5,7 @@ A float64 prior is computed in float64, all others in float32. The weights of a 
 
 from __future__ import annotations
 
+import os
 import struct
 import time
 from array import array
@@ -20,6 +21,7 @@ from vqfast.sampling.request import Request
 
 _SECONDS = 0.1  # of one call of the library, after which Python handles Ctrl-C
 _SAMPLES = 16  # a thread works alone if it has as many
+_LOAD = 1.5  # of each CPU, from which on the machine counts as busy
 _PRODUCTS = 1 << 14  # of a step for each thread: fewer take less time than threads need to meet
 
 
@@ -107,7 +109,16 @@ def _threads(program: Program, weights: dict[str, Tensor], batch: int) -> int:
     late = [step for step, phase in zip(program.steps, program.phases(), strict=True) if phase != Phase.ROW]
     matrices = [t.weight for step in late for t in step.terms if t.source > CODES and t.weight]
     products = batch * sum(weights[name].numel() for name in matrices) // max(1, len(late))
-    return max(1, min(torch.get_num_threads(), products // _PRODUCTS))
+    fitting = products // _PRODUCTS
+    if _busy():
+        fitting = min(fitting, batch // _SAMPLES)  # threads that work alone
+    return max(1, min(torch.get_num_threads(), fitting))
+
+
+def _busy() -> bool:
+    """Whether other work takes the CPUs, so that threads which meet after each step would wait for it."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0
+    return load > _LOAD * (os.cpu_count() or 1)
 
 
 def run(request: Request) -> Tensor:
