@@ -6,6 +6,7 @@ with what the repository's sampling loop does around it: scaling, one-hot vector
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 K = 8
+NEXT = {"predicts": "next"}
 Trial = dict[str, Any]  # arguments of program_of
 TRIALS: dict[tuple[str, str], Callable[[], Trial]] = {}  # by repository and network
 
@@ -278,3 +280,40 @@ def _pixel_models_rgb() -> Trial:
         return torch.stack(colours, -1)
 
     return {"call": call, "num_embeddings": 256, "shape": (8, 8), "num_quantizers": 3, "num_mixtures": 2}
+
+
+@trial("karpathy/minGPT", "GPT")
+def _mingpt() -> Trial:
+    sizes = {"n_layer": 2, "n_head": 2, "n_embd": 8, "vocab_size": K, "block_size": 20}
+    config = import_module("mingpt.model").GPT.get_default_config()
+    config.merge_from_dict(sizes | {"model_type": None})
+    network = build("mingpt.model", "GPT", config)
+    return {"call": lambda codes: network(codes)[0].mT, "num_embeddings": K, "shape": (20,), **NEXT}
+
+
+@trial("karpathy/nanoGPT", "GPT")
+def _nanogpt() -> Trial:
+    config = build("model", "GPTConfig", 20, K, 2, 2, 8)
+    network = build("model", "GPT", config)  # it returns all logits if there are targets
+    return {"call": lambda codes: network(codes, codes)[0].mT, "num_embeddings": K, "shape": (20,), **NEXT}
+
+
+@trial("CompVis/taming-transformers", "GPT")
+def _taming() -> Trial:
+    """With the code of a start before the codes, as its Net2NetTransformer gives it."""
+    with mock.patch.dict(sys.modules, transformers=mock.MagicMock()):  # an old version is imported
+        network = build("taming.modules.transformer.mingpt", "GPT", K, 20, 2, 2, 8)
+    call = lambda codes: network(F.pad(codes[:, :-1], (1, 0)))[0].mT  # noqa: E731
+    return {"call": call, "num_embeddings": K, "shape": (20,)}
+
+
+@trial("valeoai/Maskgit-pytorch", "Transformer")
+def _maskgit() -> Trial:
+    """It fills in masked codes, in any order."""
+    network = build("Network.transformer", "Transformer", 4, 8, K, 2, 2, 16, nclass=3)
+
+    def call(codes: Tensor, labels: Tensor) -> Tensor:
+        logits: Tensor = network(codes, labels, torch.zeros_like(labels, dtype=torch.bool))
+        return logits.view(*codes.shape, -1)[..., :K].movedim(3, 1)
+
+    return {"call": call, "num_embeddings": K, "shape": (4, 4), "num_classes": 3}

@@ -43,6 +43,7 @@ HOLLOW = (
     "pandas",
     "tqdm",
     "h5py",
+    "datasets",
 )
 
 

@@ -15,6 +15,7 @@ RUNS = {
     "swap_layer": ("--steps 2", ["VQLayer: mean squared error"]),
     "accelerate_codec": ("--seconds 0.1", ["accelerated: 32 quantisers", "codes that differ: 0 of"]),
     "own_pixelcnn": ("--size 5", ["codes that differ from your network's own: 0 of 100"]),
+    "own_transformer": ("--size 3", ["codes that differ: 0 of 36"]),
     "complete_images": ("--steps 2", ["upper halves kept in 4 of 4 sheets"]),
     "train_loop": ("--steps 3", ["100 new digits in", "bits a code"]),
     "train_lightning": ("--steps 3", ["dB on held-out digits"]),

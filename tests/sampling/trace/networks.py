@@ -206,17 +206,22 @@ class Activated(nn.Module):
 
 BLOCKS = [
     "above", "composed", "left", "square", "gate", "glu", "linear", "norm", "layer-norm", "by-halves", "ones",
-    "stack", "shuffle", "skip", "halves", "crop", "attend",
+    "stack", "shuffle", "skip", "halves", "crop", "attend", "sdpa", "place", "scale", "bounds", "cube",
+    "label", "condition", "rms",
 ]  # fmt: skip
 
 
 class Stack(nn.Module):
-    """Blocks of these names one after another; each keeps 4 channels and is causal."""
+    """Blocks of these names one after another; each keeps 4 channels and is causal.
 
-    def __init__(self, blocks: list[str], seed: int) -> None:
+    With several codes at each position, they are embedded together, and the head sees the earlier ones.
+    Labels, of 3 classes, and a condition ``(B, 4)`` are what some blocks read.
+    """
+
+    def __init__(self, blocks: list[str], seed: int, several: int = 0) -> None:
         super().__init__()
         torch.manual_seed(seed)
-        self.blocks = blocks
+        self.blocks, self.several = blocks, several
         self.embedding = nn.Embedding(K, 4)
         self.square = nn.ModuleList(nn.Conv2d(4, 4, (2, 3)) for _ in blocks)
         self.row = nn.ModuleList(nn.Conv2d(4, 4, (1, 3), padding=(0, 1)) for _ in blocks)
@@ -226,9 +231,30 @@ class Stack(nn.Module):
         self.linear = nn.ModuleList(nn.Linear(4, 4) for _ in blocks)
         self.norm = nn.ModuleList(nn.BatchNorm2d(4) for _ in blocks)
         self.head = nn.Conv2d(4, K, 1)
+        self.own = nn.ModuleList(nn.Embedding(K, 4) for _ in range(several))
+        self.labels = nn.Embedding(3, 4)
 
-    def block(self, name: str, i: int, x: Tensor, first: Tensor) -> Tensor:
+    def block(self, name: str, i: int, x: Tensor, first: Tensor, given: tuple[Tensor, ...]) -> Tensor:
         """``(B, 4, H, W)`` -> the same."""
+        if name == "sdpa":  # two heads
+            flat = [linear(x.flatten(2).mT) for linear in (self.linear[i], self.linear[0], self.linear[-1])]
+            q, k, v = (y.unflatten(2, (2, 2)).transpose(1, 2) for y in flat)
+            mean = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            return mean.transpose(1, 2).flatten(2).mT.reshape(x.shape)
+        if name in ("place", "scale"):  # a map of positions, added or multiplied
+            place = (torch.arange(x.shape[2])[:, None] - torch.arange(x.shape[3]) * 0.7).to(x.dtype).sin()
+            return x + place if name == "place" else x * place
+        if name == "bounds":
+            low = self.linear[i].bias.view(4, 1, 1)
+            return torch.minimum(x.clamp(min=low), first) - x.clamp(low - 1, low + 0.5) / 4
+        if name == "cube":
+            return F.gelu(x, approximate="tanh") - 0.1 * x**3
+        if name == "label":
+            return x + self.labels(given[0])[:, :, None, None]
+        if name == "condition":
+            return x * given[1][:, :, None, None] + given[1].roll(1, 1)[:, :, None, None]
+        if name == "rms":
+            return F.rms_norm(x.movedim(1, 3), (4,), self.linear[i].bias, eps=0.1).movedim(3, 1)
         if name == "above":  # reads only the row above
             return F.pad(self.row[i](x), (0, 0, 1, 0))[:, :, :-1]
         if name == "composed":  # a row of three, then a column of two, shifted
@@ -269,9 +295,16 @@ class Stack(nn.Module):
             return (weights @ v).mT.reshape(x.shape)
         return torch.cat([x[:, 2:], F.gelu(x[:, :2])], dim=1) - 0.3
 
-    def forward(self, codes: Tensor) -> Tensor:
-        x = self.embedding(codes).movedim(3, 1)
+    def forward(self, codes: Tensor, *given: Tensor) -> Tensor:
+        embedded = self.embedding(codes)
+        x = (embedded.sum(3) if self.several else embedded).movedim(3, 1)
         x = first = F.pad(x, (1, 0))[..., :-1]
         for i, name in enumerate(self.blocks):
-            x = self.block(name, i, x, first) + (x if i % 2 else 0)
-        return self.head(x)
+            x = self.block(name, i, x, first, given) + (x if i % 2 else 0)
+        if not self.several:
+            return self.head(x)
+        logits = []
+        for number, own in enumerate(self.own):
+            logits.append(self.head(x).log_softmax(1))
+            x = x + own(codes[..., number]).movedim(3, 1)
+        return torch.stack(logits, dim=4)

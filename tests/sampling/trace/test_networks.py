@@ -35,12 +35,28 @@ def test_traced_network_draws_what_its_own_loop_draws(case: str, executor: str) 
 
 @pytest.mark.slow
 @settings(derandomize=True, deadline=None, max_examples=20)
-@given(blocks=st.lists(st.sampled_from(networks.BLOCKS), min_size=1, max_size=6), seed=st.integers(0, 99))
-def test_any_stack_of_blocks_is_a_program(blocks: list[str], seed: int) -> None:
-    prior = program_of(networks.Stack(blocks, seed).double().eval(), K, (3, 4))
-    expected = prior.sample(4, (3, 4), method="reference")
+@given(
+    blocks=st.lists(st.sampled_from(networks.BLOCKS), min_size=1, max_size=6),
+    seed=st.integers(0, 99),
+    several=st.sampled_from([0, 0, 2]),
+    shape=st.sampled_from([(3, 4), (1, 5), (4, 1)]),
+)
+def test_any_stack_of_blocks_is_a_program(
+    blocks: list[str], seed: int, several: int, shape: tuple[int, int]
+) -> None:
+    given: dict[str, Tensor] = {"labels": torch.tensor([0, 1, 2, 1])}
+    given["condition"] = torch.randn(4, 4, generator=torch.Generator().manual_seed(seed)).double()
+    prior = program_of(
+        networks.Stack(blocks, seed, several).double().eval(),
+        K,
+        shape,
+        num_classes=3,
+        condition=given["condition"][:1],
+        num_quantizers=several or None,
+    )
+    expected = prior.sample(4, shape, method="reference", **given)
     for executor in ("torch", "auto"):
-        assert torch.equal(prior.sample(4, (3, 4), method=executor), expected)
+        assert torch.equal(prior.sample(4, shape, method=executor, **given), expected)
 
 
 def test_traced_network_has_the_steps_of_a_lowered_one() -> None:

@@ -114,19 +114,24 @@ class Context:
         if table is not None and value.bias is not None and whole and own:
             table = table + value.bias
             value = replace(value, taps=by_code(table, (0, 0), value.codes_read()), bias=None, steps=())
-        if table is not None and value.bias is None and (len(table) <= table.shape[1] or not whole):
+        zero = is_zero_outside(value, offsets)
+        narrow = table is not None and value.bias is None and (len(table) <= table.shape[1] or not whole)
+        if narrow and (zero or not whole):
             return value
         if not value.taps and value.labels is None and whole:
             ones = {} if value.bias is None else {(ONES, 0, 0): value.bias[None]}
-            return Sum(value.layout, ones) if offsets else value
-        if selects_channels(value):
+            return replace(value, taps=ones, bias=None, steps=()) if offsets else value
+        sideways = [
+            (max(dy, 0), dx) for dy, dx in offsets
+        ]  # above the grid, steps of later rows are zero too
+        if selects_channels(value) and (not whole or is_zero_outside(value, sideways)):
             return value
         if not whole and not offsets and is_step_and_constant(value):
             return value
-        if whole and (self.phase(value) is not None or not is_zero_outside(value, offsets)):
+        if whole and (self.phase(value) is not None or not zero):
             return self.step(value)
         begun = value.bias is None or whole or self.begins(value, offsets)
-        if not begun or not is_zero_outside(value, offsets):
+        if not begun or not zero:
             return self.step(value)
         if value.bias is None:
             return value

@@ -61,8 +61,21 @@ def trace(call: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> fx.Graph:
 
 
 def _writes_in_place(node: fx.Node) -> bool:
-    """Whether a node changes its first argument."""
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+    """Whether a node changes its first argument; masks that are written into weights are there already."""
+    if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
+        return False
+    written: Any = node.args[0]
+    while isinstance(written, fx.Node) and _is_view(written):
+        written = written.args[0]
+    return not isinstance(written, fx.Node) or written.op != "get_attr"
+
+
+def _is_view(node: fx.Node) -> bool:
+    """Whether a node's value shares the memory of its first argument."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    arguments = node.target._schema.arguments
+    return bool(arguments) and arguments[0].alias_info is not None
 
 
 def constant(node: fx.Node) -> Tensor:

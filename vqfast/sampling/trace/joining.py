@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 
 from vqfast.sampling.trace.context import Context
-from vqfast.sampling.trace.layout import Layout, Unsupported, channel_index, shape_of
+from vqfast.sampling.trace.layout import Layout, Unsupported, channel_index, of_channels, shape_of
 from vqfast.sampling.trace.rules import rule
-from vqfast.sampling.trace.shapes import pad
+from vqfast.sampling.trace.shapes import pad, with_axis
 from vqfast.sampling.trace.values import Known, Sum, concatenated, total
 
 
@@ -17,8 +17,10 @@ from vqfast.sampling.trace.values import Known, Sum, concatenated, total
 def cat(ctx: Context, values: list[Sum | Known], dim: int = 0) -> Sum:
     """Channels after channels, or zeros or a start before a grid."""
     values, dim = [ctx.linear(v) if isinstance(v, Sum) else v for v in values], dim % len(ctx.shape())
-    like = next(value.layout for value in values if isinstance(value, Sum))
-    if any(name != "c" for name, _ in like[dim]):
+    (at, first), *_ = [(i, value) for i, value in enumerate(values) if isinstance(value, Sum)]
+    like = with_axis(ctx, first.layout, dim)
+    values[at] = replace(first, layout=like)
+    if not of_channels(like[dim]):
         return cat_constants(ctx, values, dim)
 
     def of(size: int) -> Layout:

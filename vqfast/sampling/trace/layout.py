@@ -23,6 +23,12 @@ def num_channels(dim: tuple[Axis, ...]) -> int:
     return math.prod(n for name, n in dim if name == "c")
 
 
+def of_channels(dim: tuple[Axis, ...]) -> bool:
+    """Whether a dimension runs through channels, and not through samples or positions."""
+    longer = _longer(dim)
+    return all(name == "c" for name, _ in longer or dim)
+
+
 def length(dim: tuple[Axis, ...]) -> int:
     """A dimension's size."""
     return math.prod(n for _, n in dim)

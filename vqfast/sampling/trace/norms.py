@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vqfast.sampling.trace.arithmetic import add, mul, multiplied, scaled
 from vqfast.sampling.trace.context import Context
@@ -42,23 +43,74 @@ def layer_norm(
     ctx: Context, x: Sum, shape: list[int], weight: Any, bias: Any, eps: float
 ) -> tuple[Sum, None, None]:
     """Normalises the channels of each position: three steps, the last of which has the activation norm."""
-    x, inner = ctx.linear(x), x.layout[len(x.layout) - len(shape) :]
-    if any(axis != "c" for dim in inner for axis, _ in dim):
-        raise Unsupported("layer normalisation over positions or samples")
-    if eps <= 0:
-        raise Unsupported("layer normalisation whose eps is 0")
-    normalised = math.prod(num_channels(dim) for dim in inner)
-    mean = torch.block_diag(
-        *[ctx.identity(normalised).new_full((normalised, normalised), 1 / normalised)]
-        * (x.size("c") // normalised)
-    )
+    x, mean = ctx.linear(x), _mean(ctx, x, shape)
     centred = ctx.readable(x.map_columns(partial(times, by=ctx.identity(len(mean)) - mean), x.layout), [])
-    variance = ctx.linear(multiplied(ctx, centred, centred, x.layout))
-    # Both sides of the quotient are scaled so that the variance plus eps is at least 1, as norm wants it.
-    variance = variance.map_columns(partial(times, by=mean / eps), x.layout)
-    variance = total([variance, Sum(x.layout, {}, torch.ones_like(mean[0]))])
-    value = concatenated([scaled(centred, eps**-0.5), variance], x.layout)
-    value.activation = "norm"
+    value = _over_deviation(ctx, centred, mean, eps)
     if weight is not None:
         value = mul(ctx, value, weight)
     return (value if bias is None else add(ctx, value, bias)), None, None
+
+
+@rule("_fused_rms_norm")
+def rms_norm(
+    ctx: Context, x: Sum, shape: list[int], weight: Any, eps: float | None = None
+) -> tuple[Sum, None]:
+    """Divides the channels of each position by the root of their mean square."""
+    x, mean = ctx.readable(x, []), _mean(ctx, x, shape)
+    value = _over_deviation(ctx, x, mean, torch.finfo(ctx.dtype).eps if eps is None else eps)
+    return (value if weight is None else mul(ctx, value, weight)), None
+
+
+def _mean(ctx: Context, x: Sum, shape: list[int]) -> Tensor:
+    """The matrix of the mean over the last dimensions, which have this shape."""
+    inner = x.layout[len(x.layout) - len(shape) :]
+    if any(axis != "c" for dim in inner for axis, n in dim if n > 1):
+        raise Unsupported("normalisation over positions or samples")
+    normalised = math.prod(num_channels(dim) for dim in inner)
+    block = ctx.identity(normalised).new_full((normalised, normalised), 1 / normalised)
+    mean: Tensor = torch.block_diag(*[block] * (x.size("c") // normalised))
+    return mean
+
+
+def _over_deviation(ctx: Context, x: Sum, mean: Tensor, eps: float) -> Sum:
+    """``x / sqrt(mean of squares of x + eps)``."""
+    if eps <= 0:
+        raise Unsupported("normalisation whose eps is 0")
+    variance = ctx.linear(multiplied(ctx, x, x, x.layout))
+    # Both sides of the quotient are scaled so that the variance plus eps is at least 1, as norm wants it.
+    variance = variance.map_columns(partial(times, by=mean / eps), x.layout)
+    variance = total([variance, Sum(x.layout, {}, torch.ones_like(mean[0]))])
+    value = concatenated([scaled(x, eps**-0.5), variance], x.layout)
+    value.activation = "norm"
+    return value
+
+
+@rule("rsqrt")
+def rsqrt(ctx: Context, x: Sum) -> Sum:
+    """``1 / sqrt(x)`` of squares and a positive number, which bounds x from below, as norm wants it."""
+    x = ctx.linear(x)
+    squares = x.labels is None and all(
+        source >= 0 and _is_square(ctx, source) and bool((matrix >= 0).all())
+        for (source, _, _), matrix in x.taps.items()
+    )
+    if not squares or x.bias is None or not (x.bias > 0).all():
+        raise Unsupported("rsqrt, but of squares and a positive number")
+    ones = Sum(x.layout, {}, x.bias.rsqrt(), stride=x.stride)
+    value = concatenated([ones, scaled(x, 1 / x.bias)], x.layout)
+    value.activation = "norm"
+    return value
+
+
+def _is_square(ctx: Context, number: int) -> bool:
+    """Whether a step is the product of a value with itself."""
+    step = ctx.builder.steps[number]
+    if step.activation != "product":
+        return False
+    names = [term.weight for term in step.terms] + [step.bias, step.label_bias]
+    tensors = [
+        ctx.builder.weights[name] for name in names if name is not None and name not in ctx.map_weights
+    ]
+    tensors += [matrix for name in names for _, matrix in ctx.map_weights.get(name or "", [])]
+    halves = [tensor.chunk(2, dim=-1) for tensor in tensors]
+    bare = any(term.weight is None for term in step.terms)
+    return not bare and all(torch.equal(*pair) for pair in halves)

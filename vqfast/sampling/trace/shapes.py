@@ -12,7 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqfast.sampling.trace.context import Context
-from vqfast.sampling.trace.layout import Unsupported, channel_index, num_channels, reshaped, shape_of
+from vqfast.sampling.trace.layout import (
+    Layout,
+    Unsupported,
+    channel_index,
+    num_channels,
+    of_channels,
+    reshaped,
+    shape_of,
+)
 from vqfast.sampling.trace.rules import rule
 from vqfast.sampling.trace.values import Sum, by_code, total
 
@@ -87,9 +95,9 @@ def narrowed(ctx: Context, x: Sum, dim: int, start: int, count: int, step: int =
     axes = x.layout[dim]
     if count == shape_of(x.layout)[dim]:
         return x
-    if any(name == "c" for name, _ in axes) or ctx.covers_grid(x):
+    if of_channels(axes) or ctx.covers_grid(x):
         x = ctx.linear(x)  # on a larger grid, an activation is applied after the crop
-    if all(name == "c" for name, _ in axes):
+    if of_channels(axes):
         index = channel_index(x.layout)
         chosen = index.index_select(dim, torch.arange(start, start + count * step, step)[:count])
         return x.select(chosen.flatten(), (*x.layout[:dim], (("c", count),), *x.layout[dim + 1 :]))
@@ -151,7 +159,7 @@ def slice_scatter(
 def select(ctx: Context, x: Sum, dim: int, index: int) -> Sum:
     """One element of a dimension, which is removed."""
     x = narrowed(ctx, x, dim, index % shape_of(x.layout)[dim], 1)
-    if any(name != "c" for name, _ in x.layout[dim]):
+    if not of_channels(x.layout[dim]):
         raise Unsupported("a single row, column or sample")
     dim %= len(x.layout)
     return x.select(torch.arange(x.size("c")), (*x.layout[:dim], *x.layout[dim + 1 :]))
@@ -172,6 +180,18 @@ def split(ctx: Context, x: Sum, sizes: int | list[int], dim: int = 0) -> list[Su
     return [narrowed(ctx, x, dim, sum(sizes[:i]), count) for i, count in enumerate(sizes)]
 
 
+def with_axis(ctx: Context, layout: Layout, dim: int) -> Layout:
+    """The layout, in which a dimension without axes is the axis of the grid that has one position.
+
+    A view leaves it without, since it can't tell it from other dimensions of one element.
+    """
+    named = {name for axes in layout for name, _ in axes}
+    found = [name for name, n in zip("yx", ctx.grid, strict=True) if n == 1 and name not in named]
+    if layout[dim] or not found[-len(ctx.spatial) :]:
+        return layout
+    return (*layout[:dim], ((found[-1], 1),), *layout[dim + 1 :])
+
+
 @rule("constant_pad_nd")
 def pad(ctx: Context, x: Sum, pads: list[int], value: float | Tensor = 0) -> Sum:
     """A grid with more positions at its sides, or fewer where a pad is negative.
@@ -185,7 +205,8 @@ def pad(ctx: Context, x: Sum, pads: list[int], value: float | Tensor = 0) -> Sum
         dim, (before, after) = len(layout) - 1 - i, pads[2 * i : 2 * i + 2]
         if before == after == 0:
             continue
-        if all(axis == "c" for axis, _ in layout[dim]) and isinstance(value, (int, float)):
+        layout = list(with_axis(ctx, tuple(layout), dim))
+        if of_channels(layout[dim]) and isinstance(value, (int, float)):
             x = pad_channels(x, dim, before, after, value)
             layout = list(x.layout)
             continue
