@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vqfast.sampling.trace.context import Context
-from vqfast.sampling.trace.layout import Layout, Unsupported, num_channels, shape_of
+from vqfast.sampling.trace.layout import Layout, Unsupported, num_channels, of_channels, shape_of
 from vqfast.sampling.trace.rules import RULES, rule
 from vqfast.sampling.trace.shapes import split
 from vqfast.sampling.trace.values import Known, Sum, concatenated, total
@@ -220,7 +220,7 @@ def hardtanh(ctx: Context, x: Sum, minimum: float = -1, maximum: float = 1) -> S
 def log_softmax(ctx: Context, x: Sum, dim: int, _: bool) -> Sum:
     """The logits themselves, if they are the result: they differ by a constant, which changes no draw."""
     count = num_channels(x.layout[dim])
-    if any(name != "c" for name, _ in x.layout[dim]) or count not in (x.size("c"), ctx.num_embeddings):
+    if not of_channels(x.layout[dim]) or count not in (x.size("c"), ctx.num_embeddings):
         raise Unsupported("log_softmax along another axis than that of all codes")
     if not is_result(ctx.node):
         raise Unsupported("log_softmax inside of the network")

@@ -37,9 +37,8 @@ def cat(ctx: Context, values: list[Sum | Known], dim: int = 0) -> Sum:
 def stack(ctx: Context, values: list[Sum | Known], dim: int = 0) -> Sum:
     """Values one after another along a new dimension."""
     dim %= len(ctx.shape())
-    sums = [ctx.linear(value) for value in values if isinstance(value, Sum)]
-    if len(sums) < len(values):
-        raise Unsupported("a stack with a value that doesn't depend on the codes")
+    like = next(value.layout for value in values if isinstance(value, Sum))
+    sums = [ctx.linear(value) if isinstance(value, Sum) else ctx.as_sum(value, like) for value in values]
     new = [replace(x, layout=(*x.layout[:dim], (("c", 1),), *x.layout[dim:]), steps=()) for x in sums]
     return cat(ctx, [*new], dim)
 

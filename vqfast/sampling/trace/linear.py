@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vqfast.sampling.trace.arithmetic import add, scaled
 from vqfast.sampling.trace.context import Context
-from vqfast.sampling.trace.layout import Layout, Unsupported, channel_index, num_channels
+from vqfast.sampling.trace.layout import Layout, Unsupported, channel_index, num_channels, of_channels
 from vqfast.sampling.trace.rules import rule
 from vqfast.sampling.trace.values import Known, Sum, is_identity, total
 
@@ -112,7 +112,7 @@ def sum_(
         raise Unsupported(f"a sum in {dtype} in a network of {ctx.dtype}")
     x = ctx.linear(x)
     summed = {dim % len(x.layout) for dim in dims or range(len(x.layout))}
-    if any(name != "c" for dim in summed for name, _ in x.layout[dim]):
+    if not all(of_channels(x.layout[dim]) for dim in summed):
         raise Unsupported("a sum over positions or samples")
     layout = tuple(() if i in summed else dim for i, dim in enumerate(x.layout))
     index = channel_index(layout).expand([num_channels(dim) for dim in x.layout]).flatten()
