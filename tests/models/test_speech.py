@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vqfast.models import SpeechVQVAE, mu_law_decode, mu_law_encode
 from vqfast.models.mu_law import mu_law_expand
+from vqfast.models.speech_encoder import Normalised
 from vqfast.priors import WaveNet
 from vqfast.sampling import mixture, parallel
 
@@ -157,6 +158,22 @@ def test_samples_of_mixtures_have_their_likelihood_and_mean() -> None:
     expected = model.decode(out.indices, method="reference", seed=3)
     for method in ("native", "torch"):
         assert torch.equal(model.decode(out.indices, method=method, seed=3), expected)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e3])
+@pytest.mark.parametrize("batches", [1, 5, 200])
+@torch.no_grad()
+def test_vectors_have_the_same_scale_while_and_after_they_are_learned(scale: float, batches: int) -> None:
+    """However small the encoder's output is and however few batches were seen, codes stay apart."""
+    torch.manual_seed(0)
+    layer = Normalised(3)
+    x = scale * torch.randn(8, 3, 500) * torch.tensor([1.0, 2.0, 0.5])[:, None] + 3 * scale
+    assert torch.equal(layer.eval()(x), x)
+    layer.train()
+    for _ in range(batches):
+        learned = layer(x)
+    assert torch.allclose(learned.std((0, 2)), torch.ones(3), atol=0.01)
+    torch.testing.assert_close(layer.eval()(x), learned, rtol=1e-2, atol=1e-3)
 
 
 def test_gradients_reach_the_encoder_through_the_codes() -> None:

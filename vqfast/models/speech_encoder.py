@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -54,16 +55,31 @@ class Normalised(nn.Module):
     A WaveNet knows much of a sample from those before it, so that at first codes get little gradient; the
     commitment loss alone would pull all vectors to one code. Vectors of a fixed variance can't go there.
 
+    The scale of ``x`` is free and may become tiny, so the averages of means and variances don't start from 1:
+    they are divided by the weight of the batches that they have seen.
+
     Source: Lancucki et al. 2020, "Robust Training of Vector Quantized Bottleneck Models" (arXiv 2005.08520).
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm = BatchNorm2d(channels).requires_grad_(False)
+        self.norm.eps = 1e-12
+        self._statistics()[1].zero_()
+
+    def _statistics(self) -> tuple[Tensor, Tensor, Tensor]:
+        norm: Any = self.norm  # torch's annotations leave these optional
+        return norm.running_mean, norm.running_var, norm.num_batches_tracked
 
     def forward(self, x: Tensor) -> Tensor:
-        normalised: Tensor = self.norm(x.unsqueeze(2))
-        return normalised.squeeze(2)
+        if self.training:
+            normalised: Tensor = self.norm(x.unsqueeze(2))
+            return normalised.squeeze(2)
+        mean, var, count = self._statistics()
+        seen = 1 - torch.full_like(mean, 0.9) ** count  # of BatchNorm2d's momentum
+        scale = torch.where(count > 0, (var / seen + self.norm.eps).rsqrt(), 1)
+        centre = torch.where(count > 0, mean / seen, 0)
+        return (x - centre[:, None]) * scale[:, None]
 
 
 class MelDecoder(nn.Module):
