@@ -30,7 +30,13 @@ def tunings_of(weight: Tensor) -> dict[int, Tuning]:
 
 
 def constants(
-    launch: Launch, dtype: torch.dtype, draws: bool, head: int = 0, codes: int = 1, mixture: bool = False
+    launch: Launch,
+    dtype: torch.dtype,
+    draws: bool,
+    head: int = 0,
+    codes: int = 1,
+    mixture: bool = False,
+    strided: bool = False,
 ) -> dict[str, object]:
     """The kernel's compile-time constants; ``head`` are the padded channels of an attention's head."""
     images = min(16, max(1, launch.images // launch.members))  # drawn at a time
@@ -47,6 +53,7 @@ def constants(
         "HEAD": head,
         "CODES": codes,
         "MIXTURE": mixture,
+        "STRIDED": strided,
     }
 
 
@@ -139,6 +146,7 @@ class Sampling:
                     positions * self.plan.head,
                     len(self.plan.codes),
                     self.request.program.num_mixtures > 0,
+                    any(step.stride > 1 for step in self.request.program.steps),
                 ),
                 num_warps=launch.warps,
                 num_stages=launch.stages,

@@ -116,7 +116,7 @@ def _step(
     job, places, values, sums, codes, weights, tables, labels, counter, arrivals,
     first, member, members, y, x, columns, batch, K,
     IMAGES: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    DOT: tl.constexpr, SHARED: tl.constexpr, AHEAD: tl.constexpr,
+    DOT: tl.constexpr, SHARED: tl.constexpr, AHEAD: tl.constexpr, STRIDED: tl.constexpr,
 ):  # fmt: skip
     """Computes a member's tiles of a job, for ``columns`` positions from ``(y, x)`` on.
 
@@ -135,9 +135,11 @@ def _step(
     to_sums = tl.load(job + 11)
     activation = tl.load(job + 12)
     residual = tl.load(job + 13)
-    stride = tl.load(job + 18).to(tl.int32)
-    # At a row or position without values all is zero: nothing is read there.
-    reads = tl.where((y % stride == 0) & ((columns > 1) | (x % stride == 0)), 1, 0)
+    if STRIDED:  # at a row or position without values all is zero: nothing is read there
+        stride = tl.load(job + 18).to(tl.int32)
+        reads = tl.where((y % stride == 0) & ((columns > 1) | (x % stride == 0)), 1, 0)
+    else:
+        reads = 1
     place = (
         places + tl.load(job) * _PLACE
     )  # of the result, the residual, the partial sums, then of the inputs
@@ -187,15 +189,20 @@ def _step(
             at = (table + (t * (K + 1) + code) * padded) * _UNIT
             acc += tl.load(tables + at[:, None] + n[None, :]).to(ACC)
         inside = (m < columns * IMAGES)[:, None]
-        valued = ((y % stride == 0) & (column % stride == 0))[:, None]
+        if STRIDED:
+            valued = ((y % stride == 0) & (column % stride == 0))[:, None]
         if activation >= _GATE:
             left, right = tl.split(tl.reshape(acc, (BM, BN // 2, 2)))
             half = j * (BN // 2) + tl.arange(0, BN // 2)
             gated = inside & (half < width // 2)[None, :]
-            out = tl.where(valued, _multiplied(left, right, activation), 0)
+            out = _multiplied(left, right, activation)
+            if STRIDED:
+                out = tl.where(valued, out, 0)
             _store(out, gated, half, place, values, values, y, column, image, batch, residual)
         else:
-            v = tl.where(valued, _activated(acc, activation), 0)
+            v = _activated(acc, activation)
+            if STRIDED:
+                v = tl.where(valued, v, 0)
             mask = inside & (n < width)[None, :]
             if to_sums > 0:
                 _store(v, mask, n, place, values, sums, y, column, image, batch, residual)
@@ -283,14 +290,14 @@ def sample(
     counters, y, x, iterations, columns, begin, end, members, batch, width, per_image, choices, K,
     IMAGES: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     BD: tl.constexpr, BG: tl.constexpr, DOT: tl.constexpr, SHARED: tl.constexpr, AHEAD: tl.constexpr,
-    HEAD: tl.constexpr, CODES: tl.constexpr, MIXTURE: tl.constexpr,
+    HEAD: tl.constexpr, CODES: tl.constexpr, MIXTURE: tl.constexpr, STRIDED: tl.constexpr,
 ):  # fmt: skip
     """Runs jobs ``begin..end - 1`` for ``columns`` positions from ``(y, x)`` on, ``iterations`` times.
 
     Each member of each group is one block. ``values`` and ``weights`` have the model's dtype, ``sums`` the
     accumulator's. ``counters`` has a zero for each group. ``BD`` is 0 if the draw isn't among the jobs, and
     ``HEAD`` if no attention is. ``CODES`` are the codes of a position, and ``choices`` with ``MIXTURE`` the
-    components.
+    components. ``STRIDED``: some step has a stride.
     """
     member = tl.program_id(0) % members
     group = tl.program_id(0) // members
@@ -318,7 +325,7 @@ def sample(
                 _step(
                     job, places, values, sums, codes, weights, tables, labels, counter, arrivals,
                     group * IMAGES, member, members, y, x + i, columns, batch, K,
-                    IMAGES, BM, BN, BK, DOT, SHARED, AHEAD,
+                    IMAGES, BM, BN, BK, DOT, SHARED, AHEAD, STRIDED,
                 )  # fmt: skip
             _arrive(counter, SHARED)
             arrivals += members
