@@ -31,9 +31,9 @@ from vqfast.priors import ClipPrior
 
 CASES = [CASE]
 AHEAD = (1, 5, 10)  # after how many drawn frames the error is measured
-QUICK, FULL = Size(20, 60, 60, 4, 2, 1), Size(200, 2000, 6000, 64, 8, 3)
+QUICK, FULL = Size(20, 60, 60, 4, 2, 1), Size(200, 1500, 6000, 48, 8, 3)
 TEMPERATURE = 0.7
-SHOWN = 4  # windows whose frames are pictures
+SHOWN = 2  # windows whose frames are pictures
 
 
 def findings(*, full: bool, folder: Path | None) -> dict[str, dict[str, dict[str, str]]]:
@@ -199,7 +199,10 @@ def show(model: VQVAE, prior: ClipPrior, clips: Tensor, actions: Tensor) -> None
         sample = partial(prior.sample, len(codes), tuple(codes.shape[1:]), actions=held)
         frames = decoded(model, sample(known=codes[:, :GIVEN], temperature=TEMPERATURE))
         beside = (torch.cat(list(frames), 3) * 255).round().byte().movedim(1, -1).numpy()
-        write_file(RESULTS / f"video-{name.replace(' ', '-')}.gif", gif_bytes(beside, 5.0))
+        write_file(
+            RESULTS / f"video-{name.replace(' ', '-')}.gif",
+            gif_bytes(beside, 5.0),
+        )
         strips.append(frames[0, GIVEN - 1 :])
     captions = [f"{name}: the last frame given, then {DRAWN} drawn" for name in ACTIONS]
     picture = grid(torch.cat(strips), columns=DRAWN + 1, captions=captions)

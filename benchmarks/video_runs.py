@@ -108,6 +108,7 @@ def kept(folder: Path, name: str, make: Callable[[], nn.Module]) -> Any:
     if not (folder / f"{name}.safetensors").is_file():
         trained: Any = make()
         save_model(folder, name, trained)
+        (folder / f"{name}.part").unlink(missing_ok=True)
     return load_model(folder, name, device=DEVICE)
 
 
