@@ -160,7 +160,7 @@ BAD_OTHERS = {
     "likelihood --run begun --out new.npy": "prior.safetensors is missing: train the prior first",
     "likelihood --run whole --out images.npy": "images.npy exists; use --overwrite or another name",
     "likelihood --run whole --out new.npy --label 3": "labels is 3; want an integer in 0..2",
-    "likelihood --run whole --out new.npy --codes images.npy": "indices has values",
+    "likelihood --run whole --out new.npy --codes images.npy --label 0": "indices has values",
     "likelihood --run whole --out new.npy --data photos": "no labels; want labels in 0..2 (--label), since",
     "likelihood --run whole --out new.npy --data photos --codes drawn/samples": "exclude each other",
     "reconstruct --run nope --out new.png": "nope holds no vqfast run",
