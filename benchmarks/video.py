@@ -191,10 +191,12 @@ def drawn_bits(prior: ClipPrior, codes: Tensor, actions: Tensor | None, *, alone
 
 def show(model: VQVAE, prior: ClipPrior, clips: Tensor, actions: Tensor) -> None:
     """A GIF for each action that is held for all drawn frames, and a strip of the frames with a line each."""
-    codes = encoded(model, clips[:SHOWN])
+    contrast = clips[:, GIVEN - 1].float().flatten(1).std(1)  # a bare wall shows nothing
+    chosen = contrast.argsort(descending=True)[:SHOWN]
+    codes = encoded(model, clips[chosen])
     strips = []
     for number, name in enumerate(ACTIONS):
-        held = actions[:SHOWN].clone()
+        held = actions[chosen].clone()
         held[:, GIVEN:] = number
         sample = partial(prior.sample, len(codes), tuple(codes.shape[1:]), actions=held)
         frames = decoded(model, sample(known=codes[:, :GIVEN], temperature=TEMPERATURE))
