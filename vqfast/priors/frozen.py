@@ -43,7 +43,9 @@ class ProgramPrior(CausalPrior):
     Example:
         >>> import tempfile
         >>> from vqfast.priors import ProgramPrior
-        >>> network = vqfast.PixelCNN(16, channels=8, num_layers=2).eval()
+        >>> table = torch.nn.Embedding(16, 16)  # logits by the code to the left
+        >>> def network(codes):
+        ...     return table(torch.nn.functional.pad(codes, (1, 0))[:, :, :-1]).movedim(3, 1)
         >>> prior = vqfast.program_of(network, num_embeddings=16, shape=(4, 6))
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     prior.save_pretrained(folder)
@@ -165,6 +167,7 @@ def _sources(program: Program) -> set[int]:
 def described(program: Program) -> list[dict[str, Any]]:
     """The steps of a program as JSON: the fields of each, and its kind.
 
+    >>> from vqfast.sampling import CODES, Program, Step, Term
     >>> step = Step((Term(CODES, ((0, -1),), "left"),), width=8)
     >>> described(Program((step,), num_embeddings=8))[0]["terms"]
     [{'source': -2, 'taps': [[0, -1]], 'weight': 'left'}]
