@@ -210,7 +210,7 @@ class Codebook(nn.Module):
         cosine = self.metric == "cosine"
         self.set_codebook(kmeans_of_ranks(vectors, mask, self.codebook, self._start, cosine))
         if self.revive_below:  # the encoder moves fastest now, and few vectors start many codes badly
-            shown = vectors.new_full((), len(vectors)) if mask is None else mask.sum()
+            shown = torch.tensor(len(vectors), device=vectors.device) if mask is None else mask.sum()
             share = self._limits(ranks.total(shown))[1] / self._fresh_count
             for name in STATISTICS:
                 if name in self._buffers:
