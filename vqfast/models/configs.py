@@ -1,4 +1,4 @@
-"""The named models of ``VQVAE``: what each has in place of the default arguments."""
+"""The named models of ``VQVAE`` and ``SpeechVQVAE``: what each has in place of the default arguments."""
 
 from typing import Any
 
@@ -22,5 +22,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "embedding_dim": 16,
         "loss_weight": 0.1,
         **RANDOM_START,
+    },
+}
+
+SPEECH_CONFIGS: dict[str, dict[str, Any]] = {
+    "paper-speech": {"encoder_strides": (2,) * 6},
+    "mel-speech": {
+        "encoder_strides": (160, 2, 2),
+        "num_mels": 80,
+        "mel_weight": 10.0,
+        "num_embeddings": 128,
     },
 }

@@ -13,14 +13,15 @@ from torch import Tensor, nn
 
 from vqfast.checks import Device, check_integer, check_number, check_placement, check_sizes
 from vqfast.models.autoencoder import Autoencoder
-from vqfast.models.mu_law import mu_law_decode, mu_law_encode, mu_law_expand
+from vqfast.models.configs import SPEECH_CONFIGS
+from vqfast.models.mu_law import mu_law_decode, mu_law_encode
 from vqfast.models.quantizers import LayerOptions, make_layer
-from vqfast.models.speech_encoder import MelDecoder, counting, encoder_reach, speech_encoder
+from vqfast.models.speech_encoder import MelDecoder, counted, encoder_reach, speech_encoder
+from vqfast.models.speech_likelihood import mean_of, nats_of
 from vqfast.models.vqvae import VQVAEOutput
 from vqfast.nn.calls import typed_as
 from vqfast.nn.sharded import whole
 from vqfast.priors.wavenet import WaveNet
-from vqfast.sampling import mixture
 from vqfast.sampling.batches import as_labels
 from vqfast.saving.models import loadable
 
@@ -28,16 +29,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 PIECE = 1 << 16  # samples of a waveform that are encoded or judged at a time
-
-CONFIGS: dict[str, dict[str, Any]] = {
-    "paper-speech": {"encoder_strides": (2,) * 6},
-    "mel-speech": {
-        "encoder_strides": (160, 2, 2),
-        "num_mels": 80,
-        "mel_weight": 10.0,
-        "num_embeddings": 128,
-    },
-}
 
 
 @loadable
@@ -97,7 +88,7 @@ class SpeechVQVAE(Autoencoder):
         torch.Size([3, 1, 1008])
     """
 
-    CONFIGS: ClassVar[dict[str, dict[str, Any]]] = CONFIGS
+    CONFIGS: ClassVar[dict[str, dict[str, Any]]] = SPEECH_CONFIGS
     in_channels, ndim = 1, 1
     value_range = (-1.0, 1.0)
 
@@ -247,7 +238,7 @@ class SpeechVQVAE(Autoencoder):
         """
         self._check_input(x)
         lengths = None if lengths is None else lengths.to(x.device)
-        shown = self._shown(x, lengths)
+        shown = counted(x, self.stride, lengths)
         z_e = self.encoder(self._padded(x))
         quantized, indices, loss = self.vq(z_e, shown) if shown is not None else self.vq(z_e)
         values = mu_law_encode(x.squeeze(1), self.num_values)
@@ -257,8 +248,8 @@ class SpeechVQVAE(Autoencoder):
             told = as_labels(labels, len(x), x.device)
             mels = self.encoder[0](self._padded(x))
             loss = loss + self.mel_weight * self.mel_decoder.error(quantized, told, mels, lengths)
-        output = VQVAEOutput(self._mean(logits.detach()).unsqueeze(1), indices, loss)
-        return (output, self._nats(logits, values, lengths)) if return_nats else output
+        output = VQVAEOutput(mean_of(self.wavenet, logits.detach()).unsqueeze(1), indices, loss)
+        return (output, nats_of(self.wavenet, logits, values, lengths)) if return_nats else output
 
     if TYPE_CHECKING:
 
@@ -277,7 +268,7 @@ class SpeechVQVAE(Autoencoder):
             int64 ``(B, ceil(T / stride))``; -1 where there are only samples that don't count.
         """
         self._check_input(x)
-        shown = self._shown(x, None if lengths is None else lengths.to(x.device))
+        shown = counted(x, self.stride, None if lengths is None else lengths.to(x.device))
         x, stride, sizes = self._padded(x), self.stride, self.sizes
         reach = encoder_reach(self.encoder_strides, sizes["num_residual_blocks"], sizes["num_mels"])
         piece, codes = max(1, PIECE // stride), []
@@ -376,7 +367,9 @@ class SpeechVQVAE(Autoencoder):
             begin, end = max(0, first - reach) // stride * stride, min(first + PIECE, x.shape[2])
             seen = condition[:, :, begin // stride : -(-end // stride)]
             logits = self.wavenet(values[:, begin:end], labels, seen)[:, :, first - begin :]
-            total += self._nats(logits, values[:, first:end], None if lengths is None else lengths - first)
+            total += nats_of(
+                self.wavenet, logits, values[:, first:end], None if lengths is None else lengths - first
+            )
         return total
 
     def encode_levels(self, x: Tensor) -> list[Tensor]:
@@ -405,27 +398,3 @@ class SpeechVQVAE(Autoencoder):
 
     def _padded(self, x: Tensor) -> Tensor:
         return F.pad(x, (0, -x.shape[2] % self.stride))
-
-    def _shown(self, x: Tensor, lengths: Tensor | None) -> Tensor | None:
-        """Which codes count: bool ``(B, T / stride)``."""
-        if lengths is None:
-            return None
-        if lengths.shape != x.shape[:1]:
-            raise ValueError(f"lengths has shape {tuple(lengths.shape)}; want ({len(x)},)")
-        return counting(-(-x.shape[2] // self.stride), self.stride, lengths)
-
-    def _mean(self, logits: Tensor) -> Tensor:
-        """The mean of each sample ``(B, T)``, by what the WaveNet says of it."""
-        if self.wavenet.num_mixtures:
-            weights, means, _ = logits.chunk(3, 1)
-            return mu_law_expand((weights.softmax(1) * means.clamp(-1, 1)).sum(1), self.num_values)
-        values = torch.arange(self.num_values, device=logits.device)
-        levels = mu_law_decode(values, self.num_values, dtype=logits.dtype)
-        return torch.einsum("bkt,k->bt", logits.softmax(1), levels)
-
-    def _nats(self, logits: Tensor, values: Tensor, lengths: Tensor | None) -> Tensor:
-        if self.wavenet.num_mixtures:
-            nats = mixture.nats(logits, values, self.num_values, several=False)
-        else:
-            nats = F.cross_entropy(logits, values, reduction="none")
-        return (nats if lengths is None else nats * counting(nats.shape[1], 1, lengths)).sum(1)

@@ -174,3 +174,16 @@ def encoder_reach(strides: Sequence[int], num_residual_blocks: int, num_mels: in
     samples = sum(steps[i] + steps[i + 1] for i in range(first, len(strides)))
     samples += (2 * strides[0] + 8) * first
     return num_residual_blocks - (-samples // steps[-1])
+
+
+def counted(x: Tensor, stride: int, lengths: Tensor | None) -> Tensor | None:
+    """Which codes of waveforms ``(B, 1, T)`` count: bool ``(B, T / stride)``, or ``None`` for all.
+
+    Raises:
+        ValueError: ``lengths`` isn't ``(B,)``.
+    """
+    if lengths is None:
+        return None
+    if lengths.shape != x.shape[:1]:
+        raise ValueError(f"lengths has shape {tuple(lengths.shape)}; want ({len(x)},)")
+    return counting(-(-x.shape[2] // stride), stride, lengths)

@@ -12,18 +12,15 @@ from torch import Tensor, nn
 
 from vqfast.checks import Device, check_device, check_indices, check_integer, check_sizes, check_tensor
 from vqfast.nn.calls import typed_as
+from vqfast.priors.frame_draws import LoweredOnce, seed_of_frame
 from vqfast.priors.frames import FrameNetwork, Memory
 from vqfast.priors.layers import check_kernel_size, placement
 from vqfast.priors.pixelcnn import PixelCNN
 from vqfast.sampling.batches import as_labels, sample_batches
-from vqfast.sampling.draw import philox
 from vqfast.sampling.memory import in_batches
-from vqfast.sampling.program import Program
 from vqfast.sampling.progress import Tick, check_progress, shown, taken_back
 from vqfast.saving import Pretrained
 from vqfast.saving.models import loadable
-
-_WORD = 0xFFFFFFFF
 
 
 @loadable
@@ -342,7 +339,7 @@ class ClipPrior(nn.Module, Pretrained):
             codes[:, : known.shape[1]] = known.to(device)
         before = self._before(codes[:, :1])
         memory: Memory | None = None
-        prior: Any = _LoweredOnce(self.prior)
+        prior: Any = LoweredOnce(self.prior)
         for frame in range(shape[0]):
             led = None if actions is None else actions[:, frame : frame + 1]
             maps, memory = self.network(before, led, memory)
@@ -384,35 +381,6 @@ class ClipPrior(nn.Module, Pretrained):
         check_indices("actions", actions, self.num_actions, minimum=-1)
         if tuple(actions.shape) != shape:
             raise ValueError(f"actions has shape {tuple(actions.shape)}; want {shape}")
-
-
-class _LoweredOnce:
-    """A prior whose program and weights are made once, for all frames of a call."""
-
-    def __init__(self, prior: PixelCNN) -> None:
-        self._prior = prior
-        program, weights = prior.lower()
-        self._lowered = program, {name: weight.contiguous() for name, weight in weights.items()}
-
-    def lower(self) -> tuple[Program, dict[str, Tensor]]:
-        """See ``CausalPrior``."""
-        return self._lowered
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._prior, name)
-
-
-def seed_of_frame(seed: int, frame: int) -> int:
-    """The seed of the draws of a frame: the user's for the first one, words of Philox for the others.
-
-    >>> seed_of_frame(7, 0), seed_of_frame(7, 1) != seed_of_frame(7, 2)
-    (7, True)
-    """
-    if frame == 0:
-        return seed
-    counter = tuple(torch.tensor(word) for word in (frame, 0, 0, 0))
-    low, high = (int(word) for word in philox(counter, (seed & _WORD, seed >> 32))[:2])
-    return high << 32 | low
 
 
 def _checked_shape(num: int, shape: Sequence[int]) -> tuple[int, int, int]:
