@@ -5,6 +5,8 @@ Source: Salimans et al. 2017, "PixelCNN++" (arXiv 1701.05517).
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -66,7 +68,13 @@ class Block(nn.Module):
         if self.skip is not None and other is not None:
             h = h + self.skip(concat_elu(other))
         a, b = self.second(concat_elu(h)).chunk(2, dim=1)
-        return x + a * b.sigmoid()
+        gated: Tensor = a * b.sigmoid()
+        return x + gated
+
+
+def pair(first: nn.ModuleList, second: nn.ModuleList, level: int) -> tuple[nn.ModuleList, nn.ModuleList]:
+    """The blocks of a level in both streams."""
+    return cast(nn.ModuleList, first[level]), cast(nn.ModuleList, second[level])
 
 
 class PlainPixelCNNPP(nn.Module):
@@ -119,14 +127,14 @@ class PlainPixelCNNPP(nn.Module):
             if level > 0:
                 us.append(self.u_down[level - 1](us[-1]))
                 uls.append(self.ul_down[level - 1](uls[-1]))
-            for u_block, ul_block in zip(self.u_falling[level], self.ul_falling[level], strict=True):
+            for u_block, ul_block in zip(*pair(self.u_falling, self.ul_falling, level), strict=True):
                 us.append(u_block(us[-1]))
                 uls.append(ul_block(uls[-1], us[-1]))
         u, ul = us.pop(), uls.pop()
         for level in range(3):
             if level > 0:
                 u, ul = self.u_up[level - 1](u), self.ul_up[level - 1](ul)
-            for u_block, ul_block in zip(self.u_rising[level], self.ul_rising[level], strict=True):
+            for u_block, ul_block in zip(*pair(self.u_rising, self.ul_rising, level), strict=True):
                 u = u_block(u, us.pop())
                 ul = ul_block(ul, torch.cat([u, uls.pop()], dim=1))
         return self._by_colour(self.head(F.elu(ul)), values)

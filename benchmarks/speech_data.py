@@ -94,7 +94,8 @@ def both_parts(recordings: Recordings, folder: Path) -> tuple[Utterances, Uttera
 def raw_utterances(part: Recordings, folder: Path) -> tuple[list[Tensor], list[Tensor], list[list[str]]]:
     """Spectrograms, waveforms and phones; recordings shorter than a code have none."""
     log_mel = LogMel(MELS, HOP, RATE)
-    mels, waves, phones = [], [], []
+    mels, waves = [], []
+    phones: list[list[str]] = []
     for number, (name, length) in enumerate(zip(part.names, part.lengths.tolist(), strict=True)):
         codes = max(1, length // CODE_SAMPLES)
         wave = part.batch([number])[:, :, : codes * CODE_SAMPLES]

@@ -90,7 +90,7 @@ def fitted(model: nn.Module, steps: int, lr: float, loss: Callable[[], Tensor], 
     model.train()
     for step in range(began, steps):
         if step % STEPS_OF_A_PART == 0 and step > began:
-            owners = {"model": model, "optimizer": optimizer, "schedule": schedule}
+            owners: dict[str, Any] = {"model": model, "optimizer": optimizer, "schedule": schedule}
             states: dict[str, Any] = {name: owner.state_dict() for name, owner in owners.items()}
             part.parent.mkdir(parents=True, exist_ok=True)
             torch.save({**states, "random": torch.get_rng_state(), "step": step}, part.with_suffix(".new"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,11 +17,12 @@ from benchmarks.core import Case, Outputs
 from benchmarks.machine import DEVICE
 from benchmarks.sampling import plain_convolutions
 from vqfast.priors import ClipPrior
-from vqfast.priors.clips import seed_of_frame
+from vqfast.priors.frame_draws import seed_of_frame
 from vqfast.sampling.draw import gumbel
 
 GIVEN, DRAWN = 6, 10  # frames
-GRID, BIG = (12, 16), {"num_embeddings": 512, "channels": 128, "num_layers": 15, "context_channels": 128}
+GRID = (12, 16)
+BIG: dict[str, Any] = {"num_embeddings": 512, "channels": 128, "num_layers": 15, "context_channels": 128}
 NAIVE_AT = ((0, 0), (5, 96), (9, 191))  # frames after those given, and positions, that the naive loop times
 
 

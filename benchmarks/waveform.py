@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from benchmarks.core import Call, Case, Floor
 from benchmarks.machine import DEVICE
@@ -37,7 +38,11 @@ def waveform(
     num_mixtures: int | None = None,
 ) -> Case:
     """``streams`` waveforms, which know their codes; of ``length`` samples each."""
-    sizes = {"condition_channels": channels, "condition_stride": STRIDE, "num_mixtures": num_mixtures}
+    sizes: dict[str, Any] = {
+        "condition_channels": channels,
+        "condition_stride": STRIDE,
+        "num_mixtures": num_mixtures,
+    }
     make = partial(WaveNet, 256, channels, layers, **sizes)
     kind = f"a mixture of {num_mixtures}" if num_mixtures else "256 values"
     name = f"{length / RATE:g} s of 16 kHz, {kind}, {channels} channels, {layers} layers"

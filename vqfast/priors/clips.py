@@ -93,7 +93,7 @@ class ClipPrior(nn.Module, Pretrained):
         check_integer("context_blocks", context_blocks, 0)
         check_kernel_size("context_kernel_size", context_kernel_size)
         factory = placement(device, dtype)
-        own = {
+        own: dict[str, Any] = {
             "kernel_size": kernel_size,
             "first_kernel_size": first_kernel_size,
             "head_channels": head_channels,
@@ -202,7 +202,8 @@ class ClipPrior(nn.Module, Pretrained):
             None if labels is None else labels.repeat_interleave(frames),
             maps.flatten(0, 1),
         )
-        return logits.unflatten(0, (num, frames)).transpose(1, 2)
+        by_frame: Tensor = logits.unflatten(0, (num, frames))
+        return by_frame.transpose(1, 2)
 
     if TYPE_CHECKING:
 

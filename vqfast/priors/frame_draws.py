@@ -38,6 +38,7 @@ def seed_of_frame(seed: int, frame: int) -> int:
     """
     if frame == 0:
         return seed
-    counter = tuple(torch.tensor(word) for word in (frame, 0, 0, 0))
-    low, high = (int(word) for word in philox(counter, (seed & _WORD, seed >> 32))[:2])
+    zero = torch.tensor(0)
+    words = philox((torch.tensor(frame), zero, zero, zero), (seed & _WORD, seed >> 32))
+    low, high = int(words[0]), int(words[1])
     return high << 32 | low

@@ -155,12 +155,14 @@ class WaveNet(CausalPrior):
         >>> WaveNet(256, channels=4, num_layers=4, dilation_cycle=3).reach
         9
         """
-        return 1 + sum(layer.conv.dilation for layer in self.layers)
+        layers: Any = self.layers
+        return 1 + sum(int(layer.conv.dilation) for layer in layers)
 
     @torch.no_grad()
     def _spread_components(self, num_mixtures: int) -> None:
         """At first the components of the mixture stand side by side, as wide as they are far apart."""
-        _, means, log_scales = self.head[3].bias.view(3, num_mixtures)
+        last: Any = self.head[3]
+        _, means, log_scales = last.bias.view(3, num_mixtures)
         means.copy_(torch.linspace(-1, 1, num_mixtures + 2)[1:-1])
         log_scales.fill_(-math.log(num_mixtures + 1))
 

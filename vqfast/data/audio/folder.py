@@ -111,7 +111,9 @@ class RecordingFiles:
         Raises:
             Unreadable: the file can't be read.
         """
-        return self.read(np.array([number]), np.zeros(1, np.int64), int(self.lengths[number]))[0]
+        samples: np.ndarray
+        (samples,) = self.read(np.array([number]), np.zeros(1, np.int64), int(self.lengths[number]))
+        return samples
 
     def read(self, numbers: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
         """``length`` samples from each start on: float32 ``(n, length)``.

@@ -129,13 +129,12 @@ class Contents:
             codes = self._shortened(encoded(self.vqvae, some, self.ranks))
             grids, _ = codes.all()
             originals = [some.recording(number)[0] for number in range(len(some))]
-            outputs = self._own_lengths(codes)
-            pairs = zip(originals, outputs, strict=True)
-            return [x[:, : y.shape[1]] for x, y in pairs], grids, outputs
+            own = self._own_lengths(codes)
+            return [x[:, : y.shape[1]] for x, y in zip(originals, own, strict=True)], grids, own
         codes = encoded(self.vqvae, some, self.ranks)
         numbers = range(len(some))
         outputs = torch.cat(list(decoded(self.vqvae, codes, numbers, self.ranks)))
-        return some.batch(numbers), codes.read(numbers)[0], outputs
+        return some.batch(numbers).unbind(), codes.read(numbers)[0], outputs.unbind()
 
     @property
     def spatial(self) -> tuple[int, ...]:
