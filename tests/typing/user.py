@@ -213,6 +213,8 @@ def new_images(folder: Path) -> None:
         completion = pipeline.Completion(vqvae, images, kind, keep="top", draws=2)
         assert_type(completion.request(trained), pipeline.SampleRequest)
         assert_type(pipeline.train_classifier(run), models.Classifier)
+        speech, recordings = models.SpeechVQVAE(), data.load_audio("folder")
+        assert_type(pipeline.phone_table(speech, recordings, "labels"), pipeline.PhoneTable)
         rejection = pipeline.Rejection.of_run(run, vqvae, 0.9)
         kept = pipeline.SampleRequest(16, [(8, 8)])
         assert_type(pipeline.sample(run, trained, kept, reject=rejection), pipeline.CodeGrids)

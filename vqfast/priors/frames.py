@@ -75,9 +75,8 @@ class FrameBlock(nn.Module):
         if self.action is not None and actions is not None:
             inner = self.action(inner, actions.flatten())
         inner = inner.relu().unflatten(0, (num, frames))
-        if memory is None:
-            memory = inner.new_zeros(num, self.num_frames - 1, *inner.shape[2:])
-        seen = torch.cat([memory, inner], 1)
+        none = inner.new_zeros(num, self.num_frames - 1, *inner.shape[2:])
+        seen = torch.cat([none if memory is None else memory, inner], 1)
         together = torch.cat([seen[:, i : i + frames] for i in range(self.num_frames)], 2)
         change: Tensor = self.look(together.flatten(0, 1))
         return (flat + change).unflatten(0, (num, frames)), seen[:, frames:]

@@ -141,7 +141,7 @@ def _is_image(path: Path) -> bool:
 def _read_digits(size: int) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.datasets import load_digits
 
-    pixels, labels = load_digits(return_X_y=True)
+    pixels, labels = map(np.asarray, load_digits(return_X_y=True))
     return squares(np.round(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8), size), labels
 
 

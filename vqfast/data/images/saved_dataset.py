@@ -63,7 +63,7 @@ class DatasetPixels(FolderPixels):
         with disk.decoding(root, "data set"):
             found = datasets.load_from_disk(str(root))
             if isinstance(found, datasets.DatasetDict):
-                splits = sorted(found)
+                splits = sorted(map(str, found))
                 if SPLIT not in splits and len(splits) > 1:
                     raise ValueError(f"it has the splits {', '.join(splits)}; want one called {SPLIT}")
                 found = found[SPLIT if SPLIT in splits else splits[0]]

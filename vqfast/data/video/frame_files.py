@@ -60,7 +60,8 @@ def open_frames(files: Sequence[Path], *, whole: bool = False) -> FrameFiles:
         Exception: nearly any, if a file can't be read.
     """
     facts = [picture_facts(file, whole=False, highest=False) for file in (files[0], files[-1])]
-    video = FrameFiles(files, facts[0].size[::-1], all(fact.grey for fact in facts), len(files))
+    width, height = facts[0].size
+    video = FrameFiles(files, (height, width), all(fact.grey for fact in facts), len(files))
     if whole:
         for _ in video.read(range(len(files))):
             pass
