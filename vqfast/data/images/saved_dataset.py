@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,12 +10,12 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from vqfast.data import disk
-from vqfast.data.images.folder import FolderPixels
+from vqfast.data.images.packed import PackedPixels
 
 SPLIT = "train"  # the one that is read of several
 
 
-class DatasetPixels(FolderPixels):
+class DatasetPixels(PackedPixels):
     """The images of a saved data set; see ``Pixels`` and ``FolderPixels``.
 
     They are in the only column of images, or in that called ``image``. The labels are the column of classes,
@@ -47,13 +46,6 @@ class DatasetPixels(FolderPixels):
 
     def stamp(self) -> bytes:
         return disk.stamp_of(disk.files_under(self.root)[0])
-
-    def contents(self, numbers: np.ndarray) -> bytes:
-        digest = hashlib.sha256(repr((self.mode, self.depth)).encode())
-        for name in (self.names[number] for number in numbers):
-            with self._source(name) as source:
-                digest.update(name.encode() + source.read())
-        return digest.digest()
 
     def _found(self, root: Path) -> disk.Found:
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import tarfile
@@ -13,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from vqfast.data import disk
-from vqfast.data.images.folder import FolderPixels, is_image_name
+from vqfast.data.images.folder import is_image_name
+from vqfast.data.images.packed import PackedPixels
 from vqfast.files import open_file
 
 CLASS, BESIDE = ".cls", {".json", ".txt"}  # suffixes of members that belong to an image
@@ -62,7 +62,7 @@ class Part(io.RawIOBase):
         super().close()
 
 
-class ShardPixels(FolderPixels):
+class ShardPixels(PackedPixels):
     """The images in tar files; see ``Pixels`` and ``FolderPixels``.
 
     An image is called ``shard.tar/its name``. Where each has an integer in the member with its key and the
@@ -104,14 +104,6 @@ class ShardPixels(FolderPixels):
 
     def stamp(self) -> bytes:
         return disk.stamp_of(self.tars)
-
-    def contents(self, numbers: np.ndarray) -> bytes:
-        digest = hashlib.sha256(repr((self.mode, self.depth)).encode())
-        for name in (self.names[number] for number in numbers):
-            digest.update(os.fsencode(name) + b"\0%d\n" % self.members[name].size)
-            with self._open(self.members[name]) as part:
-                digest.update(part.read())
-        return digest.digest()
 
     def _found(self, root: Path) -> disk.Found:
         tars = [root] if root.is_file() else shard_files(root)
