@@ -99,6 +99,12 @@ class Tensor {
   int64_t stride(int64_t i) const { return strides()[i]; }
   const void* const_data_ptr() const { return got<const void*>(torch.torch_get_const_data_ptr); }
   void* mutable_data_ptr() const { return got<void*>(torch.torch_get_mutable_data_ptr); }
+  bool is_contiguous() const {
+    int64_t before = 1;  // numbers of the dimensions after one
+    for (int64_t i = dim() - 1; i >= 0; before *= size(i--))
+      if (size(i) != 1 && stride(i) != before) return numel() == 0;
+    return true;
+  }
   ScalarType scalar_type() const {
     const auto number = got<int32_t>(torch.aoti_torch_get_dtype);
     for (const ScalarType type : {ScalarType::Float, ScalarType::Double, ScalarType::BFloat16, ScalarType::Half,
@@ -119,16 +125,21 @@ class Tensor {
   Handle handle_;
 };
 
-// A new tensor on the CPU, uninitialised and contiguous.
-inline Tensor empty(const int64_t* sizes, int64_t dims, ScalarType type) {
-  std::vector<int64_t> strides(dims, 1);
-  for (int64_t i = dims - 2; i >= 0; --i) strides[i] = strides[i + 1] * (sizes[i + 1] > 0 ? sizes[i + 1] : 1);
+// A new tensor on the CPU, uninitialised.
+inline Tensor empty_strided(const int64_t* sizes, const int64_t* strides, int64_t dims, ScalarType type) {
   Handle made;
   const int32_t error = torch.aoti_torch_empty_strided(
-      dims, sizes, strides.data(), number_of(type), torch.aoti_torch_device_type_cpu(), 0, &made);
+      dims, sizes, strides, number_of(type), torch.aoti_torch_device_type_cpu(), 0, &made);
   // vqfast/sampling/memory.py looks for these words.
   check(error, "out of memory in a call of vqfast's native library");
   return Tensor(made);
+}
+inline Tensor empty_like(const Tensor& t) { return empty_strided(t.sizes(), t.strides(), t.dim(), t.scalar_type()); }
+// Contiguous.
+inline Tensor empty(const int64_t* sizes, int64_t dims, ScalarType type) {
+  std::vector<int64_t> strides(dims, 1);
+  for (int64_t i = dims - 2; i >= 0; --i) strides[i] = strides[i + 1] * (sizes[i + 1] > 0 ? sizes[i + 1] : 1);
+  return empty_strided(sizes, strides.data(), dims, type);
 }
 inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType type) {
   return empty(sizes.begin(), int64_t(sizes.size()), type);

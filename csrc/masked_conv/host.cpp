@@ -1,5 +1,6 @@
 // The host side of masked convolution.
 #include <algorithm>
+#include <cstdlib>
 #include <optional>
 #include <vector>
 
@@ -85,9 +86,10 @@ double multiplications(const MaskedConvProblem& p) {
 // contiguous or channels last, and so are all other tensors alike; int64 x (B, 1, H, W) are codes, that is one-hot
 // vectors.
 // activation: none, relu or gate.
-void masked_conv(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> extra,
-                 std::optional<Tensor> residual, Tensor result, std::optional<Tensor> kept, std::vector<int64_t> taps,
-                 std::vector<int64_t> dy, std::vector<int64_t> dx, int64_t activation) {
+void masked_conv(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                 const std::optional<Tensor>& extra, const std::optional<Tensor>& residual, const Tensor& result,
+                 const std::optional<Tensor>& kept, const std::vector<int64_t>& taps, const std::vector<int64_t>& dy,
+                 const std::vector<int64_t>& dx, int64_t activation) {
   const MaskedConvKernel& kernel = best_kernels().masked_conv;
   MaskedConvProblem p = masked_conv_of(x, extra, residual, result, kept);
   set_weight(p, weight, taps, dy, dx);
@@ -102,6 +104,33 @@ void masked_conv(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optio
     packing.run(kernel.tiles(p), [&](int64_t tile) { kernel.pack(p, {tile, tile + 1}, packed.data()); });
     kernel.forward(p, blocks, packed.data(), scratch.data() + part * bytes);
   });
+}
+
+// An uninitialised tensor of some channels on the grid of x (B, C, H, W), channels last unless x is contiguous.
+Tensor empty_on_grid(const Tensor& x, int64_t c) {
+  const int64_t b = x.size(0), h = x.size(2), w = x.size(3), sizes[] = {b, c, h, w}, last[] = {c * h * w, 1, w * c, c};
+  return x.is_contiguous() ? empty({b, c, h, w}, x.scalar_type()) : empty_strided(sizes, last, 4, x.scalar_type());
+}
+
+// A masked convolution as vqfast/ops/masked_conv/op.py defines it: its result, and the sums where they are kept. x is
+// contiguous or channels last, extra and residual alike, the others contiguous. Taps that reach the grid from no
+// position are left out.
+std::tuple<Tensor, Tensor> masked_conv2d(
+    const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const std::optional<Tensor>& extra,
+    const std::optional<Tensor>& residual, int64_t taps, const std::vector<int64_t>& anchor,
+    const std::vector<int64_t>& dilation, int64_t activation) {
+  const int64_t height = x.size(2), width = x.size(3), columns = weight.size(3), channels = weight.size(0);
+  std::vector<int64_t> tap, dy, dx;
+  for (int64_t t = 0; t < taps; ++t) {
+    const int64_t y = (t / columns - anchor[0]) * dilation[0], x = (t % columns - anchor[1]) * dilation[1];
+    if (std::abs(y) < height && std::abs(x) < width) tap.push_back(t), dy.push_back(y), dx.push_back(x);
+  }
+  const bool gated = Activation(activation) == Activation::gate;
+  std::optional<Tensor> kept;
+  if (gated || (Activation(activation) == Activation::relu && residual)) kept = empty_on_grid(x, channels);
+  Tensor result = empty_on_grid(x, gated ? channels / 2 : channels);
+  masked_conv(x, weight, bias, extra, residual, result, kept, tap, dy, dx, activation);
+  return {std::move(result), kept ? std::move(*kept) : empty({0}, x.scalar_type())};
 }
 
 // The gradients of the weight, at its taps only, and of the bias, given that of the sums.
@@ -149,6 +178,9 @@ void add_masked_conv(const Ops& ops) {
   ops.add<masked_conv>(
       "masked_conv(Tensor x, Tensor weight, Tensor? bias, Tensor? extra, Tensor? residual, Tensor(a!) result,"
       " Tensor(b!)? kept, int[] taps, int[] dy, int[] dx, int activation) -> ()");
+  ops.add<masked_conv2d>(
+      "masked_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? extra, Tensor? residual, int taps, int[] anchor,"
+      " int[] dilation, int activation) -> (Tensor, Tensor)");
   ops.add<masked_conv_weight_gradient>(
       "masked_conv_weight_gradient(Tensor grad, Tensor x, Tensor(a!) grad_weight, Tensor(b!) grad_bias, int[] taps,"
       " int[] dy, int[] dx) -> ()");

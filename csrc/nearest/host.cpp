@@ -39,6 +39,7 @@ Tensor search(const Tensor& x, const Tensor& codebook, const std::optional<Tenso
   p.axes = shared.data();
   p.num_axes = int64_t(shared.size());
   p.counts = counts;
+  p.divided = lengths.has_value();
 
   const int64_t threads = threads_for(double(p.num_books) * double(p.vectors) * double(p.k) * double(p.d));
   kernel.plan(p, threads, true);

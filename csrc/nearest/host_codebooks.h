@@ -38,7 +38,8 @@ class Codebooks {
         books_[b].find_repeats = [](const Codebook& book) {
           return static_cast<Codebooks*>(book.owner)->repeats(book);
         };
-        kernel.centre(p, books_[b], room.data());
+        books_[b].scale = 1;
+        if (!p.direct) kernel.centre(p, books_[b], room.data());
       }
     });
   }

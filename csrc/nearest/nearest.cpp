@@ -18,6 +18,8 @@
 // - Vectors with too many candidates after the last pass (many codes at nearly one distance) are compared with all
 //   codes in float64, many vectors at a time, equal ones once. A pass ends once it has lost most vectors.
 //
+// Up to eight vectors are compared with the codes directly (direct.h), with bounds of another kind.
+//
 // The codes are read in the order in which they are stored, so that a few vectors cost little more than their product.
 // A chunk of codes is centred and rounded in cache just before a block of vectors meets it. Where there are several
 // blocks, that is done once, for all of them.
@@ -48,6 +50,7 @@
 #include "nearest/nearest.h"
 
 #include "nearest/decide.h"
+#include "nearest/direct.h"
 #include "nearest/match.h"
 
 namespace vqfast::VQFAST_ISA {
@@ -59,6 +62,7 @@ void plan(NearestProblem& p, int64_t threads, bool share_codes) {
   constexpr int64_t kFew = 192;
   // Few vectors aren't worth the rounding of codes to int8, and vectors of many channels leave too many candidates.
   const bool integers = p.d >= 32 && p.d <= kMaxIntegerChannels && p.k >= 256 && p.vectors >= 96;
+  p.direct = p.vectors <= kDirectVectors && p.precision != Precision::f64 && !p.divided && p.d <= kMaxChannels;
   p.packing = min(kMaxPacking, integers ? 4 : p.d >= 8 ? 2 : 1);
   const int64_t extra_limit =
       p.extra_channels ? max(131072 / (p.extra_channels * kTileColumns), 1) * kTileColumns : 2048;
@@ -74,8 +78,9 @@ void plan(NearestProblem& p, int64_t threads, bool share_codes) {
   p.max_block = ceil_div(tiles, p.blocks) * kTileColumns;
   p.parts = few ? clamp(threads / (p.blocks * p.num_books), 1, min(kMaxParts, p.groups)) : 1;
   p.keep_scores = p.k < 128 * (p.d + 8);  // of many codes few groups have candidates, and small D is soon scored again
-  // Comparing so many takes less than another pass.
-  p.max_candidates = max(p.packing == 4 ? clamp(p.d / 4, 24, 120) : 24, clamp(p.k / 64, 24, 56));
+  // Comparing so many takes less than another pass, if there is one.
+  p.max_candidates =
+      p.packing == 1 ? 24 : max(p.packing == 4 ? clamp(p.d / 4, 24, 120) : 24, clamp(p.k / 64, 24, 56));
 }
 
 // The prefetch of some groups, prepared or as they are in the codebook, in so many steps.
@@ -201,6 +206,7 @@ int64_t search_part(
     vector.low = -__FLT_MAX__, vector.left_out_high = -__builtin_inff(), vector.count = kAll, vector.same = nullptr;
     vector.candidates = s.candidates + n * p.max_candidates;
   }
+  if (p.direct) return search_directly<T>(p, book, groups, count, s), packing;
   bool scouts = false;
   for (int64_t at = p.d <= kMaxChannels ? packing : 0; left && at;) {
     with_arithmetic(at, [&](auto arithmetic) { pass<T, decltype(arithmetic)>(p, book, groups, left, scouts, s); });

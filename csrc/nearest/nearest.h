@@ -41,10 +41,12 @@ struct NearestProblem {
   const Axis* axes;
   int64_t num_books;
   Codebook* books;         // (num_books)
+  bool divided;         // whether codes have lengths
   int64_t extra_channels;  // numbers of a vector that the caller needs in cache beside x
   SearchCounts* counts;    // what the search adds its counts to, or null
 
   // Set by `plan`.
+  bool direct;                    // whether few vectors are searched without pivot, scale and packing (direct.h)
   int64_t packing;                // precision of the first pass
   bool keep_scores;               // whether all scores of a chunk are kept; else those of few groups are computed again
   int64_t groups, chunk;          // groups of kTileRows codes, in all and in a chunk
@@ -66,7 +68,7 @@ static constexpr Span vectors_in(const NearestProblem& p, int64_t block) {
 struct NearestKernel {
   // Fills the lower half of a problem. With `share_codes`, threads may share the codes of few vectors.
   void (*plan)(NearestProblem&, int64_t threads, bool share_codes);
-  // Sets a codebook's pivot and scale. room: (kSample, D) in the type of the codes, where there are lengths.
+  // Sets a codebook's pivot and scale, which a direct search doesn't need; its scale is 1. room: (kSample, D) in the type of the codes, where there are lengths.
   void (*centre)(const NearestProblem&, Codebook&, void* room);
   int64_t (*prepared_bytes)(const NearestProblem&);  // of one codebook
   // Prepares groups of a codebook. room: (D) in the type of the codes, where there are lengths.

@@ -24,7 +24,7 @@ struct Scratch {
   Vector* vectors;                 // (max_block)
   Vector** list;                   // (max_block), the vectors that a pass is for
   Candidate* candidates;           // (max_block, max_candidates)
-  float* columns;                  // (max_block / kTileColumns, ceil(D / packing), kTileColumns) words
+  float* columns;                  // (max_block / kTileColumns, ceil(D / packing), kTileColumns) words; or the vectors
   float *low, *length, *residual;  // (max_block); low is NaN where no candidates are wanted: no score reaches that
   float* unit;                     // (max_block)
   float* codes;                    // (chunk, group_size), the numbers of a chunk that isn't prepared
@@ -52,7 +52,7 @@ Scratch carve(const NearestProblem& p, char* begin, char*& at) {
   s.vectors = take<Vector>(at, p.max_block);
   s.list = take<Vector*>(at, p.max_block);
   s.candidates = take<Candidate>(at, p.max_block * p.max_candidates);
-  s.columns = take<float>(at, p.max_block * p.d);
+  s.columns = take<float>(at, p.max_block * (p.direct ? p.d + kLanes : p.d));
   s.low = take<float>(at, p.max_block);
   s.length = take<float>(at, p.max_block);
   s.residual = take<float>(at, p.max_block);

@@ -9,8 +9,9 @@
 namespace vqfast {
 namespace {
 
-// Where the codes of each stage are: codebooks (stages, K, D), each contiguous.
+// Where the codes of each stage are: codebooks (stages, K, D), each contiguous, or one, (K, D).
 Pointers stages_of(const Tensor& codebooks) {
+  if (codebooks.dim() == 2) return {codebooks.const_data_ptr()};
   Pointers codes(codebooks.size(0));
   const int64_t step = codebooks.stride(0) * size_of(codebooks.scalar_type());
   for (size_t stage = 0; stage < codes.size(); ++stage)
@@ -18,14 +19,33 @@ Pointers stages_of(const Tensor& codebooks) {
   return codes;
 }
 
-// codes: of each stage, (k, D); indices (outer, inner, stages). The arguments outlive the problem.
-ResidualProblem problem_of(const Tensor& z, const Pointers& codes, int64_t k, const Tensor& indices) {
+// z, contiguous or with its channels adjacent, as a contiguous (outer, D, inner).
+struct Vectors {
+  int64_t outer = 1, d, inner = 1;
+  Vectors(const Tensor& z, int64_t channel_dim) : d(z.size(channel_dim)) {
+    const bool contiguous = z.is_contiguous();
+    for (int64_t i = 0; i < z.dim(); ++i)
+      if (i != channel_dim) (i > channel_dim && contiguous ? inner : outer) *= z.size(i);
+  }
+};
+
+// (the shape of z without its channels, rest)
+Tensor empty_indices(const Tensor& z, int64_t channel_dim, const std::vector<int64_t>& rest) {
+  std::vector<int64_t> sizes(z.sizes(), z.sizes() + z.dim());
+  sizes.erase(sizes.begin() + channel_dim);
+  sizes.insert(sizes.end(), rest.begin(), rest.end());
+  return empty(sizes.data(), int64_t(sizes.size()), ScalarType::Long);
+}
+
+// codes: of each stage, (k, D); indices (outer, inner, stages). The tensors and the codes outlive the problem.
+ResidualProblem problem_of(
+    const Tensor& z, const Vectors& vectors, const Pointers& codes, int64_t k, const Tensor& indices) {
   ResidualProblem v{};
   v.precision = precision_of(z);
   v.z = z.const_data_ptr();
   v.codes = codes.data();
   v.indices = static_cast<const int64_t*>(indices.const_data_ptr());
-  v.outer = z.size(0), v.d = z.size(1), v.inner = z.size(2);
+  v.outer = vectors.outer, v.d = vectors.d, v.inner = vectors.inner;
   v.stages = int64_t(codes.size()), v.k = k;
   return v;
 }
@@ -90,27 +110,29 @@ int64_t parts_of(const ResidualProblem& v) {
   return parts;
 }
 
-Tensor zeros(std::initializer_list<int64_t> sizes, ScalarType type) {
-  Tensor made = empty(sizes, type);
-  made.zero();
-  return made;
-}
-
-// Sums that each part adds up for itself, (parts, ...), zero at first; `join` adds them to the first part's, always in
-// the same order.
+// Sums that each part of the vectors adds up for itself, zero at first. `join` adds those of other parts to the first
+// part's, which are the result, always in the same order.
 struct PartSums {
-  Tensor tensor;
-  int64_t parts, count;
+  Tensor result;
+  int64_t parts, bytes;
+  Buffer<char> others;  // (parts - 1, ...)
 
-  PartSums(std::initializer_list<int64_t> sizes, ScalarType type)
-      : tensor(zeros(sizes, type)), parts(*sizes.begin()), count(tensor.numel() / parts) {}
-  // The sums of a part; null where they have no numbers.
-  void* of(int64_t part) const {
-    if (count == 0) return nullptr;
-    return static_cast<char*>(tensor.mutable_data_ptr()) + part * count * size_of(tensor.scalar_type());
+  PartSums(int64_t parts, const std::vector<int64_t>& sizes, ScalarType type)
+      : result(empty(sizes.data(), int64_t(sizes.size()), type)),
+        parts(parts),
+        bytes(result.numel() * size_of(type)),
+        others((parts - 1) * bytes) {
+    result.zero();
+    if (parts > 1) others.tensor.zero();
   }
-  void join() const {
-    switch (tensor.scalar_type()) {
+  // The sums of a part; null where they have no numbers.
+  void* of(int64_t part) {
+    if (bytes == 0) return nullptr;
+    return part == 0 ? result.mutable_data_ptr() : others.data() + (part - 1) * bytes;
+  }
+  void join() {
+    if (parts == 1 || bytes == 0) return;
+    switch (result.scalar_type()) {
       case ScalarType::Long: return join_as<int64_t>();
       case ScalarType::Double: return join_as<double>();
       default: return join_as<float>();
@@ -119,35 +141,42 @@ struct PartSums {
 
  private:
   template <class T>
-  void join_as() const {
-    for_parts(num_threads(), count, [&](int64_t, Span span) {
+  void join_as() {
+    const int64_t count = result.numel();
+    for_parts(threads_for(double(parts * count)), count, [&](int64_t, Span span) {
       auto* sums = static_cast<T*>(of(0));
-      for (int64_t part = 1; part < parts; ++part)
-        for (int64_t i = span.begin; i < span.end; ++i) sums[i] += sums[part * count + i];
+      for (int64_t part = 1; part < parts; ++part) {
+        const auto* own = static_cast<const T*>(of(part));
+        for (int64_t i = span.begin; i < span.end; ++i) sums[i] += own[i];
+      }
     });
   }
 };
 
-// z (outer, D, inner) contiguous, codebooks (stages, K, D), each contiguous, float64 where z is, else float32 ->
-// - indices int64 (outer, inner, stages), each stage's codes of what the ones before it left;
-// - quantized, their sum, as z;
-// - errors float64 (parts, stages), the sums of (residual - e)^2;
-// - counts int64 (parts, stages, K) and sums (parts, stages, K, D) of the residuals of each code; K = 0 without
-//   `statistics`.
-// The totals are in the first part. A block of vectors is read once: it stays in L2 from its first search to its sums.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> quantize(
-    const Tensor& z, const Tensor& codebooks, bool statistics) {
+// z, contiguous or with its channels at channel_dim >= 0 adjacent; codebooks (K, D), or of stages (stages, K, D), each
+// contiguous, float64 where z is, else float32 -> what vqfast/ops/residual/op.py says of `quantize`. A block of vectors
+// is read once: it stays in L2 from its first search to its sums.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> quantize(
+    const Tensor& z, const Tensor& codebooks, int64_t channel_dim, bool statistics) {
   const Kernels kernels = best_kernels();
-  Tensor indices = empty({z.size(0), z.size(2), codebooks.size(0)}, ScalarType::Long);
+  const ScalarType type = codebooks.scalar_type();
+  const bool staged = codebooks.dim() == 3;
+  const std::vector<int64_t> stages(staged, staged ? codebooks.size(0) : 1);
+  const auto after_stages = [&](std::initializer_list<int64_t> rest) {
+    std::vector<int64_t> all(stages);
+    all.insert(all.end(), rest);
+    return all;
+  };
+  Tensor indices = empty_indices(z, channel_dim, stages);
   const Pointers books = stages_of(codebooks);
-  const ResidualProblem v = problem_of(z, books, codebooks.size(1), indices);
+  const ResidualProblem v = problem_of(z, Vectors(z, channel_dim), books, codebooks.size(staged), indices);
   ResidualSearch search(kernels, v, precision_of(codebooks), books, indices);
 
   const int64_t threads = search.stages.threads(), parts = statistics ? parts_of(v) : threads;
   const int64_t codes = statistics ? v.k : 0, parts_of_thread = parts / threads;
-  Tensor quantized = empty(z.sizes(), z.dim(), z.scalar_type());
-  PartSums errors({parts, v.stages}, ScalarType::Double), counts({parts, v.stages, codes}, ScalarType::Long);
-  PartSums sums({parts, v.stages, codes, v.d}, codebooks.scalar_type());
+  Tensor quantized = empty_like(z);
+  PartSums errors(parts, stages, ScalarType::Double), counts(parts, after_stages({codes}), ScalarType::Long);
+  PartSums sums(parts, after_stages({codes, v.d}), type);
   const auto add_up = [&](int64_t part, Span span) {
     kernels.residual.forward(
         v, span, quantized.mutable_data_ptr(), static_cast<double*>(errors.of(part)),
@@ -165,53 +194,90 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> quantize(
   });
   if (statistics && !whole)
     for_parts(parts, parts, [&](int64_t part, Span) { add_up(part, search.stages.part(parts, part)); });
-  for (const PartSums* each : {&errors, &counts, &sums}) each->join();
-  return {std::move(indices), std::move(quantized), std::move(errors.tensor), std::move(counts.tensor),
-          std::move(sums.tensor)};
+  for (PartSums* each : {&errors, &counts, &sums}) each->join();
+
+  // Means of the errors, twice: each is a tensor of its own, with gradients of its own.
+  const auto losses = [&] {
+    Tensor made = empty(stages.data(), int64_t(stages.size()), type);
+    const auto* found = static_cast<const double*>(errors.of(0));
+    for (int64_t stage = 0; stage < v.stages; ++stage) {
+      const double mean = found[stage] / double(v.outer * v.d * v.inner);
+      if (type == ScalarType::Double)
+        static_cast<double*>(made.mutable_data_ptr())[stage] = mean;
+      else
+        static_cast<float*>(made.mutable_data_ptr())[stage] = float(mean);
+    }
+    return made;
+  };
+  return {std::move(quantized), std::move(indices), losses(), losses(), std::move(counts.result),
+          std::move(sums.result)};
 }
 
-// z (outer, D, inner) contiguous, codebooks: of each stage, (K, D) contiguous, float64 where z is, else float32 -> the
-// indices of `quantize`.
-Tensor residual_codes(const Tensor& z, const std::vector<Tensor>& codebooks) {
-  Tensor indices = empty({z.size(0), z.size(2), int64_t(codebooks.size())}, ScalarType::Long);
+// z as in `quantize`; codebooks: of each stage, (K, D) contiguous, float64 where z is, else float32 -> the indices of
+// `quantize`.
+Tensor residual_codes(const Tensor& z, const std::vector<Tensor>& codebooks, int64_t channel_dim) {
+  Tensor indices = empty_indices(z, channel_dim, {int64_t(codebooks.size())});
   Pointers books;
   for (const Tensor& book : codebooks) books.push_back(book.const_data_ptr());
-  const ResidualProblem v = problem_of(z, books, codebooks[0].size(0), indices);
+  const ResidualProblem v = problem_of(z, Vectors(z, channel_dim), books, codebooks[0].size(0), indices);
   ResidualSearch(best_kernels(), v, precision_of(codebooks[0]), books, indices).run([](int64_t, Span) {});
   return indices;
 }
 
-// The gradient of quantized, laid out as z; z, codebooks and indices of `quantize`; slopes (stages) in the
-// dtype of codebooks ->
-// - the gradient of z: grad + the sum over stages of slopes[stage] * (residual - e);
-// - the sums of residual - e at each code, (parts, stages, K, D), with the totals in the first part; K = 0 without
-//   `differences`.
-std::tuple<Tensor, Tensor> quantize_backward(
-    const Tensor& grad, const Tensor& z, const Tensor& codebooks, const Tensor& indices, const Tensor& slopes,
-    bool differences) {
+// The gradients of quantized, laid out as z, and of the losses; z, codebooks and indices of `quantize` ->
+// - the gradient of z: grad + the sum over stages of the commitment loss's slope * (residual - e);
+// - that of the codebooks: the sums of (e - residual) at each code, times the codebook loss's slope.
+template <class T>
+std::tuple<Tensor, Tensor> gradients(
+    const Tensor& grad, const Tensor& grad_codebook, const Tensor& grad_commitment, const Tensor& z,
+    const Tensor& codebooks, const Tensor& indices, int64_t channel_dim) {
   const ResidualKernel& kernel = best_kernels().residual;
   const Pointers books = stages_of(codebooks);
-  const ResidualProblem v = problem_of(z, books, codebooks.size(1), indices);
-  const int64_t parts = differences ? parts_of(v) : num_threads();
-  Tensor grad_z = empty(z.sizes(), z.dim(), z.scalar_type());
-  PartSums sums({parts, v.stages, differences ? v.k : 0, v.d}, codebooks.scalar_type());
+  const ResidualProblem v =
+      problem_of(z, Vectors(z, channel_dim), books, codebooks.size(codebooks.dim() - 2), indices);
+  const auto slopes_of = [&](const Tensor& of_losses) {
+    std::vector<T> slopes(v.stages);
+    for (int64_t stage = 0; stage < v.stages; ++stage)
+      slopes[stage] = static_cast<const T*>(of_losses.const_data_ptr())[stage] * T(2.0 / double(z.numel()));
+    return slopes;
+  };
+  const std::vector<T> to_books = slopes_of(grad_codebook), to_vectors = slopes_of(grad_commitment);
+  const bool wanted = std::any_of(to_books.begin(), to_books.end(), [](T slope) { return slope != 0; });
+  const int64_t parts = wanted ? parts_of(v) : threads_for(double(z.numel()) * double(v.stages) * 4);
+  Tensor grad_z = empty_like(z);
+  PartSums sums(parts, {codebooks.sizes(), codebooks.sizes() + codebooks.dim()}, codebooks.scalar_type());
   for_parts(parts, v.outer * v.inner, [&](int64_t part, Span span) {
     kernel.backward(
-        v, span, grad.const_data_ptr(), slopes.const_data_ptr(), grad_z.mutable_data_ptr(), sums.of(part));
+        v, span, grad.const_data_ptr(), to_vectors.data(), grad_z.mutable_data_ptr(),
+        wanted ? sums.of(part) : nullptr);
   });
-  sums.join();
-  return {std::move(grad_z), std::move(sums.tensor)};
+  if (wanted) {
+    sums.join();
+    const int64_t count = v.k * v.d;
+    auto* found = static_cast<T*>(sums.of(0));
+    for (int64_t stage = 0; stage < v.stages; ++stage)
+      for (int64_t i = 0; i < count; ++i) found[stage * count + i] *= -to_books[stage];
+  }
+  return {std::move(grad_z), std::move(sums.result)};
+}
+
+std::tuple<Tensor, Tensor> quantize_backward(
+    const Tensor& grad, const Tensor& grad_codebook, const Tensor& grad_commitment, const Tensor& z,
+    const Tensor& codebooks, const Tensor& indices, int64_t channel_dim) {
+  const auto call = codebooks.scalar_type() == ScalarType::Double ? gradients<double> : gradients<float>;
+  return call(grad, grad_codebook, grad_commitment, z, codebooks, indices, channel_dim);
 }
 
 }  // namespace
 
 void add_residual(const Ops& ops) {
   ops.add<quantize>(
-      "quantize(Tensor z, Tensor codebooks, bool statistics) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
-  ops.add<residual_codes>("residual_codes(Tensor z, Tensor[] codebooks) -> Tensor");
+      "quantize(Tensor z, Tensor codebooks, int channel_dim, bool statistics)"
+      " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  ops.add<residual_codes>("residual_codes(Tensor z, Tensor[] codebooks, int channel_dim) -> Tensor");
   ops.add<quantize_backward>(
-      "quantize_backward(Tensor grad, Tensor z, Tensor codebooks, Tensor indices, Tensor slopes, bool differences)"
-      " -> (Tensor, Tensor)");
+      "quantize_backward(Tensor grad, Tensor grad_codebook, Tensor grad_commitment, Tensor z, Tensor codebooks,"
+      " Tensor indices, int channel_dim) -> (Tensor, Tensor)");
 }
 
 }  // namespace vqfast

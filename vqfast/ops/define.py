@@ -1,8 +1,8 @@
 """Registers ops and their gradients as ``torch.library.custom_op`` does, with a fraction of its time a call.
 
-Calls still go through the dispatcher, so that torch.compile, modes, transforms, subclasses and profilers see
-the op. Left out are the checks of every call, which ``opcheck`` makes once, in the tests, and lookups in the
-schema.
+Calls go through the dispatcher, so that torch.compile, modes, transforms, subclasses and profilers see the
+op; ``straight`` leaves it out where none of these is there. Left out are the checks of every call, which
+``opcheck`` makes once, in the tests, and lookups in the schema.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from torch.autograd import forward_ad
 
 _LIBRARY = torch.library.Library("vqfast", "FRAGMENT")
 _FUNCTIONS: dict[OpOverload[..., Any], Callable[..., Any]] = {}
+_DIFFERENTIABLE: dict[OpOverload[..., Any], Callable[..., Any]] = {}
+_PLAIN = frozenset({Tensor, torch.nn.Parameter, int, bool, str, type(None)})  # list: of plain values
 _UNWATCHED = [DispatchKeySet(DispatchKey.CPU), DispatchKeySet(DispatchKey.CUDA)]
 
 P = ParamSpec("P")
@@ -45,6 +47,38 @@ in_functorch = torch._C._are_functorch_transforms_active  # whether a transform 
 def transformed() -> bool:
     """Whether ``torch.func`` or forward-mode differentiation may be active."""
     return in_functorch() or forward_ad._current_level >= 0
+
+
+def _plain(value: object) -> bool:
+    """Whether an argument is a number, a tensor that is no subclass, or a list of these."""
+    return all(map(_plain, value)) if type(value) is list else type(value) in _PLAIN
+
+
+def straight(op: OpOverload[P, T]) -> Callable[P, T]:
+    """The op for calls by position, as its function, or the autograd function of that, where the dispatcher
+    would do no more than call it. That saves most of the time of a call with little to compute.
+    """
+    function = _FUNCTIONS[op]
+
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        if (
+            torch.compiler.is_compiling()
+            or torch._C._len_torch_function_stack()
+            or torch._C._len_torch_dispatch_stack()
+            or torch._C._get_tracing_state() is not None
+            or torch.autograd._profiler_enabled()
+            or transformed()
+            or kwargs
+            or not all(map(_plain, args))
+        ):
+            return op(*args, **kwargs)
+        differentiable = _DIFFERENTIABLE.get(op)
+        tensors = [value for value in args if isinstance(value, Tensor)]
+        if differentiable and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+            return differentiable(*args, None)  # type: ignore[no-any-return]
+        return function(*args)  # type: ignore[no-any-return]
+
+    return call
 
 
 def behind_transforms(tensor: Tensor) -> Tensor:
@@ -81,7 +115,7 @@ def register_autograd(
 
     def forward(ctx: Any, *args: Any) -> Any:
         *inputs, keyset = args
-        output = below(keyset, *inputs)
+        output = function(*inputs) if keyset is None else below(keyset, *inputs)
         setup_context(ctx, inputs, output)
         return output
 
@@ -92,7 +126,7 @@ def register_autograd(
     # profilers show this name, which torch.library would give too
     name = f"GeneratedBackwardFor_vqfast_{op._opname}_default"
     function_class: Any = type(name, (torch.autograd.Function,), methods)
-    differentiable = function_class.apply
+    _DIFFERENTIABLE[op] = differentiable = function_class.apply
 
     def kernel(keyset: DispatchKeySet, *inputs: Any) -> Any:
         if transformed():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from types import ModuleType
 
 _PACKAGES = {"sampler": "vqfast.sampling.executors"}  # imported by name: ops are below sampling
@@ -10,4 +11,5 @@ _PACKAGES = {"sampler": "vqfast.sampling.executors"}  # imported by name: ops ar
 
 def module(op: str, name: str) -> ModuleType:
     """The module ``name`` of ``op``: a backend, the reference or its ``probe``."""
-    return importlib.import_module(f"{_PACKAGES.get(op, f'vqfast.ops.{op}')}.{name}")
+    path = f"{_PACKAGES.get(op, f'vqfast.ops.{op}')}.{name}"
+    return sys.modules.get(path) or importlib.import_module(path)

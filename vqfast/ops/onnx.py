@@ -11,7 +11,9 @@ from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 
+from vqfast.ops.define import straight
 from vqfast.ops.masked_conv import op as masked_conv_op
 from vqfast.ops.masked_conv import reference as masked_conv_reference
 from vqfast.ops.nearest import op as nearest_op
@@ -25,13 +27,14 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def _exportable(op: Callable[P, T], definition: Callable[..., T]) -> Callable[P, T]:
+def _exportable(op: OpOverload[P, T], definition: Callable[..., T]) -> Callable[P, T]:
     """``op``, or in an export to ONNX its definition."""
+    plain = straight(op)
 
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         # the first two questions are quick
         exporting = torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        return (definition if exporting and torch.onnx.is_in_onnx_export() else op)(*args, **kwargs)
+        return (definition if exporting and torch.onnx.is_in_onnx_export() else plain)(*args, **kwargs)
 
     return call
 

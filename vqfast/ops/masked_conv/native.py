@@ -8,13 +8,7 @@ import torch
 from torch import Tensor
 
 from vqfast.ops import library
-from vqfast.ops.masked_conv.layout import (
-    embedded,
-    empty,
-    keeps_sums,
-    memory_format,
-    out_channels,
-)
+from vqfast.ops.masked_conv.layout import embedded, empty, memory_format
 
 
 @functools.cache
@@ -64,20 +58,18 @@ def masked_conv2d(
 ) -> tuple[Tensor, Tensor]:
     """As ``reference.masked_conv2d``; sums of narrower types are float32."""
     x, (extra, residual) = _alike(x, extra, residual)
-    out = empty(x, out_channels(weight, activation))
-    kept = empty(x, weight.shape[0]) if keeps_sums(activation, residual) else None
-    torch.ops.vqfast_native.masked_conv(
+    found: tuple[Tensor, Tensor] = torch.ops.vqfast_native.masked_conv2d(
         x,
         weight.contiguous(),
         None if bias is None else bias.contiguous(),
         extra,
         residual,
-        out,
-        kept,
-        *_offsets(x, weight, taps, anchor, dilation),
+        taps,
+        anchor,
+        dilation,
         _number(activation),
     )
-    return out, x.new_empty(0) if kept is None else kept
+    return found
 
 
 def masked_conv2d_backward(

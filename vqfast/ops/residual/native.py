@@ -14,8 +14,6 @@ FLOORS, on one core of 450 GFLOP/s in bfloat16 (int8 is faster) that copies 37 G
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -24,29 +22,26 @@ from vqfast.ops.nearest.reference import accumulator
 from vqfast.ops.residual import reference
 
 
-def _dense(x: Tensor, channel_dim: int) -> tuple[Tensor, Tensor]:
-    """``x``, copied unless its layout is dense, and the same memory as ``(outer, D, inner)``."""
-    last = x.movedim(channel_dim, -1)
-    if last.is_contiguous():
-        return x, last.reshape(-1, last.shape[-1], 1)
-    x, axis = x.contiguous(), channel_dim % x.ndim
-    return x, x.view(-1, x.shape[axis], math.prod(x.shape[axis + 1 :]))
+def _dense(x: Tensor, channel_dim: int) -> Tensor:
+    """``x``, copied unless it is contiguous or has its channels last in memory."""
+    dense = x.is_contiguous() or x.movedim(channel_dim, -1).is_contiguous()
+    return x if dense else x.contiguous()
 
 
-def _arguments(z: Tensor, codebooks: Tensor, channel_dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    """``z`` in a dense layout, that as ``(outer, D, inner)``, and codebooks ``(Q, K, D)``, each contiguous.
+def _arguments(z: Tensor, codebooks: Tensor, channel_dim: int) -> tuple[Tensor, Tensor]:
+    """``z`` in a dense layout, and codebooks, each contiguous: float32, or float64 as ``z`` then is.
 
-    One codebook for all stages isn't copied for each. Codebooks are float32, or both are float64.
+    One codebook for all stages isn't copied for each.
     """
-    dtype = accumulator(z, codebooks)
-    laid_out, vectors = _dense(z.double() if dtype == torch.float64 else z, channel_dim)
-    books = (codebooks[None] if codebooks.ndim == 2 else codebooks).to(dtype)
-    return laid_out, vectors, books if books[0].is_contiguous() else books.contiguous()
+    if not z.dtype == codebooks.dtype == torch.float32:
+        dtype = accumulator(z, codebooks)
+        z, codebooks = z.double() if dtype == torch.float64 else z, codebooks.to(dtype)
+    one = codebooks if codebooks.ndim == 2 else codebooks[0]
+    return _dense(z, channel_dim), codebooks if one.is_contiguous() else codebooks.contiguous()
 
 
 def _as(z: Tensor, laid_out: Tensor, values: Tensor) -> Tensor:
-    """``values``, whose memory is laid out as ``laid_out``, with the shape, strides and dtype of ``z``."""
-    values = values.as_strided(laid_out.shape, laid_out.stride())
+    """``values``, made in the layout of ``laid_out``, in that and the dtype of ``z``."""
     if laid_out is z:
         return values
     result = torch.empty_like(z, requires_grad=False)
@@ -60,13 +55,9 @@ def quantize(
     """As ``reference.quantize``."""
     if z.numel() == 0:
         return reference.quantize(z, codebooks, channel_dim, statistics)
-    laid_out, vectors, books = _arguments(z, codebooks, channel_dim)
-    indices, quantized, *parts = torch.ops.vqfast_native.quantize(vectors, books, statistics)
-    # the first part has the sums of all; one stage has no dimension of its own
-    errors, counts, sums = (part[0, 0] if codebooks.ndim == 2 else part[0] for part in parts)
-    losses = (errors / z.numel()).to(books.dtype)
-    indices = indices.view(*z.movedim(channel_dim, -1).shape[:-1], *codebooks.shape[:-2])
-    return _as(z, laid_out, quantized), indices, losses, losses.clone(), counts, sums
+    laid_out, books = _arguments(z, codebooks, channel_dim)
+    quantized, *others = torch.ops.vqfast_native.quantize(laid_out, books, channel_dim % z.ndim, statistics)
+    return _as(z, laid_out, quantized), *others
 
 
 def quantize_backward(
@@ -82,22 +73,15 @@ def quantize_backward(
     losses = grad_codebook_losses, grad_commitment_losses
     if z.numel() == 0:
         return reference.quantize_backward(grad_quantized, *losses, z, codebooks, indices, channel_dim)
-    laid_out, vectors, books = _arguments(z, codebooks, channel_dim)
+    laid_out, books = _arguments(z, codebooks, channel_dim)
     grad = grad_quantized
     if grad.dtype != laid_out.dtype or grad.stride() != laid_out.stride():
         grad = torch.empty_like(laid_out, requires_grad=False).copy_(grad)
-    to_codebooks, to_vectors = (loss.view(-1) * (2 / z.numel()) for loss in losses)
-    wanted = any(to_codebooks.tolist())
-    grad = grad.as_strided(vectors.shape, vectors.stride())
-    grad_z, away = torch.ops.vqfast_native.quantize_backward(
-        grad, vectors, books, indices.contiguous(), to_vectors, wanted
+    losses = grad_codebook_losses.contiguous(), grad_commitment_losses.contiguous()
+    grad_z, grad_codebooks = torch.ops.vqfast_native.quantize_backward(
+        grad, *losses, laid_out, books, indices.contiguous(), channel_dim % z.ndim
     )
-    if wanted:
-        grad_books = (away[0] * -to_codebooks.view(-1, 1, 1)).to(codebooks.dtype)
-        grad_codebooks = grad_books.view(codebooks.shape)
-    else:
-        grad_codebooks = torch.zeros_like(codebooks, memory_format=torch.contiguous_format)
-    return _as(z, laid_out, grad_z), grad_codebooks
+    return _as(z, laid_out, grad_z), grad_codebooks.to(codebooks.dtype)
 
 
 def residual_codes(z: Tensor, codebooks: list[Tensor], channel_dim: int) -> Tensor:
@@ -105,11 +89,10 @@ def residual_codes(z: Tensor, codebooks: list[Tensor], channel_dim: int) -> Tens
     if z.numel() == 0:
         return reference.residual_codes(z, codebooks, channel_dim)
     dtype = accumulator(z, codebooks[0])
-    _, vectors = _dense(z.double() if dtype == torch.float64 else z, channel_dim)
-    indices: Tensor = torch.ops.vqfast_native.residual_codes(
-        vectors, [book.to(dtype).contiguous() for book in codebooks]
-    )
-    return indices.view(*z.movedim(channel_dim, -1).shape[:-1], len(codebooks))
+    vectors = _dense(z.double() if dtype == torch.float64 else z, channel_dim)
+    books = [book.to(dtype).contiguous() for book in codebooks]
+    indices: Tensor = torch.ops.vqfast_native.residual_codes(vectors, books, channel_dim % z.ndim)
+    return indices
 
 
 def projected_codes(
