@@ -17,7 +17,7 @@ from benchmarks.training_runs import COMMAND, DEFAULTS, LAYERS, PEER, SWEPT, Rea
 CASES: list[Case] = []  # nothing is timed
 STEPS, LONG = 400, 4000
 USUAL = 1e-3  # the rate of most trainings
-SEEDS = {STEPS: 3, LONG: 1}
+SEEDS = {STEPS: 3, LONG: 3}
 LEADING = 1  # settings of the sweep, besides the defaults, that train with several seeds and for longer
 
 
