@@ -69,6 +69,18 @@ def test_another_shape_of_all_levels(capsys: pytest.CaptureFixture[str]) -> None
     refused(f"train-prior --run levels {PRIOR} --level 2", "level is 2; want an integer in 0..1", capsys)
 
 
+@pytest.mark.usefixtures("levels")
+def test_a_level_without_a_prior_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("encode --run levels") == 0
+    refused(
+        "sample --run levels --out s", "level 0 has no prior, levels/prior.safetensors is missing", capsys
+    )
+    assert run(f"train-prior --run levels --level 0 {PRIOR} --no-labels") == 0
+    wanted = "level 1 has no prior, levels/prior-1.safetensors is missing: train the prior first"
+    for command in ("sample --run levels --out s", "likelihood --run levels --out b.npy"):
+        refused(command, wanted, capsys)
+
+
 @pytest.mark.usefixtures("here")
 def test_rejection(capsys: pytest.CaptureFixture[str]) -> None:
     refused("sample --run whole --out s --reject 0.3", "train the classifier first", capsys)

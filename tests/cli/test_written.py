@@ -100,6 +100,8 @@ def test_given_options_go_before_a_file_and_a_file_before_a_recipe(tmp_path: Pat
         ("lr = ", "is no TOML file: "),
         ('lr = "fast"', "invalid float value: 'fast'"),
         ('recipe = "x"', "recipe is 'x'; want 'keras', 'ruseckas'"),
+        ("lr = false", "lr is false; want a value, or nothing for the default"),
+        ("ema = true", "argument --ema: expected one argument"),
         ("lr = -1.0", "lr is -1.0; want a finite number, above 0"),
     ],
 )

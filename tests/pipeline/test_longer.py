@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load, load_file
 from torch import Tensor
 
 from tests.pipeline.trained import files, train, train_its_prior
@@ -72,6 +75,64 @@ def test_more_steps_go_on(
         train(killed, data, steps=30, lr=0.1)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"ema": 0.9, "optimizer": "adamw", "weight_decay": 0.1, "clip": 0.1}, {"val_every": 5}],
+    ids=["plain", "averages", "best"],
+)
+def test_more_steps_are_those_of_a_longer_training(
+    data: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """At a constant rate nothing tells where the shorter trainings ended: moments and averages are kept."""
+    at_once, raised = (Run(tmp_path / name, create=True) for name in ("at-once", "raised"))
+    for steps in (6, 11, STEPS):  # val_every measures the last step of each as well, none of which is best
+        train(raised, data, steps=steps, **options)
+    train(at_once, data, steps=STEPS, **options)
+    one, two = contents(at_once), contents(raised)
+    assert one["vqvae.safetensors"] == two["vqvae.safetensors"]
+    moments = [load(found["vqvae.state.safetensors"]) for found in (one, two)]
+    names = [name for name in moments[0] if name.startswith(("adam", "average", "model"))]
+    assert any(name.endswith("exp_avg_sq") for name in names)
+    for name in names:
+        assert torch.equal(moments[0][name], moments[1][name]), name
+
+
+def test_a_schedule_goes_on_at_the_rate_of_the_new_length(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rates after the raise are those of the longer training, and a short raise barely moves weights."""
+    run = Run(tmp_path, create=True)
+    train(run, data, schedule="cosine", steps=100)
+    before = load_file(tmp_path / "vqvae.safetensors")
+    rates: list[float] = []
+    step_of = torch.optim.Adam.step
+
+    def noted(self: torch.optim.Adam, *args: Any, **options: Any) -> Any:
+        rates.append(self.param_groups[0]["lr"])
+        return step_of(self, *args, **options)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", noted)
+    train(run, data, schedule="cosine", steps=104)
+    wanted = [1e-3 * (1 + math.cos(math.pi * step / 104)) / 2 for step in range(100, 104)]
+    assert rates == pytest.approx(wanted)
+    after = load_file(tmp_path / "vqvae.safetensors")
+    # Adam moves a weight by about the rate
+    for name in before:
+        if name.endswith("weight"):
+            assert (after[name] - before[name]).abs().max() < 3 * sum(wanted), name
+
+
+def test_without_its_state_a_training_stays_as_it_is(data: Path, tmp_path: Path) -> None:
+    run = Run(tmp_path, create=True)
+    train(run, data)
+    (tmp_path / "vqvae.state.safetensors").unlink()
+    before = contents(run)
+    with pytest.raises(ValueError, match="from which the vqvae was to go on, was removed; use another"):
+        train(run, data, steps=STEPS)
+    train(run, data)
+    assert contents(run) == before
+
+
 @pytest.mark.parametrize("method", ["unlink", "replace"])
 def test_killed_as_it_is_reopened(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
@@ -80,22 +141,16 @@ def test_killed_as_it_is_reopened(
     run = Run(tmp_path, create=True)
     train(run, data)
     before = contents(run)
-    original, done = getattr(Path, method), 0
 
-    def dying(self: Path, *args: Any, **options: Any) -> Any:
-        nonlocal done
-        if method == "unlink" or (done := done + 1) == 2:  # run.json follows the state
-            raise Killed
-        return original(self, *args, **options)
+    def dying(self: Path, *args: Any, **options: Any) -> None:
+        raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Path, method, dying)
+        patch.setattr(Path, method, dying)  # of the weights, or of run.json, which follows
         train(run, data, steps=STEPS)
-    assert (tmp_path / "vqvae.state.safetensors").is_file()
-    if method == "unlink":
-        monkeypatch.undo()
-        for leftover in tmp_path.glob(".vqfast*"):
-            leftover.unlink()
+    assert (tmp_path / "vqvae.safetensors").exists() == (method == "unlink")
+    for leftover in tmp_path.glob(".vqfast*"):
+        leftover.unlink()
     train(run, data)
     assert contents(run) == before
     train(run, data, steps=STEPS)
@@ -129,6 +184,13 @@ def test_a_patience_that_has_ended_a_training_must_be_raised(data: Path, tmp_pat
         train(run, data, patience=1, **bad)
     train(run, data, steps=STEPS, **bad)
     assert read_json(tmp_path / "vqvae.history.json")["step"][-1] == STEPS - 1
+
+
+def test_a_warmup_as_long_as_the_training_is_an_error(data: Path, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", create=True)
+    with pytest.raises(ValueError, match="warmup is 12; want below 12, the steps, to reach the"):
+        train(run, data, warmup=12)
+    train(run, data, warmup=11)
 
 
 def test_epochs(data: Path, tmp_path: Path) -> None:

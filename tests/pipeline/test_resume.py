@@ -227,6 +227,22 @@ def test_death_in_the_middle_of_a_write(
     assert_same(folder / "whole", folder / name)
 
 
+def test_more_steps_survive_every_death(folder: Path, run: Run) -> None:
+    """Trained in parts and killed at each write of a file, a model is that of one undisturbed training."""
+    longer = COMMANDS[0].replace("--steps 12", "--steps 20")
+    assert run(longer.replace("{}", "at-once"))[0] == 0
+    assert run(COMMANDS[0].replace("{}", "in-parts"))[0] == 0
+    status, deaths = 99, 0
+    while status == 99:
+        status, _, said = run(longer.replace("{}", "in-parts"), die_at=deaths + 1)
+        assert status in (0, 99), said
+        assert_whole(results(folder / "in-parts"))
+        deaths += 1
+    assert deaths > 2
+    one, two = (folder / name / "vqvae.safetensors" for name in ("at-once", "in-parts"))
+    assert one.read_bytes() == two.read_bytes()
+
+
 def test_finished_stages_are_not_redone(folder: Path, run: Run, undisturbed: list[float]) -> None:
     redrawn = {"samples.png"}  # a picture of what is there
 

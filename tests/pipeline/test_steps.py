@@ -35,7 +35,7 @@ def test_the_files_of_a_run(trained: Run) -> None:
     models = {
         f"{m}.{s}"
         for m in ("vqvae", "prior")
-        for s in ("safetensors", "config.json", "history.json", "csv", "png")
+        for s in ("safetensors", "config.json", "state.safetensors", "history.json", "csv", "png")
     }
     samples = {f"samples/0000{i}.npz" for i in range(3)}
     assert names == {"run.json", "codes/train/00000.npz", "codes/held-out/00000.npz", *models, *samples}
@@ -157,11 +157,10 @@ def test_finished_stages_are_not_redone(trained: Run, data: Path, vqvae: VQVAE, 
     assert files(trained.folder) == before
 
 
-def test_a_state_that_was_left_behind_goes(tmp_path: Path, data: Path) -> None:
+def test_half_a_file_that_was_left_behind_goes(tmp_path: Path, data: Path) -> None:
     run = Run(tmp_path, create=True)
     train(run, data, steps=1)
     before = files(run.folder)
-    (tmp_path / "vqvae.state.safetensors").write_bytes(b"whole")  # of one killed right after the weights
     (tmp_path / ".vqfast-0123.tmp").write_bytes(b"half")  # of one killed while it saved
     del run
     run = Run(tmp_path)

@@ -22,7 +22,7 @@ FILE_NAMES = "surrogateescape"  # a file's name may be any bytes, though TOML wa
 PATHS = ("data", "labels", "val", "tensorboard")  # options that may be paths
 
 
-def words_before(command: str, words: Sequence[str], known: Collection[str]) -> list[str]:
+def words_before(command: str, words: Sequence[str], known: Mapping[str, argparse.Action]) -> list[str]:
     """The words of a command line that stand for its --recipe and its --config; those after them win.
 
     Args:
@@ -31,7 +31,8 @@ def words_before(command: str, words: Sequence[str], known: Collection[str]) -> 
         known: the command's options, with their dashes.
 
     Raises:
-        ValueError: there is no such recipe, or the file isn't TOML or has other keys than options.
+        ValueError: there is no such recipe, or the file isn't TOML, has other keys than options, or false for
+            an option that takes a value.
         OSError: the file can't be read.
     """
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
@@ -52,10 +53,12 @@ def words_before(command: str, words: Sequence[str], known: Collection[str]) -> 
     return [word for name, value in options.items() for word in _words(name, value, known)]
 
 
-def _words(name: str, value: Any, known: Collection[str]) -> list[str]:
+def _words(name: str, value: Any, known: Mapping[str, argparse.Action]) -> list[str]:
     if value is True:
         return [f"--{name}"]
     if value is False:
+        if known[f"--{name}"].nargs != 0:
+            raise ValueError(f"{name} is false; want a value, or nothing for the default")
         return [f"--no-{name}"] if f"--no-{name}" in known else []
     if isinstance(value, list):
         return [f"--{name}", *map(str, value)]

@@ -81,7 +81,7 @@ def fit(
     same step, the next of every ``RECORD_STEPS``. Each process takes its share of every batch.
 
     Args:
-        file: holds the state meanwhile; the caller removes it.
+        file: holds the state; from it a longer training goes on.
         validation: measures the model on held-out data; the model ends with the weights that were best there.
         log: is called with the history whenever the state is saved, and at the end, in the first process.
 
@@ -145,6 +145,7 @@ def fit(
                 ranks.barrier()  # a process that ends makes torchrun end the others, which must have saved
                 raise KeyboardInterrupt
     if ranks.first:
+        state.save(file)
         log(state.history)
     put(state.best if validation else state.weights(), model)
     return state.history

@@ -40,4 +40,9 @@ def load_priors(run: Run, vqvae: Autoencoder, *, device: torch.device | str = "c
     trained = (run.folder / f"{level_name('prior', 0)}.safetensors").is_file()
     if not trained and isinstance(vqvae, HierarchicalVQVAE) and vqvae.has_priors:
         return [LevelPrior(vqvae, level) for level in range(len(vqvae.codebook_sizes))]
-    return [load_prior(run, level, device=device) for level in range(len(vqvae.codebook_sizes))]
+    levels = range(len(vqvae.codebook_sizes))
+    for level in levels if len(levels) > 1 else ():
+        file = run.folder / f"{level_name('prior', level)}.safetensors"
+        if not file.is_file():
+            raise FileNotFoundError(f"level {level} has no prior, {file} is missing: train the prior first")
+    return [load_prior(run, level, device=device) for level in levels]

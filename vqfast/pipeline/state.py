@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from vqfast.checks import check_integer
 from vqfast.pipeline.averages import Averages, Weights, weights_of
 from vqfast.pipeline.optimizing import make_optimizer
 from vqfast.pipeline.options import Training
-from vqfast.pipeline.validation import History, measured
+from vqfast.pipeline.validation import History
 from vqfast.saving.storage import read_tensors, write_tensors
 
 
@@ -58,7 +57,9 @@ class State:
         for number, moments in self.optimizer.state_dict()["state"].items():
             others |= {f"adam.{number}.{name}": t for name, t in moments.items()}
         progress = {"step": self.step, "history": self.history, "scaler": self.scaler.state_dict()}
-        _write(file, self.model.state_dict(), progress, others)
+        text = torch.frombuffer(bytearray(json.dumps(progress).encode()), dtype=torch.uint8)
+        own = {f"model.{name}": t for name, t in self.model.state_dict().items()}
+        write_tensors(file, {**own, "progress": text, **others})
 
     def weights(self) -> Weights:
         """A copy of the weights to be measured and kept: the averages, if there are any."""
@@ -74,7 +75,7 @@ class State:
             self.model.train()
 
     def restore(self, file: Path, steps: int) -> None:
-        """Reads what ``save`` or ``reopen`` wrote, of a training of no more than ``steps``.
+        """Reads what ``save`` wrote, of a training of no more than ``steps``.
 
         Raises:
             ValueError: the file is damaged or another training's.
@@ -87,13 +88,13 @@ class State:
             if len({len([v is None or float(v) for v in column]) for column in self.history.values()}) > 1:
                 raise ValueError("the history's columns differ in length")
             for name, mask in self.used.items():
-                mask.copy_(tensors.get(f"used.{name}", mask))  # a finished training's state has none
+                mask.copy_(tensors[f"used.{name}"])
             self.model.load_state_dict(_under("model", tensors))
-            self.best = _under("best", tensors) or weights_of(self.model)  # nor best weights, nor averages
+            self.best = _under("best", tensors)
             if self.averages is not None:
-                self.averages.weights = weights_of(self.model)
-                for name, tensor in _under("average", tensors).items():
-                    self.averages.weights[name].copy_(tensor)
+                averages = _under("average", tensors)
+                for name, tensor in self.averages.weights.items():
+                    tensor.copy_(averages[name])
             if self.scaler.is_enabled() and progress["scaler"]:
                 self.scaler.load_state_dict(progress["scaler"])
             self._restore_moments(_under("adam", tensors))
@@ -115,12 +116,6 @@ class State:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
 
 
-def reopen(file: Path, weights: Weights, history: History) -> None:
-    """Writes the state of a finished training that is to go on; Adam's moments begin at zero."""
-    progress = {"step": int(measured(history["step"])[-1]) + 1, "history": history, "scaler": {}}
-    _write(file, weights, progress, {})
-
-
 def check_precision(precision: str, device: torch.device) -> None:
     """A precision that a device has.
 
@@ -131,11 +126,6 @@ def check_precision(precision: str, device: torch.device) -> None:
         raise ValueError("precision is 'fp16'; want 'fp32' or 'bf16' on a CPU")
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise ValueError("precision is 'bf16'; want 'fp32' or 'fp16' on this GPU")
-
-
-def _write(file: Path, weights: Weights, progress: dict[str, Any], others: Weights) -> None:
-    text = torch.frombuffer(bytearray(json.dumps(progress).encode()), dtype=torch.uint8)
-    write_tensors(file, {**{f"model.{n}": t for n, t in weights.items()}, "progress": text, **others})
 
 
 def _under(prefix: str, tensors: Weights) -> Weights:

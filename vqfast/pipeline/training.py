@@ -15,10 +15,9 @@ from vqfast.pipeline.loop import Task, fit
 from vqfast.pipeline.options import Training
 from vqfast.pipeline.ranks import Ranks
 from vqfast.pipeline.run import Run
-from vqfast.pipeline.state import reopen
 from vqfast.pipeline.times import Clock
 from vqfast.pipeline.validation import History, Validation, measured
-from vqfast.saving.storage import read_json, read_tensors, write_json
+from vqfast.saving.storage import read_json, write_json
 
 GROWING = ("steps", "patience")  # settings of which a finished training may be given more
 
@@ -27,9 +26,13 @@ def begin_training(run: Run, name: str, settings: Mapping[str, Any], ranks: Rank
     """Notes the settings of a training; one that is finished goes on where ``GROWING`` ones are raised.
 
     Raises:
-        ValueError: codes of the model are there; its patience, which isn't raised, has ended it; or the run
-            has other settings.
+        ValueError: the warm-up is as long as the training; the run has other settings; or the training can't
+            go on: its state was removed, codes of the model are there, or its patience, which isn't raised,
+            has ended it.
     """
+    warmup, steps = settings["warmup"], settings["steps"]
+    if warmup >= steps:
+        raise ValueError(f"warmup is {warmup}; want below {steps}, the steps, to reach the learning rate lr")
     weights = run.folder / f"{name}.safetensors"
     if ranks.first and weights.is_file() and run.is_raised(name, settings, GROWING):
         history, before = read_json(run.folder / f"{name}.history.json"), run.settings(name) or {}
@@ -40,7 +43,9 @@ def begin_training(run: Run, name: str, settings: Mapping[str, Any], ranks: Rank
         if name == "vqvae" and any((run.folder / "codes").glob("*")):
             holds = f"{run.folder} holds codes of the VQ-VAE that was to go on"
             raise ValueError(f"{holds}: remove codes/, or use another folder")
-        reopen(run.folder / f"{name}.state.safetensors", read_tensors(weights), history)
+        state = run.folder / f"{name}.state.safetensors"
+        if not state.is_file():
+            raise ValueError(f"{state}, from which the {name} was to go on, was removed; use another folder")
         weights.unlink()  # its presence would say that the longer training is done
     run.begin(name, settings, growing=GROWING, ranks=ranks)
 
@@ -55,7 +60,7 @@ def train_once(
     validation: Validation | None,
     ranks: Ranks,
 ) -> None:
-    """Trains and saves a model, unless its weights are in the run."""
+    """Trains and saves a model, unless its weights are in the run. The state stays, for more steps later."""
     state = run.folder / f"{name}.state.safetensors"
     if not (run.folder / f"{name}.safetensors").is_file():
         write_curves = log_to(run.folder, name, training.tensorboard if ranks.first else None)
@@ -70,6 +75,4 @@ def train_once(
             write_json(run.folder / f"{name}.history.json", history)
             write_file(run.folder / f"{name}.png", draw_curves(history, title=name))
             save_model(run.folder, name, model)  # last: its presence says that the stage is done
-    if ranks.first:
-        state.unlink(missing_ok=True)
     ranks.barrier()
