@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 
-from benchmarks import core, machine, pages, plots, record, tables
+from benchmarks import core, machine, record, tables
 
 SUITES = (
     "nearest",
@@ -131,13 +131,27 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--gpu-gate",
         action="store_true",
-        help="on a GPU: run the tests of its kernels, the suites, then other tunings; record what passed",
+        help="on a GPU: test its kernels, time them, try other tunings; record what passed; see docs/gpus.md",
+    )
+    parser.add_argument(
+        "--step",
+        default="next",
+        help="of the gate: number, name, 'all', or 'next' (default): what is left, for at most nine minutes",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", default=Path("gpu-gate"), help="of the gate: where its results are"
     )
     asked = parser.parse_args(arguments)
     if unknown := set(asked.names) - set(SUITES):
         parser.error(f"there is no suite {', '.join(sorted(unknown))}; want some of {', '.join(SUITES)}")
     if asked.rounds is not None and asked.rounds < 1:
         parser.error(f"--rounds is {asked.rounds}; want 1 or more")
+    if asked.gpu_gate:
+        from benchmarks import gate
+
+        return gate.main(asked.step, asked.out)
+    from benchmarks import pages, plots  # a GPU machine may lack matplotlib
+
     if asked.pages:
         for where in record.paths():
             plots.draw(where)
@@ -149,10 +163,6 @@ def main(arguments: list[str] | None = None) -> int:
     sources = {"training": photographs, "hierarchy": photographs, "mnist": {"digits": asked.mnist}}
     sources["speech"] = {"voices": asked.voices, "human": asked.human}
     sources["video"] = {"folder": asked.video}
-    if asked.gpu_gate:
-        from benchmarks import gate
-
-        return gate.main(lambda: record_suites(names, rounds, asked.full, sources))
     where = record_suites(names, rounds, asked.full, sources)
     found = record.read(where)
     plots.draw(where)

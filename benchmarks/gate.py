@@ -1,107 +1,153 @@
-"""The GPU gate: runs the tests of the GPU kernels here, then the suites, then other tunings.
+"""The GPU gate: what is to be known of a GPU, in steps of minutes that can be interrupted.
 
-It writes two files, and both are to be committed: ``gate`` in this device's record under ``results/``, and
-what passed under ``vqfast/ops/records/``, where the registry of backends reads it.
+``python -m benchmarks --gpu-gate --step next --out DIR`` goes on where the last call stopped. A step writes
+``DIR/gate.json`` after every item, and begins none that its time doesn't allow. Results count only for the
+same device, commit and versions; others are set aside. The steps and their items are in ``gate_steps.py``.
+
+The exit status is 0 unless a kernel is wrong. What can't run, or fails to compile, is noted and no more.
+
+With ``TRITON_INTERPRET=1`` it is a rehearsal on the CPU, with small shapes.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks import machine, plots, record, sweep, tables
-from vqfast.ops import records, registry
+from benchmarks import machine, record
+from vqfast import files
+from vqfast.ops import registry
 
-TESTS = machine.ROOT / "tests"
+SECONDS = 520.0  # of a call: nine minutes with the start and the end of Python
 GPU_BACKENDS = ("triton",)
 
 
-class Outcome(TypedDict):
-    """A run of pytest."""
+class Item(NamedTuple):
+    """One measurement of a step.
 
-    passed: bool
-    summary: str  # pytest's last line
-    failed: list[str]  # its lines about tests that failed
+    Attributes:
+        name: its key in the results.
+        run: takes the seconds left, and returns what was found; with ``"wrong"`` in it a kernel is wrong.
+        least: seconds that must be left to begin it.
+    """
+
+    name: str
+    run: Callable[[float], dict[str, Any]]
+    least: float = 20.0
 
 
-Matrices = dict[str, dict[str, Outcome]]  # by backend and op
+Steps = Mapping[str, Callable[[], Iterator[Item]]]
 
 
-def main(measure: Callable[[], Path]) -> int:
-    """Runs the gate; ``measure`` runs the suites and returns the path of the record.
+def main(step: str, out: Path, seconds: float = SECONDS, steps: Steps | None = None) -> int:
+    """Runs a step: its number from 1 on, its name, ``next`` for the first that isn't complete, or ``all``.
 
     Returns:
-        0 if all tests passed, 1 if not, 2 without a GPU.
+        0, 1 if a kernel is wrong, 2 without a GPU or such a step.
     """
-    if not torch.cuda.is_available():
+    if not (torch.cuda.is_available() or registry.interpreted()):
         print("the GPU gate needs a CUDA device, and PyTorch finds none here", file=sys.stderr)
         return 2
-    suite = run_tests([str(TESTS)])
-    matrices = run_matrices()
-    print(f"written to {ship(matrices)}")
-    where = measure()
-    found = record.read(where)
-    found["gate"] = {
-        **machine.conditions(),
-        "suite": suite,
-        "matrices": matrices,
-        "tunings": {name: sweep.time_neighbours(line) for name, line in sweep.lines().items()},
-    }
-    where.write_text(json.dumps(found, indent=1) + "\n")
-    plots.draw(where)
-    print(f"{tables.printed(found)}\nwritten to {where}, plots beside it")
-    outcomes = [suite, *(outcome for ops in matrices.values() for outcome in ops.values())]
-    return int(not all(outcome["passed"] for outcome in outcomes))
+    if steps is None:
+        from benchmarks import gate_steps
+
+        steps = gate_steps.STEPS
+    until = time.monotonic() + seconds
+    found = begun(out)
+    names = list(steps)
+    if step.isdigit() and 1 <= int(step) <= len(names):
+        step = names[int(step) - 1]
+    if step not in ("next", "all", *names):
+        print(f"--step is {step}; want next, all, 1 to {len(names)}, {', '.join(names)}", file=sys.stderr)
+        return 2
+    for name in names if step in ("next", "all") else [step]:
+        did, complete = run(name, list(steps[name]()), found, out, until if step != "all" else None)
+        if step == "next" and (did or not complete):
+            break
+    ship(found, out)
+    wrong = {f"{name}: {item}" for name, item, result in every(found) if "wrong" in result}
+    print("\n".join(f"WRONG {each}" for each in sorted(wrong)) or "no kernel was wrong")
+    print(f"{sum(1 for _ in every(found))} items in {out / 'gate.json'}")
+    return int(bool(wrong))
 
 
-def run_matrices() -> Matrices:
-    """Runs the tests of every op on every GPU backend that it has."""
-    return {
-        backend: {
-            op: run_tests(files_of(op), "-k", backend)
-            for op, supports in registry.TABLE.items()
-            if backend in supports
-        }
-        for backend in GPU_BACKENDS
-    }
+def begun(out: Path) -> dict[str, Any]:
+    """The results so far of this device, commit and versions; those of another are renamed."""
+    about = {"device": device(), **machine.conditions()}
+    about.pop("threads")
+    path = out / "gate.json"
+    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"about": about, "steps": {}}
+    if known["about"] == about:
+        return known
+    number = sum(1 for _ in out.glob("gate-*.json"))
+    path.rename(out / f"gate-{number}.json")
+    print(f"{path} was of {known['about']}: set aside")
+    return {"about": about, "steps": {}}
 
 
-def files_of(op: str) -> list[str]:
-    """The files whose tests decide whether an op's kernels may be used."""
-    if op == "sampler":
-        return [str(TESTS / "sampling" / "executors" / "test_triton.py")]
-    files = (TESTS / "ops").glob(f"test_{op}*.py")
-    return [*map(str, sorted(files)), str(TESTS / "ops" / "test_triton_kernels.py")]
+def device() -> str:
+    """The name of the device under the gate."""
+    return "Triton's interpreter" if registry.interpreted() else machine.name()
 
 
-def run_tests(files: list[str], *options: str) -> Outcome:
-    """Runs pytest on ``files``. It passes if some tests ran and none failed."""
-    environment = {name: value for name, value in os.environ.items() if name != "VQFAST_BACKEND"}
-    command = [sys.executable, "-m", "pytest", *files, *options, "--tb=short", "-p", "no:cacheprovider"]
-    done = subprocess.run(command, cwd=machine.ROOT, env=environment, capture_output=True, text=True)
-    print(done.stdout[-2000:], done.stderr[-2000:], flush=True)
-    last = done.stdout.strip().splitlines()[-1:] or [""]
-    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    return {"passed": done.returncode == 0, "summary": last[0], "failed": failed}
+def run(
+    name: str, items: list[Item], found: dict[str, Any], out: Path, until: float | None
+) -> tuple[int, bool]:
+    """Runs the items of a step that have no result; returns how many it ran, and whether none is left."""
+    results = found["steps"].setdefault(name, {})
+    left = [item for item in items if item.name not in results]
+    for number, item in enumerate(left):
+        remaining = SECONDS if until is None else until - time.monotonic()
+        if remaining < item.least:
+            print(f"{name}: {len(left) - number} items are left for the next call", flush=True)
+            return number, False
+        began = time.monotonic()
+        try:
+            result = item.run(remaining)
+        except AssertionError as error:
+            result = {"wrong": f"{error}"[:2000] or "an assertion failed"}
+        except Exception as error:  # whatever a compiler or a peer may raise
+            result = {"failed": f"{type(error).__name__}: {error}"[:2000]}
+        results[item.name] = {**result, "took": round(time.monotonic() - began, 1)}
+        write(out / "gate.json", found)
+        print(f"{name}: {item.name}: {json.dumps(results[item.name])[:300]}", flush=True)
+    return len(left), True
 
 
-def ship(matrices: Matrices) -> Path:
-    """Writes the file that the registry reads: by backend, the ops that passed on this device."""
-    device = machine.name()
-    passed = {
-        backend: sorted(op for op, outcome in ops.items() if outcome["passed"])
-        for backend, ops in matrices.items()
-    }
-    target = records.FOLDER / record.path(device).name
-    target.parent.mkdir(exist_ok=True)
-    about = machine.conditions()
-    shown = {"device": device, "commit": about["commit"], "versions": about["versions"], "passed": passed}
-    target.write_text(json.dumps(shown, indent=1) + "\n")
+def write(path: Path, found: object) -> None:
+    """Writes the file whole or not at all: an interrupted gate has whole results."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_file(path, (json.dumps(found, indent=1) + "\n").encode())
+
+
+def every(found: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Step, item and result."""
+    for step, items in found["steps"].items():
+        yield from ((step, item, result) for item, result in items.items())
+
+
+def ship(found: dict[str, Any], out: Path) -> Path | None:
+    """Writes the file that the registry reads, to be copied to ``vqfast/ops/records``.
+
+    An op has passed when all items of its matrix have, and no item whose name begins with it is wrong.
+    """
+    steps = found["steps"]
+    wrong = {item.split()[0] for _, item, result in every(found) if "wrong" in result}
+    passed = sorted(
+        op
+        for op in registry.TABLE.keys() - wrong
+        if (matrix := steps.get(f"matrix {op}")) and all(result.get("passed") for result in matrix.values())
+    )
+    if not any(name.startswith("matrix") for name in steps):
+        return None
+    about = found["about"]
+    target = out / "records" / record.path(about["device"]).name
+    shown = {name: about[name] for name in ("device", "commit", "versions")}
+    write(target, {**shown, "passed": {backend: passed for backend in GPU_BACKENDS}})
     return target

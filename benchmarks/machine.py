@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import hashlib
 import platform
 import re
+import shutil
 import subprocess
 import tempfile
 import time
@@ -136,5 +138,17 @@ def _commit() -> str:
     def git(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
 
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        return f"sources {_digest()}"
     changed = git("diff", "--quiet", "HEAD", "--", ".", ":!benchmarks/results").returncode
     return git("rev-parse", "--short=12", "HEAD").stdout.strip() + "+" * (changed == 1) or "unknown"
+
+
+def _digest() -> str:
+    """Of all source files: what stands for the commit where there is no git."""
+    digest = hashlib.sha256()
+    for folder in ("vqfast", "csrc", "benchmarks"):
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in (".py", ".cpp", ".h", ".def"):
+                digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]

@@ -38,15 +38,12 @@ def lines() -> dict[str, Line]:
 
 
 def _search(arch: str) -> Iterator[tuple[str, Line]]:
-    from vqfast.ops.nearest.tunings import ANY, RECHECK, SEARCH
+    from vqfast.ops.nearest.tunings import ANY, SEARCH
 
-    for name, table, channels_of_any in (("search", SEARCH, 1024), ("recheck", RECHECK, 256)):
-        for widest in table[arch]:
-            channels = channels_of_any if widest == ANY else widest
-            z_e, codebook = (torch.randn(n, channels, device=machine.DEVICE) for n in (65536, 4096))
-            if name == "recheck":  # each code vector has a twin, so that every vector is checked again
-                codebook = codebook.repeat(2, 1)
-            yield f"{name} {channels}", Line(table[arch], widest, partial(nearest_code, z_e, codebook))
+    for widest in SEARCH[arch]:
+        channels = 1024 if widest == ANY else widest
+        z_e, codebook = (torch.randn(n, channels, device=machine.DEVICE) for n in (65536, 4096))
+        yield f"search {channels}", Line(SEARCH[arch], widest, partial(nearest_code, z_e, codebook))
 
 
 def _convolution(arch: str) -> Iterator[tuple[str, Line]]:

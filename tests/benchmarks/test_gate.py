@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import gate, machine, sweep
+from benchmarks import gate, gate_steps, machine, sweep
 from vqfast.ops import records, registry
 from vqfast.ops.nearest.tunings import Tuning
 
@@ -21,37 +25,90 @@ def test_without_a_gpu_it_says_so_and_fails(capsys) -> None:
     assert "needs a CUDA device" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("fails", [None, "test_residual.py"])
-def test_gate_tests_every_gpu_kernel_and_records_what_passed(tmp_path: Path, monkeypatch, fails) -> None:
-    def run_tests(files: list[str], *options: str) -> dict[str, object]:
-        return {"passed": fails is None or fails not in files[0], "summary": " ".join(options), "failed": []}
-
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """A GPU that isn't there, and a clock that only items move."""
+    about: dict[str, object] = {"device": "A GPU", "commit": "abc", "clock": 0.0}
+    conditions = {"threads": 1, "versions": {"torch": "2.11.0"}}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(machine, "name", lambda: "a GPU")
-    monkeypatch.setattr(records, "FOLDER", tmp_path / "records")
-    monkeypatch.setattr(gate, "run_tests", run_tests)
-    monkeypatch.setattr(sweep, "lines", dict)
-    where = tmp_path / "a-gpu.json"
-    where.write_text(json.dumps({"device": "a GPU", "suites": {}}))
-    assert gate.main(lambda: where) == (0 if fails is None else 1)
-    matrices = json.loads(where.read_text())["gate"]["matrices"]
-    ops = {op for op, supports in registry.TABLE.items() if "triton" in supports}
-    assert matrices["triton"].keys() == ops
-    shipped = json.loads((tmp_path / "records" / "a-gpu.json").read_text())["passed"]["triton"]
-    assert ("residual" in shipped) is (fails is None)
-    assert "nearest" in shipped
+    monkeypatch.setattr(gate, "device", lambda: about["device"])
+    monkeypatch.setattr(machine, "conditions", lambda: {"commit": about["commit"], **conditions})
+    monkeypatch.setattr(gate, "time", SimpleNamespace(monotonic=lambda: about["clock"]))
+    return about
 
 
-def test_ops_that_passed_are_written_for_the_registry(tmp_path: Path, monkeypatch) -> None:
+def step_of(fake: dict[str, object], ran: list[str], *names: str, wrong: str = "", takes: float = 1.0):
+    """A step whose items take seconds of the clock."""
+
+    def item(name: str) -> gate.Item:
+        def work(seconds: float) -> dict[str, object]:
+            ran.append(name)
+            fake["clock"] += takes
+            if name == "raises":
+                raise RuntimeError("out of resource")
+            assert name != wrong, "codes differ"
+            return {"passed": True}
+
+        return gate.Item(name, work)
+
+    return lambda: iter([item(name) for name in names])
+
+
+def results(out: Path) -> dict[str, dict[str, dict[str, object]]]:
+    return json.loads((out / "gate.json").read_text())["steps"]
+
+
+def test_next_goes_on_where_the_call_before_ran_out_of_time(fake, tmp_path: Path) -> None:
+    ran: list[str] = []
+    steps = {
+        "smoke": step_of(fake, ran, "kernels"),
+        "shapes": step_of(fake, ran, *"abcde", takes=200.0),
+        "rest": step_of(fake, ran, "raises"),
+    }
+    for calls, expected in enumerate(("kernels", "abc", "de", "raises", ""), start=1):
+        before, began = len(ran), fake["clock"]
+        assert gate.main("next", tmp_path, steps=steps) == 0
+        assert "".join(ran[before:]) == expected
+        assert fake["clock"] - began <= 9 * 60 + 200, calls  # no item begins late; the last one may take long
+    assert results(tmp_path)["rest"]["raises"]["failed"] == "RuntimeError: out of resource"
+    assert len(ran) == len(set(ran))
+
+
+def test_an_item_is_written_before_the_next_one_begins(fake, tmp_path: Path) -> None:
+    def stop(seconds: float) -> dict[str, object]:
+        assert list(results(tmp_path)["smoke"]) == ["first"]
+        raise KeyboardInterrupt
+
+    items = [gate.Item("first", lambda seconds: {}), gate.Item("second", stop)]
+    with pytest.raises(KeyboardInterrupt):
+        gate.main("1", tmp_path, steps={"smoke": lambda: iter(items)})
+    assert list(results(tmp_path)["smoke"]) == ["first"]
+
+
+@pytest.mark.parametrize("changed", ["device", "commit"])
+def test_results_of_another_device_or_commit_are_set_aside(fake, tmp_path: Path, changed) -> None:
+    ran: list[str] = []
+    steps = {"smoke": step_of(fake, ran, "kernels")}
+    gate.main("next", tmp_path, steps=steps)
+    fake[changed] = "another"
+    gate.main("next", tmp_path, steps=steps)
+    assert ran == ["kernels"] * 2
+    assert json.loads((tmp_path / "gate-0.json").read_text())["about"][changed] != "another"
+
+
+def test_a_wrong_kernel_fails_the_gate_and_is_not_shipped(fake, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(records, "FOLDER", tmp_path / "records")
-    monkeypatch.setattr(machine, "name", lambda: "NVIDIA H100 80GB HBM3")
-    outcomes = {"nearest": {"passed": True}, "residual": {"passed": False}}
-    written = gate.ship({"triton": outcomes})
-    assert written.name == "nvidia-h100-80gb-hbm3.json"
-    assert json.loads(written.read_text())["passed"] == {"triton": ["nearest"]}
+    steps = {
+        "matrix nearest": step_of(fake, [], "nearest test_nearest.py"),
+        "matrix residual": step_of(fake, [], "residual test_residual.py", wrong="residual test_residual.py"),
+    }
+    assert gate.main("all", tmp_path, steps=steps) == 1
+    written = json.loads((tmp_path / "records" / "a-gpu.json").read_text())
+    assert written["passed"] == {"triton": ["nearest"]}
     records._read.cache_clear()
-    assert records.passed("nearest", "triton", "NVIDIA H100 80GB HBM3")
-    assert not records.passed("residual", "triton", "NVIDIA H100 80GB HBM3")
+    assert records.passed("nearest", "triton", "A GPU")
+    assert not records.passed("residual", "triton", "A GPU")
+    assert gate.main("smoke", tmp_path, steps=steps) == 2  # no such step
 
 
 @pytest.mark.slow
@@ -64,27 +121,44 @@ def test_tests_pass_only_if_some_ran_and_none_failed(
 ) -> None:
     monkeypatch.setenv("CI", where)
     name = "helper" if passed is None else "test_it"
-    (tmp_path / "test_one.py").write_text(f"def {name}():\n    {body}\n")
-    outcome = gate.run_tests([str(tmp_path)])
+    path = tmp_path / "test_one.py"
+    path.write_text(f"def {name}():\n    {body}\n")
+    outcome = gate_steps.run_tests(path, 100.0)
     assert outcome["passed"] is bool(passed)
-    failed = [line.partition(" - ")[0].rpartition("::")[2] for line in outcome["failed"]]
-    assert failed == ["test_it"] * (passed is False)
+    assert ("test_it" in outcome.get("wrong", "")) is (passed is False)
+    assert ("failed" in outcome) is (passed is None)
 
 
-def test_matrix_files_exist() -> None:
-    assert all(Path(name).is_file() for op in registry.TABLE for name in gate.files_of(op))
+def test_every_gpu_kernel_has_a_matrix_whose_files_exist() -> None:
+    ops = {op for op, supports in registry.TABLE.items() if "triton" in supports}
+    assert {name.removeprefix("matrix ") for name in gate_steps.STEPS if name.startswith("matrix")} == ops
+    assert all(path.is_file() for op in ops for path in gate_steps.files_of(op))
+
+
+@pytest.mark.slow
+def test_the_gate_is_rehearsed_in_the_interpreter(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks", "--gpu-gate", "--step", "shapes", "--out", str(tmp_path)]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PATH": "/nowhere"}  # no git either
+    done = subprocess.run(command, cwd=machine.ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "gate.json").read_text())
+    assert found["about"]["device"] == "Triton's interpreter"
+    assert found["about"]["commit"].startswith("sources ")
+    shapes = found["steps"]["shapes"]
+    assert any("seconds" in result for name, result in shapes.items() if name.startswith("nearest"))
+    assert all("failed" in result for name, result in shapes.items() if name.startswith("flash-kmeans"))
 
 
 def test_every_line_of_the_tunings_is_swept_but_float64s(monkeypatch) -> None:
     pytest.importorskip("triton")
     from vqfast.ops.masked_conv.tunings import CONVOLVE, DOUBLE, WEIGHT
-    from vqfast.ops.nearest.tunings import RECHECK, SEARCH
+    from vqfast.ops.nearest.tunings import SEARCH
     from vqfast.sampling.executors.triton_tunings import SAMPLING
 
     monkeypatch.setattr(machine, "DEVICE", torch.device("cpu"))
     monkeypatch.setattr(torch, "randn", torch.empty)
     found = sweep.lines().values()
-    tables = [table["sm_90"] for table in (SEARCH, RECHECK, CONVOLVE, WEIGHT, SAMPLING[2], SAMPLING[4])]
+    tables = [table["sm_90"] for table in (SEARCH, CONVOLVE, WEIGHT, SAMPLING[2], SAMPLING[4])]
     lines = {(id(table), key) for table in tables for key in table if key != DOUBLE}
     assert {(id(line.tunings), line.key) for line in found} == lines
     assert all(len(list(sweep.neighbours(line.tunings[line.key]))) > 5 for line in found)

@@ -31,8 +31,11 @@ def vectors_and_codebook(device: torch.device, dtype: torch.dtype, channels: int
 def failure(op: str, backend: str, tensor: Tensor, channels: int) -> str | None:
     """Why ``backend``'s ``op`` isn't to be trusted on the device of ``tensor``; ``None``: it is.
 
-    Runs once a process for each dtype and power of two of ``channels`` (kernels are compiled for ranges of
-    them); warns when it finds something. Under CUDA graph capture nothing can be compared: ``None``.
+    Runs once a process for each dtype and range of ``channels`` for which the same kernels are compiled: up
+    to a power of two, multiples of 16 apart; warns when it finds something.
+
+    Raises:
+        RuntimeError: it hasn't run yet, and can't now, because a CUDA graph is being captured.
     """
     device = tensor.device
     if device.type != "cuda" or records.passed(op, backend, torch.cuda.get_device_name(device)):
@@ -43,10 +46,15 @@ def failure(op: str, backend: str, tensor: Tensor, channels: int) -> str | None:
 def verdict(op: str, backend: str, device: torch.device, dtype: torch.dtype, channels: int) -> str | None:
     """``failure``, for any device."""
     width = min(512, 1 << max(0, channels - 1).bit_length())
+    if channels % 16 and width % 16 == 0:  # Triton compiles multiples of 16 apart
+        width -= 1
     key = (op, backend, device, dtype, width)
     if key not in _verdicts:
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            return None
+            raise RuntimeError(
+                f"{backend} {op} of {dtype} with {channels} channels is new on {device}. Its first call "
+                "is compared with the reference, which no CUDA graph can capture: call it before the capture"
+            )
         _verdicts[key] = None  # the check's own calls are not probed
         try:
             with torch.no_grad():

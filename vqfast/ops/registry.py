@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from types import ModuleType
 
@@ -31,13 +31,15 @@ class Support:
 
     ``devices=None`` means every device. ``unavailable`` returns the reason why the backend can't run on this
     machine, if there is one; it is called last. ``probed``: on a GPU model that no record vouches for, the
-    backend is compared with the reference before its first use, see ``probe.py``.
+    backend is compared with the reference before its first use, see ``probe.py``. ``flawed`` returns what is
+    wrong with a device, if anything.
     """
 
     dtypes: frozenset[torch.dtype]
     devices: frozenset[str] | None = None
     unavailable: Callable[[], str | None] = lambda: None
     probed: bool = False
+    flawed: Callable[[torch.device], str | None] = lambda device: None
 
 
 def interpreted() -> bool:
@@ -49,14 +51,23 @@ def _no_triton() -> str | None:
     return None if find_spec("triton") else "triton is not installed"
 
 
+def _flushes(device: torch.device) -> str | None:
+    """The search's bound counts on fp16 numbers below 2^-14 in matrix products."""
+    if device.type != "cuda" or not torch.version.hip:
+        return None
+    name = torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
+    return f"{name} takes small fp16 numbers for zero" if name == "gfx90a" else None
+
+
 FLOATS = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 NATIVE = Support(FLOATS, frozenset({"cpu"}), library.unavailable)
 TRITON = Support(FLOATS, frozenset({"cuda", "cpu"} if interpreted() else {"cuda"}), _no_triton, probed=True)
+SEARCH = replace(TRITON, flawed=_flushes)
 ANYWHERE = Support(FLOATS)
 
 TABLE: dict[str, dict[str, Support]] = {  # each row in the order of preference
-    "nearest": {"native": NATIVE, "triton": TRITON, "reference": ANYWHERE},
-    "residual": {"native": NATIVE, "triton": TRITON, "reference": ANYWHERE},
+    "nearest": {"native": NATIVE, "triton": SEARCH, "reference": ANYWHERE},
+    "residual": {"native": NATIVE, "triton": SEARCH, "reference": ANYWHERE},
     "masked_conv": {"native": NATIVE, "triton": TRITON, "reference": ANYWHERE},
     "sampler": {"native": NATIVE, "triton": TRITON, "torch": ANYWHERE, "reference": ANYWHERE},
 }
@@ -71,7 +82,7 @@ def refusal(op: str, backend: str, tensor: torch.Tensor) -> str | None:
         return f"{backend} {op} runs on {', '.join(sorted(support.devices))}, not on {tensor.device.type}"
     if tensor.dtype not in support.dtypes:
         return f"{backend} {op} takes {', '.join(sorted(map(str, support.dtypes)))}, not {tensor.dtype}"
-    if (reason := support.unavailable()) is not None:
+    if (reason := support.flawed(tensor.device) or support.unavailable()) is not None:
         return f"{backend} {op} can't run here: {reason}"
     return None
 

@@ -165,6 +165,27 @@ def test_other_draws(make_prior: MakePrior, use: Callable, options: dict[str, An
     assert torch.equal(prior.sample(method="triton", **options), prior.sample(method="torch", **options))
 
 
+@pytest.mark.parametrize("size", [2, 4])
+def test_batches_from_5_to_320_give_at_least_100_of_132_multiprocessors_work(monkeypatch, size) -> None:
+    """In each launch, at a step of 256 columns on a grid with 32."""
+    from types import SimpleNamespace
+
+    from vqfast.sampling.executors.triton_tunings import SAMPLING
+
+    h100 = SimpleNamespace(multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: h100)
+    lines = SAMPLING[size]["sm_90"]
+    for batch in range(5, 321):
+        tuning = lines[min(images for images in lines if batch <= images)]
+        largest = max(launch.images for launch in tuning)
+        for launch, columns in zip(tuning, (32, 1), strict=True):
+            groups = -(-batch // largest) * largest // launch.images
+            members = executor.members_of(launch, groups, torch.device("cuda"))
+            tiles = -(-256 // launch.columns) * -(-columns * launch.images // launch.rows)
+            assert groups * members <= 132
+            assert groups * min(members, tiles) >= 100, (batch, launch)
+
+
 # The guard
 
 

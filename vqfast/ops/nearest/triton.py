@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import Any, NamedTuple
+
 import torch
 import triton
 from torch import Tensor
 
-from vqfast.ops.launch import TRITON_DTYPES, architecture, on
+from vqfast.ops.launch import TRITON_DTYPES, Kept, architecture, on
 from vqfast.ops.nearest.reference import accumulator, divided
-from vqfast.ops.nearest.triton_kernels import _recheck, _search
-from vqfast.ops.nearest.triton_pack import _centre, _pack
-from vqfast.ops.nearest.tunings import RECHECK, SEARCH, Tuning, pick
+from vqfast.ops.nearest.triton_kernels import _search
+from vqfast.ops.nearest.triton_pack import _prepare
+from vqfast.ops.nearest.tunings import SEARCH, Tuning, pick
 from vqfast.ops.strides import VECTOR_DIMS, vector_strides, walkable
 
-SAMPLE = 256  # about as many code vectors make the mean that is the pivot
-PACK_CODES = 64  # a block of ``_pack``: any size does, for the codebook is small beside the vectors
+SAMPLES = 64  # about as many code vectors make the mean that is the pivot
+PACKED = 64  # code vectors that a block of ``_prepare`` packs: any size does, for the codebook is small
+CHUNK = 32  # listed vectors that a block looks at again at once
+AGAIN, CHANNELS_AGAIN = 64, 32  # codes and channels that it takes at a time
 
 
 def channel_block(channels: int, limit: int) -> int:
@@ -29,61 +34,123 @@ def search(
     quantized: Tensor | None = None,
     errors: Tensor | None = None,
 ) -> None:
-    """Fills ``indices (G, N)`` for walkable ``x (G, ..., D)``, N vectors in each group, and ``(G, K, D)``.
+    """Fills the contiguous ``indices`` for walkable ``x (..., D)`` and ``codebook (K, D)``.
 
-    With ``quantized``, of the shape of ``x``, and ``errors (N,)`` it also writes the code vectors and each
-    vector's squared distance; G is 1 then.
+    For ``(G, K, D)`` the vectors are ``(G, ..., D)``, walkable in each group. With ``quantized``, shaped as
+    ``x``, and ``errors (N,)`` it also writes the code vectors and each vector's squared distance, for one
+    codebook.
     """
-    heads, channels, codes = len(x), x.shape[-1], codebook.shape[1]
-    vectors = indices.shape[1]
     if indices.numel() == 0:
         return
-    write = quantized is not None
-    sizes, (strides, to) = vector_strides(x[0], x[0] if quantized is None else quantized[0])
-    dims = max(1, VECTOR_DIMS - next((i for i, size in enumerate(sizes) if size > 1), VECTOR_DIMS))
-    arch = architecture(x.device)
-    tuning, careful = pick(SEARCH, arch, channels), pick(RECHECK, arch, channels)
-    block, careful_block = (channel_block(channels, each.channels) for each in (tuning, careful))
-
-    padded_codes = triton.cdiv(codes, max(tuning.codes, careful.codes)) * max(tuning.codes, careful.codes)
-    padded = triton.cdiv(channels, max(block, careful_block)) * max(block, careful_block)
-    dtype = accumulator(x, codebook)
-    pivot = x.new_empty(heads, padded, dtype=dtype)
-    hi, lo = x.new_empty(2, heads, padded_codes, padded, dtype=torch.float16)
-    half = x.new_empty(heads, padded_codes, dtype=torch.float32)
-    # zeroed at once: stats (G, 4), and how many vectors wait for the recheck (G,)
-    zeros = x.new_zeros(5 * heads, dtype=torch.int32)
-    stats, waiting = zeros[: 4 * heads], zeros[4 * heads :]
-    listed = x.new_empty(heads, vectors, dtype=torch.int64)
-    ceiling = x.new_empty(heads, vectors, dtype=torch.float32)
-
-    step = triton.cdiv(codes, SAMPLE)
-    samples = triton.cdiv(codes, step)
-    constants = {"WIDE": TRITON_DTYPES[dtype], "enable_fp_fusion": True}
-    layout = {**constants, "DIMS": dims, "WRITE": write}
-    found = (x, x.stride(0), *strides, x.stride(-1), vectors, *sizes[1:])
-    packed = (pivot, hi, lo, half, stats, indices, waiting, listed, ceiling)
-    out = (x, 0, 0, 0, 0, pivot) if quantized is None else (quantized, *to, quantized.stride(-1), errors)
+    tuning = pick(SEARCH, architecture(x.device), x.shape[-1])
+    at, at_codes = x.data_ptr(), codebook.data_ptr()
+    at_out = at if quantized is None else quantized.data_ptr()
+    key = (
+        x.device, x.dtype, x.shape, x.stride(), codebook.dtype, codebook.shape, codebook.stride(), tuning,
+        at % 16, at_codes % 16, at_out % 16,
+        None if quantized is None else (quantized.dtype, quantized.stride()),
+    )  # fmt: skip
+    plan = _plans.get(key)
+    if plan is None:
+        if len(_plans) == MAX_PLANS:
+            _plans.clear()
+        plan = _plans[key] = _plan(x, codebook, quantized, indices.numel(), tuning)
+    memory = x.new_empty(plan.bytes, dtype=torch.uint8)
+    vectors: Any  # a tensor, or where it begins
+    if plan.search.compiled is None:  # Triton wants to see tensors
+        parts: tuple[Any, ...] = tuple(
+            memory[begin:end].view(dtype)
+            for (begin, end), dtype in zip(pairwise(plan.parts), plan.dtypes, strict=True)
+        )
+        vectors, codes, out = x, codebook, x if quantized is None else quantized
+        error = parts[0] if errors is None else errors
+    else:
+        base = memory.data_ptr()
+        parts = tuple([base + begin for begin in plan.parts[:-1]])
+        vectors, codes, out = at, at_codes, at_out
+        error = base if errors is None else errors
     with on(x):
-        _centre[padded // 16, heads](
-            codebook, *codebook.stride(), pivot, stats, channels, padded, step, samples,
-            BK=128, BD=16, **constants,
+        plan.prepare(plan.blocks, (codes, *plan.codes, *parts, *plan.packed))
+        plan.search(
+            plan.tiles,
+            (vectors, *plan.vectors, *parts, indices, plan.counters, codes, *plan.codes, out, *plan.written,
+             error, *plan.sizes),
         )  # fmt: skip
-        _pack[padded_codes // PACK_CODES, heads](
-            codebook, *codebook.stride(), pivot, stats, hi, lo, half, codes, padded_codes, channels, padded,
-            BK=PACK_CODES, BD=16, enable_fp_fusion=True,
-        )  # fmt: skip
-        tiles = triton.cdiv(vectors, tuning.vectors)
-        _search[(heads * tiles,)](
-            *found, *packed, codebook, *codebook.stride()[1:], *out, tiles, channels, padded, padded_codes,
-            **layout, **search_constants(tuning, channels), num_warps=tuning.warps, num_stages=tuning.stages,
-        )  # fmt: skip
-        programs = max(1, min(triton.cdiv(vectors, careful.vectors), 1024 // heads))  # they share the list
-        _recheck[programs, heads](
-            *found, *packed, codebook, *codebook.stride(), *out, channels, padded, codes, padded_codes,
-            **layout, **recheck_constants(careful, channels),
-            num_warps=careful.warps, num_stages=careful.stages,
-        )  # fmt: skip
+
+
+class _Plan(NamedTuple):
+    """What the launches of a search take from shapes and strides: memory, grids, arguments, kernels."""
+
+    bytes: int
+    parts: tuple[int, ...]  # where pivot, hi, scratch and longs begin in the memory, and where the last ends
+    dtypes: tuple[torch.dtype, ...]
+    blocks: int
+    tiles: int
+    counters: int
+    codes: tuple[int, ...]
+    packed: tuple[int, ...]
+    vectors: tuple[int, ...]
+    written: tuple[int, ...]
+    sizes: tuple[int, ...]
+    prepare: Kept
+    search: Kept
+
+
+MAX_PLANS = 1024
+_plans: dict[tuple[Any, ...], _Plan] = {}
+
+
+def _plan(x: Tensor, codebook: Tensor, quantized: Tensor | None, vectors: int, tuning: Tuning) -> _Plan:
+    heads, channels, codes = codebook.shape[:-2].numel(), x.shape[-1], codebook.shape[-2]
+    vectors //= heads
+    group = x if codebook.ndim == 2 else x[0]
+    extents, (strides, to) = vector_strides(group, group if quantized is None else quantized)
+    dims = max(1, VECTOR_DIMS - next((i for i, size in enumerate(extents) if size > 1), VECTOR_DIMS))
+    constants = search_constants(tuning, channels)
+    padded_codes = _multiple(codes, max(tuning.codes, AGAIN, PACKED))
+    padded = _multiple(channels, max(constants["BD"], constants["RD"]))
+    blocks, tiles = padded_codes // PACKED, triton.cdiv(vectors, tuning.vectors)
+    counters = 2 + triton.cdiv(vectors, CHUNK)  # of each codebook
+    step = triton.cdiv(codes, SAMPLES)
+    wide = accumulator(x, codebook)
+    dtypes = (wide, torch.float16, torch.float32, torch.int64)
+    sizes = (
+        heads * blocks * padded,
+        2 * heads * padded_codes * padded,
+        heads * (padded_codes + 4 * blocks + vectors),
+        heads * (vectors + counters),
+    )
+    parts = [0]
+    for size, dtype in zip(sizes, dtypes, strict=True):
+        parts.append(parts[-1] + _multiple(size * dtype.itemsize, 16))
+    # What a kernel doesn't use is the same for all sizes, so that one kernel serves them.
+    between = [stride if heads > 1 else 0 for stride in (x.stride(0), codebook.stride(0))]
+    common = {"WIDE": TRITON_DTYPES[wide], "enable_fp_fusion": True}
+    return _Plan(
+        bytes=parts[-1],
+        parts=tuple(parts),
+        dtypes=dtypes,
+        blocks=heads * blocks,
+        tiles=heads * tiles,
+        counters=counters,
+        codes=(between[1], *codebook.stride()[-2:]),
+        packed=(heads * vectors, heads * counters, codes, padded_codes, channels, padded, step,
+                triton.cdiv(codes, step)),
+        vectors=(between[0], *strides, x.stride(-1), vectors, *(extents[1:] if dims > 1 else (1, 1))),
+        written=(0, 0, 0, 0) if quantized is None else (*to, quantized.stride(-1)),
+        sizes=(tiles, channels, padded, codes, padded_codes),
+        prepare=Kept(_prepare, {**common, **PREPARE_CONSTANTS, "num_warps": 4, "num_stages": 1}),
+        search=Kept(_search, {**common, **constants, "DIMS": dims, "WRITE": quantized is not None,
+                              "num_warps": tuning.warps, "num_stages": tuning.stages}),
+    )  # fmt: skip
+
+
+PREPARE_CONSTANTS = {"SAMPLES": SAMPLES, "BK": PACKED, "BD": 16}
+
+
+def _multiple(count: int, size: int) -> int:
+    """``count`` rounded up to a multiple of ``size``."""
+    return -(-count // size) * size
 
 
 def search_constants(tuning: Tuning, channels: int) -> dict[str, int | bool]:
@@ -92,18 +159,14 @@ def search_constants(tuning: Tuning, channels: int) -> dict[str, int | bool]:
     return {
         "SPLITS": tuning.splits,
         "WHOLE": channels <= block,
+        "PACKED": PACKED,
         "BM": tuning.vectors,
         "BN": tuning.codes,
         "BD": block,
-        "BLOCKS": triton.next_power_of_2(triton.cdiv(channels, block)),
+        "RM": CHUNK,
+        "RN": AGAIN,
+        "RD": channel_block(channels, CHANNELS_AGAIN),
     }
-
-
-def recheck_constants(tuning: Tuning, channels: int) -> dict[str, int]:
-    """The compile-time constants of ``_recheck``."""
-    block = channel_block(channels, tuning.channels)
-    blocks = triton.next_power_of_2(triton.cdiv(channels, block))
-    return {"BM": tuning.vectors, "BN": tuning.codes, "BD": block, "BLOCKS": blocks}
 
 
 def nearest(x: Tensor, codebook: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -111,12 +174,11 @@ def nearest(x: Tensor, codebook: Tensor, lengths: Tensor | None = None) -> Tenso
     codebook = divided(codebook, lengths)
     indices = x.new_empty(x.shape[:-1], dtype=torch.int64)
     if codebook.shape[:-2].numel() == 1:
-        shared = codebook.view(1, *codebook.shape[-2:])
-        vectors = x[None] if walkable(x) else x.contiguous()[None]
-        search(vectors, shared, indices.view(1, -1))
+        shared = codebook if codebook.ndim == 2 else codebook.view(codebook.shape[-2:])
+        search(x if x.is_contiguous() or walkable(x) else x.contiguous(), shared, indices)
     else:
         heads = x.shape[:-2].numel()
         codebook = codebook.expand(*x.shape[:-2], *codebook.shape[-2:])
         codebook = codebook.reshape(heads, *codebook.shape[-2:])
-        search(x.reshape(heads, *x.shape[-2:]), codebook, indices.view(heads, x.shape[-2]))
+        search(x.reshape(heads, *x.shape[-2:]), codebook, indices)
     return indices

@@ -1,21 +1,21 @@
 """The search for the nearest code on a GPU: narrow products with a bound, float64 where they can't decide.
 
-Two kernels after those that pack the codebook (``triton_pack.py``):
+Two launches. ``_prepare`` (``triton_pack.py``) packs the codebook. ``_search`` reads each vector once,
+streams the codebook, and keeps the best and the second best score of groups of four codes, from one fp16
+product. Nearly always the two differ by more than rounding can explain; then the code is one of four, whose
+distances decide. The other vectors go on a list.
 
-- ``_search`` reads each vector once, streams the codebook, and keeps the best and the second best score, from
-  one fp16 product. Nearly always the two differ by more than rounding can explain; then the code is certain.
-  The other vectors go on a list.
-- ``_recheck`` goes through the codebook again for the listed vectors, with a product of fp16 pairs (hi + lo).
-  It computes the float64 distance of every code that rounding doesn't exclude: two or three for each vector.
+The list is cut into chunks, and each has a counter. The block that lists a chunk's last vector goes through
+the codebook again for the chunk, with a product of fp16 pairs (hi + lo), and computes the float64 distance of
+every code that rounding doesn't exclude: two or three for each vector. What remains is the last block's. No
+block waits for another.
 
 How much rounding can explain is in ``triton_bound.py``.
 
 FLOORS (H100: 3.0 TB/s, 800 TFLOP/s) for N, K, D = 131072, 512, 64: 8.6 GFLOP, 11 us; 34 MB read, 1 MB
-written, 12 us (with z_q 68 MB, 23 us). The epilogue is about 9 issue slots a score (multiply-subtract,
-pack, min, compare, select, min): 67 M scores / (132 x 128 lanes x 1.7 GHz) x 9 = 21 us, more than the
-product. Predicted 35 to 45 us and 10 us for packing and recheck; 3.5 % of Gaussian vectors are rechecked.
-For 131072, 8192, 256: 550 GFLOP, 0.69 ms; 134 MB, 0.05 ms; epilogue 0.34 ms, hidden only where two blocks
-share a multiprocessor. Predicted 1.0 to 1.3 ms, of which 0.15 ms to recheck 8 % of Gaussian vectors.
+written, 12 us (with z_q 68 MB, 23 us). The loop over the codebook takes 3.3 instructions a score, of which a
+minimum or logic has 64 lanes: 67 M scores are 13 us on an H100. 3.5 % of Gaussian vectors go on the list
+there, and 8 % for 131072, 8192, 256 (550 GFLOP: 0.69 ms). None of this has been measured on a GPU.
 """
 
 from __future__ import annotations
@@ -25,16 +25,19 @@ import triton.language as tl
 
 from vqfast.ops.nearest.triton_bound import (
     MEASURE,
-    bits_of,
     centred_block,
     error_bound,
-    exponent,
     measure,
     power,
     split_halves,
     vector_exponent,
     vector_offsets,
 )
+from vqfast.ops.nearest.triton_groups import TILES, group_minima, nearest_of_group, of_rows, packed
+from vqfast.ops.nearest.triton_pack import largest_parts
+from vqfast.ops.nearest.triton_recheck import exact_nearest
+
+NONE = tl.constexpr(1 << 62)  # no chunk
 
 
 @triton.jit
@@ -55,24 +58,39 @@ def write_codes(
     tl.store(errors + n, total, mask=valid)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "K", "tiles", "counters"])
 def _search(
-    x, sg, sa, sb, sc, sd, N, b, c, pivot, hi, lo, half, stats, indices, waiting, listed, ceiling,
-    codebook, ek, ed, quantized, qa, qb, qc, qd, errors, tiles, D, Dp, Kp,
+    x, sg, sa, sb, sc, sd, N, b, c, pivot, hi, scratch, longs, indices, counters,
+    codebook, eg, ek, ed, quantized, qa, qb, qc, qd, errors, tiles, D, Dp, K, Kp,
     WIDE: tl.constexpr, DIMS: tl.constexpr, SPLITS: tl.constexpr, WHOLE: tl.constexpr, WRITE: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BLOCKS: tl.constexpr,
+    PACKED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
+    RM: tl.constexpr, RN: tl.constexpr, RD: tl.constexpr,
 ):  # fmt: skip
-    """Searches all codes of its codebook for one block of vectors; see the module."""
+    """Searches all codes of its codebook for one block of vectors; see the module.
+
+    ``pivot``, ``hi``, ``scratch`` and ``longs`` are those of ``_prepare``. ``scratch`` also has room for a
+    ceiling (G, N) of the best score, and ``longs`` begins with the list (G, N). ``longs`` ends with
+    ``counters`` counters for each codebook: how many vectors are listed, how many blocks have ended, how many
+    vectors each chunk has.
+    """
+    groups = tl.num_programs(0) // tiles
     g = (tl.program_id(0) // tiles).to(tl.int64)
     n = (tl.program_id(0) % tiles).to(tl.int64) * BM + tl.arange(0, BM)
     valid = n < N
-    at = g * sg + vector_offsets(n, b, c, sa, sb, sc, DIMS)
-    pivot += g * Dp
-    stats += g * 4
+    x += g * sg
+    at = vector_offsets(n, b, c, sa, sb, sc, DIMS)
+    blocks = Kp // PACKED
+    pivot += g * blocks * Dp
+    lo = hi + groups.to(tl.int64) * Kp * Dp + g * Kp * Dp
     hi += g * Kp * Dp
-    lo += g * Kp * Dp
-    half += g * Kp
-    code_exponent = exponent(tl.load(stats).to(tl.float32, bitcast=True))
+    half = scratch + g * Kp
+    scratch += groups.to(tl.int64) * Kp
+    code_exponent, e, e1, e2 = largest_parts(scratch + g * 4 * blocks, blocks, 128)
+    ceiling = scratch + groups * 4 * blocks + g * N
+    listed = longs + g * N
+    counter = longs + groups.to(tl.int64) * N + g * counters
+    codebook += g * eg
+    indices += g * N
 
     d = tl.arange(0, BD).to(tl.int64)
     if WHOLE and (BD <= MEASURE or SPLITS == 3):
@@ -88,120 +106,89 @@ def _search(
             centred, _good = centred_block(x, at, valid, d, sd, pivot, D, WIDE)
             x_hi = (centred * scale[:, None].to(WIDE)).to(tl.float32).to(tl.float16)
 
-    err = error_bound(t, x2, r1, r2, stats, 2 * SPLITS * BD + BLOCKS + 16, SPLITS)
-    best = tl.full([BM], float("inf"), tl.float32)
-    second = tl.full([BM], float("inf"), tl.float32)
-    block = tl.zeros([BM], tl.int32)
+    if WHOLE:  # so that products are added: not every Triton folds a subtraction
+        x_hi = -x_hi
+        if SPLITS == 3:
+            x_lo = -x_lo
+    err = error_bound(t, x2, r1, r2, e, e1, e2, 2 * SPLITS * BD + tl.cdiv(D, BD) + 16, SPLITS)
+    row_best = tl.full([BM], float("inf"), tl.float32)
+    row_second = tl.full([BM], float("inf"), tl.float32)
+    code = tl.zeros([BM], tl.int32)
     column = tl.arange(0, BN)
     codes = column[None, :] * Dp + tl.arange(0, BD)[:, None]  # (BD, BN): the codes' block, transposed
-    for j in range(0, Kp, BN):
-        score = t[:, None] * tl.load(half + j + column)[None, :]
-        if WHOLE:
-            e_hi = tl.load(hi + codes)
-            if SPLITS == 1:
-                score -= tl.dot(x_hi, e_hi)
+    code_hi = hi
+    code_lo = lo
+    for begin in range(0, Kp, BN * TILES):
+        best = tl.full([BM, BN // 4], float("inf"), tl.float32)
+        second = tl.full([BM, BN // 4], float("inf"), tl.float32)
+        for tile in range(0, tl.minimum((Kp - begin) // BN, TILES)):
+            score = t[:, None] * tl.load(half + begin + tile * BN + column)[None, :]
+            if WHOLE:
+                e_hi = tl.load(code_hi + codes)
+                if SPLITS == 1:
+                    score += tl.dot(x_hi, e_hi)
+                else:
+                    product = tl.dot(x_lo, e_hi)
+                    product = tl.dot(x_hi, tl.load(code_lo + codes), product)
+                    score += tl.dot(x_hi, e_hi, product)
             else:
-                product = tl.dot(x_lo, e_hi)
-                product = tl.dot(x_hi, tl.load(lo + codes), product)
-                score -= tl.dot(x_hi, e_hi, product)
-        else:
-            for d0 in range(0, D, BD):
-                centred, _good = centred_block(x, at, valid, d0 + d, sd, pivot, D, WIDE)
-                part = (centred * scale[:, None].to(WIDE)).to(tl.float32).to(tl.float16)
-                score -= tl.dot(part, tl.load(hi + codes + d0))
-        hi += BN * Dp
-        lo += BN * Dp
-        bits = (bits_of(score) & -BN) | column[None, :]  # makes all scores of the block differ
-        first = tl.min(bits.to(tl.float32, bitcast=True), axis=1)
-        others = tl.where(bits == bits_of(first)[:, None], float("inf"), bits.to(tl.float32, bitcast=True))
-        second = tl.minimum(tl.minimum(second, tl.min(others, axis=1)), tl.maximum(best, first))
-        block = tl.where(first < best, j, block)
-        best = tl.minimum(best, first)
+                for d0 in range(0, D, BD):
+                    centred, _good = centred_block(x, at, valid, d0 + d, sd, pivot, D, WIDE)
+                    part = (centred * -scale[:, None].to(WIDE)).to(tl.float32).to(tl.float16)
+                    score += tl.dot(part, tl.load(code_hi + codes + d0))
+            code_hi += BN * Dp
+            code_lo += BN * Dp
+            group = packed(group_minima(score, BM, BN), tile)
+            second = tl.minimum(second, tl.maximum(best, group))
+            best = tl.minimum(best, group)
+        first, others, start = of_rows(best, second, begin, BN)
+        row_second = tl.minimum(tl.minimum(row_second, others), tl.maximum(row_best, first))
+        code = tl.where(first < row_best, start, code)
+        row_best = tl.minimum(row_best, first)
 
-    index = tl.where(finite, block + (bits_of(best) & (BN - 1)), 0)
-    tl.store(indices + g * N + n, index.to(tl.int64), mask=valid)
+    packing = (1.01 * 2.0**-23 * TILES) * (tl.abs(row_best) + tl.abs(row_second))
+    clear = row_second - row_best > 2 * err + packing
+    usable = valid & finite & clear
+    index, certain = nearest_of_group(x, at, sd, codebook, ek, ed, code, usable, K, D, WIDE, 16)
+    certain = (certain & clear) | ~finite
+    index = tl.where(finite, index, 0)
+    tl.store(indices + n, index.to(tl.int64), mask=valid & certain)
     if WRITE:
         to = vector_offsets(n, b, c, qa, qb, qc, DIMS)
         write_codes(
             x, at, sd, codebook, ek, ed, quantized, to, qd, errors, n,
-            index.to(tl.int64), valid, finite, D, 16,
+            index.to(tl.int64), valid & certain, finite, D, 16,
         )  # fmt: skip
-    packing = (1.01 * 2.0**-23 * BN) * (tl.abs(best) + tl.abs(second))
-    uncertain = valid & finite & ~(second - best > 2 * err + packing)
-    slot = tl.atomic_add(waiting + g + tl.zeros([BM], tl.int32), 1, mask=uncertain)
-    tl.store(listed + g * N + slot, n, mask=uncertain)
-    tl.store(ceiling + g * N + n, best + packing + err, mask=uncertain)
 
-
-@triton.jit
-def _recheck(
-    x, sg, sa, sb, sc, sd, N, b, c, pivot, hi, lo, half, stats, indices, waiting, listed, ceiling,
-    codebook, eg, ek, ed, quantized, qa, qb, qc, qd, errors, D, Dp, K, Kp,
-    WIDE: tl.constexpr, DIMS: tl.constexpr, WRITE: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BLOCKS: tl.constexpr,
-):  # fmt: skip
-    """Computes float64 distances of the listed vectors to every code that may be nearest; see the module."""
-    g = tl.program_id(1).to(tl.int64)
-    pivot += g * Dp
-    stats += g * 4
-    code_exponent = exponent(tl.load(stats).to(tl.float32, bitcast=True))
-    count = tl.load(waiting + g)
-    d = tl.arange(0, BD).to(tl.int64)
-    column = tl.arange(0, BN)
-    codes = column[None, :] * Dp + tl.arange(0, BD)[:, None]
-    for start in range(tl.program_id(0) * BM, count, tl.num_programs(0) * BM):
-        slot = start + tl.arange(0, BM)
-        valid = slot < count
-        n = tl.load(listed + g * N + slot, mask=valid, other=0)
-        at = g * sg + vector_offsets(n, b, c, sa, sb, sc, DIMS)
-        scale, t, _all_finite, x2, r1, r2 = measure(
-            x, at, valid, sd, pivot, D, code_exponent, WIDE, BD if BD < MEASURE else MEASURE
-        )
-        err = error_bound(t, x2, r1, r2, stats, 6 * BD + BLOCKS + 16, 3)
-        limit = tl.load(ceiling + g * N + n, mask=valid, other=0) + err
-
-        nearest = tl.full([BM], float("inf"), tl.float64)
-        index = tl.zeros([BM], tl.int32)
-        code_hi = hi + g * Kp * Dp
-        code_lo = lo + g * Kp * Dp
-        for j in range(0, Kp, BN):
-            score = t[:, None] * tl.load(half + g * Kp + j + column)[None, :]
-            for d0 in range(0, D, BD):
-                centred, _good = centred_block(x, at, valid, d0 + d, sd, pivot, D, WIDE)
-                x_hi, x_lo, _x2, _r1, _r2 = split_halves(centred, scale)
-                e_hi = tl.load(code_hi + codes + d0)
-                product = tl.dot(x_lo, e_hi)
-                product = tl.dot(x_hi, tl.load(code_lo + codes + d0), product)
-                score -= tl.dot(x_hi, e_hi, product)
-            code_hi += BN * Dp
-            code_lo += BN * Dp
-            limit = tl.minimum(limit, tl.min(score, axis=1) + 2 * err)
-            running = (valid[:, None] & (j + column < K)[None, :] & ~(score > limit[:, None])).to(tl.int32)
-            while tl.max(tl.max(running, axis=1), axis=0) > 0:
-                # the float64 distance, by differences, of the next code of each vector
-                next_column = tl.min(tl.where(running > 0, column[None, :], BN), axis=1)
-                has = next_column < BN
-                k = tl.where(has, j + next_column, 0)
-                distance = tl.zeros([BM], tl.float64)
-                for d0 in range(0, D, BD):
-                    inside = has[:, None] & (d0 + d < D)[None, :]
-                    vector = tl.load(x + at[:, None] + ((d0 + d) * sd)[None, :], mask=inside, other=0)
-                    at_code = eg * g + k.to(tl.int64) * ek
-                    code = tl.load(
-                        codebook + at_code[:, None] + ((d0 + d) * ed)[None, :], mask=inside, other=0
-                    )
-                    difference = vector.to(tl.float64) - code.to(tl.float64)
-                    distance += tl.sum(difference * difference, axis=1)
-                distance = tl.where(
-                    distance == distance, distance, float("inf")
-                )  # of a code vector with a NaN
-                index = tl.where(has & (distance < nearest), k, index)
-                nearest = tl.where(has, tl.minimum(nearest, distance), nearest)
-                running = tl.where(column[None, :] == next_column[:, None], 0, running)
-        tl.store(indices + g * N + n, index.to(tl.int64), mask=valid)
+    uncertain = valid & ~certain
+    slot = tl.atomic_add(counter + tl.zeros([BM], tl.int32), 1, mask=uncertain, sem="relaxed")
+    tl.store(listed + slot, n, mask=uncertain)
+    tl.store(ceiling + n, row_best + packing + err, mask=uncertain)
+    tl.debug_barrier()
+    chunk = slot // RM
+    before = tl.atomic_add(counter + 2 + chunk, 1, mask=uncertain, sem="acq_rel")
+    chunk = tl.where(uncertain & (before == RM - 1), chunk, NONE)
+    last = tl.atomic_add(counter + 1, 1, sem="acq_rel") == tiles - 1
+    tl.debug_barrier()
+    total = tl.load(counter, mask=last, other=0, volatile=True)
+    rest = tl.where(total % RM > 0, total // RM, NONE)
+    number = tl.minimum(tl.min(chunk, axis=0), rest)
+    while number < NONE:
+        place = number * RM + tl.arange(0, RM)
+        there = place < tl.where(number == rest, total, number * RM + RM)
+        row = tl.load(listed + place, mask=there, other=0)
+        row_at = vector_offsets(row, b, c, sa, sb, sc, DIMS)
+        exact = exact_nearest(
+            x, row_at, sd, row, there, pivot, hi, lo, half, ceiling, codebook, ek, ed,
+            code_exponent, e, e1, e2, D, Dp, K, Kp, WIDE, RM, RN, RD,
+        )  # fmt: skip
+        tl.store(indices + row, exact.to(tl.int64), mask=there)
         if WRITE:
-            to = vector_offsets(n, b, c, qa, qb, qc, DIMS)
+            row_to = vector_offsets(row, b, c, qa, qb, qc, DIMS)
             write_codes(
-                x, at, sd, codebook, ek, ed, quantized, to, qd, errors, n,
-                index.to(tl.int64), valid, valid, D, 16,
+                x, row_at, sd, codebook, ek, ed, quantized, row_to, qd, errors, row,
+                exact.to(tl.int64), there, there, D, 16,
             )  # fmt: skip
+        chunk = tl.where(chunk == number, NONE, chunk)
+        rest = tl.where(rest == number, NONE, rest)
+        number = tl.minimum(tl.min(chunk, axis=0), rest)

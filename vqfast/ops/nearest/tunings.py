@@ -50,16 +50,12 @@ SEARCH["gfx942"] = {
     256: Tuning(64, 32, 256, 4, 2),
     ANY: Tuning(128, 64, 64, 4, 2),
 }
-# Few vectors need a recheck; small blocks spread them over the chip.
-RECHECK: dict[str, dict[int, Tuning]] = {
-    arch: {16: Tuning(32, 64, 16, 4, 2, 3), ANY: Tuning(32, 64, 64, 4, 2, 3)} for arch in SEARCH
-}
 
 
 def pick(table: dict[str, dict[int, Tuning]], arch: str, channels: int) -> Tuning:
     """The line for vectors of ``channels`` channels on ``arch``; of ``fallback`` if unlisted."""
     lines = table.get(arch) or table[fallback(arch)]
-    return next(lines[widest] for widest in sorted(lines) if channels <= widest)
+    return next(line for widest, line in lines.items() if channels <= widest)  # narrow ones come first
 
 
 def fallback(arch: str) -> str:

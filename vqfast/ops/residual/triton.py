@@ -85,7 +85,7 @@ def quantize_stage(
     dtype = accumulator(z, codebook)
     indices = z.new_empty(vectors.shape[:-1], dtype=torch.int64)
     errors = z.new_empty(indices.numel(), dtype=dtype)
-    search(vectors[None], codebook[None], indices.view(1, -1), written[None], errors)
+    search(vectors, codebook, indices, written, errors)
     if written is not target:
         target.copy_(written)
     loss = (errors.sum(dtype=torch.float64) / z.numel() if errors.numel() else errors.sum() / 0).to(dtype)

@@ -47,7 +47,7 @@ def constants(
         "BK": launch.depth,
         "BD": images if draws else 0,
         "BG": max(16, 128 // images),
-        "DOT": launch.rows >= 16 and dtype != torch.float64,
+        "DOT": launch.dot(dtype),
         "SHARED": launch.members > 1,
         "AHEAD": launch.stages == 1,
         "HEAD": head,

@@ -145,7 +145,10 @@ def _step(
     )  # of the result, the residual, the partial sums, then of the inputs
     ACC: tl.constexpr = sums.dtype.element_ty
     k = tl.arange(0, BK)
-    tile = k[:, None] * BN + tl.arange(0, BN)[None, :]
+    if DOT:
+        tile = k[:, None] * BN + tl.arange(0, BN)[None, :]
+    else:  # products are kept apart by their depth, and summed once: a sum over threads is a barrier
+        tile = (tl.arange(0, BN)[:, None] * BK + k[None, :])[None, :, :]
     row_tiles = tl.cdiv(columns * IMAGES, BM)
     for item in range(member, tiles * row_tiles, members):
         j = item // row_tiles
@@ -164,18 +167,23 @@ def _step(
             at = cells(source, y, column, image, batch) * _UNIT
         if item == member:
             _wait(counter, arrivals, SHARED)
+        if not DOT:
+            apart = tl.zeros([BM, BN, BK], ACC)
         for p in range(products * reads):
             if not AHEAD:
                 w = tl.load(matrix + p * (BK * BN) + tile)
                 at = cells(source + p * _PLACE, y, column, image, batch) * _UNIT
-            a = tl.load(values + at[:, None] + k[None, :])
             if DOT:
+                a = tl.load(values + at[:, None] + k[None, :])
                 acc = tl.dot(a, w, acc, input_precision="ieee", out_dtype=ACC)
             else:
-                acc += tl.sum(a.to(ACC)[:, :, None] * w.to(ACC)[None, :, :], axis=1)
+                a = tl.load(values + at[:, None, None] + k[None, None, :])
+                apart += a.to(ACC) * w.to(ACC)
             if AHEAD:
                 w = tl.load(matrix + (p + 1) * (BK * BN) + tile)
                 at = cells(source + (p + 1) * _PLACE, y, column, image, batch) * _UNIT
+        if not DOT:
+            acc += tl.sum(apart, axis=2)
         source += products * _PLACE
         channel = tl.where(activation >= _GATE, n // 2 + n % 2 * (width // 2), n)
         for t in range(adds * reads):
@@ -283,7 +291,10 @@ def _draw(
 
 
 @triton.jit(
-    do_not_specialize=["y", "x", "iterations", "columns", "begin", "end", "members", "batch", "width"]
+    do_not_specialize=[
+        *("y", "x", "iterations", "columns", "begin", "end", "members", "batch", "width", "per_image"),
+        *("choices", "K"),
+    ]
 )
 def sample(
     jobs, places, values, sums, codes, weights, tables, labels, known, numbers, seed, temperature, out,

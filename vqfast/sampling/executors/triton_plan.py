@@ -97,7 +97,8 @@ class Tables:
         parts = [F.pad(matrix[:, : tiles * wide], (0, 0, 0, -len(matrix) % depth)) for matrix in matrices]
         if parts:
             blocks = torch.cat(parts).view(-1, depth, tiles, wide)
-            self._weights.append(blocks.permute(2, 0, 1, 3).reshape(-1))
+            order = (2, 0, 1, 3) if self.launch.dot(blocks.dtype) else (2, 0, 3, 1)
+            self._weights.append(blocks.permute(order).reshape(-1))
         return {"tiles": tiles, "products": sum(map(len, parts)) // depth, "weights": first}
 
     def look_up(self, tables: list[Tensor]) -> dict[str, int]:

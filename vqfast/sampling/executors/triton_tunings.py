@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
+
 from vqfast.ops.nearest.tunings import ANY
 
 
@@ -31,6 +33,10 @@ class Launch(NamedTuple):
     warps: int
     stages: int
 
+    def dot(self, dtype: torch.dtype) -> bool:
+        """Whether products of values like ``dtype`` are matrix products to Triton."""
+        return self.rows >= 16 and dtype != torch.float64
+
 
 class Tuning(NamedTuple):
     """The launch for everything that is known when a row starts, and the launch for its positions."""
@@ -39,18 +45,32 @@ class Tuning(NamedTuple):
     position: Launch
 
 
-# Few images: as many members as a step of 256 columns has tiles. Up to 2048 images several members are
-# faster, since they divide the weights; with more images, each block has 64 and waits for no other block.
+# Several members of a group divide the weights; with more than 2048 images, each block has 64 and waits for
+# no other block. From 5 images on, the groups are so small and their tiles so narrow that at least 100 of 132
+# multiprocessors have a tile of a step of 256 columns. Up to 64 images that is without tensor cores, which
+# would need 16 rows: so few images are no work for them, and each group reads all weights.
 _FEW = Launch(1, 32, 1, 16, 128, 4, 1)
 _HALF = {
     4: Tuning(Launch(1, 16, 16, 32, 64, 4, 3), _FEW),
-    256: Tuning(Launch(16, 16, 64, 64, 64, 4, 3), Launch(16, 16, 16, 32, 64, 4, 1)),
+    8: Tuning(Launch(1, 32, 16, 16, 64, 4, 3), Launch(1, 32, 1, 8, 128, 4, 1)),
+    16: Tuning(Launch(2, 32, 32, 16, 64, 4, 3), Launch(2, 32, 2, 8, 128, 4, 1)),
+    32: Tuning(Launch(4, 32, 32, 32, 64, 4, 3), Launch(4, 32, 4, 8, 128, 4, 1)),
+    64: Tuning(Launch(8, 32, 64, 32, 64, 4, 3), Launch(8, 32, 8, 8, 64, 4, 1)),
+    128: Tuning(Launch(8, 16, 64, 64, 64, 4, 3), Launch(8, 16, 16, 16, 64, 4, 1)),
+    256: Tuning(Launch(16, 16, 64, 64, 64, 4, 3), Launch(16, 16, 16, 16, 64, 4, 1)),
+    512: Tuning(Launch(32, 16, 64, 64, 64, 4, 3), Launch(32, 16, 32, 16, 64, 4, 1)),
     2048: Tuning(Launch(64, 8, 128, 64, 64, 8, 3), Launch(64, 8, 64, 64, 64, 4, 1)),
     ANY: Tuning(Launch(64, 1, 128, 64, 64, 8, 3), Launch(64, 1, 64, 128, 64, 8, 3)),
 }
 _SINGLE = {
     4: Tuning(Launch(1, 16, 32, 32, 16, 4, 2), _FEW),
-    256: Tuning(Launch(16, 16, 64, 32, 32, 4, 2), Launch(16, 16, 16, 32, 32, 4, 1)),
+    8: Tuning(Launch(1, 32, 16, 16, 32, 4, 2), Launch(1, 32, 1, 8, 128, 4, 1)),
+    16: Tuning(Launch(2, 32, 32, 16, 32, 4, 2), Launch(2, 32, 2, 8, 128, 4, 1)),
+    32: Tuning(Launch(4, 32, 32, 32, 32, 4, 2), Launch(4, 32, 4, 8, 128, 4, 1)),
+    64: Tuning(Launch(8, 32, 64, 32, 32, 4, 2), Launch(8, 32, 8, 8, 64, 4, 1)),
+    128: Tuning(Launch(8, 16, 64, 32, 32, 4, 2), Launch(8, 16, 8, 16, 64, 4, 1)),
+    256: Tuning(Launch(16, 16, 64, 32, 32, 4, 2), Launch(16, 16, 16, 16, 32, 4, 1)),
+    512: Tuning(Launch(32, 16, 64, 32, 32, 4, 2), Launch(32, 16, 32, 16, 32, 4, 1)),
     2048: Tuning(Launch(64, 8, 64, 64, 32, 8, 2), Launch(64, 8, 64, 64, 16, 8, 1)),
     ANY: Tuning(Launch(64, 1, 64, 64, 32, 8, 2), Launch(64, 1, 64, 64, 16, 8, 2)),
 }

@@ -1,0 +1,43 @@
+"""Every kernel of the GPU backends once, compared with the reference: ``python -m benchmarks.gate_smoke``.
+
+The exit status is 1 where a kernel computes something else, and 3 where one doesn't run.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from benchmarks import machine
+from benchmarks.gate import GPU_BACKENDS
+from vqfast.ops import registry
+from vqfast.ops.modules import module
+
+
+def main() -> int:
+    """Compares each op in float32 and, on a GPU, in bfloat16."""
+    status = 0
+    dtypes = (torch.float32,) if registry.interpreted() else (torch.float32, torch.bfloat16)
+    for op in registry.TABLE:
+        if op == "sampler" and registry.interpreted():  # takes minutes there
+            continue
+        for backend in GPU_BACKENDS:
+            for dtype in dtypes:
+                said = "as the reference"
+                try:
+                    with torch.no_grad():
+                        module(op, "probe").check(
+                            module(op, backend), module(op, "reference"), machine.DEVICE, dtype, 8
+                        )
+                    machine.synchronize()
+                except AssertionError as error:
+                    status, said = 1, f"WRONG: {error}"
+                except Exception as error:  # whatever a compiler may raise
+                    status, said = status or 3, f"{type(error).__name__}: {error}"
+                print(f"{backend} {op} {dtype}: {said}", flush=True)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

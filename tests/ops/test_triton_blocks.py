@@ -1,0 +1,49 @@
+"""Blocks of the search that share a list of vectors; interpreted, each block in a thread."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.blocks import in_threads
+from tests.interpreter import assert_passes
+from vqfast.ops import registry
+
+here = pytest.mark.skipif(not registry.interpreted(), reason="run in the interpreter by the last test")
+
+
+@here
+@pytest.mark.parametrize("late", [0, 2])
+def test_vectors_that_are_listed_are_looked_at_again_whichever_block_ends_last(late) -> None:
+    """Each code has a twin, so that all vectors are listed: nine whole chunks and a part, of three blocks."""
+    from vqfast.ops.nearest import triton as nearest
+
+    codebook = torch.randn(9, 5).repeat(2, 1)
+    x = torch.randn(310, 5)
+    with in_threads(late) as blocks:
+        found = nearest.nearest(x, codebook)
+    assert blocks.most == 3
+    assert torch.equal(found, torch.cdist(x.double(), codebook[:9].double()).argmin(1))
+
+
+@here
+def test_listed_vectors_are_written_and_counted_too() -> None:
+    """A training step, channels first, in float32 and with a vector that isn't finite."""
+    from vqfast.ops.residual import reference, triton
+
+    codebook = torch.randn(9, 5).repeat(2, 1)
+    z = torch.randn(2, 5, 70)
+    z[1, 2, 30] = torch.inf
+    with in_threads(late=1):
+        found = triton.quantize(z, codebook, 1, True)
+    wanted = reference.quantize(z, codebook, 1, True)
+    assert torch.equal(found[1], wanted[1])
+    torch.testing.assert_close(found, wanted, equal_nan=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(registry.interpreted(), reason="they run in this process")
+@pytest.mark.interpreted([__file__], "listed")
+def test_they_pass_in_the_interpreter(request: pytest.FixtureRequest) -> None:
+    pytest.importorskip("triton")
+    assert_passes(request)

@@ -1,0 +1,186 @@
+"""Launches on a machine with several GPUs, of which there are none: a driver that notes what is current."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from vqfast.ops import launch, probe, registry
+from vqfast.ops.masked_conv import triton as conv
+from vqfast.ops.nearest import triton as nearest
+from vqfast.ops.residual import triton as residual
+
+HERE, OTHER = torch.device("cuda", 0), torch.device("cuda", 1)
+
+
+class OnOther(Tensor):
+    """Memory of the CPU that says it is on the GPU that isn't the current one."""
+
+    device = property(lambda self: OTHER)  # type: ignore[assignment]
+    is_cuda = property(lambda self: True)  # type: ignore[assignment]
+
+
+def on_other(*shape: int) -> Any:
+    return torch.zeros(shape).as_subclass(OnOther)
+
+
+class Driver:
+    """Its launches are noted as (kernel, device, stream, whether Triton was asked)."""
+
+    def __init__(self) -> None:
+        self.current = HERE.index
+        self.launches: list[tuple[str, int, int, bool]] = []
+        self.arguments: dict[str, tuple[Any, ...]] = {}
+
+    def get_current_device(self) -> int:
+        return self.current
+
+    def get_current_stream(self, device: int) -> int:
+        return 100 + device
+
+    def note(self, name: str, stream: int, asked: bool) -> None:
+        self.launches.append((name, self.current, stream, asked))
+
+
+class Kernel:
+    """A jitted function of Triton, as far as launches see it."""
+
+    def __init__(self, kernel: Any, driver: Driver) -> None:
+        self.name, self.jitted = kernel.__name__, kernel
+        self.driver, self.arg_names, self.blocks = driver, kernel.arg_names, 0
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        def call(*arguments: Any, **_: Any) -> Any:
+            self.driver.arguments[self.name] = arguments
+            stream = self.driver.get_current_stream(self.driver.get_current_device())
+            self.driver.note(self.name, stream, True)
+            return SimpleNamespace(run=self.run, function=None, packed_metadata=None)
+
+        self.blocks = grid[0]
+        return call
+
+    def run(self, x: int, y: int, z: int, stream: int, *arguments: Any) -> None:
+        assert len(arguments) == 5 + len(self.arg_names)
+        self.driver.arguments[self.name] = arguments[5:]
+        self.driver.note(self.name, stream, False)
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
+    fake = Driver()
+
+    class Current:
+        def __init__(self, device: torch.device) -> None:
+            self.device = device
+
+        def __enter__(self) -> None:
+            self.before, fake.current = fake.current, self.device.index
+
+        def __exit__(self, *_: object) -> None:
+            fake.current = self.before
+
+    monkeypatch.setattr(torch.cuda, "device", Current)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: fake.current)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(launch, "driver", SimpleNamespace(active=fake))
+    monkeypatch.setattr(nearest, "_plans", {})
+    launch.architecture.cache_clear()
+    for module, names in (
+        (nearest, ("_prepare", "_search")),
+        (residual, ("_count", "_backward")),
+        (conv, ("_convolve", "_weight_gradient", "_sum_pieces", "_gate")),
+    ):
+        for name in names:
+            monkeypatch.setattr(module, name, Kernel(getattr(module, name), fake))
+    yield fake
+    launch.architecture.cache_clear()
+
+
+def test_a_search_launches_twice_on_the_device_and_stream_of_its_vectors(driver) -> None:
+    x, codebook = on_other(70, 8), on_other(9, 8)
+    for asked in (True, False, False):
+        nearest.nearest(x, codebook)
+        assert driver.launches == [("_prepare", 1, 101, asked), ("_search", 1, 101, asked)]
+        assert driver.current == 0
+        driver.launches.clear()
+    nearest.nearest(on_other(70, 9), on_other(9, 9))  # another size is another kernel
+    assert [asked for *_, asked in driver.launches] == [True, True]
+
+
+def test_under_a_profiler_of_triton_nothing_is_kept(driver, monkeypatch) -> None:
+    hook = SimpleNamespace(calls=[print])
+    monkeypatch.setattr(launch, "knobs", SimpleNamespace(runtime=SimpleNamespace(launch_enter_hook=hook)))
+    for _ in range(2):
+        nearest.nearest(on_other(70, 8), on_other(9, 8))
+    assert [asked for *_, asked in driver.launches] == [True] * 4
+
+
+def test_one_kernel_serves_all_numbers_of_vectors_and_codes(driver) -> None:
+    """What Triton compiles for: dtypes, ones and multiples of 16 among what isn't exempt."""
+    import inspect
+
+    seen = []
+    for kernel in (nearest._prepare, nearest._search):
+        names = list(inspect.signature(kernel.jitted.fn).parameters)
+        exempt = set(kernel.jitted.do_not_specialize)
+        for n, k in ((70, 9), (64, 512), (2, 1), (4096, 1000)):
+            driver.arguments.clear()
+            nearest.nearest(on_other(n, 20), on_other(k, 20))
+            given = dict(zip(names, driver.arguments[kernel.name], strict=False))
+            numbers = {name: value for name, value in given.items() if isinstance(value, int)}
+            seen.append({name: (v == 1, v % 16 == 0) for name, v in numbers.items() if name not in exempt})
+        assert all(each == seen[0] for each in seen), kernel.name
+        seen.clear()
+
+
+def test_training_steps_and_convolutions_launch_there_too(driver, monkeypatch) -> None:
+    monkeypatch.setattr(conv.layout, "empty", lambda x, channels: on_other(len(x), channels, *x.shape[2:]))
+    z, codebook = on_other(70, 8), on_other(9, 8)
+    out = residual.quantize_stage(z, codebook, 1, True)
+    residual.backward_stage(z, z.sum(), z.sum(), z, codebook, out[1] * 0, 1)
+    x, weight = on_other(2, 4, 3, 3), on_other(8, 4, 3, 3)
+    geometry = (5, [1, 1], [1, 1])
+    conv.masked_conv2d(x, weight, None, None, None, *geometry, "gate")
+    conv.masked_conv2d_backward(on_other(2, 8, 3, 3), x, weight, *geometry)
+    conv.gate(x, None)
+    assert {name for name, *_ in driver.launches} == {
+        *("_prepare", "_search", "_count", "_backward"),
+        *("_convolve", "_weight_gradient", "_sum_pieces", "_gate"),
+    }
+    assert {launched[1:3] for launched in driver.launches} == {(1, 101)}
+    assert driver.current == 0
+
+
+def test_more_codebooks_than_the_second_axis_of_a_grid_has(monkeypatch) -> None:
+    launches = []
+    monkeypatch.setattr(nearest.Kept, "__call__", lambda self, blocks, _: launches.append(blocks))
+    nearest.nearest(torch.zeros(70_000, 2, 1), torch.zeros(70_000, 1, 1))
+    assert launches == [70_000, 70_000]  # of the first axis, which has 2^31 - 1
+
+
+def test_a_graph_without_a_warm_up_is_an_error_that_says_so(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr(probe, "_verdicts", {})
+    with pytest.raises(RuntimeError, match=r"triton nearest of torch.float32 with 8 .* before the capture"):
+        probe.verdict("nearest", "triton", HERE, torch.float32, 8)
+    assert not probe._verdicts
+    probe._verdicts["nearest", "triton", HERE, torch.float32, 8] = None
+    assert probe.verdict("nearest", "triton", HERE, torch.float32, 8) is None
+
+
+@pytest.mark.parametrize("arch, refused", [("gfx90a:sramecc+:xnack-", True), ("gfx942", False)])
+def test_a_gpu_that_takes_small_numbers_for_zero_is_refused(monkeypatch, arch, refused) -> None:
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    properties = SimpleNamespace(gcnArchName=arch)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    for op in ("nearest", "residual"):
+        reason = registry.refusal(op, "triton", on_other(1))
+        assert (reason is not None and "gfx90a takes small fp16 numbers for zero" in reason) is refused
+    assert registry.refusal("masked_conv", "triton", on_other(1)) is None

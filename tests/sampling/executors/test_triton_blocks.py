@@ -1,0 +1,73 @@
+"""Blocks of the Triton executor that wait for each other; interpreted, each block in a thread."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.blocks import in_threads
+from tests.interpreter import assert_passes
+from vqfast.ops import registry
+from vqfast.sampling.executors import triton as executor
+from vqfast.sampling.executors.triton_tunings import Launch, Tuning
+
+here = pytest.mark.skipif(not registry.interpreted(), reason="run in the interpreter by the last test")
+# images, members, rows, columns, depth, warps, stages
+SUMMED, MULTIPLIED = Launch(2, 3, 2, 16, 16, 4, 1), Launch(2, 8, 16, 16, 16, 4, 1)
+
+
+def sample(
+    make_prior: Any, monkeypatch: pytest.MonkeyPatch, kind: str, launch: Launch, **options: int
+) -> tuple[Any, Any]:
+    """Codes of two images: drawn in one launch a row, and by the torch executor."""
+    monkeypatch.setattr(executor, "members_of", lambda launch, *_: launch.members)
+    monkeypatch.setattr(executor, "tunings_of", lambda weight: {1 << 30: Tuning(launch, launch)})
+    prior = make_prior(kind, channels=4, num_embeddings=21, num_layers=1, first_kernel_size=3, **options)
+    expected = prior.sample(2, (2, 2), method="torch")
+    return prior.sample(2, (2, 2), method="triton"), expected
+
+
+@here
+@pytest.mark.parametrize("launch, late", [(SUMMED, 0), (SUMMED, 2), (MULTIPLIED, None)], ids=str)
+def test_blocks_that_meet_draw_the_same(make_prior, monkeypatch, launch, late) -> None:
+    with in_threads(late) as blocks:
+        drawn, expected = sample(make_prior, monkeypatch, "gated", launch)
+    assert blocks.most == launch.members
+    assert torch.equal(drawn, expected)
+
+
+@here
+def test_blocks_that_meet_around_an_attention_draw_the_same(make_prior, monkeypatch) -> None:
+    with in_threads(late=1):
+        drawn, expected = sample(make_prior, monkeypatch, "snail", SUMMED, num_blocks=1)
+    assert torch.equal(drawn, expected)
+
+
+@here
+def test_blocks_that_do_not_meet_are_noticed(make_prior, monkeypatch) -> None:
+    """The control: without the waiting, a late block's values are missing."""
+    from vqfast.sampling.executors import triton_kernel
+
+    monkeypatch.setattr(triton_kernel, "_wait", lambda *_: None)
+    with in_threads(late=0):
+        drawn, expected = sample(make_prior, monkeypatch, "gated", SUMMED)
+    assert not torch.equal(drawn, expected)
+
+
+@here
+def test_a_block_that_never_arrives_is_reported(make_prior, monkeypatch) -> None:
+    from vqfast.sampling.executors import triton_kernel
+
+    monkeypatch.setattr(triton_kernel, "_arrive", lambda *_: None)
+    with pytest.raises(Exception, match=r"blocks \[0, 1, 2\] of sample waited"), in_threads(patience=2):
+        sample(make_prior, monkeypatch, "gated", SUMMED)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(registry.interpreted(), reason="they run in this process")
+@pytest.mark.interpreted([__file__], "blocks or arrives")
+def test_they_pass_in_the_interpreter(request: pytest.FixtureRequest) -> None:
+    pytest.importorskip("triton")
+    assert_passes(request)
