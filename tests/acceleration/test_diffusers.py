@@ -47,3 +47,22 @@ def test_a_whole_model():
     assert entry[:4] == ("quantize", "VectorQuantizer", 64, 4)
     x = torch.randn(1, 3, 16, 16)
     torch.testing.assert_close(fast(x).sample, slow(x).sample)
+
+
+def test_a_pipeline_is_accelerated_as_its_modules_are():
+    from diffusers import DDIMScheduler, DiffusionPipeline, VQModel
+
+    class Tokenise(DiffusionPipeline):
+        def __init__(self, vqvae, scheduler):
+            super().__init__()
+            self.register_modules(vqvae=vqvae, scheduler=scheduler)
+
+        def __call__(self, images):
+            return self.vqvae.quantize(self.vqvae.encode(images).latents)[2][2]
+
+    sizes = {"block_out_channels": (8,), "norm_num_groups": 4, "num_vq_embeddings": 64, "latent_channels": 4}
+    pipeline, images = Tokenise(VQModel(**sizes).eval(), DDIMScheduler()), torch.randn(1, 3, 8, 8)
+    expected = pipeline(images)
+    report = vqfast.accelerate(pipeline)
+    assert report.accelerated == [("vqvae.quantize", "VectorQuantizer", 64, 4, "")]
+    torch.testing.assert_close(pipeline(images), expected, rtol=0, atol=0)

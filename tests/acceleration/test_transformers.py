@@ -351,3 +351,36 @@ def test_patch_reaches_models_built_later():
     finally:
         vqfast.accelerate.patch("transformers", restore=True)
     assert searches(model.encode, torch.randn(1, 1, 16384))[1] == 0
+
+
+def test_a_pipeline_is_accelerated_as_its_model_is():
+    from transformers import EncodecConfig, EncodecModel, Pipeline
+
+    class Tokenise(Pipeline):
+        """Waveforms to codes; transformers has no such pipeline, so users write it."""
+
+        def _sanitize_parameters(self, **options):
+            return {}, {}, {}
+
+        def preprocess(self, waveform):
+            return {"input_values": waveform}
+
+        def _forward(self, inputs):
+            return self.model.encode(inputs["input_values"], return_dict=True)
+
+        def postprocess(self, outputs):
+            return outputs.audio_codes
+
+    config = EncodecConfig(num_filters=4, hidden_size=16, codebook_dim=16, codebook_size=64)
+    config.upsampling_ratios, config.num_lstm_layers = [4, 2], 1
+    model = EncodecModel(config)
+    for _, buffer in model.named_buffers():
+        if buffer.dim() == 2:
+            buffer.normal_()
+    pipeline, wave = Tokenise(model=model), torch.randn(1, 1, 800)
+    expected = pipeline(wave)
+    report = vqfast.accelerate(pipeline)
+    codes, found = searches(pipeline, wave)
+    torch.testing.assert_close(codes, expected)
+    assert found and report.accelerated[0].path == "model.quantizer.layers.0.codebook"
+    assert vqfast.accelerate(pipeline, restore=True) == ([], [], [])

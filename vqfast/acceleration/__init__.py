@@ -79,7 +79,7 @@ class Report(NamedTuple):
 class Accelerate:
     """``vqfast.accelerate(model)`` for a model, ``vqfast.accelerate.patch(library)`` for a whole library."""
 
-    def __call__(self, model: nn.Module, *, restore: bool = False) -> Report:
+    def __call__(self, model: object, *, restore: bool = False) -> Report:
         """Makes every vector quantiser found in ``model`` use vqfast, in place.
 
         Indices are exact; outputs, losses and gradients are the same up to rounding; state_dict, signatures
@@ -88,7 +88,9 @@ class Accelerate:
         modules are left alone. A call that is too small to gain runs the module's own code.
 
         Args:
-            model: holds quantisers of transformers, diffusers, vector-quantize-pytorch, or plain PyTorch.
+            model: a module that holds quantisers of transformers, diffusers, vector-quantize-pytorch, or plain
+                PyTorch; or an object with such modules as attributes, as a pipeline of transformers or
+                diffusers. Paths then begin with the attribute's name.
             restore: undoes it. The report is then empty.
 
         Returns:
@@ -106,12 +108,11 @@ class Accelerate:
         accelerated
           1: VectorQuantize, K = 64, D = 16
         """
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model is a {type(model).__name__}; want a torch.nn.Module")
+        whole = model if isinstance(model, nn.Module) else _held(model)
         check_flags(restore=restore)
-        report = Report([], [], [] if restore else find_priors(model))
+        report = Report([], [], [] if restore else find_priors(whole))
         excluded: dict[str, str] = {}
-        for path, module in list(model.named_modules()):
+        for path, module in list(whole.named_modules()):
             if restore:
                 replacement.restore(module)
             else:
@@ -159,6 +160,22 @@ class Accelerate:
 
 
 accelerate = Accelerate()
+
+
+def _held(pipeline: object) -> nn.Module:
+    """A module of those that an object has as attributes, under their names.
+
+    Raises:
+        TypeError: it has none.
+    """
+    held = nn.Module()
+    for name, value in getattr(pipeline, "__dict__", {}).items():
+        if isinstance(value, nn.Module):
+            held.add_module(name, value)
+    if not held._modules:
+        wanted = "a torch.nn.Module, or a pipeline that has some as attributes"
+        raise TypeError(f"model is a {type(pipeline).__name__}; want {wanted}")
+    return held
 
 
 def _accelerate(path: str, module: nn.Module, report: Report, excluded: dict[str, str]) -> None:
