@@ -88,9 +88,9 @@ class Accelerate:
         modules are left alone. A call that is too small to gain runs the module's own code.
 
         Args:
-            model: a module that holds quantisers of transformers, diffusers, vector-quantize-pytorch, or plain
-                PyTorch; or an object with such modules as attributes, as a pipeline of transformers or
-                diffusers. Paths then begin with the attribute's name.
+            model: holds quantisers of transformers, diffusers, vector-quantize-pytorch, or plain PyTorch: a
+                module; or an object with modules as attributes, as a pipeline of transformers or diffusers.
+                Paths then begin with the attribute's name.
             restore: undoes it. The report is then empty.
 
         Returns:

@@ -42,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
                 sys.unraisablehook = lambda unraisable: None  # half-made objects complain as they go
                 line, status = "interrupted; the same command goes on from here", 130
             else:
+                _record(error)
                 line, status = f"error: {_explained(error)}", 2
             sys.stderr.write(f"vqfast: {line}\n")  # at once: print's two writes mix with another process's
             return status
@@ -81,6 +82,14 @@ def _imports(frame: FrameType | None) -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def _record(error: BaseException) -> None:
+    """Leaves an error to torchrun's report, unless it is only that another process has failed."""
+    from vqfast.pipeline.failures import record_failure
+
+    if not isinstance(error, ConnectionError):
+        record_failure(error)
 
 
 def _explained(error: BaseException) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vqfast.checks import check_choice
+from vqfast.pipeline.failures import ended_by_torchrun, lost_another
 from vqfast.pipeline.watch import Watch
 
 LIMIT_SECONDS = 1800.0  # how long a process waits for another until it counts as lost
@@ -49,6 +50,11 @@ class Ranks:
         if self.world > 1:
             dist.barrier()
 
+    def meet(self) -> None:
+        """Waits for all processes, as long as they work: shares of files may take very different times."""
+        if self.watch is not None:
+            self.watch.meet()
+
     def any(self, value: bool) -> bool:
         """Whether ``value`` is true in any process. All of them must call it."""
         count = torch.tensor(float(value), device=self.device)
@@ -81,7 +87,7 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
 
     Raises:
         ValueError: there is no such device.
-        ConnectionError: another process ended; it has said why.
+        ConnectionError: another process ended; it, or torchrun, says why.
         TimeoutError: another process kept this one waiting for ``LIMIT_SECONDS``.
     """
     check_choice("device", device, ("auto", "cpu", "cuda"))
@@ -95,23 +101,38 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
         torch.use_deterministic_algorithms(True, warn_only=True)
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world > 1 and not dist.is_initialized():
-        limit = timedelta(seconds=LIMIT_SECONDS)
-        dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=limit)
+        _join("nccl" if device == "cuda" else "gloo")
     watch = Watch() if world > 1 else None
     ranks = Ranks(dist.get_rank() if world > 1 else 0, world, torch.device(device), watch)
+    ending = ExitStack()
     try:
         if watch:
             watch.start()
+            ending.enter_context(ended_by_torchrun(ranks.rank))
         yield ranks
         ranks.barrier()  # a process that leaves early breaks the others' last message
     except RuntimeError as error:
         if watch and "by peer" in str(error):  # gloo's "Connection closed", or "reset"
-            raise ConnectionError("another process stopped; its own error says why") from error
+            raise lost_another() from error
         if watch and "Timed out" in str(error):
             raise TimeoutError(f"waited {LIMIT_SECONDS / 60:g} minutes {watch.awaited()}") from error
         raise
     finally:
+        ending.close()
         if watch:
             watch.end()
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _join(backend: str) -> None:
+    """Joins the process group of this attempt.
+
+    torchrun's store outlives a restart. Under names of their own, the processes of an attempt don't find the
+    addresses of those that have ended.
+    """
+    limit = timedelta(seconds=LIMIT_SECONDS)
+    store, rank, world = next(dist.rendezvous("env://", timeout=limit))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(f"attempt {attempt}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=limit)

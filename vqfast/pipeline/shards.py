@@ -67,7 +67,7 @@ def write_files(
             made = make(numbers, lambda done: progress.update(done * ranks.world))
             for file, data in zip(files, made, strict=True):
                 write_file(file, data)
-    ranks.barrier()
+    ranks.meet()
 
 
 def write_shards(
