@@ -66,8 +66,8 @@ def main(folder: Path) -> None:
         columns = {version: column(folder, library, version) for version in versions}
         tables.append(table(library, columns))
         print(tables[-1])
-    TABLE.parent.mkdir(exist_ok=True)
-    TABLE.write_text("\n\n".join([HEAD.strip(), *tables]) + "\n", encoding="utf-8")
+    _, head, others = TABLE.read_text(encoding="utf-8").partition("## ")  # of ``tests.matrix.torches``
+    TABLE.write_text("\n\n".join([HEAD.strip(), *tables, f"{head}{others}"]).strip() + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
