@@ -26,6 +26,9 @@ NAMED = 8  # so many ranks are named, not more; and of so many all speak for the
 LOST_STATUS = 75  # exit status: try again
 
 
+_NUMBERS = count()  # of the watches of this process, which are as many in every rank
+
+
 class Seen(NamedTuple):
     """What one rank saw of all. Of each kind the first ``NAMED`` are in it.
 
@@ -58,8 +61,8 @@ class Watch(threading.Thread):
         super().__init__(name="vqfast watch", daemon=True)
         self.label = "the start"
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # each has signs of its own
-        prefix = f"vqfast watch {attempt}"
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        prefix = f"vqfast watch {attempt} {next(_NUMBERS)}"  # so that none meets an earlier one
         self._store = distributed_c10d.PrefixStore(prefix, distributed_c10d._get_default_store())
         self._main, self._ended = threading.get_ident(), threading.Event()
         self._meetings, self._meeting = 0, False
