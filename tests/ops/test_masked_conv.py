@@ -156,3 +156,12 @@ def test_compiles_into_one_graph_for_any_batch_and_grid(backend, stack, mask) ->
         torch.testing.assert_close(*outputs)
         grads = [torch.autograd.grad(out.square().sum(), tensors) for out in outputs]
         torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("size, stack, mask", [(1, "full", "B"), (3, "horizontal", "A")])
+def test_one_tap_of_many_channels(backend, size, stack, mask, layout, dtype) -> None:
+    """The output's own position, or its neighbour, which also has a kernel of one weight."""
+    x, weight, bias = (t.to(dtype) for t in arguments((64, 48), (3, 16, 17), size, stack, mask))
+    check(LAYOUTS[layout](x), weight, bias, size, mask, stack, 1)

@@ -1,4 +1,11 @@
-"""Masked convolution on CPUs: ``csrc/masked_conv/``."""
+"""Masked convolution on CPUs: ``csrc/masked_conv/``.
+
+Of a 1x1 kernel nothing is masked and no neighbours share their inputs: PyTorch's own convolution is near its
+floor. With 128 channels and 16 x 32 x 32 positions it takes of our time, forward and with the backward pass,
+on a core with AVX2 0.67 and 0.86 (contiguous), 0.84 and 0.93 (channels last); on two cores with AVX-512
+1.24 and 1.26 (contiguous), 0.97 and 1.19 on AMD and 0.90 and 0.73 on Intel (channels last). So it is called,
+but for contiguous tensors with AVX-512.
+"""
 
 from __future__ import annotations
 
@@ -45,6 +52,13 @@ def _seen(
     return tuple(tuple(each[i] for each in seen) for i in range(3))
 
 
+def _pointwise(x: Tensor, weight: Tensor, taps: int, anchor: list[int]) -> bool:
+    """Whether PyTorch's convolution is called, which has more to do before it begins."""
+    if taps != 1 or weight.shape[2:] != (1, 1) or list(anchor) != [0, 0] or x.numel() * len(weight) < 2**21:
+        return False
+    return memory_format(x) == torch.channels_last or torch.backends.cpu.get_cpu_capability() != "AVX512"
+
+
 def masked_conv2d(
     x: Tensor,
     weight: Tensor,
@@ -58,6 +72,9 @@ def masked_conv2d(
 ) -> tuple[Tensor, Tensor]:
     """As ``reference.masked_conv2d``; sums of narrower types are float32."""
     x, (extra, residual) = _alike(x, extra, residual)
+    if activation == "none" and extra is None and residual is None and _pointwise(x, weight, taps, anchor):
+        out = torch.conv2d(x, weight, bias).contiguous(memory_format=memory_format(x))
+        return out, x.new_empty(0)
     found: tuple[Tensor, Tensor] = torch.ops.vqfast_native.masked_conv2d(
         x,
         weight.contiguous(),
@@ -77,6 +94,12 @@ def masked_conv2d_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As ``reference.masked_conv2d_backward``. ``x``'s gradient is a convolution with opposite offsets."""
     x, grad = _dense(x), _dense(grad)  # each may keep its layout: losses use contiguous, layers channels last
+    if _pointwise(x, weight, taps, anchor):
+        one, none = [1, 1], [0, 0]
+        grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+            grad, x, weight, [len(weight)], one, none, one, False, none, 1, [True, True, True]
+        )
+        return grad_x.contiguous(memory_format=memory_format(x)), grad_weight.contiguous(), grad_bias
     tap, dy, dx = _offsets(x, weight, taps, anchor, dilation)
     grad_x, grad_weight = empty(x, x.shape[1]), weight.new_zeros(weight.shape)
     grad_bias = weight.new_empty(len(weight))
