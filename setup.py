@@ -1,5 +1,9 @@
-"""Packages the native library. That needs a compiler, else it is compiled on first use, and no torch."""
+"""Packages the native library. That needs a compiler, else it is compiled on first use, and no torch.
 
+``VQFAST_PURE=1`` leaves the library out, for a wheel that fits every system and brings the sources alone.
+"""
+
+import os
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -14,6 +18,8 @@ build = module_from_spec(spec)
 spec.loader.exec_module(build)
 
 try:
+    if os.environ.get("VQFAST_PURE") == "1":
+        raise RuntimeError("VQFAST_PURE is 1")
     COMPILER = build.find_compiler()
 except RuntimeError as error:
     print(f"native library left for the first use: {error}", file=sys.stderr)
@@ -38,11 +44,27 @@ class BuildNative(build_ext):
         return []
 
 
+# What manylinux_2_28 allows: its glibc, and the libraries of its GCC 8.
+MANYLINUX = "manylinux_2_28"
+NEWEST = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 24), "CXXABI": (1, 3, 11), "GCC": (7,)}
+
+
 class Wheel(bdist_wheel):
-    """A wheel for every Python of a platform, as the native library uses none of Python."""
+    """A wheel for every Python of a platform, as the native library uses none of Python.
+
+    Without the library, it is one for every platform.
+    """
 
     def get_tag(self) -> tuple[str, str, str]:
-        return "py3", "none", super().get_tag()[2]
+        library = Path(self.bdist_dir, "vqfast", "csrc", build.PREBUILT.name)
+        if not library.exists():
+            self.root_is_pure = True
+            return "py3", "none", "any"
+        platform = super().get_tag()[2]
+        asked = build.symbol_versions(library)
+        if platform.startswith("linux_") and all(asked[name] <= NEWEST[name] for name in asked):
+            platform = platform.replace("linux", MANYLINUX, 1)
+        return "py3", "none", platform
 
 
 class Editable(editable_wheel):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -21,6 +23,12 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("vqfast", "csrc", "tests", "benchmarks", "docs", "examples", ".ci")
 FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "constraints.txt", "LICENSE")
+FEW_TESTS = (
+    "tests/test_functional.py",
+    "tests/test_floors.py",
+    "tests/test_readme.py",
+    "tests/ops/test_contract.py",
+)
 PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 
 
@@ -37,9 +45,12 @@ def run(command: list[object], cwd: Path, **environment: str) -> str:
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of all packaged files, with the record of a GPU, to build in."""
-    folder = tmp_path_factory.mktemp("source")
+    folder, built = (
+        tmp_path_factory.mktemp("source"),
+        shutil.ignore_patterns("__pycache__", "*.so", "*.sha256"),
+    )
     for name in FOLDERS:
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+        shutil.copytree(ROOT / name, folder / name, ignore=built)
     for name in (*FILES, *PAGES):
         shutil.copy(ROOT / name, folder)
     records = folder / "vqfast" / "ops" / "records"
@@ -98,6 +109,42 @@ def use(python: Path, folder: Path) -> list[str]:
     return rest
 
 
+def check_contents(source: Path, wheel: Path) -> None:
+    """The library without symbols, its digest and sources, and every file of the package; nothing else.
+
+    One wheel is for every Python, free-threaded ones too, and for every Linux since glibc 2.28.
+    """
+    machine = platform.machine()
+    assert wheel.name.endswith(f"-py3-none-manylinux_2_28_{machine}.whl")
+    archive = zipfile.ZipFile(wheel)
+    native = archive.read("vqfast/csrc/native.so")
+    digest = hashlib.sha256(native).hexdigest()
+    assert archive.read("vqfast/csrc/native.sha256").decode() == f"{digest}  native.so\n"
+    assert b".dynsym" in native and b".symtab" not in native and b".debug" not in native
+    for library, newest in (("GLIBC_2", 28), ("GLIBCXX_3.4", 24), ("CXXABI_1.3", 11)):  # as manylinux_2_28
+        versions = re.findall(rb"\0%s\.(\d+)" % library.encode(), native)
+        assert max(map(int, versions), default=0) <= newest
+    package = {path.relative_to(source) for path in (source / "vqfast").rglob("*") if path.is_file()}
+    sources = {path.relative_to(source) for path in (source / "csrc").rglob("*.*")}
+    wanted = {path.as_posix() for path in package if path.suffix != ".pyc"}
+    wanted |= {f"vqfast/{path.as_posix()}" for path in sources if path.suffix in (".cpp", ".h", ".def")}
+    found = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert found - wanted == {"vqfast/csrc/native.so", "vqfast/csrc/native.sha256"}
+    assert wanted <= found
+
+
+def test_wheel_without_a_library_is_for_every_platform(source: Path, tmp_path: Path) -> None:
+    command = f"from setuptools import build_meta; build_meta.build_wheel({str(tmp_path)!r})"
+    run([sys.executable, "-c", command], source, VQFAST_PURE="1")
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    archive = zipfile.ZipFile(wheel)
+    names = archive.namelist()
+    assert "vqfast/csrc/host/library.cpp" in names and not any(name.endswith(".so") for name in names)
+    (about,) = [name for name in names if name.endswith("/WHEEL")]
+    assert "Root-Is-Purelib: true" in archive.read(about).decode()
+
+
 def test_wheel_works_without_a_compiler(source: Path, tmp_path: Path) -> None:
     try:
         build.find_compiler()
@@ -109,12 +156,7 @@ def test_wheel_works_without_a_compiler(source: Path, tmp_path: Path) -> None:
     (no_torch / "torch.py").write_text("raise ImportError('the build needs none')")
     run([sys.executable, "-m", "pip", "wheel", source, *options], tmp_path, PYTHONPATH=str(no_torch))
     (wheel,) = tmp_path.glob("*.whl")
-    assert "-py3-none-" in wheel.name  # one for every Python, free-threaded ones too
-    assert not wheel.name.endswith("-any.whl")
-    native = zipfile.ZipFile(wheel).read("vqfast/csrc/native.so")
-    for library, newest in (("GLIBC_2", 28), ("GLIBCXX_3.4", 25)):  # as torch's own wheels
-        versions = re.findall(rb"\0%s\.(\d+)" % library.encode(), native)
-        assert max(map(int, versions), default=0) <= newest
+    check_contents(source, wheel)
     python = environment(tmp_path / "environment")
     install(python, wheel)
     built, results, refusal, warned = use(python, tmp_path)
@@ -123,8 +165,11 @@ def test_wheel_works_without_a_compiler(source: Path, tmp_path: Path) -> None:
     assert refusal == "None"
     assert warned == "[]"
     assert not list((tmp_path / "cache").rglob("*.so"))
-    said = run([python.with_name("vqfast"), "info"], tmp_path, PATH="")
-    assert "native     runs" in said
+    command = python.with_name("vqfast")
+    for isa in build.own_instruction_sets():  # the wheel has all of them
+        said = run([command, "info"], tmp_path, PATH="", VQFAST_ISA=isa)
+        assert f"native kernels: {isa} (VQFAST_ISA)" in said and "native     runs" in said
+    assert f"native kernels: {isa}\n" in run([command, "info"], tmp_path, PATH="")
     # the wheel, not this checkout: the working directory isn't the root
     tests = [python, "-m", "pytest", "-p", "no:cacheprovider", ROOT / "tests" / "test_functional.py"]
     said = run(tests, tmp_path, PATH="", XDG_CACHE_HOME=str(tmp_path / "cache"))
@@ -137,9 +182,13 @@ def test_sdist_falls_back_without_a_compiler(source: Path, tmp_path: Path) -> No
     (sdist,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         packed = {name.partition("/")[2] for name in archive.getnames()}
+        archive.extractall(tmp_path, filter="data")
     files = [path for folder in FOLDERS for path in (source / folder).rglob("*") if path.is_file()]
     assert {str(path.relative_to(source)) for path in files if path.suffix != ".pyc"} <= packed
     assert packed >= {*FILES, *PAGES}
+    unpacked, pytest = sdist.with_name(sdist.name.removesuffix(".tar.gz")), [sys.executable, "-m", "pytest"]
+    assert "no tests" not in run([*pytest, "-p", "no:cacheprovider", "--collect-only"], unpacked)
+    assert " passed" in run([*pytest, "-p", "no:cacheprovider", *FEW_TESTS], unpacked)
     python = environment(tmp_path / "environment")
     install(python, sdist, PATH="")
     built, results, refusal, warned = use(python, tmp_path)

@@ -1,4 +1,8 @@
 // Which kernels this CPU runs, and the C functions that vqfast/ops/library.py calls when it loads the library.
+#include <cstring>
+#include <optional>
+#include <vector>
+
 #include "host/library.h"
 
 // GCC's headers call this function since GCC 11. Older versions of libstdc++ lack it, and torch's wheels run with them.
@@ -23,25 +27,52 @@ VQFAST_INSTRUCTION_SET(portable)
 VQFAST_INSTRUCTION_SET(avx2)
 VQFAST_INSTRUCTION_SET(avx512)
 VQFAST_INSTRUCTION_SET(avx512bf16)
+#elif defined(__aarch64__)
+VQFAST_INSTRUCTION_SET(neon)
 #endif
 
-Kernels best_kernels() {
+struct InstructionSet {
+  const char* name;
+  bool runs;  // on this CPU
+  bool (*are_there)();
+  Kernels (*kernels)();
+};
+
+// All of them, the best one first.
+static std::vector<InstructionSet> instruction_sets() {
+#define VQFAST_CHOICE(isa, runs) InstructionSet{#isa, runs, isa::are_there, isa::kernels}
 #if defined(__x86_64__)
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   const bool avx512bf16 = avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
-  if (avx512bf16 && avx512bf16::are_there()) return avx512bf16::kernels();
-  if (avx512 && avx512::are_there()) return avx512::kernels();
-  if (avx2 && avx2::are_there()) return avx2::kernels();
+  return {VQFAST_CHOICE(avx512bf16, avx512bf16), VQFAST_CHOICE(avx512, avx512), VQFAST_CHOICE(avx2, avx2),
+          VQFAST_CHOICE(portable, true)};
+#elif defined(__aarch64__)
+  return {VQFAST_CHOICE(neon, true), VQFAST_CHOICE(portable, true)};
+#else
+  return {VQFAST_CHOICE(portable, true)};
 #endif
-  if (portable::are_there()) return portable::kernels();
-  throw std::runtime_error("the library holds no kernels that this CPU runs");
 }
+
+static std::optional<Kernels> chosen;
+
+Kernels best_kernels() { return chosen.value(); }
 
 }  // namespace vqfast
 
 #define VQFAST_EXPORT extern "C" __attribute__((visibility("default")))
+
+// Chooses the kernels of the instruction set `name`; given null, of the best one. Only those count that the library holds
+// and this CPU runs. Returns the name, or null if there is none. Called before `vqfast_register`.
+VQFAST_EXPORT const char* vqfast_choose(const char* name) {
+  for (const vqfast::InstructionSet& set : vqfast::instruction_sets()) {
+    if ((name && std::strcmp(name, set.name)) || !set.runs || !set.are_there()) continue;
+    vqfast::chosen.emplace(set.kernels());
+    return set.name;
+  }
+  return nullptr;
+}
 
 // The names of torch's functions that the library calls, and a null behind them.
 VQFAST_EXPORT const char* const* vqfast_torch_functions() {
@@ -54,7 +85,6 @@ VQFAST_EXPORT const char* const* vqfast_torch_functions() {
 VQFAST_EXPORT bool vqfast_register(void* const* functions) {
   std::memcpy(&vqfast::torch, functions, sizeof vqfast::torch);
   try {
-    vqfast::best_kernels();
     const vqfast::Ops ops("vqfast_native");
     for (const auto add : {vqfast::add_nearest, vqfast::add_residual, vqfast::add_projected, vqfast::add_masked_conv,
                            vqfast::add_sampler})

@@ -26,7 +26,7 @@ struct Kernels {
 #undef VQFAST_MEMBER
 };
 
-// Those of the best instruction set that the library holds and this CPU runs.
+// Those of the instruction set that `vqfast_choose` chose (library.cpp): the best one, or the one asked for.
 Kernels best_kernels();
 
 // The ops of each folder.

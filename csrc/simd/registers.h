@@ -11,6 +11,8 @@
 #include <utility>
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(VQFAST_NEON)
+#include <arm_neon.h>
 #endif
 
 namespace vqfast::VQFAST_ISA {
@@ -37,6 +39,18 @@ using Doubles = __m256d;
 constexpr int kTileRows = 6;
 inline Floats max(Floats a, Floats b) { return _mm256_max_ps(a, b); }
 inline uint32_t lanes_at_least(Floats a, Floats b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ)); }
+#elif defined(VQFAST_NEON)
+typedef float Floats __attribute__((vector_size(16)));
+typedef double Doubles __attribute__((vector_size(16)));
+constexpr int kTileRows = 10;  // with 12, three sums of 24 go to memory and back at each step
+inline Floats max(Floats a, Floats b) { return a > b ? a : b; }  // vmaxq_f32 would return NaN
+inline uint32_t lanes_at_least(Floats a, Floats b) {
+  constexpr uint32x4_t kBits = {1, 2, 4, 8};
+  return vaddvq_u32(vandq_u32(vcgeq_f32((float32x4_t)a, (float32x4_t)b), kBits));
+}
+inline float max_lane(Floats a) { return vmaxnmvq_f32((float32x4_t)a); }
+inline float sum_lanes(Floats a) { return vaddvq_f32((float32x4_t)a); }
+inline double sum_lanes(Doubles a) { return vaddvq_f64((float64x2_t)a); }
 #else
 typedef float Floats __attribute__((vector_size(16)));
 typedef double Doubles __attribute__((vector_size(16)));
@@ -46,7 +60,7 @@ inline uint32_t lanes_at_least(Floats a, Floats b) {
   return (a[0] >= b[0]) | (a[1] >= b[1]) << 1 | (a[2] >= b[2]) << 2 | (a[3] >= b[3]) << 3;
 }
 #endif
-#if !defined(__AVX512F__)
+#if !defined(__AVX512F__) && !defined(VQFAST_NEON)
 inline float max_lane(Floats a) {
   float largest = a[0];
   for (unsigned i = 1; i < sizeof a / sizeof largest; ++i) largest = a[i] > largest ? a[i] : largest;
@@ -92,6 +106,8 @@ inline Floats load(const Bf16* p) {
   return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16);
 #elif defined(__AVX2__)
   return (Floats)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16);
+#elif defined(VQFAST_NEON)
+  return (Floats)vshll_n_u16(vld1_u16(&p->bits), 16);
 #else
   Floats numbers;
   for (int i = 0; i < int(sizeof numbers / sizeof numbers[0]); ++i) numbers[i] = float(p[i]);

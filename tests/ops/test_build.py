@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import fcntl
+import hashlib
 import os
 import shlex
 import subprocess
@@ -35,8 +37,9 @@ def c_library(target: Path, source: str, *flags: str) -> Path:
 
 
 def sealed(target: Path) -> Path:
-    """Appends the digest to a library, as ``build`` does."""
-    target.write_bytes(target.read_bytes() + build.DIGEST(target.read_bytes()).digest())
+    """Writes the digest of a library beside it, as ``build`` does."""
+    digest = hashlib.sha256(target.read_bytes()).hexdigest()
+    target.with_suffix(".sha256").write_text(f"{digest}  {target.name}\n")
     return target
 
 
@@ -61,6 +64,14 @@ def test_cxx_is_a_program_with_a_space_or_not_one(tmp_path: Path, monkeypatch: p
             build.find_compiler()
 
 
+def test_windows_has_no_native_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(build.os, "name", "nt")
+        raised = pytest.raises(RuntimeError, match="there is no native library for Windows yet")
+        with raised:
+            build.find_compiler()
+
+
 def test_a_link_to_a_compiler_is_called_by_its_own_name(tmp_path: Path, monkeypatch) -> None:
     """``clang++`` and ccache's ``g++`` are links whose name says what to do."""
     script(tmp_path / "ccache", "exit 0")
@@ -79,7 +90,7 @@ def test_a_link_to_a_compiler_is_called_by_its_own_name(tmp_path: Path, monkeypa
             "flags : avx2 fma avx512f avx512bw avx512dq avx512vl avx512_bf16 avx512_vnni",
             list(build.INSTRUCTION_SETS),
         ),
-        ("Features : asimd", []),
+        ("Features : asimd", ["portable", "neon"]),
         (None, []),
     ],
 )
@@ -233,32 +244,64 @@ print(registry.refusal("nearest", "native", torch.zeros(1)))
 """
 
 
+def changed(library: Path, how: str) -> bytes:
+    """The bytes of a library that was damaged or changed."""
+    data = bytearray(library.read_bytes())
+    if how == "empty":
+        return b""
+    if how == "cut":
+        return bytes(data[: len(data) // 2])
+    if how == "of another machine":  # e_machine of an ELF header; no machine has this number
+        data[18:20] = b"\xfe\xca"
+    if how == "one bit differs":  # the loader doesn't see it
+        data[len(data) // 2] ^= 1
+    return bytes(data)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("installed", ["stripped", "cut", "of a newer system", "another"])
+@pytest.mark.parametrize(
+    "installed, reason",
+    [
+        ("without a digest", None),
+        ("cut", "native.so is damaged: "),
+        ("empty", "file too short"),
+        ("of another machine", "native.so is damaged: "),
+        ("one bit differs", "native.so is damaged: it isn't as it was built, native.sha256 says"),
+        ("of a newer system", "none_such"),
+        ("another", "vqfast_choose"),
+    ],
+)
 def test_an_installed_library_that_can_not_run_is_explained_and_replaced(
     tmp_path: Path,
     counted,  # noqa: F811
     installed: str,
+    reason: str | None,
 ) -> None:
+    """Compiled anew if there is a compiler; else plain PyTorch runs. One warning says why."""
     compiler, calls = counted
     made = build.PREBUILT if build.PREBUILT.exists() else library._compiled()
-    target = tmp_path / "installed.so"
-    if installed in ("stripped", "cut"):
-        data = made.read_bytes()
-        target.write_bytes(data[:-32] if installed == "stripped" else data[: len(data) // 2])
-    elif installed == "another":
+    target = tmp_path / "native.so"
+    if installed == "another":
         sealed(c_library(target, "int other;"))
-    else:
+    elif installed == "of a newer system":
         sealed(c_library(target, "void none_such(); void f() { none_such(); }", "-Wl,-z,now"))
-    out = finish(start(INSTALLED.format(path=str(target)), tmp_path / "cache", CXX=compiler))
-    warned, refusal = out.splitlines()
+    else:
+        target.write_bytes(made.read_bytes())
+        if reason:
+            sealed(target)
+        target.write_bytes(changed(made, installed))
+    code = INSTALLED.format(path=str(target))
+    warned, refusal = finish(start(code, tmp_path / "cache", CXX=compiler)).splitlines()
     assert refusal == "None"
-    if installed == "stripped":  # it loads, though it isn't as it was built
+    if reason is None:  # somebody changed it on purpose
         assert warned == "[]"
         assert not calls.exists()
-    else:
-        assert warned.count("vqfast compiled its native library anew: ") == 1
-        assert {"cut": "can't be loaded", "another": "vqfast_torch_functions"}.get(
-            installed, "none_such"
-        ) in warned
-        assert links(calls) == 1
+        return
+    assert warned.count("vqfast compiled its native library anew: ") == 1
+    assert reason in warned
+    assert links(calls) == 1
+    warned, refusal = finish(start(code, tmp_path / "empty", CXX="no-such-compiler")).splitlines()
+    (warning,) = ast.literal_eval(warned)
+    assert warning.startswith("vqfast runs plain PyTorch on CPUs, which is slower: ")
+    assert reason in warned and reason in refusal
+    assert "no C++ compiler (no-such-compiler) found" in warned

@@ -174,10 +174,25 @@ print(wrong)
 
 @pytest.mark.parametrize("instruction_set", build.INSTRUCTION_SETS)
 def test_every_instruction_set_is_exact(tmp_path: Path, instruction_set: str) -> None:
-    """A library holds the portable kernel and this one; the best that the CPU has is the one that runs."""
-    try:
-        build.find_compiler()
-    except RuntimeError as error:
-        pytest.skip(str(error))
-    process = start(HARD, tmp_path, ("portable", instruction_set), VQFAST_BACKEND="native")
-    assert finish(process) == "0\n"
+    """It is asked for, and so compiled and run."""
+    if (reason := library.unavailable()) is not None:
+        pytest.skip(reason)
+    if instruction_set not in build.own_instruction_sets():
+        pytest.skip(f"this CPU has no {instruction_set}")
+    code = f"{HARD}print(library.instruction_set())"
+    asked = {"VQFAST_BACKEND": "native", "VQFAST_ISA": instruction_set}
+    assert finish(start(code, tmp_path, (instruction_set,), **asked)) == f"0\n{instruction_set}\n"
+
+
+def test_an_instruction_set_that_can_not_run_is_explained(tmp_path: Path, counted) -> None:
+    unknown = start(FALLBACK, tmp_path, CXX=counted[0], VQFAST_ISA="mmx")
+    errors = unknown.communicate()[1]
+    assert unknown.returncode == 1
+    assert "ValueError: VQFAST_ISA is 'mmx'; want one of portable" in errors
+    lacking = "build.CPU = Path('cpuinfo')\nbuild.CPU.write_text('flags: fpu')\n"
+    lacking += "build.INSTRUCTION_SETS['future'] = ['-mfuture']\n"
+    process = start(f"os.chdir({str(tmp_path)!r})\n{lacking}{FALLBACK}", tmp_path, VQFAST_ISA="future")
+    warning, refusal = finish(process).splitlines()
+    assert warning.startswith("1 vqfast runs plain PyTorch on CPUs, which is slower: ")
+    assert "VQFAST_ISA is 'future', which this CPU lacks; it has portable" in warning
+    assert "which this CPU lacks" in refusal

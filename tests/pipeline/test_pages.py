@@ -270,7 +270,7 @@ def renew(path: Path) -> None:
 
 
 def test_a_step_writes_the_page_of_new_weights(
-    copy: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    copy: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = copy.folder / "report.html"
     monkeypatch.setattr(module, "report", lambda run, ranks: b"page")
@@ -281,7 +281,7 @@ def test_a_step_writes_the_page_of_new_weights(
     assert made.read_bytes() == b"page"  # as no weights are newer
     renew(copy.folder / "prior.safetensors")
     write_report(copy, ALONE)
-    assert made.read_bytes() == b"later" and capsys.readouterr().err == ""
+    assert made.read_bytes() == b"later" and caplog.messages == []
     renew(copy.folder / "prior.safetensors")
 
     def fails(run: Run, ranks: object) -> bytes:
@@ -289,7 +289,8 @@ def test_a_step_writes_the_page_of_new_weights(
 
     monkeypatch.setattr(module, "report", fails)
     write_report(copy, ALONE)
-    assert "report.html can't be written: no memory left\n" in capsys.readouterr().err
+    (message,) = caplog.messages
+    assert message.startswith("report: ") and message.endswith("report.html can't be written: no memory left")
     assert made.read_bytes() == b"later"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import signal
 import sys
@@ -29,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a folder may have any name
-    with _interrupts() as interrupts:
+    with _interrupts() as interrupts, _log():
         try:
             arguments = vars(make_parser().parse_args(argv))
             arguments.pop("command")(**arguments)
@@ -47,6 +48,28 @@ def main(argv: list[str] | None = None) -> int:
             sys.stderr.write(f"vqfast: {line}\n")  # at once: print's two writes mix with another process's
             return status
     return 0
+
+
+class _Lines(logging.Handler):
+    """Writes what is logged to standard error as it is, each line at once."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(f"{self.format(record)}\n")
+        sys.stderr.flush()
+
+
+@contextmanager
+def _log() -> Iterator[None]:
+    """Shows all that the library logs."""
+    logger, handler = logging.getLogger("vqfast"), _Lines()
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 @contextmanager

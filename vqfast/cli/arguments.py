@@ -10,7 +10,7 @@ from vqfast.data import Source
 from vqfast.models import Autoencoder
 from vqfast.pipeline import Ranks, Run, Training, reopen_parts
 from vqfast.pipeline.parts import HELD_OUT, load_like_run
-from vqfast.pipeline.progress import write_lines
+from vqfast.pipeline.progress import warn_of
 
 
 def tell(ranks: Ranks, line: str) -> None:
@@ -34,7 +34,7 @@ def opened(run: Run, vqvae: Autoencoder, data: str | None, ranks: Ranks, reading
     if data is None:
         return reopen_parts(run)[HELD_OUT]
     source = load_like_run(run, vqvae, data, **given_of(reading))
-    write_lines(ranks, "data", source.describe())
+    warn_of(ranks, "data", source.describe())
     return source
 
 

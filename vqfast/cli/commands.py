@@ -109,7 +109,9 @@ def train_second_stage(run: str, out: str, device: str, config: str | None, **op
         tell(ranks, f"trained {target.folder / 'vqvae.safetensors'}; see {target.folder / PAGE}")
 
 
-def encode(run: str, data: str | None, out: str | None, device: str, **reading: Any) -> None:
+def encode(
+    run: str, data: str | None, out: str | None, format: str | None, device: str, **reading: Any
+) -> None:
     """Step 2: turn images into grids of codes."""
     check_reading(data, reading)
     if (data is None) != (out is None):
@@ -124,7 +126,7 @@ def encode(run: str, data: str | None, out: str | None, device: str, **reading: 
             target = Run.shared(out, ranks, create=True)
         item = modality_of(source).item
         for part, dataset in parts.items():
-            encode_step(source, vqvae, dataset, part=part, out=target, ranks=ranks)
+            encode_step(source, vqvae, dataset, part=part, format=format, out=target, ranks=ranks)
             tell(ranks, f"{quantity(len(dataset), item)} encoded in {target.folder / 'codes' / part}")
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Iterator
 
 import torch
 
 import vqfast
-from vqfast.ops import registry
+from vqfast.ops import library, registry
 
 
 def machine_lines() -> Iterator[str]:
@@ -17,6 +18,8 @@ def machine_lines() -> Iterator[str]:
     yield f"vqfast {vqfast.__version__}, torch {torch.__version__}, Python {platform.python_version()}"
     capability = torch.backends.cpu.get_cpu_capability()
     yield f"CPU: {platform.machine()}, {torch.get_num_threads()} threads, {capability}"
+    kernels = library.instruction_set() or "none"
+    yield f"native kernels: {kernels}{' (VQFAST_ISA)' if os.environ.get('VQFAST_ISA') else ''}"
     yield f"GPU: {', '.join(gpus) or 'none'}"
     yield f"VQFAST_BACKEND: {registry.forced_backend() or 'not set, so the first backend that can run does'}"
     for device in ("cpu", "cuda") if gpus else ("cpu",):

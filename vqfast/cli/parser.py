@@ -34,7 +34,7 @@ Several processes share the work: torchrun --nproc-per-node N -m -- vqfast COMMA
 """
 DATA = "a folder of images, an image, a .npy, .npz or IDX (MNIST) file, CIFAR-10's cifar-10-batches-bin, or "
 DATA += "digits, scikit-learn's"
-CODES = "a folder that encode or sample wrote, such as OUT/samples, or a .npy of integers (N, *shape)"
+CODES = "a folder that encode or sample wrote, such as OUT/samples, one of its files, or a .npy of integers"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -133,15 +133,14 @@ def make_parser() -> argparse.ArgumentParser:
     sub.option("--data", f"{DATA} (default: the run's own images)", metavar="PATH")
     _reading(sub, "the run's")
     sub.option("--out", "folder for the codes of --data", metavar="FOLDER")
+    sub.option("--format", "of the files of codes: npz (the default of a new folder) or safetensors")
     _device(sub)
 
     sub = add("train-prior", commands.train_prior)
     _run(sub, "--run", "folder of a run whose images are encoded")
     like = pipeline.train_priors
-    prior = (
-        "kind of network: gated (the default), residual or snail; of recordings' codes wavenet, of clips' "
-    )
-    prior += "codes clips"
+    prior = "kind of network: gated (the default), residual or snail; of recordings' codes wavenet, "
+    prior += "of clips' codes clips"
     sub.option("--prior", prior)
     for name, help in (
         ("--channels", "channels of the hidden layers"),
@@ -329,10 +328,8 @@ def _device(sub: _Parser) -> None:
 
 def _format(sub: _Parser, others: str) -> None:
     kinds = "of images grid (sheets, the default), png (single pictures) or npy (arrays, uint8 N, C, H, W); "
-    kinds += (
-        "of recordings wav (the default) or npy (float32 N, 1, T); of clips mp4 (the default), gif or npy "
-    )
-    kinds += "(uint8 N, T, H, W, C)"
+    kinds += "of recordings wav (the default) or npy (float32 N, 1, T); of clips mp4 (the default), gif "
+    kinds += "or npy (uint8 N, T, H, W, C)"
     sub.option("--format", f"files: {kinds}{others}")
 
 
@@ -386,9 +383,8 @@ def _reading(sub: _Parser, default: str) -> None:
     size = f"pixels along a side: resize the images and cut out squares (default: {default})"
     whole: dict[str, Any] = {"type": int, "metavar": "N"}
     sub.option("--size", size, **whole)
-    crop = (
-        "pixels along a side: cut a square out of each image, of the size that it then has; training takes "
-    )
+    crop = "pixels along a side: cut a square out of each image, of the size that it then has; training "
+    crop += "takes "
     sub.option("--crop", f"{crop}random ones, all else the central one (default: {default})", **whole)
     sub.option("--channels", f"1 (grey) or 3 (RGB) (default: {default})", type=int, metavar="N")
     depth = f"bits of a channel in files wider than 8 bits (default: {default}"

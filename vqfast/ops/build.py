@@ -23,28 +23,48 @@ INSTALLED = Path(__file__).parents[1] / "csrc"
 SOURCES = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[2] / "csrc"  # the latter in a checkout
 PREBUILT = SOURCES / "native.so"
 FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-w"]
-# Sources in host/ and those named host*.cpp are compiled once, all others for each of these, worst first. The
-# library picks the best one that the CPU has when it runs (csrc/host/library.cpp).
-INSTRUCTION_SETS: dict[str, list[str]] = {"portable": []}
-if platform.machine() in ("x86_64", "AMD64"):
-    INSTRUCTION_SETS["avx2"] = ["-mavx2", "-mfma"]
-    INSTRUCTION_SETS["avx512"] = [
-        f"-m{name}" for name in ("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma")
-    ]
-    INSTRUCTION_SETS["avx512"].append("-mprefer-vector-width=512")
-    INSTRUCTION_SETS["avx512bf16"] = [*INSTRUCTION_SETS["avx512"], "-mavx512bf16", "-mavx512vnni"]
+# Without symbols. Weak kernels that aren't compiled are null: macOS wants to be told that they may be.
+LINKING = ["-Wl,-undefined,dynamic_lookup", "-Wl,-x"] if sys.platform == "darwin" else ["-s"]
+
+
+def instruction_sets(machine: str) -> dict[str, list[str]]:
+    """The instruction sets of a machine (``platform.machine()``), worst first, with the compiler's flags.
+
+    Sources in host/ and those named host*.cpp are compiled once, all others for each of these. The library
+    picks the best one that the CPU has when it runs (csrc/host/library.cpp).
+    """
+    sets: dict[str, list[str]] = {"portable": []}
+    if machine in ("x86_64", "AMD64"):
+        sets["avx2"] = ["-mavx2", "-mfma"]
+        sets["avx512"] = [f"-m{name}" for name in ("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma")]
+        sets["avx512"].append("-mprefer-vector-width=512")
+        sets["avx512bf16"] = [*sets["avx512"], "-mavx512bf16", "-mavx512vnni"]
+    elif machine in ("aarch64", "arm64"):
+        sets["neon"] = ["-DVQFAST_NEON"]  # every such CPU has its instructions
+    return sets
+
+
+INSTRUCTION_SETS = instruction_sets(platform.machine())
 CPU = Path("/proc/cpuinfo")
 SECONDS = 600  # a compilation that takes longer is stopped
 DIGEST = hashlib.sha256
-_LOAD = "import ctypes, sys; ctypes.CDLL(sys.argv[1]).vqfast_register"
+_LOAD = """
+import ctypes, sys
+try:
+    ctypes.CDLL(sys.argv[1]).vqfast_register
+except (OSError, AttributeError) as error:
+    sys.exit(str(error))
+"""
 
 
 def find_compiler() -> list[str]:
     """The command that compiles C++: ``$CXX``, a program or a command line, else a compiler that is found.
 
     Raises:
-        RuntimeError: there is none.
+        RuntimeError: there is none, or the native library doesn't run on this system.
     """
+    if os.name == "nt":
+        raise RuntimeError("there is no native library for Windows yet")
     asked = os.environ.get("CXX", "").strip()
     try:
         commands = [[asked], shlex.split(asked)] if asked else [["g++"], ["clang++"], ["c++"]]
@@ -59,7 +79,7 @@ def find_compiler() -> list[str]:
 def own_instruction_sets() -> list[str]:
     """The instruction sets that this CPU has, the best one last; empty where the system doesn't say."""
     try:
-        found = re.search(r"^flags\s*:(.*)", CPU.read_text(), re.MULTILINE)
+        found = re.search(r"^(?:flags|Features)\s*:(.*)", CPU.read_text(), re.MULTILINE)
     except OSError:
         found = None
     if found is None:
@@ -71,13 +91,28 @@ def own_instruction_sets() -> list[str]:
     return [name for name in INSTRUCTION_SETS if needs[name] <= here]
 
 
-def build(target: Path, compiler: list[str], own: list[str] | None = None) -> dict[str, str]:
-    """Compiles the library to ``target``, which appears whole or not at all.
+def asked_instruction_set() -> str | None:
+    """The instruction set that ``VQFAST_ISA`` asks for, if any.
+
+    Raises:
+        ValueError: it names none of this machine's.
+    """
+    name = os.environ.get("VQFAST_ISA") or None
+    if name is not None and name not in INSTRUCTION_SETS:
+        raise ValueError(f"VQFAST_ISA is {name!r}; want one of {', '.join(INSTRUCTION_SETS)}")
+    return name
+
+
+def build(
+    target: Path, compiler: list[str], own: list[str] | None = None, *, foreign: bool = False
+) -> dict[str, str]:
+    """Compiles the library to ``target``, with its digest beside it. Both appear whole or not at all.
 
     Args:
         target: a file, whose folder exists.
         compiler: a command and its first arguments.
         own: instruction sets, of which the last one that can be compiled is enough; ``None`` compiles all.
+        foreign: the compiler's library is for another machine, so that it isn't tried here.
 
     Returns:
         The instruction sets on which the compiler fails or crashes, which are left out, and its message.
@@ -109,29 +144,55 @@ def build(target: Path, compiler: list[str], own: list[str] | None = None) -> di
             if len(failed) < len(set(parts) - {"host"}):  # an instruction set is compiled
                 break
         linked = Path(folder, "linked")
-        if failure := _failure([*compiler, "-shared", "-o", str(linked), *objects]):
+        if failure := _failure([*compiler, "-shared", *LINKING, "-o", str(linked), *objects]):
             raise RuntimeError(failure)
-        if reason := refusal(linked):
+        if not foreign and (reason := refusal(linked)):
             raise RuntimeError(f"the library that {shlex.join(compiler)} wrote can't be loaded: {reason}")
-        with linked.open("rb+") as file:
-            digest = DIGEST(file.read()).digest()
-            file.write(digest)  # the loader ignores what follows the sections
+        digest = Path(folder, "digest")
+        digest.write_text(f"{DIGEST(linked.read_bytes()).hexdigest()}  {target.name}\n")
+        digest.replace(digest_file(target))  # one that is there without its library fits no other library
         linked.replace(target)
     return left_out
 
 
+def digest_file(library: Path) -> Path:
+    """The file beside a library by which ``whole`` knows it, as ``sha256sum`` writes it.
+
+    It isn't a part of the library, which may be signed.
+    """
+    return library.with_suffix(".sha256")
+
+
 def refusal(library: Path) -> str | None:
-    """Why the library can't be loaded, else ``None``. Another process tries, as a damaged one may kill it."""
-    return _failure([sys.executable or "python3", "-I", "-S", "-c", _LOAD, str(library)])
+    """The loader's reason not to load the library, else ``None``.
+
+    Another process tries, as a damaged library may kill it.
+    """
+    reason = _failure([sys.executable or "python3", "-I", "-S", "-c", _LOAD, str(library)])
+    return reason and reason.rpartition("failed (1): ")[2]
 
 
 def whole(library: Path) -> bool:
     """Whether the library is as ``build`` wrote it."""
     try:
-        data = library.read_bytes()
-    except FileNotFoundError:
+        said = digest_file(library).read_bytes().split()
+        return said[:1] == [DIGEST(library.read_bytes()).hexdigest().encode()]
+    except OSError:
         return False
-    return DIGEST(data[:-32]).digest() == data[-32:]
+
+
+def symbol_versions(library: Path) -> dict[str, tuple[int, ...]]:
+    """The newest version of each of the system's libraries that a library for Linux asks for.
+
+    A text in the library that looks like a version counts as one.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    for name, numbers in re.findall(
+        rb"\0(GLIBC|GLIBCXX|CXXABI|GCC)_(\d+(?:\.\d+)*)(?=\0)", library.read_bytes()
+    ):
+        version = tuple(map(int, numbers.split(b".")))
+        found[name.decode()] = max(found.get(name.decode(), ()), version)
+    return found
 
 
 def sources() -> list[Path]:

@@ -30,15 +30,21 @@ from vqfast.ops.contract import Contract
 _SAY_AFTER, _GIVE_UP_AFTER = 5.0, 1800.0  # seconds of waiting for another process that compiles
 _LOG = logging.getLogger("vqfast")
 _loaded: ctypes.CDLL | None = None
+_chosen: str | None = None
 
 
 @functools.cache
 def unavailable() -> str | None:
-    """Why the library can't be used; ``None`` once it is loaded. The first call may compile it."""
+    """Why the library can't be used; ``None`` once it is loaded. The first call may compile it.
+
+    Raises:
+        ValueError: ``VQFAST_ISA`` names no instruction set.
+    """
     reasons = []
+    asked = build.asked_instruction_set()
     for find in (_installed, _compiled) if build.PREBUILT.exists() else (_compiled,):
         try:
-            _register(find())
+            _register(find(), asked)
         except (OSError, RuntimeError, ValueError, AttributeError) as error:
             reasons.append(" ".join(str(error).split()))
         else:
@@ -63,43 +69,63 @@ def contract() -> Contract:
     return Contract(_loaded.vqfast_contract().decode())
 
 
-def _register(path: Path) -> None:
+def instruction_set() -> str | None:
+    """The instruction set whose kernels run, such as ``"avx2"``; ``None`` where the library can't be used."""
+    return _chosen if unavailable() is None else None
+
+
+def _register(path: Path, asked: str | None) -> None:
     """Loads a library and hands it the functions of torch that it calls, so that it registers its ops.
+
+    Args:
+        asked: the instruction set to run; ``None`` for the best one.
 
     Raises:
         OSError: it can't be loaded.
         AttributeError: it is another library, or torch is older than 2.10.
-        RuntimeError: torch refuses an op.
+        RuntimeError: it has no kernels for this CPU, or torch refuses an op.
     """
-    global _loaded
+    global _loaded, _chosen
     library = ctypes.CDLL(str(path))
+    library.vqfast_choose.restype = ctypes.c_char_p
     library.vqfast_torch_functions.restype = ctypes.POINTER(ctypes.c_char_p)
     library.vqfast_register.restype = ctypes.c_bool
     library.vqfast_contract.restype = ctypes.c_char_p
     names = itertools.takewhile(lambda name: name is not None, library.vqfast_torch_functions())
     functions = ctypes.CDLL(torch._C.__file__)  # the libraries that it depends on are searched too
     pointers = [ctypes.cast(functions[name.decode()], ctypes.c_void_p) for name in names]
+    chosen = library.vqfast_choose(asked and asked.encode())
+    if chosen is None:
+        raise RuntimeError(f"{path} has no {asked + ' ' if asked else ''}kernels that this CPU runs")
     if not library.vqfast_register((ctypes.c_void_p * len(pointers))(*pointers)):
         raise RuntimeError(f"torch {torch.__version__} doesn't take the ops of {path}")
-    _loaded = library
+    _loaded, _chosen = library, chosen.decode()
 
 
 def _installed() -> Path:
     """The library that was installed.
 
-    One that isn't as it was built (stripped or cut) might kill its process: another one loads it first.
+    One that isn't as it was built might kill its process. Whoever changes it on purpose removes its digest.
 
     Raises:
-        OSError: it can't be loaded.
+        OSError: it can't be loaded, or its digest is that of other bytes.
     """
-    if not build.whole(build.PREBUILT) and (reason := build.refusal(build.PREBUILT)):
-        raise OSError(f"the installed library can't be loaded: {reason}")
+    if not build.whole(build.PREBUILT):
+        reason = build.refusal(build.PREBUILT)
+        if reason is None and build.digest_file(build.PREBUILT).exists():
+            reason = f"it isn't as it was built, {build.digest_file(build.PREBUILT).name} says"
+        if reason is not None:
+            raise OSError(f"the installed library {build.PREBUILT} is damaged: {reason}")
     return build.PREBUILT
 
 
 def _compiled() -> Path:
     """The library of these sources and this compiler in the user's cache, compiled if it isn't there."""
-    compiler, own = build.find_compiler(), build.own_instruction_sets()
+    compiler, own, asked = build.find_compiler(), build.own_instruction_sets(), build.asked_instruction_set()
+    if asked is not None:
+        if own and asked not in own:
+            raise RuntimeError(f"VQFAST_ISA is {asked!r}, which this CPU lacks; it has {', '.join(own)}")
+        own = [asked]
     programs = [Path(found).stat() for word in compiler if (found := shutil.which(word))]
     built_by = (
         compiler,

@@ -15,7 +15,7 @@ from vqfast.checks import check_integer
 from vqfast.pipeline import shards
 from vqfast.pipeline.levels import level_name
 from vqfast.pipeline.run import Run
-from vqfast.pipeline.shards import existing_shard, pack, read_shards, unpack
+from vqfast.pipeline.shards import existing_shard, pack, read_shards, unpack, whole_arrays
 
 
 @dataclass(frozen=True)
@@ -76,25 +76,13 @@ def stage_codes(run: Run, stage: str) -> CodeGrids:
     existing_shard(folder, (num - 1) // shards.SHARD)
 
     def read(numbers: range) -> tuple[list[Tensor], Tensor | None]:
-        arrays = read_shards(folder, num, numbers)
-        ndims = {name: array.ndim for name, array in arrays.items()}
-        labels = arrays.pop("labels", None)
-        for other in ("rejected", "actions"):  # see ``sample`` and below
-            arrays.pop(other, None)
-        names = [level_name("indices", level) for level in range(len(arrays))]
-        bad = [name for name in names if ndims.get(name, 0) < 2]
-        if bad or not names or ndims.get("labels", 1) != 1:
-            wanted = "want indices (N, *shape), indices-1 and so on for finer levels, maybe labels (N,)"
-            raise ValueError(f"{folder} holds arrays of {ndims} dimensions; {wanted}")
-        return [unpack(arrays[name]) for name in names], None if labels is None else unpack(labels)
+        return _grids(folder, read_shards(folder, num, numbers))
 
     def actions(numbers: range) -> Tensor | None:
-        found = read_shards(folder, num, numbers).get("actions")
-        if found is not None and found.ndim != 2:
-            raise ValueError(f"{folder} has actions of {found.ndim} dimensions; want (N, T)")
-        return None if found is None else unpack(found)
+        return _actions(folder, read_shards(folder, num, numbers))
 
-    digest = hashlib.sha256(repr(sorted(settings.items())).encode()).hexdigest()[:16]
+    named = sorted((name, value) for name, value in settings.items() if name != "format")
+    digest = hashlib.sha256(repr(named).encode()).hexdigest()[:16]
     return CodeGrids(num, digest, read, actions)
 
 
@@ -102,8 +90,9 @@ def open_codes(path: str | Path) -> CodeGrids:
     """The codes at a path.
 
     Args:
-        path: a folder that ``encode`` or ``sample`` wrote, such as ``OUT/samples``; or a ``.npy`` file of
-            integers ``(N, *shape)``, the codes of a single level.
+        path: a folder that ``encode`` or ``sample`` wrote, such as ``OUT/samples``; a file as those in it,
+            ``.npz`` or ``.safetensors``; or a ``.npy`` file of integers ``(N, *shape)``, the codes of a
+            single level.
 
     Raises:
         FileNotFoundError: nothing is there.
@@ -121,11 +110,13 @@ def open_codes(path: str | Path) -> CodeGrids:
         folder = next((p for p in place.absolute().parents if (p / "run.json").is_file()), None)
         if folder is None:
             raise ValueError(
-                f"codes is {path}; want a folder such as OUT/samples that sample or encode wrote, or a .npy"
+                f"codes is {path}; want a folder such as OUT/samples that sample or encode wrote, or a file"
             )
         return stage_codes(Run(folder, lock=False), place.absolute().relative_to(folder).as_posix())
     if not place.is_file():
         raise FileNotFoundError(f"codes is {path}; no such file or folder")
+    if place.suffix in (".npz", ".safetensors"):
+        return _file_codes(place)
     try:
         array = np.load(place, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # a damaged file raises nearly anything
@@ -140,3 +131,52 @@ def open_codes(path: str | Path) -> CodeGrids:
         return [unpack(array[numbers.start : numbers.stop])], None
 
     return CodeGrids(len(array), digest.hexdigest()[:16], read)
+
+
+def _file_codes(path: Path) -> CodeGrids:
+    """The codes of a file with the arrays of a shard, of any number of items."""
+    try:
+        arrays = whole_arrays(path)
+        (first, *_), _ = _grids(path, arrays)
+        _actions(path, arrays)
+        if not first.numel():
+            raise ValueError("it has no codes")
+    except Exception as error:  # a damaged file raises nearly anything
+        raise ValueError(f"codes is {path}, which is no whole file of codes: {error}") from error
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].shape}".encode() + unpack(arrays[name]).numpy().tobytes())
+
+    def part(numbers: range) -> dict[str, np.ndarray]:
+        return {name: array[numbers.start : numbers.stop] for name, array in arrays.items()}
+
+    def read(numbers: range) -> tuple[list[Tensor], Tensor | None]:
+        return _grids(path, part(numbers))
+
+    def actions(numbers: range) -> Tensor | None:
+        return _actions(path, part(numbers))
+
+    return CodeGrids(len(first), digest.hexdigest()[:16], read, actions)
+
+
+def _grids(place: Path, arrays: dict[str, np.ndarray]) -> tuple[list[Tensor], Tensor | None]:
+    """The codes of each level and any labels, of the arrays of a shard.
+
+    Raises:
+        ValueError: they aren't those of codes.
+    """
+    ndims = {name: array.ndim for name, array in arrays.items()}
+    others = ("labels", "rejected", "actions")  # see ``sample`` and ``_actions``
+    names = [level_name("indices", level) for level in range(len(arrays.keys() - set(others)))]
+    if not names or any(ndims.get(name, 0) < 2 for name in names) or ndims.get("labels", 1) != 1:
+        wanted = "want indices (N, *shape), indices-1 and so on for finer levels, maybe labels (N,)"
+        raise ValueError(f"{place} holds arrays of {ndims} dimensions; {wanted}")
+    labels = arrays.get("labels")
+    return [unpack(arrays[name]) for name in names], None if labels is None else unpack(labels)
+
+
+def _actions(place: Path, arrays: dict[str, np.ndarray]) -> Tensor | None:
+    found = arrays.get("actions")
+    if found is not None and found.ndim != 2:
+        raise ValueError(f"{place} has actions of {found.ndim} dimensions; want (N, T)")
+    return None if found is None else unpack(found)

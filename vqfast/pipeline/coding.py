@@ -22,7 +22,7 @@ from vqfast.pipeline.levels import concatenated
 from vqfast.pipeline.parts import modality_of
 from vqfast.pipeline.ranks import ALONE, Ranks
 from vqfast.pipeline.run import Run
-from vqfast.pipeline.shards import Advance, write_files, write_shards
+from vqfast.pipeline.shards import FORMATS, Advance, write_files, write_shards
 from vqfast.pipeline.video_actions import encoded_actions
 from vqfast.sampling.memory import in_batches
 
@@ -30,7 +30,14 @@ CLIPS = 16  # at a time, in place of ``BATCH`` items
 
 
 def encode(
-    run: Run, vqvae: Autoencoder, dataset: Dataset, *, part: str, out: Run | None = None, ranks: Ranks = ALONE
+    run: Run,
+    vqvae: Autoencoder,
+    dataset: Dataset,
+    *,
+    part: str,
+    format: str | None = None,
+    out: Run | None = None,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Step 2: encodes data; the codes and any labels lie in shards under ``codes/<part>``.
 
@@ -41,13 +48,18 @@ def encode(
         vqvae: the run's, on the device of ``ranks``.
         dataset: the data, such as a part that ``reopen_parts`` gives.
         part: the name of the data in the folder.
+        format: of the shards, ``"npz"`` (the default of a new folder) or ``"safetensors"``.
         out: where the codes go; by default into the run.
         ranks: the processes that work together.
 
     Raises:
-        ValueError: items can't be read or don't fit the model, or the folder has other codes of that name.
+        ValueError: items can't be read or don't fit the model, there is no such format, or the folder has
+            other codes of that name, or these in another format.
     """
     out = out or run
+    before: dict[str, str] = out.settings(f"codes/{part}") or {}
+    kind = before.get("format", FORMATS[0]) if format is None else format
+    check_choice("format", kind, FORMATS)
     codes = encoded(vqvae, dataset, ranks)
 
     def make(numbers: range, advance: Advance) -> dict[str, np.ndarray]:
@@ -59,10 +71,11 @@ def encode(
         return shard_of(concatenated(batches), vqvae.codebook_sizes, labels, codes.actions(numbers))
 
     settings = {"data": dataset.fingerprint, "num": len(dataset), "weights": weights_digest(run, "vqvae")}
+    if kind != FORMATS[0]:
+        settings["format"] = kind
     out.begin(f"codes/{part}", settings, ranks=ranks)
-    item = modality_of(run).item
-    folder = out.folder / "codes" / part
-    write_shards(folder, len(dataset), ranks, label=f"encode {part}", item=item, make=make)
+    names = {"label": f"encode {part}", "item": modality_of(run).item}
+    write_shards(out.folder / "codes" / part, len(dataset), ranks, make=make, format=kind, **names)
 
 
 def decode(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import math
-import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -20,7 +20,7 @@ from vqfast.pipeline.batches import batch_chances, batch_numbers, read_ahead, st
 from vqfast.pipeline.interrupts import held_back
 from vqfast.pipeline.optimizing import set_rates
 from vqfast.pipeline.options import PRECISIONS, Training
-from vqfast.pipeline.progress import bar
+from vqfast.pipeline.progress import LOG, bar
 from vqfast.pipeline.ranks import Ranks
 from vqfast.pipeline.state import State
 from vqfast.pipeline.validation import History, Validation, measured
@@ -109,9 +109,10 @@ def fit(
     showing = bar(ranks, task.label, steps, done=state.step, unit="step")
     with reading as batches, showing as progress, held_back() as received:
 
-        def say(line: str | None) -> None:
+        def say(line: str | None, level: int) -> None:
             if line is not None and ranks.first:
-                progress.write(f"{task.label}: {line}", file=sys.stderr)
+                progress.clear()
+                LOG.log(level, "%s: %s", task.label, line)
 
         for share, batch in batches:
             step = share.step
@@ -131,10 +132,10 @@ def fit(
                     state.best = state.weights()
                 progress.set_postfix(_shown(state.history, validation), refresh=False)
                 for line in warnings(state.history):
-                    say(line)
+                    say(line, logging.WARNING)
             progress.update()
             now = time.monotonic()
-            say(estimate.line(step, now))
+            say(estimate.line(step, now), logging.INFO)
             may_stop = recorded or ranks.world == 1
             stop = may_stop and ranks.any(bool(received))
             if ranks.first and may_stop and (stop or now - saved > SAVE_SECONDS):

@@ -1,7 +1,8 @@
-"""Progress bars and lines on standard error."""
+"""Progress bars on standard error, and lines for the logger ``vqfast``."""
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from vqfast.pipeline.ranks import Ranks
 if TYPE_CHECKING:  # tqdm is optional
     from tqdm import tqdm
 
+LOG = logging.getLogger("vqfast")
 LINE_SECONDS = 30.0  # from one plain line to the next
 PLAIN = "{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 DAY_SECONDS = 86_400.0
@@ -28,9 +30,8 @@ def bar(ranks: Ranks, label: str, total: int, *, done: int = 0, unit: str = "it"
             last = self.disable and not self.pos  # close() adds a newline to it
             self.fp.write(f"{self}{'' if last else chr(10)}")
 
-        @classmethod
-        def write(cls, s: str, file: Any = None, end: str = "\n", nolock: bool = False) -> None:
-            file.write(f"{s}{end}")
+        def clear(self, nolock: bool = False) -> None:
+            pass  # plain lines stay
 
     ranks.works_at(label)
     common: dict[str, Any] = {"total": total, "initial": done, "desc": label, "unit": unit}
@@ -58,7 +59,7 @@ def estimate_line(steps: int, seconds: float) -> str:
     )
 
 
-def write_lines(ranks: Ranks, topic: str, lines: Iterable[str]) -> None:
-    """Writes lines about a topic to standard error, in the first process."""
-    if ranks.first:
-        sys.stderr.write("".join(f"{topic}: {line}\n" for line in lines))
+def warn_of(ranks: Ranks, topic: str, lines: Iterable[str]) -> None:
+    """Logs lines about a topic as warnings, in the first process."""
+    for line in lines if ranks.first else ():
+        LOG.warning("%s: %s", topic, line)

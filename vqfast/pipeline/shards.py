@@ -17,8 +17,10 @@ from vqfast.data.protocol import BATCH
 from vqfast.files import open_file, write_file
 from vqfast.pipeline.progress import bar
 from vqfast.pipeline.ranks import Ranks
+from vqfast.saving.storage import read_tensors
 
 SHARD = 1024  # items in a shard
+FORMATS = ("npz", "safetensors")  # of shards; a folder has those of one
 
 Advance = Callable[[float], object]  # is called with the number of items done since the last call
 
@@ -78,17 +80,26 @@ def write_shards(
     label: str,
     item: str,
     make: Callable[[range, Advance], dict[str, np.ndarray]],
+    format: str = "npz",
 ) -> None:
-    """Writes the arrays of every shard, as ``00000.npz`` and so on: see ``write_files``."""
+    """Writes the arrays of every shard, as ``00000.npz`` and so on, or in another of ``FORMATS``.
+
+    See ``write_files``.
+    """
 
     def archive(numbers: range, advance: Advance) -> Iterator[bytes]:
-        buffer = io.BytesIO()
         arrays: dict[str, Any] = make(numbers, advance)
+        if format == "safetensors":
+            from safetensors.numpy import save
+
+            yield save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+            return
+        buffer = io.BytesIO()
         np.savez(buffer, **arrays)
         yield buffer.getvalue()
 
     def names(numbers: range) -> list[str]:
-        return [f"{numbers.start // SHARD:05d}.npz"]
+        return [f"{numbers.start // SHARD:05d}.{format}"]
 
     write_files(folder, num, ranks, label=label, item=item, names=names, make=archive)
 
@@ -106,7 +117,7 @@ def read_shards(folder: Path, num: int, numbers: range) -> dict[str, np.ndarray]
         places = slice(max(0, numbers.start - first), numbers.stop - first)
         path = existing_shard(folder, shard)
         try:
-            arrays = _whole_arrays(path, min(num - first, SHARD))
+            arrays = whole_arrays(path, min(num - first, SHARD))
             parts.append({name: array[places] for name, array in arrays.items()})
             shapes = [{name: array.shape[1:] for name, array in part.items()} for part in parts]
             if shapes[-1] != shapes[0]:
@@ -122,19 +133,31 @@ def existing_shard(folder: Path, shard: int) -> Path:
     Raises:
         FileNotFoundError: it is missing.
     """
-    path = folder / f"{shard:05d}.npz"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: the codes aren't complete; encode or sample first")
-    return path
+    paths = [folder / f"{shard:05d}.{format}" for format in FORMATS]
+    for path in paths:
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"{paths[0]} is missing: the codes aren't complete; encode or sample first")
 
 
-def _whole_arrays(path: Path, num: int) -> dict[str, np.ndarray]:
-    """The arrays of a shard, each of ``num`` items. They aren't compressed, so the file bounds their size."""
-    with open_file(path) as opened, np.lib.npyio.NpzFile(opened, allow_pickle=False) as file:
-        archive = cast(zipfile.ZipFile, file.zip)
-        if sum(member.file_size for member in archive.infolist()) > os.fstat(opened.fileno()).st_size:
-            raise ValueError("its arrays are larger than the file")
-        arrays = {name: file[name] for name in file.files}
+def whole_arrays(path: Path, num: int | None = None) -> dict[str, np.ndarray]:
+    """The arrays of a shard, each of ``num`` items, or all of as many.
+
+    They aren't compressed, so the file bounds their size.
+
+    Raises:
+        ValueError: they are others, or larger than the file. A damaged zip raises nearly anything.
+    """
+    if path.suffix == ".safetensors":
+        arrays = {name: tensor.numpy() for name, tensor in read_tensors(path).items()}
+    else:
+        with open_file(path) as opened, np.lib.npyio.NpzFile(opened, allow_pickle=False) as file:
+            archive = cast(zipfile.ZipFile, file.zip)
+            if sum(member.file_size for member in archive.infolist()) > os.fstat(opened.fileno()).st_size:
+                raise ValueError("its arrays are larger than the file")
+            arrays = {name: file[name] for name in file.files}
+    if num is None:
+        num = next((len(array) for array in arrays.values() if array.ndim), 0)
     for name, array in arrays.items():
         if array.dtype.kind not in "iu" or array.shape[:1] != (num,):
             raise ValueError(f"{name} is {array.dtype} of shape {array.shape}; want integers, {num} items")

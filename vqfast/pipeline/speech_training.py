@@ -19,7 +19,7 @@ from vqfast.pipeline.checkpoint import load_model
 from vqfast.pipeline.loop import Share, Task
 from vqfast.pipeline.options import Training
 from vqfast.pipeline.parts import HELD_OUT, TRAIN, data_note, open_parts
-from vqfast.pipeline.progress import write_lines
+from vqfast.pipeline.progress import warn_of
 from vqfast.pipeline.ranks import ALONE, Ranks
 from vqfast.pipeline.run import Run
 from vqfast.pipeline.speech_measures import measure_speech
@@ -71,7 +71,7 @@ def train_speech(
     parts, found = open_parts(run, note, ranks)
     part, held_out = parts[TRAIN], parts[HELD_OUT]
     assert isinstance(part, Recordings) and isinstance(held_out, Recordings)
-    write_lines(ranks, "data", part.describe())
+    warn_of(ranks, "data", part.describe())
     options = dict(model_options or {})
     torch.manual_seed(training.seed)
     own = {"rate": part.rate, "num_classes": part.num_classes}

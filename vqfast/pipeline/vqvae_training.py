@@ -15,7 +15,7 @@ from vqfast.pipeline.checkpoint import check_rebuildable, load_model
 from vqfast.pipeline.measures import bits_per_dim, likelihood_of, measure_reconstruction
 from vqfast.pipeline.options import Training
 from vqfast.pipeline.parts import HELD_OUT, TRAIN, data_note, open_parts
-from vqfast.pipeline.progress import write_lines
+from vqfast.pipeline.progress import warn_of
 from vqfast.pipeline.ranks import ALONE, Ranks
 from vqfast.pipeline.run import Run
 from vqfast.pipeline.training import begin_training, train_once
@@ -88,9 +88,9 @@ def train_vqvae(
     note = data_note(data, modality=modality, val=val, seed=training.seed, reading=reading or {}, group=group)
     parts, found = open_parts(run, note, ranks)
     part = parts[TRAIN]
-    write_lines(ranks, "data", part.describe())
+    warn_of(ranks, "data", part.describe())
     if isinstance(note["val"], str):
-        write_lines(ranks, "val", parts[HELD_OUT].describe())
+        warn_of(ranks, "val", parts[HELD_OUT].describe())
     options = dict(model_options or {})
     torch.manual_seed(training.seed)
     sizes = {"in_channels": part.shape[0]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import threading
@@ -154,8 +155,7 @@ class Watch(threading.Thread):
 
 
 def _say(line: str) -> None:
-    sys.stderr.write(f"vqfast: {line}\n")
-    sys.stderr.flush()
+    logging.getLogger("vqfast").warning("vqfast: %s", line)
 
 
 def _message(thread: int) -> FrameType | None:

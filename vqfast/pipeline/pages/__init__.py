@@ -11,7 +11,7 @@ from vqfast.pipeline.pages.contents import Contents
 from vqfast.pipeline.pages.facts import summary
 from vqfast.pipeline.pages.html import Markup, page, tag
 from vqfast.pipeline.pages.sections import SECTIONS, Section, Source
-from vqfast.pipeline.progress import write_lines
+from vqfast.pipeline.progress import warn_of
 from vqfast.pipeline.ranks import ALONE, Ranks
 from vqfast.pipeline.run import Run
 
@@ -93,4 +93,4 @@ def write_report(run: Run, ranks: Ranks) -> None:
         if not page.is_file() or page.stat().st_mtime_ns < newest:
             write_file(page, report(run, ranks=ranks))
     except Exception as error:
-        write_lines(ranks, "report", [f"{page} can't be written: {one_line(error)}"])
+        warn_of(ranks, "report", [f"{page} can't be written: {one_line(error)}"])

@@ -32,7 +32,7 @@ def commands_of(run: Run) -> list[str]:
         command = TRAIN.get(str(data.get("modality")), "train")
         found.append([command, *_options({**given, **own}), "--out", folder])
     if "codes/train" in stages:
-        found.append(["encode", "--run", folder])
+        found.append(["encode", "--run", folder, *_options({"format": stages["codes/train"].get("format")})])
     priors = {name: settings for name, settings in stages.items() if name.partition("-")[0] == "prior"}
     for name, settings in priors.items():
         own = {name: value for name, value in settings.items() if name != "codes"}
