@@ -260,6 +260,15 @@ def test_sampler_fits_the_chip_without_spills(size, arch, widest, which) -> None
     assert (("mma.sync" if few else PRODUCT[arch]) in text) == on_tensor_cores
 
 
+@pytest.mark.parametrize("size, widest", [(2, 8), (4, 128)])
+def test_a_product_of_the_sampler_takes_at_most_two_barriers(size, widest) -> None:
+    kernel = sampler_kernel(size, "sm_90", SAMPLING[size]["sm_90"][widest].position, "position")[1]
+    products = [loop for loop in aot.loops(kernel) if loop.innermost and loop.of("FFMA", "HMMA") > 2]
+    products = [loop for loop in products if loop.of("LDG") and not loop.of("DFMA")]  # not the draw
+    assert products
+    assert all(loop.of("BAR") <= 2 for loop in products)
+
+
 @pytest.mark.parametrize(
     "size, arch, widest", [(2, "sm_90", 4), (4, "sm_90", ANY), (2, "gfx942", 512), (8, "sm_80", ANY)]
 )
