@@ -12,6 +12,7 @@ With ``TRITON_INTERPRET=1`` it is a rehearsal on the CPU, with small shapes.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -54,6 +55,8 @@ def main(step: str, out: Path, seconds: float = SECONDS, steps: Steps | None = N
     if not (torch.cuda.is_available() or registry.interpreted()):
         print("the GPU gate needs a CUDA device, and PyTorch finds none here", file=sys.stderr)
         return 2
+    if registry.interpreted():  # else the CPU's kernels would be rehearsed
+        os.environ["VQFAST_BACKEND"] = "triton"
     if steps is None:
         from benchmarks import gate_steps
 

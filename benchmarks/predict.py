@@ -1,0 +1,195 @@
+"""What the GPU kernels should take, from what can be counted without a GPU: ``python -m benchmarks.predict``.
+
+It compiles the kernels, counts instructions, bytes, barriers and launches, writes the counts to
+``results/kernels.json``, and the table into docs/gpus.md. ``--table`` makes the table from the counts that
+are there.
+
+A time is given twice: as if all parts overlapped, and as if none did.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any, NamedTuple
+
+import torch
+
+from benchmarks.machine import ROOT
+from benchmarks.record import RESULTS
+
+COUNTS, PAGE = RESULTS / "kernels.json", ROOT / "docs" / "gpus.md"
+BEGIN, END = "<!-- predictions -->\n", "<!-- end of predictions -->\n"
+LAUNCH, MEETING, LOAD = 2e-6, 0.7e-6, 0.7e-6  # seconds: of a launch, of a meeting, of a load with a product
+FULL_RATE = ("FADD", "FMUL", "FFMA")  # other arithmetic has 64 lanes
+
+
+class Gpu(NamedTuple):
+    """Rates, as measured elsewhere (H100) or nine tenths of the data sheet."""
+
+    arch: str
+    multiprocessors: int
+    clock: float
+    lanes: int
+    memory: float  # bytes a second
+    cache: float  # bytes a second from the L2
+    half: float  # operations a second of fp16 and bf16 products
+    single: float  # of float32 without tensor cores
+
+
+GPUS = {
+    "A100": Gpu("sm_80", 108, 1.41e9, 64, 1.8e12, 4.0e12, 280e12, 18e12),
+    "H100": Gpu("sm_90", 132, 1.7e9, 128, 3.0e12, 5.5e12, 800e12, 60e12),
+    "H200": Gpu("sm_90", 132, 1.7e9, 128, 4.3e12, 5.5e12, 800e12, 60e12),
+    "B200": Gpu("sm_100", 148, 1.8e9, 128, 7.2e12, 9.0e12, 2000e12, 68e12),
+}
+SEARCHES = {(131072, 512, 64): 0.035, (131072, 1024, 256): 0.08, (131072, 8192, 256): 0.08}  # listed again
+CONVOLUTIONS = {"3x3 B": 5, "7x7 A": 24}  # visible taps, of (16, 128, 32, 32) to 128 channels
+SAMPLES = (1, 16, 256, 1024, 8192)  # images of 32x32 codes, 15 layers of 128 channels, in bfloat16
+
+
+def counted() -> dict[str, Any]:
+    """The counts of every kernel in the table."""
+    import triton
+
+    from benchmarks import compiled
+    from vqfast.ops.nearest.tunings import SEARCH, pick
+
+    found: dict[str, Any] = {"triton": triton.__version__, "search": {}}
+    for arch in sorted({gpu.arch for gpu in GPUS.values()}):
+        for channels in sorted({size[2] for size in SEARCHES}):
+            tuning = pick(SEARCH, arch, channels)
+            kernel = compiled.search_kernel(arch, tuning, channels, write=True)
+            loop = compiled.search_loop(kernel)
+            scores = tuning.vectors * tuning.codes / (32 * tuning.warps)
+            found["search"][f"{arch} {channels}"] = {
+                "full": round(loop.of(*FULL_RATE) / scores, 3),
+                "other": round((loop.alu - loop.of(*FULL_RATE)) / scores, 3),
+                "registers": compiled.registers(kernel),
+                "shared": kernel.metadata.shared,
+                "vectors": tuning.vectors,
+            }
+    found["sampler"] = {str(batch): jobs_of(batch) for batch in SAMPLES}
+    return found
+
+
+def jobs_of(batch: int) -> dict[str, float]:
+    """Of the sampler's positions: jobs, meetings, groups, blocks; bytes of weights; operations an image."""
+    from vqfast import PixelCNN
+    from vqfast.sampling.executors.triton_plan import Plan, padded
+    from vqfast.sampling.executors.triton_tunings import SAMPLING
+
+    prior = PixelCNN(512, 128, 15).to(torch.bfloat16).eval()
+    program, weights = prior.lower()
+    lines = SAMPLING[2]["sm_90"]
+    tuning = lines[min(images for images in lines if batch <= images)]
+    images = padded(batch, max(launch.images for launch in tuning))
+    plan = Plan(program, weights, (32, 32), images, 1, 0, tuning)
+    groups = images // tuning.position.images
+    members = max(1, min(tuning.position.members, 132 // groups))
+    parts = {
+        name: tables.tensors()["weights"].numel() for name, tables in vars(plan).items() if name in PARTS
+    }
+    return {
+        "jobs": len(plan.position.jobs),
+        "groups": groups,
+        "members": members,
+        "position weights": parts["position"],
+        "row weights": parts["row"],
+    }
+
+
+PARTS = ("row", "position")
+
+
+def search_times(gpu: Gpu, size: tuple[int, int, int], share: float, counts: dict[str, Any]) -> list[str]:
+    """The cells of a row about ``nearest``."""
+    n, k, d = size
+    found = counts["search"][f"{gpu.arch} {d}"]
+    slots = gpu.multiprocessors * gpu.clock
+    arithmetic = n * k * (found["full"] / (gpu.lanes * slots) + found["other"] / (64 * slots))
+    product = 2 * n * k * d / gpu.half
+    memory = 4 * (n * d + k * d) + 8 * n
+    cache = n / found["vectors"] * k * d * 2
+    again = 12 * share * product  # three products, at a quarter of the rate
+    parts = [arithmetic, product, memory / gpu.memory, cache / gpu.cache]
+    shown = f"{found['full'] + found['other']:.2f} instructions a score"
+    return [shown, f"{memory / 1e6:.0f} MB", "0", "2", _span(parts, 2 * LAUNCH + again)]
+
+
+def convolution_times(gpu: Gpu, taps: int, backward: bool, dtype: str) -> list[str]:
+    """The cells of a row about the masked convolution."""
+    positions, channels, width = 16 * 32 * 32, 128, 2 if dtype == "bfloat16" else 4
+    rate = gpu.half if dtype == "bfloat16" else gpu.single
+    products = 3 if backward else 1
+    operations = products * 2 * positions * channels * channels * taps
+    memory = products * 2 * positions * channels * width
+    launches = 4 if backward else 1
+    return [
+        f"{operations / 1e9:.1f} GFLOP",
+        f"{memory / 1e6:.0f} MB",
+        "0",
+        str(launches),
+        _span([operations / rate, memory / gpu.memory], launches * LAUNCH),
+    ]
+
+
+def sampler_times(gpu: Gpu, batch: int, counts: dict[str, Any]) -> list[str]:
+    """The cells of a row about the sampler."""
+    found = counts["sampler"][str(batch)]
+    positions, rows = 1024, 32
+    meetings = found["jobs"] if found["members"] > 1 else 0
+    waiting = positions * (meetings * MEETING + found["jobs"] * LOAD)
+    weights = 2 * found["groups"] * (positions * found["position weights"] + rows * found["row weights"])
+    operations = 2 * batch * positions * (found["position weights"] + found["row weights"])
+    parts = [operations / gpu.half, weights / gpu.cache]
+    return [
+        f"{operations / 1e12:.3g} TFLOP",
+        f"{weights / 1e9:.3g} GB of weights from the L2",
+        f"{meetings} a position",
+        str(2 * rows),
+        _span(parts, waiting + 2 * rows * LAUNCH),
+    ]
+
+
+def _span(parts: list[float], beside: float) -> str:
+    low, high = max(parts) + beside, sum(parts) + beside
+    return f"{_time(low)} to {_time(high)}"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds * 1e6:.3g} us" if seconds < 1e-3 else f"{seconds * 1e3:.3g} ms"
+
+
+def table(counts: dict[str, Any]) -> str:
+    """Markdown: a line for each kernel, shape and GPU."""
+    head = ["kernel", "GPU", "arithmetic", "memory", "meetings", "launches", "time"]
+    lines = [head, ["---"] * len(head)]
+    for name, gpu in GPUS.items():
+        for size, share in SEARCHES.items():
+            if f"{gpu.arch} {size[2]}" not in counts["search"]:
+                continue
+            shown = "nearest N {}, K {}, D {}".format(*size)
+            lines.append([shown, name, *search_times(gpu, size, share, counts)])
+        for kernel, taps in CONVOLUTIONS.items():
+            for dtype in ("bfloat16", "float32"):
+                for backward in (False, True):
+                    shown = f"masked conv {kernel}, {dtype}{', with backward' if backward else ''}"
+                    lines.append([shown, name, *convolution_times(gpu, taps, backward, dtype)])
+        for batch in SAMPLES:
+            lines.append([f"sampling, batch {batch}, bfloat16", name, *sampler_times(gpu, batch, counts)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def main(arguments: list[str]) -> None:
+    """Counts, unless ``--table`` is given, and writes the table."""
+    if "--table" not in arguments:
+        COUNTS.write_text(json.dumps(counted(), indent=1) + "\n")
+    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
+    _, after = rest.split(END)
+    shown = table(json.loads(COUNTS.read_text()))
+    PAGE.write_text(f"{before}{BEGIN}{shown}{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
