@@ -1,9 +1,9 @@
 """The whole pipeline: an epoch of training, tokenising images, and drawing new ones.
 
-The eager contender is the same model around the usual quantiser, in torch's default memory format and with
-Adam as it comes; it draws by the naive loop. vqfast trains as its command line does: channels last, Adam's
-fused step, and in bfloat16 where that is asked for. Floor: the products and convolutions of the eager model
-in float32; for drawing, those of visible taps and of the decoder.
+The eager contender is the same model around the usual quantiser, in torch's default memory format, with
+ReLUs and Adam as they come; it draws by the naive loop. vqfast trains as its command line does: channels
+last, Adam's fused step, ReLUs in place, and in bfloat16 where that is asked for. Floor: the products and
+convolutions of the eager model in float32; for drawing, those of visible taps and of the decoder.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import vqfast
 from benchmarks.core import Call, Case, Floor, Outputs, counted
@@ -32,6 +32,9 @@ def model(kind: str, hidden: int) -> vqfast.VQVAE:
     if kind == "eager":
         vqvae.add_module("vq", EagerVQ(vqvae.vq.codebook.detach()))
         vqvae.encoder._forward_pre_hooks.clear()  # images stay in torch's default memory format
+        for module in vqvae.modules():
+            if isinstance(module, nn.ReLU):
+                module.inplace = False
     moved: vqfast.VQVAE = vqvae.to(DEVICE)
     return moved
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vqfast.checks import Device, check_choice, check_integer, check_number, check_placement, check_tensor
 from vqfast.models.architectures import Architecture, check_ndim, chosen
 from vqfast.models.autoencoder import Autoencoder
+from vqfast.models.in_place import relus_in_place
 from vqfast.models.levels import Level
 from vqfast.models.quantizers import RANDOM_START, LayerOptions, make_layer
 from vqfast.models.ruseckas import build_ruseckas_hierarchical
@@ -175,6 +176,7 @@ class HierarchicalVQVAE(Autoencoder):
             self.encoder, levels, self.decoder = kind.build(ndim, in_channels, layer, **sizes)
             self.levels = cast("Sequence[Level]", nn.ModuleList(levels))
         kind.place(self, ndim, device, dtype)
+        relus_in_place(self)
 
     @property
     def config(self) -> dict[str, Any]:

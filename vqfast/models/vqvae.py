@@ -21,6 +21,7 @@ from vqfast.checks import (
 from vqfast.models.architectures import ARCHITECTURES, check_ndim, chosen
 from vqfast.models.autoencoder import Autoencoder, axes
 from vqfast.models.configs import CONFIGS
+from vqfast.models.in_place import relus_in_place
 from vqfast.models.likelihood import logistic_mixture_mean, logistic_mixture_nats, mixture_channels
 from vqfast.models.quantizers import LayerOptions, given_quantizer, make_layer, quantizer_config
 from vqfast.models.video import FrameByFrame, network_axes
@@ -177,6 +178,7 @@ class VQVAE(Autoencoder):
                 network_ndim, in_channels, self._decoded_channels(), self.vq.embedding_dim, **shape
             )
         kind.place(self, network_ndim, device, dtype)
+        relus_in_place(self)
         if frame_by_frame:
             self.encoder, self.decoder = FrameByFrame(self.encoder), FrameByFrame(self.decoder)
 
