@@ -83,8 +83,9 @@ def test_missing_levels_are_zero_vectors_in_vqvae2() -> None:
     model, x = make("three levels")
     top, middle, bottom = model.eval().encode(x)
     absent = [torch.full_like(grid, -1) for grid in (middle, bottom)]
-    assert torch.equal(model.decode([top]), model.decode([top, *absent]))
-    assert torch.equal(model.decode([top, middle]), model.decode([top, middle, absent[1]]))
+    for some, all_three in (([top], [top, *absent]), ([top, middle], [top, middle, absent[1]])):
+        # the same numbers, which lie otherwise in memory: convolutions may add them up in another order
+        torch.testing.assert_close(model.decode(some), model.decode(all_three), rtol=1e-5, atol=1e-6)
     assert not torch.allclose(model.decode([top]), model.decode([top, middle]))
 
 

@@ -30,11 +30,21 @@ def given_of(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def opened(run: Run, vqvae: Autoencoder, data: str | None, ranks: Ranks, reading: dict[str, Any]) -> Source:
-    """The named data, read as the run's where no option says otherwise; or the run's held-out part."""
+    """The named data, read as the run's where no option says otherwise; or the run's held-out part.
+
+    Raises:
+        ValueError: images don't fit the model; or see ``load_like_run``.
+    """
     if data is None:
         return reopen_parts(run)[HELD_OUT]
     source = load_like_run(run, vqvae, data, **given_of(reading))
     warn_of(ranks, "data", source.describe())
+    if len(source.shape) == 3:
+        try:
+            vqvae.code_shapes(source.shape[1:])
+        except ValueError as error:
+            how = "--size resizes images" if "size" in reading else "crop or resize the images"
+            raise ValueError(f"{data} doesn't fit the run's model: {error}; {how}") from None
     return source
 
 
