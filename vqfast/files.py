@@ -25,17 +25,40 @@ def write_file(path: Path, data: bytes) -> None:
     Raises:
         OSError: the disk is full or read-only; no hidden file is left.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".vqfast-{secrets.token_hex(8)}.tmp")
-    with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _SAFE, 0o666), "wb") as file:
-        try:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            beside.replace(path)
-        except BaseException:  # Ctrl-C too
-            beside.unlink(missing_ok=True)
-            raise
+    file = HiddenFile(path.parent)
+    try:
+        file.opened.write(data)
+        file.place(path)
+    finally:
+        file.remove()
+
+
+class HiddenFile:
+    """A new file with a hidden name in a folder, to write to until it is ``place``d.
+
+    A process that is killed meanwhile leaves it; see ``remove_leftovers``.
+
+    Raises:
+        OSError: the disk is full or read-only.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / f".vqfast-{secrets.token_hex(8)}.tmp"
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _SAFE, 0o666)
+        self.opened = cast(BinaryIO, os.fdopen(descriptor, "w+b"))
+
+    def place(self, path: Path) -> None:
+        """Gives the file, which is whole by now, its name in the same folder."""
+        self.opened.flush()
+        os.fsync(self.opened.fileno())
+        self.opened.close()
+        self._path.replace(path)
+
+    def remove(self) -> None:
+        """Closes the file, and removes it unless it was placed."""
+        self.opened.close()
+        self._path.unlink(missing_ok=True)
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -181,6 +181,23 @@ def test_a_file_is_not_bad_because_memory_is_short(tmp_path: Path, monkeypatch: 
         recordings.batch([0])
 
 
+@pytest.mark.parametrize("suffix", ["wav", "aiff", "au"])
+def test_a_truncated_file_is_no_whole_recording(tmp_path: Path, suffix: str) -> None:
+    """libsndfile takes what is there; of headers that don't know the length, that is right."""
+    for name in ("cut", "whole"):
+        soundfile.write(tmp_path / f"{name}.{suffix}", np.full(8000, 0.1), 8000)
+    data = (tmp_path / f"cut.{suffix}").read_bytes()
+    (tmp_path / f"cut.{suffix}").write_bytes(data[: len(data) - 8000])
+    with pytest.raises(Unreadable, match=r"cut\.\w+: cannot read recording: it has 0\.50 seconds less than"):
+        load_audio(tmp_path)
+    assert load_audio(tmp_path, skip_bad=True).names == [f"whole.{suffix}"]
+    if suffix == "wav":
+        place = data.index(b"data") + 4
+        streamed = data[:4] + b"\xff" * 4 + data[8:place] + b"\xff" * 4 + data[place + 4 :]
+        (tmp_path / "cut.wav").write_bytes(streamed)
+        assert load_audio(tmp_path).lengths.tolist() == [8000, 8000]
+
+
 def test_a_truncated_mp3_is_no_whole_recording(tmp_path: Path) -> None:
     mp3 = write(tmp_path / "whole.mp3", tone(16000, seconds=4), 16000).read_bytes()
     (tmp_path / "cut.mp3").write_bytes(mp3[: len(mp3) // 2])

@@ -13,6 +13,7 @@ import torch
 from tests.pipeline.pages import Page
 from tests.voices import RATE, SPEAKERS, VOWEL_SAMPLES, write_voices
 from vqfast.data import Recordings, load_audio
+from vqfast.data.audio import wav_bytes
 from vqfast.pipeline import (
     Completion,
     PriorTraining,
@@ -35,6 +36,8 @@ from vqfast.pipeline import (
     train_priors,
     train_speech,
 )
+from vqfast.pipeline.coding import encoded
+from vqfast.pipeline.items import decode_items
 from vqfast.pipeline.parts import load_like_run
 from vqfast.pipeline.speech_measures import bits_per_sample
 
@@ -205,6 +208,32 @@ def test_converted_recordings_have_the_other_voice(trained: Run, tmp_path: Path)
             speaker="ben",
             out=Run(tmp_path / "b", create=True),
         )
+
+
+def test_recordings_are_written_as_they_are_drawn(
+    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the pieces, files have the bytes of whole waveforms; a failure leaves no hidden file."""
+    vqvae = load_model(trained.folder, "vqvae")
+    codes = encoded(vqvae, reopen_parts(trained)["held-out"])
+    levels, labels = codes.read(range(codes.num))
+    whole = decode_items(vqvae, levels, labels, range(codes.num))
+    ends = ((levels[0] >= 0).sum(1) * vqvae.stride).tolist()
+    monkeypatch.setattr("vqfast.models.speech_drawing.SAMPLES", 1000)
+    out = Run(tmp_path / "out", create=True)
+    decode(trained, vqvae, codes, out=out)
+    files = sorted((out.folder / "wav").iterdir())
+    expected = [wav_bytes(wave[0, :end].numpy(), RATE) for wave, end in zip(whole, ends, strict=True)]
+    assert len(set(ends)) > 1 and [file.read_bytes() for file in files] == expected
+
+    def full(*args: Any, **options: Any) -> None:
+        raise OSError("disk full")
+
+    broken = Run(tmp_path / "broken", create=True)
+    monkeypatch.setattr(soundfile.SoundFile, "write", full)
+    with pytest.raises(OSError, match="disk full"):
+        decode(trained, vqvae, codes, out=broken)
+    assert not list((broken.folder / "wav").iterdir())
 
 
 def test_other_recordings_are_read_at_the_rate_of_the_run(trained: Run, tmp_path: Path) -> None:

@@ -103,6 +103,8 @@ def autoencoders() -> None:
     speech = models.SpeechVQVAE(hidden_channels=16, num_classes=2)
     waves = torch.zeros(2, 1, 640)
     assert_type(speech.decode(assert_type(speech.encode(waves), Tensor), labels=1, seed=1), Tensor)
+    draw: models.DrawOptions = {"seed": 1, "temperature": 0.9}
+    assert_type(speech.decode_pieces(torch.zeros(1, 2, dtype=torch.int64), **draw), Iterator[Tensor])
     assert_type(models.mu_law_decode(assert_type(models.mu_law_encode(waves), Tensor)), Tensor)
     assert_type(vqfast.load_model(Path("run"), "prior"), priors.CausalPrior)
 

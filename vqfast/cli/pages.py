@@ -9,6 +9,7 @@ import torch
 
 from vqfast.checks import check_choice, check_integer
 from vqfast.cli.arguments import check_new
+from vqfast.data import Recordings
 from vqfast.files import write_file
 from vqfast.pipeline import Run, joined, load_model, modality_of, reopen_parts, report
 from vqfast.pipeline.pages import PAGE
@@ -38,23 +39,18 @@ def picture(run: str, of: str, num: int | None, seed: int, out: str, overwrite: 
     check_integer("num", num, optional=True)
     check_new(out, overwrite)
     with joined(device) as ranks:
-        source = _of_images(Run(run, lock=False))
+        source = Run(run, lock=False)
         vqvae = load_model(source.folder, "vqvae", device=ranks.device)
         if of == "codebook":
             shown = [torch.arange(min(size, num or size)) for size in vqvae.codebook_sizes]
             items = torch.cat([decoded_codebook(vqvae, some, level=i) for i, some in enumerate(shown)])
         else:
-            spatial = reopen_parts(source)[HELD_OUT].shape[1:]
+            held_out = reopen_parts(source)[HELD_OUT]
+            spatial = held_out.shape[1:]
+            if isinstance(held_out, Recordings):
+                spatial = (min(held_out.rate, *spatial),)  # a second
             items = decoded_at_random(vqvae, spatial, num or 64, seed=seed)
         if ranks.first:
             columns = math.ceil(math.sqrt(len(items)))
             write_file(Path(out), modality_of(source).show_items(items, columns=columns))
             print(f"{of} in {out}")
-
-
-def _of_images(run: Run) -> Run:
-    """The run, unless it is one of recordings, of which such pictures aren't made."""
-    settings = (run.settings("vqvae") or {}).get("data", {})
-    if isinstance(settings, dict) and settings.get("modality") == "audio":
-        raise ValueError(f"{run.folder} is a run of recordings; want one of images")
-    return run

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from torch import Tensor
+
+from vqfast.files import HiddenFile
 
 BATCH = 128  # items at a time where nothing is learned; fixed, so that results don't depend on it
 
@@ -95,6 +98,20 @@ class Source(Dataset, Protocol):
         ...
 
 
+class Piece(NamedTuple):
+    """A part of some recordings that are drawn together.
+
+    Attributes:
+        places: which recordings.
+        first: number of the first sample.
+        waves: ``(n, 1, t)`` on the CPU.
+    """
+
+    places: list[int]
+    first: int
+    waves: Tensor
+
+
 @dataclass(frozen=True)
 class Format:
     """How decoded items become files.
@@ -102,12 +119,13 @@ class Format:
     Args:
         file_names: numbers of items that follow each other -> the names of their files.
         files: batches of those items, ``BATCH`` in each but the last -> the bytes of the files.
-        ends: whether items that end early, as recordings do, come without the rest of their batch's length.
+        streamed: of models that draw recordings piece by piece: a folder, the lengths of recordings, and
+            pieces of them -> hidden files in the folder, in the order of the recordings; or None.
     """
 
     file_names: Callable[[range], list[str]]
     files: Callable[[Iterator[Any]], Iterator[bytes]]
-    ends: bool = False
+    streamed: Callable[[Path, Sequence[int], Iterator[Piece]], Iterator[HiddenFile]] | None = None
 
 
 class Media(NamedTuple):

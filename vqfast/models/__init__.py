@@ -10,6 +10,7 @@ from vqfast.models.mu_law import mu_law_decode, mu_law_encode
 from vqfast.models.quantizers import LayerOptions
 from vqfast.models.second_stage import SecondStage
 from vqfast.models.speech import SpeechVQVAE
+from vqfast.models.speech_drawing import DrawOptions
 from vqfast.models.vqvae import VQVAE, VQVAEOutput
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "VQVAE",
     "Autoencoder",
     "Classifier",
+    "DrawOptions",
     "HierarchicalOutput",
     "HierarchicalVQVAE",
     "LayerOptions",

@@ -26,7 +26,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 SPEECH_CONFIGS: dict[str, dict[str, Any]] = {
-    "paper-speech": {"encoder_strides": (2,) * 6},
+    # Vectors have a fixed variance, so that commitment isn't needed for their scale. Before the WaveNet uses
+    # the codes it would only pull them together, to a few that tell nothing.
+    "paper-speech": {"encoder_strides": (2,) * 6, "decay": 0.95, "beta": 0.02},
     "mel-speech": {
         "encoder_strides": (160, 2, 2),
         "num_mels": 80,

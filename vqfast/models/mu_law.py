@@ -33,10 +33,8 @@ def mu_law_encode(waves: Tensor, num_values: int = 256) -> Tensor:
     """
     check_integer("num_values", num_values, 2)
     check_floating(waves=waves)
-    mu = num_values - 1
-    x = waves.to(torch.promote_types(waves.dtype, torch.float32)).clamp(-1, 1)
-    squeezed = x.sign() * torch.log1p(mu * x.abs()) / math.log1p(mu)
-    return ((squeezed + 1) / 2 * mu + 0.5).floor().long()
+    squeezed = mu_law_squeeze(waves.to(torch.promote_types(waves.dtype, torch.float32)), num_values)
+    return ((squeezed + 1) / 2 * (num_values - 1) + 0.5).floor().long()
 
 
 def mu_law_decode(indices: Tensor, num_values: int = 256, *, dtype: torch.dtype | None = None) -> Tensor:
@@ -64,6 +62,12 @@ def mu_law_decode(indices: Tensor, num_values: int = 256, *, dtype: torch.dtype 
     return mu_law_expand(
         2 * indices.to(dtype or torch.get_default_dtype()) / (num_values - 1) - 1, num_values
     )
+
+
+def mu_law_squeeze(waves: Tensor, num_values: int) -> Tensor:
+    """Samples in mu-law, in [-1, 1], before they are rounded."""
+    x, mu = waves.clamp(-1, 1), num_values - 1
+    return x.sign() * torch.log1p(mu * x.abs()) / math.log1p(mu)
 
 
 def mu_law_expand(squeezed: Tensor, num_values: int) -> Tensor:

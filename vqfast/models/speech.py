@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
 
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from vqfast.checks import Device, check_integer, check_number, check_placement, check_sizes
 from vqfast.models.autoencoder import Autoencoder
 from vqfast.models.configs import SPEECH_CONFIGS
-from vqfast.models.mu_law import mu_law_decode, mu_law_encode
+from vqfast.models.mu_law import mu_law_encode
 from vqfast.models.quantizers import LayerOptions, make_layer
+from vqfast.models.speech_drawing import DrawOptions, drawn_pieces
 from vqfast.models.speech_encoder import MelDecoder, counted, encoder_reach, speech_encoder
-from vqfast.models.speech_likelihood import mean_of, nats_of
+from vqfast.models.speech_likelihood import mean_of, nats_in_pieces, nats_of, start_in_order
 from vqfast.models.vqvae import VQVAEOutput
 from vqfast.nn.calls import typed_as
 from vqfast.nn.sharded import whole
@@ -161,19 +162,19 @@ class SpeechVQVAE(Autoencoder):
                 condition_stride=self.stride,
                 num_mixtures=num_mixtures,
             )
+        start_in_order(self.wavenet)
         self.to(device=device, dtype=dtype)
 
     @property
     def config(self) -> dict[str, Any]:
         """A dict that JSON can hold; ``SpeechVQVAE(**model.config)`` is a new model of the same kind."""
-        names = ("num_classes", "dilation_cycle", "condition_channels")
         return {
             "encoder_strides": list(self.encoder_strides),
             **self.sizes,
             "mel_weight": self.mel_weight,
             "wavenet_channels": self.wavenet.embedding.embedding_dim,
             "wavenet_layers": len(self.wavenet.layers),
-            **{name: getattr(self.wavenet, name) for name in names},
+            **{n: getattr(self.wavenet, n) for n in ("num_classes", "dilation_cycle", "condition_channels")},
             "num_values": self.num_values,
             "num_mixtures": self.wavenet.num_mixtures,
             "loss_weight": self.loss_weight,
@@ -276,9 +277,8 @@ class SpeechVQVAE(Autoencoder):
             begin = max(0, first - reach)
             z_e = self.encoder(x[:, :, begin * stride : (first + piece + reach) * stride])
             own = slice(first - begin, first - begin + piece)
-            codes.append(
-                self.vq.encode(z_e[:, :, own], None if shown is None else shown[:, first:][:, :piece])
-            )
+            told = None if shown is None else shown[:, first:][:, :piece]
+            codes.append(self.vq.encode(z_e[:, :, own], told))
         return torch.cat(codes, 1)
 
     @whole
@@ -309,23 +309,30 @@ class SpeechVQVAE(Autoencoder):
             TypeError: an argument has the wrong type.
             ValueError: an argument is out of range, or the shape isn't the model's or is empty.
         """
-        quantized: Tensor = self.vq.decode(indices)
-        if quantized.ndim != 3 or indices.numel() == 0:
-            raise ValueError(f"indices has shape {tuple(indices.shape)}; want (B, T), not empty")
-        values = self.wavenet.sample(
-            len(indices),
-            (indices.shape[1] * self.stride,),
-            labels=labels,
-            condition=self.conditioner(quantized),
-            numbers=numbers,
-            seed=seed,
-            temperature=temperature,
-            method=method,
-            batch_size=batch_size,
-            progress=progress,
-        )
-        waves = mu_law_decode(values, self.num_values, dtype=quantized.dtype)
-        return waves.where((indices >= 0).repeat_interleave(self.stride, 1), 0).unsqueeze(1)
+        draw: DrawOptions = {"labels": labels, "numbers": numbers, "seed": seed, "temperature": temperature}
+        how: DrawOptions = {"method": method, "batch_size": batch_size, "progress": progress}
+        return torch.cat(list(self.decode_pieces(indices, **draw, **how)), 2)
+
+    def decode_pieces(self, indices: Tensor, **options: Unpack[DrawOptions]) -> Iterator[Tensor]:
+        """The waveforms of ``decode`` piece after piece, in memory that doesn't grow with their length.
+
+        Args:
+            indices, options: as in ``decode``, which has the same samples.
+
+        Returns:
+            An iterator of ``(B, 1, t)``.
+
+        Raises:
+            TypeError, ValueError: as in ``decode``.
+
+        Example:
+            >>> model = vqfast.models.SpeechVQVAE(wavenet_channels=8, wavenet_layers=4).eval()
+            >>> indices = torch.randint(512, (1, 3))
+            >>> pieces = list(model.decode_pieces(indices, seed=1))
+            >>> torch.equal(torch.cat(pieces, 2), model.decode(indices, seed=1))
+            True
+        """
+        return drawn_pieces(self, indices, options)
 
     @whole
     @torch.no_grad()
@@ -361,16 +368,8 @@ class SpeechVQVAE(Autoencoder):
         self._check_input(x)
         lengths = None if lengths is None else lengths.to(x.device)
         values = mu_law_encode(x.squeeze(1), self.num_values)
-        condition, stride, reach = self.conditioner(self.vq.decode(indices)), self.stride, self.wavenet.reach
-        total = x.new_zeros(len(x))
-        for first in range(0, x.shape[2], PIECE):
-            begin, end = max(0, first - reach) // stride * stride, min(first + PIECE, x.shape[2])
-            seen = condition[:, :, begin // stride : -(-end // stride)]
-            logits = self.wavenet(values[:, begin:end], labels, seen)[:, :, first - begin :]
-            total += nats_of(
-                self.wavenet, logits, values[:, first:end], None if lengths is None else lengths - first
-            )
-        return total
+        condition = self.conditioner(self.vq.decode(indices))
+        return nats_in_pieces(self.wavenet, values, labels, condition, lengths, PIECE).to(x)
 
     def encode_levels(self, x: Tensor) -> list[Tensor]:
         """``encode``, in a list of one."""

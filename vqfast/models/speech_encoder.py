@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqfast.models.batch_norm import BatchNorm2d
+from vqfast.models.mu_law import mu_law_squeeze
 from vqfast.nn.residual_block import ResidualBlock
 
 MEL_BREAK, MEL_HEIGHT = 700.0, 2595.0  # hertz, and mels a decade of (1 + f / 700)
 LOG_FLOOR, LOG_MEAN, LOG_SCALE = 1e-5, -4.0, 4.0  # brings the logarithms to about -2 to 2
+MOMENTUM = 0.3  # of the averages over batches
 
 
 class LogMel(nn.Module):
@@ -49,6 +51,17 @@ class LogMel(nn.Module):
         return ((mels + LOG_FLOOR).log() - LOG_MEAN).transpose(1, 2) / LOG_SCALE
 
 
+class Squeezed(nn.Module):
+    """Samples in the mu-law of 256 values: quiet sounds fill as much of [-1, 1] as loud ones.
+
+    The first convolutions are nearly linear. Of samples as they are, a few loud pulses would give vectors far
+    from all others, which would have one code.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return mu_law_squeeze(x, 256)
+
+
 class Normalised(nn.Module):
     """Batch normalisation of ``(B, C, T)`` without learned scale and shift.
 
@@ -56,7 +69,8 @@ class Normalised(nn.Module):
     commitment loss alone would pull all vectors to one code. Vectors of a fixed variance can't go there.
 
     The scale of ``x`` is free and may become tiny, so the averages of means and variances don't start from 1:
-    they are divided by the weight of the batches that they have seen.
+    they are divided by the weight of the batches that they have seen. They are averages of few batches: early
+    in training the mean moves by as much as the standard deviation in ten steps.
 
     Source: Lancucki et al. 2020, "Robust Training of Vector Quantized Bottleneck Models" (arXiv 2005.08520).
     """
@@ -64,7 +78,7 @@ class Normalised(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm = BatchNorm2d(channels).requires_grad_(False)
-        self.norm.eps = 1e-12
+        self.norm.eps, self.norm.momentum = 1e-12, MOMENTUM
         self._statistics()[1].zero_()
 
     def _statistics(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -76,7 +90,7 @@ class Normalised(nn.Module):
             normalised: Tensor = self.norm(x.unsqueeze(2))
             return normalised.squeeze(2)
         mean, var, count = self._statistics()
-        seen = 1 - torch.full_like(mean, 0.9) ** count  # of BatchNorm2d's momentum
+        seen = 1 - torch.full_like(mean, 1 - MOMENTUM) ** count
         scale = torch.where(count > 0, (var / seen + self.norm.eps).rsqrt(), 1)
         centre = torch.where(count > 0, mean / seen, 0)
         return (x - centre[:, None]) * scale[:, None]
@@ -146,16 +160,16 @@ def speech_encoder(
 
     A convolution of stride s has a window of 2 s, as the paper's window 4 for stride 2, and one more for an
     odd stride; all but the last are followed by a ReLU. With ``num_mels`` the first stride is the hop of a
-    ``LogMel``. The output is ``Normalised``.
+    ``LogMel``; samples are ``Squeezed`` otherwise. The output is ``Normalised``.
     """
-    layers: list[nn.Module] = []
+    layers: list[nn.Module] = [Squeezed()]
     channels, rest = 1, list(strides)
     if num_mels is not None:
-        layers += [LogMel(num_mels, rest.pop(0), rate), nn.Conv1d(num_mels, hidden_channels, 3, padding=1)]
+        layers = [LogMel(num_mels, rest.pop(0), rate), nn.Conv1d(num_mels, hidden_channels, 3, padding=1)]
         channels = hidden_channels
     for stride in rest:
         window = 2 * stride + stride % 2
-        layers += [nn.ReLU()] if layers else []
+        layers += [nn.ReLU()] if len(layers) > 1 else []
         layers.append(nn.Conv1d(channels, hidden_channels, window, stride, (window - stride) // 2))
         channels = hidden_channels
     blocks = [ResidualBlock(nn.Conv1d, channels, channels) for _ in range(num_residual_blocks)]

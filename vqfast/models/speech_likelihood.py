@@ -1,4 +1,4 @@
-"""What a WaveNet's output says of samples in mu-law: their mean, and how likely given ones are."""
+"""Samples in mu-law and a WaveNet: how it starts, the mean that it tells, and how likely samples are."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from vqfast.models.mu_law import mu_law_decode, mu_law_expand
 from vqfast.models.speech_encoder import counting
 from vqfast.priors.wavenet import WaveNet
 from vqfast.sampling import mixture
+
+ORDER, DISORDER = 3**0.5, 0.05  # of the line that values start on, and of what is beside it
 
 
 def mean_of(wavenet: WaveNet, logits: Tensor) -> Tensor:
@@ -29,3 +31,31 @@ def nats_of(wavenet: WaveNet, logits: Tensor, values: Tensor, lengths: Tensor | 
     else:
         nats = F.cross_entropy(logits, values, reduction="none")
     return (nats if lengths is None else nats * counting(nats.shape[1], 1, lengths)).sum(1)
+
+
+def nats_in_pieces(
+    wavenet: WaveNet,
+    values: Tensor,
+    labels: Tensor | int | None,
+    condition: Tensor,
+    lengths: Tensor | None,
+    piece: int,
+) -> Tensor:
+    """``nats_of`` what the WaveNet tells of ``values``, so many samples at a time."""
+    stride, total = wavenet.condition_stride, condition.new_zeros(len(values))
+    for first in range(0, values.shape[1], piece):
+        begin, end = max(0, first - wavenet.reach) // stride * stride, min(first + piece, values.shape[1])
+        seen = condition[:, :, begin // stride : -(-end // stride)]
+        logits = wavenet(values[:, begin:end], labels, seen)[:, :, first - begin :]
+        own = None if lengths is None else lengths - first
+        total += nats_of(wavenet, logits, values[:, first:end], own)
+    return total
+
+
+@torch.no_grad()
+def start_in_order(wavenet: WaveNet) -> None:
+    """Values start along a line, as loud as they are: their order takes hundreds of steps to learn."""
+    weight = wavenet.embedding.weight
+    loud = torch.linspace(-1, 1, len(weight), device=weight.device, dtype=weight.dtype)
+    direction = ORDER * torch.randn_like(weight[0])
+    weight.mul_(DISORDER).add_(loud[:, None] * direction)

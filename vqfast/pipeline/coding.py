@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,10 +14,10 @@ from torch import Tensor
 from vqfast.checks import check_choice
 from vqfast.data import Dataset
 from vqfast.data.protocol import BATCH
-from vqfast.files import open_file
-from vqfast.models import Autoencoder
+from vqfast.files import HiddenFile, open_file
+from vqfast.models import Autoencoder, SpeechVQVAE
 from vqfast.pipeline.codes import CodeGrids, shard_of
-from vqfast.pipeline.items import cut_to_codes, decode_items, encode_items, together
+from vqfast.pipeline.items import decode_items, encode_items, ends_of, spoken, together
 from vqfast.pipeline.levels import concatenated
 from vqfast.pipeline.parts import modality_of
 from vqfast.pipeline.ranks import ALONE, Ranks
@@ -110,16 +110,23 @@ def decode(
     check_choice("format", format, modality.formats)
     writer = modality.formats[format]
 
-    def make(numbers: range, advance: Advance) -> Iterator[bytes]:
-        def batches() -> Iterator[Iterable[Tensor]]:
-            first = numbers.start
+    def make(numbers: range, advance: Advance) -> Iterator[bytes | HiddenFile]:
+        if isinstance(vqvae, SpeechVQVAE) and writer.streamed is not None:
+            for first in range(0, len(numbers), BATCH):
+                own = numbers[first : first + BATCH]
+                ((indices,), labels) = codes.read(own)
+                lengths = (ends_of(indices).clamp(min=1) * vqvae.stride).tolist()
+                pieces = spoken(vqvae, indices.to(ranks.device), labels, own)
+                yield from writer.streamed(folder, lengths, pieces)
+                advance(len(own))
+            return
+
+        def batches() -> Iterator[Tensor]:
             for batch in decoded(vqvae, codes, numbers, ranks):
-                own = range(first, first + len(batch))
-                yield cut_to_codes(vqvae, batch, codes.read(own)[0]) if writer.ends else batch
-                first = own.stop
+                yield batch
                 advance(len(batch))
 
-        return writer.files(batches())
+        yield from writer.files(batches())
 
     settings = {"codes": codes.fingerprint, "num": codes.num, "weights": weights_digest(run, "vqvae")}
     out.begin(format, settings, ranks=ranks)

@@ -7,14 +7,15 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 import torch
-from torch import Tensor
 
 from vqfast.checks import check_choice
 from vqfast.data import Recordings
-from vqfast.data.audio import wav_bytes
+from vqfast.data.audio.formats import write_waves
+from vqfast.data.protocol import BATCH
+from vqfast.files import HiddenFile
 from vqfast.models import SpeechVQVAE
-from vqfast.pipeline.coding import results, weights_digest
-from vqfast.pipeline.items import decode_items, encode_items, together
+from vqfast.pipeline.coding import weights_digest
+from vqfast.pipeline.items import encode_items, spoken
 from vqfast.pipeline.ranks import ALONE, Ranks
 from vqfast.pipeline.run import Run
 from vqfast.pipeline.shards import Advance, write_files
@@ -46,17 +47,14 @@ def convert(
     check_choice("speaker", speaker, speakers)
     label = speakers.index(speaker)
 
-    def converted(numbers: range) -> list[Tensor]:
-        levels = encode_items(vqvae, dataset, numbers, ranks.device)
-        return [decode_items(vqvae, levels, torch.full((len(numbers),), label), numbers)]
-
-    def make(numbers: range, advance: Advance) -> Iterator[bytes]:
-        (grid,), first = vqvae.code_shapes(dataset.shape[1:]), numbers.start
-        for (waves,) in results(converted, numbers, together(vqvae, grid)):
-            for wave, length in zip(waves, dataset.lengths[first:].tolist(), strict=False):
-                yield wav_bytes(wave[0, :length].numpy(), dataset.rate)
-            first += len(waves)
-            advance(len(waves))
+    def make(numbers: range, advance: Advance) -> Iterator[HiddenFile]:
+        for first in range(0, len(numbers), BATCH):
+            own = numbers[first : first + BATCH]
+            (indices,) = encode_items(vqvae, dataset, own, ranks.device)
+            pieces = spoken(vqvae, indices, torch.full((len(own),), label), own)
+            lengths = dataset.lengths[own.start : own.stop].tolist()
+            yield from write_waves(folder, lengths, pieces, dataset.rate)
+            advance(len(own))
 
     def names(numbers: range) -> list[str]:
         files = dataset.names[numbers.start : numbers.stop]
@@ -65,10 +63,11 @@ def convert(
     twice = [name for name, count in Counter(names(range(len(dataset)))).items() if count > 1]
     if twice:
         raise ValueError(f"several recordings would become {', '.join(twice)}; want names that differ")
+    folder = out.folder / "wav"
     settings = {"data": dataset.fingerprint, "speaker": speaker, "weights": weights_digest(run, "vqvae")}
     out.begin("wav", settings, ranks=ranks)
     write_files(
-        out.folder / "wav",
+        folder,
         len(dataset),
         ranks,
         label="convert",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vqfast.data import Dataset, Recordings
-from vqfast.data.protocol import BATCH
+from vqfast.data.protocol import BATCH, Piece
 from vqfast.models import Autoencoder, SpeechVQVAE
 
 STREAMS = 64  # recordings that are drawn together
@@ -42,32 +42,34 @@ def decode_items(
     if not isinstance(vqvae, SpeechVQVAE):
         return vqvae.decode_levels(levels).clamp(*vqvae.value_range)
     (indices,) = levels
+    waves = torch.zeros(len(indices), 1, indices.shape[1] * vqvae.stride, device=indices.device)
+    for places, first, piece in spoken(vqvae, indices, labels, numbers):
+        waves[places, :, first : first + piece.shape[2]] = piece.to(waves)
+    return waves
+
+
+@torch.no_grad()
+def spoken(
+    vqvae: SpeechVQVAE, indices: Tensor, labels: Tensor | None, numbers: Sequence[int]
+) -> Iterator[Piece]:
+    """The recordings of codes ``(n, T)`` piece by piece, as ``decode_items`` says."""
     ordered, speakers = torch.tensor(numbers), None
     if vqvae.num_classes is not None:
         speakers = ordered % vqvae.num_classes if labels is None else labels
     ends = ends_of(indices)
-    waves = torch.zeros(len(indices), 1, indices.shape[1] * vqvae.stride, device=indices.device)
     for places in ends.argsort(descending=True, stable=True).split(STREAMS):
-        longest = max(1, int(ends[places[0]]))
+        longest, first = max(1, int(ends[places[0]])), 0
         told = None if speakers is None else speakers[places.to(speakers.device)]
-        drawn = vqvae.decode(
+        for waves in vqvae.decode_pieces(
             indices[places, :longest], labels=told, numbers=ordered[places.cpu()], batch_size=STREAMS
-        )
-        waves[places, :, : drawn.shape[2]] = drawn.to(waves)
-    return waves
+        ):
+            yield Piece(places.tolist(), first, waves.cpu())
+            first += waves.shape[2]
 
 
 def ends_of(indices: Tensor) -> Tensor:
     """How many codes each sequence ``(n, T)`` has up to its last one that isn't -1: int64 ``(n,)``."""
     return ((indices >= 0) * torch.arange(1, indices.shape[1] + 1, device=indices.device)).amax(1)
-
-
-def cut_to_codes(vqvae: Autoencoder, items: Tensor, levels: Sequence[Tensor]) -> list[Tensor]:
-    """Decoded items ``(C, *spatial)``, recordings without the silence behind their codes."""
-    if not isinstance(vqvae, SpeechVQVAE):
-        return list(items)
-    ends = ends_of(levels[0]).clamp(min=1) * vqvae.stride
-    return [item[:, :end] for item, end in zip(items, ends.tolist(), strict=True)]
 
 
 def together(vqvae: Autoencoder, grid: Sequence[int]) -> int:

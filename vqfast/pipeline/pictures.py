@@ -9,10 +9,11 @@ from torch import Tensor
 
 from vqfast.checks import check_integer
 from vqfast.data.protocol import BATCH
-from vqfast.models import Autoencoder
+from vqfast.models import Autoencoder, SpeechVQVAE
 from vqfast.pipeline.items import decode_items
 
 SIZE = 16  # positions along an axis of a decoded code vector, or one stride where that is more
+SAMPLES = 2048  # of a sound, in place of them: enough for a spectrogram
 
 
 @torch.no_grad()
@@ -21,7 +22,8 @@ def decoded_codebook(
 ) -> Tensor:
     """Each code vector as the decoder shows it, where all codes of a grid are the same one.
 
-    Of a quantiser with several stages or heads, the first has the code, and the others add nothing.
+    Of a quantiser with several stages or heads, the first has the code, and the others add nothing. A model
+    of speech draws a sound of each, in the voice of its first speaker.
 
     Args:
         numbers: the codes to show, int64 ``(n,)``.
@@ -53,7 +55,8 @@ def decoded_codebook(
     items = []
     for batch in numbers.split(BATCH):
         codes = [*(torch.full_like(batch, code) for code in coarser), batch]
-        items.append(_decoded(vqvae, [constant(*pair) for pair in zip(codes, shapes, strict=True)]))
+        grids = [constant(*pair) for pair in zip(codes, shapes, strict=True)]
+        items.append(_decoded(vqvae, grids, torch.zeros_like(batch)))
     return torch.cat(items)
 
 
@@ -84,13 +87,14 @@ def decoded_at_random(vqvae: Autoencoder, spatial: Sequence[int], num: int, *, s
         for size, shape in zip(vqvae.codebook_sizes, _code_shapes(vqvae, spatial), strict=True)
     ]
     pieces = zip(*(level.split(BATCH) for level in levels), strict=True)
-    return torch.cat([_decoded(vqvae, list(piece)) for piece in pieces])
+    return torch.cat([_decoded(vqvae, list(piece), None) for piece in pieces])
 
 
 def _small(vqvae: Autoencoder) -> list[int]:
     """The sizes of the items that show single code vectors."""
     fixed = vqvae.config.get("image_size")
-    return [fixed or -(-SIZE // vqvae.stride) * vqvae.stride] * vqvae.ndim
+    wanted = SAMPLES if isinstance(vqvae, SpeechVQVAE) else SIZE
+    return [fixed or -(-wanted // vqvae.stride) * vqvae.stride] * vqvae.ndim
 
 
 def _code_shapes(vqvae: Autoencoder, spatial: Sequence[int]) -> list[torch.Size]:
@@ -100,7 +104,7 @@ def _code_shapes(vqvae: Autoencoder, spatial: Sequence[int]) -> list[torch.Size]
     return [indices.shape[1:] for indices in vqvae.encode_levels(x)]
 
 
-def _decoded(vqvae: Autoencoder, levels: Sequence[Tensor]) -> Tensor:
+def _decoded(vqvae: Autoencoder, levels: Sequence[Tensor], speakers: Tensor | None) -> Tensor:
     device = next(vqvae.parameters()).device
     codes = [level.to(device) for level in levels]
-    return decode_items(vqvae, codes, None, range(len(codes[0]))).float().cpu()
+    return decode_items(vqvae, codes, speakers, range(len(codes[0]))).float().cpu()

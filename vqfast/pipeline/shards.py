@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vqfast.data.protocol import BATCH
-from vqfast.files import open_file, write_file
+from vqfast.files import HiddenFile, open_file, write_file
 from vqfast.pipeline.progress import bar
 from vqfast.pipeline.ranks import Ranks
 from vqfast.saving.storage import read_tensors
@@ -39,7 +39,7 @@ def write_files(
     label: str,
     item: str,
     names: Callable[[range], list[str]],
-    make: Callable[[range, Advance], Iterable[bytes]],
+    make: Callable[[range, Advance], Iterable[bytes | HiddenFile]],
     batch: int = BATCH,
 ) -> None:
     """Writes the files of every shard of ``num`` items.
@@ -52,7 +52,8 @@ def write_files(
         label: of the progress bar.
         item: what an item is called there.
         names: numbers of items -> the names of their files.
-        make: numbers of items -> the bytes of these files; calls its second argument as it proceeds.
+        make: numbers of items -> the bytes of these files, or hidden files in the folder that have them;
+            calls its second argument as it proceeds.
         batch: how many items are made together; the numbers given to ``make`` begin with a batch.
     """
     with bar(ranks, label, num, unit=item) as progress:
@@ -68,7 +69,11 @@ def write_files(
                 numbers, files = numbers[there:], files[there:]
             made = make(numbers, lambda done: progress.update(done * ranks.world))
             for file, data in zip(files, made, strict=True):
-                write_file(file, data)
+                if isinstance(data, HiddenFile):
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    data.place(file)
+                else:
+                    write_file(file, data)
     ranks.meet()
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
 from vqfast.data.audio.recording import wav_bytes
-from vqfast.data.protocol import Format
+from vqfast.data.protocol import Format, Piece
+from vqfast.files import HiddenFile
 
 
 def formats_at(rate: int) -> dict[str, Format]:
@@ -18,10 +21,36 @@ def formats_at(rate: int) -> dict[str, Format]:
     def waves(batches: Iterator[Iterable[Tensor]]) -> Iterator[bytes]:
         return (wav_bytes(item[0].numpy(), rate) for batch in batches for item in batch)
 
+    def streamed(folder: Path, lengths: Sequence[int], pieces: Iterator[Piece]) -> Iterator[HiddenFile]:
+        return write_waves(folder, lengths, pieces, rate)
+
     return {
-        "wav": Format(lambda numbers: [f"{number:07d}.wav" for number in numbers], waves, ends=True),
+        "wav": Format(lambda numbers: [f"{number:07d}.wav" for number in numbers], waves, streamed),
         "npy": Format(lambda numbers: [f"{numbers.start:07d}.npy"], _array),
     }
+
+
+def write_waves(
+    folder: Path, lengths: Sequence[int], pieces: Iterable[Piece], rate: int
+) -> Iterator[HiddenFile]:
+    """WAV files of 16 bits that are written piece by piece; see ``Format.streamed``.
+
+    The bytes are those of ``wav_bytes``.
+    """
+    import soundfile
+
+    with ExitStack() as stack:
+        files = [HiddenFile(folder) for _ in lengths]
+        for file in files:
+            stack.callback(file.remove)
+        options = {"samplerate": rate, "channels": 1, "format": "WAV", "subtype": "PCM_16"}
+        sounds = [soundfile.SoundFile(file.opened, "w", **options) for file in files]
+        for places, first, waves in pieces:
+            for place, wave in zip(places, waves, strict=True):
+                sounds[place].write(wave[0, : max(0, lengths[place] - first)].clamp(-1, 1).numpy())
+        for sound in sounds:
+            sound.close()
+        yield from files
 
 
 def _array(batches: Iterator[Tensor]) -> Iterator[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import gcd
@@ -22,6 +23,9 @@ SUFFIXES = {
 }
 SLACK = 2304  # samples that a header may say too many: MP3's come in frames of 1152
 MARGIN = 2048  # samples read on either side of a part, so that resampling it gives what the whole gives
+# what libsndfile notes of WAV, AIFF and AU files with fewer bytes of samples than their headers say
+CUT = re.compile(r"(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)")
+UNKNOWN = 0x7FFFF000  # bytes; headers that were written before the samples were known say this or more
 EXTRA = "reading audio takes soundfile and soxr: pip install 'vqfast[audio]'"
 
 
@@ -42,11 +46,15 @@ def recording_facts(file: Path) -> RecordingFacts:
 
     Raises:
         Exception: nearly any, if the file can't be read.
-        ValueError: it has no samples.
+        ValueError: it has no samples, or the file ends before its header says.
     """
     with _opened(file) as sound:
         if not sound.frames:
             raise ValueError("it has no samples")
+        said = CUT.search(sound.extra_info)
+        if said and int(said[2]) < int(said[1]) < UNKNOWN:
+            missing = sound.frames / sound.samplerate * (int(said[1]) / max(1, int(said[2])) - 1)
+            raise ValueError(f"it has {missing:.2f} seconds less than its header says")
         return RecordingFacts(sound.samplerate, sound.frames)
 
 
