@@ -72,6 +72,14 @@ def ends_of(indices: Tensor) -> Tensor:
     return ((indices >= 0) * torch.arange(1, indices.shape[1] + 1, device=indices.device)).amax(1)
 
 
+def cut_to_codes(vqvae: Autoencoder, items: Tensor, levels: Sequence[Tensor]) -> list[Tensor]:
+    """Decoded items ``(C, *spatial)``, recordings without the silence behind their codes."""
+    if not isinstance(vqvae, SpeechVQVAE):
+        return list(items)
+    ends = ends_of(levels[0]).clamp(min=1) * vqvae.stride
+    return [item[:, :end] for item, end in zip(items, ends.tolist(), strict=True)]
+
+
 def together(vqvae: Autoencoder, grid: Sequence[int]) -> int:
     """How many items with such grids of codes are decoded together: fewer of long recordings."""
     if not isinstance(vqvae, SpeechVQVAE):
