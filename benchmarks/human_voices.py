@@ -31,7 +31,7 @@ def main(folder: Path, texts: Path) -> None:
     decoder = Decoder(lm=None, loglevel="FATAL")
     lines = (line.split(":", 1) for line in texts.read_text(encoding="utf-8").splitlines() if ":" in line)
     said = {name.strip().removesuffix(".wav"): text for name, text in lines}
-    for voice in sorted(path for path in SOUNDS.iterdir() if not path.is_symlink()):  # en is a link to en_US_...
+    for voice in sorted(path for path in SOUNDS.iterdir() if not path.is_symlink()):  # en is a link
         made = 0
         for file in sorted(voice.rglob("*.wav")):
             wave, rate = soundfile.read(file)

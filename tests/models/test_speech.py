@@ -294,8 +294,8 @@ def test_quiet_waveforms_are_heard_too() -> None:
 def test_the_papers_model_learns_codes_from_samples_alone(tmp_path: Path) -> None:
     """No spectrogram helps: more and more codes are in use, and without them samples take more bits.
 
-    Without the cures, ten layers of 32 channels had a perplexity of 1.2 after 160 steps at 1e-3, and the order
-    of their codes told nothing: 5.26 bits a sample, 5.26 with shuffled codes.
+    Without the cures, ten layers of 32 channels had a perplexity of 1.2 after 160 steps at 1e-3, and the
+    order of their codes told nothing: 5.26 bits a sample, 5.26 with shuffled codes.
     """
     pytest.importorskip("soundfile")
     pytest.importorskip("soxr")
