@@ -16,7 +16,7 @@ from vqfast.models.autoencoder import Autoencoder
 from vqfast.models.configs import SPEECH_CONFIGS
 from vqfast.models.mu_law import mu_law_encode
 from vqfast.models.quantizers import LayerOptions, make_layer
-from vqfast.models.speech_drawing import DrawOptions, drawn_pieces
+from vqfast.models.speech_drawing import Drawing, DrawOptions, drawn_pieces
 from vqfast.models.speech_encoder import MelDecoder, counted, encoder_reach, speech_encoder
 from vqfast.models.speech_likelihood import mean_of, nats_in_pieces, nats_of, start_in_order
 from vqfast.models.vqvae import VQVAEOutput
@@ -332,7 +332,7 @@ class SpeechVQVAE(Autoencoder):
             >>> torch.equal(torch.cat(pieces, 2), model.decode(indices, seed=1))
             True
         """
-        return drawn_pieces(self, indices, options)
+        return drawn_pieces(Drawing(self.vq, self.conditioner, self.wavenet), indices, options)
 
     @whole
     @torch.no_grad()

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vqfast.checks import check_indices, check_integer
 from vqfast.models.mu_law import mu_law_decode
+from vqfast.nn import VQLayer
+from vqfast.priors.wavenet import WaveNet
 from vqfast.sampling.progress import Tick, check_progress, shown
-
-if TYPE_CHECKING:
-    from vqfast.models.speech import SpeechVQVAE
 
 BATCH = 64  # waveforms
 SAMPLES = 1 << 16  # of a piece; the noise depends on it. Executors hold some 40 bytes for each
@@ -39,7 +38,15 @@ class DrawOptions(TypedDict, total=False):
     progress: Callable[[int], object] | bool
 
 
-def drawn_pieces(model: SpeechVQVAE, indices: Tensor, options: DrawOptions) -> Iterator[Tensor]:
+class Drawing(NamedTuple):
+    """The parts of a ``SpeechVQVAE`` that draw."""
+
+    vq: VQLayer
+    conditioner: nn.Module
+    wavenet: WaveNet
+
+
+def drawn_pieces(model: Drawing, indices: Tensor, options: DrawOptions) -> Iterator[Tensor]:
     """See ``SpeechVQVAE.decode_pieces``."""
     check_indices("indices", indices, model.vq.num_embeddings, minimum=-1)
     if indices.ndim != 2 or indices.numel() == 0:
@@ -50,7 +57,7 @@ def drawn_pieces(model: SpeechVQVAE, indices: Tensor, options: DrawOptions) -> I
 
 
 def _pieces(
-    model: SpeechVQVAE,
+    model: Drawing,
     indices: Tensor,
     numbers: Tensor | None = None,
     batch_size: int = BATCH,
@@ -61,7 +68,7 @@ def _pieces(
 
     Each piece has noise of its own, that of samples of higher numbers.
     """
-    (num, codes), stride = indices.shape, model.stride
+    (num, codes), stride = indices.shape, model.wavenet.condition_stride
     before = -(-model.wavenet.reach // stride)
     piece = max(1, SAMPLES // stride, before)
     numbers = torch.arange(num) if numbers is None else numbers
@@ -83,13 +90,13 @@ def _pieces(
             )
             known = values[:, -before * stride :]
             drawn = values[:, (first - begin) * stride :]
-            waves = mu_law_decode(drawn, model.num_values, dtype=condition.dtype)
+            waves = mu_law_decode(drawn, model.wavenet.num_embeddings, dtype=condition.dtype)
             sounding = (indices[:, first:end] >= 0).repeat_interleave(stride, 1).to(waves.device)
             yield waves.where(sounding, 0).unsqueeze(1)
 
 
 @torch.no_grad()
-def _condition(model: SpeechVQVAE, indices: Tensor, begin: int, end: int) -> Tensor:
+def _condition(model: Drawing, indices: Tensor, begin: int, end: int) -> Tensor:
     """The map of these codes, which depends on their neighbours too: ``(B, C, end - begin)``."""
     first = max(0, begin - 1)
     condition: Tensor = model.conditioner(model.vq.decode(indices[:, first : end + 1]))
