@@ -67,7 +67,10 @@ def test_pictures_show_spectrograms(here: Path) -> None:
 
     assert run("picture --run run --of codebook --num 4 --out codebook.png") == 0
     assert run("picture --run run --of random-codes --num 2 --out random.png") == 0
-    sizes = {name: PIL.Image.open(f"{name}.png").size for name in ("codebook", "random")}
+    sizes = {}
+    for name in ("codebook", "random"):
+        with PIL.Image.open(f"{name}.png") as picture:
+            sizes[name] = picture.size
     wide = 2100 // 32 + 1, 1200 // 32 + 1  # windows of 21 codes, and of as much as the longest recording has
     assert all(2 * count <= sizes[name][0] for name, count in zip(sizes, wide, strict=True))
     assert 512 <= sizes["codebook"][1] < 600 and 256 <= sizes["random"][1] < 300
