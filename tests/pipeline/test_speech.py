@@ -214,12 +214,12 @@ def test_recordings_are_written_as_they_are_drawn(
     trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the pieces, files have the bytes of whole waveforms; a failure leaves no hidden file."""
+    monkeypatch.setattr("vqfast.models.speech_drawing.SAMPLES", 1000)
     vqvae = load_model(trained.folder, "vqvae")
     codes = encoded(vqvae, reopen_parts(trained)["held-out"])
     levels, labels = codes.read(range(codes.num))
     whole = decode_items(vqvae, levels, labels, range(codes.num))
     ends = ((levels[0] >= 0).sum(1) * vqvae.stride).tolist()
-    monkeypatch.setattr("vqfast.models.speech_drawing.SAMPLES", 1000)
     out = Run(tmp_path / "out", create=True)
     decode(trained, vqvae, codes, out=out)
     files = sorted((out.folder / "wav").iterdir())
