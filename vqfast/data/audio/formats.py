@@ -45,6 +45,8 @@ def write_waves(
             stack.callback(file.remove)
         options = {"samplerate": rate, "channels": 1, "format": "WAV", "subtype": "PCM_16"}
         sounds = [soundfile.SoundFile(file.opened, "w", **options) for file in files]
+        for sound in sounds:
+            stack.callback(sound.close)  # before its file is
         for places, first, waves in pieces:
             for place, wave in zip(places, waves, strict=True):
                 sounds[place].write(wave[0, : max(0, lengths[place] - first)].clamp(-1, 1).numpy())
