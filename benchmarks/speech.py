@@ -37,7 +37,14 @@ from benchmarks.speech_codes import (
 from benchmarks.speech_data import CODE_SAMPLES, FRAMES, RATE, Utterances, both_parts, read_voices
 from benchmarks.speech_masked import masked_codes
 from benchmarks.speech_shown import show
-from benchmarks.speech_waves import conversion, counted_bits, decoder_bits, trained_decoder, trained_prior
+from benchmarks.speech_waves import (
+    conversion,
+    counted_bits,
+    decoder_bits,
+    drawn_conversion,
+    trained_decoder,
+    trained_prior,
+)
 from vqfast.models import SpeechVQVAE
 
 CASES: list[Case] = []  # nothing is timed
@@ -94,7 +101,7 @@ def findings(*, full: bool, voices: Path | None, human: Path | None = None) -> d
     Args:
         full: three seeds, some half an hour on two cores; otherwise one seed and a minute.
         voices: a folder of speakers, with label files beside the recordings.
-        human: another one, of which only phones and speakers are read.
+        human: another one, whose phones and speakers are read, and whose voices are converted.
     """
     size = FULL if full else QUICK
     tables: dict[str, Table] = {}
@@ -106,7 +113,7 @@ def findings(*, full: bool, voices: Path | None, human: Path | None = None) -> d
             continue
         assert folder is not None
         suite = Experiments(size, recordings.fingerprint, *both_parts(recordings, folder))
-        tables |= suite.of_codes(whose)
+        tables |= suite.of_codes(whose) | suite.of_voices(whose)
         if not whose:
             tables |= suite.of_waves()
             if full:
@@ -120,7 +127,8 @@ class Experiments:
     def __init__(self, size: Size, data: str, train: Utterances, held_out: Utterances) -> None:
         self.size, self.train, self.held_out = size, train, held_out
         self.kept = Kept(RUNS / digest(data, str(size[:3]), str(MODEL), *SOURCES))
-        self.waves = Kept(self.kept.folder / digest(str(size), "benchmarks/speech_waves.py"))
+        sources = (f"benchmarks/speech_{name}.py" for name in ("waves", "sound"))
+        self.waves = Kept(self.kept.folder / digest(str(size), *sources))
 
     def empty(self, told: bool) -> SpeechVQVAE:
         """A model that hasn't learned."""
@@ -187,25 +195,31 @@ class Experiments:
             ),
         }
 
-    def of_waves(self) -> dict[str, Table]:
-        """Experiments 3 to 5: voices converted, priors, waveforms."""
+    def of_voices(self, whose: str) -> dict[str, Table]:
+        """Experiment 3: voices converted; but for human ones also by the WaveNet."""
         heard: dict[str, list[float]] = {}
+        for seed in range(self.size.seeds):
+            for measure in (self.judged,) if whose else (self.judged, self.judged_drawn):
+                found = self.waves.figures(f"{measure.__name__}-{seed}", partial(measure, seed))
+                for name, figure in found.items():
+                    heard.setdefault(name, []).append(figure)
+        title = f"{whose}seconds that a classifier gives the voice asked for, held out"
+        return {title[0].upper() + title[1:]: as_table("right", heard, "{:.1%}")}
+
+    def of_waves(self) -> dict[str, Table]:
+        """Experiments 4 and 5: priors, waveforms."""
         prior: dict[str, list[float]] = {}
         samples: dict[str, list[float]] = {}
         titles = {
-            "Seconds that a classifier gives the voice asked for, held out": (heard, self.judged, "{:.1%}"),
-            "Bits a code, held out": (prior, self.priors, "{:.2f}"),
-            "Bits a sample of the WaveNet, held out": (samples, self.samples, "{:.2f}"),
+            "Bits a code, held out": (prior, self.priors),
+            "Bits a sample of the WaveNet, held out": (samples, self.samples),
         }
         for seed in range(self.size.seeds):
-            for figures, measure, _ in titles.values():
+            for figures, measure in titles.values():
                 found = self.waves.figures(f"{measure.__name__}-{seed}", partial(measure, seed))
                 for name, figure in found.items():
                     figures.setdefault(name, []).append(figure)
-        return {
-            title: as_table("right" if "%" in style else "bits", figures, style)
-            for title, (figures, _, style) in titles.items()
-        }
+        return {title: as_table("bits", figures, "{:.2f}") for title, (figures, _) in titles.items()}
 
     def show(self) -> None:
         """Writes the picture and the sounds of the first seed."""
@@ -233,9 +247,14 @@ class Experiments:
         }
 
     def judged(self, seed: int) -> Figures:
-        """Whom a classifier hears."""
+        """Whom a classifier hears in what the fast decoder tells."""
+        vqvae, (_, codes) = self.learned(seed, True)
+        return conversion(vqvae, self.train, self.held_out, codes, seed)
+
+    def judged_drawn(self, seed: int) -> Figures:
+        """Whom it hears in what the WaveNet draws."""
         codes = self.learned(seed, True)[1][1]
-        return conversion(self.decoder(seed), self.train, self.held_out, codes, seed)
+        return drawn_conversion(self.decoder(seed), self.train, self.held_out, codes, seed)
 
     def priors(self, seed: int) -> Figures:
         """Bits a code."""

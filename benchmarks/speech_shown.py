@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.speech_data import FRAMES, HOP, MELS, RATE, Utterances
+from benchmarks.speech_sound import waves_of
 from benchmarks.speech_waves import converted
 from vqfast.data.audio import wav_bytes
 from vqfast.data.images.sheet import grid
@@ -33,7 +34,8 @@ def show(
     """Writes a picture, and sounds beside it: a recording of each speaker, and what is made of it.
 
     The lines of the picture: the recording; its codes told by the fast decoder as the same speaker, and as
-    the next one; the latter drawn by the WaveNet; and codes that the prior drew, drawn so too.
+    the next one; the latter drawn by the WaveNet; and codes that the prior drew, drawn so too. The sound of
+    the converted voice is made of the fast decoder's spectrogram.
 
     Args:
         path: of the picture, without a suffix.
@@ -57,6 +59,8 @@ def show(
     pictures = torch.stack([pictured(mels) for line in lines for mels in line])
     captions = ["recording", "decoded", "converted", "drawn", "new"]
     write_file(path.with_suffix(".png"), grid(pictures, columns=len(speakers), scale=2, captions=captions))
+    mels = torch.stack([m[:, : CODES * FRAMES] for m in lines[2]])
+    told = waves_of(log_mel, mels)
     originals = held_out.waves[chosen[0]][: CODES * FRAMES * HOP]
-    for name, wave in (("recording", originals), ("converted", waves[0, 0]), ("new", new[0, 0])):
+    for name, wave in (("recording", originals), ("converted", told[0, 0]), ("new", new[0, 0])):
         write_file(path.with_name(f"{path.name}-{name}.wav"), wav_bytes(wave.numpy(), RATE))

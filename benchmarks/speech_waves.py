@@ -14,6 +14,7 @@ from torch import Tensor
 
 from benchmarks.speech_codes import SEGMENT, K, classifier
 from benchmarks.speech_data import CODE_SAMPLES, FRAMES, HOP, RATE, Utterances, first_code, part
+from benchmarks.speech_sound import waves_of
 from vqfast.models import SpeechVQVAE
 from vqfast.models.mu_law import mu_law_encode
 from vqfast.models.speech_encoder import LogMel
@@ -71,7 +72,7 @@ def conversion(
     vqvae: SpeechVQVAE, train: Utterances, held_out: Utterances, codes: list[np.ndarray], seed: int
 ) -> dict[str, float]:
     """Shares of held-out seconds that the judge gives their speaker or, converted, the target."""
-    told = judge(train, seed)
+    told, log_mel = judge(train, seed), LogMel(train.mels[0].shape[0], HOP, RATE)
     real, speakers = seconds(held_out, [held_out.raw(i) for i in range(len(held_out.mels))])
     as_target, as_source, heard = [], [], []
     for target in range(len(train.names)):
@@ -79,14 +80,27 @@ def conversion(
         found = told(pieces[sources != target])
         as_target.append((found == target).double())
         as_source.append((found == sources[sources != target]).double())
-        waves = drawn(vqvae, held_out, codes, target)
-        heard.append((told(LogMel(train.mels[0].shape[0], HOP, RATE)(waves)) == target).double())
+        others = pieces[sources != target]
+        waves = waves_of(log_mel, others[:: -(-len(others) // JUDGED)], seed=seed)
+        heard.append((told(log_mel(waves)) == target).double())
     return {
         "real seconds": (told(real) == speakers).double().mean().item(),
         "converted seconds": torch.cat(as_target).mean().item(),
         "converted seconds, still heard as who spoke": torch.cat(as_source).mean().item(),
-        "converted waveforms, drawn by the WaveNet": torch.cat(heard).mean().item(),
+        "converted waveforms of these spectrograms": torch.cat(heard).mean().item(),
     }
+
+
+def drawn_conversion(
+    vqvae: SpeechVQVAE, train: Utterances, held_out: Utterances, codes: list[np.ndarray], seed: int
+) -> dict[str, float]:
+    """The share of seconds, drawn by the WaveNet, that the judge gives the target."""
+    told, log_mel = judge(train, seed), LogMel(train.mels[0].shape[0], HOP, RATE)
+    heard = [
+        (told(log_mel(drawn(vqvae, held_out, codes, target))) == target).double()
+        for target in range(len(train.names))
+    ]
+    return {"converted waveforms, drawn by the WaveNet": torch.cat(heard).mean().item()}
 
 
 def drawn(vqvae: SpeechVQVAE, held_out: Utterances, codes: list[np.ndarray], target: int) -> Tensor:
