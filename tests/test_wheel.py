@@ -127,7 +127,9 @@ def check_contents(source: Path, wheel: Path) -> None:
     package = {path.relative_to(source) for path in (source / "vqfast").rglob("*") if path.is_file()}
     sources = {path.relative_to(source) for path in (source / "csrc").rglob("*.*")}
     wanted = {path.as_posix() for path in package if path.suffix != ".pyc"}
-    wanted |= {f"vqfast/{path.as_posix()}" for path in sources if path.suffix in (".cpp", ".h", ".def")}
+    wanted |= {
+        f"vqfast/{path.as_posix()}" for path in sources if path.suffix in (".cpp", ".h", ".def", ".md")
+    }
     found = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert found - wanted == {"vqfast/csrc/native.so", "vqfast/csrc/native.sha256"}
     assert wanted <= found
