@@ -46,7 +46,8 @@ TEXT = """
 Each row is an environment with those versions. Each cell says how many of a choice of this package's own
 tests passed there, on a CPU: the ops on the C++ backend; `torch.compile(fullgraph=True)` of ops, of layers in
 training and, once, by the default compiler; `torch.export` of layers and models; and Triton kernels in
-Triton's interpreter. The table is made by `python -m tests.matrix.torches FOLDER`.
+Triton's interpreter. The table is made by `python -m tests.matrix.torches FOLDER`. The interpreter of Triton 3.6
+doesn't know NumPy 2.4, which it asks for the only number in an array; kernels on a GPU don't pass through it.
 """
 VERSIONED = ["torch", "NumPy", "Triton"]
 TITLES = [*VERSIONED, "ops", "compile", "export", "kernels interpreted"]
