@@ -146,8 +146,9 @@ def search_kernel(arch: str, tuning: Tuning, channels: int, write: bool = False)
 
 
 def search_loop(compiled: Any) -> Loop:
-    """The loop of ``_search`` over the codebook: the one with most minima, of those with no loop inside."""
-    return max((loop for loop in loops(compiled) if loop.innermost), key=lambda loop: loop.of("FMNMX"))
+    """The loop of ``_search`` over the codebook: on tensor cores, no loop inside, the most minima."""
+    products = [loop for loop in loops(compiled) if loop.innermost and loop.of("HMMA", "HGMMA", "UTC")]
+    return max(products, key=lambda loop: loop.of("FMNMX"))
 
 
 def sampler_kernel(
