@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,7 +29,7 @@ def waves_of(log_mel: LogMel, mels: Tensor, *, seed: int = 0) -> Tensor:
     for _ in range(UPDATES):
         powers = powers * wanted / (filters.T @ (filters @ powers) + 1e-9)
     lengths = F.pad(powers.sqrt(), (0, 1), mode="replicate")
-    how = {"n_fft": size, "hop_length": hop, "window": log_mel.window}
+    how: dict[str, Any] = {"n_fft": size, "hop_length": hop, "window": log_mel.window}
     generator = torch.Generator().manual_seed(seed)
     phases = torch.polar(torch.ones_like(lengths), 6.2832 * torch.rand(lengths.shape, generator=generator))
     before = torch.zeros_like(phases)
