@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 
 import vqfast
+from vqfast.ops import library
 from vqfast.ops.build import find_compiler
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -113,12 +114,17 @@ def _status(field: str) -> int:
 
 
 def name() -> str:
-    """The device's name in records."""
+    """The device's name in records, with the instruction set that is used where it is less than AVX-512.
+
+    Virtual machines call CPUs of several generations alike.
+    """
     if DEVICE.type == "cuda":
         return torch.cuda.get_device_name()
     found = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
     threads = torch.get_num_threads()
-    return f"{threads} core{'s' * (threads > 1)}, {found.group(1) if found else platform.processor()}"
+    model = f"{threads} core{'s' * (threads > 1)}, {found.group(1) if found else platform.processor()}"
+    used = library.instruction_set()
+    return model if used is None or used.startswith("avx512") else f"{model}, {used}"
 
 
 def conditions() -> dict[str, object]:
