@@ -311,7 +311,7 @@ class SpeechVQVAE(Autoencoder):
         """
         draw: DrawOptions = {"labels": labels, "numbers": numbers, "seed": seed, "temperature": temperature}
         how: DrawOptions = {"method": method, "batch_size": batch_size, "progress": progress}
-        return torch.cat(list(self.decode_pieces(indices, **draw, **how)), 2)
+        return torch.cat(list(self.decode_pieces(indices, **(draw | how))), 2)
 
     def decode_pieces(self, indices: Tensor, **options: Unpack[DrawOptions]) -> Iterator[Tensor]:
         """The waveforms of ``decode`` piece after piece, in memory that doesn't grow with their length.

@@ -66,7 +66,7 @@ def straight(op: OpOverload[P, T]) -> Callable[P, T]:
             or torch._C._len_torch_function_stack()
             or torch._C._len_torch_dispatch_stack()
             or torch._C._get_tracing_state() is not None
-            or torch.autograd._profiler_enabled()
+            or torch._C._autograd._profiler_enabled()
             or transformed()
             or kwargs
             or not all(map(_plain, args))
@@ -75,8 +75,8 @@ def straight(op: OpOverload[P, T]) -> Callable[P, T]:
         differentiable = _DIFFERENTIABLE.get(op)
         tensors = [value for value in args if isinstance(value, Tensor)]
         if differentiable and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-            return differentiable(*args, None)  # type: ignore[no-any-return]
-        return function(*args)  # type: ignore[no-any-return]
+            return differentiable(*args, None)
+        return function(*args)
 
     return call
 

@@ -11,6 +11,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from vqfast.checks import check_choice
 from vqfast.pipeline.failures import ended_by_torchrun, lost_another
@@ -132,7 +134,7 @@ def _join(backend: str) -> None:
     addresses of those that have ended.
     """
     limit = timedelta(seconds=LIMIT_SECONDS)
-    store, rank, world = next(dist.rendezvous("env://", timeout=limit))
+    store, rank, world = next(rendezvous("env://", timeout=limit))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = dist.PrefixStore(f"attempt {attempt}", store)
+    store = PrefixStore(f"attempt {attempt}", store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=limit)

@@ -56,7 +56,10 @@ def search(
             _plans.clear()
         plan = _plans[key] = _plan(x, codebook, quantized, indices.numel(), tuning)
     memory = x.new_empty(plan.bytes, dtype=torch.uint8)
-    vectors: Any  # a tensor, or where it begins
+    vectors: Any  # a tensor, or where it begins, as are the next three
+    codes: Any
+    out: Any
+    error: Any
     if plan.search.compiled is None:  # Triton wants to see tensors
         parts: tuple[Any, ...] = tuple(
             memory[begin:end].view(dtype)
