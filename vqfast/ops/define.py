@@ -13,6 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 from torch._C import DispatchKey, DispatchKeySet
+from torch._C._autograd import _profiler_enabled
 from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch._ops import OpOverload
 from torch.autograd import forward_ad
@@ -66,7 +67,7 @@ def straight(op: OpOverload[P, T]) -> Callable[P, T]:
             or torch._C._len_torch_function_stack()
             or torch._C._len_torch_dispatch_stack()
             or torch._C._get_tracing_state() is not None
-            or torch._C._autograd._profiler_enabled()
+            or _profiler_enabled()
             or transformed()
             or kwargs
             or not all(map(_plain, args))

@@ -56,7 +56,7 @@ class Kept:
                 self.constants = tuple(self.options[name] for name in self.kernel.arg_names[len(arguments) :])
                 self.compiled = compiled
             return
-        active = driver.active
+        active: Any = driver.active
         stream = active.get_current_stream(active.get_current_device())
         compiled.run(
             blocks, 1, 1, stream, compiled.function, compiled.packed_metadata, None, None, None,
