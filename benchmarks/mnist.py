@@ -188,8 +188,9 @@ def seconds_a_step(first: Run, recipe: Recipe) -> float:
 
 
 def train(run: Run, recipe: Recipe, steps: int) -> CausalPrior:
-    """Trains a recipe's prior on the codes of a run."""
-    training = PriorTraining(steps=steps, **recipe.training)
+    """Trains a recipe's prior on the codes of a run; the warm-up is a tenth of a short training at most."""
+    warmup = min(recipe.training.get("warmup", 0), steps // 10)
+    training = PriorTraining(steps=steps, **{**recipe.training, "warmup": warmup})
     (prior,) = train_priors(run, prior=recipe.prior, prior_options=recipe.options, training=training)
     assert isinstance(prior, CausalPrior)
     return prior

@@ -57,8 +57,10 @@ class HiddenFile:
 
     def remove(self) -> None:
         """Closes the file, and removes it unless it was placed."""
-        self.opened.close()
-        self._path.unlink(missing_ok=True)
+        try:
+            self.opened.close()  # which writes what is left, and fails where the disk is full
+        finally:
+            self._path.unlink(missing_ok=True)
 
 
 def remove_leftovers(folder: Path) -> None:

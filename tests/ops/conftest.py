@@ -14,9 +14,13 @@ from vqfast.ops import registry
 
 
 @pytest.fixture(autouse=True)
-def interpreter_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton's interpreter cuts float32 off to bfloat16, where a GPU rounds, and multiplies its bits."""
+def interpreter_rounds(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Triton's interpreter cuts float32 off to bfloat16, where a GPU rounds, and multiplies its bits.
+
+    It warns of a sum that is too large for float32, where a GPU goes on with infinity.
+    """
     if not registry.interpreted():
+        yield
         return
     import triton.language as tl
     from triton.runtime import interpreter
@@ -37,6 +41,8 @@ def interpreter_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
         return dot_of_bits(self, a, b, *rest)
 
     monkeypatch.setattr(builder, "create_dot", dot)
+    with np.errstate(over="ignore"):
+        yield
 
 
 def device_of(op: str, backend: str) -> str | None:
