@@ -222,5 +222,5 @@ def test_the_native_executor_keeps_what_the_plan_says(
     program, weights = prior.lower()
     a_sample = batches.sample_bytes(program, weights, (1, 40) if kind is WaveNet else shape)
     kept = (taken[1] - taken[0]) / 8
-    assert kept <= a_sample <= 3 * kept
+    assert kept <= a_sample <= 4 * kept  # it counts the padding of the widest vectors
     assert taken[0] - a_sample <= batches.weight_bytes(weights)
