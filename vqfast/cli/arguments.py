@@ -9,7 +9,7 @@ from typing import Any
 from vqfast.data import Source
 from vqfast.models import Autoencoder
 from vqfast.pipeline import Ranks, Run, Training, reopen_parts
-from vqfast.pipeline.parts import HELD_OUT, load_like_run
+from vqfast.pipeline.parts import HELD_OUT, load_like_run, share_fingerprint
 from vqfast.pipeline.progress import warn_of
 
 
@@ -36,7 +36,7 @@ def opened(run: Run, vqvae: Autoencoder, data: str | None, ranks: Ranks, reading
         ValueError: images don't fit the model; or see ``load_like_run``.
     """
     if data is None:
-        return reopen_parts(run)[HELD_OUT]
+        return reopen_parts(run, ranks)[HELD_OUT]
     source = load_like_run(run, vqvae, data, **given_of(reading))
     warn_of(ranks, "data", source.describe())
     if len(source.shape) == 3:
@@ -45,6 +45,7 @@ def opened(run: Run, vqvae: Autoencoder, data: str | None, ranks: Ranks, reading
         except ValueError as error:
             how = "--size resizes images" if "size" in reading else "crop or resize the images"
             raise ValueError(f"{data} doesn't fit the run's model: {error}; {how}") from None
+    share_fingerprint(source, ranks)
     return source
 
 

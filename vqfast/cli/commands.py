@@ -120,7 +120,7 @@ def encode(
         source = Run.shared(run, ranks, lock=out is None)
         vqvae = load_model(source.folder, "vqvae", device=ranks.device)
         if out is None:
-            target, parts = source, reopen_parts(source)
+            target, parts = source, reopen_parts(source, ranks)
         else:
             parts = {"all": opened(source, vqvae, data, ranks, reading)}
             target = Run.shared(out, ranks, create=True)

@@ -11,7 +11,7 @@ from vqfast.checks import check_choice, check_integer
 from vqfast.data import MODALITIES, Clips, Modality, Recordings, Source, Unreadable
 from vqfast.models import Autoencoder
 from vqfast.pipeline.progress import bar
-from vqfast.pipeline.ranks import Ranks
+from vqfast.pipeline.ranks import ALONE, Ranks
 from vqfast.pipeline.run import Run
 
 HELD_OUT, TRAIN = "held-out", "train"
@@ -77,14 +77,18 @@ def open_parts(run: Run, note: dict[str, Any], ranks: Ranks) -> tuple[dict[str, 
     return _opened(note, _noted_findings(run) if begun and run.settings("data") else None, ranks)
 
 
-def reopen_parts(run: Run) -> dict[str, Source]:
+def reopen_parts(run: Run, ranks: Ranks = ALONE) -> dict[str, Source]:
     """Opens the data that a run was trained on: its parts ``"train"`` and ``"held-out"``.
+
+    Args:
+        ranks: the processes that all call this. Where files were touched, the first of them compares their
+            bytes.
 
     Raises:
         FileNotFoundError: the run wasn't trained.
         ValueError: ``run.json`` doesn't name the data, or see ``open_parts``.
     """
-    return _opened(noted_data(run), _noted_findings(run), None)[0]
+    return _opened(noted_data(run), _noted_findings(run), ranks)[0]
 
 
 def modality_of(run: Run) -> Modality:
@@ -119,7 +123,7 @@ def load_like_run(run: Run, vqvae: Autoencoder, data: str | Path, **reading: Any
 
 
 def _opened(
-    note: dict[str, Any], found: dict[str, Any] | None, ranks: Ranks | None
+    note: dict[str, Any], found: dict[str, Any] | None, ranks: Ranks
 ) -> tuple[dict[str, Source], dict[str, Any]]:
     changed = f"{note['path']} has changed since the run was trained on it"
     try:
@@ -130,7 +134,7 @@ def _opened(
         raise ValueError(f"{changed}: {error}") from error
     stamp = "+".join(source.stamp for source in sources)
     if found is None:
-        if ranks is None or not ranks.first:
+        if not ranks.first:
             return parts, {}
         for source in sources:
             with bar(ranks, "check data", len(source), unit=MODALITIES[note["modality"]].item) as progress:
@@ -139,12 +143,28 @@ def _opened(
         found = {**sources[0].findings, "stamp": stamp, "fingerprints": prints}
         if len(sources) > 1:
             found["val"] = sources[1].findings
-    elif found["stamp"] == stamp:  # nobody touched the files, so their bytes needn't be read
+    elif not ranks.any(found["stamp"] != stamp):  # nobody touched the files, so their bytes needn't be read
         for name, part in parts.items():
             part.fingerprint = found["fingerprints"].get(name)
-    elif any(part.fingerprint != found["fingerprints"].get(name) for name, part in parts.items()):
-        raise ValueError(changed)
+    else:
+        for name, part in parts.items():
+            share_fingerprint(part, ranks)
+            if part.fingerprint != found["fingerprints"].get(name):
+                raise ValueError(changed)
     return parts, found
+
+
+def share_fingerprint(source: Source, ranks: Ranks) -> None:
+    """Has the first of the ``ranks``, which all call this, read all bytes for those with the same files.
+
+    Raises:
+        ValueError: this process has a copy of other bytes.
+    """
+    stamp, fingerprint = ranks.of_first(lambda: source.stamp), ranks.of_first(lambda: source.fingerprint)
+    if source.stamp == stamp:
+        source.fingerprint = fingerprint
+    elif source.fingerprint != fingerprint:
+        raise ValueError(f"the data of process {ranks.rank} isn't that of process 0; want the same items")
 
 
 def _loaded(note: dict[str, Any], found: dict[str, Any] | None) -> tuple[list[Source], dict[str, Source]]:

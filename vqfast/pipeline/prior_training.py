@@ -109,7 +109,7 @@ def train_priors(
     grids, labels = codes.all()
     labels = labels if use_labels else None
     actions = codes.actions(range(codes.num)) if use_actions else None
-    num_classes = None if labels is None else reopen_parts(run)[TRAIN].num_classes
+    num_classes = None if labels is None else reopen_parts(run, ranks)[TRAIN].num_classes
     settings = {"codes": run.settings(f"codes/{TRAIN}"), "prior": prior, "num_classes": num_classes}
     settings |= {**options, **training.settings(len(grids[0]))}
     acting: dict[str, Any] = {}

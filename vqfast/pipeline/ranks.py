@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -56,6 +56,10 @@ class Ranks:
         """Waits for all processes, as long as they work: shares of files may take very different times."""
         if self.watch is not None:
             self.watch.meet()
+
+    def of_first(self, make: Callable[[], str]) -> str:
+        """A text that the first process makes for all, however long that takes. All of them must call it."""
+        return make() if self.watch is None else self.watch.of_first(make)
 
     def any(self, value: bool) -> bool:
         """Whether ``value`` is true in any process. All of them must call it."""

@@ -44,7 +44,7 @@ def train_classifier(run: Run, *, training: Training = TRAINING, ranks: Ranks = 
         FileNotFoundError: the run isn't trained.
         ValueError: the data has no labels, or has changed; or the run has a classifier with other settings.
     """
-    parts = reopen_parts(run)
+    parts = reopen_parts(run, ranks)
     train, held_out = parts[TRAIN], parts[HELD_OUT]
     if train.labels is None or train.num_classes is None:
         raise ValueError("the run's data has no labels; want some for a classifier")

@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from itertools import count
@@ -107,6 +108,14 @@ class Watch(threading.Thread):
             time.sleep(pause)
             pause = min(2 * pause, BEAT_SECONDS)
         self._meeting = False
+
+    def of_first(self, make: Callable[[], str]) -> str:
+        """A text that rank 0 makes; the others wait for it as in ``meet``."""
+        key = f"text {self._meetings}"
+        if self._rank == 0:
+            self._store.set(key, make())
+        self.meet()
+        return str(self._store.get(key).decode())
 
     def end(self) -> None:
         """Ends the thread; to be called before the process leaves the others."""
