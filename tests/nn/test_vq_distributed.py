@@ -1,4 +1,4 @@
-"""Two gloo processes against one on the joined batch."""
+"""Three gloo processes against one on the joined batch."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _spec.loader.exec_module(vq_ranks)
 
 @pytest.fixture(scope="module")
 def states(tmp_path_factory) -> list[dict]:
-    """Every case's state on both ranks; a hang runs into the timeout."""
+    """Every case's state on all ranks; a hang runs into the timeout."""
     folder = tmp_path_factory.mktemp("ranks")
     command = [sys.executable, str(SCRIPT)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen([*command, rank, str(folder)], stderr=subprocess.PIPE, env=environment)
-        for rank in "01"
+        for rank in map(str, range(vq_ranks.WORLD))
     ]
     try:
         for process in processes:
@@ -34,15 +34,15 @@ def states(tmp_path_factory) -> list[dict]:
     finally:
         for process in processes:
             process.kill()
-    return [torch.load(folder / f"{rank}.pt") for rank in "01"]
+    return [torch.load(folder / f"{rank}.pt") for rank in range(vq_ranks.WORLD)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*vq_ranks.CASES, *(f"{name} sharded" for name in vq_ranks.SHARDED)])
 def test_ranks_agree_to_the_bit_and_with_one_process_to_rounding(states, name) -> None:
-    first, second = (state[name] for state in states)
+    first, *others = (state[name] for state in states)
     for key, value in vq_ranks.train(name.removesuffix(" sharded"), None).items():
-        assert torch.equal(first[key], second[key]), key
+        assert all(torch.equal(first[key], other[key]) for other in others), key
         torch.testing.assert_close(first[key], value, rtol=0, atol=1e-9, msg=key)
     if "vq.initialised" in first:
         assert first["vq.initialised"]

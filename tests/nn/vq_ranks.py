@@ -1,7 +1,7 @@
-"""The models and data of test_vq_distributed.py, and as a program one of its two ranks.
+"""The models and data of test_vq_distributed.py, and as a program one of its ranks.
 
 Every case trains an encoder and a quantiser for some steps, by DistributedDataParallel or alone. A batch is
-cut in two at its ``SPLITS``; the loss is weighted by the share, as for any mean over unequal batches.
+cut at its ``SPLITS``; the loss is weighted by the share, as for any mean over unequal batches.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from vqfast.models import VQVAE
 from vqfast.nn import ResidualVQLayer, VQLayer
 from vqfast.nn.sharded import gathered
 
-SPLITS = (5, 2, 8, 0, 3)  # samples of 8 that rank 0 has: unequal, all, none
+WORLD = 3  # neither sizes nor codes can all be shared evenly
+# where the ranks' shares of 8 samples begin and end: unequal, the first or the last empty, all in one
+SPLITS = ((0, 3, 5, 8), (0, 2, 8, 8), (0, 8, 8, 8), (0, 0, 1, 8), (0, 3, 4, 8))
 COMMON = {"kmeans_init": True, "revive_below": 1.5}
 CASES = {
     "gradient": lambda: VQLayer(9, 6, **COMMON),
@@ -56,22 +58,22 @@ def train(name: str, rank: int | None, sharded: bool = False) -> dict[str, Tenso
     model = run = Model(name).double()
     batches = torch.randn(len(SPLITS), 8, 4, 5, dtype=torch.float64)
     masks = torch.rand(len(SPLITS), 8, 5) < 0.6
-    world = 1 if rank is None else 2
-    if name == "loaded" and rank != 1:
+    world = 1 if rank is None else WORLD
+    if name == "loaded" and not rank:
         trained = CASES[name]()
         trained.set_codebook(torch.randn(9, 6))
         model.vq.load_state_dict(trained.state_dict())
     if sharded:
-        fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+        fully_shard(model, mesh=init_device_mesh("cpu", (WORLD,)))
     elif rank is not None:
         run = DistributedDataParallel(model)
         if name == "compiled":
             model.vq.compile(fullgraph=True, backend="aot_eager", dynamic=True)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     torch.manual_seed(rank or 0)  # ranks of different seeds have to agree all the same
-    splits = (0, *SPLITS[1:]) if name == "empty first" else SPLITS
+    splits = ((0, 0, 4, 8), *SPLITS[1:]) if name == "empty first" else SPLITS
     for x, mask, split in zip(batches, masks, splits, strict=True):
-        mine = {None: slice(None), 0: slice(split), 1: slice(split, None)}[rank]
+        mine = slice(None) if rank is None else slice(split[rank], split[rank + 1])
         shown = mask if name == "masked" else torch.ones_like(mask)
         quantized, loss = run(x[mine], mask[mine] if name == "masked" else None)
         share = shown[mine].sum() / shown.sum()
@@ -90,12 +92,12 @@ def vqvae(sharded: str = "") -> dict[str, Tensor]:
     """What the methods of a VQ-VAE beside ``forward`` give after a step; sharded as a whole or by parts."""
     torch.manual_seed(7)
     sizes = {"in_channels": 1, "hidden_channels": 8, "embedding_dim": 4, "num_embeddings": 8}
-    # both ranks have the same batch: a start from the joined one would differ
+    # all ranks have the same batch: a start from the joined one would differ
     model = VQVAE("paper", **sizes, kmeans_init=False, revive_below=0).double()
     x = torch.rand(2, 1, 8, 8).double()
     parts = (model.encoder, model.vq, model.decoder) if sharded == "parts" else ()
     for part in (*parts, model) if sharded else ():
-        fully_shard(part, mesh=init_device_mesh("cpu", (2,)))
+        fully_shard(part, mesh=init_device_mesh("cpu", (WORLD,)))
     model(x).loss.backward()
     indices = model.encode(x)
     image = model.decode(indices)
@@ -110,10 +112,10 @@ def vqvae(sharded: str = "") -> dict[str, Tensor]:
 if __name__ == "__main__":
     rank, folder = int(sys.argv[1]), Path(sys.argv[2])
     init = f"file://{folder}/init"
-    dist.init_process_group("gloo", init_method=init, rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=init, rank=rank, world_size=WORLD)
     states = {name: train(name, rank) for name in CASES}
     states |= {f"{name} sharded": train(name, rank, sharded=True) for name in SHARDED}
     states |= {f"vqvae {sharded}": vqvae(sharded) for sharded in ("all", "parts")}
     torch.save(states, folder / f"{rank}.pt")
-    dist.barrier()  # a rank that leaves early breaks the other's last message
+    dist.barrier()  # a rank that leaves early breaks the others' last message
     dist.destroy_process_group()
