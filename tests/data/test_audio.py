@@ -108,10 +108,11 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "text.wav").write_text("no recording")
     (tmp_path / "cut.flac").write_bytes(b"fLaC" + good[:50])
     (tmp_path / "notes.txt").write_text("no recording")
+    (tmp_path / "link.wav").symlink_to("nowhere.wav")
     with pytest.raises(Unreadable, match=r"cannot read recording.*--skip-bad") as refused:
         load_audio(tmp_path)
     assert {Path(name).name for name in refused.value.bad} == {
-        *("cut.flac", "empty.wav", "nothing.wav", "text.wav")
+        *("cut.flac", "empty.wav", "link.wav", "nothing.wav", "text.wav")
     }
     recordings = load_audio(tmp_path, skip_bad=True)
     assert recordings.names == ["good.wav"] and "nan.wav" in recordings.findings["bad"]

@@ -174,6 +174,7 @@ def test_broken_and_cut_off_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "cut.gif").write_bytes(gif_bytes(FRAMES, 10)[:-300])
     np.save(tmp_path / "short.npy", FRAMES)
     np.save(tmp_path / "short.actions.npy", ACTIONS[:-1])
+    (tmp_path / "link.mp4").symlink_to("nowhere.mp4")
     bad = {
         "cut.mp4",
         "empty.mp4",
@@ -182,6 +183,7 @@ def test_broken_and_cut_off_files_are_named(tmp_path: Path) -> None:
         "cut-a.avi",
         "cut-fast.mp4",
         "cut.gif",
+        "link.mp4",
         "short.npy",
     }
     with pytest.raises(Unreadable, match=r"cut off.*--skip-bad") as refused:

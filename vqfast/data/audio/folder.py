@@ -57,6 +57,7 @@ class RecordingFiles:
             self.root = root
             files, self.left_out, failed = disk.files_under(root)
         known = dict(skip_bad) if isinstance(skip_bad, Mapping) else {}
+        failed = {name: why for name, why in failed.items() if name not in known}
         facts: dict[str, RecordingFacts] = {}
         for name in files:
             if name in known:

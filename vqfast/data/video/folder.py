@@ -61,6 +61,7 @@ class VideoFiles:
             beside = [f"../{name}" for name in actions_beside(root.absolute().name)]
         found |= {name: (self.root / name).stat() for name in beside if (self.root / name).is_file()}
         self.bad = {} if isinstance(skip_bad, bool) else dict(skip_bad)
+        failed = {name: why for name, why in failed.items() if name not in self.bad}
         self.videos: list[Video] = []
         self._names: list[str] = []  # of each video
         self._files: list[list[str]] = []  # of each video
