@@ -3,9 +3,21 @@
 
 #include "nearest/nearest.h"
 #include "simd/floats.h"
+#include "simd/tile.h"
 
 namespace vqfast::VQFAST_ISA {
 namespace {
+
+// Short vectors have an arithmetic of their own (tally.h), where the CPU multiplies int8.
+template <class Arithmetic>
+constexpr bool kTallies = false;
+#if defined(__AVX512BF16__)
+struct Tally : Int8Quads {};
+template <>
+constexpr bool kTallies<Tally> = true;
+#endif
+constexpr int64_t kMaxTalliedChannels = kMaxPacking == 4 ? 16 : 0;
+constexpr int64_t kMaxTallied = 72;  // groups of a chunk, whose tallies stay in L1
 
 constexpr int64_t kMaxIntegerChannels = 1024;  // D of vectors for which int8 pays
 constexpr int64_t kMaxChannels = 1 << 17;      // D of vectors for which the bound holds
@@ -137,7 +149,8 @@ struct CodeGroup {
   float unit[kTileRows];      // int8: what one integer of the code stands for
   int32_t start[kTileRows];   // int8: what the sum of integers begins with, -128 * the sum of the code's integers
   float left_out_length;      // no more than |b| of any finite code that isn't multiplied; infinity if there is none
-  bool mixed;                 // whether lengths differ so much that each code has a bound of its own
+  bool mixed;                 // whether lengths differ so much that each code has its own bound; tallied: is it open
+  int32_t open;               // of the first group of a chunk: how many are open
   Bound own[kTileRows];       // those, if mixed
 };
 
@@ -145,6 +158,12 @@ struct CodeGroup {
 // many they are.
 constexpr int64_t group_size(int64_t d, int64_t packing) {
   return ceil_div(d, packing * kLanes) * kTileRows * kLanes;
+}
+// Those of a group of short codes: `tallies` of kTileRows codes, and later their `exact` numbers (tally.h).
+constexpr int64_t tally_size(int64_t d) { return kTileRows * (2 + ceil_div(d, 4)); }
+constexpr int64_t exact_size(int64_t d) { return (d + 1) * kLanes; }
+constexpr int64_t short_size(int64_t d, int64_t groups) {
+  return ceil_div(groups * tally_size(d), kLanes) * kLanes + groups * exact_size(d);
 }
 
 // A prepared codebook: all its groups, padded to whole cache lines, then all their numbers.
@@ -154,7 +173,8 @@ float* numbers_of(const NearestProblem& p, const Codebook& book) {
   return reinterpret_cast<float*>(groups_of(book) + padded_groups(p));
 }
 int64_t prepared_bytes(const NearestProblem& p) {
-  return padded_groups(p) * int64_t(sizeof(CodeGroup)) + p.groups * group_size(p.d, p.packing) * int64_t(sizeof(float));
+  const int64_t numbers = p.tallied ? short_size(p.d, p.groups) : p.groups * group_size(p.d, p.packing);
+  return padded_groups(p) * int64_t(sizeof(CodeGroup)) + numbers * int64_t(sizeof(float));
 }
 
 // scale * (code - pivot), in float32, of the first kLanes of `count` numbers; 0 in lanes past the end.

@@ -50,7 +50,8 @@ class Codebooks {
     const int64_t parts = (p.groups + p.chunk - 1) / p.chunk;
     std::vector<double> room(books_[0].lengths ? p.d : 0);
     preparing_.run(p.num_books * parts, [&](int64_t n) {
-      kernel_.prepare(p, books_[n / parts], part_of(p.groups, parts, n % parts), room.data());
+      const int64_t first = n % parts * p.chunk;
+      kernel_.prepare(p, books_[n / parts], {first, std::min(first + p.chunk, p.groups)}, room.data());
     });
   }
 

@@ -80,6 +80,7 @@ struct Chunk {
   const CodeGroup* groups;   // (count)
   const float* codes;        // (count, group_size)
   const uint8_t* repeats;    // codes that have the score -inf since they equal an earlier one, or null
+  const float* exact = nullptr;  // (count, exact_size) of short codes
 };
 
 // kV registers of columns, from column n on, against the codes of a chunk.

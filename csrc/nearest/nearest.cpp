@@ -39,7 +39,8 @@
 //   that 2^59 <= A < 2^60, but |b|^2 / 2 stays: off by E^2 / 2 <= 2^29 E at most, which is inside the 1.02 of a bound
 //   of at least 2^37 E. Where even its differences from p overflow, or D > 2^17, it is compared with all codes.
 //
-// Where the CPU multiplies int8 and bfloat16, coarse passes come first, with the same certificate. With the roundings
+// Where the CPU multiplies int8 and bfloat16, coarse passes come first, with the same certificate; that of short vectors
+// counts in integers (tally.h). With the roundings
 // a^, b^ of a~, b~, and r, R for |a~ - a^| and the longest |b~ - b^| (both differences are exact in float32):
 //   |a~.b~ - a^.b^| <= |(a~ - a^).b^| + |a~.(b~ - b^)| <= r (E + R) + A R,
 // which is added to B. Vectors with too many candidates then take the next pass, and so does every vector of the next
@@ -52,6 +53,7 @@
 #include "nearest/decide.h"
 #include "nearest/direct.h"
 #include "nearest/match.h"
+#include "nearest/tally.h"
 
 namespace vqfast::VQFAST_ISA {
 namespace {
@@ -63,7 +65,9 @@ void plan(NearestProblem& p, int64_t threads, bool share_codes) {
   // Few vectors aren't worth the rounding of codes to int8, and vectors of many channels leave too many candidates.
   const bool integers = p.d >= 32 && p.d <= kMaxIntegerChannels && p.k >= 256 && p.vectors >= 96;
   p.direct = p.vectors <= kDirectVectors && p.precision != Precision::f64 && !p.divided && p.d <= kMaxChannels;
-  p.packing = min(kMaxPacking, integers ? 4 : p.d >= 8 ? 2 : 1);
+  // Of one or two channels, too many codes lie within what int8 tells apart.
+  p.tallied = p.d > 2 && p.d <= kMaxTalliedChannels && p.vectors >= 96 && p.k >= 64;
+  p.packing = min(kMaxPacking, integers || p.tallied ? 4 : p.d >= 8 ? 2 : 1);
   const int64_t extra_limit =
       p.extra_channels ? max(131072 / (p.extra_channels * kTileColumns), 1) * kTileColumns : 2048;
   const int64_t limit = min(extra_limit, clamp((p.packing == 4 ? 524288 : 98304) / p.d, 256, 2048));
@@ -72,6 +76,7 @@ void plan(NearestProblem& p, int64_t threads, bool share_codes) {
   const bool few = share_codes && share < kFew;
   p.groups = ceil_div(p.k, kTileRows);
   p.chunk = clamp(24576 / (p.d * kTileRows), 1, min(128, p.groups));
+  if (p.tallied) p.chunk = ceil_div(p.groups, ceil_div(p.groups, kMaxTallied));  // even ones
   p.tile = kTileColumns;
   p.blocks = ceil_div(p.vectors, few ? limit : min(limit, ceil_div(share, kTileColumns) * kTileColumns));
   if (!few) p.blocks = min(ceil_div(ceil_div(p.blocks * p.num_books, threads) * threads, p.num_books), tiles);
@@ -98,6 +103,9 @@ CodePrefetch prefetch_of(const NearestProblem& p, const Codebook& book, bool rea
 // A chunk of groups, prepared before or now. Codes that are known to equal an earlier one get the score -inf.
 template <class Arithmetic, class C>
 Chunk chunk_of(const NearestProblem& p, const Codebook& book, bool ready, Span groups, const Scratch& s) {
+#if defined(__AVX512BF16__)
+  if constexpr (kTallies<Arithmetic>) return tallied_chunk<C>(p, book, ready, groups, s);
+#endif
   const uint8_t* repeats = s.state->repeats;
   Chunk chunk{groups.begin, count_of(groups), s.groups, s.codes, repeats};
   if (ready) {
@@ -120,7 +128,7 @@ Chunk chunk_of(const NearestProblem& p, const Codebook& book, bool ready, Span g
 template <class T, class Arithmetic>
 void pass(const NearestProblem& p, const Codebook& book, Span groups, int64_t count, bool scouts, const Scratch& s) {
   using C = typename Compute<T>::type;
-  const int64_t steps = ceil_div(p.d, Arithmetic::kPacking);
+  const int64_t steps = ceil_div(p.d, Arithmetic::kPacking) + (kTallies<Arithmetic> ? p.d : 0);
   State& state = *s.state;
   state.repeats = __atomic_load_n(&book.repeats, __ATOMIC_ACQUIRE);
   state.spare = count < kManyVectors ? count : count / 64, state.lost = 0;
@@ -184,8 +192,9 @@ void pass(const NearestProblem& p, const Codebook& book, Span groups, int64_t co
 
 // f(the arithmetic of a packing)
 template <class F>
-void with_arithmetic(int64_t packing, F f) {
+void with_arithmetic(int64_t packing, bool tallied, F f) {
 #if defined(__AVX512BF16__)
+  if (packing == 4 && tallied) return f(Tally{});
   if (packing == 4) return f(Int8Quads{});
   if (packing == 2) return f(Bf16Pairs{});
 #endif
@@ -209,13 +218,15 @@ int64_t search_part(
   if (p.direct) return search_directly<T>(p, book, groups, count, s), packing;
   bool scouts = false;
   for (int64_t at = p.d <= kMaxChannels ? packing : 0; left && at;) {
-    with_arithmetic(at, [&](auto arithmetic) { pass<T, decltype(arithmetic)>(p, book, groups, left, scouts, s); });
+    with_arithmetic(at, p.tallied, [&](auto arithmetic) {
+      pass<T, decltype(arithmetic)>(p, book, groups, left, scouts, s);
+    });
     const int64_t listed = left;
     left = 0;
     for (int64_t n = 0; n < listed; ++n)
       if (s.list[n]->count == kAll) left = list<T>(p, *s.list[n], s.list, left);
     const bool failed = 2 * left > count;
-    if (failed && !scouts && count >= kManyVectors) {
+    if (failed && !scouts && count >= kManyVectors && !(p.tallied && at == 4)) {  // tallies know of whole chunks only
       scouts = true;  // the same pass once more
       continue;
     }
@@ -262,8 +273,20 @@ const NearestKernel nearest_kernel{
     },
     prepared_bytes,
     [](const NearestProblem& p, const Codebook& book, Span groups, void* room) {
-      with_arithmetic(book.packing, [&](auto arithmetic) {
+      with_arithmetic(book.packing, p.tallied, [&](auto arithmetic) {
         using Arithmetic = decltype(arithmetic);
+#if defined(__AVX512BF16__)
+        if constexpr (kTallies<Arithmetic>) {
+          float* numbers = numbers_of(p, book);
+          float* exact = numbers + ceil_div(p.groups * tally_size(p.d), kLanes) * kLanes;
+          const auto prepare = [&](auto number) {
+            prepare_tallies<decltype(number)>(
+                p, book, groups, numbers + groups.begin * tally_size(p.d), exact + groups.begin * exact_size(p.d),
+                groups_of(book) + groups.begin, room);
+          };
+          return p.precision == Precision::f64 ? prepare(double{}) : prepare(float{});
+        }
+#endif
         float* codes = numbers_of(p, book) + groups.begin * group_size(p.d, Arithmetic::kPacking);
         CodeGroup* to = groups_of(book) + groups.begin;
         p.precision == Precision::f64 ? prepare<Arithmetic, double>(p, book, groups, codes, to, room)

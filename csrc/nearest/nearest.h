@@ -48,6 +48,7 @@ struct NearestProblem {
   // Set by `plan`.
   bool direct;                    // whether few vectors are searched without pivot, scale and packing (direct.h)
   int64_t packing;                // precision of the first pass
+  bool tallied;                   // whether the first pass counts scores as integers (tally.h)
   bool keep_scores;               // whether all scores of a chunk are kept; else those of few groups are computed again
   int64_t groups, chunk;          // groups of kTileRows codes, in all and in a chunk
   int64_t max_candidates;         // of a vector

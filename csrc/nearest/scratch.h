@@ -27,6 +27,7 @@ struct Scratch {
   float* columns;                  // (max_block / kTileColumns, ceil(D / packing), kTileColumns) words; or the vectors
   float *low, *length, *residual;  // (max_block); low is NaN where no candidates are wanted: no score reaches that
   float* unit;                     // (max_block)
+  float* fitted;                   // (6, kTileColumns): units, residuals and words of a tile in a chunk (tally.h)
   float* codes;                    // (chunk, group_size), the numbers of a chunk that isn't prepared
   CodeGroup* groups;               // (chunk)
   float* scores;                   // (chunk, kTileRows, kTileColumns), or of one group
@@ -52,12 +53,13 @@ Scratch carve(const NearestProblem& p, char* begin, char*& at) {
   s.vectors = take<Vector>(at, p.max_block);
   s.list = take<Vector*>(at, p.max_block);
   s.candidates = take<Candidate>(at, p.max_block * p.max_candidates);
-  s.columns = take<float>(at, p.max_block * (p.direct ? p.d + kLanes : p.d));
+  s.columns = take<float>(at, p.max_block * (p.d + (p.direct ? kLanes : p.tallied ? ceil_div(p.d, 4) : 0)));
   s.low = take<float>(at, p.max_block);
   s.length = take<float>(at, p.max_block);
   s.residual = take<float>(at, p.max_block);
   s.unit = take<float>(at, p.max_block);
-  s.codes = take<float>(at, p.chunk * group_size(p.d, 1));
+  s.fitted = take<float>(at, p.tallied ? 6 * kTileColumns : 0);
+  s.codes = take<float>(at, max(p.chunk * group_size(p.d, 1), p.tallied ? short_size(p.d, p.chunk) : 0));
   s.groups = take<CodeGroup>(at, p.chunk);
   s.scores = take<float>(at, (p.keep_scores ? p.chunk : 1) * kTileRows * kTileColumns);
   s.high = take<float>(at, p.chunk * kTileColumns);

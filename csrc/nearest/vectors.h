@@ -171,7 +171,7 @@ C scale_of_long_vector(const NearestProblem& p, const T* x, const C* pivot) {
 }
 
 // Packs up to kTileColumns vectors as `width` columns, (ceil(D / packing), width) words, rounded as the arithmetic
-// wants them. Sets length |a~|, residual |a~ - a^| and, for int8, unit, each (width); and each vector's square and
+// wants them, and to tally them their float32 numbers after that, (D, width). Sets length |a~|, residual |a~ - a^| and, for int8, unit, each (width); and each vector's square and
 // count: 0, or kAll where its differences from the pivot overflow. A vector that isn't finite has no candidates.
 template <class T, class Arithmetic>
 void pack_vectors(const NearestProblem& p, const Codebook& book, Vector** vectors, int64_t count, int width,
@@ -210,6 +210,10 @@ void pack_vectors(const NearestProblem& p, const Codebook& book, Vector** vector
       if constexpr (Arithmetic::kPacking == 1) memcpy(packed + first * width, single, sizeof(float) * d * width);
     }
     if constexpr (Arithmetic::kPacking == 4) {
+      if constexpr (kTallies<Arithmetic>) {
+        memcpy(packed + ceil_div(p.d, 4) * width, single, sizeof(float) * size_t(p.d) * size_t(width));
+        for (int r = 0; r < width; ++r) unit[r] = unit[r] > 0x1p-30f ? unit[r] : 0x1p-30f;  // lest a unit be 0
+      }
       for (int r = 0; r < width; ++r) unit[r] = unit_of(unit[r]);
       for (int64_t first = 0; first < p.d; first += kPart) {
         const int d = int(min(kPart, p.d - first));
@@ -233,6 +237,8 @@ void pack_vectors(const NearestProblem& p, const Codebook& book, Vector** vector
   }
   if (longer) pack();
   for (int r = 0; r < width; ++r) length[r] = __builtin_sqrtf(length[r]), residual[r] = __builtin_sqrtf(residual[r]);
+  if constexpr (kTallies<Arithmetic>)
+    for (int r = 0; r < width; ++r) residual[r] += 0.011f * unit[r];
 }
 
 }  // namespace
