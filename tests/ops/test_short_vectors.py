@@ -1,4 +1,4 @@
-"""Searches of short vectors, up to 16 channels, whose first scores are integers where the CPU multiplies int8."""
+"""Searches of short vectors, up to 16 channels: first scores are integers where the CPU multiplies int8."""
 
 from __future__ import annotations
 
