@@ -10,11 +10,10 @@ import json
 import os
 import subprocess
 import sys
-import venv
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-TABLE = ROOT / "docs" / "versions.md"
+from tests.matrix.environments import ROOT, TABLE, create, install
+
 VERSIONS = {  # from a year ago to the newest
     "transformers": ("4.57.6", "5.0.0", "5.23.0", "5.24.0"),
     "diffusers": ("0.35.2", "0.42.1"),
@@ -34,12 +33,7 @@ def environment(folder: Path, library: str, version: str) -> Path:
     home = folder / f"{library}-{version}"
     python = home / "bin" / "python"
     if not python.exists():
-        venv.create(home, with_pip=False, symlinks=True)
-        behind = [path for path in sys.path if path.endswith("-packages")]
-        (packages,) = home.glob("lib/*/site-packages")
-        (packages / "behind.pth").write_text("\n".join(behind), encoding="utf-8")
-        install = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q"]
-        subprocess.run([*install, f"{library}=={version}"], check=True)
+        install(create(home), f"{library}=={version}", alone=False)
     return python
 
 
@@ -66,7 +60,7 @@ def main(folder: Path) -> None:
         columns = {version: column(folder, library, version) for version in versions}
         tables.append(table(library, columns))
         print(tables[-1])
-    _, head, others = TABLE.read_text(encoding="utf-8").partition("## ")  # of ``tests.matrix.torches``
+    _, head, others = TABLE.read_text(encoding="utf-8").partition("## ")  # of other modules here
     TABLE.write_text("\n\n".join([HEAD.strip(), *tables, f"{head}{others}"]).strip() + "\n", encoding="utf-8")
 
 

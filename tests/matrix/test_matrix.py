@@ -6,7 +6,8 @@ from types import ModuleType
 
 import pytest
 
-from tests.matrix.__main__ import TABLE, VERSIONS
+from tests.matrix.__main__ import VERSIONS
+from tests.matrix.environments import TABLE
 from tests.matrix.spy import seen
 
 

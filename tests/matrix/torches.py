@@ -9,17 +9,15 @@ after its last row. More arguments are the versions of torch to try; by default 
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
 import sys
-import venv
 from collections import defaultdict
 from pathlib import Path
 from xml.etree import ElementTree
 
-from tests.matrix.__main__ import ROOT, TABLE
+from tests.matrix.environments import cases, create, install, passed, versions, write
 from tests.matrix.without_cuda import without_cuda
 
 VERSIONS = {  # of torch: of numpy
@@ -57,77 +55,43 @@ TITLES = [*VERSIONED, "ops", "compile", "export", "kernels interpreted"]
 def environment(folder: Path, torch: str) -> Path:
     """The interpreter of an environment with that torch and its triton, made unless it is there."""
     home = folder / f"torch-{torch}"
-    python = home / "bin" / "python"
+    python = create(home)
     if (home / "ready").exists():
         return python
-    venv.create(home, with_pip=False, symlinks=True)
-    behind = [path for path in sys.path if path.endswith("-packages")]
-    (packages,) = home.glob("lib/*/site-packages")
-    (packages / "behind.pth").write_text("\n".join(behind), encoding="utf-8")
     install(python, f"torch=={torch}")
     code = "from importlib.metadata import requires; print(*requires('torch'), sep='\\n')"
     asked = subprocess.run([str(python), "-c", code], stdout=subprocess.PIPE, text=True, check=True).stdout
     found = re.search(r"^triton==([\w.]+)", asked, re.M)
     if found:
         install(python, f"triton=={found[1]}")
+    (packages,) = home.glob("lib/*/site-packages")
     without_cuda(packages / "torch" / "lib")
     (home / "ready").touch()
     return python
 
 
-def install(python: Path, package: str) -> None:
-    """Installs a version of a package, if possible of a wheel in the folder, and nothing that it needs."""
-    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--no-deps", "--no-compile"]
-    subprocess.run([*pip, "--find-links", str(python.parents[2]), package], check=True)
-
-
-def passed(python: Path, chosen: dict[str, str], interpret: bool) -> dict[str, str]:
-    """How many of the chosen tests of each column passed, such as ``"12"`` or ``"11 of 12"``."""
-    total: dict[str, int] = defaultdict(int)
-    bad: dict[str, int] = defaultdict(int)
-    for case in _cases(python, chosen, interpret):
-        name = f"{case.get('classname')}.{case.get('name')}"
-        column = next(column for column, part in COLUMNS.items() if part in name)
-        if case.find("skipped") is None:
-            total[column] += 1
-            bad[column] += any(case.find(kind) is not None for kind in ("failure", "error"))
-    counts = {column: f"{num - bad[column]} of {num}" for column, num in total.items()}
-    return {column: str(total[column]) if not bad[column] else counts[column] for column in total}
-
-
-def _cases(python: Path, chosen: dict[str, str], interpret: bool) -> list[ElementTree.Element]:
-    report = python.parents[1] / "report.xml"
+def by_column(python: Path, chosen: dict[str, str], interpret: bool) -> dict[str, str]:
+    """How many of the chosen tests of each column passed."""
     stems = {Path(file).stem: expression for file, expression in chosen.items()}
     expression = " or ".join(f"({stem} and ({part}))" for stem, part in stems.items())
-    command = [str(python), "-m", "pytest", *chosen, "-k", expression, f"--junitxml={report}", "--tb=short"]
-    path = {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "1" if interpret else "0"}
-    path["TORCHINDUCTOR_CACHE_DIR"] = str(python.parents[1] / "inductor")
-    subprocess.run([*command, "-p", "no:cacheprovider"], cwd=ROOT, env=path)
-    return list(ElementTree.parse(report).iter("testcase"))
+    variables = {"TRITON_INTERPRET": f"{interpret:d}"}
+    variables["TORCHINDUCTOR_CACHE_DIR"] = str(python.parents[1] / "inductor")
+    found: dict[str, list[ElementTree.Element]] = defaultdict(list)
+    for case in cases(python, chosen, expression, variables):
+        name = f"{case.get('classname')}.{case.get('name')}"
+        found[next(column for column, part in COLUMNS.items() if part in name)].append(case)
+    return {column: passed(of_column) for column, of_column in found.items()}
 
 
 def row(folder: Path, torch: str, numpy: str) -> list[str]:
     """The cells of an environment."""
     python = environment(folder, torch)
     install(python, f"numpy=={numpy}")
-    code = "import numpy, torch, triton; print(torch.__version__, numpy.__version__, triton.__version__)"
-    done = subprocess.run([str(python), "-c", code], stdout=subprocess.PIPE, text=True, check=True)
-    versions = done.stdout.split()
-    assert versions[0].partition("+")[0] == torch and versions[1] == numpy, versions
-    cells = passed(python, NATIVE, False)
-    cells["kernels interpreted"] = passed(python, INTERPRETED, True)["ops"]
-    return [*versions, *(cells.get(title, "0") for title in TITLES[len(VERSIONED) :])]
-
-
-def write(cells: list[str]) -> None:
-    """Puts a row into the table, in place of one of the same versions."""
-    page = TABLE.read_text(encoding="utf-8")
-    before, _, section = page.partition(HEAD)
-    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")][2:]
-    rows = sorted([each for each in rows if each[:2] != cells[:2]] + [cells])
-    lines = [f"| {' | '.join(each)} |" for each in [TITLES, ["---"] * len(TITLES), *rows]]
-    section = "\n".join([HEAD, TEXT, *lines])
-    TABLE.write_text(f"{before.rstrip()}\n\n{section}\n", encoding="utf-8")
+    found = versions(python, "torch", "numpy", "triton")
+    assert found[0].partition("+")[0] == torch and found[1] == numpy, found
+    cells = by_column(python, NATIVE, False)
+    cells["kernels interpreted"] = by_column(python, INTERPRETED, True)["ops"]
+    return [*found, *(cells.get(title, "0") for title in TITLES[len(VERSIONED) :])]
 
 
 def main(folder: Path, torches: list[str]) -> None:
@@ -135,7 +99,7 @@ def main(folder: Path, torches: list[str]) -> None:
         for numpy in numpys if not torches or torch in torches else ():
             cells = row(folder, torch, numpy)
             print(cells, flush=True)
-            write(cells)
+            write(HEAD, TEXT, TITLES, cells, same=2)
         shutil.rmtree(folder / f"torch-{torch}", ignore_errors=True)
 
 

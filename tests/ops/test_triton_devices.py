@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 pytest.importorskip("triton")
 
@@ -16,6 +18,10 @@ from vqfast.ops import launch, probe, registry
 from vqfast.ops.masked_conv import triton as conv
 from vqfast.ops.nearest import triton as nearest
 from vqfast.ops.residual import triton as residual
+from vqfast.sampling.executors import triton as sampler
+from vqfast.sampling.executors import triton_kernel
+from vqfast.sampling.executors.probe import probe_request
+from vqfast.sampling.executors.triton_tunings import Launch, Tuning
 
 HERE, OTHER = torch.device("cuda", 0), torch.device("cuda", 1)
 
@@ -29,6 +35,18 @@ class OnOther(Tensor):
 
 def on_other(*shape: int) -> Any:
     return torch.zeros(shape).as_subclass(OnOther)
+
+
+class MakesOnOther(TorchFunctionMode):
+    """What is asked to be on the other GPU, or moved there, is memory of the CPU that says so."""
+
+    def __torch_function__(self, function, types, arguments=(), options=None):
+        options = options or {}
+        if OTHER not in (*arguments, *options.values()):
+            return function(*arguments, **options)
+        arguments = [torch.device("cpu") if value is OTHER else value for value in arguments]
+        options = {name: torch.device("cpu") if value == OTHER else value for name, value in options.items()}
+        return function(*arguments, **options).as_subclass(OnOther)
 
 
 class Driver:
@@ -96,6 +114,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
         (nearest, ("_prepare", "_search")),
         (residual, ("_count", "_backward")),
         (conv, ("_convolve", "_weight_gradient", "_sum_pieces", "_gate")),
+        (triton_kernel, ("sample",)),
     ):
         for name in names:
             monkeypatch.setattr(module, name, Kernel(getattr(module, name), fake))
@@ -155,6 +174,26 @@ def test_training_steps_and_convolutions_launch_there_too(driver, monkeypatch) -
         *("_convolve", "_weight_gradient", "_sum_pieces", "_gate"),
     }
     assert {launched[1:3] for launched in driver.launches} == {(1, 101)}
+    assert driver.current == 0
+
+
+@pytest.mark.parametrize("top_k", [None, 5])
+def test_rows_of_a_sample_are_drawn_there_too(driver, monkeypatch, top_k) -> None:
+    """Blocks that wait for each other, and a draw in PyTorch between launches."""
+    waited = []
+    event = SimpleNamespace(synchronize=lambda: None)
+    stream = SimpleNamespace(record_event=lambda: event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: waited.append(device) or stream)
+    properties = SimpleNamespace(multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    tuning = Tuning(Launch(1, 16, 16, 32, 16, 4, 1), Launch(1, 16, 1, 16, 16, 4, 1))
+    with MakesOnOther():
+        request = probe_request(OTHER, torch.float32)
+        request.draw = replace(request.draw, top_k=top_k)
+        sampler.Sampling(request, tuning).draw()
+    height, width = request.grid
+    assert driver.launches == [("sample", 1, 101, True)] * height * (2 if top_k is None else 1 + 2 * width)
+    assert waited == [OTHER] * height
     assert driver.current == 0
 
 
