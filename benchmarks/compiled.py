@@ -151,6 +151,12 @@ def search_loop(compiled: Any) -> Loop:
     return max(products, key=lambda loop: loop.of("FMNMX"))
 
 
+def of_a_score(loop: Loop, scores: float) -> dict[str, float]:
+    """Instructions of arithmetic by their rate, of a loop in which a thread has ``scores`` scores."""
+    full = loop.of("FADD", "FMUL", "FFMA")
+    return {"full": round(full / scores, 3), "other": round((loop.alu - full) / scores, 3)}
+
+
 def sampler_kernel(
     size: int, arch: str, launch: Launch, which: str, head: int = 0, codes: int = 1, mixture: bool = False
 ) -> tuple[dict[str, object], Any]:

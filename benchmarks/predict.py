@@ -21,7 +21,6 @@ from benchmarks.record import RESULTS
 COUNTS, PAGE = RESULTS / "kernels.json", ROOT / "docs" / "gpus.md"
 BEGIN, END = "<!-- predictions -->\n", "<!-- end of predictions -->\n"
 LAUNCH, MEETING, LOAD = 2e-6, 0.7e-6, 0.7e-6  # seconds: of a launch, of a meeting, of a load with a product
-FULL_RATE = ("FADD", "FMUL", "FFMA")  # other arithmetic has 64 lanes
 
 
 class Gpu(NamedTuple):
@@ -44,6 +43,7 @@ GPUS = {
     "B200": Gpu("sm_100", 148, 1.8e9, 128, 7.2e12, 9.0e12, 2000e12, 68e12),
 }
 SEARCHES = {(131072, 512, 64): 0.035, (131072, 1024, 256): 0.08, (131072, 8192, 256): 0.08}  # listed again
+PEER = ((131072, 512, 64), (131072, 8192, 256))  # of flash-kmeans, on an H100 alone
 CONVOLUTIONS = {"3x3 B": 5, "7x7 A": 24}  # visible taps, of (16, 128, 32, 32) to 128 channels
 SAMPLES = (1, 16, 256, 1024, 8192)  # images of 32x32 codes, 15 layers of 128 channels, in bfloat16
 
@@ -52,7 +52,7 @@ def counted() -> dict[str, Any]:
     """The counts of every kernel in the table."""
     import triton
 
-    from benchmarks import compiled
+    from benchmarks import compiled, peer_kernel
     from vqfast.ops.nearest.tunings import SEARCH, pick
 
     found: dict[str, Any] = {"triton": triton.__version__, "search": {}}
@@ -63,12 +63,15 @@ def counted() -> dict[str, Any]:
             loop = compiled.search_loop(kernel)
             scores = tuning.vectors * tuning.codes / (32 * tuning.warps)
             found["search"][f"{arch} {channels}"] = {
-                "full": round(loop.of(*FULL_RATE) / scores, 3),
-                "other": round((loop.alu - loop.of(*FULL_RATE)) / scores, 3),
+                **compiled.of_a_score(loop, scores),
                 "registers": compiled.registers(kernel),
                 "shared": kernel.metadata.shared,
                 "vectors": tuning.vectors,
             }
+    try:
+        found["flash-kmeans"] = {f"{size}": peer_kernel.counts(*size) for size in PEER}
+    except ImportError:
+        found["flash-kmeans"] = {}
     found["sampler"] = {str(batch): jobs_of(batch) for batch in SAMPLES}
     return found
 
@@ -106,15 +109,28 @@ def search_times(gpu: Gpu, size: tuple[int, int, int], share: float, counts: dic
     """The cells of a row about ``nearest``."""
     n, k, d = size
     found = counts["search"][f"{gpu.arch} {d}"]
+    again = 12 * share * 2 * n * k * d / gpu.half  # three products, at a quarter of the rate
+    return _search_cells(gpu, size, found, 4 * (n * d + k * d) + 8 * n, 2, again)
+
+
+def peer_times(gpu: Gpu, size: tuple[int, int, int], counts: dict[str, Any]) -> list[str]:
+    """The cells of a row about flash-kmeans' kernel, which is given norms and reads float16."""
+    n, k, d = size
+    memory = 2 * (n * d + k * d) + 4 * (2 * n + k)
+    return _search_cells(gpu, size, counts["flash-kmeans"][f"{size}"], memory, 1, 0.0)
+
+
+def _search_cells(
+    gpu: Gpu, size: tuple[int, int, int], found: dict[str, Any], memory: float, launches: int, beside: float
+) -> list[str]:
+    n, k, d = size
     slots = gpu.multiprocessors * gpu.clock
+    # arithmetic that isn't floating point has 64 lanes
     arithmetic = n * k * (found["full"] / (gpu.lanes * slots) + found["other"] / (64 * slots))
-    product = 2 * n * k * d / gpu.half
-    memory = 4 * (n * d + k * d) + 8 * n
     cache = n / found["vectors"] * k * d * 2
-    again = 12 * share * product  # three products, at a quarter of the rate
-    parts = [arithmetic, product, memory / gpu.memory, cache / gpu.cache]
+    parts = [arithmetic, 2 * n * k * d / gpu.half, memory / gpu.memory, cache / gpu.cache]
     shown = f"{found['full'] + found['other']:.2f} instructions a score"
-    return [shown, f"{memory / 1e6:.0f} MB", "0", "2", _span(parts, 2 * LAUNCH + again)]
+    return [shown, f"{memory / 1e6:.0f} MB", "0", str(launches), _span(parts, launches * LAUNCH + beside)]
 
 
 def convolution_times(gpu: Gpu, taps: int, backward: bool, dtype: str) -> list[str]:
@@ -171,6 +187,10 @@ def table(counts: dict[str, Any]) -> str:
                 continue
             shown = "nearest N {}, K {}, D {}".format(*size)
             lines.append([shown, name, *search_times(gpu, size, share, counts)])
+        for size in PEER:
+            if name == "H100" and f"{size}" in counts["flash-kmeans"]:
+                shown = "flash-kmeans' assign N {}, K {}, D {}, float16".format(*size)
+                lines.append([shown, name, *peer_times(gpu, size, counts)])
         for kernel, taps in CONVOLUTIONS.items():
             for dtype in ("bfloat16", "float32"):
                 for backward in (False, True):
