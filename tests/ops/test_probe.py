@@ -9,8 +9,12 @@ import torch
 
 from vqfast.functional import masked_conv2d, nearest_code
 from vqfast.ops import probe, registry
+from vqfast.ops.masked_conv.probe import Part as ConvPart
+from vqfast.ops.residual.probe import Part as StagePart
+from vqfast.ops.residual.probe import part_of as stage_part_of
 
 CPU = torch.device("cpu")
+STAGE = StagePart("quantize", False, (8, 1, 341), 1, False)
 
 
 def module_of(op: str, **functions) -> ModuleType:
@@ -51,7 +55,7 @@ def install(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(
             probe,
             "failure",
-            lambda op, name, t, channels: probe.verdict(op, name, t.device, t.dtype, channels),
+            lambda op, name, t, channels, part: probe.verdict(op, name, t.device, t.dtype, channels, part()),
         )
 
     monkeypatch.setattr(probe, "_verdicts", {})
@@ -78,24 +82,49 @@ def test_bad_kernel_that_was_asked_for_is_an_error_with_the_reason(install, monk
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("op, name, calls_each", [("nearest", "nearest", 1), ("residual", "quantize", 2)])
-def test_right_kernel_is_probed_once_for_each_dtype_and_width(install, op, name, calls_each, dtype) -> None:
+@pytest.mark.parametrize("op, name, part", [("nearest", "nearest", None), ("residual", "quantize", STAGE)])
+def test_right_kernel_is_probed_once_for_each_dtype_and_width(install, op, name, part, dtype) -> None:
     calls = []
 
     def counted(*args):
         calls.append(args)
         return getattr(reference(op), name)(*args)
 
-    right = {"quantize_backward": reference("residual").quantize_backward, name: counted}
-    install(op, module_of(op, **right))
+    install(op, module_of(op, **{name: counted}))
     for channels in (5, 8, 7):
-        assert probe.verdict(op, "native", CPU, dtype, channels) is None
-    assert len(calls) == calls_each
-    assert probe.verdict(op, "native", CPU, dtype, 9) is None
-    assert len(calls) == 2 * calls_each
+        assert probe.verdict(op, "native", CPU, dtype, channels, part) is None
+    assert len(calls) == 1
+    assert probe.verdict(op, "native", CPU, dtype, 9, part) is None
+    assert len(calls) == 2
 
 
-CONV = ("masked_conv2d", "masked_conv2d_backward", "gate", "gate_backward")
+@pytest.mark.parametrize("dense", [True, False])
+@pytest.mark.parametrize("shape, channel_dim", [((4,), 0), ((9, 4), 1), ((2, 4, 8), 1), ((3, 2, 4, 5, 7), 2)])
+@pytest.mark.parametrize("function", ["quantize", "quantize_backward", "residual_codes", "projected_codes"])
+def test_a_right_stage_passes_in_every_layout(install, function, shape, channel_dim, dense) -> None:
+    z = torch.zeros(shape)
+    if function == "projected_codes" and z.ndim != 3:
+        return
+    install("residual", module_of("residual", **{function: getattr(reference("residual"), function)}))
+    for several in (False, True):
+        part = stage_part_of(function, several, z, channel_dim)._replace(dense=dense)
+        assert probe.verdict("residual", "native", CPU, torch.float32, 4, part) is None
+
+
+CONV = ("masked_conv2d", "masked_conv2d_backward", "gate", "gate_backward", "embed", "embed_backward")
+LAST = torch.channels_last
+PARTS = {
+    "bare": ConvPart("masked_conv2d", LAST, (1, 9, 9), ("", "", ""), 10, (2, 3, 4, 2, 1, 1, 2)),
+    "pointwise": ConvPart(
+        "masked_conv2d", LAST, (2, 16, 1), ("grid", "", "grid"), 8, (1, 1, 1, 0, 0, 1, 1), "relu"
+    ),
+    "gated": ConvPart("masked_conv2d", given=("grid", "sample", "grid"), activation="gate"),
+    "backward": ConvPart("masked_conv2d_backward"),
+    "gate": ConvPart("gate", LAST, given=("sample",)),
+    "gate backward": ConvPart("gate_backward", given=("grid",)),
+    "embed": ConvPart("embed"),
+    "embed backward": ConvPart("embed_backward"),
+}
 
 
 def conv_with(**wrong) -> ModuleType:
@@ -104,9 +133,10 @@ def conv_with(**wrong) -> ModuleType:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-def test_right_convolution_passes(install, dtype) -> None:
+@pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
+def test_right_convolution_passes(install, part, dtype) -> None:
     install("masked_conv", conv_with())
-    assert probe.verdict("masked_conv", "native", CPU, dtype, 5) is None
+    assert probe.verdict("masked_conv", "native", CPU, dtype, 5, part) is None
 
 
 def sees_its_own_position(x, weight, bias, extra, residual, taps, *rest):
@@ -127,19 +157,19 @@ def forgets_extra(grad, x, extra):
 
 
 @pytest.mark.parametrize(
-    "name, wrong",
+    "part, wrong",
     [
-        ("masked_conv2d", sees_its_own_position),
-        ("masked_conv2d", forgets_the_residual),
-        ("masked_conv2d_backward", turned_gradient),
+        ("bare", sees_its_own_position),
+        ("gated", forgets_the_residual),
+        ("backward", turned_gradient),
         ("gate", lambda x, extra: reference("masked_conv").gate(x, None)),
-        ("gate_backward", forgets_extra),
+        ("gate backward", forgets_extra),
     ],
 )
-def test_wrong_convolution_is_noticed(install, name, wrong) -> None:
-    install("masked_conv", conv_with(**{name: wrong}))
+def test_wrong_convolution_is_noticed(install, part, wrong) -> None:
+    install("masked_conv", conv_with(**{PARTS[part].function: wrong}))
     with pytest.warns(RuntimeWarning, match="native masked_conv failed"):
-        assert "not close" in probe.verdict("masked_conv", "native", CPU, torch.float32, 4)
+        assert "not close" in probe.verdict("masked_conv", "native", CPU, torch.float32, 4, PARTS[part])
 
 
 def test_masked_convolution_asks_for_its_probe(install) -> None:
@@ -152,14 +182,13 @@ def test_masked_convolution_asks_for_its_probe(install) -> None:
 
 
 def test_wrong_statistics_are_noticed(install) -> None:
-    backward = reference("residual").quantize_backward
-    install("residual", module_of("residual", quantize=nan_sums, quantize_backward=backward))
+    install("residual", module_of("residual", quantize=nan_sums))
     with pytest.warns(RuntimeWarning, match="native residual failed"):
-        assert "residual" in probe.verdict("residual", "native", CPU, torch.float32, 4)
+        assert "residual" in probe.verdict("residual", "native", CPU, torch.float32, 4, STAGE)
 
 
 def test_cpu_tensor_is_not_probed() -> None:
-    assert probe.failure("nearest", "triton", torch.zeros(1), 4) is None
+    assert probe.failure("nearest", "triton", torch.zeros(1), 4, lambda: None) is None
 
 
 @pytest.mark.slow

@@ -55,10 +55,10 @@ def test_recorded_op_is_not_probed_and_any_other_is(tensor, tmp_path, monkeypatc
     probed = []
     monkeypatch.setattr(probe, "verdict", lambda op, *_: probed.append(op))
     for op in ("nearest", "residual", "sampler"):
-        probe.failure(op, "triton", tensor, 8)
+        probe.failure(op, "triton", tensor, 8, lambda: None)
     assert probed == ["residual", "sampler"]
     write(tmp_path, triton=["sampler"])
-    probe.failure("sampler", "triton", tensor, 1)
+    probe.failure("sampler", "triton", tensor, 1, lambda: None)
     assert probed == ["residual", "sampler"]
 
 

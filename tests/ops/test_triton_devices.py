@@ -20,7 +20,7 @@ from vqfast.ops.nearest import triton as nearest
 from vqfast.ops.residual import triton as residual
 from vqfast.sampling.executors import triton as sampler
 from vqfast.sampling.executors import triton_kernel
-from vqfast.sampling.executors.probe import probe_request
+from vqfast.sampling.executors.probe import Part, probe_request
 from vqfast.sampling.executors.triton_tunings import Launch, Tuning
 
 HERE, OTHER = torch.device("cuda", 0), torch.device("cuda", 1)
@@ -188,7 +188,7 @@ def test_rows_of_a_sample_are_drawn_there_too(driver, monkeypatch, top_k) -> Non
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     tuning = Tuning(Launch(1, 16, 16, 32, 16, 4, 1), Launch(1, 16, 1, 16, 16, 4, 1))
     with MakesOnOther():
-        request = probe_request(OTHER, torch.float32)
+        request = probe_request(OTHER, torch.float32, Part(1))
         request.draw = replace(request.draw, top_k=top_k)
         sampler.Sampling(request, tuning).draw()
     height, width = request.grid
@@ -208,10 +208,10 @@ def test_a_graph_without_a_warm_up_is_an_error_that_says_so(monkeypatch) -> None
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     monkeypatch.setattr(probe, "_verdicts", {})
     with pytest.raises(RuntimeError, match=r"triton nearest of torch.float32 with 8 .* before the capture"):
-        probe.verdict("nearest", "triton", HERE, torch.float32, 8)
+        probe.verdict("nearest", "triton", HERE, torch.float32, 8, None)
     assert not probe._verdicts
-    probe._verdicts["nearest", "triton", HERE, torch.float32, 8] = None
-    assert probe.verdict("nearest", "triton", HERE, torch.float32, 8) is None
+    probe._verdicts["nearest", "triton", HERE, torch.float32, 8, None] = None
+    assert probe.verdict("nearest", "triton", HERE, torch.float32, 8, None) is None
 
 
 @pytest.mark.parametrize("arch, refused", [("gfx90a:sramecc+:xnack-", True), ("gfx942", False)])

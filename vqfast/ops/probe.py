@@ -1,12 +1,14 @@
 """Compares a kernel with the reference before its first use on a GPU model that no record vouches for.
 
-The comparison is ``check(module, reference, device, dtype, channels)`` in the op's ``probe.py``; it raises an
-error that says what is wrong. The inputs that several checks share are made here.
+The comparison is ``check(module, reference, device, dtype, channels, part)`` in the op's ``probe.py``; it
+raises an error that says what is wrong. ``part`` says what is about to be called, so that a probe compiles
+what that call needs and nothing else. The inputs that several checks share are made here.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -28,11 +30,20 @@ def vectors_and_codebook(device: torch.device, dtype: torch.dtype, channels: int
     return vectors.to(device, dtype), codebook.to(device, dtype)
 
 
-def failure(op: str, backend: str, tensor: Tensor, channels: int) -> str | None:
+def width_of(channels: int, apart: int = 1) -> int:
+    """The number of channels that stands for all for which the same kernels are compiled.
+
+    Triton compiles multiples of 16 apart; other numbers are ``apart`` below a power of two.
+    """
+    width = min(512, 1 << max(0, channels - 1).bit_length())
+    return width - apart if channels % 16 and width % 16 == 0 else width
+
+
+def failure(op: str, backend: str, tensor: Tensor, channels: int, part: Callable[[], Hashable]) -> str | None:
     """Why ``backend``'s ``op`` isn't to be trusted on the device of ``tensor``; ``None``: it is.
 
-    Runs once a process for each dtype and range of ``channels`` for which the same kernels are compiled: up
-    to a power of two, multiples of 16 apart; warns when it finds something.
+    Runs once a process for each dtype, ``part()`` of the op, and range of ``channels`` for which the same
+    kernels are compiled: up to a power of two, multiples of 16 apart; warns when it finds something.
 
     Raises:
         RuntimeError: it hasn't run yet, and can't now, because a CUDA graph is being captured.
@@ -40,15 +51,15 @@ def failure(op: str, backend: str, tensor: Tensor, channels: int) -> str | None:
     device = tensor.device
     if device.type != "cuda" or records.passed(op, backend, torch.cuda.get_device_name(device)):
         return None
-    return verdict(op, backend, device, tensor.dtype, channels)
+    return verdict(op, backend, device, tensor.dtype, channels, part())
 
 
-def verdict(op: str, backend: str, device: torch.device, dtype: torch.dtype, channels: int) -> str | None:
+def verdict(
+    op: str, backend: str, device: torch.device, dtype: torch.dtype, channels: int, part: Hashable
+) -> str | None:
     """``failure``, for any device."""
-    width = min(512, 1 << max(0, channels - 1).bit_length())
-    if channels % 16 and width % 16 == 0:  # Triton compiles multiples of 16 apart
-        width -= 1
-    key = (op, backend, device, dtype, width)
+    width = width_of(channels)
+    key = (op, backend, device, dtype, width, part)
     if key not in _verdicts:
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
@@ -58,7 +69,8 @@ def verdict(op: str, backend: str, device: torch.device, dtype: torch.dtype, cha
         _verdicts[key] = None  # the check's own calls are not probed
         try:
             with torch.no_grad():
-                module(op, "probe").check(module(op, backend), module(op, "reference"), device, dtype, width)
+                kernels, reference = module(op, backend), module(op, "reference")
+                module(op, "probe").check(kernels, reference, device, dtype, width, part)
         except Exception as error:  # whatever a compiler may raise: the next backend gives the right result
             reason = f"{backend} {op} failed its probe on {device}: {type(error).__name__}: {error}"
             warnings.warn(f"{reason}; falling back", RuntimeWarning, stacklevel=4)

@@ -8,7 +8,7 @@ entry to ``TABLE``.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from types import ModuleType
@@ -110,21 +110,39 @@ def forced_backend() -> str | None:
     return name
 
 
-def backend(op: str, tensor: torch.Tensor, channels: int = 1, name: str | None = None) -> ModuleType:
+def backend(
+    op: str,
+    tensor: torch.Tensor,
+    channels: int = 1,
+    name: str | None = None,
+    part: Callable[[], Hashable] = lambda: None,
+) -> ModuleType:
     """The module that runs ``op`` on tensors like ``tensor``, with vectors of ``channels`` channels.
 
     It is the backend ``name``, else the one that ``VQFAST_BACKEND`` names, else the first that can run.
+    ``part()`` is what the op's ``probe.py`` has to know of the call.
 
     Raises:
         NoBackendError: the backend that was asked for, or every one, refuses; the message says why.
     """
-    asked = name or forced_backend()
     reasons = []
-    for each in (asked,) if asked else TABLE[op]:
+    for each in _asked(op, name):
         reason = refusal(op, each, tensor)
         if reason is None and TABLE[op][each].probed:
-            reason = probe.failure(op, each, tensor, channels)
+            reason = probe.failure(op, each, tensor, channels, part)
         if reason is None:
             return module(op, each)
         reasons.append(reason)
     raise NoBackendError("; ".join(reasons))
+
+
+def check(op: str, tensor: torch.Tensor, name: str | None = None) -> None:
+    """Raises NoBackendError as ``backend`` would, but compares no kernel with the reference."""
+    reasons = [refusal(op, each, tensor) for each in _asked(op, name)]
+    if None not in reasons:
+        raise NoBackendError("; ".join(filter(None, reasons)))
+
+
+def _asked(op: str, name: str | None) -> tuple[str, ...]:
+    asked = name or forced_backend()
+    return (asked,) if asked else tuple(TABLE[op])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from numbers import Integral
 from typing import TypedDict, overload
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from vqfast.checks import check_choice, check_indices, check_integer
 from vqfast.ops import registry
 from vqfast.sampling.draw import Draw, check_draw
+from vqfast.sampling.executors.probe import part_of
 from vqfast.sampling.memory import free_memory, in_batches
 from vqfast.sampling.program import CONDITION, Program
 from vqfast.sampling.progress import Tick, check_progress, shown, taken_back
@@ -73,7 +75,8 @@ def sample_batches(
     axes = axes_of(model)
     _check_given(model, num, shape, labels, condition, known, numbers)
     weight = next(model.parameters())
-    run = registry.backend("sampler", weight, name=None if method == "auto" else method).run
+    asked = None if method == "auto" else method
+    registry.check("sampler", weight, asked)
     grid = (math.prod(shape[:-1]), shape[-1])  # a sequence is a grid of one row
 
     def draw(samples: range, tick: Tick) -> Tensor:
@@ -105,7 +108,8 @@ def sample_batches(
                 ),
                 progress=ticked,
             )
-            codes: Tensor = run(request)
+            backend = registry.backend("sampler", weight, name=asked, part=partial(part_of, request))
+            codes: Tensor = backend.run(request)
         codes = codes.clone().view(
             len(samples), *shape, *axes
         )  # outside of inference mode: an ordinary tensor

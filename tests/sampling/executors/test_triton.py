@@ -18,6 +18,7 @@ from tests.interpreter import assert_passes
 from vqfast.ops import probe, registry
 from vqfast.priors.base import CausalPrior
 from vqfast.sampling.executors import triton as executor
+from vqfast.sampling.executors.probe import Part
 from vqfast.sampling.executors.triton_tunings import Launch, Tuning
 
 MakePrior = Callable[..., CausalPrior]
@@ -191,14 +192,15 @@ def test_batches_from_5_to_320_give_at_least_100_of_132_multiprocessors_work(mon
 
 @here
 @pytest.mark.parametrize("dtype", DTYPES[:1] if DEVICE == "cpu" else DTYPES)
+@pytest.mark.parametrize("part", [Part(4), Part(4, 32, 2, mixture=True, strided=True)], ids=str)
 def test_the_probe_accepts_kernels_that_are_right(
-    monkeypatch: pytest.MonkeyPatch, use: Callable, dtype: torch.dtype
+    monkeypatch: pytest.MonkeyPatch, use: Callable, part: Part, dtype: torch.dtype
 ) -> None:
-    """On a GPU with every tuning and dtype."""
+    """On a GPU with its tunings and every dtype."""
     monkeypatch.setattr(probe, "_verdicts", {})
     if DEVICE == "cpu":
         use(Tuning(OVERLAPPED, MULTIPLIED))
-    assert probe.verdict("sampler", "triton", torch.device(DEVICE), dtype, 1) is None
+    assert probe.verdict("sampler", "triton", torch.device(DEVICE), dtype, 1, part) is None
 
 
 @pytest.mark.parametrize("broken", ["wrong", "raises"])
@@ -218,11 +220,11 @@ def test_auto_falls_back_with_one_warning_where_the_probe_fails(
     with pytest.warns(
         RuntimeWarning, match=r"triton sampler failed its probe on cpu.*falling back"
     ) as warned:
-        reason = probe.verdict("sampler", "triton", cpu, torch.float64, 1)
+        reason = probe.verdict("sampler", "triton", cpu, torch.float64, 1, Part(4))
     assert len(warned) == 1
     assert ("codes are wrong" if broken == "wrong" else "out of resource") in reason
     assert (
-        probe.verdict("sampler", "triton", cpu, torch.float64, 1) == reason
+        probe.verdict("sampler", "triton", cpu, torch.float64, 1, Part(4)) == reason
     )  # a second warning would be an error
 
 

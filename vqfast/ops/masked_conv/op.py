@@ -18,6 +18,8 @@ gated PixelCNN are kernels with every tap visible. Outputs are channels last whe
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -25,12 +27,14 @@ from vqfast.ops import registry
 from vqfast.ops.autograd import differentiate_through
 from vqfast.ops.define import define, register_autograd
 from vqfast.ops.masked_conv import layout, reference
+from vqfast.ops.masked_conv.probe import Part, part_of
 
 
 @define
 def gate(x: Tensor, extra: Tensor | None) -> Tensor:
     """The gate of ``x (B, 2 C, H, W)`` plus ``extra``: ``(B, C, H, W)``."""
-    return registry.backend("masked_conv", x, x.shape[1]).gate(x, extra)
+    part = partial(part_of, "gate", x, (extra,))
+    return registry.backend("masked_conv", x, x.shape[1] // 2, part=part).gate(x, extra)
 
 
 @torch.library.register_fake(gate)
@@ -41,7 +45,8 @@ def _(x, extra):
 @define
 def gate_backward(grad: Tensor, x: Tensor, extra: Tensor | None) -> Tensor:
     """Gradient to ``x``."""
-    return registry.backend("masked_conv", x, x.shape[1]).gate_backward(grad, x, extra)
+    part = partial(part_of, "gate_backward", x, (extra,))
+    return registry.backend("masked_conv", x, x.shape[1] // 2, part=part).gate_backward(grad, x, extra)
 
 
 @torch.library.register_fake(gate_backward)
@@ -76,7 +81,16 @@ def masked_conv2d(
     activation: str,
 ) -> tuple[Tensor, Tensor]:
     """See the module."""
-    run = registry.backend("masked_conv", x, x.shape[1]).masked_conv2d
+    part = partial(
+        part_of,
+        "masked_conv2d",
+        x,
+        (bias, extra, residual),
+        weight,
+        (taps, *anchor, *dilation),
+        activation,
+    )
+    run = registry.backend("masked_conv", x, x.shape[1], part=part).masked_conv2d
     return run(x, weight, bias, extra, residual, taps, anchor, dilation, activation)
 
 
@@ -92,7 +106,8 @@ def masked_conv2d_backward(
     grad: Tensor, x: Tensor, weight: Tensor, taps: int, anchor: list[int], dilation: list[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients to ``x``, ``weight`` and the bias; ``grad`` is the gradient to the sums."""
-    run = registry.backend("masked_conv", x, x.shape[1]).masked_conv2d_backward
+    part = partial(part_of, "masked_conv2d_backward", x, (), weight, (taps, *anchor, *dilation))
+    run = registry.backend("masked_conv", x, x.shape[1], part=part).masked_conv2d_backward
     return run(grad, x, weight, taps, anchor, dilation)
 
 
@@ -142,7 +157,7 @@ def embed(
     indices: Tensor, weight: Tensor, bias: Tensor | None, taps: int, anchor: list[int], dilation: list[int]
 ) -> Tensor:
     """``masked_conv2d`` of the one-hot vectors of int64 ``indices (B, H, W)``; channels last."""
-    run = registry.backend("masked_conv", weight, weight.shape[1]).embed
+    run = registry.backend("masked_conv", weight, weight.shape[1], part=partial(Part, "embed")).embed
     return run(indices, weight, bias, taps, anchor, dilation)
 
 
@@ -156,7 +171,8 @@ def embed_backward(
     grad: Tensor, indices: Tensor, weight: Tensor, taps: int, anchor: list[int], dilation: list[int]
 ) -> tuple[Tensor, Tensor]:
     """Gradients to ``weight`` and the bias."""
-    run = registry.backend("masked_conv", weight, weight.shape[1]).embed_backward
+    part = partial(Part, "embed_backward")
+    run = registry.backend("masked_conv", weight, weight.shape[1], part=part).embed_backward
     return run(grad, indices, weight, taps, anchor, dilation)
 
 

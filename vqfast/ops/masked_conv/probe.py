@@ -1,48 +1,125 @@
-"""Masked convolutions of either memory format, with a mask and as a stack."""
+"""Compares the function that is about to be called with the reference, on a small grid."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from vqfast.ops.masked_conv.layout import memory_format
+from vqfast.ops.probe import width_of
+
+
+class Part(NamedTuple):
+    """What of the op is called.
+
+    Attributes:
+        function: its name.
+        layout: the memory format of the input.
+        sizes: images, rows and columns of a small input for which the same kernels are compiled.
+        out: channels of the sums; even, as a gate needs.
+        geometry: rows and columns of the kernel, ``taps``, ``anchor`` and ``dilation``.
+        given: of bias, extra and residual, ``""`` for one that is ``None``, ``"sample"`` for an extra that is
+            the same at every position, else ``"grid"``.
+        activation: as in ``masked_conv2d``.
+    """
+
+    function: str
+    layout: torch.memory_format = torch.contiguous_format
+    sizes: tuple[int, int, int] = (2, 16, 16)
+    given: tuple[str, ...] = ()
+    out: int = 32
+    geometry: tuple[int, ...] = (3, 3, 5, 1, 1, 1, 1)
+    activation: str = "none"
+
+
+def part_of(
+    function: str,
+    x: Tensor,
+    given: tuple[Tensor | None, ...],
+    weight: Tensor | None = None,
+    placed: tuple[int, ...] = (),
+    activation: str = "none",
+) -> Part:
+    """The part that a call with ``x`` needs.
+
+    ``given`` are bias, extra and residual, or what it has of them; ``placed`` are ``taps``, ``anchor`` and
+    ``dilation``.
+    """
+    # Triton compiles sizes of 1 and multiples of 16 apart, and so it does the number of all positions
+    batch, _, *grid = x.shape
+    height, width = (1 if size == 1 else 9 if size % 16 else 16 for size in grid)
+    images = 16 if batch * grid[0] * grid[1] % 16 == 0 else 1
+    common = function, memory_format(x), (images, height, width), tuple(map(_kind, given))
+    if weight is None:
+        return Part(*common)
+    out, _, *kernel = weight.shape
+    return Part(*common, width_of(out, apart=2), (*kernel, *placed), activation)
+
+
+def _kind(tensor: Tensor | None) -> str:
+    if tensor is None:
+        return ""
+    return "sample" if tensor.ndim == 4 and tensor.shape[2] == tensor.shape[3] == 1 else "grid"
+
 
 def check(
-    module: ModuleType, reference: ModuleType, device: torch.device, dtype: torch.dtype, channels: int
+    module: ModuleType,
+    reference: ModuleType,
+    device: torch.device,
+    dtype: torch.dtype,
+    channels: int,
+    part: Part,
 ) -> None:
     """Raises AssertionError where ``module`` differs from ``reference`` in float64."""
     generator = torch.Generator().manual_seed(0)
-    wide = 2 * channels
 
     def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(device, dtype)
+        drawn = torch.randn(shape, generator=generator).to(device, dtype)
+        return drawn.contiguous(memory_format=part.layout) if len(shape) == 4 else drawn
 
-    bias, sample = draw(wide), draw(2, wide, 1, 1)
-    for memory_format, shape, kernel, taps, anchor in (
-        (torch.contiguous_format, (16, 16), (3, 3), 5, [1, 1]),
-        (torch.channels_last, (9, 7), (2, 3), 6, [2, 1]),
-    ):
-        x, wide_grid, grid = (
-            draw(2, size, *shape).contiguous(memory_format=memory_format)
-            for size in (channels, wide, channels)
-        )
-        weight = draw(wide, channels, *kernel) / (taps * channels) ** 0.5
-        geometry = taps, anchor, [1, 1]
-        calls: dict[str, list[tuple[Any, ...]]] = {
-            "masked_conv2d": [
-                (x, weight, bias, sample, grid, *geometry, "gate"),
-                (x, weight, None, wide_grid, wide_grid, *geometry, "relu"),
-            ],
-            "masked_conv2d_backward": [(wide_grid, x, weight, *geometry)],
-            "gate": [(wide_grid, sample)],
-            "gate_backward": [(x, wide_grid, wide_grid)],
-        }
-        for name, arguments in calls.items():
-            for given in arguments:
-                doubles = (t.double() if isinstance(t, Tensor) else t for t in given)
-                got, want = getattr(module, name)(*given), getattr(reference, name)(*doubles)
-                for a, b in zip(*((t,) if isinstance(t, Tensor) else t for t in (got, want)), strict=True):
-                    size = b.abs().max().item() if b.numel() else 0
-                    torch.testing.assert_close(a.double(), b, rtol=0, atol=1e-2 * size)  # TF32, bfloat16
+    height, width, taps, *placed = part.geometry
+    weight = (draw(part.out, channels, height, width) / (taps * channels) ** 0.5).contiguous()
+    given = _arguments(part, draw, channels, weight, (taps, placed[:2], placed[2:]))
+    doubles = (t.double() if isinstance(t, Tensor) and t.is_floating_point() else t for t in given)
+    got, want = getattr(module, part.function)(*given), getattr(reference, part.function)(*doubles)
+    for a, b in zip(*((t,) if isinstance(t, Tensor) else t for t in (got, want)), strict=True):
+        size = b.abs().max().item() if b.numel() else 0
+        torch.testing.assert_close(a.double(), b, rtol=0, atol=1e-2 * size)  # TF32, bfloat16
+
+
+def _arguments(
+    part: Part,
+    draw: Callable[..., Tensor],
+    channels: int,
+    weight: Tensor,
+    geometry: tuple[Any, ...],
+) -> tuple[Any, ...]:
+    """What the function is called with."""
+    wide, (images, *grid) = part.out, part.sizes
+    if part.function.startswith("gate"):
+        wide = 2 * channels
+        x, extra = draw(images, wide, *grid), part.given[0]
+        added = None if not extra else draw(images, wide, *((1, 1) if extra == "sample" else grid))
+        return (x, added) if part.function == "gate" else (draw(images, channels, *grid), x, added)
+    x = draw(images, channels, *grid)
+    if part.function.startswith("embed"):
+        indices = x[:, 0].abs().long() % channels
+        if part.function == "embed":
+            return indices, weight, draw(wide), *geometry
+        return draw(images, wide, *grid), indices, weight, *geometry
+    if part.function == "masked_conv2d_backward":
+        return draw(images, wide, *grid), x, weight, *geometry
+    bias, extra, residual = part.given
+    return (
+        x,
+        weight,
+        draw(wide) if bias else None,
+        draw(images, wide, *((1, 1) if extra == "sample" else grid)) if extra else None,
+        draw(images, wide // 2 if part.activation == "gate" else wide, *grid) if residual else None,
+        *geometry,
+        part.activation,
+    )

@@ -10,7 +10,12 @@ from vqfast.ops.probe import vectors_and_codebook
 
 
 def check(
-    module: ModuleType, reference: ModuleType, device: torch.device, dtype: torch.dtype, channels: int
+    module: ModuleType,
+    reference: ModuleType,
+    device: torch.device,
+    dtype: torch.dtype,
+    channels: int,
+    _: None,
 ) -> None:
     """Raises AssertionError where ``module`` chooses another code than ``reference``."""
     vectors, codebook = vectors_and_codebook(device, dtype, channels)

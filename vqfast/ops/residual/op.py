@@ -30,6 +30,7 @@ from vqfast.ops.define import define, register_autograd, register_batched
 from vqfast.ops.nearest.op import nearest
 from vqfast.ops.nearest.reference import accumulator
 from vqfast.ops.residual import reference
+from vqfast.ops.residual.probe import part_of
 
 
 @define
@@ -37,7 +38,8 @@ def quantize(
     z: Tensor, codebooks: Tensor, channel_dim: int, statistics: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See the module."""
-    run = registry.backend("residual", z, codebooks.shape[-1]).quantize
+    part = partial(part_of, "quantize", codebooks.ndim == 3, z, channel_dim)
+    run = registry.backend("residual", z, codebooks.shape[-1], part=part).quantize
     return run(z, codebooks, channel_dim, statistics)
 
 
@@ -65,7 +67,8 @@ def quantize_backward(
     channel_dim: int,
 ) -> tuple[Tensor, Tensor]:
     """Gradients to ``z`` and to ``codebooks``."""
-    run = registry.backend("residual", z, codebooks.shape[-1]).quantize_backward
+    part = partial(part_of, "quantize_backward", codebooks.ndim == 3, z, channel_dim)
+    run = registry.backend("residual", z, codebooks.shape[-1], part=part).quantize_backward
     losses = grad_codebook_losses, grad_commitment_losses
     return run(grad_quantized, *losses, z, codebooks, indices, channel_dim)
 
@@ -97,7 +100,8 @@ differentiate_through(quantize_backward, reference.quantize_backward)
 @define
 def residual_codes(z: Tensor, codebooks: list[Tensor], channel_dim: int) -> Tensor:
     """The ``indices`` of ``quantize``; each stage's codebook ``(K, D)``."""
-    run = registry.backend("residual", z, codebooks[0].shape[1]).residual_codes
+    part = partial(part_of, "residual_codes", True, z, channel_dim)
+    run = registry.backend("residual", z, codebooks[0].shape[1], part=part).residual_codes
     return run(z, codebooks, channel_dim)
 
 
@@ -126,7 +130,8 @@ def projected_codes(
         ``indices`` int64 ``(B, T, Q)``; ``latents (B, Q * D, T)``, the mapped residual of each stage; and
         ``quantized``, the shape of ``z``, the sum of the code vectors mapped back.
     """
-    run = registry.backend("residual", z, codebooks[0].shape[1]).projected_codes
+    part = partial(part_of, "projected_codes", True, z, 1)
+    run = registry.backend("residual", z, codebooks[0].shape[1], part=part).projected_codes
     return run(z, codebooks, maps, unit, parts)
 
 

@@ -57,7 +57,7 @@ def _segments(
     tl.store(sums + k * D + d, tl.sum(total, axis=0), mask=d < D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["grad_codebook_loss", "grad_commitment_loss"])
 def _backward(
     x, sa, sb, sc, sd, N, b, c, codebook, ek, ed, indices,
     grad, ga, gb, gc, gd, out, oa, ob, oc, od, grad_codebook_loss, grad_commitment_loss, factor, sums, D,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vqfast.ops.nearest.tunings import fallback
-from vqfast.sampling.executors.triton_plan import UNIT, Plan, Tables, padded
+from vqfast.sampling.executors.triton_plan import UNIT, Plan, Tables, head_channels, padded
 from vqfast.sampling.executors.triton_tunings import SAMPLING, Launch, Tuning
 from vqfast.sampling.request import Request
 
@@ -27,6 +27,12 @@ def tunings_of(weight: Tensor) -> dict[int, Tuning]:
 
     table, arch = SAMPLING[weight.element_size()], architecture(weight.device)
     return table.get(arch) or table[fallback(arch)]
+
+
+def tuning_of(weight: Tensor, images: int) -> Tuning:
+    """The tuning for a batch of ``images``."""
+    tunings = tunings_of(weight)
+    return tunings[min(widest for widest in tunings if images <= widest)]
 
 
 def constants(
@@ -143,7 +149,7 @@ class Sampling:
                     launch,
                     self.arguments["values"].dtype,
                     positions,
-                    positions * self.plan.head,
+                    positions * head_channels(self.request.program),
                     len(self.plan.codes),
                     self.request.program.num_mixtures > 0,
                     any(step.stride > 1 for step in self.request.program.steps),
@@ -202,6 +208,4 @@ class Sampling:
 
 def run(request: Request) -> Tensor:
     """Codes ``(B, H, W, S)``."""
-    tunings = tunings_of(request.weight)
-    widest = min(images for images in tunings if len(request.known) <= images)
-    return Sampling(request, tunings[widest]).draw()
+    return Sampling(request, tuning_of(request.weight, len(request.known))).draw()

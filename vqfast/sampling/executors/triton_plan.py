@@ -43,6 +43,17 @@ JOB = (
 )
 
 
+def head_channels(program: Program) -> int:
+    """Channels of the widest head of an attention, padded to a power of two; 0 without attention."""
+    heads = [
+        program.steps[source].channels // step.heads
+        for step in program.steps
+        if isinstance(step, Attention)
+        for source in step.sources
+    ]
+    return max(UNIT, 1 << (max(heads) - 1).bit_length()) if heads else 0
+
+
 def padded(count: int, multiple: int) -> int:
     """``count`` rounded up to a multiple."""
     return -(-count // multiple) * multiple
@@ -151,10 +162,6 @@ class Plan:
         self.phases, self.block, self.shape = program.phases(), program.block(*shape), shape
         attentions = [step for step in program.steps if isinstance(step, Attention)]
         self.attended = {source for step in attentions for source in (step.key, step.value)}
-        heads = [
-            program.steps[source].channels // step.heads for step in attentions for source in step.sources
-        ]
-        self.head = max(UNIT, 1 << (max(heads) - 1).bit_length()) if heads else 0  # channels, padded
         self._columns, self._depth = (
             max(UNIT, *(getattr(launch, of) for launch in tuning)) for of in ("columns", "depth")
         )
