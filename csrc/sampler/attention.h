@@ -59,12 +59,15 @@ struct AttentionJob {
       T* to = channels(i, pair, y, x);
       if (count == 0) {
         memset(to, 0, width * sizeof(T));
-        continue;
+      } else {
+        score(channels(a.query, pair, y, x), kept(team.all.steps[i].kept_keys, pair, depth(a.key)), count);
+        const T total = exponentiate(count);
+        const T* values = kept(team.all.steps[i].kept_values, pair, width);
+        for (int64_t c = 0; c < width; ++c) to[c] = weighted(values + c * team.all.row_of_positions(), count) / total;
       }
-      score(channels(a.query, pair, y, x), kept(team.all.steps[i].kept_keys, pair, depth(a.key)), count);
-      const T total = exponentiate(count);
-      const T* values = kept(team.all.steps[i].kept_values, pair, width);
-      for (int64_t c = 0; c < width; ++c) to[c] = weighted(values + c * team.all.row_of_positions(), count) / total;
+      if (team.all.steps[i].factors < 0) continue;
+      auto* factors = team.factors(i, y, x) + (to - team.value(i, y, x));
+      for (int64_t c = 0; c < width; ++c) Memory::put_factor(to[c], factors + c);
     }
   }
 

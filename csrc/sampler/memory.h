@@ -5,6 +5,8 @@
 // only the rows and columns are kept where it has values; y and x count those of the grid of codes all the same.
 #pragma once
 
+#include <type_traits>
+
 #include "sampler/barrier.h"
 #include "sampler/noise.h"
 #include "sampler/sampler.h"
@@ -21,7 +23,8 @@ struct StepMemory {
   int64_t channels, stride;      // of the value; and padded
   int64_t matrix[2], depth[2];   // shared: (tiles, depth, kColumns) of taps that are late [0] and early [1]
   int64_t tables;                // shared: (num_embeddings + 1, columns) for each tap on codes
-  int64_t value, start;          // a team's: the cache; what each sample's sums start with, bias and label
+  int64_t value, factors;        // a team's: the caches of the value, and of what matrices multiply; -1 if nobody reads it
+  int64_t caches, start;         // a team's: where all caches begin; what each sample's sums start with, bias and label
   int64_t partial;               // a team's: the sums over early taps of a block; -1 if the step has none
   int64_t kept_keys, kept_values;  // a team's, of an attention: (samples, channels, row of positions)
 };
@@ -35,20 +38,43 @@ struct MemoryLayout {
   int64_t teams, team_bytes, end;
 };
 
-// Numbers are of the arithmetic's type; weights are stored as Stored.
+// What an arithmetic reads of values: of each a number, or pairs of neighbouring channels, rounded to bfloat16.
+template <class Arithmetic>
+struct Factoring {
+  using Number = typename Arithmetic::Element;
+  static constexpr int kPacking = 1;
+};
+template <>
+struct Factoring<WidenedPairs> : WidenedPairs {
+  using Number = Stored;
+};
+#if defined(__AVX512BF16__)
+template <>
+struct Factoring<Bf16Pairs> : Bf16Pairs {
+  using Number = Stored;
+};
+#endif
+
+// Numbers are of the arithmetic's type; weights are given as Stored. Where factors are pairs, a row of a packed matrix has
+// two channels in bfloat16, side by side in the place of a float32, and values that are multiplied have a second cache.
+// Sums and all else are float32.
 template <class Arithmetic, class Stored>
 struct Memory {
   using Sum = Arithmetic;
-  using Weight = Stored;
-  using T = typename Arithmetic::Element;
   using V = typename Arithmetic::Register;
+  using T = std::remove_reference_t<decltype(V{}[0])>;
+  using Factor = typename Factoring<Arithmetic>::Number;  // of a value
+  static constexpr int kPacking = Factoring<Arithmetic>::kPacking;
+  static constexpr bool kRounds = kPacking > 1;
+  using Packed = std::conditional_t<kRounds, Bf16, Stored>;  // a number of a packed matrix,
+  using Weight = std::conditional_t<kRounds, float, Stored>;  // and kPacking of them
   static constexpr int kLanes = Sums<Arithmetic>::kLanes, kColumns = Sums<Arithmetic>::kColumns;
   static constexpr int kPositions = 4 * kLanes;  // whose scores an attention computes at a time
 
-  // Values that are multiplied by a matrix: `depth` numbers for each row of the product, the rows `stride` apart. The
-  // tap's own rows of the packed matrix begin at row `matrix`.
+  // Values that are multiplied by a matrix: `depth` numbers, or pairs, for each row of the product, the rows `stride`
+  // apart. The tap's own rows of the packed matrix begin at row `matrix`.
   struct Segment {
-    const T* rows;
+    const typename Arithmetic::Element* rows;
     int64_t stride, depth, matrix;
   };
 
@@ -76,6 +102,30 @@ struct Memory {
   template <class Cache>
   int64_t row_of(const Cache& cache) const { return cache.left + columns_of(cache.stride) + cache.right; }
 
+  int64_t map_bytes() const {  // of a block of the conditioning map
+    return room(s.block * max_samples() * ceil_div(s.condition_channels, kColumns) * kColumns);
+  }
+  // Numbers, or pairs, of so many channels.
+  static int64_t depth_of(int64_t channels) { return ceil_div(channels, kPacking); }
+  // Whether a term reads the value of step i, to multiply it by a matrix or to add it as it is.
+  bool is_read(int64_t i, bool multiplied) const {
+    for (int64_t n = 0; n < s.num_steps; ++n)
+      for (int64_t t = s.steps[n].first_term; t < s.steps[n].first_term + s.steps[n].num_terms; ++t)
+        if (s.terms[t].source == i && (s.terms[t].weight >= 0) == multiplied) return true;
+    return false;
+  }
+  // Whether the value of step i is read in another way than as a factor.
+  bool is_kept(int64_t i) const {
+    bool kept = !kRounds || i >= s.num_steps - s.num_codes || s.steps[i].attention >= 0 || is_read(i, false);
+    for (int64_t n = 0; n < s.num_steps; ++n) {
+      kept |= s.steps[n].residual == i;
+      if (s.steps[n].attention < 0) continue;
+      const Attention& a = s.attentions[s.steps[n].attention];
+      kept |= a.query == i || a.key == i || a.value == i;
+    }
+    return kept;
+  }
+
   // Places everything. Writes to memory only if `store` says that it is there.
   MemoryLayout lay_out(bool store) const {
     MemoryLayout l{};
@@ -85,7 +135,7 @@ struct Memory {
     const auto take = [](int64_t& at, int64_t bytes) { return (at += bytes) - bytes; };
     l.codes = take(own, padded(s.num_codes * s.code_rows * row_of(s.code_cache()) * max_samples() * 4));
     l.condition_room = ceil_div(s.condition_channels, kColumns) * kColumns;
-    l.condition = take(own, room(s.block * max_samples() * l.condition_room));
+    l.condition = take(own, map_bytes());
     for (int64_t i = 0; i < s.num_steps; ++i) {
       const Step& step = s.steps[i];
       StepMemory m{};
@@ -99,11 +149,14 @@ struct Memory {
         ++count;
         early |= tap.early;
         if (is_codes(term.source)) ++tables;
-        else if (term.weight >= 0) m.depth[tap.early] += term.channels;
+        else if (term.weight >= 0) m.depth[tap.early] += depth_of(term.channels);
       });
-      for (int e = 0; e < 2; ++e) m.matrix[e] = take(shared, padded(m.depth[e] * m.columns * sizeof(Stored)));
+      for (int e = 0; e < 2; ++e) m.matrix[e] = take(shared, padded(m.depth[e] * m.columns * sizeof(Weight)));
       m.tables = take(shared, room(tables * (s.num_embeddings + 1) * m.columns));
-      m.value = take(own, room(step.rows * row_of(step) * max_samples() * m.stride));
+      const int64_t numbers = step.rows * row_of(step) * max_samples() * m.stride;
+      m.caches = own;
+      m.value = is_kept(i) ? take(own, room(numbers)) : -1;
+      m.factors = kRounds && is_read(i, true) ? take(own, room(numbers)) : -1;
       if (step.attention >= 0) {
         const int64_t a_row = max_samples() * row_of_positions();
         m.kept_keys = take(own, room(a_row * channels_of(s.steps[s.attentions[step.attention].key])));
@@ -140,15 +193,29 @@ struct Memory {
     return channel >= m.channels ? -1 : channel + (paired ? v * m.channels : 0);
   }
 
-  // Puts from[width] into the order of the tiles, of which tile j goes to to + j * distance. Null stands for zeros.
+  // Puts from[width] into the order of the tiles, `apart` numbers from each other; tile j goes to to + j * distance.
+  // Null stands for zeros.
   template <class From, class To>
-  static void spread(const Step& step, const StepMemory& m, const From* from, To* to, int64_t distance) {
+  static void spread(
+      const Step& step, const StepMemory& m, const From* from, To* to, int64_t distance, int64_t apart = 1) {
     for (int64_t j = 0; j < m.tiles; ++j)
       for (int64_t v = 0; v < kTileRegisters; ++v)
         for (int64_t l = 0; l < kLanes; ++l) {
           const int64_t at = sum_at(step, m, j, v, l);
-          to[j * distance + v * kLanes + l] = from && at >= 0 ? To(from[at]) : To{};
+          to[j * distance + (v * kLanes + l) * apart] = from && at >= 0 ? rounded<To>(from[at]) : To{};
         }
+  }
+
+  template <class To, class From>
+  static To rounded(From number) {
+    if constexpr (__is_same(To, Bf16) && __is_same(From, float)) return Bf16::nearest(number);
+    else return To(number);
+  }
+  static void put_factor(T number, Factor* to) {
+    Factor factor;
+    if constexpr (kRounds) factor = Factor(Bf16::nearest(number));
+    else factor = number;
+    memcpy(to, &factor, sizeof factor);  // pairs are read as another type
   }
 
   void begin() const {
@@ -172,15 +239,17 @@ struct Memory {
         for (int64_t k = 0; k <= inputs; ++k, table += m.columns)  // zeros for the code outside the grid
           spread(step, m, k < inputs ? from + k * step.width : nullptr, table, kColumns);
       } else {
-        Stored* to = shared<Stored>(m.matrix[tap.early]) + row[tap.early] * kColumns;
-        for (int64_t c = 0; c < inputs; ++c)
-          spread(step, m, from + c * step.width, to + c * kColumns, m.depth[tap.early] * kColumns);
-        row[tap.early] += inputs;
+        constexpr int64_t kRow = kColumns * kPacking;
+        Packed* to = shared<Packed>(m.matrix[tap.early]) + row[tap.early] * kRow;
+        for (int64_t c = 0; c < depth_of(inputs) * kPacking; ++c)
+          spread(step, m, c < inputs ? from + c * step.width : nullptr, to + c / kPacking * kRow + c % kPacking,
+                 m.depth[tap.early] * kRow, kPacking);
+        row[tap.early] += depth_of(inputs);
       }
     });
     for (int64_t t = 0; t < s.teams; ++t) {
       const Team team{*this, t};
-      memset(team.template at<char>(m.value), 0, m.start - m.value);
+      memset(team.template at<char>(m.caches), 0, m.start - m.caches);
       T* start = team.template at<T>(m.start);
       for (int64_t b = 0; b < team.batch; ++b, start += m.columns) {
         spread(step, m, step.bias < 0 ? nullptr : weights + step.bias, start, kColumns);
@@ -192,6 +261,8 @@ struct Memory {
         }
       }
       if (i > 0) continue;
+      // The last pair of an odd number of channels has a zero in it.
+      if (kRounds) memset(team.template at<char>(layout->condition), 0, map_bytes());
       int32_t* codes = team.template at<int32_t>(layout->codes);
       for (int64_t n = 0; n < s.num_codes * team.code_cells(); ++n) codes[n] = int32_t(s.num_embeddings);
     }
@@ -224,9 +295,12 @@ struct Memory {
     int64_t code_cells() const {  // of the cache of one code of each position
       return all.s.code_rows * all.row_of(all.s.code_cache()) * batch;
     }
-    // The value of step i at a position, of the first sample; and the code there that is this source.
+    // The value of step i at a position, of the first sample; that as a factor; and the code there that is this source.
     T* value(int64_t i, int64_t y, int64_t x, int64_t dx = 0) const {
       return at<T>(all.steps[i].value) + cell(all.s.steps[i], y, x, dx) * all.steps[i].stride;
+    }
+    Factor* factors(int64_t i, int64_t y, int64_t x, int64_t dx = 0) const {
+      return at<Factor>(all.steps[i].factors) + cell(all.s.steps[i], y, x, dx) * all.steps[i].stride;
     }
     int32_t* codes(int64_t source, int64_t y, int64_t x, int64_t dx = 0) const {
       return at<int32_t>(all.layout->codes) + (kCodes - source) * code_cells() + cell(all.s.code_cache(), y, x, dx);

@@ -13,6 +13,10 @@ namespace {
 // f(the memory of a problem)
 template <class F>
 auto with_memory(const SamplerProblem& s, F f) {
+#if defined(__AVX512BF16__)
+  if (s.factors == Factors::pairs) return f(Memory<Bf16Pairs, float>(s));
+#endif
+  if (s.factors != Factors::exact) return f(Memory<WidenedPairs, float>(s));
   switch (s.precision) {
     case Precision::f64: return f(Memory<Float64, double>(s));
     case Precision::bf16: return f(Memory<Float32, Bf16>(s));

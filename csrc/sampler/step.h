@@ -27,13 +27,24 @@ struct StepJob {
   const Step& step() const { return team.all.s.steps[i]; }
   const StepMemory& memory() const { return team.all.steps[i]; }
 
-  // What a tap reads for row 0 of the product.
-  Segment read(const Term& term, const Tap& tap, int64_t matrix = 0) const {
+  // What a tap reads for row 0 of the product, to be multiplied.
+  Segment read(const Term& term, const Tap& tap, int64_t matrix) const {
+    using Element = typename Memory::Sum::Element;
+    constexpr int64_t kPacking = Memory::kPacking;
     const MemoryLayout& l = *team.all.layout;
-    if (term.source == kCondition)
-      return {team.template at<T>(l.condition) + team.all.s.early_column(x) * team.batch * l.condition_room,
-              l.condition_room, term.channels, matrix};
-    return {team.value(term.source, y + tap.dy, x, tap.dx), team.all.steps[term.source].stride, term.channels, matrix};
+    const int64_t depth = Memory::depth_of(term.channels);
+    if (term.source == kCondition) {
+      const int64_t stride = l.condition_room / kPacking;
+      return {team.template at<Element>(l.condition) + team.all.s.early_column(x) * team.batch * stride, stride, depth,
+              matrix};
+    }
+    const int64_t stride = team.all.steps[term.source].stride / kPacking;
+    if constexpr (Memory::kRounds) {
+      const auto* pairs = team.factors(term.source, y + tap.dy, x, tap.dx);
+      return {reinterpret_cast<const Element*>(pairs), stride, depth, matrix};
+    } else {
+      return {team.value(term.source, y + tap.dy, x, tap.dx), stride, depth, matrix};
+    }
   }
 
   // Whether a tap finds a value, not a zero between those of a source with another stride.
@@ -47,7 +58,7 @@ struct StepJob {
     team.all.for_taps(step(), [&](const Term& term, const Tap& tap, int64_t) {
       if (tap.early != early || is_codes(term.source) || term.weight < 0) return;
       if (finds(term, tap)) segments[num_segments++] = read(term, tap, matrix);
-      matrix += term.channels;
+      matrix += Memory::depth_of(term.channels);
     });
   }
 
@@ -76,11 +87,11 @@ struct StepJob {
         for (int64_t r = 0; r < count; ++r)
           for (int64_t v = 0; v < kTileRegisters; ++v) add(table + codes[r] * own.columns + v * kLanes, r, v);
       } else if (term.weight < 0 && tap.early == early) {
-        const Segment value = read(term, tap);
-        const T* at = value.rows + m * value.stride + j * (paired ? kLanes : kColumns);
+        const int64_t stride = all.steps[term.source].stride;
+        const T* at = team.value(term.source, y + tap.dy, x, tap.dx) + m * stride + j * (paired ? kLanes : kColumns);
         for (int64_t r = 0; r < count; ++r)
           for (int64_t v = 0; v < kTileRegisters; ++v)
-            add(at + r * value.stride + v * (paired ? own.channels : kLanes), r, v);
+            add(at + r * stride + v * (paired ? own.channels : kLanes), r, v);
       }
       if (is_codes(term.source)) table += (all.s.num_embeddings + 1) * own.columns;
     });
@@ -123,14 +134,17 @@ struct StepJob {
     const bool paired = is_paired(activation);
     const int64_t channel = j * (paired ? kLanes : kColumns);
     const int64_t stride = from < 0 ? 0 : team.all.steps[from].stride;
-    T* to = team.value(i, y, x) + m * own.stride + channel;
+    T* to = own.value < 0 ? nullptr : team.value(i, y, x) + m * own.stride + channel;
     const T* residual = from < 0 ? nullptr : team.value(from, y, x) + m * stride + channel;
+    auto* factors = own.factors < 0 ? nullptr : team.factors(i, y, x) + m * own.stride + channel;
     for (int64_t r = 0; r < count; ++r)
       for (int64_t v = 0; v < (paired ? 1 : kTileRegisters); ++v) {
         V out = load(sums[r] + v * kLanes);
         out = paired ? activated(activation, out, load(sums[r] + kLanes)) : activated(activation, out);
         if (residual) out += load(residual + r * stride + v * kLanes);
-        store(out, to + r * own.stride + v * kLanes);
+        if (!Memory::kRounds || to) store(out, to + r * own.stride + v * kLanes);
+        if constexpr (Memory::kRounds)
+          if (factors) Memory::Sum::write(out, factors + r * own.stride + v * kLanes);
       }
   }
 };

@@ -61,17 +61,20 @@ struct Worker {
     const SamplerProblem& s = all.s;
     const int64_t early = s.early_column(min(x + s.block, s.width) - 1) + 1;  // columns
     if (x > 0) {  // the next block of one long row: keep the columns that taps reach back to
-      for (int64_t i = me; i < s.num_steps; i += threads)
-        pass_on(team.value(i, 0, 0), s.steps[i], all.steps[i].stride);
+      for (int64_t i = me; i < s.num_steps; i += threads) {
+        if (all.steps[i].value >= 0) pass_on(team.value(i, 0, 0), s.steps[i], all.steps[i].stride);
+        if (all.steps[i].factors >= 0) pass_on(team.factors(i, 0, 0), s.steps[i], all.steps[i].stride);
+      }
       for (int64_t c = 0; me == 0 && c < s.num_codes; ++c) pass_on(team.codes(kCodes - c, 0, 0), s.code_cache(), 1);
     }
-    T* map = team.template at<T>(all.layout->condition);
+    auto* map = team.template at<typename Memory::Factor>(all.layout->condition);
     const Span samples = part_of(team.batch, threads, me);
     for (int64_t b = samples.begin; b < samples.end; ++b)
       for (int64_t c = 0; c < s.condition_channels; ++c) {
         const T* from = static_cast<const T*>(s.condition) + x / s.condition_stride +
                         (((team.first + b) * s.condition_channels + c) * s.height + y) * s.condition_width();
-        for (int64_t n = 0; n < early; ++n) map[(n * team.batch + b) * all.layout->condition_room + c] = from[n];
+        for (int64_t n = 0; n < early; ++n)
+          Memory::put_factor(from[n], map + (n * team.batch + b) * all.layout->condition_room + c);
       }
     meet();
     for (int64_t i = 0; i < s.num_steps; ++i) {

@@ -7,15 +7,6 @@
 namespace vqfast::VQFAST_ISA {
 namespace {
 
-typedef uint32_t Bits32 __attribute__((vector_size(sizeof(Floats))));
-typedef uint16_t Bits16 __attribute__((vector_size(sizeof(Floats) / 2)));
-
-// The bits of the bfloat16 nearest to a float32, both as uint32 or Bits32; NaN stays NaN.
-template <class Bits>
-Bits narrow_to_bf16(Bits wide) {
-  return (wide & 0x7fffffffu) > 0x7f800000u ? wide >> 16 | 0x40u : (wide + 0x7fffu + (wide >> 16 & 1u)) >> 16;
-}
-
 // A float16 number in memory. `widen` and `narrow` convert bits to and from those of a float32, of one number (uint32)
 // or of a register (Bits32).
 struct Fp16 {

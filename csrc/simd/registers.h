@@ -82,12 +82,26 @@ constexpr int kLanes = sizeof(Floats) / sizeof(float);
 constexpr int kTileRegisters = 2;                       // registers of columns side by side in a tile
 constexpr int kTileColumns = kTileRegisters * kLanes;  // float32 columns of a tile
 
-// A bfloat16 number in memory. Conversions cut bits off; floats.h rounds.
+typedef uint32_t Bits32 __attribute__((vector_size(sizeof(Floats))));
+typedef uint16_t Bits16 __attribute__((vector_size(sizeof(Floats) / 2)));
+
+// The bits of the bfloat16 nearest to a float32, both as uint32 or Bits32; NaN stays NaN.
+template <class Bits>
+Bits narrow_to_bf16(Bits wide) {
+  return (wide & 0x7fffffffu) > 0x7f800000u ? wide >> 16 | 0x40u : (wide + 0x7fffu + (wide >> 16 & 1u)) >> 16;
+}
+
+// A bfloat16 number in memory. Conversions cut bits off; `nearest` rounds.
 struct Bf16 {
   uint16_t bits;
   Bf16() = default;
   explicit Bf16(float x) : bits(uint16_t(__builtin_bit_cast(uint32_t, x) >> 16)) {}
   explicit operator float() const { return __builtin_bit_cast(float, uint32_t{bits} << 16); }
+  static Bf16 nearest(float x) {
+    Bf16 rounded;
+    rounded.bits = uint16_t(narrow_to_bf16(__builtin_bit_cast(uint32_t, x)));
+    return rounded;
+  }
 };
 
 // A register of the numbers from p on, at any address; bfloat16 widened to float32.

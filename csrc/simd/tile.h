@@ -25,6 +25,23 @@ struct Float64 {
   using Register = Doubles;
   static Doubles add(Doubles sum, double row, Doubles column) { return sum + row * column; }
 };
+// Pairs of numbers that bfloat16 holds, multiplied in float32. Columns are as those of Bf16Pairs.
+struct WidenedPairs {
+  struct Element { float first, second; };
+  using Stored = float;
+  using Register = Floats;
+  static constexpr int kPacking = 2;
+  static Floats add(Floats sum, Element row, Floats column) {
+    const Bits32 bits = (Bits32)column;
+    sum += row.first * (Floats)(bits << 16);
+    return sum + row.second * (Floats)(bits & 0xffff0000u);
+  }
+  static Floats write(Floats numbers, Stored* to) {
+    const Floats rounded = (Floats)(narrow_to_bf16((Bits32)numbers) << 16);
+    memcpy(to, &rounded, sizeof rounded);
+    return rounded;
+  }
+};
 #if defined(__AVX512BF16__)
 struct Bf16Pairs {
   using Element = float;
@@ -70,7 +87,7 @@ template <class Arithmetic, int kR = kTileRows, int kV = kTileRegisters>
 struct Sums {
   using T = typename Arithmetic::Element;
   using Register = typename Arithmetic::Register;
-  static constexpr int kLanes = sizeof(Register) / sizeof(T), kColumns = kV * kLanes;
+  static constexpr int kLanes = sizeof(Register) / sizeof(Register{}[0]), kColumns = kV * kLanes;
   Register of[kR][kV];
 
   // Begins with from[r * row_stride + column]; with a stride of 0 every row begins with the same numbers.

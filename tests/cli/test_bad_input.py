@@ -80,6 +80,7 @@ BAD_SAMPLE = {
     "--temperature -1": "temperature is -1.0; want",
     "--temperature nan": "temperature is nan; want",
     "--top-k 0": "top_k is 0; want",
+    "--precision bf16": "precision is 'bf16'; want 'bfloat16'",
     "--top-p 0": "top_p is 0.0; want",
     "--top-p 2": "top_p is 2.0; want",
     "--num 0": "num is 0; want a positive integer",

@@ -66,6 +66,7 @@ def test_bad_argument_is_named(
         *product(("shape",), (4, (3.0, 4), (True, 4))),
         *product(("temperature", "top_p"), (True, "1", 1j, torch.tensor(0.5))),
         *product(("progress",), ("bar", 1)),
+        *product(("precision",), (True, 16, torch.bfloat16)),
         *product(("numbers", "labels"), ([0.0, 1.0], [True, False])),
         ("known", [[[True] * 4] * 3] * 2),
     ],

@@ -139,7 +139,7 @@ def samples() -> Iterator[Tensor]:
     prior.save_pretrained("folder", overwrite=True)
     assert_type(vqfast.PixelCNN.from_pretrained("folder"), vqfast.PixelCNN)
     assert_type(priors.ProgramPrior.from_pretrained("folder", device="cpu"), priors.ProgramPrior)
-    vqfast.ResidualPixelCNN(32).sample(1, (4, 4))
+    vqfast.ResidualPixelCNN(32).sample(1, (4, 4), precision="bfloat16")
     assert_type(vqfast.PixelSNAIL(32, num_heads=2).sample(1, (4, 4)), Tensor)
     program, weights = assert_type(prior.lower(), tuple[sampling.Program, dict[str, Tensor]])
     assert_type(weights, dict[str, Tensor])

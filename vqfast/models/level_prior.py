@@ -14,6 +14,7 @@ from vqfast.models.hierarchy import HierarchicalVQVAE
 from vqfast.ops import registry
 from vqfast.sampling.draw import Draw, check_draw
 from vqfast.sampling.memory import in_batches
+from vqfast.sampling.precision import check_precision
 from vqfast.sampling.progress import Tick, check_progress, shown
 
 NOISE = 1 << 22  # random numbers at a time
@@ -88,6 +89,7 @@ class LevelPrior:
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int = 0,
+        precision: str | None = None,
         method: str = "auto",
         batch_size: int = 256,
         progress: Tick | bool = False,
@@ -99,7 +101,7 @@ class LevelPrior:
                 ``CausalPrior.sample``; the model fixes the shape.
             coarser: int64 ``(num, *shape)`` for each coarser level, from the coarsest.
             labels: None, since there are no classes.
-            method: makes no difference, since all positions are drawn at once.
+            precision, method: make no difference, since all positions are drawn at once.
             progress: see ``CausalPrior.sample``.
 
         Raises:
@@ -111,6 +113,7 @@ class LevelPrior:
         check_integer("batch_size", batch_size)
         check_draw(temperature, top_k, top_p, seed)
         check_progress(progress)
+        check_precision(precision, method)
         check_choice("method", method, ("auto", *registry.TABLE["sampler"]))
         self._check(num, labels, coarser)
         for name, given, size, minimum, end in (

@@ -291,6 +291,7 @@ class SpeechVQVAE(Autoencoder):
         numbers: Tensor | None = None,
         seed: int = 0,
         temperature: float = 1.0,
+        precision: str | None = None,
         method: str = "auto",
         batch_size: int = 64,
         progress: Callable[[int], object] | bool = False,
@@ -300,7 +301,7 @@ class SpeechVQVAE(Autoencoder):
         Args:
             indices: integer ``(B, T / stride)``, -1 to K - 1; -1 gives silence.
             labels: as in ``forward``: the speakers whose voices the waveforms get.
-            numbers, seed, temperature, method, batch_size, progress: see ``CausalPrior.sample``.
+            numbers, seed, temperature, precision, method, batch_size, progress: see ``CausalPrior.sample``.
 
         Returns:
             ``(B, 1, T)`` in [-1, 1].
@@ -309,9 +310,9 @@ class SpeechVQVAE(Autoencoder):
             TypeError: an argument has the wrong type.
             ValueError: an argument is out of range, or the shape isn't the model's or is empty.
         """
-        draw: DrawOptions = {"labels": labels, "numbers": numbers, "seed": seed, "temperature": temperature}
-        how: DrawOptions = {"method": method, "batch_size": batch_size, "progress": progress}
-        return torch.cat(list(self.decode_pieces(indices, **(draw | how))), 2)
+        how: DrawOptions = {"labels": labels, "numbers": numbers, "seed": seed, "precision": precision}
+        how |= {"temperature": temperature, "method": method, "batch_size": batch_size, "progress": progress}
+        return torch.cat(list(self.decode_pieces(indices, **how)), 2)
 
     def decode_pieces(self, indices: Tensor, **options: Unpack[DrawOptions]) -> Iterator[Tensor]:
         """The waveforms of ``decode`` piece after piece, in memory that doesn't grow with their length.

@@ -33,6 +33,7 @@ class DrawOptions(TypedDict, total=False):
     numbers: Tensor | None
     seed: int
     temperature: float
+    precision: str | None
     method: str
     batch_size: int
     progress: Callable[[int], object] | bool

@@ -69,6 +69,11 @@ def contract() -> Contract:
     return Contract(_loaded.vqfast_contract().decode())
 
 
+def multiplies_pairs() -> bool:
+    """Whether the CPU multiplies pairs of bfloat16 numbers faster than single float32 numbers."""
+    return unavailable() is None and _loaded is not None and bool(_loaded.vqfast_multiplies_pairs())
+
+
 def instruction_set() -> str | None:
     """The instruction set whose kernels run, such as ``"avx2"``; ``None`` where the library can't be used."""
     return _chosen if unavailable() is None else None
@@ -90,6 +95,7 @@ def _register(path: Path, asked: str | None) -> None:
     library.vqfast_choose.restype = ctypes.c_char_p
     library.vqfast_torch_functions.restype = ctypes.POINTER(ctypes.c_char_p)
     library.vqfast_register.restype = ctypes.c_bool
+    library.vqfast_multiplies_pairs.restype = ctypes.c_bool
     library.vqfast_contract.restype = ctypes.c_char_p
     names = itertools.takewhile(lambda name: name is not None, library.vqfast_torch_functions())
     functions = ctypes.CDLL(torch._C.__file__)  # the libraries that it depends on are searched too

@@ -136,11 +136,19 @@ def backend(
     raise NoBackendError("; ".join(reasons))
 
 
-def check(op: str, tensor: torch.Tensor, name: str | None = None) -> None:
-    """Raises NoBackendError as ``backend`` would, but compares no kernel with the reference."""
-    reasons = [refusal(op, each, tensor) for each in _asked(op, name)]
-    if None not in reasons:
-        raise NoBackendError("; ".join(filter(None, reasons)))
+def first(op: str, tensor: torch.Tensor, name: str | None = None) -> str:
+    """The backend that ``backend`` chooses unless it fails a comparison; no kernel is compared here.
+
+    Raises:
+        NoBackendError: as ``backend`` does.
+    """
+    reasons = []
+    for each in _asked(op, name):
+        reason = refusal(op, each, tensor)
+        if reason is None:
+            return each
+        reasons.append(reason)
+    raise NoBackendError("; ".join(reasons))
 
 
 def _asked(op: str, name: str | None) -> tuple[str, ...]:

@@ -95,6 +95,7 @@ def sample(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    precision: str | None = None,
     method: str = "auto",
     batch_size: int = 256,
     reject: Rejection | None = None,
@@ -110,7 +111,7 @@ def sample(
         request: the samples to draw.
         out: where the samples go; by default into the run.
         ranks: the processes that work together.
-        seed, temperature, top_k, top_p, method, batch_size: see ``CausalPrior.sample``.
+        seed, temperature, top_k, top_p, precision, method, batch_size: see ``CausalPrior.sample``.
         reject: draws a sample anew until a classifier finds it likely of its class. The shards then have an
             array ``rejected``: how many draws of each sample were rejected, see ``num_rejected``.
 
@@ -128,6 +129,8 @@ def sample(
     label = None if callable(request.labels) else request.labels
     options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     options |= {"method": method, "batch_size": batch_size}
+    if precision is not None:  # samples of earlier versions go on
+        options["precision"] = precision
     positions = sum(map(math.prod, request.shapes))
     actions_of = _actions(run, priors, request)
     if reject is not None and labels_of is None:

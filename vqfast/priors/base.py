@@ -213,6 +213,7 @@ class CausalPrior(nn.Module, Pretrained):
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int = 0,
+        precision: str | None = None,
         method: str = "auto",
         batch_size: int = 256,
         progress: Callable[[int], object] | bool = False,
@@ -234,6 +235,9 @@ class CausalPrior(nn.Module, Pretrained):
             top_k: keeps the k most likely codes and those that tie with the last of them.
             top_p: keeps the fewest codes, the most likely first, whose probabilities add up to ``top_p``.
             seed: in ``0..2^64 - 1``.
+            precision: ``"bfloat16"`` rounds the factors of products to bfloat16 and sums them in float32:
+                faster, but samples differ, see "Less precision" in the docs' page on priors. By default all
+                is computed in float32, or in float64 for a float64 prior.
             method: the executor: ``"native"`` (C++), ``"triton"``, ``"torch"``, ``"reference"`` (a whole pass
                 of the model for each position), or ``"auto"``, the fastest that runs here.
             batch_size: how many grids at a time; halved until a batch fits the memory.
@@ -273,6 +277,7 @@ class CausalPrior(nn.Module, Pretrained):
             top_k=top_k,
             top_p=top_p,
             seed=seed,
+            precision=precision,
             method=method,
             batch_size=batch_size,
             progress=progress,

@@ -256,6 +256,7 @@ class ClipPrior(nn.Module, Pretrained):
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int = 0,
+        precision: str | None = None,
         method: str = "auto",
         batch_size: int = 256,
         progress: Callable[[int], object] | bool = False,
@@ -272,7 +273,7 @@ class ClipPrior(nn.Module, Pretrained):
             actions: integer ``(num, T)``, see ``forward``.
             known: integer ``(num, T', H, W)`` with ``T'`` up to T: codes of the first frames to keep, -1
                 where to draw. Later codes depend on a kept one, earlier codes can't.
-            numbers, temperature, top_k, top_p, seed, method, batch_size, progress: see
+            numbers, temperature, top_k, top_p, seed, precision, method, batch_size, progress: see
                 ``CausalPrior.sample``.
 
         Returns:
@@ -309,6 +310,7 @@ class ClipPrior(nn.Module, Pretrained):
             "top_k": top_k,
             "top_p": top_p,
             "seed": seed,
+            "precision": precision,
             "method": method,
         }
 

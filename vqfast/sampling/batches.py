@@ -13,9 +13,11 @@ from torch import Tensor
 
 from vqfast.checks import check_choice, check_indices, check_integer
 from vqfast.ops import registry
+from vqfast.sampling import parallel
 from vqfast.sampling.draw import Draw, check_draw
 from vqfast.sampling.executors.probe import part_of
 from vqfast.sampling.memory import free_memory, in_batches
+from vqfast.sampling.precision import check_precision
 from vqfast.sampling.program import CONDITION, Program
 from vqfast.sampling.progress import Tick, check_progress, shown, taken_back
 from vqfast.sampling.request import Given, GivenLabels, Model, Request
@@ -36,6 +38,7 @@ class Options(TypedDict, total=False):
     top_k: int | None
     top_p: float | None
     seed: int
+    precision: str | None
     method: str
     batch_size: int
     progress: Tick | bool
@@ -54,6 +57,7 @@ def sample_batches(
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int = 0,
+    precision: str | None = None,
     method: str = "auto",
     batch_size: int = 256,
     progress: Tick | bool = False,
@@ -76,7 +80,7 @@ def sample_batches(
     _check_given(model, num, shape, labels, condition, known, numbers)
     weight = next(model.parameters())
     asked = None if method == "auto" else method
-    registry.check("sampler", weight, asked)
+    check_precision(precision, registry.first("sampler", weight, asked))
     grid = (math.prod(shape[:-1]), shape[-1])  # a sequence is a grid of one row
 
     def draw(samples: range, tick: Tick) -> Tensor:
@@ -95,17 +99,29 @@ def sample_batches(
                 own_labels = own_labels.to(weight.device, torch.int64)
             if own_condition is not None:
                 own_condition = model.on_grid(own_condition, grid)
+            program, weights = model.lower()
+            condition_map = model.condition_map(kept.clamp(min=0), own_labels, own_condition)
+
+            def logits(codes: Tensor) -> Tensor:
+                if precision is not None:
+                    given = own_labels, condition_map, precision
+                    return parallel.logits(program, weights, codes, *given)
+                if axes:
+                    return model.grid_logits(codes, own_labels, own_condition)
+                return model.grid_logits(codes.squeeze(3), own_labels, own_condition).unsqueeze(4)
+
+            if precision is not None:
+                weights = {name: each.float() for name, each in weights.items()}
+                condition_map = None if condition_map is None else condition_map.float()
             request = Request(
-                *model.lower(),
+                program,
+                weights,
                 Draw(int(seed), own_numbers.to(weight.device, torch.int64), float(temperature), top_k, top_p),
                 kept if axes else kept.unsqueeze(3),
                 own_labels,
-                condition=model.condition_map(kept.clamp(min=0), own_labels, own_condition),
-                logits=lambda codes: (
-                    model.grid_logits(codes, own_labels, own_condition)
-                    if axes
-                    else model.grid_logits(codes.squeeze(3), own_labels, own_condition).unsqueeze(4)
-                ),
+                condition=condition_map,
+                logits=logits,
+                precision=precision,
                 progress=ticked,
             )
             backend = registry.backend("sampler", weight, name=asked, part=partial(part_of, request))
@@ -122,7 +138,7 @@ def sample_batches(
         return codes
 
     def batches() -> Iterator[Tensor]:
-        fitting = _fitting(model, grid, min(num, batch_size))
+        fitting = _fitting(model, grid, min(num, batch_size), precision)
         with shown(progress, num * math.prod((*shape, *axes))) as tick:
             yield from in_batches(lambda samples: draw(samples, tick), num, fitting)
 
@@ -180,7 +196,7 @@ def _check_given(
     model.check_conditioning(num, shape, labels, condition)
 
 
-def _fitting(model: Model, grid: tuple[int, int], batch_size: int) -> int:
+def _fitting(model: Model, grid: tuple[int, int], batch_size: int, precision: str | None) -> int:
     """``batch_size``, halved until what an executor keeps fits the free memory.
 
     Some systems end the process instead of refusing an allocation.
@@ -190,13 +206,15 @@ def _fitting(model: Model, grid: tuple[int, int], batch_size: int) -> int:
     with torch.inference_mode():
         program, weights = model.lower()
     free = free_memory(next(model.parameters()).device) - weight_bytes(weights)
-    fitting = max(1, free / sample_bytes(program, weights, grid))
+    fitting = max(1, free / sample_bytes(program, weights, grid, precision))
     while batch_size > fitting:
         batch_size = -(-batch_size // 2)
     return batch_size
 
 
-def sample_bytes(program: Program, weights: dict[str, Tensor], grid: tuple[int, int]) -> int:
+def sample_bytes(
+    program: Program, weights: dict[str, Tensor], grid: tuple[int, int], precision: str | None = None
+) -> int:
     """How many bytes an executor keeps for each sample: values, the condition, codes and noise."""
     maps = [weights[t.weight or ""] for step in program.steps for t in step.terms if t.source == CONDITION]
     positions, (rows, left, right) = math.prod(grid), program.reach(*program.codes)
@@ -208,6 +226,8 @@ def sample_bytes(program: Program, weights: dict[str, Tensor], grid: tuple[int, 
         entries = -(-positions // program.condition_stride)
         numbers += channels * 2 * entries + block * -(-channels // unit) * unit
     codes = _COPIES * positions + rows * (left + block + right) + _NOISE_COPIES * program.num_choices
+    if precision is not None:  # float32 numbers, and what they are rounded to
+        size = 4 + 4
     return numbers * size + 8 * program.num_quantizers * codes
 
 

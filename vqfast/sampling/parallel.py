@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vqfast.sampling.activations import activate
 from vqfast.sampling.attention import Attention, attend
+from vqfast.sampling.precision import rounded
 from vqfast.sampling.program import CODES, CONDITION, Offset, Program
 
 
@@ -34,6 +35,7 @@ def logits(
     codes: Tensor,
     labels: Tensor | None = None,
     condition: Tensor | None = None,
+    precision: str | None = None,
 ) -> Tensor:
     """Logits of all codes.
 
@@ -44,6 +46,7 @@ def logits(
         labels: int64 ``(B,)``, if the program has label biases.
         condition: ``(B, C, H, W)``, if the program reads ``CONDITION``; of a program with
             ``condition_stride`` its last size is W divided by that, rounded up.
+        precision: of products, see ``rounded``.
 
     Returns:
         ``(B, K, H, W)``, or ``(B, K, H, W, S)``; of mixtures ``3 M`` channels in place of K.
@@ -67,7 +70,7 @@ def logits(
                 if term.source <= CODES:  # a product with one-hot codes is a lookup
                     value = F.embedding(value[..., 0], F.pad(weights[term.weight or ""][i], (0, 0, 1, 0)))
                 elif term.weight is not None:
-                    value = value @ weights[term.weight][i]
+                    value = rounded(value, precision) @ rounded(weights[term.weight][i], precision)
                 total = total + value
         if step.bias is not None:
             total = total + weights[step.bias]

@@ -69,13 +69,14 @@ class Request:
 
     Attributes:
         program: what to run.
-        weights: the tensors that the program names.
+        weights: the tensors that the program names; with a precision float32, as the condition is.
         draw: how a code is drawn from logits.
         known: int64 ``(B, H, W, S)``, codes to keep; -1 where to draw. S is ``program.num_quantizers``.
         labels: int64 ``(B,)``, or ``None``.
         condition: the map that the program reads as ``CONDITION``, see ``Model.condition_map``; or ``None``.
         logits: the model itself, codes ``(B, H, W, S)`` to logits ``(B, K, H, W, S)``, or to the parameters
-            of mixtures; only the reference uses it.
+            of mixtures; with a precision the program's. Only the reference uses it.
+        precision: of products, see ``precision.rounded``.
         progress: is called with the number of codes drawn since the last call.
     """
 
@@ -86,6 +87,7 @@ class Request:
     labels: Tensor | None
     condition: Tensor | None
     logits: Callable[[Tensor], Tensor]
+    precision: str | None = None
     progress: Callable[[int], object] = lambda codes: None
 
     def noise(self, first: int, count: int) -> Tensor:

@@ -199,11 +199,18 @@ def test_auto_obeys_the_backend_that_is_asked_for(
     assert registry.backend("sampler", weight, name="native").__name__.endswith("native")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(
+    ("dtype", "precision"),
+    [(torch.float32, None), (torch.bfloat16, None), (torch.float64, None), (torch.float64, "bfloat16")],
+)
 @pytest.mark.parametrize("channels", [4, 64])
 @pytest.mark.parametrize("kind", [PixelCNN, PixelSNAIL, WaveNet])
 def test_the_native_executor_keeps_what_the_plan_says(
-    kind: type[CausalPrior], channels: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    kind: type[CausalPrior],
+    channels: int,
+    dtype: torch.dtype,
+    precision: str | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     layers: dict[str, int] = {"num_blocks": 1, "num_heads": 2} if kind is PixelSNAIL else {"num_layers": 3}
     prior = kind(11, channels=channels, condition_channels=3, **layers).to(dtype).eval()
@@ -218,9 +225,10 @@ def test_the_native_executor_keeps_what_the_plan_says(
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     shape = (40,) if kind is WaveNet else (4, 10)
     for num in (1, 9):
-        prior.sample(num, shape, condition=torch.zeros(num, 3, *shape, dtype=dtype), method="native")
+        condition = torch.zeros(num, 3, *shape, dtype=dtype)
+        prior.sample(num, shape, condition=condition, method="native", precision=precision)
     program, weights = prior.lower()
-    a_sample = batches.sample_bytes(program, weights, (1, 40) if kind is WaveNet else shape)
+    a_sample = batches.sample_bytes(program, weights, (1, 40) if kind is WaveNet else shape, precision)
     kept = (taken[1] - taken[0]) / 8
     assert kept <= a_sample <= 4 * kept  # it counts the padding of the widest vectors
     assert taken[0] - a_sample <= batches.weight_bytes(weights)

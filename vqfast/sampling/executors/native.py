@@ -1,6 +1,8 @@
 """Sampling on CPUs: the whole of it is ``csrc/sampler/``.
 
 A float64 prior is computed in float64, all others in float32. The weights of a bfloat16 prior stay bfloat16.
+With ``precision="bfloat16"`` matrices are kept as pairs of bfloat16 numbers. A CPU multiplies pairs at once
+where that is faster, and else widens them to float32: products are the same, and sums but for rounding.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from vqfast.ops import library
 from vqfast.sampling.attention import Attention
+from vqfast.sampling.precision import BFLOAT16
 from vqfast.sampling.program import CODES, CONDITION, Phase, Program, available
 from vqfast.sampling.request import Request
 
@@ -121,6 +124,13 @@ def _busy() -> bool:
     return load > _LOAD * (os.cpu_count() or 1)
 
 
+def _factors(precision: str | None) -> str:
+    """How products are computed, the faster way where there are two."""
+    if precision != BFLOAT16:
+        return "exact"
+    return "pairs" if library.multiplies_pairs() else "widened"
+
+
 def run(request: Request) -> Tensor:
     """Codes ``(B, H, W, S)``."""
     program, weights = request.program, request.weights
@@ -157,6 +167,7 @@ def run(request: Request) -> Tensor:
         teams=max(1, min(threads, batch // _SAMPLES)),
         seed=draw.seed - (draw.seed >> 63 << 64),
         top_k=draw.top_k or 0,
+        factors=library.contract().number("Factors", _factors(request.precision)),
     )
     plan = (*_plan(program, offsets, condition.shape[1]), torch.tensor(sizes), flat)
     none = flat.new_empty(0)

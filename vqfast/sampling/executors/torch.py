@@ -20,6 +20,7 @@ from torch import Tensor
 from vqfast.sampling.activations import activate
 from vqfast.sampling.attention import Attention
 from vqfast.sampling.executors.torch_attention import Kept
+from vqfast.sampling.precision import rounded
 from vqfast.sampling.program import CODES, CONDITION, Phase, Step, Term, available
 from vqfast.sampling.request import Request
 
@@ -113,13 +114,20 @@ class _Plan:
 
     def _runs(self, number: int, early: bool) -> list[Run]:
         step, phases = self.steps[number], self.phases[:number]
-        return [
+        runs = [
             run
             for term in step.terms
             for run in _runs(
                 term, (step.stride, self.program.stride_of(term.source)), self.weights, phases, early
             )
         ]
+        for run in runs:
+            if run.source > CODES and run.weight is not None:
+                run.weight = self._rounded(run.weight)
+        return runs
+
+    def _rounded(self, factor: Tensor) -> Tensor:
+        return rounded(factor, self.request.precision)
 
     def _cache(self, source: int) -> Cache:
         batch = len(self.request.known)
@@ -152,7 +160,8 @@ class _Plan:
         column = x + first[0] * stride + run.dx
         values = source.window(y + run.dy, column, 1 + (count - 1) * apart)[:, ::apart]
         assert run.weight is not None
-        summand = F.embedding(values, run.weight) if run.source <= CODES else values @ run.weight
+        looked_up = run.source <= CODES
+        summand = F.embedding(values, run.weight) if looked_up else self._rounded(values) @ run.weight
         total = total.clone()
         total[:, first[0] :: every] += summand
         return total
@@ -173,6 +182,7 @@ class _Plan:
             bags = (values.unfold(1, run.count, 1) + step).reshape(-1, run.count)
             sums = F.embedding_bag(bags, run.weight, mode="sum")
             return total + sums.view(-1, count, sums.shape[1])
+        values = self._rounded(values)
         batch, _, channels = values.shape
         strides = (values.stride(0), values.stride(1), 1)
         windows = values.as_strided((batch, count, run.count * channels), strides, values.storage_offset())
