@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 import vqfast
+from benchmarks import precision
 from benchmarks.core import Call, Case, Floor, Outputs
 from benchmarks.machine import DEVICE
 from benchmarks.pixelcnnpp import PlainPixelCNNPP
@@ -26,9 +27,11 @@ from benchmarks.plain import PlainGated
 from vqfast.priors.base import CausalPrior
 from vqfast.sampling.draw import Draw, gumbel
 from vqfast.sampling.mixture import draw_value
+from vqfast.sampling.precision import BFLOAT16
 from vqfast.sampling.program import CODES
 
 NAIVE_POSITIONS = 3
+REDUCED = "vqfast, precision bfloat16"
 
 
 class _EnoughError(Exception):
@@ -88,13 +91,18 @@ def naive(make: Callable[[], CausalPrior], batch: int, shape: tuple[int, ...]) -
 
 
 def sampler(
-    make: Callable[[], CausalPrior], batch: int, shape: tuple[int, ...], method: str, dtype: torch.dtype
+    make: Callable[[], CausalPrior],
+    batch: int,
+    shape: tuple[int, ...],
+    method: str,
+    dtype: torch.dtype,
+    precision: str | None = None,
 ) -> Call:
     """A sampler of vqfast."""
     prior = make().to(DEVICE, dtype).eval()
     condition = condition_of(prior, batch, shape)
     return lambda seed: prior.sample(
-        batch, shape, condition=condition, method=method, batch_size=batch, seed=seed
+        batch, shape, condition=condition, method=method, batch_size=batch, seed=seed, precision=precision
     )
 
 
@@ -144,7 +152,10 @@ def sampling(
         "naive": partial(naive, make, batch, shape),
         "cached": partial(by, "torch", torch.float32),
         "vqfast, bfloat16 weights": partial(by, "auto", torch.bfloat16),
+        REDUCED: partial(by, "auto", torch.float32, BFLOAT16),
     }
+    if sweep or DEVICE.type == "cuda":  # on a GPU a prior in bfloat16 is the fast one
+        del contenders[REDUCED]
     if sweep:
         del contenders["vqfast, bfloat16 weights"]
     return Case(
@@ -256,3 +267,8 @@ CASES = [
 CASES += [gated(64, 15, 8, batch, "batch") for batch in (1, 2, 4, 8, 16, 32, 64)]
 CASES += [gated(64, 15, side, 4, "grid") for side in (4, 8, 16, 32)]
 CASES += [gated(64, layers, 8, 4, "layers") for layers in (2, 4, 8, 16, 32)]
+
+
+def findings(*, full: bool) -> dict[str, dict[str, dict[str, str]]]:
+    """What less precision costs."""
+    return precision.findings(full)

@@ -1,7 +1,11 @@
 // The whole of sampling: every value of the program is computed once, by the tile with samples and positions as its
 // rows and channels as its columns.
 //
-// Floor: of many samples the multiplications; of few the weights, which come from L3 once for each position.
+// Floor: of many samples the multiplications; of few the weights, which come from L2 or L3 once for each position. Factors
+// in bfloat16 halve the weights' bytes. They halve the multiplications' time where an instruction for pairs has the rate
+// of one for float32 (AMD), and leave it where it has half that (Intel).
+// For example WaveNet, 64 channels and 30 layers, has 757760 weights: 3 MB in float32, 1.5 MB in bfloat16. A core of an
+// Intel Xeon reads 34 GB/s from L3 and 127 GB/s from its 2 MB of L2: 89 us a sample, or 12.
 
 #include "sampler/sampler.h"
 
