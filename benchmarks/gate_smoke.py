@@ -25,11 +25,11 @@ def main() -> int:
         for backend in GPU_BACKENDS:
             for dtype in dtypes:
                 said = "as the reference"
+                probe, kernels, reference = (module(op, name) for name in ("probe", backend, "reference"))
                 try:
-                    with torch.no_grad():
-                        module(op, "probe").check(
-                            module(op, backend), module(op, "reference"), machine.DEVICE, dtype, 8
-                        )
+                    for part in probe.PARTS:
+                        with torch.no_grad():
+                            probe.check(kernels, reference, machine.DEVICE, dtype, 8, part)
                     machine.synchronize()
                 except AssertionError as error:
                     status, said = 1, f"WRONG: {error}"

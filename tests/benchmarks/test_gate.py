@@ -14,9 +14,11 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import gate, gate_steps, machine, sweep
-from vqfast.ops import records, registry
+from benchmarks import gate, gate_smoke, gate_steps, machine, sweep
+from vqfast.ops import library, records, registry
+from vqfast.ops.modules import module
 from vqfast.ops.nearest.tunings import Tuning
+from vqfast.ops.residual import reference
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -127,6 +129,21 @@ def test_tests_pass_only_if_some_ran_and_none_failed(
     assert outcome["passed"] is bool(passed)
     assert ("test_it" in outcome.get("wrong", "")) is (passed is False)
     assert ("failed" in outcome) is (passed is None)
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_the_smoke_step_compares_every_part_of_every_op(monkeypatch, capsys, wrong) -> None:
+    """With the CPU's kernels in the place of the GPU's, and without the sampler, whose tunings they lack."""
+    if reason := library.unavailable():
+        pytest.skip(reason)
+    monkeypatch.setattr(gate_smoke, "GPU_BACKENDS", ("native",))
+    monkeypatch.delitem(registry.TABLE, "sampler")
+    if wrong:
+        native = module("residual", "native")
+        monkeypatch.setattr(native, "residual_codes", lambda *call: reference.residual_codes(*call) * 0)
+    assert gate_smoke.main() == int(wrong)
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("native")]
+    assert len(said) == 6 and sum("WRONG" in line for line in said) == 2 * wrong
 
 
 def test_every_gpu_kernel_has_a_matrix_whose_files_exist() -> None:

@@ -114,13 +114,13 @@ def test_a_right_stage_passes_in_every_layout(install, function, shape, channel_
 CONV = ("masked_conv2d", "masked_conv2d_backward", "gate", "gate_backward", "embed", "embed_backward")
 LAST = torch.channels_last
 PARTS = {
-    "bare": ConvPart("masked_conv2d", LAST, (1, 9, 9), ("", "", ""), 10, (2, 3, 4, 2, 1, 1, 2)),
+    "bare": ConvPart("masked_conv2d", (1, 9, 9), ("", "", ""), 10, (2, 3, 4, 2, 1, 1, 2), layout=LAST),
     "pointwise": ConvPart(
-        "masked_conv2d", LAST, (2, 16, 1), ("grid", "", "grid"), 8, (1, 1, 1, 0, 0, 1, 1), "relu"
+        "masked_conv2d", (2, 16, 1), ("grid", "", "grid"), 8, (1, 1, 1, 0, 0, 1, 1), "relu", LAST
     ),
     "gated": ConvPart("masked_conv2d", given=("grid", "sample", "grid"), activation="gate"),
     "backward": ConvPart("masked_conv2d_backward"),
-    "gate": ConvPart("gate", LAST, given=("sample",)),
+    "gate": ConvPart("gate", given=("sample",), layout=LAST),
     "gate backward": ConvPart("gate_backward", given=("grid",)),
     "embed": ConvPart("embed"),
     "embed backward": ConvPart("embed_backward"),

@@ -9,9 +9,14 @@ import torch
 
 from tests.blocks import in_threads
 from tests.interpreter import assert_passes
+from tests.sampling.programs import TWO_STREAMS
 from vqfast.ops import registry
+from vqfast.sampling.draw import Draw
+from vqfast.sampling.executors import torch as plain
 from vqfast.sampling.executors import triton as executor
 from vqfast.sampling.executors.triton_tunings import Launch, Tuning
+from vqfast.sampling.program import CODES, CONDITION, Program, Step, Term
+from vqfast.sampling.request import Request
 
 here = pytest.mark.skipif(not registry.interpreted(), reason="run in the interpreter by the last test")
 # images, members, rows, columns, depth, warps, stages
@@ -43,6 +48,28 @@ def test_blocks_that_meet_around_an_attention_draw_the_same(make_prior, monkeypa
     with in_threads(late=1):
         drawn, expected = sample(make_prior, monkeypatch, "snail", SUMMED, num_blocks=1)
     assert torch.equal(drawn, expected)
+
+
+@here
+def test_blocks_that_meet_around_strides_and_draws_of_several_codes_draw_the_same(monkeypatch) -> None:
+    """Codes of mixtures, the second of which depends on the first."""
+    first, second = Term(7, weight="first"), Term(7, weight="second")
+    steps = (*TWO_STREAMS[:-1], Step((first,), 6), Step((second, Term(CODES, weight="seen")), 6))
+    program = Program(steps, num_embeddings=5, num_quantizers=2, num_mixtures=2)
+    channels = {CODES: 5, CONDITION: 2} | {number: step.channels for number, step in enumerate(steps)}
+    weights = {
+        term.weight: torch.randn(len(term.taps), channels[term.source], step.width)
+        for step in steps
+        for term in step.terms
+        if term.weight is not None
+    } | {step.bias: torch.randn(step.width) for step in steps if step.bias is not None}
+    known, condition = torch.full((2, 2, 3, 2), -1), torch.randn(2, 2, 2, 3)
+    request = Request(program, weights, Draw(0, torch.arange(2)), known, None, condition, lambda codes: codes)
+    monkeypatch.setattr(executor, "members_of", lambda launch, *_: launch.members)
+    with in_threads(late=0) as blocks:
+        drawn = executor.Sampling(request, Tuning(SUMMED, SUMMED)).draw()
+    assert blocks.most == SUMMED.members
+    assert torch.equal(drawn, plain.run(request))
 
 
 @here

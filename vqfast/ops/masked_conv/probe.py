@@ -18,22 +18,36 @@ class Part(NamedTuple):
 
     Attributes:
         function: its name.
-        layout: the memory format of the input.
         sizes: images, rows and columns of a small input for which the same kernels are compiled.
         out: channels of the sums; even, as a gate needs.
         geometry: rows and columns of the kernel, ``taps``, ``anchor`` and ``dilation``.
         given: of bias, extra and residual, ``""`` for one that is ``None``, ``"sample"`` for an extra that is
             the same at every position, else ``"grid"``.
         activation: as in ``masked_conv2d``.
+        layout: the memory format of the input.
     """
 
     function: str
-    layout: torch.memory_format = torch.contiguous_format
     sizes: tuple[int, int, int] = (2, 16, 16)
     given: tuple[str, ...] = ()
     out: int = 32
     geometry: tuple[int, ...] = (3, 3, 5, 1, 1, 1, 1)
     activation: str = "none"
+    layout: torch.memory_format = torch.contiguous_format
+
+
+PARTS = tuple(  # of every function that has a kernel, in both layouts
+    part._replace(layout=layout)
+    for layout in (torch.contiguous_format, torch.channels_last)
+    for part in (
+        Part("masked_conv2d", given=("grid", "", "")),
+        Part("masked_conv2d", (1, 9, 9), ("", "", "grid"), geometry=(2, 3, 6, 2, 1, 1, 1), activation="relu"),
+        Part("masked_conv2d", given=("grid", "sample", "grid"), activation="gate"),
+        Part("masked_conv2d_backward"),
+        Part("gate", given=("sample",)),
+        Part("gate_backward", given=("grid",)),
+    )
+)
 
 
 def part_of(
@@ -53,11 +67,11 @@ def part_of(
     batch, _, *grid = x.shape
     height, width = (1 if size == 1 else 9 if size % 16 else 16 for size in grid)
     images = 16 if batch * grid[0] * grid[1] % 16 == 0 else 1
-    common = function, memory_format(x), (images, height, width), tuple(map(_kind, given))
+    part = Part(function, (images, height, width), tuple(map(_kind, given)), layout=memory_format(x))
     if weight is None:
-        return Part(*common)
+        return part
     out, _, *kernel = weight.shape
-    return Part(*common, width_of(out, apart=2), (*kernel, *placed), activation)
+    return part._replace(out=width_of(out, 2), geometry=(*kernel, *placed), activation=activation)
 
 
 def _kind(tensor: Tensor | None) -> str:

@@ -31,6 +31,17 @@ class Part(NamedTuple):
     dense: bool
 
 
+PARTS = (  # of every function, in both layouts
+    *(
+        Part(function, several, (8, 1, 341), 1, dense)
+        for function in ("quantize", "quantize_backward", "residual_codes")
+        for several in (False, True)
+        for dense in (False, True)
+    ),
+    Part("projected_codes", True, (8, 341), 1, False),
+)
+
+
 def part_of(function: str, several: bool, z: Tensor, channel_dim: int) -> Part:
     """The part that a call with ``z`` needs."""
     channel_dim %= z.ndim

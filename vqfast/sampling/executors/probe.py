@@ -45,6 +45,13 @@ class Part(NamedTuple):
     strided: bool = False
 
 
+PARTS = (  # each tuning, and what else there is
+    *(Part(1 << power) for power in range(2, 13)),
+    Part(_SMALLEST, head=32),
+    Part(_SMALLEST, codes=2, mixture=True, strided=True),
+)
+
+
 def part_of(request: Request) -> Part:
     """The part that a request needs."""
     program = request.program
