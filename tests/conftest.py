@@ -1,11 +1,10 @@
+import os
 import signal
 from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-
-from tests.interpreter import pytest_collection_finish, pytest_sessionfinish  # noqa: F401
 
 settings.register_profile(
     "vqfast",
@@ -17,6 +16,24 @@ settings.register_profile(
 settings.load_profile("vqfast")
 # a shell's background jobs ignore it, and so would the commands that tests interrupt
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--every", action="store_true", help="compile every configuration for every GPU")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The longest tests begin first, so that no process waits for another at the end."""
+    if not config.getoption("--every"):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("every")])
+        items[:] = [item for item in items if not item.get_closest_marker("every")]
+    items.sort(key=lambda item: item.get_closest_marker("first") is None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """What ``-n auto`` means: more processes than this would only import PyTorch once more each."""
+    return min(os.cpu_count() or 1, 8)
 
 
 @pytest.fixture(scope="module", autouse=True)

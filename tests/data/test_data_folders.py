@@ -32,7 +32,7 @@ def test_class_folders(tmp_path: Path) -> None:
     assert images.fingerprint == again.fingerprint
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("suffix", sorted(SUFFIXES))
 def test_every_suffix_is_read(tmp_path: Path, suffix: str) -> None:
     Image.new("RGB", (8, 8), (255, 0, 0)).save(tmp_path / f"x{suffix.upper()}")
     images = load_images(str(tmp_path), channels=3).batch([0])

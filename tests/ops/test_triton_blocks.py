@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.blocks import in_threads
-from tests.interpreter import assert_passes
+from tests.interpreter import assert_passes, interpreted
 from vqfast.ops import registry
 
 here = pytest.mark.skipif(not registry.interpreted(), reason="run in the interpreter by the last test")
@@ -41,9 +41,6 @@ def test_listed_vectors_are_written_and_counted_too() -> None:
     torch.testing.assert_close(found, wanted, equal_nan=True)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(registry.interpreted(), reason="they run in this process")
-@pytest.mark.interpreted([__file__], "listed")
-def test_they_pass_in_the_interpreter(request: pytest.FixtureRequest) -> None:
-    pytest.importorskip("triton")
-    assert_passes(request)
+@pytest.mark.parametrize("expression", [pytest.param("listed", marks=interpreted)])
+def test_they_pass_in_the_interpreter(expression) -> None:
+    assert_passes([__file__], expression)

@@ -1,4 +1,4 @@
-"""The op matrix over the Triton backend on a CPU, in a process whose kernels are interpreted."""
+"""The op matrix over the Triton backend on a CPU, in processes whose kernels are interpreted."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.interpreter import assert_passes
-from vqfast.ops import registry
+from tests.interpreter import assert_passes, interpreted
 
 HERE = Path(__file__).parent
 # Left to `TRITON_INTERPRET=1 pytest tests/ops`: slow there, and the kernels are those of other tests.
@@ -29,6 +28,9 @@ SLOW = [
     "activation_extra and not (contiguous and dtype2 or channels_last and dtype0)",
     "gate_equals and (dtype1 or dtype3)",
     "sizes_beside and (contiguous or channels2)",
+    "one_tap and not 3-horizontal-A-strided",
+    "odd_sizes and shape0 and dtype2",
+    "one_hot and (dtype1 or dtype2 or shape0 and dtype3)",
 ]
 FILES = [
     "test_nearest.py",
@@ -40,14 +42,9 @@ FILES = [
     "test_masked_conv_fused.py",
     "test_triton_kernels.py",
 ]
+pytestmark = interpreted
 
 
-CHOSEN = "triton and not (" + " or ".join(SLOW) + ")"
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(registry.interpreted(), reason="they run in this process")
-@pytest.mark.interpreted([HERE / name for name in FILES], CHOSEN)
-def test_matrix_passes_in_the_interpreter(request: pytest.FixtureRequest) -> None:
-    pytest.importorskip("triton")
-    assert_passes(request)
+@pytest.mark.parametrize("name", FILES)
+def test_matrix_passes_in_the_interpreter(name) -> None:
+    assert_passes([HERE / name], f"triton and not ({' or '.join(SLOW)})")

@@ -124,7 +124,7 @@ def test_shapes_that_the_network_does_not_take_are_refused() -> None:
         ({"predicts": "next"}, ValueError, "predicts is 'next'; want 'own'"),
         ({"num_embeddings": K + 1}, ValueError, rf"num_embeddings is {K + 1}; want {K}, the channels"),
     ],
-    ids=str,
+    ids=lambda value: re.sub(" at 0x[0-9a-f]+", "", str(value)),
 )
 def test_bad_argument_is_named(change: dict[str, Any], error: type[Exception], message: str) -> None:
     arguments = {"call": make_network("buffers"), "num_embeddings": K, "shape": (4, 5)}

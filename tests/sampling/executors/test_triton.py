@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.interpreter import assert_passes
+from tests.interpreter import assert_passes, interpreted
 from vqfast.ops import probe, registry
 from vqfast.priors.base import CausalPrior
 from vqfast.sampling.executors import triton as executor
@@ -240,22 +240,22 @@ def test_sampling_on_a_cpu_does_not_import_triton() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=clean)
 
 
-CHOSEN = f"test_triton or (triton and ({' or '.join(f'({each})' for each in QUICK)}))"
-FILES = [
-    SAMPLING / f"{name}.py"
-    for name in (
-        "executors/test_triton",
-        "test_samples",
-        "test_program",
-        "test_attention",
-        "trace/test_networks",
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=interpreted)
+        for name in (
+            "executors/test_triton",
+            "test_samples",
+            "test_program",
+            "test_attention",
+            "trace/test_networks",
+        )
+    ],
+)
+def test_matrix_passes_in_the_interpreter(name) -> None:
+    quick = " or ".join(f"({each})" for each in QUICK)
+    alternate = (
+        "any_tile and ((snail or residual) and (row0 or row3) or (gated or wavenet) and (row1 or row2))"
     )
-]
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(registry.interpreted(), reason="they run in this process")
-@pytest.mark.interpreted(FILES, CHOSEN)
-def test_matrix_passes_in_the_interpreter(request: pytest.FixtureRequest) -> None:
-    pytest.importorskip("triton")
-    assert_passes(request)
+    assert_passes([SAMPLING / f"{name}.py"], f"(test_triton or triton and ({quick})) and not ({alternate})")

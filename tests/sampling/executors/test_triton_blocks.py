@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.blocks import in_threads
-from tests.interpreter import assert_passes
+from tests.interpreter import assert_passes, interpreted
 from tests.sampling.programs import TWO_STREAMS
 from vqfast.ops import registry
 from vqfast.sampling.draw import Draw
@@ -92,9 +92,6 @@ def test_a_block_that_never_arrives_is_reported(make_prior, monkeypatch) -> None
         sample(make_prior, monkeypatch, "gated", SUMMED)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(registry.interpreted(), reason="they run in this process")
-@pytest.mark.interpreted([__file__], "blocks or arrives")
-def test_they_pass_in_the_interpreter(request: pytest.FixtureRequest) -> None:
-    pytest.importorskip("triton")
-    assert_passes(request)
+@pytest.mark.parametrize("expression", [pytest.param("blocks or arrives", marks=interpreted)])
+def test_they_pass_in_the_interpreter(expression) -> None:
+    assert_passes([__file__], expression)
