@@ -33,10 +33,11 @@ FILES = [
     "tests/ops/test_masked_conv_fused.py",
     "tests/ops/test_masked_conv_embed.py",
     "tests/sampling/executors/test_same_draws.py",
+    "tests/sampling/executors/test_precision.py",
 ]
 CHOSEN = (  # of each kernel; all would take long
     "odd_sizes or lowest_index or any_strides or one_hot or ordinary or gate_equals or stages_between"
-    " or odd_models"
+    " or odd_models or draw_alike"
 )
 
 
