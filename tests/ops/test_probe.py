@@ -14,7 +14,7 @@ from vqfast.ops.residual.probe import Part as StagePart
 from vqfast.ops.residual.probe import part_of as stage_part_of
 
 CPU = torch.device("cpu")
-STAGE = StagePart("quantize", False, (8, 1, 341), 1, False)
+STAGE = StagePart("quantize", False, (2, 1, 171), 1, False)
 
 
 def module_of(op: str, **functions) -> ModuleType:

@@ -33,12 +33,12 @@ class Part(NamedTuple):
 
 PARTS = (  # of every function, in both layouts
     *(
-        Part(function, several, (8, 1, 341), 1, dense)
+        Part(function, several, (2, 1, 171), 1, dense)
         for function in ("quantize", "quantize_backward", "residual_codes")
         for several in (False, True)
         for dense in (False, True)
     ),
-    Part("projected_codes", True, (8, 341), 1, False),
+    Part("projected_codes", True, (2, 171), 1, False),
 )
 
 
@@ -54,9 +54,10 @@ def _like(sizes: list[int]) -> tuple[int, ...]:
     whole = math.prod(sizes) % 16 == 0
     if len(sizes) < 2:
         return tuple(1 if size == 1 else 352 if whole else 341 for size in sizes)
-    images, inside = sizes[0], math.prod(sizes[1:])
-    images = 1 if images == 1 else 8 if images % 16 else 16
-    inside = 1 if inside == 1 else 512 if inside % 16 == 0 else 342 if whole else 341
+    images = 1 if sizes[0] == 1 else 2 if sizes[0] % 16 else 16
+    multiple, multiple_in_all, other = {1: (352, 352, 341), 2: (176, 184, 171), 16: (32, 21, 21)}[images]
+    inside = math.prod(sizes[1:])
+    inside = 1 if inside == 1 else multiple if inside % 16 == 0 else multiple_in_all if whole else other
     return (images, *[1] * (len(sizes) - 2), inside)
 
 
