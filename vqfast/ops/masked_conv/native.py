@@ -3,8 +3,8 @@
 Of a 1x1 kernel nothing is masked and no neighbours share their inputs: PyTorch's own convolution is near its
 floor. With 128 channels and 16 x 32 x 32 positions it takes of our time, forward and with the backward pass,
 on a core with AVX2 0.67 and 0.86 (contiguous), 0.84 and 0.93 (channels last); on two cores with AVX-512
-1.24 and 1.26 (contiguous), 0.97 and 1.19 on AMD and 0.90 and 0.73 on Intel (channels last). So it is called,
-but for contiguous tensors with AVX-512.
+1.24 and 1.26 (contiguous), 0.97 and 1.19 on AMD and 0.85 and 0.93 on Intel (channels last). So it is called,
+but with AVX-512 only for what is channels last, and not for the weight's gradient, which takes 1.07.
 """
 
 from __future__ import annotations
@@ -52,11 +52,16 @@ def _seen(
     return tuple(tuple(each[i] for each in seen) for i in range(3))
 
 
+def _wide() -> bool:
+    """Whether this CPU has AVX-512."""
+    return torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
 def _pointwise(x: Tensor, weight: Tensor, taps: int, anchor: list[int]) -> bool:
     """Whether PyTorch's convolution is called, which has more to do before it begins."""
     if taps != 1 or weight.shape[2:] != (1, 1) or list(anchor) != [0, 0] or x.numel() * len(weight) < 2**21:
         return False
-    return memory_format(x) == torch.channels_last or torch.backends.cpu.get_cpu_capability() != "AVX512"
+    return memory_format(x) == torch.channels_last or not _wide()
 
 
 def masked_conv2d(
@@ -94,19 +99,23 @@ def masked_conv2d_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As ``reference.masked_conv2d_backward``. ``x``'s gradient is a convolution with opposite offsets."""
     x, grad = _dense(x), _dense(grad)  # each may keep its layout: losses use contiguous, layers channels last
-    if _pointwise(x, weight, taps, anchor):
+    pointwise, layout = _pointwise(x, weight, taps, anchor), memory_format(x)
+    if pointwise and not _wide():
         one, none = [1, 1], [0, 0]
         grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
             grad, x, weight, [len(weight)], one, none, one, False, none, 1, [True, True, True]
         )
-        return grad_x.contiguous(memory_format=memory_format(x)), grad_weight.contiguous(), grad_bias
+        return grad_x.contiguous(memory_format=layout), grad_weight.contiguous(), grad_bias
     tap, dy, dx = _offsets(x, weight, taps, anchor, dilation)
-    grad_x, grad_weight = empty(x, x.shape[1]), weight.new_zeros(weight.shape)
-    grad_bias = weight.new_empty(len(weight))
-    back = [-d for d in dy], [-d for d in dx]
+    grad_weight, grad_bias = weight.new_zeros(weight.shape), weight.new_empty(len(weight))
     turned = weight.contiguous().transpose(0, 1)
     native = torch.ops.vqfast_native
-    native.masked_conv(grad, turned, None, None, None, grad_x, None, tap, *back, _number("none"))
+    if pointwise:
+        grad_x = torch.conv2d(grad, turned).contiguous(memory_format=layout)
+    else:
+        grad_x = empty(x, x.shape[1])
+        back = [-d for d in dy], [-d for d in dx]
+        native.masked_conv(grad, turned, None, None, None, grad_x, None, tap, *back, _number("none"))
     native.masked_conv_weight_gradient(grad, x, grad_weight, grad_bias, tap, dy, dx)
     return grad_x, grad_weight, grad_bias
 
