@@ -199,47 +199,56 @@ void prepare(const NearestProblem& p, const Codebook& book, Span groups, float* 
   constexpr int kWidth = sizeof(Floats) / sizeof(Stored);
   const C* pivot = static_cast<const C*>(book.pivot);
   const C scale = C(book.scale);
+  const int64_t padded = ceil_div(p.d, kLanes) * kLanes;
   for (int64_t g = groups.begin; g < groups.end; ++g, ++group, numbers += group_size(p.d, Arithmetic::kPacking)) {
     float norms[kTileRows], rests[kTileRows];  // |b~|^2 and |b~ - b^|^2 of each code
     float longest = 0, left_out = 0, shortest = __builtin_inff();  // the extremes of these
     group->left_out_length = __builtin_inff();
+    const auto each = [&](int64_t r, auto f) {
+      const int64_t k = g * kTileRows + r;
+      if (k >= p.k) return;
+      const C* code = code_of<C>(p, book, k, room);
+      for (int64_t i = 0; i < p.d; i += kLanes) f(uint64_t(i), centred(code + i, pivot + i, scale, p.d - i));
+    };
+    // int8: the unit of a code is known once all its numbers are; the CPU reads the next code's meanwhile.
+    constexpr bool kIntegers = Arithmetic::kPacking == 4;
+    float values[kIntegers ? kTileRows * kMaxIntegerChannels : 1], units[kTileRows];
+    for (int64_t r = 0; kIntegers && r < kTileRows; ++r) {
+      Floats squares = {}, largest = {};
+      each(r, [&](uint64_t i, Floats value) {
+        store(value, values + r * padded + i);
+        squares += value * value;
+        largest = max(largest, max(value, -value));
+      });
+      norms[r] = sum_lanes(squares), units[r] = unit_of(max_lane(largest));
+    }
     for (int64_t r = 0; r < kTileRows; ++r) {
       const int64_t k = g * kTileRows + r, d = k < p.k ? p.d : 0;
-      const C* code = k < p.k ? code_of<C>(p, book, k, room) : nullptr;
       Stored* to = reinterpret_cast<Stored*>(numbers) + r * kWidth;
       Floats squares = {}, residuals = {}, integers = {};
-      const auto each = [&](auto f) {
-        for (int64_t i = 0; i < d; i += kLanes) f(uint64_t(i), centred(code + i, pivot + i, scale, d - i));
-      };
       float unit = 1;
       const auto place = [&](uint64_t i) { return to + i / kWidth * kWidth * kTileRows + i % kWidth; };
-      if constexpr (Arithmetic::kPacking == 4) {
-        float values[kMaxIntegerChannels];
-        Floats largest = {};
-        each([&](uint64_t i, Floats value) {
-          store(value, values + i);
-          squares += value * value;
-          largest = max(largest, max(value, -value));
-        });
-        unit = unit_of(max_lane(largest));
+      if constexpr (kIntegers) {
+        unit = units[r];
         const float inverse = 1 / unit;
         for (int64_t i = 0; i < d; i += kLanes) {
-          const Floats value = load(values + i), integer = Arithmetic::write(value * inverse, place(i));
-          const Floats left = value - integer * unit;
+          const Floats value = load(values + r * padded + i);
+          const Floats integer = Arithmetic::write(value * inverse, place(i)), left = value - integer * unit;
           residuals += left * left;
           integers += integer;
         }
       } else {
-        each([&](uint64_t i, Floats value) {
+        each(r, [&](uint64_t i, Floats value) {
           const Floats written = Arithmetic::write(value, place(i));
           squares += value * value;
           if constexpr (Arithmetic::kPacking > 1) residuals += (value - written) * (value - written);
         });
+        norms[r] = sum_lanes(squares);
       }
-      float norm = sum_lanes(squares), residual = sum_lanes(residuals);
+      float norm = norms[r], residual = sum_lanes(residuals);
       const bool multiplied = d > 0 && norm <= kMaxLength * kMaxLength;
       if (!multiplied) {
-        if (d > 0 && all_finite(code, d)) {
+        if (d > 0 && all_finite(code_of<C>(p, book, k, room), d)) {
           const float length = 0.98f * (norm < 0x1p120f ? __builtin_sqrtf(norm) : 0x1p60f);
           group->left_out_length = length < group->left_out_length ? length : group->left_out_length;
         }

@@ -63,10 +63,10 @@ namespace {
 void plan(NearestProblem& p, int64_t threads, bool share_codes) {
   constexpr int64_t kFew = 192;
   // Few vectors aren't worth the rounding of codes to int8, and vectors of many channels leave too many candidates.
-  const bool integers = p.d >= 32 && p.d <= kMaxIntegerChannels && p.k >= 256 && p.vectors >= 96;
+  const bool integers = p.d >= 32 && p.d <= kMaxIntegerChannels && p.k >= 256 && p.vectors >= 32;
   p.direct = p.vectors <= kDirectVectors && p.precision != Precision::f64 && !p.divided && p.d <= kMaxChannels;
   // Of one or two channels, too many codes lie within what int8 tells apart.
-  p.tallied = p.d > 2 && p.d <= kMaxTalliedChannels && p.vectors >= 96 && p.k >= 64;
+  p.tallied = p.d > 2 && p.d <= kMaxTalliedChannels && p.vectors >= 48 && p.k >= 64;
   p.packing = min(kMaxPacking, integers || p.tallied ? 4 : p.d >= 8 ? 2 : 1);
   const int64_t extra_limit =
       p.extra_channels ? max(131072 / (p.extra_channels * kTileColumns), 1) * kTileColumns : 2048;
