@@ -45,8 +45,8 @@ Each row is an environment with those versions. Each cell says how many of a cho
 tests passed there, on a CPU: the ops on the C++ backend; `torch.compile(fullgraph=True)` of ops, of layers in
 training and, once, by the default compiler; `torch.export` of layers and models; and Triton kernels in
 Triton's interpreter. The table is made by `python -m tests.matrix.torches FOLDER`, which has more pairs of
-versions than have been run yet. The interpreter of Triton 3.6 asks an array for its only number in a way that NumPy
-2.4 refuses; kernels on a GPU don't pass through it.
+versions than have been run yet. The interpreter of Triton 3.6 asks an array for its only number in a way that
+NumPy 2.4 refuses; kernels on a GPU don't pass through it.
 """
 VERSIONED = ["torch", "NumPy", "Triton"]
 TITLES = [*VERSIONED, "ops", "compile", "export", "kernels interpreted"]
