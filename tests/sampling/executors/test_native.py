@@ -20,7 +20,7 @@ from vqfast.priors import PixelCNN, PixelSNAIL, WaveNet
 from vqfast.priors.base import CausalPrior
 from vqfast.sampling import batches
 from vqfast.sampling.executors import native
-from vqfast.sampling.program import CODES, CONDITION, Step, Term
+from vqfast.sampling.program import CODES, CONDITION, Phase, Step, Term
 
 pytestmark = pytest.mark.skipif(library.unavailable() is not None, reason="no native library here")
 MakePrior = Callable[..., CausalPrior]
@@ -105,6 +105,28 @@ def test_threads_that_meet_are_few_on_a_busy_machine(
     try:
         prior = Programmed(TWO_STREAMS)
         assert native._threads(*prior.lower(), batch) == threads
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize(
+    ("cache", "precision", "threads"),
+    [(0, None, 1), (3, None, 1), (6, None, 2), (6, "bfloat16", 1), (12, None, 1)],
+)
+def test_threads_divide_weights_that_one_cache_cannot_hold(
+    monkeypatch: pytest.MonkeyPatch, cache: int, precision: str | None, threads: int
+) -> None:
+    """Ten bytes of float32 for every byte of ``cache``: two caches of 6 hold them, two of 3 don't."""
+    program, weights = Programmed(TWO_STREAMS).lower()
+    late = [step for step, phase in zip(program.steps, program.phases(), strict=True) if phase != Phase.ROW]
+    names = [term.weight for step in late for term in step.terms if term.source > CODES and term.weight]
+    size = sum(weights[name].numel() * 4 for name in names)
+    monkeypatch.setattr(native, "_second_cache", lambda: cache * size // 10)
+    monkeypatch.setattr(native, "_busy", lambda: False)
+    torch.set_num_threads(2)
+    try:
+        weights = {name: weight.float() for name, weight in weights.items()}
+        assert native._threads(program, weights, 1, precision) == threads
     finally:
         torch.set_num_threads(1)
 

@@ -7,11 +7,13 @@ where that is faster, and else widens them to float32: products are the same, an
 
 from __future__ import annotations
 
+import functools
 import os
 import struct
 import time
 from array import array
 from itertools import chain
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -107,15 +109,32 @@ def _table(records: list[list[int]]) -> Tensor:
     return torch.frombuffer(numbers, dtype=torch.int64).view(len(records), -1)
 
 
-def _threads(program: Program, weights: dict[str, Tensor], batch: int) -> int:
-    """How many threads the average step of a position keeps busy."""
+def _threads(program: Program, weights: dict[str, Tensor], batch: int, precision: str | None = None) -> int:
+    """How many threads the average step of a position keeps busy.
+
+    At least as many as keep their parts of the weights in their second caches, where the threads can: from
+    the third cache, weights of a few samples come several times as slowly (``csrc/sampler/sampler.cpp``).
+    """
     late = [step for step, phase in zip(program.steps, program.phases(), strict=True) if phase != Phase.ROW]
     matrices = [t.weight for step in late for t in step.terms if t.source > CODES and t.weight]
-    products = batch * sum(weights[name].numel() for name in matrices) // max(1, len(late))
-    fitting = products // _PRODUCTS
+    numbers = sum(weights[name].numel() for name in matrices)
+    fitting = batch * numbers // max(1, len(late)) // _PRODUCTS
+    total = 2 * numbers if precision == BFLOAT16 else sum(weights[name].nbytes for name in matrices)
+    if (size := _second_cache()) and total <= torch.get_num_threads() * size:
+        fitting = max(fitting, -(-total // size))
     if _busy():
         fitting = min(fitting, batch // _SAMPLES)  # threads that work alone
     return max(1, min(torch.get_num_threads(), fitting))
+
+
+@functools.cache
+def _second_cache() -> int:
+    """Bytes of a CPU's second cache; 0 where the system doesn't say."""
+    try:
+        text = Path("/sys/devices/system/cpu/cpu0/cache/index2/size").read_text(encoding="ascii")
+        return int(text.strip().removesuffix("K")) * 1024
+    except (OSError, ValueError):
+        return 0
 
 
 def _busy() -> bool:
@@ -146,7 +165,7 @@ def run(request: Request) -> Tensor:
     condition = request.condition
     if condition is None:
         condition = flat.new_empty(batch, 0, height, -(-width // program.condition_stride))
-    threads = _threads(program, weights, batch)
+    threads = _threads(program, weights, batch, request.precision)
     draw = request.draw
     code_rows, code_left, code_right = program.reach(*program.codes)
     sizes = library.contract().record(
