@@ -81,12 +81,12 @@ struct Memory {
   const SamplerProblem& s;
   MemoryLayout* layout;
   StepMemory* steps;
-  Barrier* barriers;  // of each team
+  Arrivals* arrivals;  // of each thread
 
   explicit Memory(const SamplerProblem& problem) : s(problem) {
     layout = reinterpret_cast<MemoryLayout*>(s.memory);
-    barriers = reinterpret_cast<Barrier*>(s.memory + padded(sizeof(MemoryLayout)));
-    steps = reinterpret_cast<StepMemory*>(barriers + s.teams);
+    arrivals = reinterpret_cast<Arrivals*>(s.memory + padded(sizeof(MemoryLayout)));
+    steps = reinterpret_cast<StepMemory*>(arrivals + s.threads);
   }
 
   static int64_t padded(int64_t bytes) { return ceil_div(bytes, 64) * 64; }
@@ -130,7 +130,7 @@ struct Memory {
   MemoryLayout lay_out(bool store) const {
     MemoryLayout l{};
     int64_t shared =
-        padded(sizeof(MemoryLayout)) + s.teams * sizeof(Barrier) + padded(s.num_steps * sizeof(StepMemory));
+        padded(sizeof(MemoryLayout)) + s.threads * sizeof(Arrivals) + padded(s.num_steps * sizeof(StepMemory));
     int64_t own = 0, score_bytes = 0;
     const auto take = [](int64_t& at, int64_t bytes) { return (at += bytes) - bytes; };
     l.codes = take(own, padded(s.num_codes * s.code_rows * row_of(s.code_cache()) * max_samples() * 4));
@@ -220,7 +220,7 @@ struct Memory {
 
   void begin() const {
     *layout = lay_out(true);
-    for (int64_t team = 0; team < s.teams; ++team) barriers[team] = {};
+    for (int64_t thread = 0; thread < s.threads; ++thread) arrivals[thread] = {};
   }
 
   // Packs the weights of a step, and fills each team's cache with zeros and, once, those of the codes with the number

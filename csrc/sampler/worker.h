@@ -14,14 +14,17 @@ struct Worker {
 
   typename Memory::Team team;
   int64_t me, threads;  // number of this thread, and of the team's threads
-  Barrier& barrier;
+  Arrivals* arrivals;  // of the team's threads
   char* scratch;      // for a draw: K + kWords float32, then 3 * K numbers of 8 bytes, each padded
   Segment* segments;  // room for the taps of a step
   T* scores;          // of an attention
 
   // Waits until the whole team is here.
   void meet() const {
-    if (threads > 1) barrier.wait(int32_t(threads));
+    if (threads == 1) return;
+    const int32_t now = arrivals[me].arrive();
+    for (int64_t other = 0; other < threads; ++other)
+      if (other != me) arrivals[other].wait_for(now);
   }
 
   // Computes this thread's share of a step in row y: at the columns from x up to x + columns that it has values at.
@@ -168,7 +171,7 @@ void run(const Memory& memory, int64_t thread, int64_t first, int64_t count) {
   auto* segments = reinterpret_cast<typename Memory::Segment*>(scratch);
   auto* scores = reinterpret_cast<typename Memory::T*>(scratch + layout.scores);
   const Worker<Memory> worker{
-      team, me, count_of(threads), memory.barriers[number], scratch + layout.segment_bytes, segments, scores};
+      team, me, count_of(threads), memory.arrivals + threads.begin, scratch + layout.segment_bytes, segments, scores};
   for (int64_t position = first; position < first + count; ++position) {
     const int64_t y = position / s.width, x = position % s.width;
     if (x % s.block == 0) worker.start_row(y, x);
