@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from itertools import product
 
@@ -29,16 +30,21 @@ PINNED = triton.__version__.startswith("3.9.")
 CASES = [(arch, widest) for arch, lines in SEARCH.items() for widest in lines]
 
 
-def in_turn(cases: list[tuple]) -> list:
+def in_turn(cases: list[tuple], kept: Callable[[int], bool] = lambda turn: True) -> list:
     """Cases that begin with an architecture: the NVIDIA ones take turns, and ``--every`` runs the others.
 
-    A configuration takes seconds to compile, and is nearly the same for each of them.
+    A configuration takes seconds to compile, and is nearly the same for each of them. Turns that aren't
+    ``kept`` are run with ``--every`` alone.
     """
     listed: dict[tuple, list[str]] = {}
     for arch, *rest in cases:
         if arch.startswith("sm"):
             listed.setdefault(tuple(rest), []).append(arch)
-    turns = {(arches[turn % len(arches)], *rest) for turn, (rest, arches) in enumerate(listed.items())}
+    turns = {
+        (arches[turn % len(arches)], *rest)
+        for turn, (rest, arches) in enumerate(listed.items())
+        if kept(turn)
+    }
     marks = {True: [], False: [pytest.mark.every]}
     return [pytest.param(*case, marks=marks[case in turns or case[0].startswith("gfx")]) for case in cases]
 
@@ -262,7 +268,8 @@ SAMPLERS = [
 ]
 
 
-@pytest.mark.parametrize("arch, size, widest, which", in_turn(SAMPLERS))
+# rows and positions take turns too
+@pytest.mark.parametrize("arch, size, widest, which", in_turn(SAMPLERS, lambda turn: turn % 4 in (0, 3)))
 def test_sampler_fits_the_chip_without_spills(arch, size, widest, which) -> None:
     launch = getattr(SAMPLING[size][arch][widest], which)
     constants, compiled = sampler_kernel(size, arch, launch, which)
@@ -314,11 +321,13 @@ def test_sampler_with_attention_fits_the_chip_without_spills(size, arch, widest,
 # What the sweep of the GPU gate tries around a line has to compile; whether it fits the chip it finds out.
 
 
+@pytest.mark.every
 def test_tunings_that_the_sweep_tries_of_the_search_compile() -> None:
     for tuning in sweep.neighbours(pick(SEARCH, "sm_90", 64)):
         assert search_kernel("sm_90", tuning, 64).asm["cubin"]
 
 
+@pytest.mark.every
 def test_tunings_that_the_sweep_tries_of_the_convolution_compile(conv_kernels) -> None:
     half, lines = conv_tunings.HALF, (conv_tunings.CONVOLVE["sm_90"], conv_tunings.WEIGHT["sm_90"])
     for tunings_of_both in zip(*(sweep.neighbours(each[half]) for each in lines), strict=True):
@@ -330,6 +339,7 @@ def test_tunings_that_the_sweep_tries_of_the_convolution_compile(conv_kernels) -
         compiled.clear()
 
 
+@pytest.mark.every
 def test_tunings_that_the_sweep_tries_of_the_sampler_compile() -> None:
     for launch in sweep.neighbours(SAMPLING[2]["sm_90"][256].position):
         assert sampler_kernel(2, "sm_90", launch, "position")[1].asm["cubin"]

@@ -31,6 +31,12 @@ SLOW = [
     "one_tap and not 3-horizontal-A-strided",
     "odd_sizes and shape0 and dtype2",
     "one_hot and (dtype1 or dtype2 or shape0 and dtype3)",
+    "any_strides and (dtype1 or dtype2)",
+    "codes_are and (dtype1 or dtype2 or dtype3 and not rows)",
+    "gradients_are and (types1 or types2 or types3 or types4 or types5 or dtype1 and front)",
+    "any_layout and dtype2 and not audio",
+    "gate_equals and (strided or expanded)",
+    "activation_extra and (gate-none or relu-sample)",
 ]
 FILES = [
     "test_nearest.py",
