@@ -47,9 +47,9 @@ def searches(call: Callable, *args) -> tuple[object, int]:
     found = []
     backend = registry.backend
 
-    def counted(*args):
+    def counted(*args, **options):
         found.append(args)
-        return backend(*args)
+        return backend(*args, **options)
 
     registry.backend = counted
     try:

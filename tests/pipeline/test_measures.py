@@ -43,6 +43,24 @@ def test_reconstruction(trained: Run, vqvae: VQVAE, monkeypatch: pytest.MonkeyPa
     np.testing.assert_allclose(list(figures.values()), list(expected.values()), rtol=1e-5)
 
 
+def test_an_item_is_decoded_with_the_same_others_whichever_are_asked_for(
+    trained: Run, vqvae: VQVAE, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last bits of a convolution may depend on the batch, and files must not."""
+    codes = stage_codes(trained, "codes/held-out")
+    monkeypatch.setattr(coding, "BATCH", 4)
+    monkeypatch.setattr(
+        coding,
+        "decode_items",
+        lambda vqvae, grids, labels, batch: torch.tensor([[n, batch.start, batch.stop] for n in batch]),
+    )
+    whole = torch.cat(list(decoded(vqvae, codes, range(15))))
+    assert whole[:, 0].tolist() == list(range(15))
+    for first, end in [(0, 1), (2, 9), (14, 15), (3, 4)]:
+        part = torch.cat(list(decoded(vqvae, codes, range(first, end))))
+        assert torch.equal(part, whole[first:end])
+
+
 @torch.no_grad()
 def test_bits_per_code(trained: Run, prior: CausalPrior, monkeypatch: pytest.MonkeyPatch) -> None:
     codes = stage_codes(trained, "codes/train")

@@ -160,6 +160,9 @@ def decoded(
 ) -> Iterator[Tensor]:
     """The items of the codes of these numbers: floats ``(n, C, *spatial)``, ``at_once`` at a time.
 
+    An item is decoded with the same others whichever are asked for: sums of convolutions, and so the last
+    bits of an item, may depend on the batch.
+
     Args:
         levels: decodes so many levels from the coarsest alone; by default all.
     """
@@ -170,7 +173,9 @@ def decoded(
         return [decode_items(vqvae, shown, labels, batch)]
 
     size = min(at_once(vqvae), together(vqvae, codes.read(numbers[:1])[0][0].shape[1:]))
-    return (items for (items,) in results(work, numbers, size))
+    for first in range(numbers.start // size * size, numbers.stop, size):
+        ((items,),) = results(work, range(first, min(first + size, codes.num)), size)
+        yield items[max(numbers.start - first, 0) : numbers.stop - first]
 
 
 def at_once(model: object) -> int:
