@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -226,6 +227,7 @@ def test_pytest_benchmark_runs_the_same_cases() -> None:
     pytest.importorskip("pytest_benchmark")
     chosen = "nearest and 8 and eager and (64 and 1024) and not 512 and not 8192 and not 262144 and not 256"
     command = [sys.executable, "-m", "pytest", "benchmarks", "-k", chosen, "-p", "no:cacheprovider"]
-    done = subprocess.run(command, cwd=machine.ROOT, capture_output=True, text=True)
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    done = subprocess.run(command, cwd=machine.ROOT, capture_output=True, text=True, env=alone)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "nearest: N 64, K 1024, D 8: eager" in done.stdout
