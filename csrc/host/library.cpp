@@ -63,8 +63,8 @@ Kernels best_kernels() { return chosen.value(); }
 
 #define VQFAST_EXPORT extern "C" __attribute__((visibility("default")))
 
-// Chooses the kernels of the instruction set `name`; given null, of the best one. Only those count that the library holds
-// and this CPU runs. Returns the name, or null if there is none. Called before `vqfast_register`.
+// Chooses the kernels of the instruction set `name`; given null, of the best one. Only those count that the library
+// holds and this CPU runs. Returns the name, or null if there is none. Called before `vqfast_register`.
 VQFAST_EXPORT const char* vqfast_choose(const char* name) {
   for (const vqfast::InstructionSet& set : vqfast::instruction_sets()) {
     if ((name && std::strcmp(name, set.name)) || !set.runs || !set.are_there()) continue;

@@ -42,7 +42,7 @@ inline Precision precision_of(const Tensor& x) {
     case ScalarType::Double: return Precision::f64;
     case ScalarType::BFloat16: return Precision::bf16;
     case ScalarType::Half: return Precision::f16;
-    default: throw std::runtime_error("want floating-point numbers");
+    default: fail("want floating-point numbers");
   }
 }
 

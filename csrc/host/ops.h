@@ -71,11 +71,10 @@ template <auto f, class Result, class... Arguments>
 struct Box<f, Result (*)(Arguments...)> {
   static void call(uint64_t* stack, uint64_t, uint64_t) {
     [&]<size_t... i>(std::index_sequence<i...>) {
-      std::tuple<std::remove_cvref_t<Arguments>...> arguments{Taken<std::remove_cvref_t<Arguments>>::from(stack[i])...};
       if constexpr (std::is_void_v<Result>)
-        f(std::get<i>(std::move(arguments))...);
+        f(Taken<std::remove_cvref_t<Arguments>>::from(stack[i])...);
       else
-        give(stack, f(std::get<i>(std::move(arguments))...));
+        give(stack, f(Taken<std::remove_cvref_t<Arguments>>::from(stack[i])...));
     }(std::index_sequence_for<Arguments...>());
   }
 

@@ -56,9 +56,11 @@ struct Torch {
 };
 inline Torch torch;  // vqfast_register fills it before anything else is called
 
+// Throws. A function of its own, so that what throws isn't compiled at each use.
+[[noreturn, gnu::noinline, gnu::cold]] inline void fail(const char* what) { throw std::runtime_error(what); }
 // Throws where a function of torch has failed, which then has written its reason to stderr.
 inline void check(int32_t error, const char* what = "torch failed in a call of vqfast's native library") {
-  if (error != 0) throw std::runtime_error(what);
+  if (error != 0) fail(what);
 }
 
 // The dtypes that cross.
@@ -110,7 +112,7 @@ class Tensor {
     for (const ScalarType type : {ScalarType::Float, ScalarType::Double, ScalarType::BFloat16, ScalarType::Half,
                                   ScalarType::Long, ScalarType::Byte})
       if (number == number_of(type)) return type;
-    throw std::runtime_error("a tensor's dtype is none that vqfast's native library takes");
+    fail("a tensor's dtype is none that vqfast's native library takes");
   }
   void zero() { check(torch.aoti_torch_zero_(handle_)); }
 

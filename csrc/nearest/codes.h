@@ -8,18 +8,23 @@
 namespace vqfast::VQFAST_ISA {
 namespace {
 
-// Short vectors have an arithmetic of their own (tally.h), where the CPU multiplies int8.
+// Short vectors have an arithmetic of their own (tally.h), where the CPU multiplies integers. It stands in the place of
+// the narrowest one, whatever it multiplies.
 template <class Arithmetic>
 constexpr bool kTallies = false;
-#if defined(__AVX512BF16__)
-struct Tally : Int8Quads {};
-template <>
-constexpr bool kTallies<Tally> = true;
+#if defined(VQFAST_INTEGERS)
+template <int kWordChannels>
+struct Tally : Integers {
+  static constexpr int kPacking = kMaxPacking, kChannels = kWordChannels;
+};
+template <int kChannels>
+constexpr bool kTallies<Tally<kChannels>> = true;
 #endif
-constexpr int64_t kMaxTalliedChannels = kMaxPacking == 4 ? 16 : 0;
-constexpr int64_t kMaxTallied = 72;  // groups of a chunk, whose tallies stay in L1
+constexpr int64_t tallied_channels(int64_t d) { return kMaxPacking == 4 && d > 4 ? 4 : 2; }  // of a word
+constexpr int64_t kMaxTalliedChannels = kMaxPacking > 1 ? 16 : 0;
+constexpr int64_t kMaxTallied = 176;  // groups of a chunk: the fewer chunks, the better the lows that leave codes out
 
-constexpr int64_t kMaxIntegerChannels = 1024;  // D of vectors for which int8 pays
+constexpr int64_t kMaxIntegerChannels = 1024;  // D of vectors for which integers pay
 constexpr int64_t kMaxChannels = 1 << 17;      // D of vectors for which the bound holds
 constexpr float kMaxLength = 0x1p30f;          // |b| of codes that are multiplied, see nearest.cpp
 
@@ -32,10 +37,10 @@ bool all_finite(const C* x, int64_t count) {
   return !bad;
 }
 
-// What one integer of a vector stands for, whose largest component has this size: largest / 127, rounded up to
-// bfloat16, so that its product with up to 127 is exact in float32; 1 for a vector of nearly 0.
-float unit_of(float largest) {
-  const uint32_t bits = (__builtin_bit_cast(uint32_t, largest / 127) + 0xffff) & 0xffff0000;
+// What one integer of a vector stands for, whose largest component has this size: largest / most, rounded up to
+// bfloat16, so that its product with up to most is exact in float32; 1 for a vector of nearly 0.
+float unit_of(float largest, float most) {
+  const uint32_t bits = (__builtin_bit_cast(uint32_t, largest / most) + 0xffff) & 0xffff0000;
   return largest > 0x1p-100f ? __builtin_bit_cast(float, bits) : 1;
 }
 
@@ -146,11 +151,11 @@ Bound bound_of(int64_t d, float square, float left_out) {
 struct CodeGroup {
   Bound bound;                // of all its codes
   float bias[kTileRows];      // -|b~|^2 / 2; -inf for codes that aren't multiplied
-  float unit[kTileRows];      // int8: what one integer of the code stands for
-  int32_t start[kTileRows];   // int8: what the sum of integers begins with, -128 * the sum of the code's integers
+  float unit[kTileRows];      // what one integer of the code stands for
+  int32_t start[kTileRows];   // what the sum of integers begins with, -kOffset * the sum of the code's integers
   float left_out_length;      // no more than |b| of any finite code that isn't multiplied; infinity if there is none
   bool mixed;                 // whether lengths differ so much that each code has its own bound; tallied: is it open
-  int32_t open;               // of the first group of a chunk: how many are open
+  bool varied;                // of the first group of a chunk: whether some groups have much longer codes than others
   Bound own[kTileRows];       // those, if mixed
 };
 
@@ -159,8 +164,11 @@ struct CodeGroup {
 constexpr int64_t group_size(int64_t d, int64_t packing) {
   return ceil_div(d, packing * kLanes) * kTileRows * kLanes;
 }
-// Those of a group of short codes: `tallies` of kTileRows codes, and later their `exact` numbers (tally.h).
-constexpr int64_t tally_size(int64_t d) { return kTileRows * (2 + ceil_div(d, 4)); }
+// Those of a group of short codes: `tallies` of kTileRows codes, and later their `exact` numbers (counts.h).
+constexpr int64_t tally_size(int64_t d) {
+  const int64_t channels = tallied_channels(d);  // with 4 a sum begins with two numbers, with 2 with one
+  return kTileRows * (channels / 2 + ceil_div(d, channels));
+}
 constexpr int64_t exact_size(int64_t d) { return (d + 1) * kLanes; }
 constexpr int64_t short_size(int64_t d, int64_t groups) {
   return ceil_div(groups * tally_size(d), kLanes) * kLanes + groups * exact_size(d);
@@ -210,25 +218,26 @@ void prepare(const NearestProblem& p, const Codebook& book, Span groups, float* 
       const C* code = code_of<C>(p, book, k, room);
       for (int64_t i = 0; i < p.d; i += kLanes) f(uint64_t(i), centred(code + i, pivot + i, scale, p.d - i));
     };
-    // int8: the unit of a code is known once all its numbers are; the CPU reads the next code's meanwhile.
-    constexpr bool kIntegers = Arithmetic::kPacking == 4;
-    float values[kIntegers ? kTileRows * kMaxIntegerChannels : 1], units[kTileRows];
-    for (int64_t r = 0; kIntegers && r < kTileRows; ++r) {
-      Floats squares = {}, largest = {};
-      each(r, [&](uint64_t i, Floats value) {
-        store(value, values + r * padded + i);
-        squares += value * value;
-        largest = max(largest, max(value, -value));
-      });
-      norms[r] = sum_lanes(squares), units[r] = unit_of(max_lane(largest));
-    }
+    // Integers: the unit of a code is known once all its numbers are; the CPU reads the next code's meanwhile.
+    constexpr bool kCounts = kIntegers<Arithmetic>;
+    float values[kCounts ? kTileRows * kMaxIntegerChannels : 1], units[kTileRows];
+    if constexpr (kCounts)
+      for (int64_t r = 0; r < kTileRows; ++r) {
+        Floats squares = {}, largest = {};
+        each(r, [&](uint64_t i, Floats value) {
+          store(value, values + r * padded + i);
+          squares += value * value;
+          largest = max(largest, max(value, -value));
+        });
+        norms[r] = sum_lanes(squares), units[r] = unit_of(max_lane(largest), Arithmetic::most(p.d));
+      }
     for (int64_t r = 0; r < kTileRows; ++r) {
       const int64_t k = g * kTileRows + r, d = k < p.k ? p.d : 0;
       Stored* to = reinterpret_cast<Stored*>(numbers) + r * kWidth;
       Floats squares = {}, residuals = {}, integers = {};
       float unit = 1;
       const auto place = [&](uint64_t i) { return to + i / kWidth * kWidth * kTileRows + i % kWidth; };
-      if constexpr (kIntegers) {
+      if constexpr (kCounts) {
         unit = units[r];
         const float inverse = 1 / unit;
         for (int64_t i = 0; i < d; i += kLanes) {
@@ -256,7 +265,7 @@ void prepare(const NearestProblem& p, const Codebook& book, Span groups, float* 
         norm = residual = 0, integers = Floats{}, unit = 1;
       }
       group->unit[r] = unit;
-      group->start[r] = -128 * int32_t(sum_lanes(integers));
+      if constexpr (kCounts) group->start[r] = -Arithmetic::kOffset * int32_t(sum_lanes(integers));
       group->bias[r] = multiplied ? -norm / 2 : -__builtin_inff();
       norms[r] = norm, rests[r] = residual;
       longest = norm > longest ? norm : longest;

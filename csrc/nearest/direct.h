@@ -89,8 +89,8 @@ void find_near(const NearestProblem& p, const Codebook& book, Span span, int64_t
   }
 }
 
-// Finds the candidates of `count` listed vectors, at most kDirectVectors, in some groups of codes. The bounds `high` and
-// `low` are those of -|x - e|^2 / 2, which is t but for the vector's own |a|^2 / 2.
+// Finds the candidates of `count` listed vectors, at most kDirectVectors, in some groups of codes. The bounds `high`
+// and `low` are those of -|x - e|^2 / 2, which is t but for the vector's own |a|^2 / 2.
 template <class T>
 void search_directly(const NearestProblem& p, const Codebook& book, Span groups, int64_t count, const Scratch& s) {
   const int64_t width = ceil_div(p.d, kLanes) * kLanes, last = min(groups.end * kTileRows, p.k);

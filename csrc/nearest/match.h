@@ -39,14 +39,13 @@ template <class Arithmetic, int kV>
 [[gnu::noinline]] void score(
     int64_t steps, const float* codes, const CodeGroup& group, const float* columns, const float* unit, float* scores,
     float* high) {
-  constexpr bool kIntegers = Arithmetic::kPacking == 4;
   Sums<Arithmetic, kTileRows, kV> sums;
   Floats largest[kV];
 #pragma GCC unroll 16
   for (int r = 0; r < kTileRows; ++r)
 #pragma GCC unroll 2
     for (int v = 0; v < kV; ++v)
-      if constexpr (kIntegers)
+      if constexpr (kIntegers<Arithmetic>)
         sums.of[r][v] = Arithmetic::begin(group.start[r]);
       else
         sums.of[r][v] = group.bias[r] - Floats{};
@@ -56,7 +55,7 @@ template <class Arithmetic, int kV>
   for (int r = 0; r < kTileRows; ++r)
 #pragma GCC unroll 2
     for (int v = 0; v < kV; ++v) {
-      if constexpr (kIntegers)
+      if constexpr (kIntegers<Arithmetic>)
         sums.of[r][v] = Arithmetic::value(sums.of[r][v]) * load(unit + v * kLanes) * group.unit[r] + group.bias[r];
       if (scores) store(sums.of[r][v], scores + (r * kV + v) * kLanes);
       largest[v] = r ? max(largest[v], sums.of[r][v]) : sums.of[r][v];

@@ -39,14 +39,16 @@
 //   that 2^59 <= A < 2^60, but |b|^2 / 2 stays: off by E^2 / 2 <= 2^29 E at most, which is inside the 1.02 of a bound
 //   of at least 2^37 E. Where even its differences from p overflow, or D > 2^17, it is compared with all codes.
 //
-// Where the CPU multiplies int8 and bfloat16, coarse passes come first, with the same certificate; that of short vectors
-// counts in integers (tally.h). With the roundings
-// a^, b^ of a~, b~, and r, R for |a~ - a^| and the longest |b~ - b^| (both differences are exact in float32):
+// Where the CPU multiplies int8 and bfloat16, coarse passes come first, with the same certificate; that of short
+// vectors counts in integers (tally.h). With AVX2 it is one of int16, of which the CPU multiplies and adds as many as
+// 1.6 times the float32 numbers. With the roundings a^, b^ of a~, b~, and r, R for |a~ - a^| and the longest
+// |b~ - b^| (both differences are exact in float32):
 //   |a~.b~ - a^.b^| <= |(a~ - a^).b^| + |a~.(b~ - b^)| <= r (E + R) + A R,
 // which is added to B. Vectors with too many candidates then take the next pass, and so does every vector of the next
-// block when those were many. int8 counts in units of a vector's largest component / 127, rounded up to the eight bits
-// of bfloat16, so that up to 127 units are exact in float32. Sums of products are exact too and rounded three times
-// after, not D + 1 times, which makes up for a^ and b^ being longer, by a factor 1 + D^(1/2) / 254 at most.
+// block when those were many. int8 counts in units of a vector's largest component / 127, int16 in units of that / 2^m
+// with D 2^(2m) <= 2^30, rounded up to the eight bits of bfloat16, so that integers times units are exact in float32.
+// Sums of products are exact too and rounded three times after, not D + 1 times, which makes up for a^ and b^ being
+// longer, by a factor 1 + D^(1/2) / 254 at most.
 
 #include "nearest/nearest.h"
 
@@ -62,12 +64,14 @@ namespace {
 // scores. Every thread has as many blocks. Few vectors stay in one block, and threads share the codes.
 void plan(NearestProblem& p, int64_t threads, bool share_codes) {
   constexpr int64_t kFew = 192;
-  // Few vectors aren't worth the rounding of codes to int8, and vectors of many channels leave too many candidates.
-  const bool integers = p.d >= 32 && p.d <= kMaxIntegerChannels && p.k >= 256 && p.vectors >= 32;
+  constexpr bool kInt8 = kMaxPacking == 4;  // else the narrowest integers are int16
+  // Few vectors aren't worth the rounding of codes to integers. int8 leaves too many candidates of few channels.
+  const bool integers =
+      p.d >= (kInt8 ? 32 : 17) && p.d <= kMaxIntegerChannels && p.k >= 256 && p.vectors >= (kInt8 ? 32 : 64);
   p.direct = p.vectors <= kDirectVectors && p.precision != Precision::f64 && !p.divided && p.d <= kMaxChannels;
-  // Of one or two channels, too many codes lie within what int8 tells apart.
-  p.tallied = p.d > 2 && p.d <= kMaxTalliedChannels && p.vectors >= 48 && p.k >= 64;
-  p.packing = min(kMaxPacking, integers || p.tallied ? 4 : p.d >= 8 ? 2 : 1);
+  // Of one channel, too many codes lie within what integers tell apart.
+  p.tallied = p.d > 1 && p.d <= kMaxTalliedChannels && p.vectors >= (kInt8 ? 48 : 192) && p.k >= 64;
+  p.packing = integers || p.tallied ? kMaxPacking : clamp(kMaxPacking / 2, 1, p.d >= 8 ? 2 : 1);
   const int64_t extra_limit =
       p.extra_channels ? max(131072 / (p.extra_channels * kTileColumns), 1) * kTileColumns : 2048;
   const int64_t limit = min(extra_limit, clamp((p.packing == 4 ? 524288 : 98304) / p.d, 256, 2048));
@@ -83,9 +87,10 @@ void plan(NearestProblem& p, int64_t threads, bool share_codes) {
   p.max_block = ceil_div(tiles, p.blocks) * kTileColumns;
   p.parts = few ? clamp(threads / (p.blocks * p.num_books), 1, min(kMaxParts, p.groups)) : 1;
   p.keep_scores = p.k < 128 * (p.d + 8);  // of many codes few groups have candidates, and small D is soon scored again
-  // Comparing so many takes less than another pass, if there is one.
-  p.max_candidates =
-      p.packing == 1 ? 24 : max(p.packing == 4 ? clamp(p.d / 4, 24, 120) : 24, clamp(p.k / 64, 24, 56));
+  // Comparing so many takes less than another pass, if there is one. int16 leaves few.
+  p.max_candidates = 24;
+  if (kInt8 && p.packing > 1)
+    p.max_candidates = max(p.packing == 4 ? clamp(p.d / 4, 24, 120) : 24, clamp(p.k / 64, 24, 56));
 }
 
 // The prefetch of some groups, prepared or as they are in the codebook, in so many steps.
@@ -102,10 +107,8 @@ CodePrefetch prefetch_of(const NearestProblem& p, const Codebook& book, bool rea
 
 // A chunk of groups, prepared before or now. Codes that are known to equal an earlier one get the score -inf.
 template <class Arithmetic, class C>
+  requires(!kTallies<Arithmetic>)
 Chunk chunk_of(const NearestProblem& p, const Codebook& book, bool ready, Span groups, const Scratch& s) {
-#if defined(__AVX512BF16__)
-  if constexpr (kTallies<Arithmetic>) return tallied_chunk<C>(p, book, ready, groups, s);
-#endif
   const uint8_t* repeats = s.state->repeats;
   Chunk chunk{groups.begin, count_of(groups), s.groups, s.codes, repeats};
   if (ready) {
@@ -122,13 +125,21 @@ Chunk chunk_of(const NearestProblem& p, const Codebook& book, bool ready, Span g
   return chunk;
 }
 
+#if defined(VQFAST_INTEGERS)
+template <class Arithmetic, class C>
+  requires(kTallies<Arithmetic>)
+Chunk chunk_of(const NearestProblem& p, const Codebook& book, bool ready, Span groups, const Scratch& s) {
+  return tallied_chunk<C, Arithmetic::kChannels>(p, book, ready, groups, s);
+}
+#endif
+
 // Finds the candidates of the first `count` listed vectors among groups of codes. Once more than half of the vectors
 // are lost it gives all up, as the next pass will do better. If it scouts, some codes from everywhere raise the lower
 // bounds first, so that early codes are no candidates where better ones come late.
 template <class T, class Arithmetic>
 void pass(const NearestProblem& p, const Codebook& book, Span groups, int64_t count, bool scouts, const Scratch& s) {
   using C = typename Compute<T>::type;
-  const int64_t steps = ceil_div(p.d, Arithmetic::kPacking) + (kTallies<Arithmetic> ? p.d : 0);
+  const int64_t steps = kTallies<Arithmetic> ? p.d : ceil_div(p.d, Arithmetic::kPacking);
   State& state = *s.state;
   state.repeats = __atomic_load_n(&book.repeats, __ATOMIC_ACQUIRE);
   state.spare = count < kManyVectors ? count : count / 64, state.lost = 0;
@@ -164,13 +175,18 @@ void pass(const NearestProblem& p, const Codebook& book, Span groups, int64_t co
       const float length = chunk.groups[g].left_out_length;
       left_out = length < left_out ? length : left_out;
     }
+    state.noted = 0;
     const bool fetch = p.blocks == 1 && count > kTileColumns;  // several blocks find the codes in the last cache
     CodePrefetch next =
         prefetch_of<C, Arithmetic>(p, book, ready, fetch ? later : Span{}, chunk.count * ceil_div(count, kTileColumns));
     for (int64_t n = 0; n < count && !futile(); n += kTileColumns) {
+      const bool last = count - n <= kTileColumns + kLanes;  // before the columns of another width, or the end
       const auto matched = [&](const auto& match) {
         match.raise(next);
-        return match.collect(book);
+        if constexpr (kTallies<Arithmetic>)
+          return match.collect(book, last);
+        else
+          return match.collect(book);
       };
       while (!with_match(chunk, n, matched)) chunk = chunk_of<Arithmetic, C>(p, book, ready, here, s);
       state.counts.products += min(kTileColumns, count - n) * chunk.count * kTileRows * 4 / Arithmetic::kPacking;
@@ -192,11 +208,13 @@ void pass(const NearestProblem& p, const Codebook& book, Span groups, int64_t co
 
 // f(the arithmetic of a packing)
 template <class F>
-void with_arithmetic(int64_t packing, bool tallied, F f) {
+void with_arithmetic(const NearestProblem& p, int64_t packing, F f) {
 #if defined(__AVX512BF16__)
-  if (packing == 4 && tallied) return f(Tally{});
+  if (packing == 4 && p.tallied) return tallied_channels(p.d) == 4 ? f(Tally<4>{}) : f(Tally<2>{});
   if (packing == 4) return f(Int8Quads{});
   if (packing == 2) return f(Bf16Pairs{});
+#elif defined(VQFAST_INTEGERS)
+  if (packing == 2) return p.tallied ? f(Tally<2>{}) : f(Int16Pairs{});
 #endif
   f(Float32{});
 }
@@ -215,18 +233,23 @@ int64_t search_part(
     vector.low = -__FLT_MAX__, vector.left_out_high = -__builtin_inff(), vector.count = kAll, vector.same = nullptr;
     vector.candidates = s.candidates + n * p.max_candidates;
   }
+  if (s.state->equal)
+    for (int64_t n = left = 0; n < count; ++n) left = list<T>(p, s.vectors[n], s.list, left);
+  s.state->equal = 2 * left < count;
   if (p.direct) return search_directly<T>(p, book, groups, count, s), packing;
   bool scouts = false;
   for (int64_t at = p.d <= kMaxChannels ? packing : 0; left && at;) {
-    with_arithmetic(at, p.tallied, [&](auto arithmetic) {
+    with_arithmetic(p, at, [&](auto arithmetic) {
       pass<T, decltype(arithmetic)>(p, book, groups, left, scouts, s);
     });
     const int64_t listed = left;
-    left = 0;
+    int64_t lost = left = 0;
     for (int64_t n = 0; n < listed; ++n)
-      if (s.list[n]->count == kAll) left = list<T>(p, *s.list[n], s.list, left);
+      if (s.list[n]->count == kAll) left = list<T>(p, *s.list[n], s.list, left), ++lost;
+    s.state->equal |= 4 * left < lost && 2 * lost > count;
     const bool failed = 2 * left > count;
-    if (failed && !scouts && count >= kManyVectors && !(p.tallied && at == 4)) {  // tallies know of whole chunks only
+    const bool tallied = p.tallied && at == p.packing;  // tallies know of whole chunks only
+    if (failed && !scouts && count >= kManyVectors && !tallied) {
       scouts = true;  // the same pass once more
       continue;
     }
@@ -241,7 +264,7 @@ int64_t search(const NearestProblem& p, Span units, void* scratch) {
   char *memory = static_cast<char*>(scratch), *end;
   const Scratch s = carve(p, memory, end);
   int64_t packing = p.packing;
-  s.state->counts = {};
+  s.state->counts = {}, s.state->equal = false;
   with_precision(p.precision, [&](auto element) {
     for (int64_t unit = units.begin; unit < units.end; ++unit) {
       const int64_t part = unit % p.parts, block = unit / p.parts % p.blocks, book = unit / p.parts / p.blocks;
@@ -249,8 +272,9 @@ int64_t search(const NearestProblem& p, Span units, void* scratch) {
       if (p.parts > 1) continue;
       const int64_t before = s.state->counts.distances;
       finish<decltype(element)>(p, unit, memory);
-      // Many ties, even if few for each vector: the next block should know of repeats.
+      // Many ties, even if few for each vector: the next block should know of repeats, and of equal vectors.
       const bool many = s.state->counts.distances - before > 2 * p.max_block;
+      s.state->equal |= many;
       if (many && p.max_block >= kManyVectors) p.books[book].find_repeats(p.books[book]);
     }
   });
@@ -273,24 +297,26 @@ const NearestKernel nearest_kernel{
     },
     prepared_bytes,
     [](const NearestProblem& p, const Codebook& book, Span groups, void* room) {
-      with_arithmetic(book.packing, p.tallied, [&](auto arithmetic) {
+      with_arithmetic(p, book.packing, [&](auto arithmetic) {
         using Arithmetic = decltype(arithmetic);
-#if defined(__AVX512BF16__)
+#if defined(VQFAST_INTEGERS)
         if constexpr (kTallies<Arithmetic>) {
           float* numbers = numbers_of(p, book);
           float* exact = numbers + ceil_div(p.groups * tally_size(p.d), kLanes) * kLanes;
           const auto prepare = [&](auto number) {
-            prepare_tallies<decltype(number)>(
+            prepare_tallies<decltype(number), Arithmetic::kChannels>(
                 p, book, groups, numbers + groups.begin * tally_size(p.d), exact + groups.begin * exact_size(p.d),
                 groups_of(book) + groups.begin, room);
           };
-          return p.precision == Precision::f64 ? prepare(double{}) : prepare(float{});
-        }
+          p.precision == Precision::f64 ? prepare(double{}) : prepare(float{});
+        } else
 #endif
-        float* codes = numbers_of(p, book) + groups.begin * group_size(p.d, Arithmetic::kPacking);
-        CodeGroup* to = groups_of(book) + groups.begin;
-        p.precision == Precision::f64 ? prepare<Arithmetic, double>(p, book, groups, codes, to, room)
-                            : prepare<Arithmetic, float>(p, book, groups, codes, to, room);
+        {
+          float* codes = numbers_of(p, book) + groups.begin * group_size(p.d, Arithmetic::kPacking);
+          CodeGroup* to = groups_of(book) + groups.begin;
+          p.precision == Precision::f64 ? prepare<Arithmetic, double>(p, book, groups, codes, to, room)
+                                        : prepare<Arithmetic, float>(p, book, groups, codes, to, room);
+        }
       });
     },
     scratch_bytes,

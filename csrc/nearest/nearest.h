@@ -69,7 +69,8 @@ static constexpr Span vectors_in(const NearestProblem& p, int64_t block) {
 struct NearestKernel {
   // Fills the lower half of a problem. With `share_codes`, threads may share the codes of few vectors.
   void (*plan)(NearestProblem&, int64_t threads, bool share_codes);
-  // Sets a codebook's pivot and scale, which a direct search doesn't need; its scale is 1. room: (kSample, D) in the type of the codes, where there are lengths.
+  // Sets a codebook's pivot and scale, which a direct search doesn't need; its scale is 1. room: (kSample, D) in the
+  // type of the codes, where there are lengths.
   void (*centre)(const NearestProblem&, Codebook&, void* room);
   int64_t (*prepared_bytes)(const NearestProblem&);  // of one codebook
   // Prepares groups of a codebook. room: (D) in the type of the codes, where there are lengths.

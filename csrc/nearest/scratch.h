@@ -9,11 +9,19 @@ namespace {
 // Of fewer vectors, a comparison with all codes takes less than any attempt to avoid it.
 constexpr int64_t kManyVectors = 64;
 
+// Tallies: an entry of what is noted is column * kNoted + group. So many entries are scored at once.
+constexpr uint32_t kNoted = 256;
+constexpr int64_t kManyNoted = 256;
+static_assert(kMaxTallied <= kNoted);
+
 // How a thread's search goes.
 struct State {
   const uint8_t* repeats;  // the codebook's, once they are known
   int64_t spare;           // vectors that may still have too many candidates before repeats are looked for
   int64_t lost;            // vectors that have too many
+  bool equal;              // whether many vectors of the next block may equal the one before them
+  float started;           // the vectors' unit that `starts` are for, or 0
+  int64_t noted;           // entries of `noted`
   SearchCounts counts;
 };
 
@@ -27,11 +35,13 @@ struct Scratch {
   float* columns;                  // (max_block / kTileColumns, ceil(D / packing), kTileColumns) words; or the vectors
   float *low, *length, *residual;  // (max_block); low is NaN where no candidates are wanted: no score reaches that
   float* unit;                     // (max_block)
-  float* fitted;                   // (6, kTileColumns): units, residuals and words of a tile in a chunk (tally.h)
+  int32_t* starts;                 // (chunk, kTileRows) and a register more: what tallies begin with
+  uint32_t* noted;                 // columns * kNoted + groups of a chunk that are to be scored again
   float* codes;                    // (chunk, group_size), the numbers of a chunk that isn't prepared
   CodeGroup* groups;               // (chunk)
   float* scores;                   // (chunk, kTileRows, kTileColumns), or of one group
-  float* high;                     // (chunk, kTileColumns), the largest score of a group, then that + its error
+  float* high;                     // (chunk, kTileColumns), the largest score or tally of a group; then score + error
+  float *fours, *limits;           // (chunk / 4, kTileColumns), (kTileColumns), see tally.h
   void* vector;                    // (D), one vector in the type of the codes
   void* code;                      // (D), one code divided by its length
   double* wide;                    // (kTileRows, D), codes that are compared in float64
@@ -53,16 +63,19 @@ Scratch carve(const NearestProblem& p, char* begin, char*& at) {
   s.vectors = take<Vector>(at, p.max_block);
   s.list = take<Vector*>(at, p.max_block);
   s.candidates = take<Candidate>(at, p.max_block * p.max_candidates);
-  s.columns = take<float>(at, p.max_block * (p.d + (p.direct ? kLanes : p.tallied ? ceil_div(p.d, 4) : 0)));
+  s.columns = take<float>(at, p.max_block * (p.d + (p.direct ? kLanes : 0)));
   s.low = take<float>(at, p.max_block);
   s.length = take<float>(at, p.max_block);
   s.residual = take<float>(at, p.max_block);
   s.unit = take<float>(at, p.max_block);
-  s.fitted = take<float>(at, p.tallied ? 6 * kTileColumns : 0);
+  s.starts = take<int32_t>(at, p.tallied ? p.chunk * kTileRows + kLanes : 0);
+  s.noted = take<uint32_t>(at, p.tallied ? kManyNoted + (p.chunk + 1) * kTileColumns : 0);
   s.codes = take<float>(at, max(p.chunk * group_size(p.d, 1), p.tallied ? short_size(p.d, p.chunk) : 0));
   s.groups = take<CodeGroup>(at, p.chunk);
   s.scores = take<float>(at, (p.keep_scores ? p.chunk : 1) * kTileRows * kTileColumns);
-  s.high = take<float>(at, p.chunk * kTileColumns);
+  s.high = take<float>(at, (p.chunk + 3) * kTileColumns);
+  s.fours = take<float>(at, p.tallied ? ceil_div(p.chunk, 4) * kTileColumns : 0);
+  s.limits = take<float>(at, p.tallied ? kTileColumns : 0);
   s.vector = take<double>(at, p.d + kLanes);
   s.code = take<double>(at, p.d);
   s.wide = take<double>(at, kTileRows * p.d);

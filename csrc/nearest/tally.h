@@ -1,116 +1,22 @@
-// Short vectors: scores that are counted as integers.
-//
-// A few products don't pay for anything beside them. So one unit serves all codes of a chunk, and a score stays an
-// integer until the largest of a group is known. A sum begins as the float32 number
-//   2^23 + 2^22 + (-|b~|^2 / 2 of the code) / (unit of the vector * unit of the chunk),
-// whose last bit counts 1: integers that are added to its bits are added to the number, and such numbers are compared
-// as they are. A score takes one multiplication, D / 4 products of int8 and one comparison.
-//
-// It stays in [2^23, 2^24), and above 2^23, the number of a code that is left out, as a vector's unit is at least
-// `least_ratio` of the chunk's, no less than D / 448: D (127^2 * 224 / D + 2 * 127 * 128) < 2^22 for D <= 16. A vector
-// whose own unit is smaller is rounded again for the chunk. Where a sum begins it is rounded by 1/2, and by 3 u of up to
-// 2^22 through the inverses of the units: 1.25 units in all. The longest |b~| of a chunk counts as 126 units at least,
-// and 0.011 units are added to |a~ - a^|, whose product with it covers that.
+// Short vectors: their scores, counted as integers (counts.h).
 //
 // A group that may have the nearest code of a vector is scored again in float32, for that vector alone, with the codes
-// side by side. This bound is so small that the codes it leaves are nearly always one. Groups with a code much longer
-// than most, which would make the chunk's unit large, are always scored so: they are open.
+// side by side. This bound is so small that the codes it leaves are nearly always one. Open groups are always
+// scored so.
 #pragma once
 
+#include "nearest/counts.h"
 #include "nearest/match.h"
 
 namespace vqfast::VQFAST_ISA {
 namespace {
-#if defined(__AVX512BF16__)
-
-constexpr float kWhole = 0x1.8p23f, kLeftOut = 0x1p23f;
-constexpr float least_ratio(int64_t d) { return d > 8 ? 0x1p-4f : d > 4 ? 0x1p-5f : 0x1p-6f; }
-constexpr float kLeast = 0x1p-30f;  // components count as so large at least, lest a unit be 0
-
-// Takes row `row` out of a group's tallies.
-void leave_out(int64_t d, float* tallies, int64_t row) {
-  const int64_t steps = ceil_div(d, 4);
-  tallies[row] = 0, tallies[kTileRows + row] = kLeftOut;
-  memset(tallies + 2 * kTileRows + row * steps, 0, size_t(steps) * sizeof(float));
-}
-
-// Writes the groups of a chunk. tallies of a group: what sums begin with, times the vector's unit; what is added to
-// that, and the words, (kTileRows), (kTileRows) and (kTileRows, ceil(D / 4)). exact: (D, kLanes) numbers of the codes,
-// then their -|b~|^2 / 2. heads: of each group `mixed` if it is open, and the bound `own[0]` of its exact scores; of
-// the first one `bound`, `unit[0]` and `open`, for all tallies.
-template <class C>
-void prepare_tallies(
-    const NearestProblem& p, const Codebook& book, Span groups, float* tallies, float* exact, CodeGroup* heads,
-    void* room) {
-  const C* pivot = static_cast<const C*>(book.pivot);
-  const int64_t steps = ceil_div(p.d, 4), count = count_of(groups);
-  const auto code_at = [&](int64_t k) { return code_of<C>(p, book, k, room); };
-  const auto each = [&](auto f) {
-    for (int64_t g = 0; g < count; ++g)
-      for (int64_t r = 0; r < kTileRows; ++r) f(g, r, (groups.begin + g) * kTileRows + r);
-  };
-  float components[kMaxTallied], longest[kMaxTallied], sorted[kMaxTallied];  // of each group
-  float all_longest = 0, left_out = 0, largest = kLeast;                     // of all that aren't open
-  memset(exact, 0, size_t(count * exact_size(p.d)) * sizeof(float));
-  for (int64_t g = 0; g < count; ++g) {
-    heads[g].left_out_length = __builtin_inff(), components[g] = kLeast, longest[g] = 0;
-    store(Floats{} - __builtin_inff(), exact + g * exact_size(p.d) + p.d * kLanes);
-  }
-  each([&](int64_t g, int64_t r, int64_t k) {
-    if (k >= p.k) return;
-    const C* code = code_at(k);
-    const Floats value = centred(code, pivot, C(book.scale), p.d);
-    const float norm = sum_lanes(value * value), size = max_lane(max(value, -value));
-    if (!(norm <= kMaxLength * kMaxLength)) {
-      float& shortest = heads[g].left_out_length;
-      const float length = 0.98f * (norm < 0x1p120f ? __builtin_sqrtf(norm) : 0x1p60f);
-      if (all_finite(code, p.d) && length < shortest) shortest = length;
-      return;
-    }
-    float* to = exact + g * exact_size(p.d) + r;
-    for (int64_t i = 0; i < p.d; ++i) to[i * kLanes] = value[i];
-    to[p.d * kLanes] = -norm / 2;
-    components[g] = size > components[g] ? size : components[g];
-    longest[g] = norm > longest[g] ? norm : longest[g];
-  });
-  for (int64_t g = 0; g < count; ++g) {
-    int64_t at = g;
-    for (; at > 0 && sorted[at - 1] > components[g]; --at) sorted[at] = sorted[at - 1];
-    sorted[at] = components[g];
-  }
-  const float limit = 8 * sorted[count / 2];
-  heads->open = 0;
-  for (int64_t g = 0; g < count; ++g) {
-    heads[g].mixed = components[g] > limit;
-    heads->open += heads[g].mixed;
-    heads[g].own[0] = bound_of(p.d, longest[g], 0);
-    if (heads[g].mixed) continue;
-    largest = components[g] > largest ? components[g] : largest;
-    all_longest = longest[g] > all_longest ? longest[g] : all_longest;
-  }
-  const float unit = unit_of(largest), inverse = 1 / unit;
-  each([&](int64_t g, int64_t r, int64_t k) {
-    float *own = tallies + g * tally_size(p.d), *bias = exact + g * exact_size(p.d) + p.d * kLanes + r;
-    if (heads[g].mixed || *bias == -__builtin_inff()) return leave_out(p.d, own, r);
-    const Floats value = centred(code_at(k), pivot, C(book.scale), p.d);
-    float words[kLanes / 4];
-    const Floats integer = Int8Quads::write(value * inverse, reinterpret_cast<int8_t*>(words));
-    const Floats left = value - integer * unit;
-    const float rest = sum_lanes(left * left);
-    left_out = rest > left_out ? rest : left_out;
-    own[r] = *bias * inverse;
-    own[kTileRows + r] = kWhole - 128 * sum_lanes(integer);
-    memcpy(own + 2 * kTileRows + r * steps, words, size_t(steps) * sizeof(float));
-  });
-  const float least = 126 * unit;
-  heads->bound = bound_of(p.d, all_longest > least * least ? all_longest : least * least, left_out);
-  heads->unit[0] = unit;
-}
+#if defined(VQFAST_INTEGERS)
 
 // A chunk of groups, prepared before or now. Codes that are known to equal an earlier one are left out.
-template <class C>
+template <class C, int kChannels>
 Chunk tallied_chunk(const NearestProblem& p, const Codebook& book, bool ready, Span groups, const Scratch& s) {
   const uint8_t* repeats = s.state->repeats;
+  s.state->started = 0;
   const int64_t count = count_of(groups), tally = tally_size(p.d), size = exact_size(p.d);
   float* exact = s.codes + ceil_div(count * tally, kLanes) * kLanes;
   Chunk chunk{groups.begin, count, s.groups, s.codes, repeats, exact};
@@ -124,145 +30,273 @@ Chunk tallied_chunk(const NearestProblem& p, const Codebook& book, bool ready, S
     memcpy(exact, chunk.exact, size_t(count * size) * sizeof(float));
     chunk.codes = s.codes, chunk.exact = exact;
   } else {
-    prepare_tallies<C>(p, book, groups, s.codes, exact, s.groups, s.code);
+    prepare_tallies<C, kChannels>(p, book, groups, s.codes, exact, s.groups, s.code);
   }
   for (int64_t k = groups.begin * kTileRows; repeats && k < min(groups.end * kTileRows, p.k); ++k)
     if (repeats[k]) {
       const int64_t g = k / kTileRows - groups.begin;
-      leave_out(p.d, s.codes + g * tally, k % kTileRows);
+      leave_out<kChannels>(p.d, s.codes + g * tally, k % kTileRows);
       exact[g * size + p.d * kLanes + k % kTileRows] = -__builtin_inff();
     }
   return chunk;
 }
 
-// The highest tally of each group, high (count, kV registers of columns), and of all, largest (kV registers).
-template <int kSteps, int kV>
+// The units of a tile's columns in a chunk, and what their tallies stand for: score + error = value * count + error.
+template <int kV>
+struct Units {
+  bool even;                            // whether all columns have one
+  Floats of[kV], count[kV], error[kV];  // of each
+};
+
+// The highest tally of each group, high (count, kV registers of columns). starts: (count, kTileRows) integers that sums
+// begin with where units are even.
+#if defined(__AVX512BF16__)
+template <int kChannels, bool kEven, int kSteps, int kV>
 [[gnu::noinline]] void tally(
-    const float* group, int64_t count, const float* columns, const float* unit, float* high, Floats* largest) {
-  Floats column[kSteps][kV], inverse[kV], all[kV];
+    const float* group, const int32_t* starts, int64_t count, const float* columns, const Units<kV>& units,
+    float* high) {
+  using Counted = Count<kChannels>;
+  constexpr int64_t kBegin = kTileRows * Counted::kStarts;
+  Floats column[kSteps][kV], inverse[kV];
 #pragma GCC unroll 2
   for (int v = 0; v < kV; ++v) {
-    inverse[v] = 1 / load(unit + v * kLanes), all[v] = Floats{};
+    inverse[v] = 1 / units.of[v];
 #pragma GCC unroll 4
     for (int step = 0; step < kSteps; ++step) column[step][v] = load(columns + (step * kV + v) * kLanes);
   }
-  for (int64_t g = 0; g < count; ++g, group += kTileRows * (2 + kSteps), high += kV * kLanes) {
-    Floats most[kV] = {};
+  for (int64_t g = 0; g < count; ++g, group += kBegin + kTileRows * kSteps, high += kV * kLanes) {
+    Ints most[kV];
+#pragma GCC unroll 2
+    for (int v = 0; v < kV; ++v) most[v] = Counted::kNone - Ints{};
 #pragma GCC unroll 16
     for (int r = 0; r < kTileRows; ++r)
 #pragma GCC unroll 2
       for (int v = 0; v < kV; ++v) {
-        Floats sum = (group[r] - Floats{}) * inverse[v] + (group[kTileRows + r] - Floats{});  // x - 0 is x: no addition
+        const Floats bias = group[r] - Floats{};  // x - 0 is x: no addition
+        Ints sum;
+        if constexpr (kChannels == 4)
+          sum = (Ints)(bias * inverse[v] + (group[kTileRows + r] - Floats{}));
+        else
+          sum = kEven ? starts[g * kTileRows + r] - Ints{} : integers(bias * inverse[v]);
 #pragma GCC unroll 4
-        for (int step = 0; step < kSteps; ++step)
-          sum = Int8Quads::add(sum, group[2 * kTileRows + r * kSteps + step], column[step][v]);
+        for (int step = 0; step < kSteps; ++step) {
+          const float code = group[kBegin + step * kTileRows + r];
+          if constexpr (kChannels == 4)
+            sum = (Ints)Int8Quads::add((Floats)sum, code, column[step][v]);
+          else
+            sum = add_pairs(sum, (Ints)column[step][v], (Ints)(code - Floats{}));
+        }
         most[v] = max(most[v], sum);
       }
 #pragma GCC unroll 2
+    for (int v = 0; v < kV; ++v) store(most[v], high + v * kLanes);
+  }
+}
+#else
+// There are no registers for all columns. With kSteps 0 any number of steps is given.
+template <bool kEven, int kSteps, int kV>
+[[gnu::noinline]] void tally(
+    const float* group, const int32_t* starts, int64_t count, int64_t steps, const float* columns,
+    const Units<kV>& units, float* high) {
+  Floats inverse[kV];
+  for (int v = 0; v < kV; ++v) inverse[v] = 1 / units.of[v];
+  for (int64_t g = 0; g < count; ++g, group += kTileRows * (1 + steps), high += kV * kLanes) {
+    Sums<Int16Pairs, kTileRows, kV> sums;
+#pragma GCC unroll 16
+    for (int r = 0; r < kTileRows; ++r)
+#pragma GCC unroll 2
+      for (int v = 0; v < kV; ++v)
+        sums.of[r][v] =
+            (Floats)(kEven ? starts[g * kTileRows + r] - Ints{} : integers((group[r] - Floats{}) * inverse[v]));
+    if constexpr (kSteps == 0) sums.add(steps, group + kTileRows, 1, kTileRows, columns);
+#pragma GCC unroll 4
+    for (int step = 0; step < kSteps; ++step)
+      sums.step(sums.of, group + (1 + step) * kTileRows, 1, columns + step * kV * kLanes);
+#pragma GCC unroll 2
     for (int v = 0; v < kV; ++v) {
-      store(most[v], high + v * kLanes);
-      all[v] = max(all[v], most[v]);
+      Ints most = (Ints)sums.of[0][v];
+#pragma GCC unroll 16
+      for (int r = 1; r < kTileRows; ++r) most = max(most, (Ints)sums.of[r][v]);
+      store(most, high + v * kLanes);
     }
   }
-  for (int v = 0; v < kV; ++v) largest[v] = all[v];
 }
+#endif
 
-template <int kV>
-struct Match<Tally, kV> {
+template <int kChannels, int kV>
+struct Match<Tally<kChannels>, kV> {
+  using Counted = Count<kChannels>;
   const NearestProblem& p;
   const Chunk& chunk;
   const Scratch& s;
-  const int64_t n, steps = ceil_div(p.d, 4);
-  const float *columns = s.columns + n * (steps + p.d), *exact = columns + steps * kV * kLanes;
+  const int64_t n, steps = ceil_div(p.d, kChannels);
+  const float *columns = s.columns + n * p.d;
 
-  // Of register v in this chunk, once `fit` was called.
-  Floats unit(int v) const { return load(s.fitted + v * kLanes); }
-  Floats error(int v) const {
-    const Bound& of = chunk.groups->bound;
-    const Floats residual = load(s.fitted + (kV + v) * kLanes);
-    return load(s.length + n + v * kLanes) * of.of_length + (residual * of.of_residual + of.own);
-  }
-
-  // Sets the columns' units and residuals in this chunk. Returns the columns, rounded so.
-  const float* fit() const {
-    const float least = chunk.groups->unit[0] * least_ratio(p.d);
-    uint32_t raised = 0;
+  // Rounds the columns to their units in this chunk, as `words` (steps, kV registers).
+  Units<kV> fit(float* words) const {
+    const CodeGroup& head = *chunk.groups;
+    const float most = head.unit[0] * Counted::least_ratio(p.d);
+    Units<kV> units;
+    Floats largest = most - Floats{}, smallest = Floats{} - __builtin_inff();
     for (int v = 0; v < kV; ++v) {
-      const Floats own = load(s.unit + n + v * kLanes), unit = max(own, least - Floats{});
-      raised |= ~lanes_at_least(own, unit) & ((1u << kLanes) - 1);
-      store(unit, s.fitted + v * kLanes);
-      store(load(s.residual + n + v * kLanes), s.fitted + (kV + v) * kLanes);
+      const Floats low = load(s.low + n + v * kLanes), own = low == low ? load(s.unit + n + v * kLanes) : Floats{};
+      units.of[v] = max(Counted::units_of(own, p.d), most - Floats{});
+      largest = max(largest, units.of[v]), smallest = max(smallest, -units.of[v]);
     }
-    if (!raised) return columns;
-    float *residual = s.fitted + kV * kLanes, *words = residual + kV * kLanes;
-    for (int v = 0; v < kV; ++v) store(Floats{}, residual + v * kLanes);
-    quantize(exact, kV * kLanes, p.d, s.fitted, words, residual);
-    for (int r = 0; r < kV * kLanes; ++r) residual[r] = __builtin_sqrtf(residual[r]) + 0.011f * s.fitted[r];
-    return words;
+    const float one = max_lane(largest);
+    units.even = kChannels == 2 && one <= -8 * max_lane(smallest);
+    for (int v = 0; v < kV; ++v) {
+      if (units.even) units.of[v] = one - Floats{};
+      const Floats inverse = 1 / units.of[v];
+      Floats squares = {};
+      for (int64_t step = 0; step < steps; ++step)
+        store(Counted::words([&](int64_t c) {
+          const int64_t i = step * kChannels + c;
+          if (i >= p.d) return Bits32{};
+          const Floats value = load(columns + (i * kV + v) * kLanes);
+          const Ints integer = integers(value * inverse);
+          const Floats left = value - __builtin_convertvector(integer, Floats) * units.of[v];
+          squares += left * left;
+          return (Bits32)integer;
+        }), words + (step * kV + v) * kLanes);
+      const Floats residual = sqrt(squares) + Counted::kAdded * units.of[v];
+      const Bound& of = head.bound;
+      units.count[v] = units.of[v] * head.unit[0];
+      units.error[v] = load(s.length + n + v * kLanes) * of.of_length + (residual * of.of_residual + of.own);
+    }
+    return units;
   }
 
-  // Raises each column's low to the largest score - error of the codes, and leaves each group's highest tally in
-  // `high`, infinity for open groups.
+  // Raises each column's low to the largest score - error of the codes. Leaves the highest tally of each group in `high`,
+  // or a bound by the lengths of its codes, that of four groups in `fours`, and in `limits` a number that is less than
+  // each tally which reaches the low.
   void raise(CodePrefetch& next) const {
     for (int64_t g = 0; g < chunk.count; ++g) next.advance();
-    Floats largest[kV];
-    const float* rounded = fit();
-    const auto call = [&](auto f) { f(chunk.codes, chunk.count, rounded, s.fitted, s.high, largest); };
-    steps < 3 ? steps == 1 ? call(tally<1, kV>) : call(tally<2, kV>)
-              : steps == 3 ? call(tally<3, kV>) : call(tally<4, kV>);
-    const CodeGroup& head = *chunk.groups;
-    for (int64_t g = 0; head.open && g < chunk.count; ++g)
-      for (int v = 0; v < kV && chunk.groups[g].mixed; ++v)
-        store(Floats{} + __builtin_inff(), s.high + (g * kV + v) * kLanes);
+    alignas(64) float words[kMaxTalliedChannels / kChannels * kV * kLanes];
+    const Units<kV> units = fit(words);
+    if (units.even && s.state->started != units.of[0][0]) {
+      const Floats inverse = 1 / units.of[0];
+      for (int64_t g = 0; g < chunk.count; ++g)
+        store(integers(load(chunk.codes + g * tally_size(p.d)) * inverse), s.starts + g * kTileRows);
+      s.state->started = units.of[0][0];
+    }
+    count(words, units);
+    Ints largest[kV];
+    join(largest);
     for (int v = 0; v < kV; ++v) {
       float* to = s.low + n + v * kLanes;
-      const Floats score = (largest[v] - kWhole) * (unit(v) * head.unit[0]) - error(v);
-      store(max(largest[v] > kLeftOut ? score : Floats{} - __FLT_MAX__, load(to)), to);
+      const Floats score = Counted::value(largest[v]) * units.count[v] - units.error[v];
+      const Floats any = largest[v] != Counted::kNone ? score : Floats{} - __FLT_MAX__;
+      const Floats low = max(any, load(to));
+      const auto tally_of = [&](Floats score) { return (score - units.error[v]) / units.count[v]; };
+      store(low, to);
+      store(low == low ? Counted::below(tally_of(low)) : Ints{} + INT32_MAX, s.limits + v * kLanes);
+      for (int64_t g = 0; chunk.groups->varied && g < chunk.count; ++g) {
+        float* high = high_of(g, v);
+        const Ints most = Counted::above(tally_of(reach(chunk.groups[g].unit[1], v))), counted = (Ints)load(high);
+        store(chunk.groups[g].mixed ? most : most < counted ? most : counted, high);
+      }
     }
+    if (chunk.groups->varied) join(largest);
   }
 
-  // Adds the codes whose exact score + error reaches a column's low to its candidates, and raises its low. Returns
-  // false once repeats have become known that the chunk doesn't leave out: it is better matched again without them.
-  bool collect(const Codebook& book) const {
+  // A bound of the scores of codes that are no shorter than this: t <= |a| |b| - |b|^2 / 2, which falls as |b| grows past
+  // |a|; infinity for shorter codes than |a|.
+  Floats reach(float shortest, int v) const {
+    const Floats length = load(s.length + n + v * kLanes) * 1.02f, none = {}, all = none + __builtin_inff();
+    return length < shortest ? shortest * (length - shortest / 2) : all;
+  }
+
+  // Notes the groups that reach a column's low. Once many are noted, or after the last columns of this width, scores them
+  // again, adds the codes whose exact score + error reaches the low to the candidates, and raises the low. Returns false
+  // once repeats have become known that the chunk doesn't leave out: it is better matched again without them.
+  bool collect(const Codebook& book, bool last) const {
+    // Which groups reach a low can't be foretold: no branch depends on one of them.
+    int64_t count = s.state->noted;
     for (int v = 0; v < kV; ++v) {
-      // 2 less cover what rounding does here; NaN stays
-      const Floats low = load(s.low + n + v * kLanes), counts = unit(v) * chunk.groups->unit[0];
-      const Floats least = max(Floats{} + (kLeftOut + 1), (low - error(v)) / counts + (kWhole - 2));
-      // Which groups reach it can't be foretold: no branch depends on one of them.
-      const __m512i step = _mm512_set1_epi32(kLanes);
-      __m512i number = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-      uint32_t reached[(kMaxTallied + 1) * kLanes];  // group * kLanes + lane
-      int64_t count = 0;
-      for (int64_t g = 0; g < chunk.count; ++g, number = _mm512_add_epi32(number, step)) {
-        const uint32_t lanes = lanes_at_least(load(s.high + (g * kV + v) * kLanes), least);
-        _mm512_storeu_si512(reached + count, _mm512_maskz_compress_epi32(__mmask16(lanes), number));
-        count += __builtin_popcount(lanes);
+      const Ints limit = (Ints)load(s.limits + v * kLanes);
+      uint32_t some[kMaxTallied / 4];  // fours with a group that a column wants
+      int64_t num_some = 0;
+      for (int64_t four = 0; four * 4 < chunk.count; ++four) {
+        some[num_some] = uint32_t(four);
+        num_some += lanes_above((Ints)load(s.fours + (four * kV + v) * kLanes), limit) != 0;
       }
-      for (int64_t begin = 0; begin < count; begin += kBatch)
-        score(book, v, {reached + begin, reached + min(begin + kBatch, count)});
-      if (s.state->repeats != chunk.repeats) return false;
+      for (int64_t i = 0; i < num_some; ++i)
+#pragma GCC unroll 4
+        for (int64_t g = some[i] * 4; g < some[i] * 4 + 4; ++g) {
+          const uint32_t lanes = lanes_above((Ints)load(high_of(g, v)), limit);
+          const int64_t first = (n + v * kLanes) * kNoted + g;
+          store(lane_numbers(lanes) * int32_t(kNoted) + int32_t(first), s.noted + count);
+          count += __builtin_popcount(lanes);
+        }
     }
-    return true;
+    const bool many = count >= kManyNoted || last;
+    for (int64_t begin = 0; many && begin < count; begin += kBatch) score(book, {begin, min(begin + kBatch, count)});
+    s.state->noted = many ? 0 : count;
+    return s.state->repeats == chunk.repeats;
   }
 
  private:
+  float* high_of(int64_t g, int v) const { return s.high + (g * kV + v) * kLanes; }
+
+  void count(const float* words, const Units<kV>& units) const {
+#if defined(__AVX512BF16__)
+    const auto call = [&](auto f) { f(chunk.codes, s.starts, chunk.count, words, units, s.high); };
+    if constexpr (kChannels == 4)
+      steps == 2 ? call(tally<4, false, 2, kV>)
+                 : steps == 3 ? call(tally<4, false, 3, kV>) : call(tally<4, false, 4, kV>);
+    else if (units.even)
+      steps == 1 ? call(tally<2, true, 1, kV>) : call(tally<2, true, 2, kV>);
+    else
+      steps == 1 ? call(tally<2, false, 1, kV>) : call(tally<2, false, 2, kV>);
+#else
+    const auto call = [&](auto f) { f(chunk.codes, s.starts, chunk.count, steps, words, units, s.high); };
+    if (!units.even) return call(tally<false, 0, kV>);
+    if constexpr (kV == kTileRegisters) {  // the last columns take any function
+      if (steps == 1) return call(tally<true, 1, kV>);
+      if (steps == 2) return call(tally<true, 2, kV>);
+      if (steps == 3) return call(tally<true, 3, kV>);
+      if (steps == 4) return call(tally<true, 4, kV>);
+    }
+    call(tally<true, 0, kV>);
+#endif
+  }
+
+  // Fills `fours`, with the last one whole, and `largest` of all (kV registers).
+  void join(Ints* largest) const {
+    for (int v = 0; v < kV; ++v) {
+      largest[v] = Counted::kNone - Ints{};
+      for (int64_t g = chunk.count; g % 4; ++g) store(largest[v], high_of(g, v));
+      for (int64_t g = 0; g < chunk.count; g += 4) {
+        const auto high = [&](int64_t g) { return (Ints)load(high_of(g, v)); };
+        const Ints most = max(max(high(g), high(g + 1)), max(high(g + 2), high(g + 3)));
+        store(most, s.fours + (g / 4 * kV + v) * kLanes);
+        largest[v] = max(largest[v], most);
+      }
+    }
+  }
+
   // Whether two codes, in the type of the vectors, are equal bit by bit.
   bool repeated(const Codebook& book, int64_t code, int64_t other) const {
     const bool wide = p.precision == Precision::f64;
     return wide ? same_code<double>(p, book, code, other) : same_code<float>(p, book, code, other);
   }
   static constexpr int64_t kBatch = 64;
-  struct Reached {
-    const uint32_t *begin, *end;
-  };
 
-  // Scores groups of codes in float32, each for one lane of register v.
-  void score(const Codebook& book, int v, Reached reached) const {
+  // Scores groups of codes in float32, each for one noted column, unless its vector is lost by now.
+  void score(const Codebook& book, Span noted) const {
     alignas(64) float scores[kBatch * kLanes], highest[kBatch], errors[kBatch];
-    const int64_t count = reached.end - reached.begin;
-    const auto column = [&](int64_t i) { return v * kLanes + reached.begin[i] % kLanes; };
+    uint32_t columns[kBatch], groups[kBatch];
+    int64_t count = 0;
+    for (int64_t i = noted.begin; i < noted.end; ++i) {
+      const uint32_t column = s.noted[i] / kNoted;
+      columns[count] = column, groups[count] = s.noted[i] % kNoted;
+      count += s.low[column] == s.low[column];
+    }
     for (int64_t i = 0; i < count; ++i) {
-      const float *codes = chunk.exact + reached.begin[i] / kLanes * exact_size(p.d), *x = exact + column(i);
+      const int64_t in_tile = columns[i] % kTileColumns;
+      const float* codes = chunk.exact + groups[i] * exact_size(p.d);
+      const float* x = s.columns + (columns[i] - in_tile) * p.d + in_tile;
       Floats score = load(codes + p.d * kLanes), odd = {};
       int64_t c = 0;
       for (; c + 2 <= p.d; c += 2) {
@@ -275,23 +309,26 @@ struct Match<Tally, kV> {
       highest[i] = max_lane(score);
     }
     for (int64_t i = 0; i < count; ++i) {
-      float& low = s.low[n + column(i)];
-      const Bound& of = chunk.groups[reached.begin[i] / kLanes].own[0];
-      errors[i] = s.length[n + column(i)] * of.of_length + of.own;
+      float& low = s.low[columns[i]];
+      const Bound& of = chunk.groups[groups[i]].own[0];
+      errors[i] = s.length[columns[i]] * of.of_length + of.own;
       low = highest[i] - errors[i] > low ? highest[i] - errors[i] : low;
     }
     int64_t left[kBatch], num_left = 0;
     for (int64_t i = 0; i < count; ++i) {
       left[num_left] = i;
-      num_left += highest[i] + errors[i] >= s.low[n + column(i)];
+      num_left += highest[i] + errors[i] >= s.low[columns[i]];
     }
     for (int64_t l = 0; l < num_left; ++l) {
-      const int64_t i = left[l], at = n + column(i), first = (chunk.first + reached.begin[i] / kLanes) * kTileRows;
+      const int64_t i = left[l], at = columns[i], first = (chunk.first + groups[i]) * kTileRows;
       const Floats high = load(scores + i * kLanes) + errors[i];
       for (uint32_t found = lanes_at_least(high, s.low[at] - Floats{}); found; found &= found - 1) {
         const int r = __builtin_ctz(found);
         const Vector& vector = *s.list[at];
-        if (vector.count > 0 && repeated(book, first + r, vector.candidates[vector.count - 1].code)) {
+        // Equal codes have one score: only such are read to be compared.
+        const auto near = [&](float high) { return __builtin_fabsf(high - scores[i * kLanes + r]) <= 4 * errors[i]; };
+        const Candidate* last = vector.candidates + vector.count - 1;
+        if (vector.count > 0 && near(last->high) && repeated(book, first + r, last->code)) {
           if (!s.state->repeats && --s.state->spare < 0) s.state->repeats = book.find_repeats(book);
           continue;  // of equal codes the first is enough
         }

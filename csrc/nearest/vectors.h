@@ -88,21 +88,24 @@ void pair_up(const float* from, int width, int64_t d, float* to, float* residual
     }
 }
 
-// As `pair_up` to integers of `unit` (width) each, four channels a word, as uint8 with 128 added.
+// As `pair_up` to integers of `unit` (width) each, with the arithmetic's offset added.
+template <class Arithmetic>
 void quantize(const float* from, int width, int64_t d, const float* unit, float* to, float* residuals) {
+  constexpr int kPacking = Arithmetic::kPacking, kBits = 32 / kPacking;
+  constexpr uint32_t kMask = (1u << kBits) - 1, kOffsets = Arithmetic::kOffset * (0xffffffffu / kMask);
   const Floats whole = Floats{} + 0x1.8p23f;  // a sum with it has the nearest integer in its last bits
   for (int n = 0; n < width; n += kLanes) {
     const Floats units = load(unit + n), inverse = 1 / units;
     Floats squares = load(residuals + n);
-    for (int64_t i = 0; i < d; i += 4) {
-      Bits32 bits = Bits32{} + 0x80808080;
-      for (int j = 0; j < 4 && i + j < d; ++j) {
+    for (int64_t i = 0; i < d; i += kPacking) {
+      Bits32 bits = Bits32{} + kOffsets;
+      for (int j = 0; j < kPacking && i + j < d; ++j) {
         const Floats value = load(from + (i + j) * width + n), integer = value * inverse + whole;
         const Floats left = value - (integer - whole) * units;
         squares += left * left;
-        bits ^= ((Bits32)integer & 0xff) << 8 * j;
+        bits ^= ((Bits32)integer & kMask) << kBits * j;
       }
-      store(bits, to + i / 4 * width + n);
+      store(bits, to + i / kPacking * width + n);
     }
     store(squares, residuals + n);
   }
@@ -150,7 +153,7 @@ int64_t list(const NearestProblem& p, Vector& vector, Vector** listed, int64_t c
 
 // Whether all numbers of a vector are finite.
 template <class T>
-bool all_finite(const NearestProblem& p, const T* x) {
+[[gnu::noinline]] bool all_finite(const NearestProblem& p, const T* x) {
   for (int64_t i = 0; i < p.d; ++i)
     if (!__builtin_isfinite(double(typename Compute<T>::type(x[i * p.d_stride])))) return false;
   return true;
@@ -158,7 +161,7 @@ bool all_finite(const NearestProblem& p, const T* x) {
 
 // The power of two that brings |x - pivot| into [2^59, 2^60); NaN where the difference overflows.
 template <class T, class C>
-C scale_of_long_vector(const NearestProblem& p, const T* x, const C* pivot) {
+[[gnu::noinline]] C scale_of_long_vector(const NearestProblem& p, const T* x, const C* pivot) {
   C largest = 0;
   double squares = 0;
   const auto away = [&](int64_t i) { return C(__builtin_fabs(C(x[i * p.d_stride]) - pivot[i])); };
@@ -170,30 +173,43 @@ C scale_of_long_vector(const NearestProblem& p, const T* x, const C* pivot) {
   return C(__builtin_ldexp(1, 59 - exponent - __builtin_ilogb(__builtin_sqrt(squares))));
 }
 
+// to[i * width + r] = scales[r] * (vector r [first + i] - pivot[first + i]) for d channels; `adjacent`: vectors lie side
+// by side in x. A function of its own, which all arithmetics share.
+template <class T, class C>
+[[gnu::noinline]] void read_vectors(
+    const NearestProblem& p, Vector** vectors, int64_t count, int width, bool adjacent, int64_t first, int d,
+    const C* pivot, const C* __restrict scales, float* __restrict to) {
+  const T* from = static_cast<const T*>(p.x) + first * p.d_stride;
+  if (adjacent)
+    for (int64_t i = 0; i < d; ++i) {
+      const T* row = from + vectors[0]->x + i * p.d_stride;
+      const C centre = pivot[first + i];
+      for (int r = 0; r < width; ++r) to[i * width + r] = float((C(row[r]) - centre) * scales[r]);
+    }
+  else
+    centre_into<T>(
+        to, width, count, [&](int64_t r) { return from + vectors[r]->x; }, p.d_stride, d, pivot + first, scales);
+}
+
 // Packs up to kTileColumns vectors as `width` columns, (ceil(D / packing), width) words, rounded as the arithmetic
-// wants them, and to tally them their float32 numbers after that, (D, width). Sets length |a~|, residual |a~ - a^| and, for int8, unit, each (width); and each vector's square and
-// count: 0, or kAll where its differences from the pivot overflow. A vector that isn't finite has no candidates.
+// wants them; to tally them, their float32 numbers, (D, width). Sets length |a~|, residual |a~ - a^| and, for integers,
+// unit, or for tallies the size of the largest component, each (width); and each vector's square and count: 0, or kAll
+// where its differences from the pivot overflow. A vector that isn't finite has no candidates.
 template <class T, class Arithmetic>
 void pack_vectors(const NearestProblem& p, const Codebook& book, Vector** vectors, int64_t count, int width,
                   float* packed, float* length, float* residual, float* unit) {
   using C = typename Compute<T>::type;
   const T* x = static_cast<const T*>(p.x);
   const C* pivot = static_cast<const C*>(book.pivot);
-  constexpr int kPart = Arithmetic::kPacking == 4 ? kPackedChannels : 64;  // channels whose float32 numbers stay in L1
+  constexpr bool kUnits = kIntegers<Arithmetic> || kTallies<Arithmetic>;
+  constexpr int kPart = kUnits ? kPackedChannels : 64;  // channels whose float32 numbers stay in L1
   bool adjacent = count == width;
   for (int64_t r = 1; r < count; ++r) adjacent &= vectors[r]->x == vectors[0]->x + r;
   C scales[kTileColumns];
   float single[kPart * kTileColumns];
   if (count < width) memset(single, 0, sizeof single);
   const auto read = [&](int64_t first, int d) {
-    const T* from = x + first * p.d_stride;
-    if (adjacent)
-      for (int64_t i = 0; i < d; ++i)
-        for (int r = 0; r < width; ++r)
-          single[i * width + r] = float((C(from[vectors[0]->x + i * p.d_stride + r]) - pivot[first + i]) * scales[r]);
-    else
-      centre_into<T>(
-          single, width, count, [&](int64_t r) { return from + vectors[r]->x; }, p.d_stride, d, pivot + first, scales);
+    read_vectors<T>(p, vectors, count, width, adjacent, first, d, pivot, scales, single);
   };
   const auto pack = [&] {
     for (int r = 0; r < width; ++r) length[r] = residual[r] = unit[r] = 0;
@@ -204,21 +220,19 @@ void pack_vectors(const NearestProblem& p, const Codebook& book, Vector** vector
         for (int r = 0; r < width; ++r) {
           const float value = single[i * width + r], size = __builtin_fabsf(value);
           length[r] += value * value;
-          if constexpr (Arithmetic::kPacking == 4) unit[r] = size > unit[r] ? size : unit[r];
+          if constexpr (kUnits) unit[r] = size > unit[r] ? size : unit[r];
         }
-      if constexpr (Arithmetic::kPacking == 2) pair_up(single, width, d, packed + first / 2 * width, residual);
+      if constexpr (!kUnits && Arithmetic::kPacking == 2)
+        pair_up(single, width, d, packed + first / 2 * width, residual);
       if constexpr (Arithmetic::kPacking == 1) memcpy(packed + first * width, single, sizeof(float) * d * width);
     }
-    if constexpr (Arithmetic::kPacking == 4) {
-      if constexpr (kTallies<Arithmetic>) {
-        memcpy(packed + ceil_div(p.d, 4) * width, single, sizeof(float) * size_t(p.d) * size_t(width));
-        for (int r = 0; r < width; ++r) unit[r] = unit[r] > 0x1p-30f ? unit[r] : 0x1p-30f;  // lest a unit be 0
-      }
-      for (int r = 0; r < width; ++r) unit[r] = unit_of(unit[r]);
+    if constexpr (kTallies<Arithmetic>) memcpy(packed, single, sizeof(float) * size_t(p.d) * size_t(width));
+    if constexpr (kIntegers<Arithmetic>) {
+      for (int r = 0; r < width; ++r) unit[r] = unit_of(unit[r], Arithmetic::most(p.d));
       for (int64_t first = 0; first < p.d; first += kPart) {
         const int d = int(min(kPart, p.d - first));
         if (p.d > kPart) read(first, d);
-        quantize(single, width, d, unit, packed + first / 4 * width, residual);
+        quantize<Arithmetic>(single, width, d, unit, packed + first / Arithmetic::kPacking * width, residual);
       }
     }
   };
@@ -237,8 +251,6 @@ void pack_vectors(const NearestProblem& p, const Codebook& book, Vector** vector
   }
   if (longer) pack();
   for (int r = 0; r < width; ++r) length[r] = __builtin_sqrtf(length[r]), residual[r] = __builtin_sqrtf(residual[r]);
-  if constexpr (kTallies<Arithmetic>)
-    for (int r = 0; r < width; ++r) residual[r] += 0.011f * unit[r];
 }
 
 }  // namespace

@@ -110,6 +110,24 @@ int64_t parts_of(const ResidualProblem& v) {
   return parts;
 }
 
+// f(i, a type) for the numbers from `span` on, where the type is T or as many of T as a register of any CPU holds: host
+// sides are compiled for size, without vectors.
+template <class T, class F>
+void for_numbers(Span span, const F& f) {
+  typedef T Few __attribute__((vector_size(16)));
+  constexpr int64_t kFew = sizeof(Few) / sizeof(T);
+  int64_t i = span.begin;
+  for (; i + kFew <= span.end; i += kFew) f(i, Few{});
+  for (; i < span.end; ++i) f(i, T{});
+}
+// At any address.
+template <class V, class T>
+V loaded(const T* from) {
+  V numbers;
+  std::memcpy(&numbers, from, sizeof numbers);
+  return numbers;
+}
+
 // Sums that each part of the vectors adds up for itself, zero at first. `join` adds those of other parts to the first
 // part's, which are the result, always in the same order.
 struct PartSums {
@@ -147,7 +165,10 @@ struct PartSums {
       auto* sums = static_cast<T*>(of(0));
       for (int64_t part = 1; part < parts; ++part) {
         const auto* own = static_cast<const T*>(of(part));
-        for (int64_t i = span.begin; i < span.end; ++i) sums[i] += own[i];
+        for_numbers<T>(span, [=](int64_t i, auto number) {
+          number = loaded<decltype(number)>(sums + i) + loaded<decltype(number)>(own + i);
+          std::memcpy(sums + i, &number, sizeof number);
+        });
       }
     });
   }
@@ -256,7 +277,10 @@ std::tuple<Tensor, Tensor> gradients(
     const int64_t count = v.k * v.d;
     auto* found = static_cast<T*>(sums.of(0));
     for (int64_t stage = 0; stage < v.stages; ++stage)
-      for (int64_t i = 0; i < count; ++i) found[stage * count + i] *= -to_books[stage];
+      for_numbers<T>({stage * count, (stage + 1) * count}, [&](int64_t i, auto number) {
+        number = loaded<decltype(number)>(found + i) * -to_books[stage];
+        std::memcpy(found + i, &number, sizeof number);
+      });
   }
   return {std::move(grad_z), std::move(sums.result)};
 }

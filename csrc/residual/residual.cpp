@@ -16,15 +16,13 @@ namespace {
 // Vectors and channels that are in L1 at a time.
 constexpr int64_t kVectors = 128, kChannels = 64;
 
-// For z of type T: a register of wide numbers, a wide number, a buffer of them, and the lanes of a register.
-template <class T>
-using Register = typename Accumulate<T>::Arithmetic::Register;
-template <class T>
-using Number = typename Accumulate<T>::Arithmetic::Element;
-template <class T>
-using Staged = Number<T>[kVectors][kChannels];
-template <class T>
-constexpr int64_t kWidth = sizeof(Register<T>) / sizeof(Number<T>);
+// For wide numbers of type A: a register of them, its lanes, and a buffer. Only what reads and writes z knows its type.
+template <class A>
+using Register = typename Accumulate<A>::Arithmetic::Register;
+template <class A>
+constexpr int64_t kWidth = sizeof(Register<A>) / sizeof(A);
+template <class A>
+using Staged = A[kVectors][kChannels];
 
 // Some vectors that follow each other at one distance: `first` and their number; where the first begins in z; the
 // distances of neighbouring vectors and of neighbouring channels. One of these is 1.
@@ -40,49 +38,63 @@ Batch batch_at(const ResidualProblem& v, int64_t n, int64_t end) {
 }
 
 // Reads channels [first, first + count) of a batch. Behind them, up to the next whole register, are zeros.
-template <class T>
-void read(const T* from, const Batch& b, int64_t first, int64_t count, Staged<T>& to) {
-  using V = Register<T>;
+template <class A, class T>
+[[gnu::noinline]] void read(const T* from, const Batch& b, int64_t first, int64_t count, Staged<A>& to) {
+  using V = Register<A>;
   from += b.at + first * b.channel_stride;
   if (b.channel_stride == 1) {
     for (int64_t p = 0; p < b.count; ++p)
-      for (int64_t i = 0; i < count; i += kWidth<T>)
+      for (int64_t i = 0; i < count; i += kWidth<A>)
         store(load_part<V>(from + p * b.vector_stride + i, count - i), to[p] + i);
     return;
   }
-  for (int64_t i = 0; i < count; i += kWidth<T>)
-    for (int64_t p = 0; p < b.count; p += kWidth<T>) {
-      V rows[kWidth<T>];
+  for (int64_t i = 0; i < count; i += kWidth<A>)
+    for (int64_t p = 0; p < b.count; p += kWidth<A>) {
+      V rows[kWidth<A>];
 #pragma GCC unroll 16
-      for (int64_t l = 0; l < kWidth<T>; ++l)
+      for (int64_t l = 0; l < kWidth<A>; ++l)
         rows[l] = i + l < count ? load_part<V>(from + (i + l) * b.channel_stride + p, b.count - p) : V{};
       transpose(rows);
 #pragma GCC unroll 16
-      for (int64_t l = 0; l < kWidth<T>; ++l) store(rows[l], to[p + l] + i);
+      for (int64_t l = 0; l < kWidth<A>; ++l) store(rows[l], to[p + l] + i);
     }
 }
 
 // Writes channels [first, first + count) of a batch.
-template <class T>
-void write(const Staged<T>& from, const Batch& b, int64_t first, int64_t count, T* to) {
-  using V = Register<T>;
+template <class A, class T>
+[[gnu::noinline]] void write(const Staged<A>& from, const Batch& b, int64_t first, int64_t count, T* to) {
+  using V = Register<A>;
   to += b.at + first * b.channel_stride;
   if (b.channel_stride == 1) {
     for (int64_t p = 0; p < b.count; ++p)
-      for (int64_t i = 0; i < count; i += kWidth<T>)
+      for (int64_t i = 0; i < count; i += kWidth<A>)
         store_part<V>(load(from[p] + i), to + p * b.vector_stride + i, count - i);
     return;
   }
-  for (int64_t i = 0; i < count; i += kWidth<T>)
-    for (int64_t p = 0; p < b.count; p += kWidth<T>) {
-      V rows[kWidth<T>];
+  for (int64_t i = 0; i < count; i += kWidth<A>)
+    for (int64_t p = 0; p < b.count; p += kWidth<A>) {
+      V rows[kWidth<A>];
 #pragma GCC unroll 16
-      for (int64_t l = 0; l < kWidth<T>; ++l) rows[l] = p + l < b.count ? load(from[p + l] + i) : V{};
+      for (int64_t l = 0; l < kWidth<A>; ++l) rows[l] = p + l < b.count ? load(from[p + l] + i) : V{};
       transpose(rows);
 #pragma GCC unroll 16
-      for (int64_t l = 0; l < kWidth<T>; ++l)
+      for (int64_t l = 0; l < kWidth<A>; ++l)
         if (i + l < count) store_part(rows[l], to + (i + l) * b.channel_stride + p, b.count - p);
     }
+}
+
+// The same of numbers laid out as z.
+template <class A>
+void read(const ResidualProblem& v, const void* from, const Batch& b, int64_t first, int64_t count, Staged<A>& to) {
+  with_precision_in<A>(v.precision, [&](auto number) {
+    read<A>(static_cast<const decltype(number)*>(from), b, first, count, to);
+  });
+}
+template <class A>
+void write(const ResidualProblem& v, const Staged<A>& from, const Batch& b, int64_t first, int64_t count, void* to) {
+  with_precision_in<A>(v.precision, [&](auto number) {
+    write<A>(from, b, first, count, static_cast<decltype(number)*>(to));
+  });
 }
 
 // The number of vector n's code of a stage among the codes of all stages.
@@ -90,33 +102,33 @@ int64_t slot(const ResidualProblem& v, int64_t n, int64_t stage) {
   return stage * v.k + v.indices[n * v.stages + stage];
 }
 
-template <class T>
-const Number<T>* code_of(const ResidualProblem& v, int64_t n, int64_t stage) {
-  return static_cast<const Number<T>*>(v.codes[stage]) + v.indices[n * v.stages + stage] * v.d;
+template <class A>
+const A* code_of(const ResidualProblem& v, int64_t n, int64_t stage) {
+  return static_cast<const A*>(v.codes[stage]) + v.indices[n * v.stages + stage] * v.d;
 }
 
-// The functions of ResidualKernel, for z of type T.
-template <class T>
+// The functions of ResidualKernel, for wide numbers of type A.
+template <class A>
 void gather(const ResidualProblem& v, Span span, void* to) {
-  auto* vectors = static_cast<Number<T>*>(to);
-  Staged<T> staged;
+  auto* vectors = static_cast<A*>(to);
+  Staged<A> staged;
   for (int64_t n = span.begin; n < span.end;) {
     const Batch b = batch_at(v, n, span.end);
     for (int64_t first = 0; first < v.d; first += kChannels) {
       const int64_t count = min(kChannels, v.d - first);
-      read(static_cast<const T*>(v.z), b, first, count, staged);
-      for (int64_t p = 0; p < b.count; ++p) memcpy(vectors + p * v.d + first, staged[p], sizeof(Number<T>) * count);
+      read<A>(v, v.z, b, first, count, staged);
+      for (int64_t p = 0; p < b.count; ++p) memcpy(vectors + p * v.d + first, staged[p], sizeof(A) * count);
     }
     vectors += b.count * v.d;
     n += b.count;
   }
 }
 
-template <class T>
+template <class A>
 void subtract(const ResidualProblem& v, Span span, int64_t stage, void* from) {
-  auto* vector = static_cast<Number<T>*>(from);
+  auto* vector = static_cast<A*>(from);
   for (int64_t n = span.begin; n < span.end; ++n, vector += v.d) {
-    const Number<T>* code = code_of<T>(v, n, stage);
+    const A* code = code_of<A>(v, n, stage);
     for (int64_t i = 0; i < v.d; ++i) vector[i] -= code[i];
   }
 }
@@ -131,19 +143,20 @@ Doubles halves(Floats x) {
 }
 
 // Vector p of a batch isn't finite at some stage: from that stage on, all that comes of it is NaN.
-template <class T>
-void spoil(const ResidualProblem& v, const Batch& b, int64_t p, T* quantized, double* errors, Number<T>* sums) {
+template <class A, class T>
+[[gnu::noinline]] void spoil(
+    const ResidualProblem& v, const Batch& b, int64_t p, T* quantized, double* errors, A* sums) {
   const int64_t n = b.first + p;
   int64_t bad = v.stages;
   for (int64_t i = 0; i < v.d; ++i) {
-    auto residual = Number<T>(static_cast<const T*>(v.z)[b.at + p * b.vector_stride + i * b.channel_stride]);
+    auto residual = A(static_cast<const T*>(v.z)[b.at + p * b.vector_stride + i * b.channel_stride]);
     for (int64_t stage = 0; stage < bad; ++stage) {
       if (!__builtin_isfinite(residual)) bad = stage;
-      residual -= code_of<T>(v, n, stage)[i];
+      residual -= code_of<A>(v, n, stage)[i];
     }
   }
   if (bad == v.stages) return;
-  const auto nan = Register<T>{} + __builtin_nanf("");
+  const auto nan = Register<A>{} + __builtin_nanf("");
   for (int64_t i = 0; i < v.d; ++i) store_part(nan, quantized + b.at + p * b.vector_stride + i * b.channel_stride, 1);
   for (int64_t stage = bad; stage < v.stages; ++stage) {
     errors[stage] = __builtin_nan("");
@@ -151,27 +164,26 @@ void spoil(const ResidualProblem& v, const Batch& b, int64_t p, T* quantized, do
   }
 }
 
-template <class T>
+template <class A>
 void forward(const ResidualProblem& v, Span span, void* to, double* errors, int64_t* counts, void* adding) {
-  using V = Register<T>;
-  auto* quantized = static_cast<T*>(to);
-  auto* sums = static_cast<Number<T>*>(adding);
-  Staged<T> residual, out;
+  using V = Register<A>;
+  auto* sums = static_cast<A*>(adding);
+  Staged<A> residual, out;
   for (int64_t n = span.begin; n < span.end;) {
     const Batch b = batch_at(v, n, span.end);
     bool finite = true;
     for (int64_t first = 0; first < v.d; first += kChannels) {
       const int64_t count = min(kChannels, v.d - first);
-      read(static_cast<const T*>(v.z), b, first, count, residual);
+      read<A>(v, v.z, b, first, count, residual);
       for (int64_t stage = 0; stage < v.stages; ++stage) {
         Doubles error = {};
         for (int64_t p = 0; p < b.count; ++p) {
-          const Number<T>* code = code_of<T>(v, n + p, stage) + first;
+          const A* code = code_of<A>(v, n + p, stage) + first;
           const int64_t at = slot(v, n + p, stage);
-          Number<T>* sum = sums ? sums + at * v.d + first : nullptr;
+          A* sum = sums ? sums + at * v.d + first : nullptr;
           if (counts && first == 0) ++counts[at];
           V squares = {};
-          for (int64_t i = 0; i < count; i += kWidth<T>) {
+          for (int64_t i = 0; i < count; i += kWidth<A>) {
             const V given = load(residual[p] + i), e = load_part<V>(code + i, count - i), left = given - e;
             if (sum) store_part(load_part<V>(sum + i, count - i) + given, sum + i, count - i);
             store(stage ? load(out[p] + i) + e : e, out[p] + i);
@@ -184,38 +196,42 @@ void forward(const ResidualProblem& v, Span span, void* to, double* errors, int6
         errors[stage] += here;
         finite &= __builtin_isfinite(here) != 0;
       }
-      write(out, b, first, count, quantized);
+      write<A>(v, out, b, first, count, to);
     }
-    for (int64_t p = 0; !finite && p < b.count; ++p) spoil(v, b, p, quantized, errors, sums);
+    if (!finite)
+      with_precision_in<A>(v.precision, [&](auto number) {
+        auto* quantized = static_cast<decltype(number)*>(to);
+        for (int64_t p = 0; p < b.count; ++p) spoil<A>(v, b, p, quantized, errors, sums);
+      });
     n += b.count;
   }
 }
 
-template <class T>
+template <class A>
 void backward(const ResidualProblem& v, Span span, const void* grad_quantized, const void* steepness, void* to,
               void* adding) {
-  using V = Register<T>;
-  const auto* slopes = static_cast<const Number<T>*>(steepness);
-  auto* differences = static_cast<Number<T>*>(adding);
-  Staged<T> residual, grad;
+  using V = Register<A>;
+  const auto* slopes = static_cast<const A*>(steepness);
+  auto* differences = static_cast<A*>(adding);
+  Staged<A> residual, grad;
   for (int64_t n = span.begin; n < span.end;) {
     const Batch b = batch_at(v, n, span.end);
     for (int64_t first = 0; first < v.d; first += kChannels) {
       const int64_t count = min(kChannels, v.d - first);
-      read(static_cast<const T*>(v.z), b, first, count, residual);
-      read(static_cast<const T*>(grad_quantized), b, first, count, grad);
+      read<A>(v, v.z, b, first, count, residual);
+      read<A>(v, grad_quantized, b, first, count, grad);
       for (int64_t stage = 0; stage < v.stages; ++stage)
         for (int64_t p = 0; p < b.count; ++p) {
-          const Number<T>* code = code_of<T>(v, n + p, stage) + first;
-          Number<T>* sum = differences ? differences + slot(v, n + p, stage) * v.d + first : nullptr;
-          for (int64_t i = 0; i < count; i += kWidth<T>) {
+          const A* code = code_of<A>(v, n + p, stage) + first;
+          A* sum = differences ? differences + slot(v, n + p, stage) * v.d + first : nullptr;
+          for (int64_t i = 0; i < count; i += kWidth<A>) {
             const V left = load(residual[p] + i) - load_part<V>(code + i, count - i);
             if (sum) store_part(load_part<V>(sum + i, count - i) + left, sum + i, count - i);
             store(load(grad[p] + i) + slopes[stage] * left, grad[p] + i);
             store(left, residual[p] + i);
           }
         }
-      write(grad, b, first, count, static_cast<T*>(to));
+      write<A>(v, grad, b, first, count, to);
     }
     n += b.count;
   }
@@ -224,10 +240,10 @@ void backward(const ResidualProblem& v, Span span, const void* grad_quantized, c
 }  // namespace
 
 extern const ResidualKernel residual_kernel;
-// The function for the precision of z.
-#define VQFAST_ANY_PRECISION(function)                                               \
-  [](const ResidualProblem& v, auto... rest) {                                       \
-    with_precision(v.precision, [&](auto x) { function<decltype(x)>(v, rest...); }); \
+// The function for the wide numbers of a problem.
+#define VQFAST_ANY_PRECISION(function)                                                         \
+  [](const ResidualProblem& v, auto... rest) {                                                 \
+    with_accumulated(v.precision, [&](auto number) { function<decltype(number)>(v, rest...); }); \
   }
 const ResidualKernel residual_kernel{VQFAST_ANY_PRECISION(gather), VQFAST_ANY_PRECISION(subtract),
                                      VQFAST_ANY_PRECISION(forward), VQFAST_ANY_PRECISION(backward)};

@@ -52,6 +52,25 @@ auto with_precision(Precision precision, F f) {
   }
 }
 
+// As `with_precision`, of the precisions that are computed with numbers of type A alone.
+template <class A, class F>
+auto with_precision_in(Precision precision, F f) {
+  if constexpr (sizeof(A) == sizeof(double)) {
+    return f(double{});
+  } else {
+    switch (precision) {
+      case Precision::bf16: return f(Bf16{});
+      case Precision::f16: return f(Fp16{});
+      default: return f(float{});
+    }
+  }
+}
+// f(a number of the type with which a precision is computed)
+template <class F>
+auto with_accumulated(Precision precision, F f) {
+  return precision == Precision::f64 ? f(double{}) : f(float{});
+}
+
 // How numbers of type T are multiplied and summed: in float64 if T is that, else in float32.
 template <class T>
 struct Accumulate {
@@ -88,25 +107,41 @@ template <class Register, class T>
   }
 }
 
-// As `load_as` and `store_as`, of the first `count` numbers alone: memory behind them isn't touched, other lanes are 0.
+// As `load_as` and `store_as`, of the first `count` numbers alone, fewer than a register's: memory behind them isn't
+// touched, other lanes are 0. Functions of their own, so that they aren't compiled at each use.
+template <class Register, class T>
+[[gnu::noinline]] Register load_few(const T* from, int64_t count) {
+  T part[sizeof(Register) / sizeof(Register{}[0])] = {};
+  for (int i = 0; i < count; ++i) part[i] = from[i];
+  return load_as<Register>(part);
+}
+template <class Register, class T>
+[[gnu::noinline]] void store_few(Register numbers, T* to, int64_t count) {
+  T part[sizeof(Register) / sizeof(Register{}[0])];
+  store_as(numbers, part);
+  for (int i = 0; i < count; ++i) to[i] = part[i];
+}
+// The same of any `count`.
 template <class Register, class T>
 [[gnu::always_inline]] inline Register load_part(const T* from, int64_t count) {
   constexpr int kWidth = sizeof(Register) / sizeof(Register{}[0]);
   if (count >= kWidth) return load_as<Register>(from);
 #if defined(__AVX512F__)
   if constexpr (__is_same(T, float)) return _mm512_maskz_loadu_ps((1u << count) - 1, from);
+  if constexpr (__is_same(T, double)) return _mm512_maskz_loadu_pd((1u << count) - 1, from);
+#elif defined(__AVX2__)
+  static constexpr int32_t kLanesOf[2 * kLanes] = {-1, -1, -1, -1, -1, -1, -1, -1};
+  const auto* lanes = reinterpret_cast<const __m128i*>(kLanesOf + kLanes - count);
+  if constexpr (__is_same(T, float)) return _mm256_maskload_ps(from, _mm256_loadu_si256((const __m256i*)lanes));
+  if constexpr (__is_same(T, double)) return _mm256_maskload_pd(from, _mm256_cvtepi32_epi64(_mm_loadu_si128(lanes)));
 #endif
-  T part[kWidth] = {};
-  for (int i = 0; i < count; ++i) part[i] = from[i];
-  return load_as<Register>(part);
+  return load_few<Register>(from, count);
 }
 template <class Register, class T>
 [[gnu::always_inline]] inline void store_part(Register numbers, T* to, int64_t count) {
   constexpr int kWidth = sizeof(Register) / sizeof(Register{}[0]);
   if (count >= kWidth) return store_as(numbers, to);
-  T part[kWidth];
-  store_as(numbers, part);
-  for (int i = 0; i < count; ++i) to[i] = part[i];
+  store_few(numbers, to, count);
 }
 
 }  // namespace

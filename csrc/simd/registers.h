@@ -24,6 +24,11 @@ namespace {
 // - max(a, b), the larger number in each lane; b where one of them is NaN;
 // - lanes_at_least(a, b), a mask whose bit i says a[i] >= b[i]; never set where one of them is NaN;
 // - max_lane(a) and sum_lanes(a), the largest lane and the sum of all.
+// Where the CPU multiplies integers faster than float32 numbers VQFAST_INTEGERS is defined, and further down
+// - max(a, b) of int32; integers(a), the nearest int32; sqrt(a);
+// - add_pairs(sum, a, b): sum + the products of a's and b's int16, two in each lane;
+// - lanes_above(a, b), a mask whose bit i says a[i] > b[i], of int32;
+// - lane_numbers(mask): the numbers of the lanes whose bit is set, in rising order; the lanes behind have any.
 #if defined(__AVX512F__)
 using Floats = __m512;
 using Doubles = __m512d;
@@ -39,6 +44,19 @@ using Doubles = __m256d;
 constexpr int kTileRows = 6;
 inline Floats max(Floats a, Floats b) { return _mm256_max_ps(a, b); }
 inline uint32_t lanes_at_least(Floats a, Floats b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ)); }
+inline float max_lane(Floats a) {
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+inline float sum_lanes(Floats a) {
+  const __m128 four = _mm256_castps256_ps128(a) + _mm256_extractf128_ps(a, 1), two = four + _mm_movehl_ps(four, four);
+  return two[0] + two[1];
+}
+inline double sum_lanes(Doubles a) {
+  const __m128d two = _mm256_castpd256_pd128(a) + _mm256_extractf128_pd(a, 1);
+  return two[0] + two[1];
+}
 #elif defined(VQFAST_NEON)
 typedef float Floats __attribute__((vector_size(16)));
 typedef double Doubles __attribute__((vector_size(16)));
@@ -59,19 +77,13 @@ inline Floats max(Floats a, Floats b) { return a > b ? a : b; }
 inline uint32_t lanes_at_least(Floats a, Floats b) {
   return (a[0] >= b[0]) | (a[1] >= b[1]) << 1 | (a[2] >= b[2]) << 2 | (a[3] >= b[3]) << 3;
 }
-#endif
-#if !defined(__AVX512F__) && !defined(VQFAST_NEON)
 inline float max_lane(Floats a) {
   float largest = a[0];
-  for (unsigned i = 1; i < sizeof a / sizeof largest; ++i) largest = a[i] > largest ? a[i] : largest;
+  for (int i = 1; i < 4; ++i) largest = a[i] > largest ? a[i] : largest;
   return largest;
 }
-template <class Register>
-inline auto sum_lanes(Register a) {
-  auto sum = a[0];
-  for (unsigned i = 1; i < sizeof a / sizeof sum; ++i) sum += a[i];
-  return sum;
-}
+inline float sum_lanes(Floats a) { return (a[0] + a[1]) + (a[2] + a[3]); }
+inline double sum_lanes(Doubles a) { return a[0] + a[1]; }
 #endif
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -84,6 +96,47 @@ constexpr int kTileColumns = kTileRegisters * kLanes;  // float32 columns of a t
 
 typedef uint32_t Bits32 __attribute__((vector_size(sizeof(Floats))));
 typedef uint16_t Bits16 __attribute__((vector_size(sizeof(Floats) / 2)));
+
+typedef int32_t Ints __attribute__((vector_size(sizeof(Floats))));
+
+#if defined(__AVX512BF16__)
+#define VQFAST_INTEGERS
+inline Ints max(Ints a, Ints b) { return (Ints)_mm512_max_epi32((__m512i)a, (__m512i)b); }
+inline Ints integers(Floats a) { return (Ints)_mm512_cvtps_epi32(a); }
+inline Floats sqrt(Floats a) { return _mm512_sqrt_ps(a); }
+inline Ints add_pairs(Ints sum, Ints a, Ints b) {
+  asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));  // with the intrinsic the compiler spills sums to memory
+  return sum;
+}
+inline uint32_t lanes_above(Ints a, Ints b) { return _mm512_cmpgt_epi32_mask((__m512i)a, (__m512i)b); }
+inline Ints lane_numbers(uint32_t mask) {
+  const __m512i all = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  return (Ints)_mm512_maskz_compress_epi32(__mmask16(mask), all);
+}
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+#define VQFAST_INTEGERS
+inline Ints max(Ints a, Ints b) { return (Ints)_mm256_max_epi32((__m256i)a, (__m256i)b); }
+inline Ints integers(Floats a) { return (Ints)_mm256_cvtps_epi32(a); }
+inline Floats sqrt(Floats a) { return _mm256_sqrt_ps(a); }
+inline Ints add_pairs(Ints sum, Ints a, Ints b) {
+  return (Ints)_mm256_add_epi32((__m256i)sum, _mm256_madd_epi16((__m256i)a, (__m256i)b));
+}
+inline uint32_t lanes_above(Ints a, Ints b) {
+  return uint32_t(_mm256_movemask_ps((__m256)_mm256_cmpgt_epi32((__m256i)a, (__m256i)b)));
+}
+struct LaneNumbers {
+  uint64_t of[256];  // by mask, a byte a number
+  constexpr LaneNumbers() : of{} {
+    for (int mask = 0; mask < 256; ++mask)
+      for (int lane = 7; lane >= 0; --lane)
+        if (mask >> lane & 1) of[mask] = of[mask] << 8 | uint64_t(lane);
+  }
+};
+constexpr LaneNumbers kLaneNumbers;
+inline Ints lane_numbers(uint32_t mask) {
+  return (Ints)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)&kLaneNumbers.of[mask]));
+}
+#endif
 
 // The bits of the bfloat16 nearest to a float32, both as uint32 or Bits32; NaN stays NaN.
 template <class Bits>

@@ -42,6 +42,16 @@ struct WidenedPairs {
     return rounded;
   }
 };
+#if defined(VQFAST_INTEGERS)
+// Integers. Sums are int32 in the place of float32: `begin` makes them of the integer that they start with, `value`
+// converts them to float32. The largest number of D channels is `most(D)`; columns have kOffset added.
+struct Integers {
+  using Element = float;
+  using Register = Floats;
+  static Floats begin(int32_t sum) { return (Floats)(sum - Ints{}); }
+  static Floats value(Floats sum) { return __builtin_convertvector((Ints)sum, Floats); }
+};
+#endif
 #if defined(__AVX512BF16__)
 struct Bf16Pairs {
   using Element = float;
@@ -57,13 +67,11 @@ struct Bf16Pairs {
     return load(to);
   }
 };
-// Rows hold int8; columns hold uint8, the number + 128, which the CPU's instruction wants. Sums are int32 in the place
-// of float32: `begin` makes them of the integer that they start with, `value` converts them to float32.
-struct Int8Quads {
-  using Element = float;
+// Rows hold int8, columns uint8, which the CPU's instruction wants.
+struct Int8Quads : Integers {
   using Stored = int8_t;
-  using Register = Floats;
-  static constexpr int kPacking = 4;
+  static constexpr int kPacking = 4, kOffset = 128;
+  static float most(int64_t) { return 127; }
   static Floats add(Floats sum, float row, Floats column) {
     // Not the intrinsic: with that the compiler spills sums to memory.
     asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(column), "v"(_mm512_set1_ps(row)));
@@ -74,13 +82,43 @@ struct Int8Quads {
     _mm_storeu_si128((__m128i*)to, _mm512_cvtsepi32_epi8(rounded));
     return _mm512_cvtepi32_ps(rounded);
   }
-  static Floats begin(int32_t sum) { return (Floats)_mm512_set1_epi32(sum); }
-  static Floats value(Floats sum) { return _mm512_cvtepi32_ps((__m512i)sum); }
 };
 constexpr int kMaxPacking = Int8Quads::kPacking;
+#elif defined(VQFAST_INTEGERS)
+struct Int16Pairs : Integers {
+  using Stored = int16_t;
+  static constexpr int kPacking = 2, kOffset = 0;
+  // A power of two with D most^2 <= 2^30; D >= 4.
+  static float most(int64_t d) { return float(1 << (30 - (64 - __builtin_clzll(uint64_t(d - 1)))) / 2); }
+  static Floats add(Floats sum, float row, Floats column) {
+    return (Floats)add_pairs((Ints)sum, (Ints)column, __builtin_bit_cast(int32_t, row) - Ints{});
+  }
+  // Two columns. A tile takes all registers: the compiler, which spills sums to memory, is told which are free.
+  static void add(Floats& first, Floats& second, const float* row, Floats column, Floats next) {
+    asm("vpbroadcastd %2, %%ymm15\n\t"
+        "vpmaddwd %3, %%ymm15, %%ymm14\n\t"
+        "vpmaddwd %4, %%ymm15, %%ymm15\n\t"
+        "vpaddd %%ymm14, %0, %0\n\t"
+        "vpaddd %%ymm15, %1, %1"
+        : "+x"(first), "+x"(second)
+        : "m"(*row), "x"(column), "x"(next)
+        : "xmm14", "xmm15");
+  }
+  static Floats write(Floats numbers, Stored* to) {
+    const Ints rounded = integers(numbers);
+    const Bits16 narrow = __builtin_convertvector(rounded, Bits16);
+    memcpy(to, &narrow, sizeof narrow);
+    return __builtin_convertvector(rounded, Floats);
+  }
+};
+constexpr int kMaxPacking = Int16Pairs::kPacking;
 #else
 constexpr int kMaxPacking = Float32::kPacking;
 #endif
+
+// Whether an arithmetic multiplies integers.
+template <class Arithmetic>
+constexpr bool kIntegers = requires { Arithmetic::most(0); };
 
 // The sums of kR rows by kV registers of columns. They stay in registers as long as kR * kV of them fit there.
 template <class Arithmetic, int kR = kTileRows, int kV = kTileRegisters>
@@ -102,9 +140,10 @@ struct Sums {
   template <class Stored>
   [[gnu::always_inline]] void add(
       int64_t steps, const T* rows, int64_t row_stride, int64_t step_stride, const Stored* columns) {
-    // Few sums would wait for each other, so that every kWays-th step has its own. Few rows wait for the columns, which
-    // are prefetched 2 KB ahead.
-    constexpr int kWays = kR * kV >= 8 ? 1 : kR * kV >= 4 ? 2 : 4, kBytes = kWays * kColumns * sizeof(Stored);
+    // Few sums would wait for each other, so that every kWays-th step has its own; those of integers are soon ready.
+    // Few rows wait for the columns, which are prefetched 2 KB ahead.
+    constexpr int kWays = kIntegers<Arithmetic> || kR * kV >= 8 ? 1 : kR * kV >= 4 ? 2 : 4;
+    constexpr int kBytes = kWays * kColumns * sizeof(Stored);
     if constexpr (kWays > 1) {
       Register apart[kWays][kR][kV] = {};
       for (; steps >= kWays; steps -= kWays) {
@@ -128,8 +167,13 @@ struct Sums {
     Register column[kV];
     for (int v = 0; v < kV; ++v) column[v] = load(columns + v * kLanes);
 #pragma GCC unroll 16
-    for (int r = 0; r < kR; ++r)
-      for (int v = 0; v < kV; ++v) sums[r][v] = Arithmetic::add(sums[r][v], rows[r * row_stride], column[v]);
+    for (int r = 0; r < kR; ++r) {
+      const T* row = rows + r * row_stride;
+      if constexpr (kV == 2 && requires { Arithmetic::add(sums[r][0], sums[r][1], row, column[0], column[1]); })
+        Arithmetic::add(sums[r][0], sums[r][1], row, column[0], column[1]);
+      else
+        for (int v = 0; v < kV; ++v) sums[r][v] = Arithmetic::add(sums[r][v], *row, column[v]);
+    }
   }
 };
 

@@ -6,6 +6,7 @@ import ast
 import fcntl
 import hashlib
 import os
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -305,3 +306,32 @@ def test_an_installed_library_that_can_not_run_is_explained_and_replaced(
     assert warning.startswith("vqfast runs plain PyTorch on CPUs, which is slower: ")
     assert reason in warned and reason in refusal
     assert "no C++ compiler (no-such-compiler) found" in warned
+
+
+def test_the_longest_files_are_compiled_first_and_each_at_its_level(tmp_path: Path, monkeypatch) -> None:
+    """With one worker, so that the commands come one after another."""
+    monkeypatch.setattr(build.os, "cpu_count", lambda: 1)
+    log, own = tmp_path / "log", build.instruction_sets(build.platform.machine())
+    compiler = script(
+        tmp_path / "cxx", f'echo "$@" >> {log}\nwhile [ "$1" != -o ]; do shift; done\necho > "$2"'
+    )
+    best = list(own)[-1]
+    build.build(tmp_path / "native.so", compiler, ["portable", best], foreign=True)
+    compiled = [line.split() for line in log.read_text().splitlines() if " -c " in line]
+    folders = [Path(words[words.index("-c") + 1]).parent.name for words in compiled]
+    assert folders[0] == "nearest" and folders[-1] == "residual"
+    assert set(folders) >= set(build.LEVELS)
+    for folder, words in zip(folders, compiled, strict=True):
+        level = [word for word in words if word.startswith("-O")][-1]  # compilers take the last one
+        assert level == build.LEVELS.get(folder, ["-O3"])[-1]
+
+
+def test_all_host_sides_are_in_the_one_that_is_compiled() -> None:
+    root = build.SOURCES
+    included = re.findall(r'#include "(.+\.cpp)"', (root / "host" / "host.cpp").read_text())
+    sides = [
+        path for path in root.rglob("*.cpp") if path.parent.name == "host" or path.stem.startswith("host")
+    ]
+    assert sorted(included) == sorted(
+        path.relative_to(root).as_posix() for path in sides if path != root / "host" / "host.cpp"
+    )

@@ -137,6 +137,7 @@ def _compiled() -> Path:
         compiler,
         [(p.st_size, p.st_mtime_ns) for p in programs],
         build.FLAGS,
+        build.LEVELS,
         build.INSTRUCTION_SETS,
         own,
     )
