@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import vqfast
+from tests.ops.convolutions import arguments, truth
 from vqfast.functional import (
     gate,
     masked_conv1d,
@@ -326,3 +327,23 @@ def test_a_code_that_is_not_finite_is_chosen_only_if_all_are(dtype, scale, bad) 
     out = quantize(x, book[:1])
     assert out.indices.eq(0).all() and not out.quantized.isfinite().any() and not out.codebook_loss.isfinite()
     assert not nearest_code(x, book[:1], return_distances=True)[1].isfinite().any()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    "size, stack, mask", [(1, "full", "B"), (3, "horizontal", "A"), (1, "vertical", "B")]
+)
+def test_a_large_convolution_of_one_tap(monkeypatch, layout, stack: str, mask: str, size: int) -> None:
+    """It may be PyTorch's, but not where the tap is a neighbour: a kernel of one weight too."""
+    x, weight, bias = arguments((96, 64), (4, 32, 32), size, stack, mask)
+    x = x.contiguous(memory_format=layout)
+    expected = truth(x, weight, bias, size, mask, stack, 1)
+    for backend in (None, "reference"):
+        monkeypatch.delenv("VQFAST_BACKEND", raising=False)
+        if backend:
+            monkeypatch.setenv("VQFAST_BACKEND", backend)
+        for learns in (False, True):
+            weight.requires_grad_(learns)
+            output = vqfast.functional.masked_conv2d(x, weight, bias, mask_type=mask, stack=stack)
+            assert output.is_contiguous(memory_format=layout) and output.requires_grad is learns
+            torch.testing.assert_close(output.double(), expected, atol=1e-4, rtol=1e-4)

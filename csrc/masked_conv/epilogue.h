@@ -25,7 +25,8 @@ struct Lines {
   }
   template <class V>
   [[gnu::always_inline]] V read(int64_t l, int64_t i, int64_t count) const {
-    return inside ? load_part<V>(at + l * line + i, count) : V{} + load_part<V>(at + l * line, 1)[0];
+    using A = typename Types<std::remove_const_t<T>>::A;
+    return inside ? load_part<V>(at + l * line + i, count) : V{} + A(at[l * line]);
   }
   template <class V>
   [[gnu::always_inline]] void write(V v, int64_t l, int64_t i, int64_t count) const {
@@ -34,10 +35,11 @@ struct Lines {
 };
 
 // Turns sums into the result, for `channels` channels from `channel` on. sums: lines as those of the result, `pitch`
-// apart; the second halves of a gate's channels are `second` further.
+// apart; the second halves of a gate's channels are `second` further. kEpilogue relu stands for none too.
 template <class T, Epilogue kEpilogue, class S>
-void activate(const MaskedConvProblem& p, const PositionBlock& b, int64_t channel, int64_t channels, const S* sums,
-              int64_t pitch, int64_t second) {
+[[gnu::noinline]] void activate(
+    const MaskedConvProblem& p, const PositionBlock& b, int64_t channel, int64_t channels, const S* sums, int64_t pitch,
+    int64_t second) {
   using V = typename Types<T>::V;
   constexpr int kLanes = Types<T>::kLanes;
   constexpr bool kPaired = kEpilogue == Epilogue::gate || kEpilogue == Epilogue::gate_gradient;
@@ -48,10 +50,12 @@ void activate(const MaskedConvProblem& p, const PositionBlock& b, int64_t channe
   const Lines<const T> extra[2] = {{p.extra, last, b, channel}, {p.extra, last, b, channel + p.out_channels / 2}};
   const Lines<T> kept[2] = {{p.kept, last, b, channel}, {p.kept, last, b, channel + p.out_channels / 2}};
   const Lines<T> result[2] = {{p.result, last, b, channel}, {p.result, last, b, channel + p.out_channels / 2}};
+  const V lowest = V{} - (p.epilogue == Epilogue::relu ? 0 : __builtin_inff());
   for (int64_t l = 0; l < lines; ++l)
     for (int64_t i = 0; i < length; i += kLanes) {
       const int64_t count = min(kLanes, length - i);
       V sum[2];
+#pragma GCC unroll 2
       for (int v = 0; v < 1 + kPaired; ++v) {
         sum[v] = load_part<V>(sums + l * pitch + v * second + i, count);
         if (p.extra.at) sum[v] += extra[v].template read<V>(l, i, count);
@@ -65,23 +69,23 @@ void activate(const MaskedConvProblem& p, const PositionBlock& b, int64_t channe
         continue;
       }
       V value = sum[0];
-      if constexpr (kEpilogue == Epilogue::relu) value = value < 0 ? V{} : value;
+      if constexpr (kEpilogue == Epilogue::relu) value = value < lowest ? lowest : value;
       if constexpr (kEpilogue == Epilogue::gate) value = Gate<V>(sum[0], sum[1]).value();
       if (p.residual.at) value += residual.template read<V>(l, i, count);
       result[0].write(value, l, i, count);
     }
 }
 
-template <class T, class S>
-void activate(const MaskedConvProblem& p, const PositionBlock& b, int64_t channel, int64_t channels, const S* sums,
+// For the sums of a convolution.
+template <class A>
+void activate(const MaskedConvProblem& p, const PositionBlock& b, int64_t channel, int64_t channels, const A* sums,
               int64_t pitch, int64_t second) {
-  switch (p.epilogue) {
-    case Epilogue::none: return activate<T, Epilogue::none>(p, b, channel, channels, sums, pitch, second);
-    case Epilogue::relu: return activate<T, Epilogue::relu>(p, b, channel, channels, sums, pitch, second);
-    case Epilogue::gate: return activate<T, Epilogue::gate>(p, b, channel, channels, sums, pitch, second);
-    case Epilogue::gate_gradient:
-      return activate<T, Epilogue::gate_gradient>(p, b, channel, channels, sums, pitch, second);
-  }
+  with_precision_in<A>(p.precision, [&](auto number) {
+    using T = decltype(number);
+    const bool gate = p.epilogue == Epilogue::gate;
+    const auto call = gate ? activate<T, Epilogue::gate, A> : activate<T, Epilogue::relu, A>;
+    call(p, b, channel, channels, sums, pitch, second);
+  });
 }
 
 }  // namespace

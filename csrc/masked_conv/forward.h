@@ -19,7 +19,7 @@ struct Band {
 template <class F>
 void for_bands(const MaskedConvProblem& p, const PositionBlock& block, F f) {
   const int64_t rows = block.rows.end - block.rows.begin, width = block.columns.end - block.columns.begin;
-  const int64_t across = clusters(p, width), room = p.cluster > 1 ? kMaxRows : kBandPositions;
+  const int64_t across = clusters(p, width), room = p.cluster > 1 ? kBandClusters : kBandPositions;
   const int64_t tall = p.cluster > 1 ? max(1, room / across) : 1;
   const int64_t bands_down = ceil_div(rows, tall), bands_across = ceil_div(across, room);
   for (int64_t n = 0; n < bands_down * bands_across; ++n) {
@@ -35,17 +35,15 @@ void for_bands(const MaskedConvProblem& p, const PositionBlock& block, F f) {
 }
 
 // Writes the outputs of a band's clusters, from their sums. to_row(r) is where row r's go, `stride` apart.
-template <class T, class ToRow>
+template <class A, class ToRow>
 void write_outputs(const MaskedConvProblem& p, const Band& band,
-                   const typename Types<T>::A (&sums)[kSums][kMaxRows][Types<T>::kColumns], ToRow to_row,
-                   int64_t stride) {
-  using A = typename Types<T>::A;
+                   const A (&sums)[kSums][kBandClusters][Types<A>::kColumns], ToRow to_row, int64_t stride) {
   const int64_t positions = band.block.columns.end - band.block.columns.begin;
   for (int64_t g = 0; g < band.rows * band.clusters; ++g) {
     const int64_t column = g % band.clusters * kCluster;
     A* to = to_row(g / band.clusters) + column * stride;
-    for (int v = 0; v < Types<T>::kColumns; v += Types<T>::kLanes) {
-      typename Types<T>::V y[kCluster] = {};
+    for (int v = 0; v < Types<A>::kColumns; v += Types<A>::kLanes) {
+      typename Types<A>::V y[kCluster] = {};
 #pragma GCC unroll 12
       for (int sum = 0; sum < kSums; ++sum) {
         if (sum >= kShared && p.first_product[sum] == p.first_product[sum + 1]) continue;
@@ -62,20 +60,20 @@ void write_outputs(const MaskedConvProblem& p, const Band& band,
 }
 
 // Positions of a band's row, padded to whole registers.
-template <class T>
-constexpr int64_t kTurned = round_up(kBandPositions, Types<T>::kLanes);
+template <class A>
+constexpr int64_t kTurned = round_up(max(kBandPositions, kCluster * kBandClusters), Types<A>::kLanes);
 
 // Transposes the sums (positions, kColumns) of one row of a block: into `turned`, or, unless `channel` is -1, into the
 // result's channels from there on.
-template <class T, class A>
+template <class A>
 void turn(const MaskedConvProblem& p, const PositionBlock& row, int64_t channel, const A* sums,
-          A (&turned)[Types<T>::kColumns][kTurned<T>]) {
-  constexpr int kLanes = Types<T>::kLanes;
+          A (&turned)[Types<A>::kColumns][kTurned<A>]) {
+  constexpr int kLanes = Types<A>::kLanes;
   const int64_t positions = row.columns.end - row.columns.begin;
   for (int64_t x = 0; x < positions; x += kLanes)
-    for (int v = 0; v < Types<T>::kColumns; v += kLanes) {
-      typename Types<T>::V m[kLanes];
-      for (int l = 0; l < kLanes; ++l) m[l] = load(sums + (x + l) * Types<T>::kColumns + v);
+    for (int v = 0; v < Types<A>::kColumns; v += kLanes) {
+      typename Types<A>::V m[kLanes];
+      for (int l = 0; l < kLanes; ++l) m[l] = load(sums + (x + l) * Types<A>::kColumns + v);
       transpose(m);
       A* const result = static_cast<A*>(p.result.at) + place(p.result, row) + x + (channel + v) * p.result.channel;
       for (int l = 0; l < kLanes; ++l)
@@ -87,33 +85,32 @@ void turn(const MaskedConvProblem& p, const PositionBlock& row, int64_t channel,
 }
 
 // Computes blocks of positions, tile by tile. packed: all tiles of the weight; scratch: `scratch_bytes`.
-template <class T>
+template <class A>
 void forward(const MaskedConvProblem& p, Span span, const void* packed, void* scratch) {
-  using A = typename Types<T>::A;
-  constexpr int kLanes = Types<T>::kLanes, kColumns = Types<T>::kColumns;
-  A sums[kTurned<T>][kColumns] = {}, turned[kColumns][kTurned<T>], parts[kSums][kMaxRows][kColumns];
+  constexpr int kLanes = Types<A>::kLanes, kColumns = Types<A>::kColumns;
+  A sums[kTurned<A>][kColumns] = {}, turned[kColumns][kTurned<A>], parts[kSums][kBandClusters][kColumns];
   auto* offsets = static_cast<Offset*>(scratch);
   A* room = reinterpret_cast<A*>(offsets + round_up(4 * p.num_taps, 4));
   const bool last = p.result.channel == 1;
   const int64_t sums_of_cluster = p.cluster > 1 ? kSums : 1;
   for (int64_t n = span.begin; n < span.end; ++n) {
     const PositionBlock block = locate(p, n);
-    const Patch<A> patch = make_patch<T>(p, block, room, offsets);
-    BlockPrefetch<T> next;
+    const Patch<A> patch = make_patch(p, block, room, offsets);
+    BlockPrefetch next(p.precision);
     if (n + 1 < span.end) next.add(p.x, locate(p, n + 1), {0, p.in_channels});
-    for (int64_t j = 0; j < tiles<T>(p); ++j) {
-      const A* tile = static_cast<const A*>(packed) + j * tile_size<T>(p);
+    for (int64_t j = 0; j < tiles<A>(p); ++j) {
+      const A* tile = static_cast<const A*>(packed) + j * tile_size<A>(p);
       const A* bias = tile + p.num_matrices * p.in_channels * kColumns;
-      const bool plain = __is_same(T, A) && p.epilogue == Epilogue::none && (j + 1) * kColumns <= p.out_channels &&
+      const bool plain = !is_narrow(p) && p.epilogue == Epilogue::none && (j + 1) * kColumns <= p.out_channels &&
                          !p.extra.at && !p.residual.at && !p.kept.at;
       const bool done = plain && last;
       for_bands(p, block, [&](const Band& band, int64_t bands) {
         const PositionBlock& here = band.block;
         const int64_t count = band.rows * band.clusters;
-        if (j + 1 == tiles<T>(p)) next.next(bands);
-        BlockPrefetch<T> prefetch;
+        if (j + 1 == tiles<A>(p)) next.next(bands);
+        BlockPrefetch prefetch(p.precision);
         for (const Grid* g : {&p.extra, &p.residual, &p.kept, &p.result})
-          for (int v = 0; v < kTileRegisters; ++v) prefetch.add(*g, here, channel_run<T>(p, j, v));
+          for (int v = 0; v < kTileRegisters; ++v) prefetch.add(*g, here, channel_run<A>(p, j, v));
         // Whole sums are written to the result at once where nothing else follows.
         const auto to_row = [&](int64_t r) {
           return done ? static_cast<A*>(p.result.at) + place(p.result, here) + r * p.result.row + j * kColumns
@@ -129,26 +126,27 @@ void forward(const MaskedConvProblem& p, Span span, const void* packed, void* sc
           for (int64_t r = 0; r < runs; ++r) {
             const Span run = part_of(count, runs, r);
             prefetch.next(calls);
-            multiply<typename Types<T>::Arithmetic>(
+            multiply<typename Types<A>::Arithmetic>(
                 run.end - run.begin,
                 {sum < kShared ? bias : bias + kColumns, 0, rows + run.begin * patch.step, tile,
                  offsets + p.first_product[sum], p.first_product[sum + 1] - p.first_product[sum], p.in_channels,
-                 patch.step, 1, p.cluster > 1 ? parts[sum][0] : to_row(0) + run.begin * to_stride,
+                 patch.step, 1, p.cluster > 1 ? parts[sum][run.begin] : to_row(0) + run.begin * to_stride,
                  p.cluster > 1 ? kColumns : to_stride});
           }
         }
-        if (p.cluster > 1) write_outputs<T>(p, band, parts, to_row, to_stride);
+        if constexpr (__is_same(A, float))
+          if (p.cluster > 1) write_outputs(p, band, parts, to_row, to_stride);
         if (done) return;
         for (int64_t r = 0; r < band.rows; ++r) {
           const PositionBlock row{here.sample, {here.rows.begin + r, here.rows.begin + r + 1}, here.columns};
           const A* from = to_row(r);
-          if (!last) turn<T>(p, row, plain ? j * kColumns : -1, from, turned);
+          if (!last) turn(p, row, plain ? j * kColumns : -1, from, turned);
           if (plain) continue;
           const A* at = last ? from : turned[0];
-          const int64_t pitch = last ? kColumns : kTurned<T>, second = last ? kLanes : kLanes * kTurned<T>;
+          const int64_t pitch = last ? kColumns : kTurned<A>, second = last ? kLanes : kLanes * kTurned<A>;
           for (int v = 0; v < (p.epilogue == Epilogue::gate ? 1 : kTileRegisters); ++v) {
-            const ChannelRun to = channel_run<T>(p, j, v);
-            if (to.count) activate<T>(p, row, to.channel, to.count, at + v * second, pitch, second);
+            const ChannelRun to = channel_run<A>(p, j, v);
+            if (to.count) activate(p, row, to.channel, to.count, at + v * second, pitch, second);
           }
         }
       });

@@ -25,7 +25,7 @@ Epilogue epilogue_of(Activation activation) {
     case Activation::none: return Epilogue::none;
     case Activation::relu: return Epilogue::relu;
     case Activation::gate: return Epilogue::gate;
-    default: throw std::runtime_error("the activation of a masked convolution is none, relu or gate");
+    default: fail("the activation of a masked convolution is none, relu or gate");
   }
 }
 

@@ -25,45 +25,50 @@ void gate(const MaskedConvProblem& p, Span span) {
     for (int64_t y = block.rows.begin; y < block.rows.end; ++y) {
       const PositionBlock row{block.sample, {y, y + 1}, block.columns};
       const Lines<const T> x(p.x, last, row, 0);
-      activate<T>(p, row, 0, p.out_channels / 2, x.at, x.line, p.out_channels / 2 * p.x.channel);
+      const auto call = p.epilogue == Epilogue::gate ? activate<T, Epilogue::gate, T>
+                                                     : activate<T, Epilogue::gate_gradient, T>;
+      call(p, row, 0, p.out_channels / 2, x.at, x.line, p.out_channels / 2 * p.x.channel);
     }
   }
 }
 
 // Bytes of a thread's scratch: offsets of products, of rows, a patch, and the gradients of a block's outputs and sums.
-template <class T>
+template <class A>
 int64_t scratch_bytes(const MaskedConvProblem& p) {
   const int64_t of_sums = p.cluster > 1 ? kSums * p.block_rows * clusters(p, p.block_columns) : 0;
-  const int64_t numbers = patch_size<T>(p) + (p.block_rows * p.block_columns + of_sums) * Types<T>::kColumns;
+  const int64_t numbers = patch_size<A>(p) + (p.block_rows * p.block_columns + of_sums) * Types<A>::kColumns;
   const int64_t offsets = round_up(4 * p.num_taps, 4) + round_up(p.block_rows, 4);
-  return int64_t(sizeof(Offset)) * offsets + int64_t(sizeof(typename Types<T>::A)) * numbers;
+  return int64_t(sizeof(Offset)) * offsets + int64_t(sizeof(A)) * numbers;
 }
 
 }  // namespace
 
-// A call for the type T of the problem's numbers.
+// A call for the type T of the problem's numbers, and one for the type A of those that it is computed with.
 #define VQFAST_BY_TYPE(call) with_precision(p.precision, [&](auto number) { using T = decltype(number); return call; })
+#define VQFAST_BY_ACCUMULATED(call) \
+  with_accumulated(p.precision, [&](auto number) { using A = decltype(number); return call; })
 
 extern const MaskedConvKernel masked_conv_kernel;
 const MaskedConvKernel masked_conv_kernel{
     plan,
-    [](const MaskedConvProblem& p) { return VQFAST_BY_TYPE(tiles<T>(p)); },
+    [](const MaskedConvProblem& p) { return VQFAST_BY_ACCUMULATED(tiles<A>(p)); },
     blocks,
     [](const MaskedConvProblem& p) {
-      return VQFAST_BY_TYPE(tiles<T>(p) * tile_size<T>(p) * int64_t(sizeof(typename Types<T>::A)));
+      return VQFAST_BY_ACCUMULATED(tiles<A>(p) * tile_size<A>(p) * int64_t(sizeof(A)));
     },
-    [](const MaskedConvProblem& p) { return VQFAST_BY_TYPE(scratch_bytes<T>(p)); },
+    [](const MaskedConvProblem& p) { return VQFAST_BY_ACCUMULATED(scratch_bytes<A>(p)); },
     [](const MaskedConvProblem& p, Span tiles, void* packed) { VQFAST_BY_TYPE(pack<T>(p, tiles, packed)); },
     [](const MaskedConvProblem& p, Span blocks, const void* packed, void* scratch) {
-      VQFAST_BY_TYPE(p.codes ? embed<T>(p, blocks, packed) : forward<T>(p, blocks, packed, scratch));
+      if (p.codes) return VQFAST_BY_TYPE(embed<T>(p, blocks, packed));
+      VQFAST_BY_ACCUMULATED(forward<A>(p, blocks, packed, scratch));
     },
-    [](const MaskedConvProblem& p) { return VQFAST_BY_TYPE(tiles<T>(p) * channel_runs(p)); },
+    [](const MaskedConvProblem& p) { return VQFAST_BY_ACCUMULATED(tiles<A>(p) * channel_runs(p)); },
     [](const MaskedConvProblem& p, Span blocks, Span parts, void* packed, void* scratch) {
-      VQFAST_BY_TYPE(p.codes ? embed_gradient<T>(p, blocks, parts, packed)
-                             : weight_gradient<T>(p, blocks, parts, packed, scratch));
+      if (p.codes) return VQFAST_BY_TYPE(embed_gradient<T>(p, blocks, parts, packed));
+      VQFAST_BY_ACCUMULATED(weight_gradient<A>(p, blocks, parts, packed, scratch));
     },
     [](const MaskedConvProblem& p, Span parts, int64_t shares, const void* packed) {
-      VQFAST_BY_TYPE(write_gradient<T>(p, parts, shares, packed));
+      VQFAST_BY_ACCUMULATED(write_gradient<A>(p, parts, shares, packed));
     },
     [](const MaskedConvProblem& p, Span blocks) { VQFAST_BY_TYPE(gate<T>(p, blocks)); },
 };

@@ -9,8 +9,9 @@ namespace {
 // Copies `count` channels of a grid at a block of positions, which may reach beyond the grid, to (positions, pitch).
 // Numbers are 0 outside the grid, and behind the channels up to a whole register.
 template <class T>
-void copy_patch(const MaskedConvProblem& p, const Grid& g, const PositionBlock& at, int64_t channel, int64_t count,
-                typename Types<T>::A* to, int64_t pitch) {
+[[gnu::noinline]] void copy_patch_of(
+    const MaskedConvProblem& p, const Grid& g, const PositionBlock& at, int64_t channel, int64_t count,
+    typename Types<T>::A* to, int64_t pitch) {
   using A = typename Types<T>::A;
   using V = typename Types<T>::V;
   constexpr int kLanes = Types<T>::kLanes;
@@ -47,6 +48,13 @@ void copy_patch(const MaskedConvProblem& p, const Grid& g, const PositionBlock& 
         for (int l = 0; l < kLanes && x + l < inside; ++l) store(m[l], line(y) + (x + l) * pitch + c);
       }
 }
+template <class A>
+void copy_patch(const MaskedConvProblem& p, const Grid& g, const PositionBlock& at, int64_t channel, int64_t count,
+                A* to, int64_t pitch) {
+  with_precision_in<A>(p.precision, [&](auto number) {
+    copy_patch_of<decltype(number)>(p, g, at, channel, count, to, pitch);
+  });
+}
 
 // What the products of a block read, and the distances of its rows and of positions, or clusters, that are computed one
 // after another.
@@ -57,15 +65,14 @@ struct Patch {
 };
 
 // Whether x itself can be read: as it is channels last, of the right type, and taps read their own position alone.
-template <class T>
 bool in_place(const MaskedConvProblem& p) {
-  return __is_same(T, typename Types<T>::A) && p.x.channel == 1 && Reach(p).none();
+  return !is_narrow(p) && p.x.channel == 1 && Reach(p).none();
 }
 
 // The distance of positions in a patch. It isn't a power of two, whose multiples would compete for few places in L1.
-template <class T>
+template <class A>
 int64_t patch_pitch(const MaskedConvProblem& p) {
-  return round_up(p.in_channels, Types<T>::kLanes) + Types<T>::kLanes;
+  return round_up(p.in_channels, Types<A>::kLanes) + Types<A>::kLanes;
 }
 
 // Clusters of so many columns.
@@ -87,7 +94,6 @@ PositionBlock seen(const MaskedConvProblem& p, const PositionBlock& block) {
 }
 
 // The numbers of x that views are made of at a time: a row, or kLanes channels.
-template <class T>
 int64_t raw_size(const MaskedConvProblem& p) {
   const PositionBlock all = seen(p, {0, {0, p.block_rows}, {0, p.block_columns}});
   const int64_t columns = all.columns.end - all.columns.begin;
@@ -103,16 +109,16 @@ struct Raw {
 };
 
 // The size of a block's patch in numbers.
-template <class T>
+template <class A>
 int64_t patch_size(const MaskedConvProblem& p) {
-  if (p.codes || in_place<T>(p)) return 0;
+  if (p.codes || in_place(p)) return 0;
   const PositionBlock all = seen(p, {0, {0, p.block_rows}, {0, p.block_columns}});
   const int64_t positions = (all.rows.end - all.rows.begin) * (all.columns.end - all.columns.begin);
-  if (p.cluster == 1) return positions * patch_pitch<T>(p);
+  if (p.cluster == 1) return positions * patch_pitch<A>(p);
   int64_t views = 0;
   for (int64_t l = 0; l < p.num_view_sets; ++l)
     views += kRunKinds[p.view_sets[l].kind].views * rows_of_views(p.view_sets[l], p.block_rows);
-  return raw_size<T>(p) + views * clusters(p, p.block_columns) * patch_pitch<T>(p);
+  return raw_size(p) + views * clusters(p, p.block_columns) * patch_pitch<A>(p);
 }
 
 // Makes one register of channels of all views of a kind. `view` is the distance of views, `pitch` that of clusters.
@@ -141,20 +147,19 @@ void make_views(const Raw& x, float* to, int64_t view, int64_t pitch) {
 
 // Makes all views of a block. x is read once, in pieces that stay in L1: a row, or kLanes channels, whichever is
 // adjacent in memory.
-template <class T>
 void make_all_views(const MaskedConvProblem& p, const PositionBlock& block, float* room) {
   const PositionBlock all = seen(p, block);
   const int64_t height = all.rows.end - all.rows.begin, width = all.columns.end - all.columns.begin;
   const int64_t rows = block.rows.end - block.rows.begin, across = clusters(p, block.columns.end - block.columns.begin);
-  const int64_t pitch = patch_pitch<T>(p), pieces = ceil_div(p.in_channels, kLanes);
+  const int64_t pitch = patch_pitch<float>(p), pieces = ceil_div(p.in_channels, kLanes);
   const bool by_row = p.x.channel == 1;
   for (int64_t n = 0; n < (by_row ? height : pieces); ++n) {
     const Span lines = by_row ? Span{n, n + 1} : Span{0, height};
     const Span channels = by_row ? Span{0, p.in_channels} : Span{n * kLanes, min(p.in_channels, (n + 1) * kLanes)};
     const int64_t column = round_up(channels.end - channels.begin, kLanes);
     const PositionBlock part{all.sample, {all.rows.begin + lines.begin, all.rows.begin + lines.end}, all.columns};
-    copy_patch<T>(p, p.x, part, channels.begin, channels.end - channels.begin, room, column);
-    float* to = room + raw_size<T>(p);
+    copy_patch(p, p.x, part, channels.begin, channels.end - channels.begin, room, column);
+    float* to = room + raw_size(p);
     for (const ViewSet* view_set = p.view_sets; view_set < p.view_sets + p.num_view_sets; ++view_set) {
       const int64_t first = block.rows.begin + view_set->top, count = rows_of_views(*view_set, rows);
       const Span mine{max(first, part.rows.begin), min(first + count, part.rows.end)};
@@ -177,22 +182,20 @@ void make_all_views(const MaskedConvProblem& p, const PositionBlock& block, floa
 }
 
 // Makes the patch of a block, in `room` of patch_size, and the offsets of all products for its first position.
-template <class T>
-Patch<typename Types<T>::A> make_patch(const MaskedConvProblem& p, const PositionBlock& block,
-                                       typename Types<T>::A* room, Offset* offsets) {
-  using A = typename Types<T>::A;
+template <class A>
+Patch<A> make_patch(const MaskedConvProblem& p, const PositionBlock& block, A* room, Offset* offsets) {
   const int64_t rows = block.rows.end - block.rows.begin, across = clusters(p, block.columns.end - block.columns.begin);
-  const int64_t pitch = patch_pitch<T>(p);
+  const int64_t pitch = patch_pitch<A>(p);
   const PositionBlock all = seen(p, block);
   const auto put = [&](int64_t n, int64_t row) {
-    offsets[n] = {row, p.products[n].matrix * p.in_channels * Types<T>::kColumns};
+    offsets[n] = {row, p.products[n].matrix * p.in_channels * Types<A>::kColumns};
   };
   Patch<A> patch{room, (all.columns.end - all.columns.begin) * pitch, pitch};
   if constexpr (__is_same(A, float))
     if (p.cluster > 1) {
-      make_all_views<T>(p, block, room);
+      make_all_views(p, block, room);
       patch.row = across * pitch;
-      int64_t at = raw_size<T>(p);
+      int64_t at = raw_size(p);
       for (int64_t l = 0; l < p.num_view_sets; ++l) {
         const int64_t count = rows_of_views(p.view_sets[l], rows);
         for (int64_t n = 0; n < p.first_product[kSums]; ++n)
@@ -202,11 +205,11 @@ Patch<typename Types<T>::A> make_patch(const MaskedConvProblem& p, const Positio
       }
       return patch;
     }
-  if (in_place<T>(p)) {
+  if (in_place(p)) {
     const A* at = static_cast<const A*>(p.x.at) + block.sample * p.x.sample;
     patch = {at + block.rows.begin * p.x.row + block.columns.begin * p.x.column, p.x.row, p.x.column};
   } else {
-    copy_patch<T>(p, p.x, all, 0, p.in_channels, room, pitch);
+    copy_patch(p, p.x, all, 0, p.in_channels, room, pitch);
     patch.at += (block.rows.begin - all.rows.begin) * patch.row + (block.columns.begin - all.columns.begin) * pitch;
   }
   for (int64_t n = 0; n < p.first_product[kSums]; ++n)

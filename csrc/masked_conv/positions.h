@@ -9,7 +9,9 @@ namespace {
 
 // The rows that are multiplied at a time. With kTileRows of 12 the compiler would move registers to memory and back.
 constexpr int kMaxRows = kTileRows - (kTileRows > 6);
-constexpr int64_t kBandPositions = 5 * kMaxRows;  // positions whose sums are in L1 before they are activated
+// Positions, and clusters of four, whose sums are in L1 before they are activated. Where few rows are multiplied at a
+// time, the weight is read from the second cache for several runs of them.
+constexpr int64_t kBandPositions = 5 * kMaxRows, kBandClusters = kMaxRows > 6 ? kMaxRows : 4 * kMaxRows;
 
 constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
@@ -21,6 +23,9 @@ struct Types {
   using V = typename Arithmetic::Register;
   static constexpr int kLanes = sizeof(V) / sizeof(A), kColumns = kTileRegisters * kLanes;
 };
+
+// Whether a problem's numbers take fewer bits than those that it is computed with.
+bool is_narrow(const MaskedConvProblem& p) { return p.precision == Precision::bf16 || p.precision == Precision::f16; }
 
 // How far the taps reach from a position, in rows and columns; its own counts too.
 struct Reach {

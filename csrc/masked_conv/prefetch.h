@@ -8,18 +8,19 @@ namespace vqfast::VQFAST_ISA {
 namespace {
 
 // Prefetches the lines of some grids at a block of positions, for writing, in equal parts.
-template <class T>
 class BlockPrefetch {
  public:
+  explicit BlockPrefetch(Precision precision)
+      : size_(with_precision(precision, [](auto number) { return int64_t(sizeof number); })) {}
   // Adds the channels `of` of a grid at a block; nothing where there is no grid.
   void add(const Grid& g, const PositionBlock& b, const ChannelRun& of) {
     if (!g.at || !g.column || !of.count) return;
     const int64_t columns = b.columns.end - b.columns.begin;
     const bool last = g.channel == 1;
     across_ = last ? columns : max(across_, of.count), lines_ = across_ * (b.rows.end - b.rows.begin);
-    grids_[count_++] = {static_cast<const char*>(g.at) + (place(g, b) + of.channel * g.channel) * int64_t(sizeof(T)),
-                        g.row * int64_t(sizeof(T)), (last ? g.column : g.channel) * int64_t(sizeof(T)),
-                        (last ? of.count : columns) * int64_t(sizeof(T))};
+    grids_[count_++] = {static_cast<const char*>(g.at) + (place(g, b) + of.channel * g.channel) * size_,
+                        g.row * size_, (last ? g.column : g.channel) * size_,
+                        (last ? of.count : columns) * size_};
   }
   // Prefetches the next of `parts` parts.
   void next(int64_t parts) {
@@ -37,6 +38,7 @@ class BlockPrefetch {
     const char* at;
     int64_t row, column, bytes;
   } grids_[4 * kTileRegisters];
+  int64_t size_;  // of a number
   int64_t count_ = 0, across_ = 0, lines_ = 0, line_ = 0, part_ = 0, y_ = 0, x_ = 0;
 };
 

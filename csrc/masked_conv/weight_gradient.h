@@ -8,10 +8,13 @@
 namespace vqfast::VQFAST_ISA {
 namespace {
 
-// Writes numbers as type T, `stride` apart.
-template <class T, class A>
-void put(const A* from, int64_t count, T* to, int64_t stride) {
-  for (int64_t l = 0; l < count; ++l) store_part(typename Types<T>::V{} + from[l], to + l * stride, 1);
+// Writes numbers in the problem's precision to `tensor`, from number `at` on, `stride` apart.
+template <class A>
+void put(const MaskedConvProblem& p, const A* from, int64_t count, void* tensor, int64_t at, int64_t stride) {
+  with_precision_in<A>(p.precision, [&](auto number) {
+    auto* to = static_cast<decltype(number)*>(tensor) + at;
+    for (int64_t l = 0; l < count; ++l) store_part(typename Types<A>::V{} + from[l], to + l * stride, 1);
+  });
 }
 
 // Runs of x's channels, of kMaxRows at most. A part of the weight is one run of one tile.
@@ -25,25 +28,23 @@ void for_weights(const MaskedConvProblem& p, Span parts, F f) {
 }
 
 // Makes the gradients of all sums, (kSums, rows, clusters, kColumns), of those of the outputs, (rows, width, kColumns).
-template <class T>
-void make_sum_gradients(const MaskedConvProblem& p, int64_t rows, int64_t width, const typename Types<T>::A* outputs,
-                       typename Types<T>::A* sums) {
-  using A = typename Types<T>::A;
-  constexpr int kLanes = Types<T>::kLanes, kColumns = Types<T>::kColumns;
+void make_sum_gradients(
+    const MaskedConvProblem& p, int64_t rows, int64_t width, const float* outputs, float* sums) {
+  constexpr int kColumns = kTileColumns;
   const int64_t across = clusters(p, width);
   for (int64_t g = 0; g < rows * across; ++g) {
     const int64_t column = g % across * kCluster;
-    const A* first = outputs + (g / across * width + column) * kColumns;
+    const float* first = outputs + (g / across * width + column) * kColumns;
     for (int v = 0; v < kColumns; v += kLanes) {
-      typename Types<T>::V y[kCluster] = {};
+      Floats y[kCluster] = {};
       for (int i = 0; i < min(kCluster, width - column); ++i) y[i] = load(first + i * kColumns + v);
 #pragma GCC unroll 12
       for (int sum = 0; sum < kSums; ++sum) {
         if (p.first_product[sum] == p.first_product[sum + 1]) continue;
-        typename Types<T>::V total{};
+        Floats total{};
 #pragma GCC unroll 4
         for (int i = 0; i < kCluster; ++i)
-          if (kOutputs[sum][i]) total += A(kOutputs[sum][i]) * y[i];
+          if (kOutputs[sum][i]) total += kOutputs[sum][i] * y[i];
         store(total, sums + (sum * rows * across + g) * kColumns + v);
       }
     }
@@ -51,15 +52,14 @@ void make_sum_gradients(const MaskedConvProblem& p, int64_t rows, int64_t width,
 }
 
 // What some blocks of positions add to some parts of the weight, in `packed`, which is laid out as the packed weight.
-template <class T>
+template <class A>
 void weight_gradient(const MaskedConvProblem& p, Span span, Span parts, void* packed, void* scratch) {
-  using A = typename Types<T>::A;
-  constexpr int kLanes = Types<T>::kLanes, kColumns = Types<T>::kColumns;
+  constexpr int kLanes = Types<A>::kLanes, kColumns = Types<A>::kColumns;
   auto* offsets = static_cast<Offset*>(scratch);
   auto* lines = offsets + round_up(4 * p.num_taps, 4);
   A* room = reinterpret_cast<A*>(lines + round_up(p.block_rows, 4));
-  A* columns = room + patch_size<T>(p);
-  const auto tile_of = [&](int64_t j) { return static_cast<A*>(packed) + j * tile_size<T>(p); };
+  A* columns = room + patch_size<A>(p);
+  const auto tile_of = [&](int64_t j) { return static_cast<A*>(packed) + j * tile_size<A>(p); };
   const auto sums_of = [&](A* tile, int64_t n, int64_t channel) {
     return tile + (n * p.in_channels + channel) * kColumns;
   };
@@ -70,7 +70,7 @@ void weight_gradient(const MaskedConvProblem& p, Span span, Span parts, void* pa
   });
   for (int64_t n = span.begin; n < span.end; ++n) {
     const PositionBlock block = locate(p, n);
-    const Patch<A> patch = make_patch<T>(p, block, room, offsets);
+    const Patch<A> patch = make_patch(p, block, room, offsets);
     const int64_t rows = block.rows.end - block.rows.begin, width = block.columns.end - block.columns.begin;
     const int64_t steps = clusters(p, width), part = rows * steps * kColumns;
     for (int64_t y = 0; y < rows; ++y) lines[y] = {y * patch.row, y * steps * kColumns};
@@ -79,15 +79,16 @@ void weight_gradient(const MaskedConvProblem& p, Span span, Span parts, void* pa
       A* tile = tile_of(j);
       A* of_sums = p.cluster > 1 ? columns + rows * width * kColumns : columns;  // the gradient of each sum
       if (j != ready) {
-        copy_patch<T>(p, p.result, block, j * kColumns, min(kColumns, p.out_channels - j * kColumns), columns,
+        copy_patch(p, p.result, block, j * kColumns, min(kColumns, p.out_channels - j * kColumns), columns,
                       kColumns);
-        if (p.cluster > 1) make_sum_gradients<T>(p, rows, width, columns, of_sums);
+        if constexpr (__is_same(A, float))
+          if (p.cluster > 1) make_sum_gradients(p, rows, width, columns, of_sums);
       }
       ready = j;
       for (int64_t sum = 0; sum < kSums; ++sum)
         for (int64_t n = p.first_product[sum]; n < p.first_product[sum + 1]; ++n) {
           A* sums = sums_of(tile, p.products[n].matrix, in.begin);
-          multiply<typename Types<T>::Arithmetic>(
+          multiply<typename Types<A>::Arithmetic>(
               in.end - in.begin, {sums, kColumns, patch.at + offsets[n].row + in.begin, of_sums + sum * part, lines,
                                   rows, steps, 1, patch.step, sums, kColumns});
         }
@@ -104,18 +105,16 @@ void weight_gradient(const MaskedConvProblem& p, Span span, Span parts, void* pa
 
 // Writes the gradients of some parts of the weight, from the sums of all shares of the blocks, side by side in
 // `packed`.
-template <class T>
+template <class A>
 void write_gradient(const MaskedConvProblem& p, Span parts, int64_t shares, const void* packed) {
-  using A = typename Types<T>::A;
-  constexpr int kColumns = Types<T>::kColumns;
+  constexpr int kColumns = Types<A>::kColumns;
   const auto add_shares = [&](int64_t j, int64_t row, A factor, A* to) {
-    const A* from = static_cast<const A*>(packed) + j * tile_size<T>(p) + row * kColumns;
-    for (int64_t share = 0; share < shares; ++share, from += tiles<T>(p) * tile_size<T>(p))
-      for (int l = 0; l < kColumns; ++l) to[l] += factor * from[l];
+    const A* from = static_cast<const A*>(packed) + j * tile_size<A>(p) + row * kColumns;
+    for (int64_t share = 0; share < shares; ++share, from += tiles<A>(p) * tile_size<A>(p))
+      for (int l = 0; l < kColumns; l += Types<A>::kLanes) store(load(to + l) + factor * load(from + l), to + l);
   };
   for_weights(p, parts, [&](int64_t j, Span in) {
     const int64_t first = j * kColumns, count = min(kColumns, p.out_channels - first);
-    T* tile = static_cast<T*>(p.weight) + first * p.weight_out_stride;
     for (int64_t i = in.begin; i < in.end; ++i)
       for (int64_t t = 0; t < p.num_taps; ++t) {
         A sums[kColumns] = {};
@@ -123,11 +122,12 @@ void write_gradient(const MaskedConvProblem& p, Span parts, int64_t shares, cons
           for (int k = 0; k < 3; ++k)
             if (const A factor = p.matrices[n].factors[k]; factor != 0 && p.matrices[n].taps[k] == p.tap[t])
               add_shares(j, n * p.in_channels + i, factor, sums);
-        put(sums, count, tile + i * p.weight_in_stride + p.tap[t], p.weight_out_stride);
+        put(p, sums, count, p.weight, first * p.weight_out_stride + i * p.weight_in_stride + p.tap[t],
+            p.weight_out_stride);
       }
     A sums[kColumns] = {};
     if (in.begin == 0)
-      add_shares(j, p.num_matrices * p.in_channels, 1, sums), put(sums, count, static_cast<T*>(p.bias) + first, 1);
+      add_shares(j, p.num_matrices * p.in_channels, 1, sums), put(p, sums, count, p.bias, first, 1);
   });
 }
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.ops.convolutions import DTYPES, LAYOUTS, TOLERANCE, arguments, truth
 from vqfast.functional import kernel_shape, masked_conv1d, masked_conv2d
-from vqfast.ops.masked_conv import op
+from vqfast.ops.masked_conv import native, op
 
 OP = "masked_conv"
 KINDS = [(stack, mask) for stack in ("full", "vertical", "horizontal") for mask in "AB"]
@@ -165,3 +165,17 @@ def test_one_tap_of_many_channels(backend, size, stack, mask, layout, dtype) -> 
     """The output's own position, or its neighbour, which also has a kernel of one weight."""
     x, weight, bias = (t.to(dtype) for t in arguments((64, 48), (3, 16, 17), size, stack, mask))
     check(LAYOUTS[layout](x), weight, bias, size, mask, stack, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("wide", [True, False])
+def test_a_1x1_kernel_is_pytorchs_where_that_is_as_fast(monkeypatch, wide: bool, dtype: torch.dtype) -> None:
+    monkeypatch.setattr(native, "_WIDE", wide)
+    monkeypatch.delenv("VQFAST_BACKEND", raising=False)
+    weight = torch.empty(64, 64, 1, 1, dtype=dtype)
+    x = torch.empty(2, 64, 32, 32, dtype=dtype)
+    kept = wide or dtype == torch.float32  # by channels last tensors
+    last = x.to(memory_format=torch.channels_last)
+    assert native.is_plain(x, weight, None, 1, (0, 0)) == (not wide and kept)
+    assert native.is_plain(last, weight, None, 1, (0, 0)) == kept
+    assert native.is_plain(last, weight.requires_grad_(), None, 1, (0, 0)) == (not wide and kept)

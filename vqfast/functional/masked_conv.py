@@ -10,6 +10,7 @@ from torch import Tensor
 from vqfast.checks import check_choice, check_floating, check_sizes
 from vqfast.functional.autocast import autocast_dtype
 from vqfast.ops.masked_conv import layout
+from vqfast.ops.masked_conv.native import is_plain
 from vqfast.ops.onnx import gate as _gate
 from vqfast.ops.onnx import masked_conv2d as _masked_conv2d
 
@@ -185,6 +186,9 @@ def masked_conv2d(
         _check_added("residual", residual, [(batch, layout.out_channels(weight, activation), *grid)])
     taps, anchor = visible_taps((kh, kw), mask_type, stack)
     x, weight, bias, extra, residual = _autocast(x, weight, bias, extra, residual)
+    alone = activation == "none" and extra is None and residual is None
+    if alone and is_plain(x, weight, bias, taps, anchor):
+        return torch.conv2d(x, weight, bias)
     geometry = taps, list(anchor), [dilation, dilation]
     return _masked_conv2d(x, weight, bias, extra, residual, *geometry, activation)[0]
 

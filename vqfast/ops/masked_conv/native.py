@@ -4,18 +4,24 @@ Of a 1x1 kernel nothing is masked and no neighbours share their inputs: PyTorch'
 floor. With 128 channels and 16 x 32 x 32 positions it takes of our time, forward and with the backward pass,
 on a core with AVX2 0.67 and 0.86 (contiguous), 0.84 and 0.93 (channels last); on two cores with AVX-512
 1.24 and 1.26 (contiguous), 0.97 and 1.19 on AMD and 0.85 and 0.93 on Intel (channels last). So it is called,
-but with AVX-512 only for what is channels last, and not for the weight's gradient, which takes 1.07.
+but with AVX-512 only for what is channels last, and not for the weight's gradient, which takes 1.07. After a
+large product the caches hold none of the code that an op's call runs, which then takes 0.2 ms, a twentieth
+of this convolution: where no gradient of ours follows, no op is called (``is_plain``). Without AVX-512
+PyTorch takes 5 to 46 times as long for bfloat16 and float16, so that these are ours there.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 
 import torch
 from torch import Tensor
 
 from vqfast.ops import library
 from vqfast.ops.masked_conv.layout import embedded, empty, memory_format
+
+_WIDE = torch.backends.cpu.get_cpu_capability() == "AVX512"  # a graph of torch.compile can't ask for it
 
 
 @functools.cache
@@ -52,16 +58,21 @@ def _seen(
     return tuple(tuple(each[i] for each in seen) for i in range(3))
 
 
-def _wide() -> bool:
-    """Whether this CPU has AVX-512."""
-    return torch.backends.cpu.get_cpu_capability() == "AVX512"
-
-
 def _pointwise(x: Tensor, weight: Tensor, taps: int, anchor: list[int]) -> bool:
     """Whether PyTorch's convolution is called, which has more to do before it begins."""
     if taps != 1 or weight.shape[2:] != (1, 1) or list(anchor) != [0, 0] or x.numel() * len(weight) < 2**21:
         return False
-    return memory_format(x) == torch.channels_last or not _wide()
+    if _WIDE:
+        return memory_format(x) == torch.channels_last
+    return x.dtype in (torch.float32, torch.float64)
+
+
+def is_plain(x: Tensor, weight: Tensor, bias: Tensor | None, taps: int, anchor: tuple[int, int]) -> bool:
+    """Whether a convolution on its own is PyTorch's, and its gradients are: then calling that is all."""
+    if x.device.type != "cpu" or weight.shape[2:] != (1, 1) or "VQFAST_BACKEND" in os.environ:
+        return False
+    learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
+    return not (learns and _WIDE) and _pointwise(x, weight, taps, list(anchor))
 
 
 def masked_conv2d(
@@ -100,7 +111,7 @@ def masked_conv2d_backward(
     """As ``reference.masked_conv2d_backward``. ``x``'s gradient is a convolution with opposite offsets."""
     x, grad = _dense(x), _dense(grad)  # each may keep its layout: losses use contiguous, layers channels last
     pointwise, layout = _pointwise(x, weight, taps, anchor), memory_format(x)
-    if pointwise and not _wide():
+    if pointwise and not _WIDE:
         one, none = [1, 1], [0, 0]
         grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
             grad, x, weight, [len(weight)], one, none, one, False, none, 1, [True, True, True]
