@@ -1,8 +1,6 @@
 // The host side of sampling: its inputs, its threads, and the restriction of draws.
 #include <algorithm>
 #include <atomic>
-#include <cmath>
-#include <functional>
 #include <thread>
 #include <vector>
 
@@ -12,8 +10,8 @@
 namespace vqfast {
 namespace {
 
-// Sets the logits (choices) that top_k and top_p leave out to -inf, as vqfast/sampling/draw.py defines it. Logits with a NaN
-// stay as they are, for the draw to report. scratch: K numbers of 8 bytes.
+// Sets the logits (choices) that top_k and top_p leave out to -inf, as vqfast/sampling/draw.py defines it. Logits with
+// a NaN stay as they are, for the draw to report. scratch: K numbers of 8 bytes.
 void restrict_to(const SamplerProblem& s, double* logits, void* scratch) {
   const int64_t k = s.choices();
   double* sorted = static_cast<double*>(scratch);
@@ -21,9 +19,9 @@ void restrict_to(const SamplerProblem& s, double* logits, void* scratch) {
   if (std::any_of(logits, logits + k, [](double x) { return x != x; })) return;
   if (s.top_k > 0 && s.top_k < k) {
     std::copy(logits, logits + k, sorted);
-    std::nth_element(sorted, sorted + s.top_k - 1, sorted + k, std::greater<>());
+    std::nth_element(sorted, sorted + s.top_k - 1, sorted + k, [](double a, double b) { return a > b; });
     const double smallest = sorted[s.top_k - 1];
-    std::replace_if(logits, logits + k, [=](double x) { return x < smallest; }, -INFINITY);
+    std::replace_if(logits, logits + k, [=](double x) { return x < smallest; }, -__builtin_inf());
   }
   if (s.top_p >= 1 || s.temperature <= 0) return;
   for (int64_t i = 0; i < k; ++i) order[i] = i;
@@ -32,10 +30,10 @@ void restrict_to(const SamplerProblem& s, double* logits, void* scratch) {
   });
   const double highest = logits[order[0]];
   double total = 0, before = 0;
-  for (int64_t i = 0; i < k; ++i) total += std::exp((logits[order[i]] - highest) / s.temperature);
+  for (int64_t i = 0; i < k; ++i) total += __builtin_exp((logits[order[i]] - highest) / s.temperature);
   for (int64_t i = 0; i < k; ++i) {
-    const double p = std::exp((logits[order[i]] - highest) / s.temperature) / total;
-    if (i > 0 && before >= s.top_p) logits[order[i]] = -INFINITY;
+    const double p = __builtin_exp((logits[order[i]] - highest) / s.temperature) / total;
+    if (i > 0 && before >= s.top_p) logits[order[i]] = -__builtin_inf();
     before += p;
   }
 }
@@ -72,8 +70,8 @@ Tensor prepare_sampler(
   return std::move(memory.tensor);
 }
 
-// Draws `count` positions of every sample, from `first` on in raster order, into codes (B, H, W, num_codes). memory is what
-// `prepare_sampler` returned for the same program and sizes, or an earlier call has left; other arguments are as
+// Draws the positions of `count` moments of every sample, from `first` on, into codes (B, H, W, num_codes). memory is
+// what `prepare_sampler` returned for the same program and sizes, or an earlier call has left; other arguments are as
 // SamplerProblem says.
 void run_sampler(
     const Tensor& steps, const Tensor& terms, const Tensor& taps, const Tensor& attentions, const Tensor& sizes,
@@ -116,8 +114,8 @@ void add_sampler(const Ops& ops) {
       " Tensor labels) -> Tensor");
   ops.add<run_sampler>(
       "run_sampler(Tensor steps, Tensor terms, Tensor taps, Tensor attentions, Tensor sizes, Tensor weights,"
-      " Tensor condition, Tensor known, Tensor numbers, Tensor(a!) codes, Tensor(b!) memory, float temperature, float top_p,"
-      " int first, int count) -> ()");
+      " Tensor condition, Tensor known, Tensor numbers, Tensor(a!) codes, Tensor(b!) memory, float temperature,"
+      " float top_p, int first, int count) -> ()");
 }
 
 }  // namespace vqfast

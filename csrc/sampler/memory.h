@@ -1,8 +1,9 @@
 // The sampler's memory: packed weights, which all threads share, and the values and caches of each team of threads.
 //
 // Values are [row of the cache][column][sample][channel]. So the rows of a product are the samples side by side, or
-// those of a whole row of the grid, and every tap has them at the same distance from each other. Of a step with a stride
-// only the rows and columns are kept where it has values; y and x count those of the grid of codes all the same.
+// those of a run of columns, and every tap has them at the same distance from each other. Of a step with a stride only
+// the rows and columns are kept where it has values; y and x count those of the grid of codes all the same. Sums over
+// early taps and the conditioning map are kept for each of the rows that are drawn side by side.
 #pragma once
 
 #include <type_traits>
@@ -23,19 +24,25 @@ struct StepMemory {
   int64_t channels, stride;      // of the value; and padded
   int64_t matrix[2], depth[2];   // shared: (tiles, depth, kColumns) of taps that are late [0] and early [1]
   int64_t tables;                // shared: (num_embeddings + 1, columns) for each tap on codes
-  int64_t value, factors;        // a team's: the caches of the value, and of what matrices multiply; -1 if nobody reads it
-  int64_t caches, start;         // a team's: where all caches begin; what each sample's sums start with, bias and label
-  int64_t partial;               // a team's: the sums over early taps of a block; -1 if the step has none
+  int64_t value, factors;        // a team's: the caches of the value, and of what matrices multiply; -1 if not read
+  bool single;                   // whether the caches keep one column
+  int64_t caches, start;         // a team's: where all caches begin; what sums start with, bias and label
+  int64_t partial;               // a team's: the sums over early taps of a chunk, by tiles; -1 if the step has none
   int64_t kept_keys, kept_values;  // a team's, of an attention: (samples, channels, row of positions)
 };
 
 // Where all else is, as above; and sizes in bytes.
 struct MemoryLayout {
-  int64_t codes, condition;      // a team's: the caches of codes, int32; the conditioning map of a row
+  int64_t codes, condition;      // a team's: the caches of codes, int32; the conditioning map of a block of each row
   int64_t condition_room;        // channels of that, padded
-  int64_t scratch, scratch_bytes, segment_bytes;  // a team's, of each thread; of that, for segments
-  int64_t scores;                // in a thread's scratch: the scores of an attention
+  int64_t scratch, scratch_bytes;  // a team's, of each thread
+  int64_t runs, gathered, draws, scores;  // in a thread's scratch, which begins with segments: see Worker
   int64_t teams, team_bytes, end;
+};
+
+// Some columns of row y of the grid, from x on.
+struct Run {
+  int64_t y, x, columns;
 };
 
 // What an arithmetic reads of values: of each a number, or pairs of neighbouring channels, rounded to bfloat16.
@@ -55,10 +62,11 @@ struct Factoring<Bf16Pairs> : Bf16Pairs {
 };
 #endif
 
-// Numbers are of the arithmetic's type; weights are given as Stored. Where factors are pairs, a row of a packed matrix has
-// two channels in bfloat16, side by side in the place of a float32, and values that are multiplied have a second cache.
-// Sums and all else are float32.
-template <class Arithmetic, class Stored>
+// Numbers are of the arithmetic's type; weights of float32 may be given as bfloat16, and stay that in packed matrices,
+// so that only what packs and what multiplies knows of them. Where factors are pairs, a row of a packed matrix
+// has two channels in bfloat16, side by side in the place of a float32, and values that are multiplied have a second
+// cache. Sums and all else are float32.
+template <class Arithmetic>
 struct Memory {
   using Sum = Arithmetic;
   using V = typename Arithmetic::Register;
@@ -66,8 +74,6 @@ struct Memory {
   using Factor = typename Factoring<Arithmetic>::Number;  // of a value
   static constexpr int kPacking = Factoring<Arithmetic>::kPacking;
   static constexpr bool kRounds = kPacking > 1;
-  using Packed = std::conditional_t<kRounds, Bf16, Stored>;  // a number of a packed matrix,
-  using Weight = std::conditional_t<kRounds, float, Stored>;  // and kPacking of them
   static constexpr int kLanes = Sums<Arithmetic>::kLanes, kColumns = Sums<Arithmetic>::kColumns;
   static constexpr int kPositions = 4 * kLanes;  // whose scores an attention computes at a time
 
@@ -89,6 +95,15 @@ struct Memory {
     steps = reinterpret_cast<StepMemory*>(arrivals + s.threads);
   }
 
+  // f(a weight as it is given), which is one of a packed matrix too; where factors are pairs, as large as kPacking of
+  // those.
+  template <class F>
+  auto with_weight(const F& f) const {
+    if constexpr (__is_same(T, float) && !kRounds)
+      if (s.precision == Precision::bf16) return f(Bf16{});
+    return f(T{});
+  }
+
   static int64_t padded(int64_t bytes) { return ceil_div(bytes, 64) * 64; }
   // Bytes for `count` numbers, and for the registers that are loaded past their end.
   static int64_t room(int64_t count) { return padded((count + kColumns) * int64_t(sizeof(T))); }
@@ -99,11 +114,18 @@ struct Memory {
   int64_t max_samples() const { return ceil_div(s.batch, s.teams); }  // of the largest team
   // Columns of a block where a step of this stride, or the codes, have values; and those that a cache has.
   int64_t columns_of(int64_t stride) const { return ceil_div(s.block, stride); }
+  int64_t chunk_of(const Step& step) const { return ceil_div(s.chunk, step.stride); }
   template <class Cache>
-  int64_t row_of(const Cache& cache) const { return cache.left + columns_of(cache.stride) + cache.right; }
+  int64_t row_of(const Cache& cache, bool single = false) const {
+    return cache.left + (single ? 1 : columns_of(cache.stride)) + cache.right;
+  }
+  // Whether a step's value is read only while its position is drawn, so that the next one may take its place.
+  static bool is_single(const Step& step) {
+    return step.phase != Phase::row && step.rows == 1 && !step.left && !step.right && step.stride == 1;
+  }
 
-  int64_t map_bytes() const {  // of a block of the conditioning map
-    return room(s.block * max_samples() * ceil_div(s.condition_channels, kColumns) * kColumns);
+  int64_t map_bytes() const {  // of a block of the conditioning map, for each row that is drawn
+    return room(s.rows_at_once() * s.block * max_samples() * ceil_div(s.condition_channels, kColumns) * kColumns);
   }
   // Numbers, or pairs, of so many channels.
   static int64_t depth_of(int64_t channels) { return ceil_div(channels, kPacking); }
@@ -126,13 +148,49 @@ struct Memory {
     return kept;
   }
 
+  // The last step that reads the value of step i, if all read it where they are computed, while a chunk of the same row
+  // starts; else -1.
+  int64_t last_reader(int64_t i) const {
+    const Step& step = s.steps[i];
+    if (step.phase != Phase::row || step.rows > 1 || step.left || step.right || i >= s.num_steps - s.num_codes) return -1;
+    int64_t last = i;
+    for (int64_t n = i + 1; n < s.num_steps; ++n) {
+      const Step& reader = s.steps[n];
+      if (reader.attention >= 0) {
+        const Attention& a = s.attentions[reader.attention];
+        if (a.query == i || a.key == i || a.value == i) return -1;
+      }
+      if (reader.residual == i && reader.phase != Phase::row) return -1;
+      if (reader.residual == i) last = n;
+      for (int64_t t = reader.first_term; t < reader.first_term + reader.num_terms; ++t)
+        if (s.terms[t].source == i) last = n;
+    }
+    return last;
+  }
+
+  // A place for the value of a step, and of another one once nothing reads that: so it stays in the second cache.
+  struct Place {
+    int64_t at, bytes, last;
+  };
+
   // Places everything. Writes to memory only if `store` says that it is there.
   MemoryLayout lay_out(bool store) const {
     MemoryLayout l{};
     int64_t shared =
         padded(sizeof(MemoryLayout)) + s.threads * sizeof(Arrivals) + padded(s.num_steps * sizeof(StepMemory));
-    int64_t own = 0, score_bytes = 0;
+    const int64_t weight_bytes = with_weight([](auto weight) { return int64_t(sizeof weight); });
+    int64_t own = 0, score_bytes = 0, segment_bytes = 0, gathered_bytes = 0;
     const auto take = [](int64_t& at, int64_t bytes) { return (at += bytes) - bytes; };
+    Place places[4] = {};
+    const auto place = [&](int64_t i, int64_t bytes) {
+      const int64_t last = last_reader(i);
+      if (last < 0) return take(own, bytes);
+      for (Place& p : places)
+        if (p.last < i && p.bytes >= bytes) return p.last = last, p.at;
+      for (Place& p : places)
+        if (!p.bytes) return p = {take(own, bytes), bytes, last}, p.at;
+      return take(own, bytes);
+    };
     l.codes = take(own, padded(s.num_codes * s.code_rows * row_of(s.code_cache()) * max_samples() * 4));
     l.condition_room = ceil_div(s.condition_channels, kColumns) * kColumns;
     l.condition = take(own, map_bytes());
@@ -151,26 +209,35 @@ struct Memory {
         if (is_codes(term.source)) ++tables;
         else if (term.weight >= 0) m.depth[tap.early] += depth_of(term.channels);
       });
-      for (int e = 0; e < 2; ++e) m.matrix[e] = take(shared, padded(m.depth[e] * m.columns * sizeof(Weight)));
+      for (int e = 0; e < 2; ++e) m.matrix[e] = take(shared, padded(m.depth[e] * m.columns * weight_bytes));
       m.tables = take(shared, room(tables * (s.num_embeddings + 1) * m.columns));
-      const int64_t numbers = step.rows * row_of(step) * max_samples() * m.stride;
+      m.single = is_single(step);
+      const int64_t numbers = step.rows * row_of(step, m.single) * max_samples() * m.stride;
       m.caches = own;
-      m.value = is_kept(i) ? take(own, room(numbers)) : -1;
-      m.factors = kRounds && is_read(i, true) ? take(own, room(numbers)) : -1;
+      m.value = is_kept(i) ? place(i, room(numbers)) : -1;
+      m.factors = kRounds && is_read(i, true) ? place(i, room(numbers)) : -1;
       if (step.attention >= 0) {
         const int64_t a_row = max_samples() * row_of_positions();
         m.kept_keys = take(own, room(a_row * channels_of(s.steps[s.attentions[step.attention].key])));
         m.kept_values = take(own, room(a_row * step.width));
         score_bytes = room(row_of_positions());
       }
-      m.start = take(own, room(max_samples() * m.columns));
-      const int64_t sums = columns_of(step.stride) * max_samples() * m.columns;
+      m.start = take(own, room((step.label_bias < 0 ? 1 : max_samples()) * m.columns));
+      const int64_t sums = s.rows_at_once() * chunk_of(step) * max_samples() * m.columns;
       m.partial = early && step.phase != Phase::row ? take(own, room(sums)) : -1;
-      l.segment_bytes = max(l.segment_bytes, padded(count * sizeof(Segment)));
+      segment_bytes = max(segment_bytes, padded(count * sizeof(Segment)));
+      for (int e = 0; s.rows_at_once() > 1 && e < 2; ++e) {
+        const int64_t rows = s.rows_at_once() * max_samples() * (e ? s.chunk + step.lead : 1);
+        gathered_bytes = max(gathered_bytes, padded(rows * m.depth[e] * sizeof(typename Sum::Element)));
+      }
       if (store) steps[i] = m;
     }
-    l.scores = l.segment_bytes + padded((s.choices() + kWords) * 4) + 3 * padded(s.choices() * 8);
-    l.scratch_bytes = l.scores + score_bytes;
+    int64_t scratch = segment_bytes;
+    l.runs = take(scratch, padded(s.rows_at_once() * sizeof(Run)));
+    l.gathered = take(scratch, gathered_bytes);
+    l.draws = take(scratch, padded((s.choices() + kWords) * 4) + 3 * padded(s.choices() * 8));
+    l.scores = take(scratch, score_bytes);
+    l.scratch_bytes = scratch;
     l.scratch = take(own, l.scratch_bytes * s.threads);
     l.teams = shared;
     l.team_bytes = own;
@@ -226,15 +293,20 @@ struct Memory {
   // Packs the weights of a step, and fills each team's cache with zeros and, once, those of the codes with the number
   // of the code outside the grid, num_embeddings.
   void pack(int64_t i) const {
+    with_weight([&](auto weight) { pack_of<decltype(weight)>(i); });
+  }
+  template <class Given>
+  void pack_of(int64_t i) const {
+    using Packed = std::conditional_t<kRounds, Bf16, Given>;
     const Step& step = s.steps[i];
     const StepMemory& m = steps[i];
-    const Stored* weights = static_cast<const Stored*>(s.weights);
+    const auto* weights = static_cast<const Given*>(s.weights);
     int64_t row[2] = {};
     T* table = shared<T>(m.tables);
     for_taps(step, [&](const Term& term, const Tap& tap, int64_t n) {
       if (term.weight < 0) return;
       const int64_t inputs = is_codes(term.source) ? s.num_embeddings : term.channels;
-      const Stored* from = weights + term.weight + n * inputs * step.width;
+      const Given* from = weights + term.weight + n * inputs * step.width;
       if (is_codes(term.source)) {
         for (int64_t k = 0; k <= inputs; ++k, table += m.columns)  // zeros for the code outside the grid
           spread(step, m, k < inputs ? from + k * step.width : nullptr, table, kColumns);
@@ -251,10 +323,10 @@ struct Memory {
       const Team team{*this, t};
       memset(team.template at<char>(m.caches), 0, m.start - m.caches);
       T* start = team.template at<T>(m.start);
-      for (int64_t b = 0; b < team.batch; ++b, start += m.columns) {
+      for (int64_t b = 0; b < (step.label_bias < 0 ? 1 : team.batch); ++b, start += m.columns) {
         spread(step, m, step.bias < 0 ? nullptr : weights + step.bias, start, kColumns);
         if (step.label_bias < 0) continue;
-        const Stored* label = weights + step.label_bias + s.labels[team.first + b] * step.width;
+        const Given* label = weights + step.label_bias + s.labels[team.first + b] * step.width;
         for (int64_t j = 0; j < m.columns; ++j) {
           const int64_t at = sum_at(step, m, j / kColumns, j % kColumns / kLanes, j % kLanes);
           if (at >= 0) start[j] += T(label[at]);
@@ -285,22 +357,29 @@ struct Memory {
     template <class U>
     U* at(int64_t offset) const { return reinterpret_cast<U*>(memory + offset); }
 
-    // Where the position dx columns from (y, x) is in a cache, counted in samples. Both coordinates are multiples of the
-    // cache's stride.
+    // Where the position dx columns from (y, x) is in a cache, counted in samples. Both coordinates are multiples of
+    // the cache's stride.
     template <class Cache>
-    int64_t cell(const Cache& cache, int64_t y, int64_t x, int64_t dx) const {
+    int64_t cell(const Cache& cache, int64_t y, int64_t x, int64_t dx, bool single = false) const {
+      if (single) return 0;
       const int64_t row = (y / cache.stride + cache.rows) % cache.rows;
       return (row * all.row_of(cache) + cache.left + (x % all.s.block + dx) / cache.stride) * batch;
+    }
+    // Where the entry for (y, x) is in the map.
+    int64_t map_cell(int64_t y, int64_t x) const {
+      return (y % all.s.rows_at_once() * all.s.block + all.s.map_column(x)) * batch;
     }
     int64_t code_cells() const {  // of the cache of one code of each position
       return all.s.code_rows * all.row_of(all.s.code_cache()) * batch;
     }
     // The value of step i at a position, of the first sample; that as a factor; and the code there that is this source.
     T* value(int64_t i, int64_t y, int64_t x, int64_t dx = 0) const {
-      return at<T>(all.steps[i].value) + cell(all.s.steps[i], y, x, dx) * all.steps[i].stride;
+      const StepMemory& m = all.steps[i];
+      return at<T>(m.value) + cell(all.s.steps[i], y, x, dx, m.single) * m.stride;
     }
     Factor* factors(int64_t i, int64_t y, int64_t x, int64_t dx = 0) const {
-      return at<Factor>(all.steps[i].factors) + cell(all.s.steps[i], y, x, dx) * all.steps[i].stride;
+      const StepMemory& m = all.steps[i];
+      return at<Factor>(m.factors) + cell(all.s.steps[i], y, x, dx, m.single) * m.stride;
     }
     int32_t* codes(int64_t source, int64_t y, int64_t x, int64_t dx = 0) const {
       return at<int32_t>(all.layout->codes) + (kCodes - source) * code_cells() + cell(all.s.code_cache(), y, x, dx);

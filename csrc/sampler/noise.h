@@ -119,8 +119,8 @@ int64_t draw(const L* logits, int64_t k, double temperature, const Counter& at, 
   return failed || highest > __DBL_MAX__ ? -1 : code;
 }
 
-// The code of a value with a logistic distribution, of `codes` that stand for even steps from -1 to 1; -1 where the value
-// is NaN. Its noise is this word of the stream.
+// The code of a value with a logistic distribution, of `codes` that stand for even steps from -1 to 1; -1 where the
+// value is NaN. Its noise is this word of the stream.
 inline int64_t draw_value(
     double mean, double log_scale, double temperature, int64_t codes, const Counter& at, int64_t word) {
   uint32_t words[kWords];

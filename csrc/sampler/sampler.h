@@ -6,6 +6,7 @@
 
 #include "shared/contract.h"
 #include "shared/precision.h"
+#include "shared/span.h"
 
 namespace vqfast {
 
@@ -35,15 +36,24 @@ struct SamplerProblem : SamplerSizes {
   int64_t* codes;          // (B, H, W, num_codes), the result
   double temperature;      // 0: the most probable code
   double top_p;            // 1: all codes
-  // Sets logits (choices) that a draw may not choose to -inf. scratch: as many numbers of 8 bytes. Null where all may be chosen.
+  // Sets logits (choices) that a draw may not choose to -inf. scratch: as many numbers of 8 bytes. Null where all may
+  // be chosen.
   void (*restrict_to)(const SamplerProblem&, double* logits, void* scratch);
   char* memory;            // `bytes`, kept from `begin` to the last `run`
 
+  // How many rows are drawn side by side at most, and when: at moment m row y is at column m - y * distance.
+  int64_t rows_at_once() const { return (width + distance - 1) / distance; }
+  Span rows_at(int64_t moment) const {
+    const int64_t first = moment < width ? 0 : (moment - width) / distance + 1, last = moment / distance;
+    return {first, (last < height - 1 ? last : height - 1) + 1};
+  }
   int64_t choices() const { return num_mixtures > 0 ? num_mixtures : num_embeddings; }  // of a draw
   CacheShape code_cache() const { return {code_rows, code_left, code_right}; }
   int64_t condition_width() const { return (width + condition_stride - 1) / condition_stride; }
-  // Where column x is among the early sums of its block; they are as far apart as the entries of the map.
-  int64_t early_column(int64_t x) const { return x / condition_stride - x / block * block / condition_stride; }
+  // Where column x is among the entries of the map of its block, and among the early sums of its chunk, which are as
+  // far apart.
+  int64_t map_column(int64_t x) const { return x / condition_stride - x / block * block / condition_stride; }
+  int64_t early_column(int64_t x) const { return x / condition_stride - x / chunk * chunk / condition_stride; }
   int64_t stride_of(int64_t source) const { return source < 0 ? 1 : steps[source].stride; }
 };
 
@@ -51,8 +61,8 @@ struct SamplerKernel {
   int64_t (*bytes)(const SamplerProblem&);              // of memory
   void (*begin)(const SamplerProblem&);                 // lays it out
   void (*pack)(const SamplerProblem&, int64_t step);    // packs a step's weights, clears its caches; once for each step
-  // One thread's share of `count` positions from `first` on, in raster order. All threads must run at once: they wait
-  // for each other. A code is -1 where its logits are NaN or have no finite maximum.
+  // One thread's share of `count` moments from `first` on. All threads must run at once: they wait for each other. A
+  // code is -1 where its logits are NaN or have no finite maximum.
   void (*run)(const SamplerProblem&, int64_t thread, int64_t first, int64_t count);
 };
 

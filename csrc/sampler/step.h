@@ -7,74 +7,138 @@
 namespace vqfast::VQFAST_ISA {
 namespace {
 
-// Step i at columns x .. of row y: over the taps that are early, when the row starts, or over the others. The rows of
-// the product are samples side by side, and then columns of the grid: number column * batch + sample. Of several columns
-// all sources have the step's stride.
+// Step i at some runs of columns: over the taps that are early, when a chunk starts, or over the others. The rows of
+// the product are the samples of a column, and then columns and runs, one after another. Of several columns all sources
+// have the step's stride, and `columns` counts those where it has values.
 template <class Memory>
 struct StepJob {
   using T = typename Memory::T;
   using V = typename Memory::V;
-  using Weight = typename Memory::Weight;
   using Segment = typename Memory::Segment;
   static constexpr int kLanes = Memory::kLanes, kColumns = Memory::kColumns;
   using Tile = T[kTileRows][kColumns];
+  struct Rows {  // kColumns numbers each, `stride` apart
+    const T* first;
+    int64_t stride;
+  };
 
   const typename Memory::Team& team;
-  int64_t i, y, x;
+  int64_t i;
   bool early;
+  const Run* runs;
+  int64_t num_runs;
   Segment* segments;  // room for one of each tap
+  typename Memory::Sum::Element* gathered;  // room for what all taps read of several runs
   int64_t num_segments = 0;
+  bool adds = false;  // codes or values as they are
   const Step& step() const { return team.all.s.steps[i]; }
   const StepMemory& memory() const { return team.all.steps[i]; }
 
-  // What a tap reads for row 0 of the product, to be multiplied.
-  Segment read(const Term& term, const Tap& tap, int64_t matrix) const {
+  // What a tap reads of a run, to be multiplied.
+  Segment read(const Run& run, const Term& term, const Tap& tap, int64_t matrix) const {
     using Element = typename Memory::Sum::Element;
     constexpr int64_t kPacking = Memory::kPacking;
     const MemoryLayout& l = *team.all.layout;
     const int64_t depth = Memory::depth_of(term.channels);
     if (term.source == kCondition) {
       const int64_t stride = l.condition_room / kPacking;
-      return {team.template at<Element>(l.condition) + team.all.s.early_column(x) * team.batch * stride, stride, depth,
-              matrix};
+      return {team.template at<Element>(l.condition) + team.map_cell(run.y, run.x) * stride, stride, depth, matrix};
     }
     const int64_t stride = team.all.steps[term.source].stride / kPacking;
     if constexpr (Memory::kRounds) {
-      const auto* pairs = team.factors(term.source, y + tap.dy, x, tap.dx);
+      const auto* pairs = team.factors(term.source, run.y + tap.dy, run.x, tap.dx);
       return {reinterpret_cast<const Element*>(pairs), stride, depth, matrix};
     } else {
-      return {team.value(term.source, y + tap.dy, x, tap.dx), stride, depth, matrix};
+      return {team.value(term.source, run.y + tap.dy, run.x, tap.dx), stride, depth, matrix};
     }
   }
 
   // Whether a tap finds a value, not a zero between those of a source with another stride.
   bool finds(const Term& term, const Tap& tap) const {
     const int64_t stride = team.all.s.stride_of(term.source);
-    return stride == 1 || ((y + tap.dy) % stride == 0 && (x + tap.dx) % stride == 0);
+    return stride == 1 || ((runs->y + tap.dy) % stride == 0 && (runs->x + tap.dx) % stride == 0);
   }
 
   void find_segments() {
     int64_t matrix = 0;
+    auto* to = gathered;
     team.all.for_taps(step(), [&](const Term& term, const Tap& tap, int64_t) {
-      if (tap.early != early || is_codes(term.source) || term.weight < 0) return;
-      if (finds(term, tap)) segments[num_segments++] = read(term, tap, matrix);
+      if (tap.early != early) return;
+      if (is_codes(term.source) || term.weight < 0) return void(adds = true);
+      if (finds(term, tap)) segments[num_segments++] = num_runs == 1 ? read(*runs, term, tap, matrix)
+                                                                     : gather(term, tap, matrix, to);
       matrix += Memory::depth_of(term.channels);
     });
   }
 
-  // The first row of the product in partial sums of a block.
-  int64_t row_in_block() const { return team.all.s.early_column(x) / step().stride * team.batch; }
+  // What a tap reads of all runs, copied to `to`, so that rows are at the same distance from each other.
+  Segment gather(const Term& term, const Tap& tap, int64_t matrix, typename Memory::Sum::Element*& to) const {
+    const int64_t depth = Memory::depth_of(term.channels);
+    const Segment all{to, depth, depth, matrix};
+    for (const Run* run = runs; run < runs + num_runs; ++run) {
+      const Segment own = read(*run, term, tap, matrix);
+      for (int64_t m = 0; m < run->columns * team.batch; ++m, to += depth)
+        memcpy((void*)to, (const void*)(own.rows + m * own.stride), depth * sizeof *to);
+    }
+    return all;
+  }
 
-  // Sets `count` rows from row m on of tile j to all that is added without a product.
-  [[gnu::noinline]] void start(int64_t j, int64_t m, int64_t count, Tile& sums) const {
+  // f(run, number of its row, number of the tile's row, count) for the parts of rows m .. m + count that are of one
+  // run.
+  template <class F>
+  void for_runs(int64_t m, int64_t count, const F& f) const {
+    int64_t r = 0;
+    for (const Run* run = runs; r < count; ++run) {
+      const int64_t rows = run->columns * team.batch, own = min(rows - m, count - r);
+      if (own > 0) f(*run, m, r, own), r += own;
+      m = max(m - rows, int64_t(0));
+    }
+  }
+
+  // The sums over early taps of tile j of a run, from its row m on: those of a tile lie one after another.
+  T* partial(const Run& run, int64_t j, int64_t m) const {
+    const SamplerProblem& s = team.all.s;
+    const int64_t chunk = team.all.chunk_of(step()), rows = s.rows_at_once() * chunk * team.batch;
+    const int64_t column = run.y % s.rows_at_once() * chunk + s.early_column(run.x) / step().stride;
+    return team.template at<T>(memory().partial) + (j * rows + column * team.batch + m) * kColumns;
+  }
+
+  // What rows from row m on of tile j start with before anything is added: sums over early taps, or bias and label.
+  Rows first(const Run& run, int64_t j, int64_t m) const {
+    const StepMemory& own = memory();
+    if (!early && own.partial >= 0) return {partial(run, j, m), kColumns};
+    const T* start = team.template at<T>(own.start) + j * kColumns;
+    if (step().label_bias < 0) return {start, 0};
+    return {start + m % team.batch * own.columns, own.columns};
+  }
+
+  // Asks for what rows of a tile will start with, if that lies far from all that is read before.
+  void ask_for(int64_t j, int64_t m, int64_t count) const {
+    if (early || memory().partial < 0 || num_runs > 1) return;
+    const char* from = reinterpret_cast<const char*>(partial(*runs, j, m));
+    for (int64_t at = 0; at < count * kColumns * int64_t(sizeof(T)); at += 64) __builtin_prefetch(from + at);
+  }
+
+  // Whether all that rows of a tile start with can be read where it lies.
+  bool starts_in_place(int64_t m, int64_t count) const {
+    const bool label = step().label_bias >= 0 && (early || memory().partial < 0);
+    return num_segments > 0 && num_runs == 1 && !adds && (!label || m % team.batch + count <= team.batch);
+  }
+
+  // All that is added without a product to `count` rows from row m on of tile j; in `sums` if it isn't in one place.
+  Rows start(int64_t j, int64_t m, int64_t count, Tile& sums) const {
+    if (starts_in_place(m, count)) return first(*runs, j, m);
+    for_runs(m, count, [&](const Run& run, int64_t own, int64_t r, int64_t n) { start(run, j, own, n, sums + r); });
+    return {sums[0], kColumns};
+  }
+  [[gnu::noinline]] void start(const Run& run, int64_t j, int64_t m, int64_t count, T (*sums)[kColumns]) const {
     const Memory& all = team.all;
     const StepMemory& own = memory();
-    const bool partial = !early && own.partial >= 0;
-    const T* first = team.template at<T>(partial ? own.partial : own.start) + j * kColumns;
-    int64_t from = partial ? row_in_block() + m : m % team.batch;
-    for (int64_t r = 0; r < count; ++r) {
-      memcpy(sums[r], first + from * own.columns, sizeof sums[r]);
-      if (++from == team.batch && !partial) from = 0;
+    for (int64_t r = 0; r < count;) {
+      const Rows rows = first(run, j, m + r);
+      const int64_t sample = (m + r) % team.batch;
+      for (const int64_t end = min(count, r + team.batch - sample), from = r; r < end; ++r)
+        memcpy(sums[r], rows.first + (r - from) * rows.stride, sizeof sums[r]);
     }
     const auto add = [&](const T* more, int64_t r, int64_t v) {
       store(load(sums[r] + v * kLanes) + load(more), sums[r] + v * kLanes);
@@ -83,12 +147,13 @@ struct StepJob {
     const bool paired = is_paired(step().activation);
     all.for_taps(step(), [&](const Term& term, const Tap& tap, int64_t) {
       if (is_codes(term.source) && tap.early == early) {
-        const int32_t* codes = team.codes(term.source, y + tap.dy, x, tap.dx) + m;
+        const int32_t* codes = team.codes(term.source, run.y + tap.dy, run.x, tap.dx) + m;
         for (int64_t r = 0; r < count; ++r)
           for (int64_t v = 0; v < kTileRegisters; ++v) add(table + codes[r] * own.columns + v * kLanes, r, v);
       } else if (term.weight < 0 && tap.early == early) {
         const int64_t stride = all.steps[term.source].stride;
-        const T* at = team.value(term.source, y + tap.dy, x, tap.dx) + m * stride + j * (paired ? kLanes : kColumns);
+        const T* at = team.value(term.source, run.y + tap.dy, run.x, tap.dx) + m * stride;
+        at += j * (paired ? kLanes : kColumns);
         for (int64_t r = 0; r < count; ++r)
           for (int64_t v = 0; v < kTileRegisters; ++v)
             add(at + r * stride + v * (paired ? own.channels : kLanes), r, v);
@@ -97,36 +162,48 @@ struct StepJob {
     });
   }
 
-  // Adds the products to kR rows from row m on of tile j. A function of its own, so that all registers are free for it.
-  template <int kR>
-  [[gnu::noinline]] void multiply(int64_t j, int64_t m, Tile& tile) const {
+  // Adds the products for kR rows from row m on of tile j to what these start with; there is a segment. A function of
+  // its own, so that all registers are free for it.
+  template <class Weight, int kR>
+  [[gnu::noinline]] void multiply(int64_t j, int64_t m, Rows start, Tile& tile) const {
     const StepMemory& own = memory();
     const Weight* matrix = team.all.template shared<Weight>(own.matrix[early]);
     matrix += j * own.depth[early] * kColumns;
     Sums<typename Memory::Sum, kR> sums;
 #pragma GCC unroll 16
     for (int r = 0; r < kR; ++r)
-      for (int v = 0; v < kTileRegisters; ++v) sums.of[r][v] = load(tile[r] + v * kLanes);
-    for (const Segment* segment = segments; segment < segments + num_segments; ++segment) {
+      for (int v = 0; v < kTileRegisters; ++v) sums.of[r][v] = load(start.first + r * start.stride + v * kLanes);
+    const Segment* segment = segments;
+    do {
+      if (segment->depth <= 0) __builtin_unreachable();  // else sums would go to memory and back
       const Weight* own_rows = matrix + segment->matrix * kColumns;
       sums.add(segment->depth, segment->rows + m * segment->stride, segment->stride, 1, own_rows);
-    }
+    } while (++segment < segments + num_segments);
 #pragma GCC unroll 16
     for (int r = 0; r < kR; ++r)
       for (int v = 0; v < kTileRegisters; ++v) store(sums.of[r][v], tile[r] + v * kLanes);
   }
-  template <int kR = kTileRows>
-  void multiply(int64_t rows, int64_t j, int64_t m, Tile& tile) const {
-    if (rows == kR) return multiply<kR>(j, m, tile);
-    if constexpr (kR > 1) multiply<kR - 1>(rows, j, m, tile);
+  using Multiply = void (StepJob::*)(int64_t j, int64_t m, Rows start, Tile& tile) const;
+  template <class Weight, int... kI>
+  static const Multiply* multiply_all(std::integer_sequence<int, kI...>) {
+    static constexpr Multiply kOf[] = {&StepJob::template multiply<Weight, kI + 1>...};
+    return kOf;
+  }
+  // `multiply` for 1 to kTileRows rows.
+  const Multiply* multiply_any() const {
+    return team.all.with_weight([](auto weight) {
+      return multiply_all<decltype(weight)>(std::make_integer_sequence<int, kTileRows>{});
+    });
   }
 
   // Activates the sums and writes the values; sums over early taps that late ones follow are kept as they are.
-  [[gnu::noinline]] void finish(int64_t j, int64_t m, int64_t count, const Tile& sums) const {
+  void finish(int64_t j, int64_t m, int64_t count, const Tile& sums) const {
+    for_runs(m, count, [&](const Run& run, int64_t own, int64_t r, int64_t n) { finish(run, j, own, n, sums + r); });
+  }
+  [[gnu::noinline]] void finish(const Run& run, int64_t j, int64_t m, int64_t count, const T (*sums)[kColumns]) const {
     const StepMemory& own = memory();
     if (early && own.partial >= 0) {
-      T* to = team.template at<T>(own.partial) + (row_in_block() + m) * own.columns + j * kColumns;
-      for (int64_t r = 0; r < count; ++r) memcpy(to + r * own.columns, sums[r], sizeof sums[r]);
+      memcpy(partial(run, j, m), sums, count * sizeof *sums);
       return;
     }
     const Activation activation = step().activation;
@@ -134,9 +211,9 @@ struct StepJob {
     const bool paired = is_paired(activation);
     const int64_t channel = j * (paired ? kLanes : kColumns);
     const int64_t stride = from < 0 ? 0 : team.all.steps[from].stride;
-    T* to = own.value < 0 ? nullptr : team.value(i, y, x) + m * own.stride + channel;
-    const T* residual = from < 0 ? nullptr : team.value(from, y, x) + m * stride + channel;
-    auto* factors = own.factors < 0 ? nullptr : team.factors(i, y, x) + m * own.stride + channel;
+    T* to = own.value < 0 ? nullptr : team.value(i, run.y, run.x) + m * own.stride + channel;
+    const T* residual = from < 0 ? nullptr : team.value(from, run.y, run.x) + m * stride + channel;
+    auto* factors = own.factors < 0 ? nullptr : team.factors(i, run.y, run.x) + m * own.stride + channel;
     for (int64_t r = 0; r < count; ++r)
       for (int64_t v = 0; v < (paired ? 1 : kTileRegisters); ++v) {
         V out = load(sums[r] + v * kLanes);

@@ -140,16 +140,19 @@ def attentions(draw: st.DrawFn, steps: list[AnyStep]) -> Attention:
 
 
 @st.composite
-def causal_steps(draw: st.DrawFn) -> list[AnyStep]:
-    """A few steps that read codes, the map and each other; the last one reads earlier positions only."""
+def causal_steps(draw: st.DrawFn, plain: bool = False) -> list[AnyStep]:
+    """A few steps that read codes, the map and each other; the last one reads earlier positions only.
+
+    Plain ones are no attentions and have no strides.
+    """
     above = [(dy, dx) for dy in (-3, -2, -1) for dx in (-2, -1, 0, 1, 2)]
     past = [*above, (0, -3), (0, -2), (0, -1)]
-    strides = st.sampled_from([1] if draw(st.booleans()) else [1, 2, 2, 3, 4])
+    strides = st.sampled_from([1] if plain or draw(st.booleans()) else [1, 2, 2, 3, 4])
     steps: list[AnyStep] = []
     last = draw(st.integers(0, 5))
     for number in range(last + 1):
         whole = all(step.stride == 1 for step in steps)
-        if 0 < number < last and whole and draw(st.booleans()):
+        if 0 < number < last and whole and not plain and draw(st.booleans()):
             steps.append(draw(attentions(steps)))
             continue
         stride = 1 if number == last else draw(strides)

@@ -22,6 +22,7 @@ from vqfast.sampling.attention import Attention
 from vqfast.sampling.executors import reference
 from vqfast.sampling.program import CODES, Program, Step, Term
 from vqfast.sampling.request import Request
+from vqfast.sampling.wavefront import wavefront
 
 MakePrior = Callable[..., CausalPrior]
 Conditioning = Callable[..., dict[str, Tensor]]
@@ -205,7 +206,9 @@ def test_batches_fit_the_free_memory(
 ) -> None:
     prior, limited.fitting = make_prior("gated"), 99
     program, weights = prior.lower()
-    free = batches.weight_bytes(weights) + 20 * batches.sample_bytes(program, weights, (3, 4))
+    rows = wavefront(program, weights, 3, 4).rows
+    a_sample = batches.sample_bytes(program, weights, (3, 4), side_by_side=rows)
+    free = batches.weight_bytes(weights) + 20 * a_sample
     monkeypatch.setattr(batches, "free_memory", lambda device: free)
     drawn = prior.sample(64, (3, 4), method="limited")
     assert set(limited.sizes) == {16}
@@ -226,6 +229,9 @@ def test_values_of_a_program() -> None:
     # right; each step keeps its sums of a row
     assert program.values(9, 10) == 3 * (10 + 1) * 3 + 10 * (3 + (4 + 8) + (5 + 5)) + 3 + 8 + 5
     assert program.values(1000, 10) == program.values(9, 10)  # earlier rows aren't kept
+    # two rows more that are drawn: values of five rows, sums of three
+    three = 5 * (10 + 1) * 3 + 3 * 10 * (4 + 5) + 3 * 10 * (3 + 8 + 5) + 3 + 8 + 5
+    assert program.values(9, 10, side_by_side=3) == three
 
 
 def test_an_attention_keeps_keys_and_values_of_all_positions() -> None:

@@ -21,6 +21,7 @@ from vqfast.sampling.precision import check_precision
 from vqfast.sampling.program import CONDITION, Program
 from vqfast.sampling.progress import Tick, check_progress, shown, taken_back
 from vqfast.sampling.request import Given, GivenLabels, Model, Request
+from vqfast.sampling.wavefront import wavefront
 
 _NOISE_COPIES = 8  # float64 tensors as large as a position's noise that are alive while it is made
 _COPIES = 4  # of all codes: those that are known, those that are drawn, and the results
@@ -206,26 +207,35 @@ def _fitting(model: Model, grid: tuple[int, int], batch_size: int, precision: st
     with torch.inference_mode():
         program, weights = model.lower()
     free = free_memory(next(model.parameters()).device) - weight_bytes(weights)
-    fitting = max(1, free / sample_bytes(program, weights, grid, precision))
+    rows = wavefront(program, weights, *grid).rows  # side by side, if the executor draws them so
+    fitting = max(1, free / sample_bytes(program, weights, grid, precision, rows))
     while batch_size > fitting:
         batch_size = -(-batch_size // 2)
     return batch_size
 
 
 def sample_bytes(
-    program: Program, weights: dict[str, Tensor], grid: tuple[int, int], precision: str | None = None
+    program: Program,
+    weights: dict[str, Tensor],
+    grid: tuple[int, int],
+    precision: str | None = None,
+    side_by_side: int = 1,
 ) -> int:
-    """How many bytes an executor keeps for each sample: values, the condition, codes and noise."""
+    """How many bytes an executor keeps for each sample: values, the condition, codes and noise.
+
+    ``side_by_side`` rows of a sample are drawn at a time.
+    """
     maps = [weights[t.weight or ""] for step in program.steps for t in step.terms if t.source == CONDITION]
     positions, (rows, left, right) = math.prod(grid), program.reach(*program.codes)
     size, block = _number_bytes(weights), program.block(*grid)
     unit = _TILE_BYTES // size
-    numbers = program.values(*grid, unit)
-    if maps:  # as it is given, as it is computed with, and a row, channels last
+    numbers = program.values(*grid, unit, side_by_side)
+    if maps:  # as it is given, as it is computed with, and the rows that are drawn, channels last
         channels = maps[0].shape[1]
         entries = -(-positions // program.condition_stride)
-        numbers += channels * 2 * entries + block * -(-channels // unit) * unit
-    codes = _COPIES * positions + rows * (left + block + right) + _NOISE_COPIES * program.num_choices
+        numbers += channels * 2 * entries + side_by_side * block * -(-channels // unit) * unit
+    kept = (rows + side_by_side - 1) * (left + block + right)
+    codes = _COPIES * positions + kept + _NOISE_COPIES * program.num_choices
     if precision is not None:  # float32 numbers, and what they are rounded to
         size = 4 + 4
     return numbers * size + 8 * program.num_quantizers * codes

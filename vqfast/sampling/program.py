@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 
 from vqfast.checks import check_choice, check_integer
 from vqfast.sampling.activations import ACTIVATIONS, PAIRED, channels
@@ -211,6 +212,10 @@ class Program:
 
     def phases(self) -> list[int]:
         """When each step can be computed, see ``Phase``."""
+        return list(self._phases)
+
+    @cached_property
+    def _phases(self) -> list[int]:
         phases: list[int] = []
         for step in self.steps:
             phases.append(phase_of(step, phases))
@@ -225,11 +230,20 @@ class Program:
 
         ``rows`` counts its own row and those above; ``left`` and ``right`` count columns beside it.
         """
-        taps = [
-            tap for step in self.steps for term in step.terms if term.source in sources for tap in term.taps
-        ]
-        dys, dxs = zip((0, 0), *taps, strict=True)
-        return 1 - min(dys), -min(dxs), max(dxs)
+        rows, left, right = zip(
+            (1, 0, 0), *(self._reaches[source] for source in sources if source in self._reaches), strict=True
+        )
+        return max(rows), max(left), max(right)
+
+    @cached_property
+    def _reaches(self) -> dict[int, tuple[int, int, int]]:
+        """The reach of each source that is read."""
+        taps: dict[int, list[Offset]] = {}
+        for step in self.steps:
+            for term in step.terms:
+                taps.setdefault(term.source, [(0, 0)]).extend(term.taps)
+        spans = {source: tuple(zip(*offsets, strict=True)) for source, offsets in taps.items()}
+        return {source: (1 - min(dys), -min(dxs), max(dxs)) for source, (dys, dxs) in spans.items()}
 
     def strided_reach(self, number: int) -> tuple[int, int, int]:
         """``reach`` of a step in rows and columns that are multiples of its stride."""
@@ -241,19 +255,20 @@ class Program:
 
         A block begins at a multiple of every stride.
         """
-        ahead = any(dx > 0 for step in self.steps for term in step.terms for _, dx in term.taps)
+        ahead = any(right > 0 for _, _, right in self._reaches.values())
         strides = math.lcm(*(step.stride for step in self.steps))
         return width if height > 1 or ahead else min(width, max(1, _BLOCK_COLUMNS // strides) * strides)
 
-    def values(self, height: int, width: int, unit: int = 1) -> int:
+    def values(self, height: int, width: int, unit: int = 1, side_by_side: int = 1) -> int:
         """How many numbers an executor keeps for a sample.
 
-        These are each step's last rows, its sums of one row and of one position, and the keys and values of
-        attentions.
+        These are each step's last rows, its sums of the rows that are drawn and of one position, and the keys
+        and values of attentions.
 
         Args:
             height, width: of the grid.
             unit: channels and positions are padded to a multiple of it.
+            side_by_side: rows that are drawn side by side.
         """
 
         def padded(channels: int) -> int:
@@ -263,7 +278,8 @@ class Program:
         for number, step in enumerate(self.steps):
             rows, left, right = self.strided_reach(number)
             block = -(-self.block(height, width) // step.stride)
-            total += rows * (left + block + right) * padded(step.channels) + (block + 1) * padded(step.width)
+            total += (rows + side_by_side - 1) * (left + block + right) * padded(step.channels)
+            total += (side_by_side * block + 1) * padded(step.width)
             if isinstance(step, Attention):
                 kept = self.steps[step.key].channels + step.width
                 total += kept * (padded(height * width) + 2 * (unit - 1))

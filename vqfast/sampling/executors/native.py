@@ -23,20 +23,23 @@ from vqfast.sampling.attention import Attention
 from vqfast.sampling.precision import BFLOAT16
 from vqfast.sampling.program import CODES, CONDITION, Phase, Program, available
 from vqfast.sampling.request import Request
+from vqfast.sampling.wavefront import Wavefront, raster, wavefront
 
 _SECONDS = 0.1  # of one call of the library, after which Python handles Ctrl-C
-_SAMPLES = 16  # a thread works alone if it has as many
+_SAMPLES = 8  # a thread with as many works alone: it reads all weights, but never waits
 _LOAD = 1.5  # of each CPU, from which on the machine counts as busy
+_IN_WAVES = 1  # samples: of more, products take the time, not the weights on their way
 _PRODUCTS = 1 << 14  # of a step for each thread: fewer take less time than threads need to meet
 
 
 def _plan(
-    program: Program, offsets: dict[str, int], condition_channels: int
+    program: Program, front: Wavefront, offsets: dict[str, int], condition_channels: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The program as the native library takes it (``csrc/shared/contract.def``).
 
     Args:
         program: the steps.
+        front: the order of positions.
         offsets: where each weight begins among all.
         condition_channels: of the conditioning map; 0 where there is none.
 
@@ -90,9 +93,10 @@ def _plan(
                 stride=step.stride,
                 bias=offsets.get(step.bias or "", -1),
                 label_bias=offsets.get(step.label_bias or "", -1),
-                rows=rows,
+                rows=rows + front.rows - 1,
                 left=left,
                 right=right,
+                lead=front.leads[number],
                 first_term=first_term,
                 num_terms=len(step.terms),
                 attention=len(attentions) - 1 if isinstance(step, Attention) else -1,
@@ -112,15 +116,16 @@ def _table(records: list[list[int]]) -> Tensor:
 def _threads(program: Program, weights: dict[str, Tensor], batch: int, precision: str | None = None) -> int:
     """How many threads the average step of a position keeps busy.
 
-    At least as many as keep their parts of the weights in their second caches, where the threads can: from
-    the third cache, weights of a few samples come several times as slowly (``csrc/sampler/sampler.cpp``).
+    At least as many as keep their parts of the weights in their second caches, or all where they can't: from
+    the third cache, weights of a few samples come several times as slowly (``csrc/sampler/sampler.cpp``), and
+    each thread reads its part alone.
     """
     late = [step for step, phase in zip(program.steps, program.phases(), strict=True) if phase != Phase.ROW]
     matrices = [t.weight for step in late for t in step.terms if t.source > CODES and t.weight]
     numbers = sum(weights[name].numel() for name in matrices)
     fitting = batch * numbers // max(1, len(late)) // _PRODUCTS
     total = 2 * numbers if precision == BFLOAT16 else sum(weights[name].nbytes for name in matrices)
-    if (size := _second_cache()) and total <= torch.get_num_threads() * size:
+    if size := _second_cache():
         fitting = max(fitting, -(-total // size))
     if _busy():
         fitting = min(fitting, batch // _SAMPLES)  # threads that work alone
@@ -165,7 +170,11 @@ def run(request: Request) -> Tensor:
     condition = request.condition
     if condition is None:
         condition = flat.new_empty(batch, 0, height, -(-width // program.condition_stride))
-    threads = _threads(program, weights, batch, request.precision)
+    if batch > _IN_WAVES:
+        front = raster(program, height, width)
+    else:
+        front = wavefront(program, weights, height, width)
+    threads = _threads(program, weights, batch * front.rows, request.precision)
     draw = request.draw
     code_rows, code_left, code_right = program.reach(*program.codes)
     sizes = library.contract().record(
@@ -177,9 +186,11 @@ def run(request: Request) -> Tensor:
         height=height,
         width=width,
         block=program.block(height, width),
+        distance=front.distance,
+        chunk=front.chunk,
         condition_channels=condition.shape[1],
         condition_stride=program.condition_stride,
-        code_rows=code_rows,
+        code_rows=code_rows + front.rows - 1,
         code_left=code_left,
         code_right=code_right,
         threads=threads,
@@ -188,7 +199,7 @@ def run(request: Request) -> Tensor:
         top_k=draw.top_k or 0,
         factors=library.contract().number("Factors", _factors(request.precision)),
     )
-    plan = (*_plan(program, offsets, condition.shape[1]), torch.tensor(sizes), flat)
+    plan = (*_plan(program, front, offsets, condition.shape[1]), torch.tensor(sizes), flat)
     none = flat.new_empty(0)
     labels = none.long() if request.labels is None else request.labels.contiguous()
     condition = condition.to(torch.float64 if flat.dtype == torch.float64 else torch.float32).contiguous()
@@ -196,8 +207,8 @@ def run(request: Request) -> Tensor:
     memory = torch.ops.vqfast_native.prepare_sampler(*plan, labels)
     top_p = 1.0 if draw.top_p is None else draw.top_p
     done, count = 0, 1
-    while done < height * width:
-        count = min(count, height * width - done)
+    while done < front.moments:
+        count = min(count, front.moments - done)
         began = time.perf_counter()
         torch.ops.vqfast_native.run_sampler(
             *plan,
@@ -211,7 +222,8 @@ def run(request: Request) -> Tensor:
             done,
             count,
         )
-        request.progress(batch * num_codes * count)
+        positions = front.positions(done + count) - front.positions(done)
+        request.progress(batch * num_codes * positions)
         done += count
         count = max(1, min(2 * count, int(count * _SECONDS / (time.perf_counter() - began))))
     return codes
