@@ -15,6 +15,7 @@ from importlib import import_module
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -39,12 +40,13 @@ WRONG = 99  # the exit status of a sanitizer that found something
 
 def smoke() -> Iterator[Item]:
     """Every kernel once, compared with the reference; again under compute-sanitizer, if it is there."""
-    yield Item("kernels", partial(_command, SMOKE))
-    for tool in ("memcheck", "racecheck", "synccheck"):
-        sanitizer = shutil.which("compute-sanitizer")
-        if sanitizer and not registry.interpreted():
-            options = ["--tool", tool, "--error-exitcode", str(WRONG)]
-            yield Item(tool, partial(_command, [sanitizer, *options, *SMOKE]), least=60)
+    sanitizer = None if registry.interpreted() else shutil.which("compute-sanitizer")
+    for tool in ("kernels", *(("memcheck", "racecheck", "synccheck") if sanitizer else ())):
+        options = (
+            [] if tool == "kernels" else [str(sanitizer), "--tool", tool, "--error-exitcode", str(WRONG)]
+        )
+        for op in registry.TABLE:
+            yield Item(f"{op} {tool}", partial(_command, [*options, *SMOKE, op]), least=60 if options else 20)
 
 
 def _command(command: list[str], seconds: float) -> dict[str, Any]:
@@ -149,7 +151,13 @@ def shapes() -> Iterator[Item]:
     batches = {torch.bfloat16: (1, 16, 256, 1024, 8192), torch.float32: (1, 1024)}
     for dtype, numbers in ({torch.float32: (1,)} if rehearsal else batches).items():
         for batch in numbers:
-            yield Item(f"sampler {dtype}, batch {batch}", partial(_sampling, dtype, batch), least=60)
+            yield Item(
+                f"sampler {dtype}, batch {batch}", partial(_sampling, dtype, batch, 32, True), least=60
+            )
+    for together in (True, False):
+        shown = "rows side by side" if together else "row after row"
+        sampled = partial(_sampling, dtype, 1, 64, together)
+        yield Item(f"sampler {dtype}, batch 1, 64x64, {shown}", sampled, least=60)
 
 
 def _small(size: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -216,14 +224,17 @@ def _convolution(dtype: torch.dtype, kernel: int, mask: str, seconds: float) -> 
     return {name: timed(call) for name, call in calls.items()}
 
 
-def _sampling(dtype: torch.dtype, batch: int, seconds: float) -> dict[str, Any]:
+def _sampling(dtype: torch.dtype, batch: int, side: int, together: bool, seconds: float) -> dict[str, Any]:
+    """``together``: rows are drawn side by side where the executor would."""
     from vqfast import PixelCNN
+    from vqfast.sampling.executors import triton as executor
 
-    channels, layers, side = (4, 1, 2) if registry.interpreted() else (128, 15, 32)
+    channels, layers, side = (4, 1, 2) if registry.interpreted() else (128, 15, side)
     batch = min(batch, 2) if registry.interpreted() else batch
     prior = PixelCNN(512 if channels > 4 else 5, channels, layers).to(machine.DEVICE, dtype).eval()
     draw = partial(prior.sample, batch, (side, side), method="triton", batch_size=batch)
-    took = timed(draw, rounds=2)
+    with mock.patch.object(executor, "TOGETHER", executor.TOGETHER if together else 0):
+        took = timed(draw, rounds=2)
     return {"images a second": float(f"{batch / took['seconds']:.4g}"), **took}
 
 
@@ -238,7 +249,9 @@ def _case(case: Any, seconds: float) -> dict[str, Any]:
     from benchmarks import core
 
     try:
-        return core.measure(case, rounds=3, full=False)
+        found = core.measure(case, rounds=3, full=False)
+        peers = found.pop("wrong")  # the gate takes it for a wrong kernel
+        return {**found, "wrong peers": peers}
     except core.AbsentError as error:
         return {"absent": str(error)}
 

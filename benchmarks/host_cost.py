@@ -1,21 +1,31 @@
-"""Python's time of a search's launches, without a GPU: ``python -m benchmarks.host_cost``.
+"""Python's time of calls and launches, without a GPU: ``python -m benchmarks.host_cost``.
 
-A driver that does nothing stands for the GPU's, so that all but the driver's own call is timed. The tensors
-are on the CPU, whose allocator isn't the GPU's.
+Kernels that do nothing stand for the compiled ones, so that all is timed but the driver's own call. The
+tensors are on the CPU, whose allocator isn't the GPU's.
 """
 
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import torch
 
-from vqfast.ops import launch
+from vqfast.functional import gate, masked_conv2d, nearest_code
+from vqfast.ops import launch, registry
+from vqfast.ops.masked_conv import triton as conv
 from vqfast.ops.nearest import triton as nearest
+from vqfast.sampling.executors import triton as sampler
+from vqfast.sampling.executors import triton_kernel
+from vqfast.sampling.executors.probe import Part, probe_request
+from vqfast.sampling.wavefront import raster
+
+CPU = torch.device("cpu")
 
 
 class Compiled:
@@ -33,24 +43,56 @@ class Compiled:
         """A launch."""
 
 
-def microseconds(calls: int = 2000, rounds: int = 7) -> float:
-    """Of a call of ``nearest`` whose kernels are kept: the best of some rounds."""
+@contextmanager
+def stubbed() -> Iterator[dict[str, Callable[[], object]]]:
+    """Calls whose kernels are kept, by name."""
     active = SimpleNamespace(get_current_device=lambda: 0, get_current_stream=lambda device: 0)
-    x, codebook = torch.randn(64, 64), torch.randn(512, 64)
-    times = []
+    kernels = {
+        nearest: ("_prepare", "_search"),
+        conv: ("_convolve", "_weight_gradient", "_sum_pieces", "_gate"),
+        triton_kernel: ("sample",),
+    }
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(launch, "driver", SimpleNamespace(active=active)))
-        for name in ("_prepare", "_search"):
-            kernel = Compiled(getattr(nearest, name))
-            stack.enter_context(mock.patch.object(nearest, name, kernel))
-        nearest.nearest(x, codebook)
-        for _ in range(rounds):
-            began = time.perf_counter()
-            for _ in range(calls):
-                nearest.nearest(x, codebook)
-            times.append(time.perf_counter() - began)
+        stack.enter_context(mock.patch.dict("os.environ", {"VQFAST_BACKEND": "triton"}))
+        for module, names in kernels.items():
+            for name in names:
+                stack.enter_context(mock.patch.object(module, name, Compiled(getattr(module, name))))
+        for module in (nearest, conv):
+            stack.enter_context(mock.patch.object(module, "_plans", {}))
+        for op in ("nearest", "masked_conv"):
+            anywhere = replace(registry.TABLE[op]["triton"], devices=None)
+            stack.enter_context(mock.patch.dict(registry.TABLE[op], triton=anywhere))
+        x, codebook = torch.randn(64, 64), torch.randn(512, 64)
+        images, weight, bias = torch.randn(2, 16, 8, 8), torch.randn(16, 16, 3, 3), torch.randn(16)
+        request = probe_request(CPU, torch.float32, Part(1))
+        tuning = sampler.tuning_of(request.weight, 1)
+        sampling = sampler.Sampling(request, tuning, raster(request.program, *request.grid))
+        tables = sampling.plan.position
+        calls: dict[str, Callable[[], object]] = {
+            "nearest_code": lambda: nearest_code(x, codebook),
+            "masked_conv2d": lambda: masked_conv2d(images, weight, bias),
+            "its gradients": lambda: conv.masked_conv2d_backward(images, images, weight, 5, [1, 1], [1, 1]),
+            "gate": lambda: gate(images),
+            "sampler's launch": lambda: sampling.launch(tables, 0, len(tables.jobs), 0, 1, 1),
+        }
+        for call in calls.values():
+            call()
+        yield calls
+
+
+def microseconds(call: Callable[[], object], calls: int = 2000, rounds: int = 7) -> float:
+    """Of a call: the best of some rounds."""
+    times = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        for _ in range(calls):
+            call()
+        times.append(time.perf_counter() - began)
     return min(times) / calls * 1e6
 
 
 if __name__ == "__main__":
-    print(f"{microseconds():.1f} us a call of nearest, two launches")
+    with torch.no_grad(), stubbed() as found:
+        for name, call in found.items():
+            print(f"{name}: {microseconds(call):.1f} us")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib import metadata
 from typing import Any, NamedTuple
 
 import torch
@@ -42,17 +43,22 @@ GPUS = {
     "H200": Gpu("sm_90", 132, 1.7e9, 128, 4.3e12, 5.5e12, 800e12, 60e12),
     "B200": Gpu("sm_100", 148, 1.8e9, 128, 7.2e12, 9.0e12, 2000e12, 68e12),
 }
-SEARCHES = {(131072, 512, 64): 0.035, (131072, 1024, 256): 0.08, (131072, 8192, 256): 0.08}  # listed again
+SEARCHES = {(131072, 512, 64): 0.003, (131072, 1024, 256): 0.006, (131072, 8192, 256): 0.009}  # listed again
 PEER = ((131072, 512, 64), (131072, 8192, 256))  # of flash-kmeans, on an H100 alone
 CONVOLUTIONS = {"3x3 B": 5, "7x7 A": 24}  # visible taps, of (16, 128, 32, 32) to 128 channels
-SAMPLES = (1, 16, 256, 1024, 8192)  # images of 32x32 codes, 15 layers of 128 channels, in bfloat16
+# Images, the side of their grid, whether rows are drawn side by side; 15 layers of 128 channels, in bfloat16.
+SAMPLES = {
+    **{f"batch {batch}": (batch, 32, False) for batch in (1, 16, 256, 1024, 8192)},
+    "batch 1, 64x64, row after row": (1, 64, False),
+    "batch 1, 64x64, rows side by side": (1, 64, True),
+}
 
 
 def counted() -> dict[str, Any]:
     """The counts of every kernel in the table."""
     import triton
 
-    from benchmarks import compiled, peer_kernel
+    from benchmarks import compiled
     from vqfast.ops.nearest.tunings import SEARCH, pick
 
     found: dict[str, Any] = {"triton": triton.__version__, "search": {}}
@@ -68,33 +74,54 @@ def counted() -> dict[str, Any]:
                 "shared": kernel.metadata.shared,
                 "vectors": tuning.vectors,
             }
-    try:
-        found["flash-kmeans"] = {f"{size}": peer_kernel.counts(*size) for size in PEER}
-    except ImportError:
-        found["flash-kmeans"] = {}
-    found["sampler"] = {str(batch): jobs_of(batch) for batch in SAMPLES}
+    found["flash-kmeans"] = peer_counts()
+    found["sampler"] = {name: jobs_of(*sample) for name, sample in SAMPLES.items()}
     return found
 
 
-def jobs_of(batch: int) -> dict[str, float]:
-    """Of the sampler's positions: jobs, meetings, groups, blocks; bytes of weights; operations an image."""
+def peer_counts() -> dict[str, Any]:
+    """Of flash-kmeans' kernel, with the versions counted; if it isn't installed, those that are there."""
+    import triton
+
+    from benchmarks import peer_kernel
+
+    try:
+        counts = {f"{size}": peer_kernel.counts(*size) for size in PEER}
+    except ImportError:
+        kept: dict[str, Any] = json.loads(COUNTS.read_text())["flash-kmeans"]
+        return kept
+    return {"version": metadata.version("flash-kmeans"), "triton": triton.__version__, **counts}
+
+
+def jobs_of(batch: int, side: int, together: bool) -> dict[str, int]:
+    """Of the sampler: how often it computes positions and what is known before; jobs, blocks, weights."""
     from vqfast import PixelCNN
     from vqfast.sampling.executors.triton_plan import Plan, padded
-    from vqfast.sampling.executors.triton_tunings import SAMPLING
+    from vqfast.sampling.executors.triton_tunings import SAMPLING, pick
+    from vqfast.sampling.wavefront import raster, wavefront
 
     prior = PixelCNN(512, 128, 15).to(torch.bfloat16).eval()
     program, weights = prior.lower()
-    lines = SAMPLING[2]["sm_90"]
-    tuning = lines[min(images for images in lines if batch <= images)]
+    front = wavefront(program, weights, side, side) if together else raster(program, side, side)
+    tuning = pick(SAMPLING[2]["sm_90"], batch, front.rows)
     images = padded(batch, max(launch.images for launch in tuning))
-    plan = Plan(program, weights, (32, 32), images, 1, 0, tuning)
+    plan = Plan(program, weights, front, images, 1, 0, tuning)
+    chunks = -(-front.moments // front.chunk)
+    # a launch more for each row that ends within a chunk
+    within = sum((y * front.distance + side) % front.chunk > 0 for y in range(side - 1))
     groups = images // tuning.position.images
     members = max(1, min(tuning.position.members, 132 // groups))
     parts = {
         name: tables.tensors()["weights"].numel() for name, tables in vars(plan).items() if name in PARTS
     }
     return {
+        "batch": batch,
+        "positions": side * side,
+        "moments": front.moments,
+        "chunks": chunks,
+        "launches": 2 * chunks + within,
         "jobs": len(plan.position.jobs),
+        "row jobs": len(plan.row.jobs),
         "groups": groups,
         "members": members,
         "position weights": parts["position"],
@@ -150,21 +177,21 @@ def convolution_times(gpu: Gpu, taps: int, backward: bool, dtype: str) -> list[s
     ]
 
 
-def sampler_times(gpu: Gpu, batch: int, counts: dict[str, Any]) -> list[str]:
+def sampler_times(gpu: Gpu, found: dict[str, int]) -> list[str]:
     """The cells of a row about the sampler."""
-    found = counts["sampler"][str(batch)]
-    positions, rows = 1024, 32
-    meetings = found["jobs"] if found["members"] > 1 else 0
-    waiting = positions * (meetings * MEETING + found["jobs"] * LOAD)
-    weights = 2 * found["groups"] * (positions * found["position weights"] + rows * found["row weights"])
-    operations = 2 * batch * positions * (found["position weights"] + found["row weights"])
+    moments, chunks = found["moments"], found["chunks"]
+    jobs = moments * found["jobs"] + chunks * found["row jobs"]
+    meetings = jobs if found["members"] > 1 else 0
+    waiting = meetings * MEETING + jobs * LOAD
+    weights = 2 * found["groups"] * (moments * found["position weights"] + chunks * found["row weights"])
+    operations = 2 * found["batch"] * found["positions"] * (found["position weights"] + found["row weights"])
     parts = [operations / gpu.half, weights / gpu.cache]
     return [
         f"{operations / 1e12:.3g} TFLOP",
         f"{weights / 1e9:.3g} GB of weights from the L2",
-        f"{meetings} a position",
-        str(2 * rows),
-        _span(parts, waiting + 2 * rows * LAUNCH),
+        f"{meetings / found['positions']:.3g} a position",
+        str(found["launches"]),
+        _span(parts, waiting + found["launches"] * LAUNCH),
     ]
 
 
@@ -189,15 +216,16 @@ def table(counts: dict[str, Any]) -> str:
             lines.append([shown, name, *search_times(gpu, size, share, counts)])
         for size in PEER:
             if name == "H100" and f"{size}" in counts["flash-kmeans"]:
-                shown = "flash-kmeans' assign N {}, K {}, D {}, float16".format(*size)
+                version = counts["flash-kmeans"]["version"]
+                shown = "flash-kmeans {} assign N {}, K {}, D {}, float16".format(version, *size)
                 lines.append([shown, name, *peer_times(gpu, size, counts)])
         for kernel, taps in CONVOLUTIONS.items():
             for dtype in ("bfloat16", "float32"):
                 for backward in (False, True):
                     shown = f"masked conv {kernel}, {dtype}{', with backward' if backward else ''}"
                     lines.append([shown, name, *convolution_times(gpu, taps, backward, dtype)])
-        for batch in SAMPLES:
-            lines.append([f"sampling, batch {batch}, bfloat16", name, *sampler_times(gpu, batch, counts)])
+        for sample, found in counts["sampler"].items():
+            lines.append([f"sampling, {sample}, bfloat16", name, *sampler_times(gpu, found)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 

@@ -21,6 +21,32 @@ interpreted = [
 ]
 
 
+def quicken() -> None:
+    """Leaves out what took three quarters of the interpreter's time, and changes nothing that it computes.
+
+    For each call of a device function it looks through all of the language for what is to be patched, which
+    the kernel's launch has done; and it makes its table of types anew for each value.
+    """
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    def call(self, *arguments, **named):
+        if tl.core.is_builtin(tl.core.load):
+            interpreter._patch_lang(self.fn)
+        return self.rewrite()(*arguments, **named)
+
+    def dtype_of(dtype):
+        if type(dtype) is not tl.dtype:
+            return by_table(dtype)
+        if dtype.name not in known:
+            known[dtype.name] = by_table(dtype)
+        return known[dtype.name]
+
+    by_table, known = interpreter._get_np_dtype, {}
+    interpreter.InterpretedFunction.__call__ = call
+    interpreter._get_np_dtype = dtype_of
+
+
 def assert_passes(files: Sequence[Path | str], expression: str) -> None:
     """Runs the tests of the files that ``expression`` selects (``-k``)."""
     pytest.importorskip("triton")

@@ -138,7 +138,7 @@ def test_rounds_are_interleaved_on_the_same_new_data() -> None:
 
     core.measure(fake(contenders={"vqfast": build("a"), "peer": build("b")}), rounds=3)
     rounds = list(dict.fromkeys(seen))[-6:]
-    assert [name for name, _ in rounds] == ["a", "b"] * 3
+    assert [name for name, _ in rounds] == ["a", "b", "b", "a", "a", "b"]  # each first in turn
     assert rounds[0][1] == rounds[1][1] != rounds[2][1] == rounds[3][1]
 
 
@@ -158,6 +158,9 @@ def test_absent_peers_say_why_and_slow_ones_are_for_the_full_form() -> None:
         "compiled": "only in the full form",
     }
     assert "compiled" in core.measure(case, 1)["seconds"]
+    unneeded = {"vqfast": contenders["vqfast"], "peer": lambda: pytest.fail("built for nothing")}
+    with pytest.raises(AbsentError, match="full form"):
+        core.measure(fake(contenders=unneeded, slow=["vqfast"]), 1, full=False)
 
 
 def test_a_peer_that_fails_is_absent_and_if_vqfast_fails_so_does_the_case() -> None:
@@ -183,6 +186,29 @@ def test_part_of_the_work_is_scaled_and_short_calls_are_means(monkeypatch) -> No
     row = core.measure(fake(contenders={"vqfast": lambda: lambda _: calls.append(time.sleep(1e-5))}), 1)
     assert len(calls) > 4
     assert row["seconds"]["vqfast"][0] < 0.05
+
+
+def test_a_long_call_is_not_repeated_to_find_out_how_long_it_is() -> None:
+    calls = []
+
+    def build():
+        return lambda _: calls.append(time.sleep(2 * core.LONG))
+
+    core.measure(fake(contenders={"vqfast": build}), rounds=1)
+    assert len(calls) == 3  # its output, its memory and a round
+
+
+def test_the_first_rows_of_a_loop_are_checked_with_their_part_of_the_map() -> None:
+    case = waveform.waveform(8, 4 * sampling.CACHED, 8, 2)
+    # One position of four of the eight streams.
+    assert case.parts == {"cached": 1 / 4, "naive": 1 / (4 * sampling.CACHED) * 4 / 8}
+    seed = case.data()
+    torch.manual_seed(0)
+    codes = case.contenders["cached"]()(seed)
+    assert codes.shape == (8, sampling.CACHED)
+    case.check(seed, {"cached": codes})
+    with pytest.raises(AssertionError, match="cached"):
+        case.check(seed, {"cached": (codes + 1) % 256})
 
 
 def time_of(seconds: float):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import torch
 
 from benchmarks import __main__ as command
 from benchmarks import gate, gate_smoke, gate_steps, machine, sweep
+from tests.benchmarks.miniature import gate_in_a_process
 from vqfast.ops import library, records, registry
 from vqfast.ops.modules import module
 from vqfast.ops.nearest.tunings import Tuning
@@ -141,7 +143,7 @@ def test_the_smoke_step_compares_every_part_of_every_op(monkeypatch, capsys, wro
     if wrong:
         native = module("residual", "native")
         monkeypatch.setattr(native, "residual_codes", lambda *call: reference.residual_codes(*call) * 0)
-    assert gate_smoke.main() == int(wrong)
+    assert gate_smoke.main(registry.TABLE) == int(wrong)
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("native")]
     assert len(said) == 6 and sum("WRONG" in line for line in said) == 2 * wrong
 
@@ -164,6 +166,54 @@ def test_the_gate_is_rehearsed_in_the_interpreter(tmp_path: Path) -> None:
     shapes = found["steps"]["shapes"]
     assert any("seconds" in result for name, result in shapes.items() if name.startswith("nearest"))
     assert all("failed" in result for name, result in shapes.items() if name.startswith("flash-kmeans"))
+
+
+@pytest.mark.parametrize("item", ["layer: EMA", "degenerate: far", "residual memcheck"])
+def test_an_op_that_is_wrong_in_a_suite_or_the_smoke_is_not_shipped(fake, tmp_path: Path, item) -> None:
+    steps = {
+        "smoke": step_of(fake, [], item, wrong=item),
+        "matrix residual": step_of(fake, [], "residual test_residual.py"),
+        "matrix masked_conv": step_of(fake, [], "masked_conv test_masked_conv.py"),
+    }
+    assert gate.main("all", tmp_path, steps=steps) == 1
+    written = json.loads((tmp_path / "records" / "a-gpu.json").read_text())
+    assert written["passed"] == {"triton": ["masked_conv"]}
+
+
+def test_the_ops_of_each_suite_are_known() -> None:
+    for name in gate_steps.SUITES:
+        assert set(gate.ops_of(f"{name}: a case")) <= registry.TABLE.keys()
+
+
+@pytest.mark.slow
+def test_an_op_whose_smoke_is_wrong_is_not_shipped_though_its_tests_pass(tmp_path: Path) -> None:
+    for step in ("smoke", "matrix nearest", "matrix residual"):
+        assert gate_in_a_process(step, tmp_path, wrong="smoke") == 1
+    assert results(tmp_path)["matrix nearest"]["nearest test_nearest.py"]["passed"]
+    written = json.loads((tmp_path / "records" / "a-gpu.json").read_text())
+    assert written["passed"] == {"triton": ["residual"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", gate_steps.STEPS)
+def test_each_step_goes_on_after_it_was_killed_inside_of_an_item(tmp_path: Path, step) -> None:
+    several = step not in ("matrix sampler", "rest")  # where the item before has a result
+    assert gate_in_a_process(step, tmp_path, killed_at=int(several)) == -signal.SIGKILL
+    before = results(tmp_path)[step] if several else {}
+    assert len(before) == several
+    assert gate_in_a_process(step, tmp_path) == 0
+    after = results(tmp_path)[step]
+    assert len(after) > len(before) and before.items() <= after.items()
+    assert not any("wrong" in found or "failed" in found for found in after.values())
+
+
+@pytest.mark.parametrize("step", ["smoke", "matrix nearest", "shapes", "suites", "sweep", "rest"])
+def test_a_step_fails_the_gate_only_if_a_kernel_is_wrong(tmp_path: Path, step) -> None:
+    """A tuning that doesn't run, and a test that isn't of a kernel, are noted and no more."""
+    assert gate_in_a_process(step, tmp_path, wrong=step) == (step not in ("sweep", "rest"))
+    noted = json.dumps(results(tmp_path)[step])
+    assert any(said in noted for said in ("wrong sums", "test_one", "wrong codes", "compared"))
+    assert not (tmp_path / "records" / "a-gpu.json").exists() or step == "matrix nearest"
 
 
 def test_every_line_of_the_tunings_is_swept_but_float64s(monkeypatch) -> None:

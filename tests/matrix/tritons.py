@@ -26,10 +26,10 @@ COLUMNS = {  # the title of each, its files, and what pytest chooses in them
 HEAD = "## Triton alone"
 TEXT = """
 Each row is an environment with those versions, and the PyTorch of the machine. Each cell says how many tests
-of the Triton kernels passed: every kernel and tuning compiled ahead of time for sm_80, sm_90, sm_100 and
-gfx942, with bounds on memory, registers and instructions. The others count files of tests: the matrix of the
-ops, and that of the sampler, in Triton's interpreter; and blocks that share memory, each in a thread. The
-table is made by `python -m tests.matrix.tritons FOLDER`.
+of the Triton kernels passed: every kernel and tuning compiled ahead of time for one of sm_80, sm_90 and
+sm_100, and for gfx942, with bounds on memory, registers and instructions; and in Triton's interpreter the
+matrices of the ops, that of the sampler, and blocks that share memory, each in a thread. Of these each test
+runs a whole file, or several, in a process. The table is made by `python -m tests.matrix.tritons FOLDER`.
 """
 TITLES = ["Triton", "NumPy", *COLUMNS]
 

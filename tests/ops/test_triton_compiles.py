@@ -18,6 +18,7 @@ from vqfast.ops import registry  # noqa: E402
 from vqfast.ops.masked_conv import tunings as conv_tunings  # noqa: E402
 from vqfast.ops.nearest.tunings import ANY, SEARCH, pick  # noqa: E402
 from vqfast.sampling.executors.triton_tunings import SAMPLING  # noqa: E402
+from vqfast.sampling.executors.triton_tunings import pick as pick_sampler  # noqa: E402
 
 pytestmark = [
     pytest.mark.slow,
@@ -77,19 +78,19 @@ def test_search_fits_the_chip_without_spills_on_tensor_cores(arch, widest) -> No
     tuning = SEARCH[arch][widest]
     compiled = search_kernel(arch, tuning, 1024 if widest == ANY else widest, write=True)
     assert compiled.metadata.shared <= SHARED[arch]
-    assert spilled(compiled) <= 64  # beside the loops: the vectors' numbers and norms
+    assert spilled(compiled) <= 160  # beside the loops: the vectors' numbers and norms
     if arch.startswith("sm"):
         assert_fast_loops(compiled)
     assert PRODUCT[arch] in assembly(compiled)
 
 
-@pytest.mark.parametrize("channels", [64, 256])
-def test_a_score_takes_at_most_four_instructions(channels) -> None:
+@pytest.mark.parametrize("channels, most", [(64, 3.3), (256, 3.6)])
+def test_a_score_takes_few_instructions(channels, most) -> None:
     """Of arithmetic, with all that the loop over the codebook has beside it."""
     tuning = pick(SEARCH, "sm_90", channels)
     loop = aot.search_loop(search_kernel("sm_90", tuning, channels))
     scores = tuning.vectors * tuning.codes / (32 * tuning.warps)
-    assert 2 < loop.alu / scores <= 4
+    assert 2 < loop.alu / scores <= most
     assert loop.of("SHFL", "BAR") / scores < 0.1  # no thread asks another
 
 
@@ -173,6 +174,7 @@ def conv_kernels(monkeypatch: pytest.MonkeyPatch):
 
     for name in ("_convolve", "_weight_gradient", "_sum_pieces", "_gate"):
         monkeypatch.setattr(conv, name, Launcher(getattr(conv, name)))
+    monkeypatch.setattr(conv, "_plans", {})
 
     def compiled(
         arch: str,
@@ -286,13 +288,58 @@ def test_sampler_fits_the_chip_without_spills(arch, size, widest, which) -> None
     assert (("mma.sync" if few else PRODUCT[arch]) in text) == on_tensor_cores
 
 
-@pytest.mark.parametrize("size, widest", [(2, 8), (4, 128)])
-def test_a_product_of_the_sampler_takes_at_most_two_barriers(size, widest) -> None:
-    kernel = sampler_kernel(size, "sm_90", SAMPLING[size]["sm_90"][widest].position, "position")[1]
+# images, rows that are drawn side by side
+FRONTS = [
+    (arch, size, *front, which)
+    for size in (2, 4)
+    for arch in SAMPLING[size]
+    for front in ((1, 2), (1, 4), (1, 8), (16, 4), (64, 4), (256, 2))
+    for which in ("row", "position")
+]
+
+
+@pytest.mark.parametrize(
+    "arch, size, images, rows, which", in_turn(FRONTS, lambda turn: turn % 4 in (0, 3)), ids=str
+)
+def test_sampler_of_rows_side_by_side_fits_the_chip_without_spills(arch, size, images, rows, which) -> None:
+    launch = getattr(pick_sampler(SAMPLING[size][arch], images, rows), which)
+    compiled = sampler_kernel(size, arch, launch, which, front=True)[1]
+    assert compiled.metadata.shared <= SHARED[arch]
+    assert_not_spilled(compiled)
+
+
+@pytest.mark.parametrize("size, images, rows", [(2, 8, 1), (4, 128, 1), (2, 1, 4), (4, 1, 4), (2, 16, 4)])
+def test_a_product_of_the_sampler_takes_at_most_two_barriers(size, images, rows) -> None:
+    launch = pick_sampler(SAMPLING[size]["sm_90"], images, rows).position
+    kernel = sampler_kernel(size, "sm_90", launch, "position", front=rows > 1)[1]
     products = [loop for loop in aot.loops(kernel) if loop.innermost and loop.of("FFMA", "HMMA") > 2]
     products = [loop for loop in products if loop.of("LDG") and not loop.of("DFMA")]  # not the draw
     assert products
-    assert all(loop.of("BAR") <= 2 for loop in products)
+    assert all(loop.of("BAR") <= (2 if PINNED else 4) for loop in products)
+
+
+@pytest.mark.parametrize("size, images, rows", [(2, 4, 1), (2, 16, 1), (4, 8, 1), (2, 256, 1), (2, 1, 4)])
+def test_a_product_of_the_sampler_has_its_addresses_before_the_blocks_meet(
+    monkeypatch, size, images, rows
+) -> None:
+    """After that there is no division and no table, which has 64 bits a number; else, if nothing is ahead."""
+    launch = pick_sampler(SAMPLING[size]["sm_90"], images, rows).position
+    (found,) = aot.before_products(sampler_kernel(size, "sm_90", launch, "position", front=rows > 1)[1])
+    assert not any(opcode.startswith(("MUFU", "I2F", "LDG.E.64")) for opcode in found)
+    assert found["LDG.E.128"] >= launch.ahead  # values
+    if size == 2:  # else values that are added have 32 bits too
+        assert found["LDG.E"] <= launch.ahead * launch.rows  # codes
+    monkeypatch.setattr(type(launch), "ahead", 0)
+    (undone,) = aot.before_products(sampler_kernel(size, "sm_90", launch, "position", front=rows > 1)[1])
+    assert undone["LDG.E.64"]
+
+
+def test_an_attention_of_the_sampler_has_its_first_addresses_before_the_blocks_meet() -> None:
+    """What is left of tables is behind a branch, for later blocks of keys and values."""
+    launch = pick_sampler(SAMPLING[2]["sm_90"], 4).position
+    attention, _ = aot.before_products(sampler_kernel(2, "sm_90", launch, "position", head=16)[1])
+    assert not any(opcode.startswith(("MUFU", "I2F")) for opcode in attention)
+    assert attention["LDG.E.64"] <= 8  # two places of four long fields
 
 
 @pytest.mark.parametrize(

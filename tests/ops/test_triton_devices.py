@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 pytest.importorskip("triton")
 
+from benchmarks import sweep
 from vqfast.ops import launch, probe, registry
 from vqfast.ops.masked_conv import triton as conv
 from vqfast.ops.nearest import triton as nearest
@@ -22,6 +24,7 @@ from vqfast.sampling.executors import triton as sampler
 from vqfast.sampling.executors import triton_kernel
 from vqfast.sampling.executors.probe import Part, probe_request
 from vqfast.sampling.executors.triton_tunings import Launch, Tuning
+from vqfast.sampling.wavefront import raster
 
 HERE, OTHER = torch.device("cuda", 0), torch.device("cuda", 1)
 
@@ -109,6 +112,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(launch, "driver", SimpleNamespace(active=fake))
     monkeypatch.setattr(nearest, "_plans", {})
+    monkeypatch.setattr(conv, "_plans", {})
     launch.architecture.cache_clear()
     for module, names in (
         (nearest, ("_prepare", "_search")),
@@ -131,6 +135,66 @@ def test_a_search_launches_twice_on_the_device_and_stream_of_its_vectors(driver)
         driver.launches.clear()
     nearest.nearest(on_other(70, 9), on_other(9, 9))  # another size is another kernel
     assert [asked for *_, asked in driver.launches] == [True, True]
+
+
+def test_a_convolution_asks_triton_once_for_all_that_its_kernel_depends_on(driver, monkeypatch) -> None:
+    monkeypatch.setattr(conv.layout, "empty", lambda x, channels: on_other(len(x), channels, *x.shape[2:]))
+    x, weight, residual = on_other(2, 4, 6, 3), on_other(4, 4, 3, 3), on_other(2, 4, 6, 3)
+    shifted = on_other(145)[1:].view(2, 4, 6, 3)
+
+    def asked(x, residual=None, activation="none", dilation=1) -> bool:
+        driver.launches.clear()
+        conv.masked_conv2d(x, weight, None, None, residual, 5, [1, 1], [dilation, 1], activation)
+        ((name, device, stream, asked),) = driver.launches
+        assert (name, device, stream) == ("_convolve", 1, 101)
+        return asked
+
+    others = [
+        {"residual": residual},
+        {"activation": "relu"},
+        {"dilation": 2},
+        {"x": x.transpose(2, 3)},
+        {"x": shifted},
+        {"x": on_other(3, 4, 6, 3)},
+    ]
+    for changed in ({}, *others):
+        assert [asked(**{"x": x, **changed}) for _ in range(3)] == [True, False, False]
+    sweep.with_precision("tf32", lambda: asked(x))
+    assert driver.launches[0][3] != (conv.arithmetic(x) == "tf32")
+
+
+def test_gradients_and_gates_ask_triton_once_for_what_their_kernels_depend_on(driver, monkeypatch) -> None:
+    monkeypatch.setattr(conv.layout, "empty", lambda x, channels: on_other(len(x), channels, *x.shape[2:]))
+    x, weight, wide = on_other(2, 4, 6, 3), on_other(8, 4, 3, 3), on_other(2, 8, 6, 3)
+    shifted = on_other(145)[1:].view(2, 4, 6, 3)
+
+    def asked(call) -> list[bool]:
+        driver.launches.clear()
+        call()
+        assert {launched[1:3] for launched in driver.launches} == {(1, 101)}
+        return [asked for name, *_, asked in driver.launches if name != "_convolve"]
+
+    def gradients(x=x, grad=wide, weight=weight, taps=5, dilation=1) -> None:
+        conv.masked_conv2d_backward(grad, x, weight, taps, [1, 1], [dilation, 1])
+
+    def gates(x=wide, extra=None, grad=None) -> None:
+        conv._run_gate(x, extra, grad, on_other(len(x), x.shape[1] if grad is not None else 4, *x.shape[2:]))
+
+    others = [
+        {"x": x.transpose(2, 3).contiguous().transpose(2, 3)},
+        {"x": shifted},
+        {"grad": wide.transpose(2, 3).contiguous().transpose(2, 3)},
+        {"weight": on_other(8, 4, 3, 5)},
+        {"taps": 4},
+        {"dilation": 2},
+        {"x": on_other(3, 4, 6, 3), "grad": on_other(3, 8, 6, 3)},
+    ]
+    for changed in ({}, *others):
+        call = partial(gradients, **changed)
+        assert [asked(call) for _ in range(2)] == [[True] * 2, [False] * 2]
+    gated = [{"extra": wide}, {"extra": on_other(2, 8, 1, 1).expand(2, 8, 6, 3)}, {"grad": x}]
+    for changed in ({}, *gated):
+        assert [asked(partial(gates, **changed)) for _ in range(2)] == [[True], [False]]
 
 
 def test_under_a_profiler_of_triton_nothing_is_kept(driver, monkeypatch) -> None:
@@ -190,9 +254,11 @@ def test_rows_of_a_sample_are_drawn_there_too(driver, monkeypatch, top_k) -> Non
     with MakesOnOther():
         request = probe_request(OTHER, torch.float32, Part(1))
         request.draw = replace(request.draw, top_k=top_k)
-        sampler.Sampling(request, tuning).draw()
+        sampler.Sampling(request, tuning, raster(request.program, *request.grid)).draw()
     height, width = request.grid
-    assert driver.launches == [("sample", 1, 101, True)] * height * (2 if top_k is None else 1 + 2 * width)
+    number = height * (2 if top_k is None else 1 + 2 * width)
+    asked = [True, True] + [False] * (number - 2)  # each of the two kernels once
+    assert driver.launches == [("sample", 1, 101, each) for each in asked]
     assert waited == [OTHER] * height
     assert driver.current == 0
 

@@ -105,5 +105,27 @@ def test_more_positions_than_int32_counts_are_an_error(monkeypatch) -> None:
     from vqfast.ops.masked_conv import triton as conv
 
     monkeypatch.setattr(conv, "MAX_POSITIONS", 15)
+    monkeypatch.setattr(conv, "_plans", {})
     with pytest.raises(ValueError, match="x has 16 positions; want 15 or fewer"):
         masked_conv2d(torch.zeros(1, 1, 4, 4, device=DEVICE), torch.zeros(1, 1, 3, 3, device=DEVICE))
+
+
+@pytest.mark.skipif(not registry.interpreted(), reason="the kernel's parts are replaced in the interpreter")
+@pytest.mark.parametrize("near, listed", [((20,), False), ((20, 26), True)])
+def test_of_two_groups_the_first_look_decides_and_of_three_the_second(monkeypatch, near, listed) -> None:
+    """Distances to the two or three codes differ by less than the bound, and by more than float32 rounds."""
+    from vqfast.ops.nearest import triton_kernels
+
+    codebook = 3 * torch.randn(30, 40)
+    aside = torch.nn.functional.normalize(torch.randn(40), dim=0)
+    away = torch.nn.functional.normalize(torch.randn(50, 40), dim=1)
+    away -= (away @ aside)[:, None] * aside
+    for number in near:
+        codebook[number] = codebook[0] + 0.2 * aside
+        aside = -aside
+    x = codebook[0] + 5 * away + 0.11 * aside * (-1) ** len(near)
+    again, looks = triton_kernels.look_again, []
+    monkeypatch.setattr(triton_kernels, "look_again", lambda *arguments: looks.append(1) or again(*arguments))
+    found = nearest_code(x, codebook)
+    assert bool(looks) == listed
+    assert torch.equal(found, torch.cdist(x.double(), codebook.double()).argmin(1))

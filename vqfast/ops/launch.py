@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from threading import Thread
 from typing import Any
 
 import torch
@@ -47,11 +48,11 @@ class Kept:
         self.compiled: Any = None
         self.constants: tuple[Any, ...] = ()
 
-    def __call__(self, blocks: int, arguments: tuple[Any, ...]) -> None:
+    def __call__(self, blocks: int, arguments: tuple[Any, ...], columns: int = 1, layers: int = 1) -> None:
         """Launches it on the current device, with all arguments that aren't constants."""
         compiled = self.compiled
         if compiled is None:
-            compiled = self.kernel[(blocks,)](*arguments, **self.options)
+            compiled = self.kernel[blocks, columns, layers](*arguments, **self.options)
             if compiled is not None and not _watched():  # in the interpreter nothing is compiled
                 self.constants = tuple(self.options[name] for name in self.kernel.arg_names[len(arguments) :])
                 self.compiled = compiled
@@ -59,9 +60,23 @@ class Kept:
         active: Any = driver.active
         stream = active.get_current_stream(active.get_current_device())
         compiled.run(
-            blocks, 1, 1, stream, compiled.function, compiled.packed_metadata, None, None, None,
+            blocks, columns, layers, stream, compiled.function, compiled.packed_metadata, None, None, None,
             *arguments, *self.constants,
         )  # fmt: skip
+
+
+def compile_together(tensor: Tensor, *launches: tuple[Kept, int, tuple[Any, ...]]) -> None:
+    """Compiles (kernel, blocks, arguments) for the tensor's device, each in a thread, and launches none."""
+
+    def compiled(kept: Kept, blocks: int, arguments: tuple[Any, ...]) -> None:
+        with on(tensor), contextlib.suppress(Exception):  # the launch will raise it again
+            kept.kernel.warmup(*arguments, grid=(blocks, 1), **kept.options)
+
+    threads = [Thread(target=compiled, args=launch) for launch in launches]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def _watched() -> bool:

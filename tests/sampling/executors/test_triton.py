@@ -127,11 +127,11 @@ def test_members_share_out_the_tiles_of_each_job(
     launch = executor.Sampling.launch
 
     def one_by_one(
-        self: Any, tables: Any, begin: int, end: int, y: int, x: int, iterations: int, columns: int
+        self: Any, tables: Any, begin: int, end: int, first: int, iterations: int, columns: int
     ) -> None:
-        for column in range(x, x + iterations):
+        for moment in range(first, first + iterations):
             for job in range(begin, end):
-                launch(self, tables, job, job + 1, y, column, 1, columns)
+                launch(self, tables, job, job + 1, moment, 1, columns)
 
     monkeypatch.setattr(executor.Sampling, "launch", one_by_one)
     monkeypatch.setattr(executor, "members_of", lambda *_: 3)
@@ -153,6 +153,18 @@ def test_sequence_longer_than_a_block(
     condition = torch.randn(2, 2, -(-11 // stride), dtype=torch.float64, device=DEVICE)
     expected = prior.sample(2, (11,), method="torch", condition=condition)
     assert torch.equal(prior.sample(2, (11,), method="triton", condition=condition), expected)
+
+
+@here
+def test_attention_to_more_positions_than_a_block_of_keys_has(
+    make_prior: MakePrior, use: Callable, monkeypatch: Any
+) -> None:
+    """Heads are padded so much that a block has 16."""
+    monkeypatch.setattr(executor, "head_channels", lambda program: 128)
+    use(Tuning(SUMMED, SUMMED))
+    prior = make_prior("snail", channels=4, num_embeddings=5, num_blocks=1, num_layers=1).to(DEVICE)
+    expected = prior.sample(2, (2, 9), method="torch")
+    assert torch.equal(prior.sample(2, (2, 9), method="triton"), expected)
 
 
 @here
@@ -192,7 +204,15 @@ def test_batches_from_5_to_320_give_at_least_100_of_132_multiprocessors_work(mon
 
 @here
 @pytest.mark.parametrize("dtype", DTYPES[:1] if DEVICE == "cpu" else DTYPES)
-@pytest.mark.parametrize("part", [Part(4), Part(4, 32, 2, mixture=True, strided=True)], ids=str)
+@pytest.mark.parametrize(
+    "part",
+    [
+        Part(4),
+        Part(4, 32, 2, mixture=True, strided=True),
+        pytest.param(Part(4, rows=4), marks=pytest.mark.every),
+    ],
+    ids=str,
+)
 def test_the_probe_accepts_kernels_that_are_right(
     monkeypatch: pytest.MonkeyPatch, use: Callable, part: Part, dtype: torch.dtype
 ) -> None:
@@ -246,6 +266,7 @@ def test_sampling_on_a_cpu_does_not_import_triton() -> None:
         pytest.param(name, marks=interpreted)
         for name in (
             "executors/test_triton",
+            "executors/test_triton_front",
             "test_samples",
             "test_program",
             "test_attention",

@@ -25,6 +25,8 @@ class Part(NamedTuple):
             the same at every position, else ``"grid"``.
         activation: as in ``masked_conv2d``.
         layout: the memory format of the input.
+        weights: the memory format of the weight.
+        precision: with which PyTorch's float32 convolutions are set to compute, and these too.
     """
 
     function: str
@@ -34,10 +36,12 @@ class Part(NamedTuple):
     geometry: tuple[int, ...] = (3, 3, 5, 1, 1, 1, 1)
     activation: str = "none"
     layout: torch.memory_format = torch.contiguous_format
+    weights: torch.memory_format = torch.contiguous_format
+    precision: str = ""
 
 
 PARTS = tuple(  # of every function that has a kernel, in both layouts
-    part._replace(layout=layout)
+    part._replace(layout=layout, weights=layout)
     for layout in (torch.contiguous_format, torch.channels_last)
     for part in (
         Part("masked_conv2d", given=("grid", "", "")),
@@ -71,7 +75,14 @@ def part_of(
     if weight is None:
         return part
     out, _, *kernel = weight.shape
-    return part._replace(out=width_of(out, 2), geometry=(*kernel, *placed), activation=activation)
+    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # torch makes it as it starts
+    return part._replace(
+        out=width_of(out, 2),
+        geometry=(*kernel, *placed),
+        activation=activation,
+        weights=memory_format(weight),
+        precision=convolutions.fp32_precision if x.dtype == torch.float32 else "",
+    )
 
 
 def _kind(tensor: Tensor | None) -> str:
@@ -96,7 +107,9 @@ def check(
         return drawn.contiguous(memory_format=part.layout) if len(shape) == 4 else drawn
 
     height, width, taps, *placed = part.geometry
-    weight = (draw(part.out, channels, height, width) / (taps * channels) ** 0.5).contiguous()
+    weight = (draw(part.out, channels, height, width) / (taps * channels) ** 0.5).contiguous(
+        memory_format=part.weights
+    )
     given = _arguments(part, draw, channels, weight, (taps, placed[:2], placed[2:]))
     doubles = (t.double() if isinstance(t, Tensor) and t.is_floating_point() else t for t in given)
     got, want = getattr(module, part.function)(*given), getattr(reference, part.function)(*doubles)

@@ -16,11 +16,13 @@ without tensor cores; backward 2.5 times that."""
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple, TypeVar
+
 import torch
 import triton
 from torch import Tensor
 
-from vqfast.ops.launch import TRITON_DTYPES, architecture, on
+from vqfast.ops.launch import TRITON_DTYPES, Kept, architecture, on
 from vqfast.ops.masked_conv import layout
 from vqfast.ops.masked_conv.reference import embed, embed_backward  # noqa: F401  PyTorch's are fast enough
 from vqfast.ops.masked_conv.triton_kernels import _convolve, _gate, _sum_pieces, _weight_gradient
@@ -28,6 +30,7 @@ from vqfast.ops.masked_conv.tunings import CONVOLVE, DOUBLE, HALF, IEEE, TF32, W
 
 MAX_POSITIONS = 1 << 30  # the kernels number them in int32
 PIECES = 264  # about so many programs share the weight's gradient: two for each multiprocessor of an H100
+Made = TypeVar("Made")
 GATE_BLOCK, SUM_BLOCK = (64, 32), (32, 128)  # blocks of kernels that memory limits: any size near these does
 
 
@@ -82,11 +85,15 @@ def _extents(x: Tensor) -> tuple[int, int, int]:
 def _offsets(weight: Tensor, anchor: list[int], dilation: list[int], sign: int = 1) -> tuple[int, ...]:
     """Kernel width; factors of a tap's row and column; the two numbers subtracted from the products."""
     steps = [sign * step for step in dilation]
-    return weight.shape[3], *steps, *(a * step for a, step in zip(anchor, steps, strict=True))
+    return weight.shape[3], *steps, anchor[0] * steps[0], anchor[1] * steps[1]
 
 
 def _packed(weight: Tensor, taps: int, gate: bool = False) -> Tensor:
-    """The visible taps, ``(taps, C_in, C_out)``, one of the channels dense; the gate's halves interleaved."""
+    """The visible taps, ``(taps, C_in, C_out)``, one of the channels dense; the gate's halves interleaved.
+
+    A contiguous weight is copied: it has its taps side by side, and read in place each value would come in a
+    memory sector of its own. No copy is kept, because nothing tells for sure that a weight is still the same.
+    """
     visible = weight.flatten(2)[..., :taps].permute(2, 1, 0)
     if gate:
         return visible.unflatten(2, (2, -1)).transpose(2, 3).flatten(2)
@@ -105,18 +112,74 @@ def _product(
     kept: Tensor | None = None,
 ) -> None:
     """Fills ``out`` and ``kept``; ``weight`` comes from ``_packed``."""
-    extents, grid, (taps, inner, outer) = _extents(x), x.shape[2:], weight.shape
     if out.numel() == 0:
         return
-    tuning = pick(CONVOLVE, architecture(x.device), arithmetic(x))
-    blocks = constants(tuning, x, extents[0], outer, inner)
+    precision = arithmetic(x)
+    tuning = pick(CONVOLVE, architecture(x.device), precision)
+    key = _key((tuning, precision, offsets, activation), x, weight, bias, extra, residual, out, kept)
+    plan = _plans.get(key)
+    if plan is None:
+        strides = tuple(_strided(tensor, x.shape[2:])[1:] for tensor in (x, extra, residual, out, kept))
+        plan = _remember(key, _plan(x, weight, offsets, activation, strides, tuning))
+    of_x, of_extra, of_residual, of_out, of_kept = plan.strides
     with on(x):
-        _convolve[triton.cdiv(extents[0], blocks["BM"]), triton.cdiv(outer, blocks["BN"])](
-            _strided(x, grid), weight, *weight.stride(), bias,
-            *(_strided(tensor, grid) for tensor in (extra, residual, out, kept)),
-            extents, inner, outer, taps, offsets, ACC=TRITON_DTYPES[accumulator(x)],
-            GATE=activation == "gate", RELU=activation == "relu", **blocks,
+        plan.kernel(
+            plan.rows,
+            ((x, *of_x), weight, *weight.stride(), bias, (extra, *of_extra), (residual, *of_residual),
+             (out, *of_out), (kept, *of_kept), *plan.sizes),
+            plan.columns,
         )  # fmt: skip
+
+
+class _Plan(NamedTuple):
+    """What a launch takes from shapes and strides."""
+
+    rows: int  # of blocks
+    columns: int
+    strides: tuple[tuple[int, ...], ...]  # of the tensors on the grid
+    sizes: tuple[Any, ...]
+    kernel: Kept
+
+
+MAX_PLANS = 1024
+_plans: dict[tuple[Any, ...], Any] = {}
+
+
+def _key(what: tuple[Any, ...], *tensors: Tensor | None) -> tuple[Any, ...]:
+    """Of a plan for ``tensors``, on the device of which the first one is."""
+    first = tensors[0]
+    assert first is not None
+    return first.device, *what, *[
+        tensor if tensor is None else (tensor.dtype, tensor.shape, tensor.stride(), tensor.data_ptr() % 16)
+        for tensor in tensors
+    ]  # fmt: skip
+
+
+def _remember(key: tuple[Any, ...], plan: Made) -> Made:
+    if len(_plans) == MAX_PLANS:
+        _plans.clear()
+    _plans[key] = plan
+    return plan
+
+
+def _plan(
+    x: Tensor,
+    weight: Tensor,
+    offsets: tuple[int, ...],
+    activation: str,
+    strides: tuple[tuple[int, ...], ...],
+    tuning: Tuning,
+) -> _Plan:
+    extents, (taps, inner, outer) = _extents(x), weight.shape
+    blocks = constants(tuning, x, extents[0], outer, inner)
+    activations = {"GATE": activation == "gate", "RELU": activation == "relu"}
+    return _Plan(
+        rows=triton.cdiv(extents[0], blocks["BM"]),
+        columns=triton.cdiv(outer, blocks["BN"]),
+        strides=strides,
+        sizes=(extents, inner, outer, taps, offsets),
+        kernel=Kept(_convolve, {"ACC": TRITON_DTYPES[accumulator(x)], **activations, **blocks}),
+    )
 
 
 def masked_conv2d(
@@ -143,7 +206,7 @@ def masked_conv2d_backward(
     grad: Tensor, x: Tensor, weight: Tensor, taps: int, anchor: list[int], dilation: list[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients to ``x``, ``weight`` (zero at hidden taps) and the bias; see ``reference.py``."""
-    extents, grid, (outer, inner) = _extents(x), x.shape[2:], weight.shape[:2]
+    outer, inner = weight.shape[:2]
     grad_x = layout.empty(x, inner)
     packed = _packed(weight, taps).transpose(1, 2)
     _product(grad, packed, grad_x, _offsets(weight, anchor, dilation, sign=-1))
@@ -151,33 +214,77 @@ def masked_conv2d_backward(
     grad_weight, grad_bias = weight.new_zeros(weight.shape), weight.new_zeros(outer)
     if x.numel() == 0:
         return grad_x, grad_weight, grad_bias
-    tuning = pick(WEIGHT, architecture(x.device), arithmetic(x))
+    precision, offsets = arithmetic(x), _offsets(weight, anchor, dilation)
+    tuning = pick(WEIGHT, architecture(x.device), precision)
+    key = _key((tuning, precision, offsets, taps), x, grad, grad_weight, grad_bias)
+    plan = _plans.get(key)
+    if plan is None:
+        plan = _remember(key, _weight_plan(x, grad, grad_weight, taps, offsets, tuning))
+    (of_x, of_grad), (pieces, sums) = plan.multiply.strides, plan.partial
+    partial = x.new_empty(pieces * sums, dtype=accumulator(x))
+    with on(x):
+        plan.multiply.kernel(
+            plan.multiply.rows,
+            ((x, *of_x), (grad, *of_grad), partial, *plan.multiply.sizes),
+            plan.multiply.columns,
+            pieces,
+        )
+        plan.add.kernel(
+            plan.add.rows, (partial, pieces, grad_weight, *plan.add.strides[0], grad_bias, *plan.add.sizes)
+        )
+    return grad_x, grad_weight, grad_bias
+
+
+class _WeightPlan(NamedTuple):
+    """The two launches of a weight's gradient."""
+
+    multiply: _Plan
+    add: _Plan
+    partial: tuple[int, int]  # pieces, and the sums of each
+
+
+def _weight_plan(
+    x: Tensor, grad: Tensor, grad_weight: Tensor, taps: int, offsets: tuple[int, ...], tuning: Tuning
+) -> _WeightPlan:
+    extents, (outer, inner) = _extents(x), grad_weight.shape[:2]
     blocks = constants(tuning, x, inner, outer, extents[0])
     tiles = triton.cdiv(inner, blocks["BM"]) * triton.cdiv(outer, blocks["BN"])
     piece = triton.cdiv(extents[0], max(1, PIECES // (tiles * max(1, taps))))
     piece = triton.cdiv(piece, blocks["BK"]) * blocks["BK"]
-    pieces = triton.cdiv(extents[0], piece)
-    partial = x.new_empty(pieces, taps * inner + 1, outer, dtype=accumulator(x))
-    with on(x):
-        _weight_gradient[tiles, taps + 1, pieces](
-            _strided(x, grid), _strided(grad, grid), partial, piece, extents, inner, outer, taps,
-            _offsets(weight, anchor, dilation), **blocks,
-        )  # fmt: skip
-        _sum_pieces[(triton.cdiv(partial[0].numel(), SUM_BLOCK[1]),)](
-            partial, pieces, grad_weight, *grad_weight.flatten(2).stride(), grad_bias, inner, outer, taps,
-            BS=SUM_BLOCK[0], BE=SUM_BLOCK[1],
-        )  # fmt: skip
-    return grad_x, grad_weight, grad_bias
+    sums = (taps * inner + 1) * outer
+    strides = tuple(_strided(tensor, x.shape[2:])[1:] for tensor in (x, grad))
+    sizes = (inner, outer, taps)
+    multiply = Kept(_weight_gradient, blocks)
+    add = Kept(_sum_pieces, {"BS": SUM_BLOCK[0], "BE": SUM_BLOCK[1]})
+    return _WeightPlan(
+        multiply=_Plan(tiles, taps + 1, strides, (piece, extents, *sizes, offsets), multiply),
+        add=_Plan(triton.cdiv(sums, SUM_BLOCK[1]), 1, (grad_weight.flatten(2).stride(),), sizes, add),
+        partial=(triton.cdiv(extents[0], piece), sums),
+    )
 
 
 def _run_gate(x: Tensor, extra: Tensor | None, grad: Tensor | None, out: Tensor) -> Tensor:
-    extents, channels, (rows, columns) = _extents(x), x.shape[1] // 2, GATE_BLOCK
-    if out.numel() > 0:
-        with on(x):
-            _gate[triton.cdiv(extents[0], rows), triton.cdiv(channels, columns)](
-                *(_strided(tensor, x.shape[2:]) for tensor in (x, extra, grad, out)), extents, channels,
-                ACC=TRITON_DTYPES[accumulator(x)], BM=rows, BN=columns,
-            )  # fmt: skip
+    if out.numel() == 0:
+        return out
+    key = _key((), x, extra, grad, out)
+    plan = _plans.get(key)
+    if plan is None:
+        extents, channels, (rows, columns) = _extents(x), x.shape[1] // 2, GATE_BLOCK
+        blocks = {"ACC": TRITON_DTYPES[accumulator(x)], "BM": rows, "BN": columns}
+        plan = _remember(key, _Plan(
+            rows=triton.cdiv(extents[0], rows),
+            columns=triton.cdiv(channels, columns),
+            strides=tuple(_strided(tensor, x.shape[2:])[1:] for tensor in (x, extra, grad, out)),
+            sizes=(extents, channels),
+            kernel=Kept(_gate, blocks),
+        ))  # fmt: skip
+    of_x, of_extra, of_grad, of_out = plan.strides
+    with on(x):
+        plan.kernel(
+            plan.rows,
+            ((x, *of_x), (extra, *of_extra), (grad, *of_grad), (out, *of_out), *plan.sizes),
+            plan.columns,
+        )
     return out
 
 

@@ -9,7 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
-from vqfast.ops.launch import TRITON_DTYPES, Kept, architecture, on
+from vqfast.ops.launch import TRITON_DTYPES, Kept, architecture, compile_together, on
 from vqfast.ops.nearest.reference import accumulator, divided
 from vqfast.ops.nearest.triton_kernels import _search
 from vqfast.ops.nearest.triton_pack import _prepare
@@ -50,7 +50,7 @@ def search(
         at % 16, at_codes % 16, at_out % 16,
         None if quantized is None else (quantized.dtype, quantized.stride()),
     )  # fmt: skip
-    plan = _plans.get(key)
+    known = plan = _plans.get(key)
     if plan is None:
         if len(_plans) == MAX_PLANS:
             _plans.clear()
@@ -72,13 +72,16 @@ def search(
         parts = tuple([base + begin for begin in plan.parts[:-1]])
         vectors, codes, out = at, at_codes, at_out
         error = base if errors is None else errors
+    packing = (codes, *plan.codes, *parts, *plan.packed)
+    searching = (
+        vectors, *plan.vectors, *parts, indices, plan.counters, codes, *plan.codes, out, *plan.written, error,
+        *plan.sizes,
+    )  # fmt: skip
     with on(x):
-        plan.prepare(plan.blocks, (codes, *plan.codes, *parts, *plan.packed))
-        plan.search(
-            plan.tiles,
-            (vectors, *plan.vectors, *parts, indices, plan.counters, codes, *plan.codes, out, *plan.written,
-             error, *plan.sizes),
-        )  # fmt: skip
+        if known is None:
+            compile_together(x, (plan.prepare, plan.blocks, packing), (plan.search, plan.tiles, searching))
+        plan.prepare(plan.blocks, packing)
+        plan.search(plan.tiles, searching)
 
 
 class _Plan(NamedTuple):
@@ -120,7 +123,7 @@ def _plan(x: Tensor, codebook: Tensor, quantized: Tensor | None, vectors: int, t
     sizes = (
         heads * blocks * padded,
         2 * heads * padded_codes * padded,
-        heads * (padded_codes + 4 * blocks + vectors),
+        heads * (padded_codes + 4 * blocks + 4 * vectors),
         heads * (vectors + counters),
     )
     parts = [0]

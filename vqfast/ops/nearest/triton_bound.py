@@ -23,8 +23,8 @@ differs by:
    rounding) : 2 u S. t is held within 2^-60 .. 2^20: below, the term is off by 2^-60 E^2 at most; above, a
    is raised, nothing is off.
 5. The smallest score of four codes, a *group*, gets the number of its tile into its low bits: 2 TILES u
-   |score|, taken at the two best groups' scores.
-6. Among the four codes of one group, squared distances are summed from differences in float32 (float64 for
+   |score|, taken at the scores of the two groups that are compared.
+6. Among the codes of one group or two, squared distances are summed from differences in float32 (float64 for
    float64 inputs): a difference is rounded once, a square once more, and all terms are positive, so that
    each distance is off by at most (D + 4) u, relative, and where squares underflow by D 2^-126. The nearest
    is certain if the next one exceeds it by the factor 1 + (4 D + 32) u, and D 2^-125; it may not be near
@@ -33,12 +33,13 @@ differs by:
 Together: ``err = 1.01 (point 2 + (2 n + blocks + 16) u' S + 2^-60 (E + E^2))`` with u' = 2^-23; 1.01 covers
 the rounding of the bound itself and of the norms (relative (D + 2) u). If the second best group's score
 exceeds the best's by more than 2 err (and point 5), no code of another group is nearer, and point 6 chooses
-among four. Else, and where point 6 can't choose, the true best's score is at most ``best + err``, so in the
-second look its computed score is at most that + its own err, and at most its running best + 2 err: every code
-that could be nearest, or tie, gets its distance by differences in float64, in increasing order, and only a
-smaller one replaces it: the lowest index wins. A comparison with NaN or infinity (overflow anywhere above)
-fails on the side of more float64. It may be slow, not wrong. fp16 subnormals must count in the product:
-NVIDIA's and gfx942's do; gfx90a flushes them, and is refused (``vqfast/ops/registry.py``).
+among four; if only the third best's does, among eight. Else, and where point 6 can't choose, the true
+best's score is at most ``best + err``, so in the second look its computed score is at most that + its own
+err, and at most its running best + 2 err: every code that could be nearest, or tie, gets its distance by
+differences in float64, in increasing order, and only a smaller one replaces it: the lowest index wins. A
+comparison with NaN or infinity (overflow anywhere above) fails on the side of more float64. It may be slow,
+not wrong. fp16 subnormals must count in the product: NVIDIA's and gfx942's do; gfx90a flushes them, and is
+refused (``vqfast/ops/registry.py``).
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """The search for the nearest code on a GPU: narrow products with a bound, float64 where they can't decide.
 
 Two launches. ``_prepare`` (``triton_pack.py``) packs the codebook. ``_search`` reads each vector once,
-streams the codebook, and keeps the best and the second best score of groups of four codes, from one fp16
-product. Nearly always the two differ by more than rounding can explain; then the code is one of four, whose
-distances decide. The other vectors go on a list.
+streams the codebook, and keeps the best three scores of groups of four codes, from one fp16 product. Nearly
+always the first two differ by more than rounding can explain; then the code is one of four, whose distances
+decide. Nearly always the third does where the second doesn't: then it is one of eight. The other vectors go
+on a list.
 
 The list is cut into chunks, and each has a counter. The block that lists a chunk's last vector goes through
 the codebook again for the chunk, with a product of fp16 pairs (hi + lo), and computes the float64 distance of
@@ -14,8 +15,9 @@ How much rounding can explain is in ``triton_bound.py``.
 
 FLOORS (H100: 3.0 TB/s, 800 TFLOP/s) for N, K, D = 131072, 512, 64: 8.6 GFLOP, 11 us; 34 MB read, 1 MB
 written, 12 us (with z_q 68 MB, 23 us). The loop over the codebook takes 3.3 instructions a score, of which a
-minimum or logic has 64 lanes: 67 M scores are 13 us on an H100. 3.5 % of Gaussian vectors go on the list
-there, and 8 % for 131072, 8192, 256 (550 GFLOP: 0.69 ms). None of this has been measured on a GPU.
+minimum or logic has 64 lanes: 67 M scores are 13 us on an H100. Of Gaussian vectors 0.3 % go on the list
+there, and 0.9 % for 131072, 8192, 256 (550 GFLOP: 0.69 ms). Without the third score they were 3 and 8 %, and
+looking at 8 % again takes 0.66 ms by the same count. None of this has been measured on a GPU.
 """
 
 from __future__ import annotations
@@ -33,29 +35,11 @@ from vqfast.ops.nearest.triton_bound import (
     vector_exponent,
     vector_offsets,
 )
-from vqfast.ops.nearest.triton_groups import TILES, group_minima, nearest_of_group, of_rows, packed
+from vqfast.ops.nearest.triton_groups import TILES, group_minima, nearest_of_groups, of_rows, packed
 from vqfast.ops.nearest.triton_pack import largest_parts
-from vqfast.ops.nearest.triton_recheck import exact_nearest
+from vqfast.ops.nearest.triton_recheck import look_again, write_codes
 
 NONE = tl.constexpr(1 << 62)  # no chunk
-
-
-@triton.jit
-def write_codes(
-    x, at, sd, codebook, ek, ed, quantized, to, qd, errors, n, index, valid, finite, D, BD: tl.constexpr
-):  # fmt: skip
-    """Writes code vectors for a block of vectors, NaN for a vector that isn't finite, and |x - e|^2."""
-    ACC: tl.constexpr = errors.dtype.element_ty
-    total = tl.zeros(index.shape, ACC)
-    for d0 in range(0, D, BD):
-        d = (d0 + tl.arange(0, BD)).to(tl.int64)
-        inside = valid[:, None] & (d < D)[None, :]
-        e = tl.load(codebook + (index * ek)[:, None] + (d * ed)[None, :], mask=inside, other=0).to(ACC)
-        e = tl.where(finite[:, None] | (d >= D)[None, :], e, float("nan"))
-        difference = tl.load(x + at[:, None] + (d * sd)[None, :], mask=inside, other=0).to(ACC) - e
-        total += tl.sum(difference * difference, axis=1)
-        tl.store(quantized + to[:, None] + (d * qd)[None, :], e, mask=inside)
-    tl.store(errors + n, total, mask=valid)
 
 
 @triton.jit(do_not_specialize=["N", "K", "tiles", "counters"])
@@ -68,8 +52,8 @@ def _search(
 ):  # fmt: skip
     """Searches all codes of its codebook for one block of vectors; see the module.
 
-    ``pivot``, ``hi``, ``scratch`` and ``longs`` are those of ``_prepare``. ``scratch`` also has room for a
-    ceiling (G, N) of the best score, and ``longs`` begins with the list (G, N). ``longs`` ends with
+    ``pivot``, ``hi``, ``scratch`` and ``longs`` are those of ``_prepare``. ``scratch`` also has room for
+    what is seen of a vector (G, 4, N), and ``longs`` begins with the list (G, N). ``longs`` ends with
     ``counters`` counters for each codebook: how many vectors are listed, how many blocks have ended, how many
     vectors each chunk has.
     """
@@ -86,7 +70,7 @@ def _search(
     half = scratch + g * Kp
     scratch += groups.to(tl.int64) * Kp
     code_exponent, e, e1, e2 = largest_parts(scratch + g * 4 * blocks, blocks, 128)
-    ceiling = scratch + groups * 4 * blocks + g * N
+    seen = scratch + groups * 4 * blocks + g * 4 * N
     listed = longs + g * N
     counter = longs + groups.to(tl.int64) * N + g * counters
     codebook += g * eg
@@ -110,12 +94,20 @@ def _search(
         x_hi = -x_hi
         if SPLITS == 3:
             x_lo = -x_lo
+    again = error_bound(t, x2, r1, r2, e, e1, e2, 6 * RD + tl.cdiv(D, RD) + 16, 3)
+    tl.store(seen + n, scale, mask=valid)
+    tl.store(seen + N + n, t, mask=valid)
+    tl.store(seen + 2 * N + n, again, mask=valid)
     err = error_bound(t, x2, r1, r2, e, e1, e2, 2 * SPLITS * BD + tl.cdiv(D, BD) + 16, SPLITS)
+    tl.store(seen + 3 * N + n, tl.where(finite, err, -1), mask=valid)
     row_best = tl.full([BM], float("inf"), tl.float32)
     row_second = tl.full([BM], float("inf"), tl.float32)
+    row_third = tl.full([BM], float("inf"), tl.float32)
     code = tl.zeros([BM], tl.int32)
+    beside = tl.zeros([BM], tl.int32)  # the code of the second best
     column = tl.arange(0, BN)
-    codes = column[None, :] * Dp + tl.arange(0, BD)[:, None]  # (BD, BN): the codes' block, transposed
+    width = BD if WHOLE else Dp  # a constant, so that few addresses have to be computed
+    codes = column[None, :] * width + tl.arange(0, BD)[:, None]  # (BD, BN): the codes' block, transposed
     code_hi = hi
     code_lo = lo
     for begin in range(0, Kp, BN * TILES):
@@ -136,20 +128,36 @@ def _search(
                     centred, _good = centred_block(x, at, valid, d0 + d, sd, pivot, D, WIDE)
                     part = (centred * -scale[:, None].to(WIDE)).to(tl.float32).to(tl.float16)
                     score += tl.dot(part, tl.load(code_hi + codes + d0))
-            code_hi += BN * Dp
-            code_lo += BN * Dp
+            code_hi += BN * width
+            code_lo += BN * width
             group = packed(group_minima(score, BM, BN), tile)
             second = tl.minimum(second, tl.maximum(best, group))
             best = tl.minimum(best, group)
-        first, others, start = of_rows(best, second, begin, BN)
-        row_second = tl.minimum(tl.minimum(row_second, others), tl.maximum(row_best, first))
+        first, start, following, next_start, third = of_rows(best, second, begin, BN)
+        crossed = tl.minimum(tl.maximum(row_best, following), tl.maximum(row_second, first))
+        row_third = tl.minimum(tl.minimum(row_third, third), crossed)
+        if_new = tl.where(row_best < following, code, next_start)
+        beside = tl.where(first < row_best, if_new, tl.where(first < row_second, start, beside))
+        row_second = tl.minimum(tl.minimum(row_second, following), tl.maximum(row_best, first))
         code = tl.where(first < row_best, start, code)
         row_best = tl.minimum(row_best, first)
 
-    packing = (1.01 * 2.0**-23 * TILES) * (tl.abs(row_best) + tl.abs(row_second))
-    clear = row_second - row_best > 2 * err + packing
+    # Again, by sums of which the compiler doesn't know that they are the same (blocks of _prepare are whole):
+    # so that nothing of it takes registers in the loop.
+    n = (tl.program_id(0) % tiles + Kp % PACKED).to(tl.int64) * BM + tl.arange(0, BM)
+    valid = n < N
+    at = vector_offsets(n, b, c, sa, sb, sc, DIMS)
+    tl.debug_barrier()
+    err = tl.load(seen + 3 * N + n, mask=valid, other=-1)
+    finite = ~(err < 0)
+    packing = 1.01 * 2.0**-23 * TILES
+    both = ~(row_second - row_best > 2 * err + packing * (tl.abs(row_best) + tl.abs(row_second)))
+    packing *= tl.abs(row_best) + tl.abs(row_third)
+    clear = row_third - row_best > 2 * err + packing
     usable = valid & finite & clear
-    index, certain = nearest_of_group(x, at, sd, codebook, ek, ed, code, usable, K, D, WIDE, 16)
+    index, certain = nearest_of_groups(
+        x, at, sd, codebook, ek, ed, code, beside, usable, both, K, D, WIDE, 16
+    )  # fmt: skip
     certain = (certain & clear) | ~finite
     index = tl.where(finite, index, 0)
     tl.store(indices + n, index.to(tl.int64), mask=valid & certain)
@@ -163,7 +171,7 @@ def _search(
     uncertain = valid & ~certain
     slot = tl.atomic_add(counter + tl.zeros([BM], tl.int32), 1, mask=uncertain, sem="relaxed")
     tl.store(listed + slot, n, mask=uncertain)
-    tl.store(ceiling + n, row_best + packing + err, mask=uncertain)
+    tl.store(seen + 3 * N + n, row_best + packing + err, mask=uncertain)
     tl.debug_barrier()
     chunk = slot // RM
     before = tl.atomic_add(counter + 2 + chunk, 1, mask=uncertain, sem="acq_rel")
@@ -174,21 +182,11 @@ def _search(
     rest = tl.where(total % RM > 0, total // RM, NONE)
     number = tl.minimum(tl.min(chunk, axis=0), rest)
     while number < NONE:
-        place = number * RM + tl.arange(0, RM)
-        there = place < tl.where(number == rest, total, number * RM + RM)
-        row = tl.load(listed + place, mask=there, other=0)
-        row_at = vector_offsets(row, b, c, sa, sb, sc, DIMS)
-        exact = exact_nearest(
-            x, row_at, sd, row, there, pivot, hi, lo, half, ceiling, codebook, ek, ed,
-            code_exponent, e, e1, e2, D, Dp, K, Kp, WIDE, RM, RN, RD,
+        look_again(
+            x, number * RM, tl.where(number == rest, total, number * RM + RM), listed, b, c, sa, sb, sc, sd,
+            pivot, hi, lo, half, seen, N, codebook, ek, ed, D, Dp, K, Kp, indices, quantized, qa, qb, qc, qd,
+            errors, WIDE, DIMS, WRITE, RM, RN, RD,
         )  # fmt: skip
-        tl.store(indices + row, exact.to(tl.int64), mask=there)
-        if WRITE:
-            row_to = vector_offsets(row, b, c, qa, qb, qc, DIMS)
-            write_codes(
-                x, row_at, sd, codebook, ek, ed, quantized, row_to, qd, errors, row,
-                exact.to(tl.int64), there, there, D, 16,
-            )  # fmt: skip
         chunk = tl.where(chunk == number, NONE, chunk)
         rest = tl.where(rest == number, NONE, rest)
         number = tl.minimum(tl.min(chunk, axis=0), rest)

@@ -5,24 +5,26 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vqfast.ops.nearest.triton_bound import MEASURE, centred_block, error_bound, measure, split_halves
+from vqfast.ops.nearest.triton_bound import centred_block, split_halves, vector_offsets
 
 
 @triton.jit
 def exact_nearest(
-    x, at, sd, n, valid, pivot, hi, lo, half, ceiling, codebook, ek, ed,
-    code_exponent, e, e1, e2, D, Dp, K, Kp,
+    x, at, sd, n, valid, pivot, hi, lo, half, seen, N, codebook, ek, ed, D, Dp, K, Kp,
     WIDE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """The nearest codes of BM vectors: float64 distances to every code that may be nearest."""
+    """The nearest codes of BM vectors: float64 distances to every code that may be nearest.
+
+    ``seen`` (4, N) is what the first look leaves of a vector: its scale, t, the bound of the products of
+    pairs, and the highest score that the nearest code can have.
+    """
     d = tl.arange(0, BD).to(tl.int64)
     column = tl.arange(0, BN)
     codes = column[None, :] * Dp + tl.arange(0, BD)[:, None]  # (BD, BN): the codes' block, transposed
-    scale, t, _all_finite, x2, r1, r2 = measure(
-        x, at, valid, sd, pivot, D, code_exponent, WIDE, BD if BD < MEASURE else MEASURE
-    )
-    err = error_bound(t, x2, r1, r2, e, e1, e2, 6 * BD + tl.cdiv(D, BD) + 16, 3)
-    limit = tl.load(ceiling + n, mask=valid, other=0) + err
+    scale = tl.load(seen + n, mask=valid, other=0)
+    t = tl.load(seen + N + n, mask=valid, other=0)
+    err = tl.load(seen + 2 * N + n, mask=valid, other=0)
+    limit = tl.load(seen + 3 * N + n, mask=valid, other=0) + err
     nearest = tl.full([BM], float("inf"), tl.float64)
     index = tl.zeros([BM], tl.int32)
     for j in range(0, Kp, BN):
@@ -57,3 +59,47 @@ def exact_nearest(
             nearest = tl.where(has, tl.minimum(nearest, distance), nearest)
             running = tl.where(column[None, :] == next_column[:, None], 0, running)
     return index
+
+
+@triton.jit
+def write_codes(
+    x, at, sd, codebook, ek, ed, quantized, to, qd, errors, n, index, valid, finite, D, BD: tl.constexpr
+):  # fmt: skip
+    """Writes code vectors for a block of vectors, NaN for a vector that isn't finite, and |x - e|^2."""
+    ACC: tl.constexpr = errors.dtype.element_ty
+    total = tl.zeros(index.shape, ACC)
+    for d0 in range(0, D, BD):
+        d = (d0 + tl.arange(0, BD)).to(tl.int64)
+        inside = valid[:, None] & (d < D)[None, :]
+        e = tl.load(codebook + (index * ek)[:, None] + (d * ed)[None, :], mask=inside, other=0).to(ACC)
+        e = tl.where(finite[:, None] | (d >= D)[None, :], e, float("nan"))
+        difference = tl.load(x + at[:, None] + (d * sd)[None, :], mask=inside, other=0).to(ACC) - e
+        total += tl.sum(difference * difference, axis=1)
+        tl.store(quantized + to[:, None] + (d * qd)[None, :], e, mask=inside)
+    tl.store(errors + n, total, mask=valid)
+
+
+@triton.jit(noinline=True)
+def look_again(
+    x, begin, end, listed, b, c, sa, sb, sc, sd, pivot, hi, lo, half, seen, N, codebook, ek, ed, D, Dp, K, Kp,
+    indices, quantized, qa, qb, qc, qd, errors,
+    WIDE: tl.constexpr, DIMS: tl.constexpr, WRITE: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """The second look at the vectors from place ``begin`` to ``end`` of the list, at most BM.
+
+    A function of its own: it compiles sooner, and its values don't take registers in the first look.
+    """
+    place = begin + tl.arange(0, BM)
+    there = place < end
+    n = tl.load(listed + place, mask=there, other=0)
+    at = vector_offsets(n, b, c, sa, sb, sc, DIMS)
+    index = exact_nearest(
+        x, at, sd, n, there, pivot, hi, lo, half, seen, N, codebook, ek, ed, D, Dp, K, Kp, WIDE, BM, BN, BD
+    ).to(tl.int64)
+    tl.store(indices + n, index, mask=there)
+    if WRITE:
+        to = vector_offsets(n, b, c, qa, qb, qc, DIMS)
+        write_codes(
+            x, at, sd, codebook, ek, ed, quantized, to, qd, errors, n, index, there, there, D, 16
+        )  # fmt: skip

@@ -14,11 +14,14 @@ from torch import Tensor
 from vqfast.sampling.attention import Attention
 from vqfast.sampling.draw import Draw
 from vqfast.sampling.executors import torch as plain
+from vqfast.sampling.executors.triton import order_of
 from vqfast.sampling.executors.triton_plan import head_channels
 from vqfast.sampling.program import CODES, CONDITION, AnyStep, Offset, Program, Step, Term, codes_of
 from vqfast.sampling.request import Request
+from vqfast.sampling.wavefront import raster, wavefront
 
-_SHAPE = (5, 2, 3)  # (B, H, W)
+_BATCH, _GRID, _WIDE_GRID = 5, (2, 3), (3, 13)  # two rows of the wide one are drawn side by side
+_KNOWN = 5  # of it one column of so many is drawn, so that a wrong code makes few others differ
 _NUM_EMBEDDINGS, _CHANNELS, _HEAD_CHANNELS, _NUM_CLASSES = 20, 40, 24, 2
 _ABOVE = tuple((dy, dx) for dy in (-3, -2, -1) for dx in range(-3, 4))
 _AROUND = tuple((dy, dx) for dy in (-1, 0) for dx in (-1, 0, 1))
@@ -36,6 +39,7 @@ class Part(NamedTuple):
         codes: of a position.
         mixture: whether codes are drawn from mixtures.
         strided: whether a step has a stride.
+        rows: drawn side by side, rounded up to a power of two.
     """
 
     images: int
@@ -43,12 +47,14 @@ class Part(NamedTuple):
     codes: int = 1
     mixture: bool = False
     strided: bool = False
+    rows: int = 1
 
 
 PARTS = (  # each tuning, and what else there is
     *(Part(1 << power) for power in range(2, 13)),
     Part(_SMALLEST, head=32),
     Part(_SMALLEST, codes=2, mixture=True, strided=True),
+    *(Part(images, rows=4) for images in (4, 16, 64)),
 )
 
 
@@ -62,6 +68,7 @@ def part_of(request: Request) -> Part:
         program.num_quantizers,
         program.num_mixtures > 0,
         any(step.stride > 1 for step in program.steps),
+        1 << (order_of(request).rows - 1).bit_length(),
     )
 
 
@@ -136,8 +143,14 @@ def probe_request(device: torch.device, dtype: torch.dtype, part: Part) -> Reque
     for number in range(part.codes):
         before = [(all_codes[number - 1], own)] if number else []
         made.add(3 * _MIXTURES if part.mixture else num_embeddings, (head, own), *before)
-    numbers = torch.arange(_SHAPE[0], device=device)
-    condition = numbers.to(dtype).sin().view(-1, 1, 1, 1).expand(_SHAPE[0], 1, *_SHAPE[1:])
+    numbers = torch.arange(_BATCH, device=device)
+    grid = _GRID if part.rows == 1 else _WIDE_GRID
+    condition = numbers.to(dtype).sin().view(-1, 1, 1, 1).expand(_BATCH, 1, *grid)
+    known = torch.full((_BATCH, *grid, part.codes), -1, device=device)
+    if part.rows > 1:
+        codes = torch.arange(known.numel(), device=device).view(known.shape) % num_embeddings
+        drawn = torch.arange(grid[1], device=device)[:, None] % _KNOWN == _KNOWN - 1
+        known = torch.where(drawn, known, codes)
 
     def no_logits(codes: Tensor) -> Tensor:
         raise NotImplementedError("the probe is a program; no model stands behind it")
@@ -146,7 +159,7 @@ def probe_request(device: torch.device, dtype: torch.dtype, part: Part) -> Reque
         Program(tuple(made.steps), num_embeddings, part.codes, _MIXTURES * part.mixture),
         {name: weight.to(device, dtype) for name, weight in made.weights.items()},
         Draw(0, numbers),
-        known=torch.full((*_SHAPE, part.codes), -1, device=device),
+        known=known,
         labels=numbers % _NUM_CLASSES,
         condition=condition,
         logits=no_logits,
@@ -167,8 +180,11 @@ def check(
     """
     request = probe_request(device, dtype, part)
     expected = plain.run(request)
-    allowed = 0 if dtype in (torch.float32, torch.float64) else expected.numel() * 7 // 30
-    tuning = module.tuning_of(request.weight, part.images)
-    differ = int((module.Sampling(request, tuning).draw() != expected).sum())
+    drawn = int((request.known < 0).sum())
+    allowed = 0 if dtype in (torch.float32, torch.float64) else drawn * 7 // 30
+    tuning = module.tuning_of(request.weight, part.images, part.rows)
+    program, grid = request.program, request.grid
+    front = wavefront(program, request.weights, *grid) if part.rows > 1 else raster(program, *grid)
+    differ = int((module.Sampling(request, tuning, front).draw() != expected).sum())
     if differ > allowed:
-        raise AssertionError(f"{differ} of {expected.numel()} codes are wrong with {tuning}")
+        raise AssertionError(f"{differ} of {drawn} codes are wrong with {tuning}")

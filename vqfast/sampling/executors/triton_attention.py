@@ -11,7 +11,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vqfast.sampling.executors.triton_cells import cells
+from vqfast.sampling.executors.triton_cells import cells, divided
+from vqfast.sampling.executors.triton_meeting import wait
 from vqfast.sampling.executors.triton_plan import PLACE, UNIT
 
 _UNIT, _PLACE = tl.constexpr(UNIT), tl.constexpr(len(PLACE))
@@ -19,13 +20,14 @@ _UNIT, _PLACE = tl.constexpr(UNIT), tl.constexpr(len(PLACE))
 
 @triton.jit
 def attend(
-    job, places, values, first, member, members, y, x, width, batch, ACC: tl.constexpr,
-    IMAGES: tl.constexpr, HEAD: tl.constexpr,
+    job, places, values, counter, arrivals, first, member, members, y, x, width, batch, ACC: tl.constexpr,
+    IMAGES: tl.constexpr, HEAD: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
     """Computes a member's part of the attention at position ``(y, x)`` of a grid of ``width`` columns.
 
     The group has ``IMAGES`` images from ``first`` on. Channels of a head are padded to ``HEAD``. The softmax
     is that of the blocks so far: their largest score, the sum of exponentials, and that of weighted values.
+    Where the first block's keys and values are is known before the group meets.
     """
     BLOCK: tl.constexpr = max(16, 2048 // HEAD)
     # fields in the order of JOB
@@ -34,23 +36,34 @@ def attend(
     channels = tl.load(job + 15).to(tl.int32)
     scale = tl.load(job + 16).to(tl.float64, bitcast=True).to(ACC)
     count = y * width + x + tl.load(job + 17).to(tl.int32)
+    reciprocal = tl.load(job + 18)
     place = places + tl.load(job) * _PLACE  # of the result, the query, the key and the value
-    c = tl.arange(0, HEAD)
+    c, block = tl.arange(0, HEAD), tl.arange(0, BLOCK)
     for item in range(member, IMAGES * heads, members):
         image, head = first + item // heads, item % heads
         here = cells(place + _PLACE, y, x, image, batch) * _UNIT + head * channels
+        to = cells(place, y, x, image, batch) * _UNIT + head * out_channels
+        row, column = divided(block, width, reciprocal)
+        keys = cells(place + 2 * _PLACE, row, column, image, batch) * _UNIT
+        entries = cells(place + 3 * _PLACE, row, column, image, batch) * _UNIT
+        if item == member:
+            wait(counter, arrivals, SHARED)
         query = tl.load(values + here + c, mask=c < channels, other=0).to(ACC)
         largest = tl.full([1], -float("inf"), ACC)
         total = tl.zeros([1], ACC)
         sums = tl.zeros([HEAD], ACC)
         for begin in range(0, count, BLOCK):
-            n = begin + tl.arange(0, BLOCK)
+            n = begin + block
+            if begin > 0:
+                row, column = divided(n, width, reciprocal)
+                keys = cells(place + 2 * _PLACE, row, column, image, batch) * _UNIT
+                entries = cells(place + 3 * _PLACE, row, column, image, batch) * _UNIT
             earlier = (n < count)[:, None]
-            at = cells(place + 2 * _PLACE, n // width, n % width, image, batch) * _UNIT + head * channels
+            at = keys + head * channels
             inside = earlier & (c < channels)[None, :]
             key = tl.load(values + at[:, None] + c[None, :], mask=inside, other=0).to(ACC)
             scores = tl.where(n < count, tl.sum(key * query[None, :], axis=1) * scale, -float("inf"))
-            at = cells(place + 3 * _PLACE, n // width, n % width, image, batch) * _UNIT + head * out_channels
+            at = entries + head * out_channels
             inside = earlier & (c < out_channels)[None, :]
             value = tl.load(values + at[:, None] + c[None, :], mask=inside, other=0).to(ACC)
             highest = tl.maximum(largest, tl.max(scores, axis=0))
@@ -59,5 +72,6 @@ def attend(
             sums = sums * before + tl.sum(powers[:, None] * value, axis=0)
             largest = highest
         mean = tl.where(count > 0, sums / tl.where(count > 0, total, 1), 0)
-        here = cells(place, y, x, image, batch) * _UNIT + head * out_channels
-        tl.store(values + here + c, mean.to(values.dtype.element_ty), mask=c < out_channels)
+        tl.store(values + to + c, mean.to(values.dtype.element_ty), mask=c < out_channels)
+    if member >= IMAGES * heads:
+        wait(counter, arrivals, SHARED)

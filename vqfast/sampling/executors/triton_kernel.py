@@ -3,13 +3,15 @@
 A *group* of blocks owns its images through all positions and steps, so that groups never wait for each other.
 A group of one block (many images) streams the weights from L2 and needs no barrier. The blocks of a larger
 group (few images), its *members*, divide the tiles of each step and wait for each other after it, at a
-counter in memory. Tables, sums and the first weights of the next step are loaded before they wait, so that
-after it only the values are left to load.
+counter in memory. Tables and sums of the next step are loaded before they wait, and the weights and the
+places of its first inputs (``AHEAD``), so that after it only the values are left to load, all at once.
 
 Values are kept as ``[row slot][column slot][image][channel]``; those of a step with a stride too, with the
 zeros between them. The rows of a matrix product are a group's images, or the images of a whole row of the
-grid. A *place* says where a value is read: its base, its stride, its slots of rows and columns, and the
-offset from the position that is computed.
+grid; of a wavefront (``vqfast/sampling/wavefront.py``), those of a position or of some columns of each row
+that is drawn side by side. A *place* says where a value is read: its base, its stride, its slots of rows and
+columns, and the offset from the position that is computed. A step's *inputs* are what it multiplies, adds and
+looks up.
 
 A *job* is a product with one matrix (a step, or the part of it that only depends on the rows above), an
 attention, or the draw.
@@ -34,6 +36,7 @@ import triton.language as tl
 from vqfast.sampling.activations import ACTIVATIONS
 from vqfast.sampling.executors.triton_attention import attend
 from vqfast.sampling.executors.triton_cells import cells
+from vqfast.sampling.executors.triton_meeting import arrive, wait
 from vqfast.sampling.executors.triton_plan import JOB, PLACE, UNIT
 
 _UNIT, _PLACE, _JOB = tl.constexpr(UNIT), tl.constexpr(len(PLACE)), tl.constexpr(len(JOB))
@@ -41,23 +44,6 @@ _UNIT, _PLACE, _JOB = tl.constexpr(UNIT), tl.constexpr(len(PLACE)), tl.constexpr
 _RELU, _ELU, _SILU = (tl.constexpr(ACTIVATIONS.index(name)) for name in ("relu", "elu", "silu"))
 _GELU, _TANH = (tl.constexpr(ACTIVATIONS.index(name)) for name in ("gelu", "tanh"))
 _GATE, _GLU, _NORM = (tl.constexpr(ACTIVATIONS.index(name)) for name in ("gate", "glu", "norm"))
-
-
-@triton.jit
-def _wait(counter, arrivals, SHARED: tl.constexpr):
-    """Waits until the group's blocks have finished the jobs before."""
-    if SHARED:
-        while tl.atomic_add(counter, 0, sem="acquire") < arrivals:
-            pass
-        tl.debug_barrier()
-
-
-@triton.jit
-def _arrive(counter, SHARED: tl.constexpr):
-    """Tells the group that the block's stores can be read."""
-    tl.debug_barrier()
-    if SHARED:
-        tl.atomic_add(counter, 1, sem="release")
 
 
 @triton.jit
@@ -102,23 +88,21 @@ def _multiplied(a, b, activation):
 
 
 @triton.jit
-def _store(v, mask, c, place, source, target, y, x, image, batch, residual):
-    """Stores ``v`` plus the residual as channels ``c`` of the place. The residual's place is the next one."""
+def _store(v, mask, c, beside, source, at, target, residual):
+    """Stores ``v`` plus the residual, which is ``beside``, as channels ``c``."""
     if residual > 0:
-        at = cells(place + _PLACE, y, x, image, batch) * _UNIT
-        v += tl.load(source + at[:, None] + c[None, :], mask=mask, other=0).to(v.dtype)
-    at = cells(place, y, x, image, batch) * _UNIT
+        v += tl.load(source + beside[:, None] + c[None, :], mask=mask, other=0).to(v.dtype)
     tl.store(target + at[:, None] + c[None, :], v.to(target.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def _step(
     job, places, values, sums, codes, weights, tables, labels, counter, arrivals,
-    first, member, members, y, x, columns, batch, K,
+    first, member, members, first_y, x, rows, distance, columns, width_of_grid, batch, K,
     IMAGES: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    DOT: tl.constexpr, SHARED: tl.constexpr, AHEAD: tl.constexpr, STRIDED: tl.constexpr,
+    DOT: tl.constexpr, SHARED: tl.constexpr, AHEAD: tl.constexpr, STRIDED: tl.constexpr, FRONT: tl.constexpr,
 ):  # fmt: skip
-    """Computes a member's tiles of a job, for ``columns`` positions from ``(y, x)`` on.
+    """Computes a member's tiles of a job, for ``columns`` positions of each row from ``(first_y, x)`` on.
 
     The member has the group's images from ``first`` on.
     """
@@ -135,68 +119,109 @@ def _step(
     to_sums = tl.load(job + 11)
     activation = tl.load(job + 12)
     residual = tl.load(job + 13)
-    if STRIDED:  # at a row or position without values all is zero: nothing is read there
-        stride = tl.load(job + 18).to(tl.int32)
-        reads = tl.where((y % stride == 0) & ((columns > 1) | (x % stride == 0)), 1, 0)
-    else:
-        reads = 1
     place = (
         places + tl.load(job) * _PLACE
-    )  # of the result, the residual, the partial sums, then of the inputs
+    )  # of the result, the residual, the partial sums, then of the inputs: products, adds, lookups
+    first_add, first_lookup = products, products + adds
+    if STRIDED:  # at a row or position without values all is zero: nothing is read there
+        stride = tl.load(job + 19).to(tl.int32)
+        reads = tl.where((first_y % stride == 0) & ((columns > 1) | (x % stride == 0)), 1, 0)
+    else:
+        reads = 1
+    last_product, last_add, last_lookup = (
+        products * reads,
+        first_add + adds * reads,
+        first_lookup + lookups * reads,
+    )
     ACC: tl.constexpr = sums.dtype.element_ty
     k = tl.arange(0, BK)
     if DOT:
         tile = k[:, None] * BN + tl.arange(0, BN)[None, :]
     else:  # products are kept apart by their depth, and summed once: a sum over threads is a barrier
         tile = (tl.arange(0, BN)[:, None] * BK + k[None, :])[None, :, :]
-    row_tiles = tl.cdiv(columns * IMAGES, BM)
+        spread = tl.zeros([1, BN, 1], tl.int32) + k[None, None, :]  # each thread loads what it multiplies
+    positions = columns
+    if FRONT:  # a row that starts is the last one, and has the columns before its chunk's too
+        lead = tl.load(job + 20).to(tl.int32)
+        begun = tl.where(x == (rows - 1) * distance, lead, 0)
+        positions = rows * columns + begun
+    row_tiles = tl.cdiv(positions * IMAGES, BM)
+    m_end = row_tiles * BM
     for item in range(member, tiles * row_tiles, members):
         j = item // row_tiles
         m = item % row_tiles * BM + tl.arange(0, BM)
         n = j * BN + tl.arange(0, BN)
         image = first + m % IMAGES
+        y = first_y
         column = x + m // IMAGES
+        if FRONT:
+            below = tl.minimum(m // IMAGES // columns, rows - 1)
+            y = first_y + below
+            column += lead - below * (columns + distance) - tl.where(below == rows - 1, begun, 0)
         matrix = weights + (weight_tile + j * products) * (BK * BN)
         source = place + 3 * _PLACE
         padded = tl.load(place + 2 * _PLACE + 1)  # the stride of the sums, in units
         at = start + tl.load(labels + image) * padded
         at = tl.where(partial > 0, cells(place + 2 * _PLACE, y, column, image, batch), at) * _UNIT
         acc = tl.load(sums + at[:, None] + n[None, :])
-        if AHEAD:  # load before waiting; only the values are loaded after it
-            w = tl.load(matrix + tile)
-            at = cells(source, y, column, image, batch) * _UNIT
+        to = cells(place, y, column, image, batch) * _UNIT
+        beside = cells(place + _PLACE, y, column, image, batch) * _UNIT
+        channel = tl.where(activation >= _GATE, n // 2 + n % 2 * (width // 2), n)
+        # Of the first inputs: where they are and the weights, before waiting; then all that is there at once.
+        ahead = ()
+        weight = ()
+        for i in tl.static_range(AHEAD):
+            ahead += (cells(source + i * _PLACE, y, column, image, batch),)
+            multiplied = tile < tl.where(i < last_product, BK * BN, 0)
+            weight += (tl.load(matrix + i * (BK * BN) + tile, mask=multiplied, other=0),)
         if item == member:
-            _wait(counter, arrivals, SHARED)
+            wait(counter, arrivals, SHARED)
+        value = ()
+        code = ()
         if not DOT:
             apart = tl.zeros([BM, BN, BK], ACC)
-        for p in range(products * reads):
-            if not AHEAD:
-                w = tl.load(matrix + p * (BK * BN) + tile)
-                at = cells(source + p * _PLACE, y, column, image, batch) * _UNIT
+        for i in tl.static_range(AHEAD):
+            looked_up = m < tl.where((i >= first_lookup) & (i < last_lookup), m_end, 0)
+            code += (tl.load(codes + ahead[i], mask=looked_up, other=0),)
+            at = ahead[i] * _UNIT
+            depth = tl.where(i < last_product, BK, 0)
+            if DOT:
+                value += (tl.load(values + at[:, None] + k[None, :], mask=(k < depth)[None, :], other=0),)
+            else:
+                a = tl.load(values + at[:, None, None] + spread, mask=spread < depth, other=0)
+                apart += a.to(ACC) * weight[i].to(ACC)
+        for i in tl.static_range(AHEAD if DOT else 0):
+            if i < last_product:
+                acc = tl.dot(value[i], weight[i], acc, input_precision="ieee", out_dtype=ACC)
+        for i in tl.range(AHEAD, last_product, num_stages=2 if AHEAD and DOT else None):
+            w = tl.load(matrix + i * (BK * BN) + tile)
+            at = cells(source + i * _PLACE, y, column, image, batch) * _UNIT
             if DOT:
                 a = tl.load(values + at[:, None] + k[None, :])
                 acc = tl.dot(a, w, acc, input_precision="ieee", out_dtype=ACC)
             else:
-                a = tl.load(values + at[:, None, None] + k[None, None, :])
+                a = tl.load(values + at[:, None, None] + spread)
                 apart += a.to(ACC) * w.to(ACC)
-            if AHEAD:
-                w = tl.load(matrix + (p + 1) * (BK * BN) + tile)
-                at = cells(source + (p + 1) * _PLACE, y, column, image, batch) * _UNIT
         if not DOT:
             acc += tl.sum(apart, axis=2)
-        source += products * _PLACE
-        channel = tl.where(activation >= _GATE, n // 2 + n % 2 * (width // 2), n)
-        for t in range(adds * reads):
-            at = cells(source + t * _PLACE, y, column, image, batch) * _UNIT
-            acc += tl.load(values + at[:, None] + channel[None, :], mask=(n < width)[None, :], other=0).to(
-                ACC
-            )
-        source += adds * _PLACE
-        for t in range(lookups * reads):
-            code = tl.load(codes + cells(source + t * _PLACE, y, column, image, batch))
-            at = (table + (t * (K + 1) + code) * padded) * _UNIT
+        known = (n < width)[None, :]
+        for i in tl.static_range(AHEAD):
+            at = ahead[i] * _UNIT
+            added = n < tl.where((i >= first_add) & (i < last_add), width, 0)
+            acc += tl.load(values + at[:, None] + channel[None, :], mask=added[None, :], other=0).to(ACC)
+            at = (table + ((i - first_lookup) * (K + 1) + code[i]) * padded) * _UNIT
+            looked_up = m < tl.where((i >= first_lookup) & (i < last_lookup), m_end, 0)
+            acc += tl.load(tables + at[:, None] + n[None, :], mask=looked_up[:, None], other=0).to(ACC)
+        for i in range(tl.maximum(AHEAD, first_add), last_add):
+            at = cells(source + i * _PLACE, y, column, image, batch) * _UNIT
+            acc += tl.load(values + at[:, None] + channel[None, :], mask=known, other=0).to(ACC)
+        for i in range(tl.maximum(AHEAD, first_lookup), last_lookup):
+            row = tl.load(codes + cells(source + i * _PLACE, y, column, image, batch))
+            at = (table + ((i - first_lookup) * (K + 1) + row) * padded) * _UNIT
             acc += tl.load(tables + at[:, None] + n[None, :]).to(ACC)
-        inside = (m < columns * IMAGES)[:, None]
+        inside = (m < positions * IMAGES)[:, None]
+        if FRONT:
+            inside &= (column < width_of_grid)[:, None]
         if STRIDED:
             valued = ((y % stride == 0) & (column % stride == 0))[:, None]
         if activation >= _GATE:
@@ -206,18 +231,18 @@ def _step(
             out = _multiplied(left, right, activation)
             if STRIDED:
                 out = tl.where(valued, out, 0)
-            _store(out, gated, half, place, values, values, y, column, image, batch, residual)
+            _store(out, gated, half, beside, values, to, values, residual)
         else:
             v = _activated(acc, activation)
             if STRIDED:
                 v = tl.where(valued, v, 0)
-            mask = inside & (n < width)[None, :]
+            mask = inside & known
             if to_sums > 0:
-                _store(v, mask, n, place, values, sums, y, column, image, batch, residual)
+                _store(v, mask, n, beside, values, to, sums, residual)
             else:
-                _store(v, mask, n, place, values, values, y, column, image, batch, residual)
+                _store(v, mask, n, beside, values, to, values, residual)
     if member >= tiles * row_tiles:
-        _wait(counter, arrivals, SHARED)
+        wait(counter, arrivals, SHARED)
 
 
 @triton.jit
@@ -242,10 +267,12 @@ def _value(parameters, component, key, number, sample, temperature, choices, K):
 @triton.jit
 def _draw(
     job, places, sums, codes, known, numbers, seed, temperature, out,
-    first, member, members, y, x, position, per_image, batch, choices, K,
+    counter, arrivals, first, member, members, first_y, first_x, rows, distance, width, per_image, batch,
+    choices, K,
     IMAGES: tl.constexpr, BD: tl.constexpr, BG: tl.constexpr, CODES: tl.constexpr, MIXTURE: tl.constexpr,
+    SHARED: tl.constexpr, FRONT: tl.constexpr,
 ):  # fmt: skip
-    """Draws a code of a position for the group's images: argmax of logits + temperature * gumbel.
+    """Draws a code of a position of each row for the group's images: argmax of logits + temperature * gumbel.
 
     An image has ``per_image`` codes. Of a mixture it draws the component, and then the value. It computes in
     float64. A code is -1 where a logit is NaN or the highest isn't finite. One counter of Philox gives the
@@ -254,14 +281,21 @@ def _draw(
     place = places + tl.load(job) * _PLACE  # of the codes, then of the logits
     key = tl.load(seed)
     scale = tl.load(temperature)
-    number = position  # of the code in its image
-    if CODES > 1:
-        number = position * CODES + tl.load(job + 1).to(tl.int32) - 1
-    for item in range(member, IMAGES // BD, members):
-        image = first + item * BD + tl.arange(0, BD)
+    for item in range(member, rows * (IMAGES // BD), members):
+        row = item // (IMAGES // BD) if FRONT else 0
+        y, x = first_y + row, first_x - row * distance
+        position = y * width + x
+        number = position  # of the code in its image
+        if CODES > 1:
+            number = position * CODES + tl.load(job + 1).to(tl.int32) - 1
+        image = first + item * BD - row * IMAGES + tl.arange(0, BD)
         outputs = sums + cells(place + _PLACE, y, x, image, batch) * _UNIT
         logits = outputs[:, None]
         sample = tl.load(numbers + image)
+        given = tl.load(known + image.to(tl.int64) * per_image + number)
+        to = cells(place, y, x, image, batch)
+        if item == member:
+            wait(counter, arrivals, SHARED)
         low = (tl.zeros([BD, BG], tl.int64) + sample[:, None]).to(tl.int32)
         high = (tl.zeros([BD, BG], tl.int64) + (sample >> 32)[:, None]).to(tl.int32)
         best = tl.full([BD, BG], -float("inf"), tl.float64)
@@ -284,27 +318,31 @@ def _draw(
         code = tl.where((tl.max(bad, axis=1) > 0) | (top == -float("inf")), -1, code)
         if MIXTURE:
             code = _value(outputs, code, key, number, sample, scale, choices, K)
-        given = tl.load(known + image.to(tl.int64) * per_image + number)
         code = tl.where(given < 0, code, given)
         tl.store(out + image.to(tl.int64) * per_image + number, code.to(tl.int64))
-        tl.store(codes + cells(place, y, x, image, batch), tl.maximum(code, 0).to(tl.int32))
+        tl.store(codes + to, tl.maximum(code, 0).to(tl.int32))
+    if member >= rows * (IMAGES // BD):
+        wait(counter, arrivals, SHARED)
 
 
 @triton.jit(
     do_not_specialize=[
-        *("y", "x", "iterations", "columns", "begin", "end", "members", "batch", "width", "per_image"),
-        *("choices", "K"),
+        *("y", "x", "rows", "distance", "iterations", "columns", "begin", "end", "members", "batch"),
+        *("width", "per_image", "choices", "K"),
     ]
 )
 def sample(
     jobs, places, values, sums, codes, weights, tables, labels, known, numbers, seed, temperature, out,
-    counters, y, x, iterations, columns, begin, end, members, batch, width, per_image, choices, K,
+    counters, y, x, rows, distance, iterations, columns, begin, end, members, batch, width, per_image,
+    choices, K,
     IMAGES: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     BD: tl.constexpr, BG: tl.constexpr, DOT: tl.constexpr, SHARED: tl.constexpr, AHEAD: tl.constexpr,
     HEAD: tl.constexpr, CODES: tl.constexpr, MIXTURE: tl.constexpr, STRIDED: tl.constexpr,
+    FRONT: tl.constexpr,
 ):  # fmt: skip
     """Runs jobs ``begin..end - 1`` for ``columns`` positions from ``(y, x)`` on, ``iterations`` times.
 
+    With ``FRONT`` it does so for ``rows`` rows at once, each ``distance`` columns behind the one above.
     Each member of each group is one block. ``values`` and ``weights`` have the model's dtype, ``sums`` the
     accumulator's. ``counters`` has a zero for each group. ``BD`` is 0 if the draw isn't among the jobs, and
     ``HEAD`` if no attention is. ``CODES`` are the codes of a position, and ``choices`` with ``MIXTURE`` the
@@ -319,24 +357,23 @@ def sample(
             job = jobs + number * _JOB
             draws = tl.load(job + 1)
             if BD > 0 and draws > 0:
-                _wait(counter, arrivals, SHARED)
                 _draw(
                     job, places, sums, codes, known, numbers, seed, temperature, out,
-                    group * IMAGES, member, members, y, x + i,
-                    y * width + x + i, per_image, batch, choices if MIXTURE else K, K,
-                    IMAGES, BD, BG, CODES, MIXTURE,
+                    counter, arrivals, group * IMAGES, member, members, y, x + i, rows if FRONT else 1,
+                    distance, width, per_image, batch, choices if MIXTURE else K, K,
+                    IMAGES, BD, BG, CODES, MIXTURE, SHARED, FRONT,
                 )  # fmt: skip
             elif HEAD > 0 and tl.load(job + 14) > 0:
-                _wait(counter, arrivals, SHARED)
                 attend(
-                    job, places, values, group * IMAGES, member, members, y, x + i, width, batch,
-                    sums.dtype.element_ty, IMAGES, HEAD,
+                    job, places, values, counter, arrivals, group * IMAGES, member, members, y, x + i, width,
+                    batch, sums.dtype.element_ty, IMAGES, HEAD, SHARED,
                 )  # fmt: skip
             else:
                 _step(
                     job, places, values, sums, codes, weights, tables, labels, counter, arrivals,
-                    group * IMAGES, member, members, y, x + i, columns, batch, K,
-                    IMAGES, BM, BN, BK, DOT, SHARED, AHEAD, STRIDED,
+                    group * IMAGES, member, members, y, x + i, rows, distance,
+                    1 if FRONT and BD > 0 else columns, width, batch, K,
+                    IMAGES, BM, BN, BK, DOT, SHARED, AHEAD, STRIDED, FRONT,
                 )  # fmt: skip
-            _arrive(counter, SHARED)
+            arrive(counter, SHARED)
             arrivals += members

@@ -11,12 +11,15 @@ from torch import Tensor
 
 from vqfast.sampling.activations import ACTIVATIONS, PAIRED
 from vqfast.sampling.attention import Attention
-from vqfast.sampling.executors.triton_tunings import Launch, Tuning
+from vqfast.sampling.executors.triton_tunings import MAX_AHEAD, Launch, Tuning
 from vqfast.sampling.program import CODES, CONDITION, Offset, Phase, Program, Step, Term, available
+from vqfast.sampling.wavefront import Wavefront
 
 UNIT = 16  # elements in a unit; bases and strides count units, so that the compiler knows their alignment
-# A place: where a value is read or written. Its cache, and the offset from the position that is computed.
-PLACE = ("base", "stride", "rows", "columns", "dy", "dx")
+# A place: where a value is read or written. Its cache, what is added to the row and column of the position
+# that is computed, and 2 ** 31 divided by the numbers of rows and columns.
+PLACE = ("base", "stride", "rows", "columns", "dy", "dx", "per_row", "per_column")
+NOWHERE = [0, 0, 1, 1, 0, 0, 1 << 31, 1 << 31]
 # A job: a matrix product, an attention, or a draw. The places of a product are those of its result, its
 # residual and its partial sums, then those of the values that it multiplies, adds and looks up. An attention
 # has those of its result, query, key and value, a draw those of the codes and of the logits.
@@ -39,7 +42,9 @@ JOB = (
     "head_channels",  # channels of a head's key
     "scale",  # the bits of a float64
     "own",  # 1 if the position itself counts as an earlier one
+    "reciprocal",  # of the grid's width, as ``divided`` takes it
     "stride",  # of a product: it is zero but at rows and columns that are multiples of it
+    "lead",  # columns beyond those of its chunk at which it is computed
 )
 
 
@@ -74,7 +79,8 @@ class Cache:
 
     def place(self, tap: Offset = (0, 0), offset: int = 0) -> list[int]:
         """The place of the value at ``tap``, from the channel at ``offset`` units on."""
-        return [self.base + offset, self.stride, self.rows, self.columns, tap[0], self.left + tap[1]]
+        size, at = (self.rows, self.columns), (self.rows + tap[0], self.left + tap[1])
+        return [self.base + offset, self.stride, *size, *at, *((1 << 31) // each for each in size)]
 
     def view(self, memory: Tensor, batch: int) -> Tensor:
         """``(rows, columns, batch, channels)``."""
@@ -119,11 +125,11 @@ class Tables:
         return {"lookups": len(tables), "table": first}
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tables as the kernel's arguments. It reads one tile and one place beyond the last."""
+        """The tables as the kernel's arguments. It reads some places beyond the last."""
         spare = self._weights[0].new_zeros(self.launch.depth * self.launch.columns)
         return {
             "jobs": torch.tensor(self.jobs, device=spare.device),
-            "places": torch.tensor([*self.places, [0, 0, 1, 1, 0, 0]], device=spare.device),
+            "places": torch.tensor(self.places + [NOWHERE] * MAX_AHEAD, device=spare.device),
             "weights": torch.cat([*self._weights, spare]),
             "tables": torch.cat([*self._tables, spare]),
         }
@@ -135,7 +141,7 @@ class Plan:
     Args:
         program: what to run.
         weights: the tensors that the program names.
-        shape: of the grid, ``(H, W)``.
+        front: the order in which its positions are drawn.
         batch: number of images, a multiple of those of a group.
         num_classes: number of labels, 1 for none.
         condition_channels: of the map, 0 for none.
@@ -146,7 +152,7 @@ class Plan:
         self,
         program: Program,
         weights: dict[str, Tensor],
-        shape: tuple[int, int],
+        front: Wavefront,
         batch: int,
         num_classes: int,
         condition_channels: int,
@@ -159,7 +165,8 @@ class Plan:
             copies = tuple(Step((Term(number),), program.num_embeddings) for number in last)
             program = replace(program, steps=(*program.steps, *copies))
         self.program, self.weights, self.batch, self.num_classes = program, weights, batch, num_classes
-        self.phases, self.block, self.shape = program.phases(), program.block(*shape), shape
+        self.phases, self.block = program.phases(), program.block(front.height, front.width)
+        self.front = front
         attentions = [step for step in program.steps if isinstance(step, Attention)]
         self.attended = {source for step in attentions for source in (step.key, step.value)}
         self._columns, self._depth = (
@@ -167,12 +174,12 @@ class Plan:
         )
         self.units = {"values": 0, "sums": 0}  # taken so far
         rows, left, right = program.reach(*program.codes)
-        columns = left + self.block + right
+        rows, columns = rows + front.rows - 1, left + self.block + right
         self.codes = [  # of each code of a position
             Cache(code * rows * columns * batch, 1, rows, columns, left) for code in range(len(program.codes))
         ]
         self.first_logits = len(program.steps) - len(self.codes)  # number of the step
-        self.condition = self._cache("values", condition_channels, 1, self.block)  # of the columns computed
+        self.condition = self._cache("values", condition_channels, front.rows, self.block)
         self.values = [self._value(number) for number in range(len(program.steps))]
         self.partials = [self._partial(number) for number in range(len(program.steps))]
         self.starts = [self._cache("sums", step.width, 1, 1, images=num_classes) for step in program.steps]
@@ -205,19 +212,20 @@ class Plan:
         """
         rows, left, right = self.program.reach(number)
         if number in self.attended:
-            rows, columns = max(rows, self.shape[0]), left + self.shape[1] + right
+            rows, columns = max(rows, self.front.height), left + self.front.width + right
         elif self.phases[number] != Phase.ROW and (rows, left, right) == (1, 0, 0):
             columns = 1
         else:
             columns = left + self.block + right
         memory = "sums" if number >= self.first_logits else "values"
         channels = self.program.steps[number].channels
-        return self._cache(memory, channels, rows, columns, left)
+        return self._cache(memory, channels, rows + self.front.rows - 1, columns, left)
 
     def _partial(self, number: int) -> Cache:
         """The cache of a step's partial sums; without columns for steps that have none."""
         early = self.phases[number] != Phase.ROW and self._taps(number, early=True)
-        return self._cache("sums", self.program.steps[number].width, 1, self.block if early else 0)
+        columns = self.front.chunk if early else 0
+        return self._cache("sums", self.program.steps[number].width, self.front.rows, columns)
 
     def _taps(self, number: int, early: bool) -> list[tuple[Term, int]]:
         """The taps that can (``early``), or can't, be read when a row starts."""
@@ -254,6 +262,7 @@ class Plan:
             head_channels=self.program.steps[step.key].channels // step.heads,
             scale=scale,
             own=int(step.own),
+            reciprocal=(1 << 31) // self.front.width,
         )
 
     def _add(self, to: Tables, number: int, early: bool) -> None:
@@ -283,7 +292,7 @@ class Plan:
             [
                 result.place(),
                 (result if residual is None else self.values[residual]).place(),
-                Cache(partial.base, partial.stride, 1, max(1, partial.columns)).place(),
+                Cache(partial.base, partial.stride, partial.rows, max(1, partial.columns)).place(),
                 *products,
                 *adds,
                 *lookups,
@@ -298,6 +307,7 @@ class Plan:
             activation=0 if unfinished else ACTIVATIONS.index(step.activation),
             residual=int(residual is not None),
             stride=step.stride,
+            lead=self.front.leads[number] if number < len(self.front.leads) else 0,
         )
 
     def write_starts(self, sums: Tensor) -> None:

@@ -11,6 +11,8 @@ import torch
 
 from vqfast.ops.nearest.tunings import ANY
 
+MAX_AHEAD = 4
+
 
 class Launch(NamedTuple):
     """One launch of the kernel.
@@ -32,6 +34,15 @@ class Launch(NamedTuple):
     depth: int
     warps: int
     stages: int
+
+    @property
+    def ahead(self) -> int:
+        """Inputs whose places, and weights, are loaded before the group's blocks meet; none with stages.
+
+        Two taps of 128 channels, if registers suffice.
+        """
+        fitting = 16 // self.rows if self.rows < 16 else 128 // self.rows
+        return min(MAX_AHEAD, 256 // self.depth, fitting) if self.stages == 1 else 0
 
     def dot(self, dtype: torch.dtype) -> bool:
         """Whether products of values like ``dtype`` are matrix products to Triton."""
@@ -66,7 +77,7 @@ _SINGLE = {
     4: Tuning(Launch(1, 16, 32, 32, 16, 4, 2), _FEW),
     8: Tuning(Launch(1, 32, 16, 16, 32, 4, 2), Launch(1, 32, 1, 8, 128, 4, 1)),
     16: Tuning(Launch(2, 32, 32, 16, 32, 4, 2), Launch(2, 32, 2, 8, 128, 4, 1)),
-    32: Tuning(Launch(4, 32, 32, 32, 32, 4, 2), Launch(4, 32, 4, 8, 128, 4, 1)),
+    32: Tuning(Launch(4, 32, 32, 32, 32, 4, 2), Launch(4, 32, 4, 8, 128, 8, 1)),
     64: Tuning(Launch(8, 32, 64, 32, 32, 4, 2), Launch(8, 32, 8, 8, 64, 4, 1)),
     128: Tuning(Launch(8, 16, 64, 32, 32, 4, 2), Launch(8, 16, 8, 16, 64, 4, 1)),
     256: Tuning(Launch(16, 16, 64, 32, 32, 4, 2), Launch(16, 16, 16, 16, 32, 4, 1)),
@@ -95,3 +106,17 @@ SAMPLING: dict[int, dict[str, dict[int, Tuning]]] = {
     4: {**dict.fromkeys(_NVIDIA, _SINGLE), "gfx942": _SINGLE_ALONE},
     8: dict.fromkeys((*_NVIDIA, "gfx942"), _DOUBLE),
 }
+
+
+def pick(tunings: dict[int, Tuning], images: int, rows: int = 1) -> Tuning:
+    """The tuning for a batch of ``images``, of which ``rows`` rows are drawn side by side.
+
+    A group then has as many positions as one of more images, whose tile it takes.
+    """
+    row, position = tunings[min(widest for widest in tunings if images <= widest)]
+    positions = position.images * rows
+    wider = [launch for _, launch in tunings.values() if launch.images >= positions]
+    if position.rows < positions and wider:
+        tile = min(wider, key=lambda launch: launch.images)
+        position = tile._replace(images=position.images, members=position.members)
+    return Tuning(row, position)
