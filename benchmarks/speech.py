@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -28,15 +28,25 @@ from benchmarks.speech_codes import (
     MODEL,
     Codes,
     K,
-    clustered,
     codes_of,
+    phones_beside,
     phones_right,
     speakers_right,
     supervised,
 )
-from benchmarks.speech_data import CODE_SAMPLES, FRAMES, RATE, Utterances, both_parts, read_voices
-from benchmarks.speech_masked import masked_codes
+from benchmarks.speech_data import (
+    CODE_SAMPLES,
+    FRAMES,
+    RATE,
+    Utterances,
+    both_parts,
+    normalised_alike,
+    read_voices,
+)
+from benchmarks.speech_masked import masked
+from benchmarks.speech_paired import paired
 from benchmarks.speech_shown import show
+from benchmarks.speech_vectors import Vectors, clustered, encoded
 from benchmarks.speech_waves import (
     conversion,
     counted_bits,
@@ -49,7 +59,10 @@ from vqfast.models import SpeechVQVAE
 
 CASES: list[Case] = []  # nothing is timed
 RUNS = ROOT / "runs" / "speech"
-SOURCES = tuple(f"benchmarks/speech_{name}.py" for name in ("data", "codes", "masked"))  # of all figures
+LEARNING = "data", "codes", "masked", "paired", "vectors"
+SOURCES = tuple(f"benchmarks/speech_{name}.py" for name in LEARNING)  # of all figures
+BALANCED = ", balanced"
+PRIOR = 10.0  # of successors of codes, in counts
 Figures = dict[str, float]
 Table = dict[str, dict[str, str]]
 
@@ -60,12 +73,13 @@ class Size(NamedTuple):
     seeds: int
     codes: int
     masked: int
+    paired: int
     waves: int
     prior: int
     recordings: int  # held-out ones whose samples the WaveNet tells
 
 
-QUICK, FULL = Size(1, 100, 60, 20, 40, 4), Size(3, 400, 500, 200, 360, 24)
+QUICK, FULL = Size(1, 100, 60, 40, 20, 40, 4), Size(3, 400, 500, 500, 200, 360, 24)
 
 
 class Kept:
@@ -126,7 +140,7 @@ class Experiments:
 
     def __init__(self, size: Size, data: str, train: Utterances, held_out: Utterances) -> None:
         self.size, self.train, self.held_out = size, train, held_out
-        self.kept = Kept(RUNS / digest(data, str(size[:3]), str(MODEL), *SOURCES))
+        self.kept = Kept(RUNS / digest(data, str(size[:4]), str(MODEL), *SOURCES))
         sources = (f"benchmarks/speech_{name}.py" for name in ("waves", "sound"))
         self.waves = Kept(self.kept.folder / digest(str(size), *sources))
 
@@ -140,12 +154,21 @@ class Experiments:
         vqvae = self.kept.model(f"codes-{'told' if told else 'alone'}-{seed}", self.empty(told), make)
         return vqvae, (codes_of(vqvae, self.train), codes_of(vqvae, self.held_out))
 
-    def read(self, codes: Callable[[], Codes]) -> Figures:
-        """The shares of phones and of speakers that are read from codes."""
-        found = codes()
+    def read(self, seed: int, way: Callable[[int], Vectors | Codes]) -> Figures:
+        """The shares of phones and of speakers that are read from codes, and from balanced ones."""
+        made, parts = way(seed), (self.train, self.held_out)
+        kinds = {"": made.codes() if isinstance(made, Vectors) else made}
+        if isinstance(made, Vectors):
+            kinds[BALANCED] = made.balanced(*parts)
         return {
-            "phones": phones_right(found, self.train, self.held_out),
-            "speakers": speakers_right(found, self.train, self.held_out),
+            f"{name}{kind}": figure
+            for kind, codes in kinds.items()
+            for name, figure in (
+                ("phones", phones_right(codes, *parts)),
+                ("neighbours seen", phones_beside(codes, *parts, seed)),
+                ("speakers", speakers_right(codes, *parts)),
+                ("order seen", speakers_right(codes, *parts, PRIOR)),
+            )
         }
 
     def random_codes(self, seed: int) -> Codes:
@@ -155,43 +178,60 @@ class Experiments:
         found = [[rng.integers(K, size=length) for length in row] for row in lengths]
         return found[0], found[1]
 
+    def told(self, seed: int) -> Vectors:
+        """What a model that was told the speaker encodes."""
+        return encoded(self.learned(seed, True)[0], self.train, self.held_out)
+
+    def not_told(self, seed: int) -> Codes:
+        """Codes of a model that isn't told the speaker, not by normalised spectrograms either."""
+        parts = normalised_alike(self.train, self.held_out)
+        vqvae = speech_codes.trained_codes(parts[0], self.size.codes, seed, False, MODEL)
+        return encoded(vqvae, *parts).codes()
+
     def ceiling(self, seed: int) -> Figures:
         """The share of phones that a classifier tells."""
         return {"phones": supervised(self.train, self.held_out, seed)}
 
     def of_codes(self, whose: str) -> dict[str, Table]:
         """Experiments 1 and 2: phones and speakers are read from codes."""
-        parts = self.train, self.held_out
-        ways: dict[str, Callable[[int], Codes]] = {
-            "codes, speaker told": lambda seed: self.learned(seed, True)[1],
-            "codes, speaker not told": lambda seed: self.learned(seed, False)[1],
-            "codes from masked prediction": lambda seed: masked_codes(*parts, self.size.masked, seed),
+        parts, size = (self.train, self.held_out), self.size
+        ways: dict[str, Callable[[int], Vectors | Codes]] = {
+            "codes, speaker told": self.told,
+            "codes, speaker not told": self.not_told,
+            "codes from pairs across speakers": lambda seed: paired(*parts, (size.paired, size.masked), seed),
+            "codes from masked prediction": lambda seed: masked(*parts, size.masked, seed).codes(),
             "k-means, 40 ms": lambda seed: clustered(*parts, 4, seed),
             "k-means, 80 ms": lambda seed: clustered(*parts, 8, seed),
             "random codes": self.random_codes,
         }
-        phones: dict[str, list[float]] = {}
-        speakers: dict[str, list[float]] = {}
-        for seed in range(self.size.seeds):
+        if whose:  # they speak five languages: their recordings have no words in common
+            del ways["codes from pairs across speakers"]
+        phones: dict[str, list[Figures]] = {}
+        speakers: dict[str, list[Figures]] = {}
+        for seed in range(size.seeds):
             for name, way in ways.items():
                 kept = f"{name}-{seed}".replace(",", "").replace(" ", "-")
-                found = self.kept.figures(kept, partial(self.read, partial(way, seed)))
-                phones.setdefault(name, []).append(found["phones"])
-                speakers.setdefault(name, []).append(found["speakers"])
+                found = self.kept.figures(kept, partial(self.read, seed, way))
+                for kind in ("", BALANCED):
+                    chosen = [n for n in found if (BALANCED in n) == bool(kind)]
+                    if chosen:
+                        own = {n.removesuffix(BALANCED): found[n] for n in chosen}
+                        phones.setdefault(name + kind, []).append(own)
+                        speakers.setdefault(name + kind, []).append(own)
             found = self.kept.figures(f"classifier-{seed}", partial(self.ceiling, seed))
-            phones.setdefault("a classifier that learned from labels, 120 ms", []).append(found["phones"])
+            phones.setdefault("a classifier that learned from labels, 120 ms", []).append(found)
         counts = Counter(phone for row in self.train.phones for phone in row)
         common = counts.most_common(1)[0][0]
         right = [phone == common for row in self.held_out.phones for phone in row]
-        phones["the most common phone"] = [float(np.mean(right))]
+        phones["the most common phone"] = [{"phones": float(np.mean(right))}]
         minutes = sum(map(len, self.train.waves)) / RATE / 60
         names = self.train.names
         about = f"{whose}{len(counts)} phones, {len(names)} speakers, {minutes:.0f} minutes to learn from"
         title = f"Phones from {K} codes, {RATE // CODE_SAMPLES} a second, held out"
         return {
-            f"{title}; {about}": as_table("phones", phones, "{:.1%}"),
+            f"{title}; {about}": as_table("phones", phones, "{:.1%}", "neighbours seen"),
             f"Speakers from the codes of a second; {whose}chance {1 / len(names):.0%}": as_table(
-                "speakers", speakers, "{:.1%}"
+                "speakers", speakers, "{:.1%}", "order seen"
             ),
         }
 
@@ -274,13 +314,18 @@ def digest(*parts: str) -> str:
     return hashlib.sha256("\n".join(found).encode()).hexdigest()[:16]
 
 
-def as_table(column: str, figures: dict[str, list[float]], style: str) -> Table:
-    """The mean of each line over the seeds, and its range."""
-    return {
-        name: {
+def as_table(
+    column: str, figures: Mapping[str, Sequence[float | Figures]], style: str, beside: str = ""
+) -> Table:
+    """The mean of each line over the seeds, and its range; and the mean of a second figure beside it."""
+    table: Table = {}
+    for name, found in figures.items():
+        values = [figure[column] if isinstance(figure, dict) else figure for figure in found]
+        others = [figure[beside] for figure in found if isinstance(figure, dict) and beside in figure]
+        table[name] = {
             column: style.format(np.mean(values)),
             "range": f"{style.format(min(values))} to {style.format(max(values))}",
+            **({beside: style.format(np.mean(others)) if others else ""} if beside else {}),
             "seeds": f"{len(values)}",
         }
-        for name, values in figures.items()
-    }
+    return table

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from benchmarks.speech_data import FRAMES, HOP, MELS, RATE, Utterances, first_code, part
 from vqfast.models import SpeechVQVAE
-from vqfast.nn.kmeans import kmeans
 
 K = 128
 MODEL: dict[str, Any] = {
@@ -29,6 +28,7 @@ MODEL: dict[str, Any] = {
 }
 BATCH, CODES, LR = 16, 32, 1e-3
 SEGMENT = 25  # codes from which a speaker is read: a second
+BESIDE = 3  # codes on either side from which a phone is read
 CONTEXT = 12  # windows round the middle of a code that the supervised classifier sees
 EPOCHS = 10
 
@@ -75,14 +75,6 @@ def around(mels: Tensor, windows: int) -> Tensor:
     return padded[:, first:].unfold(1, windows, FRAMES).transpose(0, 1).flatten(1)
 
 
-def clustered(train: Utterances, held_out: Utterances, windows: int, seed: int) -> Codes:
-    """The codes of k-means on so many windows round the middle of each code."""
-    vectors = [[around(mels, windows) for mels in u.mels] for u in (train, held_out)]
-    centres = kmeans(torch.cat(vectors[0]), K, seed=seed)
-    found = [[torch.cdist(v, centres).argmin(1).numpy() for v in part_] for part_ in vectors]
-    return found[0], found[1]
-
-
 def labelled(utterances: Utterances, of_codes: list[Any]) -> tuple[Any, list[str]]:
     """What belongs to the codes with phones, joined, and their phones."""
     chosen = [x for x, phones in zip(of_codes, utterances.phones, strict=True) if phones]
@@ -98,6 +90,20 @@ def phones_right(codes: Codes, train: Utterances, held_out: Utterances) -> float
     counts = np.zeros((K, len(names)))
     np.add.at(counts, (seen, numbers), 1)
     return float(np.mean(names[counts.argmax(1)][unseen] == np.array(right)))
+
+
+def phones_beside(codes: Codes, train: Utterances, held_out: Utterances, seed: int) -> float:
+    """The share of held-out codes whose phone a classifier tells: it sees ``BESIDE`` codes on either side."""
+
+    def seen(rows: list[np.ndarray]) -> list[np.ndarray]:
+        padded = [np.pad(row, BESIDE, constant_values=K) for row in rows]
+        return [np.lib.stride_tricks.sliding_window_view(row, 2 * BESIDE + 1) for row in padded]
+
+    (shown, phones), (unseen, right) = labelled(train, seen(codes[0])), labelled(held_out, seen(codes[1]))
+    names, numbers = np.unique(phones, return_inverse=True)
+    inputs, others = (F.one_hot(torch.from_numpy(x), K + 1).flatten(1).float() for x in (shown, unseen))
+    told = classifier(inputs, torch.from_numpy(numbers), len(names), seed)
+    return float(np.mean(names[told(others).numpy()] == np.array(right)))
 
 
 def classifier(inputs: Tensor, labels: Tensor, classes: int, seed: int) -> Callable[[Tensor], Tensor]:
@@ -129,15 +135,29 @@ def supervised(train: Utterances, held_out: Utterances, seed: int) -> float:
     return float(np.mean(names[told(unseen).numpy()] == np.array(right)))
 
 
-def speakers_right(codes: Codes, train: Utterances, held_out: Utterances) -> float:
-    """The share of held-out seconds whose speaker is the likeliest by how often each has the codes."""
-    counts = np.ones((len(train.names), K))
+def speakers_right(
+    codes: Codes, train: Utterances, held_out: Utterances, prior: float | None = None
+) -> float:
+    """The share of held-out seconds whose speaker is the likeliest by how often each has the codes.
+
+    Args:
+        prior: counts that each code's successors are given as if seen, as frequent as they are on the whole.
+            Then the speaker is the likeliest by the code that follows each one; by default order is ignored.
+    """
+    speakers = len(train.names)
+    single, pairs = np.ones((speakers, K)), np.zeros((speakers, K, K))
     for row, speaker in zip(codes[0], train.speakers.tolist(), strict=True):
-        counts[speaker] += np.bincount(row, minlength=K)
-    log_p = np.log(counts / counts.sum(1, keepdims=True))
-    right = [
-        log_p[:, row[first : first + SEGMENT]].sum(1).argmax() == speaker
-        for row, speaker in zip(codes[1], held_out.speakers.tolist(), strict=True)
-        for first in range(0, len(row) - SEGMENT + 1, SEGMENT)
-    ]
+        np.add.at(single[speaker], row, 1)
+        np.add.at(pairs[speaker], (row[:-1], row[1:]), 1)
+    single /= single.sum(1, keepdims=True)
+    following = np.repeat(single[:, None], K, 1)
+    if prior is not None:
+        following = (pairs + prior * following) / (pairs.sum(2, keepdims=True) + prior)
+    begins, follows = np.log(single), np.log(following)
+    right = []
+    for row, speaker in zip(codes[1], held_out.speakers.tolist(), strict=True):
+        for first in range(0, len(row) - SEGMENT + 1, SEGMENT):
+            second = row[first : first + SEGMENT]
+            log_p = begins[:, second[0]] + follows[:, second[:-1], second[1:]].sum(1)
+            right.append(log_p.argmax() == speaker)
     return float(np.mean(right))

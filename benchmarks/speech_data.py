@@ -91,6 +91,21 @@ def both_parts(recordings: Recordings, folder: Path) -> tuple[Utterances, Uttera
     return normalised(train, of_train), normalised(held_out, of_held_out)
 
 
+def normalised_alike(train: Utterances, held_out: Utterances) -> tuple[Utterances, Utterances]:
+    """Both parts normalised over all speakers together: for a model that isn't told who speaks."""
+    joined = torch.cat([train.raw(number) for number in range(len(train.mels))], 1)
+    mean, scale = joined.mean(1, keepdim=True), joined.std(1, keepdim=True).clamp(min=SMALLEST_SCALE)
+    count = len(train.names)
+
+    def alike(part: Utterances) -> Utterances:
+        mels = [(part.raw(number) - mean) / scale for number in range(len(part.mels))]
+        return part._replace(
+            mels=mels, means=torch.stack([mean] * count), scales=torch.stack([scale] * count)
+        )
+
+    return alike(train), alike(held_out)
+
+
 def raw_utterances(part: Recordings, folder: Path) -> tuple[list[Tensor], list[Tensor], list[list[str]]]:
     """Spectrograms, waveforms and phones; recordings shorter than a code have none."""
     log_mel = LogMel(MELS, HOP, RATE)

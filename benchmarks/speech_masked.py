@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.speech_codes import Codes, K, around
+from benchmarks.speech_codes import K, around
 from benchmarks.speech_data import FRAMES, MELS, Utterances, first_code, part
+from benchmarks.speech_vectors import Vectors
 from vqfast.nn.kmeans import kmeans
 
 CHANNELS, BLOCKS, LAYER, DROPOUT = 96, 4, 3, 0.2
@@ -62,6 +63,16 @@ class Masked(nn.Module):
         logits: Tensor = self.output(F.relu(self.norm(self.vectors(x, BLOCKS))))
         return logits
 
+    def shares(self, x: Tensor) -> Tensor:
+        """Square roots of the clusters' probabilities, nothing hidden: ``(D, T)`` to ``(T, CLUSTERS)``."""
+        logits: Tensor = self(x[None], torch.zeros(1, x.shape[1], dtype=torch.bool))
+        return logits[0].T.softmax(1).sqrt()
+
+
+def spectra_of(utterances: Utterances) -> list[Tensor]:
+    """Of each recording all bands of all windows of each code, ``(MELS * FRAMES, T)``."""
+    return [m.unflatten(1, [-1, FRAMES]).transpose(1, 2).flatten(0, 1) for m in utterances.mels]
+
 
 def gaps(rng: np.random.Generator) -> Tensor:
     """Which places are hidden: bool ``(BATCH, CODES)``."""
@@ -107,19 +118,14 @@ def hidden_vectors(net: Masked, parts: list[list[Tensor]]) -> list[list[Tensor]]
     return [[(x - mean) / scale @ directions for x in part_] for part_ in found]
 
 
-def masked_codes(train: Utterances, held_out: Utterances, steps: int, seed: int) -> Codes:
-    """The codes of k-means on the hidden vectors of the last round."""
+def masked(train: Utterances, held_out: Utterances, steps: int, seed: int) -> Vectors:
+    """The hidden vectors of the last round, and the centres of k-means on them."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    spectra = [
-        [m.unflatten(1, [-1, FRAMES]).transpose(1, 2).flatten(0, 1) for m in u.mels]
-        for u in (train, held_out)
-    ]
+    spectra = [spectra_of(u) for u in (train, held_out)]
     vectors = [[around(mels, WINDOWS) for mels in u.mels] for u in (train, held_out)]
     for _ in range(ROUNDS):
         centres = kmeans(torch.cat(vectors[0]), CLUSTERS, seed=seed)
         net = trained(spectra[0], [torch.cdist(x, centres).argmin(1) for x in vectors[0]], steps, rng)
         vectors = hidden_vectors(net, spectra)
-    centres = kmeans(torch.cat(vectors[0]), K, seed=seed)
-    found = [[torch.cdist(x, centres).argmin(1).numpy() for x in part_] for part_ in vectors]
-    return found[0], found[1]
+    return Vectors(vectors[0], vectors[1], kmeans(torch.cat(vectors[0]), K, seed=seed))

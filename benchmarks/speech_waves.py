@@ -13,7 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.speech_codes import SEGMENT, K, classifier
-from benchmarks.speech_data import CODE_SAMPLES, FRAMES, HOP, RATE, Utterances, first_code, part
+from benchmarks.speech_data import (
+    CODE_SAMPLES,
+    FRAMES,
+    HOP,
+    RATE,
+    SMALLEST_SCALE,
+    Utterances,
+    first_code,
+    part,
+)
 from benchmarks.speech_sound import waves_of
 from vqfast.models import SpeechVQVAE
 from vqfast.models.mu_law import mu_law_encode
@@ -23,6 +32,7 @@ from vqfast.priors import WaveNet
 WAVE_BATCH, WAVE_CODES, WAVE_LR = 8, 2, 2e-3
 PRIOR_BATCH, PRIOR_CODES, PRIOR_LR = 32, 64, 3e-3
 CHECKS = 12  # how often a prior's held-out figure is looked at: the best weights are kept
+MOST_GAIN = 2.5  # of a band
 JUDGED = 8  # seconds of waveforms of each speaker that the judge hears
 
 
@@ -58,14 +68,21 @@ def seconds(utterances: Utterances, mels: list[Tensor]) -> tuple[Tensor, Tensor]
 def converted(
     vqvae: SpeechVQVAE, held_out: Utterances, codes: list[np.ndarray], speaker: int
 ) -> list[Tensor]:
-    """The log-mels of recordings as the fast decoder tells them of another speaker."""
+    """The log-mels of recordings as the fast decoder tells them of another speaker.
+
+    The mean of a recording's bands still tells who spoke, and a mean of all likely spectra varies less than
+    each of them. So each band gets the target's mean, and over all recordings the target's spread.
+    """
     assert vqvae.mel_decoder is not None
-    made = []
+    told = []
     for row in codes:
         quantized = vqvae.vq.decode(torch.from_numpy(row)[None])
         mels = vqvae.mel_decoder(quantized, torch.tensor([speaker]))[0]
-        made.append(mels * held_out.scales[speaker] + held_out.means[speaker])
-    return made
+        told.append(mels - mels.mean(1, keepdim=True))
+    mean, scale = held_out.means[speaker], held_out.scales[speaker]
+    gains = (1 / torch.cat(told, 1).std(1, keepdim=True)).clamp(max=MOST_GAIN)
+    gains[scale <= SMALLEST_SCALE] = 0  # the target's band is the same in all windows
+    return [mels * gains * scale + mean for mels in told]
 
 
 def conversion(

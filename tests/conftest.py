@@ -6,6 +6,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from tests.interpreter import quicken
+from vqfast.ops import registry
+
 settings.register_profile(
     "vqfast",
     derandomize=True,
@@ -16,10 +19,12 @@ settings.register_profile(
 settings.load_profile("vqfast")
 # a shell's background jobs ignore it, and so would the commands that tests interrupt
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if registry.interpreted():
+    quicken()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--every", action="store_true", help="compile every configuration for every GPU")
+    parser.addoption("--every", action="store_true", help="the longest cases too")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

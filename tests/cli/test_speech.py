@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 
 from tests.cli.command import run
 from tests.voices import RATE, write_voices
+from vqfast.data import Recordings
+from vqfast.pipeline import Run, reopen_parts
 
 soundfile = pytest.importorskip("soundfile", reason="soundfile is not installed")
 pytest.importorskip("soxr", reason="soxr is not installed")
@@ -50,8 +53,19 @@ def test_a_folder_of_recordings_through_every_command(here: Path, capsys: pytest
     assert run("reconstruct --run run --out pairs.png --num 1") == 0
     assert Path("pairs.png").read_bytes()[1:4] == b"PNG"
     assert "bits_per_sample" in capsys.readouterr().out
+    assert run("reconstruct --run run --out pairs.wav") == 0
+    heard, rate = soundfile.read("pairs.wav")
+    originals = reopen_parts(Run("run", lock=False))["held-out"]
+    assert isinstance(originals, Recordings)
+    assert rate == RATE and len(heard) == 2 * (originals.lengths.sum() + 2 * round(0.5 * RATE))
+    first, length = originals.recording(0)[0, 0].numpy(), int(originals.lengths[0])
+    np.testing.assert_allclose(heard[:length], first, atol=1e-4)
+    assert not heard[length:][: round(0.5 * RATE)].any() and not heard[-round(0.5 * RATE) :].any()
+    alone, _ = soundfile.read("decoded/wav/0000000.wav")
+    again = heard[length + round(0.5 * RATE) :][:length]
+    np.testing.assert_array_equal(again, alone[:length])
     assert run("encode --run run --data voices/anna --out others") == 0
-    assert run("convert --run run --speaker ben --data voices/anna --out converted") == 0
+    assert run("convert --run run --speaker ben --data voices/anna --temperature 0.5 --out converted") == 0
     assert "4 recordings as ben in converted/wav" in capsys.readouterr().out
     names = sorted(path.name for path in Path("converted/wav").iterdir())
     assert names == ["0.wav", "1.wav", "2.wav", "3.wav"]
@@ -109,6 +123,43 @@ def test_codes_are_compared_with_phones(here: Path, capsys: pytest.CaptureFixtur
     assert run("codes --run run --phones phones --data voices/anna --out table.csv") != 0
 
 
+def test_what_cannot_be_read_is_left_out_where_one_asks_for_it(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("worn").mkdir()
+    soundfile.write("worn/good.wav", np.zeros(900), RATE)
+    Path("worn/bad.wav").write_bytes(b"no recording")
+    Path("worn/good.lab").write_text("0 5000000 a\n")
+    for line in (
+        "convert --run run --speaker ben --out as-ben",
+        "codes --run run --phones worn --out worn.csv",
+    ):
+        assert run(f"{line} --data worn") != 0
+        assert "--skip-bad leaves such files out" in capsys.readouterr().err
+        assert run(f"{line} --data worn --skip-bad") == 0
+        assert "left out bad.wav" in capsys.readouterr().err
+    assert Path("as-ben/wav/good.wav").is_file() and ",a" in Path("worn.csv").read_text()
+
+
+def test_a_run_that_leaves_out_what_cannot_be_read_does_so_with_other_data(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree("voices", "partly")
+    Path("partly/anna/bad.wav").write_bytes(b"no recording")
+    assert run(f"train-speech --data partly --out lenient --steps 1 --skip-bad {SMALL}") == 0
+    assert run("encode --run lenient") == 0
+    assert run("train-prior --run lenient --steps 1 --channels 4 --num-layers 2") == 0
+    capsys.readouterr()
+    for line in (
+        "convert --run lenient --speaker ben --data partly --out lenient-ben",
+        "encode --run lenient --data partly --out lenient-codes",
+        "sample --run lenient --complete partly --draws 1 --keep start-half --out lenient-ends",
+    ):
+        assert run(line) == 0
+        assert "left out anna/bad.wav" in capsys.readouterr().err
+    assert run("convert --run run --speaker ben --data partly --out strict-ben") != 0
+
+
 def test_another_folder_is_held_out(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("apart/anna").mkdir(parents=True)
     soundfile.write("apart/anna/x.flac", np.zeros(3 * RATE), 3 * RATE)
@@ -131,8 +182,16 @@ def test_another_folder_is_held_out(here: Path, capsys: pytest.CaptureFixture[st
             "crop and size are given; want none: recordings are read without",
         ),
         ("encode --run run --data voices --out x --depth 8", "depth is 8; want None: recordings of every"),
-        ("codes --run run --phones voices --out x", "phones is voices, which has none for the recordings"),
-        ("codes --run run --phones nowhere --out x", "nowhere'; no such file or folder"),
+        (
+            "codes --run run --phones voices --out x.csv",
+            "phones is voices, which has none for the recordings",
+        ),
+        ("codes --run run --phones voices --skip-bad --out x.csv", "--skip-bad goes with --data"),
+        ("convert --run run --speaker ben --skip-bad --out x", "--skip-bad goes with --data"),
+        ("convert --run run --speaker ben --temperature -1 --out x", "temperature is -1.0; want"),
+        ("decode --run run --codes run/codes/held-out --temperature nan --out x", "temperature is nan; want"),
+        ("codes --run run --phones nowhere --out x", "out is x; want a name that ends in .csv"),
+        ("codes --run run --phones nowhere --out x.csv", "nowhere'; no such file or folder"),
         ("train-speech --data voices --val other --out x", "no labels: carl is no speaker of the run"),
         ("train-speech --data voices --out x --crop 0", "crop is 0.0; want"),
         ("train-speech --data voices --out x --val 1", "val is 1.0; want"),

@@ -139,7 +139,7 @@ def test_a_full_disk(
             f"{TRAIN} new",
             f"train-prior --run coded {PRIOR}",
             "sample --run whole --out s --num 100",
-            "reconstruct --run begun --out images.npy --overwrite",
+            "reconstruct --run begun --out new.png",
         ):
             refused(command, "File too large", capsys)
     finally:

@@ -89,6 +89,8 @@ def test_given_options_go_before_a_file_and_a_file_before_a_recipe(tmp_path: Pat
     arguments = parsed(f"train --config={file}")
     assert arguments["out"] == "there" and arguments["flip"] and arguments["val"] == 0.25
     assert not training_of(arguments).compile
+    file.write_text('precision = "bf16"')  # as earlier versions wrote it
+    assert training_of(parsed(f"train --config {file} --out x")).precision == "bfloat16"
 
 
 @pytest.mark.parametrize(

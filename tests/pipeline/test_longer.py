@@ -157,6 +157,22 @@ def test_killed_as_it_is_reopened(
     assert read_json(tmp_path / "vqvae.history.json")["step"][-1] == STEPS - 1
 
 
+@pytest.mark.parametrize(("earlier", "present"), [("fp32", "float32"), ("bf16", "bfloat16")])
+def test_a_run_in_the_words_of_earlier_versions_goes_on(
+    data: Path, tmp_path: Path, earlier: str, present: str
+) -> None:
+    whole, other = (Run(tmp_path / name, create=True) for name in ("whole", "other"))
+    for run in (whole, other):
+        train(run, data, precision=present)
+    marker = other.folder / "run.json"
+    text = marker.read_text()
+    assert text.count(f'"precision": "{present}"') == 1
+    marker.write_text(text.replace(f'"{present}"', f'"{earlier}"'))
+    for run in (whole, other):
+        train(run, data, precision=present, steps=STEPS)
+    assert contents(other) == contents(whole)
+
+
 def test_a_prior_goes_on_and_a_vqvae_with_codes_does_not(trained: Run, data: Path, tmp_path: Path) -> None:
     shutil.copytree(trained.folder, tmp_path / "run")
     run = Run(tmp_path / "run")

@@ -52,7 +52,9 @@ def test_an_item_is_decoded_with_the_same_others_whichever_are_asked_for(
     monkeypatch.setattr(
         coding,
         "decode_items",
-        lambda vqvae, grids, labels, batch: torch.tensor([[n, batch.start, batch.stop] for n in batch]),
+        lambda vqvae, grids, labels, batch, temperature: torch.tensor(
+            [[n, batch.start, batch.stop] for n in batch]
+        ),
     )
     whole = torch.cat(list(decoded(vqvae, codes, range(15))))
     assert whole[:, 0].tolist() == list(range(15))

@@ -30,7 +30,7 @@ ALL: dict[str, Any] = {
     "schedule": "onecycle",
     "clip": 0.05,
     "ema": 0.8,
-    "precision": "bf16",
+    "precision": "bfloat16",
     "workers": 2,
 }
 
@@ -158,7 +158,7 @@ def test_averages_are_measured_and_kept(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, seen[-1][name]) for name, tensor in twin.state_dict().items())
 
 
-@pytest.mark.parametrize("changes", [{}, {"precision": "fp16"}, {"compile": True}], ids=str)
+@pytest.mark.parametrize("changes", [{}, {"precision": "float16"}, {"compile": True}], ids=str)
 def test_with_all_options_it_is_the_same_after_a_stop(
     changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,7 +201,7 @@ def test_fp16_steps_that_overflow_are_left_out(tmp_path: Path, monkeypatch: pyte
         return {"loss": model(x).float().sum() * (100.0 if step == 1 else 1.0)}
 
     task = Task("model", 1, lambda share: torch.ones(1, 1), metrics)
-    training = Training(steps=3, batch_size=1, lr=0.1, schedule="constant", precision="fp16")
+    training = Training(steps=3, batch_size=1, lr=0.1, schedule="constant", precision="float16")
     fit(model, task, training, file=tmp_path / "state", ranks=ALONE)
     # with 65536, the first scale, the gradient is infinite in float16; it is halved after each such step
     assert weights[0] == weights[1] == weights[2]
@@ -217,9 +217,9 @@ def test_fp16_steps_that_overflow_are_left_out(tmp_path: Path, monkeypatch: pyte
         ({"weight_decay": -0.1}, "weight_decay is -0.1"),
         ({"clip": 0.0}, "clip is 0.0; want a finite number, above 0"),
         ({"ema": 1.0}, "ema is 1.0; want a finite number, 0 or more, below 1"),
-        ({"precision": "fp8"}, "precision is 'fp8'; want 'fp32', 'bf16' or 'fp16'"),
+        ({"precision": "fp8"}, "precision is 'fp8'; want 'float32', 'bfloat16' or 'float16'"),
         ({"workers": -1}, "workers is -1"),
-        ({"precision": "fp16"}, "precision is 'fp16'; want 'fp32' or 'bf16' on a CPU"),
+        ({"precision": "float16"}, "precision is 'float16'; want 'float32' or 'bfloat16' on a CPU"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str, tmp_path: Path) -> None:

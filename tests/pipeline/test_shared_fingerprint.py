@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,15 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-# Three ranks; the third has a copy. ``read`` counts the fingerprints that a rank computes itself.
+# Three ranks; the third has a copy. Each writes a file of its own, since their lines on one pipe may mix.
+# ``reads`` counts the fingerprints that a rank computes itself.
 SCRIPT = """
-import os, sys
+import json
 from vqfast.data import load_images
 from vqfast.data.images.arrays import ArrayPixels
 from vqfast.pipeline import joined
 from vqfast.pipeline.parts import share_fingerprint
 
-reads = []
+reads, said = [], {}
 contents = ArrayPixels.contents
 ArrayPixels.contents = lambda self, numbers: reads.append(len(numbers)) or contents(self, numbers)
 with joined("cpu") as ranks:
@@ -25,9 +27,11 @@ with joined("cpu") as ranks:
         images = load_images(name if ranks.rank == 2 else "images.npy")
         try:
             share_fingerprint(images, ranks)
-            print(ranks.rank, name, len(reads), images.fingerprint, flush=True)
+            said[name] = len(reads), images.fingerprint
         except ValueError as error:
-            print(ranks.rank, name, len(reads), error, flush=True)
+            said[name] = len(reads), str(error)
+    with open(f"{ranks.rank}.json", "w", encoding="utf-8") as file:
+        json.dump(said, file)
 """
 
 
@@ -40,10 +44,7 @@ def test_only_ranks_with_files_of_their_own_read_them(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
     done = subprocess.run([*command, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    said = dict(
-        ((r, name), rest) for r, name, *rest in (line.split(" ", 3) for line in done.stdout.splitlines())
-    )
-    reads = {rank: int(rest[0]) for (rank, name), rest in said.items() if name == "copy.npy"}
-    assert reads == {"0": 1, "1": 0, "2": 1}
-    assert len({rest[1] for (_, name), rest in said.items() if name == "copy.npy"}) == 1
-    assert said["2", "other.npy"][1] == "the data of process 2 isn't that of process 0; want the same items"
+    said = [json.loads((tmp_path / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(3)]
+    assert [rank["copy.npy"][0] for rank in said] == [1, 0, 1]
+    assert len({rank["copy.npy"][1] for rank in said}) == 1
+    assert said[2]["other.npy"][1] == "the data of process 2 isn't that of process 0; want the same items"

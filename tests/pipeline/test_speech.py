@@ -14,6 +14,7 @@ from tests.pipeline.pages import Page
 from tests.voices import RATE, SPEAKERS, VOWEL_SAMPLES, write_voices
 from vqfast.data import Recordings, load_audio
 from vqfast.data.audio import wav_bytes
+from vqfast.models import SpeechVQVAE
 from vqfast.pipeline import (
     Completion,
     PriorTraining,
@@ -207,6 +208,38 @@ def test_converted_recordings_have_the_other_voice(trained: Run, tmp_path: Path)
             speaker="ben",
             out=Run(tmp_path / "b", create=True),
         )
+
+
+@pytest.mark.parametrize("format", ["wav", "npy", None], ids=["decode to wav", "decode to npy", "convert"])
+def test_recordings_are_drawn_at_a_temperature(trained: Run, tmp_path: Path, format: str | None) -> None:
+    """At 0 a waveform is the one whose every sample is the likeliest, whatever the noise."""
+    vqvae = load_model(trained.folder, "vqvae")
+    assert isinstance(vqvae, SpeechVQVAE)
+    held_out = reopen_parts(trained)["held-out"]
+    assert isinstance(held_out, Recordings)
+
+    def make(out: Run, temperature: float) -> np.ndarray:
+        if format is None:
+            convert(trained, vqvae, held_out, speaker="ben", out=out, temperature=temperature)
+        else:
+            codes = encoded(vqvae, held_out)
+            decode(trained, vqvae, codes, format=format, out=out, temperature=temperature)
+        if format == "npy":
+            return np.load(next((out.folder / "npy").glob("*.npy")))[0, 0]
+        return load_audio(out.folder / "wav").recording(0)[0, 0].numpy()
+
+    indices = vqvae.encode(held_out.recording(0))
+    label = 1 if format is None else int(held_out.labels[0])
+    likeliest = vqvae.decode(indices, labels=label, temperature=0, seed=5)[0, 0].numpy()
+    out = Run(tmp_path / "likeliest", create=True)
+    drawn = make(out, 0)[: held_out.lengths[0]]
+    np.testing.assert_allclose(drawn, likeliest[: len(drawn)], atol=1e-4)
+    usual = make(Run(tmp_path / "usual", create=True), 1)[: held_out.lengths[0]]
+    assert not np.allclose(usual, drawn, atol=1e-3)
+    with pytest.raises(ValueError, match="other settings"):
+        make(out, 0.5)
+    with pytest.raises(ValueError, match="temperature is -1; want a finite number, 0 or more"):
+        make(out, -1)
 
 
 def test_recordings_are_written_as_they_are_drawn(

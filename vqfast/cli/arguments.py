@@ -9,7 +9,7 @@ from typing import Any
 from vqfast.data import Source
 from vqfast.models import Autoencoder
 from vqfast.pipeline import Ranks, Run, Training, reopen_parts
-from vqfast.pipeline.parts import HELD_OUT, load_like_run, share_fingerprint
+from vqfast.pipeline.parts import HELD_OUT, load_like_run, noted_data, share_fingerprint
 from vqfast.pipeline.progress import warn_of
 
 
@@ -29,6 +29,13 @@ def given_of(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
+def without_skip_bad(run: Run) -> dict[str, Any]:
+    """How a command without ``--skip-bad`` reads other data: as the run's; an empty mapping, so that an error
+    doesn't propose the option.
+    """
+    return {} if noted_data(run).get("skip_bad") else {"skip_bad": {}}
+
+
 def opened(run: Run, vqvae: Autoencoder, data: str | None, ranks: Ranks, reading: dict[str, Any]) -> Source:
     """The named data, read as the run's where no option says otherwise; or the run's held-out part.
 
@@ -37,7 +44,8 @@ def opened(run: Run, vqvae: Autoencoder, data: str | None, ranks: Ranks, reading
     """
     if data is None:
         return reopen_parts(run, ranks)[HELD_OUT]
-    source = load_like_run(run, vqvae, data, **given_of(reading))
+    given = {name: value for name, value in reading.items() if value is not None and value is not False}
+    source = load_like_run(run, vqvae, data, **given)
     warn_of(ranks, "data", source.describe())
     if len(source.shape) == 3:
         try:
@@ -56,7 +64,9 @@ def check_reading(data: str | None, reading: dict[str, Any]) -> None:
         raise ValueError(f"{', '.join(given)} goes with --data: the run's own data is read as for training")
 
 
-def check_new(out: str, overwrite: bool) -> None:
-    """Raises ValueError where a file is there that isn't to be replaced."""
+def check_new(out: str, overwrite: bool, *suffixes: str) -> None:
+    """Raises ValueError where a file is there that isn't to be replaced, or has none of the suffixes."""
     if Path(out).exists() and not overwrite:
         raise ValueError(f"{out} exists; use --overwrite or another name")
+    if Path(out).suffix.lower() not in suffixes:
+        raise ValueError(f"out is {out}; want a name that ends in {' or '.join(suffixes)}")

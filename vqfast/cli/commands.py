@@ -11,11 +11,20 @@ import torch
 from torch import Tensor
 
 from vqfast.checks import check_choice, check_integer, check_number
-from vqfast.cli.arguments import check_new, check_reading, given_of, opened, tell, training_of
+from vqfast.cli.arguments import (
+    check_new,
+    check_reading,
+    given_of,
+    opened,
+    tell,
+    training_of,
+    without_skip_bad,
+)
 from vqfast.cli.info import machine_lines
 from vqfast.cli.video import continuation, directed
 from vqfast.cli.written import as_toml, written_down
 from vqfast.data import Recordings, Source
+from vqfast.data.audio.formats import sound_of_pairs
 from vqfast.data.disk import quantity
 from vqfast.files import write_file
 from vqfast.models import VQVAE, Autoencoder, SpeechVQVAE
@@ -236,7 +245,7 @@ def sample(
         tell(ranks, "; ".join(made))
 
 
-def decode(run: str, codes: str, out: str, format: str | None, device: str) -> None:
+def decode(run: str, codes: str, out: str, format: str | None, temperature: float, device: str) -> None:
     """Step 5, as sample does it: turn codes into images."""
     with joined(device) as ranks:
         source = Run.shared(run, ranks, lock=False)
@@ -246,7 +255,7 @@ def decode(run: str, codes: str, out: str, format: str | None, device: str) -> N
         vqvae = load_model(source.folder, "vqvae", device=ranks.device)
         grids = open_codes(codes)
         target = Run.shared(out, ranks, create=True)
-        decode_step(source, vqvae, grids, format=format, out=target, ranks=ranks)
+        decode_step(source, vqvae, grids, format=format, out=target, ranks=ranks, temperature=temperature)
         item = modality_of(source).item
         tell(ranks, f"{quantity(grids.num, item)} in {target.folder / format}")
 
@@ -262,7 +271,7 @@ def likelihood(
     **reading: Any,
 ) -> None:
     """Tell how likely images or codes are, in bits."""
-    check_new(out, overwrite)
+    check_new(out, overwrite, ".npy")
     check_reading(data, reading)
     if codes is not None and data is not None:
         raise ValueError("--codes and --data exclude each other")
@@ -303,14 +312,18 @@ def reconstruct(
     device: str,
     **reading: Any,
 ) -> None:
-    """Encode and decode images, for a picture and the error."""
+    """Encode and decode images, for a picture and the error; recordings also for a sound."""
     check_integer("num", num)
-    check_new(out, overwrite)
+    check_new(out, overwrite, ".png", ".wav")
     check_reading(data, reading)
     with joined(device) as ranks:
         source = Run.shared(run, ranks, lock=False)
         vqvae = load_model(source.folder, "vqvae", device=ranks.device)
         dataset, modality = opened(source, vqvae, data, ranks, reading), modality_of(source)
+        sound = Path(out).suffix.lower() == ".wav"
+        if sound and not isinstance(dataset, Recordings):
+            item = modality.item
+            raise ValueError(f"out is {out}; want a name that ends in .png: {item}s have no sound")
         check_integer("levels", levels, 1, len(vqvae.codebook_sizes), optional=True)
         if isinstance(vqvae, SpeechVQVAE) and isinstance(dataset, Recordings):
             figures = measure_speech(vqvae, dataset, ranks=ranks)
@@ -320,7 +333,10 @@ def reconstruct(
             shown = range(min(num, len(dataset)))
             codes = encoded(vqvae, dataset, ranks)
             outputs = torch.cat(list(decoded(vqvae, codes, shown, ranks, levels=levels)))
-            write_file(Path(out), modality.show_pairs(dataset.batch(shown), outputs))
+            if sound and isinstance(dataset, Recordings):
+                write_file(Path(out), sound_of_pairs(dataset, shown, outputs))
+            else:
+                write_file(Path(out), modality.show_pairs(dataset.batch(shown), outputs))
             values = ", ".join(f"{name} {value:.5g}" for name, value in figures.items())
             print(f"{quantity(len(dataset), modality.item)}: {values}; {len(shown)} of them in {out}")
 
@@ -353,7 +369,6 @@ def _completion(
     run: Run, vqvae: Autoencoder, complete: str, keep: str | None, draws: int | None, ranks: Ranks
 ) -> Completion:
     own = complete == HELD_OUT
-    # the command has no --skip-bad: with an empty mapping, an error doesn't propose it
-    dataset = opened(run, vqvae, None if own else complete, ranks, {} if own else {"skip_bad": {}})
+    dataset = opened(run, vqvae, None if own else complete, ranks, without_skip_bad(run))
     options = given_of({"keep": keep, "draws": draws})
     return Completion(vqvae, dataset, modality_of(run), ranks=ranks, **options)

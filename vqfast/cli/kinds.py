@@ -1,4 +1,4 @@
-"""The options of train-speech and train-video, and words about these kinds of data."""
+"""The options of train-speech and train-video, one of all that draw, and words about these kinds of data."""
 
 from __future__ import annotations
 
@@ -19,6 +19,12 @@ def share_or_path(text: str) -> float | str:
         return float(text)
     except ValueError:
         return text
+
+
+def temperature_option(sub: Any, like: Callable[..., Any], drawn: str) -> None:
+    """Adds ``--temperature`` to the parser of a command that draws these."""
+    help = f"divides the logits: below 1 makes likely {drawn} likelier, 0 takes the likeliest"
+    sub.option("--temperature", help, like, type=float, metavar="X")
 
 
 def speech_options(sub: Any) -> None:

@@ -24,7 +24,7 @@ def make_report(run: list[str], out: str | None, overwrite: bool, device: str) -
     if out is None and len(run) > 1:
         raise ValueError("--out is missing: a page about several runs goes to a file of its own")
     if out is not None:
-        check_new(out, overwrite)
+        check_new(out, overwrite, ".html", ".htm")
     with joined(device) as ranks:
         runs = [Run(folder, lock=False) for folder in run]
         if ranks.first:
@@ -37,7 +37,7 @@ def picture(run: str, of: str, num: int | None, seed: int, out: str, overwrite: 
     """Show what a model has learned: its codebook, or random codes."""
     check_choice("of", of, KINDS)
     check_integer("num", num, optional=True)
-    check_new(out, overwrite)
+    check_new(out, overwrite, ".png")
     with joined(device) as ranks:
         source = Run(run, lock=False)
         vqvae = load_model(source.folder, "vqvae", device=ranks.device)

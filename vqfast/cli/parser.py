@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import vqfast
 from vqfast import pipeline
 from vqfast.cli import commands, pages, speech, video
-from vqfast.cli.kinds import AUDIO, VIDEO, share_or_path, speech_options, video_options
+from vqfast.cli.kinds import AUDIO, VIDEO, share_or_path, speech_options, temperature_option, video_options
 from vqfast.cli.recipes import RECIPES
 from vqfast.cli.written import words_before
 from vqfast.pipeline.pages import PAGE
@@ -213,8 +213,7 @@ def make_parser() -> argparse.ArgumentParser:
     reject += "train-classifier trains it (default: keep all)"
     sub.option("--reject", reject, type=float, metavar="X")
     like = pipeline.sample
-    temperature = "divides the logits: below 1 makes likely codes likelier, 0 takes the likeliest"
-    sub.option("--temperature", temperature, like, type=float, metavar="X")
+    temperature_option(sub, like, "codes")
     top_k = "draw from the N likeliest codes only (default: from all)"
     sub.option("--top-k", top_k, type=int, metavar="N")
     top_p = "draw from the likeliest codes only, as few as have this probability together (default: from all)"
@@ -234,6 +233,7 @@ def make_parser() -> argparse.ArgumentParser:
     sub.option("--codes", CODES, required=True, metavar="PATH")
     _run(sub, "--out", "folder for the images")
     _format(sub, "")
+    temperature_option(sub, pipeline.decode, "samples of recordings")
     _device(sub)
 
     sub = add("convert", speech.convert)
@@ -242,6 +242,7 @@ def make_parser() -> argparse.ArgumentParser:
     sub.option("--speaker", "name of a speaker of the run: of a folder of its recordings", required=True)
     _run(sub, "--out", "folder for the recordings; they keep their names, in wav/")
     sub.option("--skip-bad", "leave out recordings that can't be read", action="store_true")
+    temperature_option(sub, pipeline.convert, "samples")
     _device(sub)
 
     sub = add("codes", speech.codes)
@@ -250,6 +251,7 @@ def make_parser() -> argparse.ArgumentParser:
     sub.option("--phones", phones, required=True, metavar="FOLDER")
     sub.option("--tier", "name of the tier of TextGrids (default: phones or alike, or the last)")
     sub.option("--data", f"{AUDIO} (default: those that the run holds out)", metavar="PATH")
+    sub.option("--skip-bad", "leave out recordings that can't be read", action="store_true")
     sub.option("--out", "a .csv for how often each code stands at each phone", required=True, metavar="FILE")
     sub.option("--overwrite", "replace --out if it is there", action="store_true")
     _device(sub)
@@ -268,7 +270,8 @@ def make_parser() -> argparse.ArgumentParser:
     _run(sub, "--run", "folder of a trained run")
     sub.option("--data", f"{DATA} (default: the images that the run holds out)", metavar="PATH")
     _reading(sub, "the run's")
-    sub.option("--out", "a .png for the picture", required=True, metavar="FILE")
+    pairs = "a .png for the picture; or of recordings a .wav, in which each stands before what became of it"
+    sub.option("--out", pairs, required=True, metavar="FILE")
     sub.option("--num", "images in the picture (default 24)", type=int, default=24, metavar="N")
     sub.option("--levels", "decode N levels alone, the coarsest first (default: all)", type=int, metavar="N")
     sub.option("--overwrite", "replace --out if it is there", action="store_true")
@@ -288,8 +291,7 @@ def make_parser() -> argparse.ArgumentParser:
     sub.option("--of", of, required=True)
     number = "how many code vectors of each level, or grids (default: all code vectors, 64 grids)"
     sub.option("--num", number, type=int, metavar="N")
-    like = decoded_at_random
-    sub.option("--seed", "number that fixes the random codes", like, type=int, metavar="N")
+    sub.option("--seed", "number that fixes the random codes", decoded_at_random, type=int, metavar="N")
     sub.option("--out", "a .png for the picture", required=True, metavar="FILE")
     sub.option("--overwrite", "replace --out if it is there", action="store_true")
     _device(sub)
@@ -366,7 +368,7 @@ def _training(sub: _Parser, kind: type[pipeline.Training]) -> None:
     option("--clip", "scale gradients down to this norm (default: as they are)", **number)
     ema = "measure and save moving averages of the weights, of this decay, such as 0.999 (default: none)"
     option("--ema", ema, **number)
-    precision = "floats of products and convolutions: fp32, or bf16 or fp16 (GPU) for mixed precision"
+    precision = "floats of products: float32, or bfloat16 or float16 (GPU) for mixed precision"
     option("--precision", precision)
     option("--compile", "train the model by torch.compile", action=argparse.BooleanOptionalAction)
     option("--workers", "threads that read batches ahead", **whole)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vqfast.cli.arguments import check_new, given_of, opened, tell, training_of
+from vqfast.cli.arguments import check_new, check_reading, given_of, opened, tell, training_of
 from vqfast.cli.written import as_toml, written_down
 from vqfast.data import Recordings
 from vqfast.data.disk import quantity
@@ -42,13 +42,21 @@ def train_speech(out: str, device: str, config: str | None, **options: Any) -> N
 
 
 def codes(
-    run: str, phones: str, data: str | None, tier: str | None, out: str, overwrite: bool, device: str
+    run: str,
+    phones: str,
+    data: str | None,
+    tier: str | None,
+    out: str,
+    overwrite: bool,
+    device: str,
+    **reading: Any,
 ) -> None:
     """Compare the codes of recordings with phone labels."""
-    check_new(out, overwrite)
+    check_new(out, overwrite, ".csv")
+    check_reading(data, reading)
     with joined(device) as ranks:
         source, vqvae = _speech_run(run, ranks)
-        dataset = opened(source, vqvae, data, ranks, {})
+        dataset = opened(source, vqvae, data, ranks, reading)
         assert isinstance(dataset, Recordings)
         if ranks.first:
             table = phone_table(vqvae, dataset, phones, tier=tier, ranks=ranks)
@@ -60,14 +68,19 @@ def codes(
             print(f"found in the other recordings each time; all counts in {out}")
 
 
-def convert(run: str, data: str | None, speaker: str, out: str, device: str, **reading: Any) -> None:
+def convert(
+    run: str, data: str | None, speaker: str, out: str, temperature: float, device: str, **reading: Any
+) -> None:
     """Give recordings the voice of another speaker."""
+    check_reading(data, reading)
     with joined(device) as ranks:
         source, vqvae = _speech_run(run, ranks)
         dataset = opened(source, vqvae, data, ranks, reading)
         assert isinstance(dataset, Recordings)
         target = Run.shared(out, ranks, create=True)
-        convert_step(source, vqvae, dataset, speaker=speaker, out=target, ranks=ranks)
+        convert_step(
+            source, vqvae, dataset, speaker=speaker, out=target, ranks=ranks, temperature=temperature
+        )
         tell(ranks, f"{quantity(len(dataset), 'recording')} as {speaker} in {target.folder / 'wav'}")
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from vqfast.checks import check_choice, check_integer
-from vqfast.cli.arguments import given_of, opened, tell, training_of
+from vqfast.cli.arguments import given_of, opened, tell, training_of, without_skip_bad
 from vqfast.cli.written import as_toml, written_down
 from vqfast.data import Clips
 from vqfast.models import Autoencoder
@@ -60,8 +60,7 @@ def continuation(
     """Samples that go on from clips: those at a path, or held out of the run's training."""
     _check_is_video(run)
     own = data is None or data == HELD_OUT
-    # the command has no --skip-bad: with an empty mapping, an error doesn't propose it
-    dataset = opened(run, vqvae, None if own else data, ranks, {} if own else {"skip_bad": {}})
+    dataset = opened(run, vqvae, None if own else data, ranks, without_skip_bad(run))
     assert isinstance(dataset, Clips)
     return Continuation(
         vqvae,

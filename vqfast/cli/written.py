@@ -15,6 +15,7 @@ from vqfast.checks import check_choice
 from vqfast.cli.recipes import RECIPES, Options
 from vqfast.files import read_file, write_file
 from vqfast.pipeline import Ranks, Run, Training
+from vqfast.pipeline.options import in_present_words
 
 LENGTH = ("steps", "epochs")  # of which one replaces the other
 CONFIG_BYTES = 1 << 20
@@ -77,7 +78,7 @@ def _read(path: Path, known: Collection[str]) -> Options:
     unknown = [name for name in options if f"--{name}" not in known or name == "config"]
     if unknown:
         raise ValueError(f"{path} has {', '.join(unknown)}; want the command's options alone, as in --help")
-    return options
+    return in_present_words(options)
 
 
 def as_toml(options: Mapping[str, Any], training: Training) -> str:

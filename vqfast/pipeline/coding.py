@@ -17,7 +17,15 @@ from vqfast.data.protocol import BATCH
 from vqfast.files import HiddenFile, open_file
 from vqfast.models import Autoencoder, SpeechVQVAE
 from vqfast.pipeline.codes import CodeGrids, shard_of
-from vqfast.pipeline.items import decode_items, encode_items, ends_of, spoken, together
+from vqfast.pipeline.items import (
+    check_temperature,
+    decode_items,
+    encode_items,
+    ends_of,
+    noted_temperature,
+    spoken,
+    together,
+)
 from vqfast.pipeline.levels import concatenated
 from vqfast.pipeline.parts import modality_of
 from vqfast.pipeline.ranks import ALONE, Ranks
@@ -86,6 +94,7 @@ def decode(
     format: str | None = None,
     out: Run | None = None,
     ranks: Ranks = ALONE,
+    temperature: float = 1.0,
 ) -> None:
     """Step 5: decodes codes; the items lie in files of a format, in the folder of its name.
 
@@ -101,13 +110,17 @@ def decode(
             ``(N, T, H, W, C)``).
         out: where the files go; by default into the run.
         ranks: the processes that work together.
+        temperature: of recordings, whose samples are drawn: see ``CausalPrior.sample``.
 
     Raises:
-        ValueError: there is no such format, a code is out of range, or the folder has items of other codes.
+        TypeError: the temperature isn't a number.
+        ValueError: there is no such format, a code is out of range, the folder has items of other codes, or
+            the temperature is out of range or for items that aren't drawn.
     """
     out, modality = out or run, modality_of(run)
     format = format or next(iter(modality.formats))
     check_choice("format", format, modality.formats)
+    check_temperature(vqvae, temperature)
     writer = modality.formats[format]
 
     def make(numbers: range, advance: Advance) -> Iterator[bytes | HiddenFile]:
@@ -116,19 +129,20 @@ def decode(
                 own = numbers[first : first + BATCH]
                 ((indices,), labels) = codes.read(own)
                 lengths = (ends_of(indices).clamp(min=1) * vqvae.stride).tolist()
-                pieces = spoken(vqvae, indices.to(ranks.device), labels, own)
+                pieces = spoken(vqvae, indices.to(ranks.device), labels, own, temperature)
                 yield from writer.streamed(folder, lengths, pieces)
                 advance(len(own))
             return
 
         def batches() -> Iterator[Tensor]:
-            for batch in decoded(vqvae, codes, numbers, ranks):
+            for batch in decoded(vqvae, codes, numbers, ranks, temperature=temperature):
                 yield batch
                 advance(len(batch))
 
         yield from writer.files(batches())
 
     settings = {"codes": codes.fingerprint, "num": codes.num, "weights": weights_digest(run, "vqvae")}
+    settings |= noted_temperature(temperature)
     out.begin(format, settings, ranks=ranks)
     folder, names = out.folder / format, writer.file_names
     write_files(folder, codes.num, ranks, label="decode", item=modality.item, names=names, make=make)
@@ -156,7 +170,13 @@ def encoded(vqvae: Autoencoder, dataset: Dataset, ranks: Ranks = ALONE) -> CodeG
 
 
 def decoded(
-    vqvae: Autoencoder, codes: CodeGrids, numbers: range, ranks: Ranks = ALONE, *, levels: int | None = None
+    vqvae: Autoencoder,
+    codes: CodeGrids,
+    numbers: range,
+    ranks: Ranks = ALONE,
+    *,
+    levels: int | None = None,
+    temperature: float = 1.0,
 ) -> Iterator[Tensor]:
     """The items of the codes of these numbers: floats ``(n, C, *spatial)``, ``at_once`` at a time.
 
@@ -165,12 +185,13 @@ def decoded(
 
     Args:
         levels: decodes so many levels from the coarsest alone; by default all.
+        temperature: of recordings, whose samples are drawn.
     """
 
     def work(batch: range) -> list[Tensor]:
         grids, labels = codes.read(batch)
         shown = [indices.to(ranks.device) for indices in grids[:levels]]
-        return [decode_items(vqvae, shown, labels, batch)]
+        return [decode_items(vqvae, shown, labels, batch, temperature)]
 
     size = min(at_once(vqvae), together(vqvae, codes.read(numbers[:1])[0][0].shape[1:]))
     for first in range(numbers.start // size * size, numbers.stop, size):

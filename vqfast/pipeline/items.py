@@ -11,6 +11,7 @@ from torch import Tensor
 from vqfast.data import Dataset, Recordings
 from vqfast.data.protocol import BATCH, Piece
 from vqfast.models import Autoencoder, SpeechVQVAE
+from vqfast.sampling.draw import check_draw
 
 STREAMS = 64  # recordings that are drawn together
 SAMPLES = 1 << 24  # of all of them
@@ -30,8 +31,30 @@ def encode_items(
     return [torch.stack([F.pad(own, (0, longest - len(own)), value=-1) for own in codes])]
 
 
+def check_temperature(vqvae: Autoencoder, temperature: float) -> None:
+    """Checks the temperature of a decoder that draws; any other has none.
+
+    Raises:
+        TypeError, ValueError: see ``CausalPrior.sample``; or it isn't 1, and the decoder draws nothing.
+    """
+    check_draw(temperature, None, None, 0)
+    if temperature != 1 and not isinstance(vqvae, SpeechVQVAE):
+        raise ValueError(
+            f"temperature is {temperature!r}; want 1: only recordings are drawn as they are decoded"
+        )
+
+
+def noted_temperature(temperature: float) -> dict[str, float]:
+    """What a folder of decoded items notes of a temperature: nothing of 1, the only one of earlier ones."""
+    return {} if temperature == 1 else {"temperature": temperature}
+
+
 def decode_items(
-    vqvae: Autoencoder, levels: Sequence[Tensor], labels: Tensor | None, numbers: Sequence[int]
+    vqvae: Autoencoder,
+    levels: Sequence[Tensor],
+    labels: Tensor | None,
+    numbers: Sequence[int],
+    temperature: float = 1.0,
 ) -> Tensor:
     """The items ``(n, C, *spatial)`` of codes.
 
@@ -43,14 +66,18 @@ def decode_items(
         return vqvae.decode_levels(levels).clamp(*vqvae.value_range)
     (indices,) = levels
     waves = torch.zeros(len(indices), 1, indices.shape[1] * vqvae.stride, device=indices.device)
-    for places, first, piece in spoken(vqvae, indices, labels, numbers):
+    for places, first, piece in spoken(vqvae, indices, labels, numbers, temperature):
         waves[places, :, first : first + piece.shape[2]] = piece.to(waves)
     return waves
 
 
 @torch.no_grad()
 def spoken(
-    vqvae: SpeechVQVAE, indices: Tensor, labels: Tensor | None, numbers: Sequence[int]
+    vqvae: SpeechVQVAE,
+    indices: Tensor,
+    labels: Tensor | None,
+    numbers: Sequence[int],
+    temperature: float = 1.0,
 ) -> Iterator[Piece]:
     """The recordings of codes ``(n, T)`` piece by piece, as ``decode_items`` says."""
     ordered, speakers = torch.tensor(numbers), None
@@ -61,7 +88,11 @@ def spoken(
         longest, first = max(1, int(ends[places[0]])), 0
         told = None if speakers is None else speakers[places.to(speakers.device)]
         for waves in vqvae.decode_pieces(
-            indices[places, :longest], labels=told, numbers=ordered[places.cpu()], batch_size=STREAMS
+            indices[places, :longest],
+            labels=told,
+            numbers=ordered[places.cpu()],
+            batch_size=STREAMS,
+            temperature=temperature,
         ):
             yield Piece(places.tolist(), first, waves.cpu())
             first += waves.shape[2]

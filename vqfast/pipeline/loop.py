@@ -165,7 +165,7 @@ def _take_step(
 ) -> dict[str, Tensor]:
     """Moves the weights by one step; gives its metrics, of this process."""
     torch.manual_seed(step_seed(training.seed, share.step))  # layers draw the codes that they revive
-    mixed = training.precision != "fp32"
+    mixed = training.precision != "float32"
     with torch.autocast(ranks.device.type, PRECISIONS[training.precision], enabled=mixed):
         metrics = task.metrics(share.step, batch)
     state.optimizer.zero_grad()

@@ -14,10 +14,24 @@ from vqfast.checks import INT64_MAX, check_choice, check_flags, check_integer, c
 STEPS = 10_000  # of a training, unless steps or epochs says otherwise
 
 SCHEDULES = ("cosine", "linear", "constant", "onecycle")
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# the words of earlier versions
+EARLIER_PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 # of a field: the trained weights don't depend on it, so that a run may go on with another value
 FREE = {"free": True}
+
+
+def in_present_words(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a training, which an earlier version may have written down.
+
+    >>> in_present_words({"precision": "bf16", "steps": 3})
+    {'precision': 'bfloat16', 'steps': 3}
+    """
+    word = options.get("precision")
+    if not isinstance(word, str):
+        return options
+    return {**options, "precision": EARLIER_PRECISIONS.get(word, word)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +54,8 @@ class Training:
             them as they are.
         ema: the decay of moving averages of all weights. They are measured on held-out data and saved in
             place of the last weights; None: there are none.
-        precision: ``"fp32"``, or ``"bf16"`` or ``"fp16"`` for mixed precision: the matrix products and
-            convolutions of training have these floats, the weights stay float32.
+        precision: ``"float32"``, or ``"bfloat16"`` or ``"float16"`` for mixed precision: the matrix products
+            and convolutions of training have these floats, the weights stay float32.
         compile: trains the model by ``torch.compile``.
         workers: threads that read batches ahead; with 0 each is read when it is needed.
         seed: fixes the weights and the batches; in 0..2^32 - 1.
@@ -68,7 +82,7 @@ class Training:
     weight_decay: float = 0.0
     clip: float | None = None
     ema: float | None = None
-    precision: str = "fp32"
+    precision: str = "float32"
     compile: bool = False
     workers: int = field(default=0, metadata=FREE)
     seed: int = 0

@@ -102,7 +102,7 @@ def modality_of(run: Run) -> Modality:
 
 def load_like_run(run: Run, vqvae: Autoencoder, data: str | Path, **reading: Any) -> Source:
     """Opens other data as the run's data was read: images with its size, crop, channels, depth and
-    classes.
+    classes, without those that can't be read if it was read so.
 
     Args:
         vqvae: the run's.
@@ -114,8 +114,9 @@ def load_like_run(run: Run, vqvae: Autoencoder, data: str | Path, **reading: Any
     """
     modality = modality_of(run)
     noted = {**noted_data(run), "channels": vqvae.in_channels, **(run.settings("data") or {})}
-    like_run = {name: noted.get(name) for name in modality.like_run}
-    known = inspect.signature(modality.load).parameters.keys() - ({"crop"} - like_run.keys())
+    names = (*modality.like_run, "skip_bad")
+    like_run = {name: noted[name] for name in names if noted.get(name) is not None}
+    known = inspect.signature(modality.load).parameters.keys() - ({"crop"} - set(modality.like_run))
     if other := sorted(reading.keys() - known):
         are = "is" if len(other) == 1 else "are"
         raise ValueError(f"{' and '.join(other)} {are} given; want none: {modality.item}s are read without")

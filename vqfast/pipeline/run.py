@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from vqfast.files import check_folder, remove_leftovers, take_lock
+from vqfast.pipeline.options import in_present_words
 from vqfast.pipeline.ranks import ALONE, Ranks
 from vqfast.saving.storage import read_json, write_json
 
@@ -129,7 +130,7 @@ class Run:
         if stages and run.get("format") != FORMAT:
             wanted = f"want {FORMAT}: train the run anew"
             raise ValueError(f"{self._marker} has format {run.get('format')!r}; {wanted}")
-        return stages
+        return {stage: in_present_words(settings) for stage, settings in stages.items()}
 
 
 def _release(lock: BinaryIO, folder: Path, marker: Path) -> None:

@@ -42,7 +42,7 @@ class State:
         check_precision(training.precision, device)
         self.model, self.used = model, used
         self.optimizer = make_optimizer(model, training)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "fp16")
+        self.scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "float16")
         self.averages = None if training.ema is None else Averages(model, training.ema)
         self.step = 0
         self.history: History = {}
@@ -122,10 +122,10 @@ def check_precision(precision: str, device: torch.device) -> None:
     Raises:
         ValueError: it has not.
     """
-    if precision == "fp16" and device.type == "cpu":
-        raise ValueError("precision is 'fp16'; want 'fp32' or 'bf16' on a CPU")
-    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise ValueError("precision is 'bf16'; want 'fp32' or 'fp16' on this GPU")
+    if precision == "float16" and device.type == "cpu":
+        raise ValueError("precision is 'float16'; want 'float32' or 'bfloat16' on a CPU")
+    if precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise ValueError("precision is 'bfloat16'; want 'float32' or 'float16' on this GPU")
 
 
 def _under(prefix: str, tensors: Weights) -> Weights:

@@ -10,9 +10,12 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from vqfast.data.audio.dataset import Recordings
 from vqfast.data.audio.recording import wav_bytes
 from vqfast.data.protocol import Format, Piece
 from vqfast.files import HiddenFile
+
+PAUSE = 0.5
 
 
 def formats_at(rate: int) -> dict[str, Format]:
@@ -53,6 +56,19 @@ def write_waves(
         for sound in sounds:
             sound.close()
         yield from files
+
+
+def sound_of_pairs(dataset: Recordings, numbers: range, reconstructions: Tensor) -> bytes:
+    """A WAV file of recordings: each before its reconstruction, with ``PAUSE`` seconds behind each sound.
+
+    Args:
+        reconstructions: floats ``(n, 1, T)``, T at least the length of each recording.
+    """
+    pause, sounds = np.zeros(round(PAUSE * dataset.rate), np.float32), list[np.ndarray]()
+    for number, reconstruction in zip(numbers, reconstructions, strict=True):
+        original = dataset.recording(number)[0, 0]
+        sounds += [original.numpy(), pause, reconstruction[0, : len(original)].float().numpy(), pause]
+    return wav_bytes(np.concatenate(sounds), dataset.rate)
 
 
 def _array(batches: Iterator[Tensor]) -> Iterator[bytes]:
