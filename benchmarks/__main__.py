@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks import core, machine, record, tables
 
-SUITES = (
+CALLS = (
     "nearest",
     "degenerate",
     "layer",
@@ -26,12 +26,9 @@ SUITES = (
     "accelerate",
     "end_to_end",
     "first_result",
-    "training",
-    "mnist",
-    "hierarchy",
-    "speech",
-    "video",
 )
+TRAININGS = ("training", "mnist", "hierarchy", "speech", "video")
+SUITES = CALLS + TRAININGS
 QUICK_ROUNDS, FULL_ROUNDS = 3, 11
 
 
@@ -81,7 +78,12 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("names", nargs="*", metavar="SUITE", help=f"{', '.join(SUITES)}; default: all")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="SUITE",
+        help=f"{', '.join(SUITES)}; default: those up to {CALLS[-1]}, with --full all",
+    )
     parser.add_argument(
         "--full",
         action="store_true",
@@ -158,7 +160,7 @@ def main(arguments: list[str] | None = None) -> int:
         pages.fill_all()
         return 0
     rounds = asked.rounds or (FULL_ROUNDS if asked.full else QUICK_ROUNDS)
-    names = asked.names or list(SUITES)
+    names = asked.names or list(SUITES if asked.full else CALLS)
     photographs = {"photographs": asked.photographs}
     sources = {"training": photographs, "hierarchy": photographs, "mnist": {"digits": asked.mnist}}
     sources["speech"] = {"voices": asked.voices, "human": asked.human}

@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -139,6 +140,21 @@ def loops(compiled: Any) -> list[Loop]:
     return sorted(found, key=lambda loop: loop.opcodes.total())
 
 
+def before_products(compiled: Any) -> list[Counter[str]]:
+    """Opcodes from each meeting of the sampler's blocks to the first product behind it; the draw has none."""
+    opcodes = [opcode for _, opcode, _ in INSTRUCTION.findall(_cuobjdump(compiled, "-sass"))]
+    marks = [
+        (at, opcode.startswith("LDG"))
+        for at, opcode in enumerate(opcodes)
+        if opcode.startswith(("LDG.E.STRONG", "FFMA", "HMMA", "HGMMA", "DFMA"))
+    ]
+    return [
+        Counter(opcodes[meeting:product])
+        for (meeting, meets), (product, more) in pairwise(marks)
+        if meets and not more and not opcodes[product].startswith("DFMA")
+    ]
+
+
 def search_kernel(arch: str, tuning: Tuning, channels: int, write: bool = False) -> Any:
     """``_search``, compiled for contiguous float32 rows."""
     constants = {"WIDE": tl.float32, "DIMS": 1, "WRITE": write, **nearest.search_constants(tuning, channels)}
@@ -158,9 +174,19 @@ def of_a_score(loop: Loop, scores: float) -> dict[str, float]:
 
 
 def sampler_kernel(
-    size: int, arch: str, launch: Launch, which: str, head: int = 0, codes: int = 1, mixture: bool = False
+    size: int,
+    arch: str,
+    launch: Launch,
+    which: str,
+    head: int = 0,
+    codes: int = 1,
+    mixture: bool = False,
+    front: bool = False,
 ) -> tuple[dict[str, object], Any]:
-    """Its constants, and the kernel compiled for ``size`` bytes a value, attentions of ``head`` channels."""
+    """Its constants, and the kernel compiled for ``size`` bytes a value, attentions of ``head`` channels.
+
+    With ``front`` it draws several rows side by side.
+    """
     dtype, name = {2: (torch.bfloat16, "bf16"), 4: (torch.float32, "fp32"), 8: (torch.float64, "fp64")}[size]
     pointers = {
         **dict.fromkeys(["jobs", "places", "labels", "known", "numbers", "seed", "out"], "*i64"),
@@ -168,5 +194,5 @@ def sampler_kernel(
         **dict.fromkeys(["codes", "counters"], "*i32"),
         **{"sums": "*fp64" if size == 8 else "*fp32", "temperature": "*fp64"},
     }
-    constants = executor.constants(launch, dtype, which == "position", head, codes, mixture)
+    constants = executor.constants(launch, dtype, which == "position", head, codes, mixture, front=front)
     return constants, build(triton_kernel.sample, arch, constants, launch.warps, launch.stages, pointers)

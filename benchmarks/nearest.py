@@ -129,7 +129,7 @@ def search(n: int, k: int, d: int, peers: Contenders = PEERS, sweep: str | None 
 
 SHAPES = [(32768, 512, 64), (32768, 1024, 256), (32768, 8192, 256), (32768, 1024, 8), (32768, 16384, 8)]
 SHAPES += [(32768, 4096, 4), (32768, 8192, 16)]
-SMALL = [(n, k, d) for n in (1, 16, 64) for k, d in ((512, 64), (1024, 256), (1024, 8), (2048, 256))]
+SMALL = [(n, k, d) for n in (1, 4, 16, 64) for k, d in ((512, 64), (1024, 256), (1024, 8), (2048, 256))]
 CASES = [search(*shape) for shape in SHAPES + SMALL]
 CASES += [search(n, 1024, 64, SWEPT, "N") for n in (64, 512, 4096, 32768, 262144)]
 CASES += [search(8192, k, 64, SWEPT, "K") for k in (16, 128, 1024, 8192, 65536)]

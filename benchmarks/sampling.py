@@ -3,8 +3,9 @@
 The cases of ``program_of`` sample a network in plain PyTorch, beside the prior of vqfast that is the same.
 
 The naive loop runs the whole network for each position, with PyTorch's convolutions. Only its first positions
-are timed, and scaled: each costs the same. Floor: the products of visible taps; those with one-hot codes are
-lookups and don't count.
+are timed, and scaled: each costs the same. So are the first rows of the PyTorch executor, or the first
+positions of a sequence, but with attentions, which cost more at later positions. Floor: the products of
+visible taps; those with one-hot codes are lookups and don't count.
 """
 
 from __future__ import annotations
@@ -26,12 +27,16 @@ from benchmarks.pixelcnnpp import PlainPixelCNNPP
 from benchmarks.plain import PlainGated
 from vqfast.priors.base import CausalPrior
 from vqfast.sampling.draw import Draw, gumbel
+from vqfast.sampling.executors import native
 from vqfast.sampling.mixture import draw_value
 from vqfast.sampling.precision import BFLOAT16
 from vqfast.sampling.program import CODES
 
 NAIVE_POSITIONS = 3
+LARGE = 256  # positions of a grid of which the naive loop draws one alone: that takes long enough
+CACHED = 128  # positions of the loop in PyTorch, in whole rows
 REDUCED = "vqfast, precision bfloat16"
+ONE_BY_ONE = "vqfast, one row at a time"
 
 
 class _EnoughError(Exception):
@@ -57,6 +62,11 @@ def condition_of(prior: CausalPrior, batch: int, shape: tuple[int, ...]) -> Tens
     return torch.randn(size, generator=torch.Generator().manual_seed(0)).to(next(prior.parameters()))
 
 
+def naive_positions(shape: tuple[int, ...]) -> int:
+    """How many positions of a grid the naive loop draws."""
+    return 1 if torch.Size(shape).numel() > LARGE else min(NAIVE_POSITIONS, torch.Size(shape).numel())
+
+
 def naive(make: Callable[[], CausalPrior], batch: int, shape: tuple[int, ...]) -> Call:
     """The naive loop, for its first positions."""
     prior = make().to(DEVICE).eval()
@@ -67,7 +77,7 @@ def naive(make: Callable[[], CausalPrior], batch: int, shape: tuple[int, ...]) -
             first_positions(seed)
 
     def first_positions(seed: int) -> None:
-        left = [NAIVE_POSITIONS]
+        left = [naive_positions(shape)]
 
         def stop(_: int) -> None:
             left[0] -= 1
@@ -106,6 +116,28 @@ def sampler(
     )
 
 
+def first_rows(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """So many rows of a grid, or positions of a sequence, that they have ``CACHED`` positions."""
+    rows = -(-CACHED // (shape[1] if len(shape) > 1 else 1))
+    return (min(shape[0], rows), *shape[1:])
+
+
+def cached(make: Callable[[], CausalPrior], batch: int, shape: tuple[int, ...]) -> Call:
+    """The executor in PyTorch, for the first rows."""
+    prior, rows = make().to(DEVICE).eval(), first_rows(shape)
+    condition = part_of(prior, condition_of(prior, batch, shape), (batch, *rows))
+    return lambda seed: prior.sample(
+        batch, rows, condition=condition, method="torch", batch_size=batch, seed=seed
+    )
+
+
+def part_of(prior: CausalPrior, condition: Tensor | None, size: tuple[int, ...]) -> Tensor | None:
+    """A map's part for the first samples and rows of codes ``size``."""
+    if condition is None:
+        return None
+    return condition[tuple(map(slice, prior.condition_shape(size[0], size[1:]) or ()))]
+
+
 def check(
     make: Callable[[], CausalPrior], batch: int, shape: tuple[int, ...], seed: int, outputs: Outputs
 ) -> None:
@@ -113,17 +145,13 @@ def check(
     torch.manual_seed(0)  # as the contenders' weights
     prior, number = make().to(DEVICE).eval(), torch.zeros(1, dtype=torch.int64, device=DEVICE)
     condition = condition_of(prior, batch, shape)
-    positions = torch.arange(torch.Size(shape).numel(), device=DEVICE)
-    noise = gumbel(seed, number, positions, prior.num_embeddings)[0]
     for name, codes in outputs.items():
         if codes is None:  # the naive loop, cut short
             continue
+        noise = gumbel(seed, number, torch.arange(codes[0].numel(), device=DEVICE), prior.num_embeddings)[0]
+        own = part_of(prior, condition, (1, *codes.shape[1:]))
         with torch.no_grad():
-            logits = (
-                prior(codes[:1], condition=None if condition is None else condition[:1])[0]
-                .flatten(1)
-                .T.double()
-            )
+            logits = prior(codes[:1], condition=own)[0].flatten(1).T.double()
         agree = ((logits + noise).argmax(1) == codes[0].flatten()).double().mean()
         assert agree > (0.9 if "bfloat16" in name else 0.99), f"{name}: {agree:.1%} of the codes are right"
 
@@ -150,7 +178,7 @@ def sampling(
     contenders = {
         "vqfast": partial(by, "auto", torch.float32),
         "naive": partial(naive, make, batch, shape),
-        "cached": partial(by, "torch", torch.float32),
+        "cached": partial(cached, make, batch, shape),
         "vqfast, bfloat16 weights": partial(by, "auto", torch.bfloat16),
         REDUCED: partial(by, "auto", torch.float32, BFLOAT16),
     }
@@ -165,16 +193,41 @@ def sampling(
         data=lambda: int(torch.randint(2**31, ())),
         check=partial(check, make, batch, shape),
         floor=Floor(batch * flop(make(), shape)),
-        parts={"naive": min(1.0, NAIVE_POSITIONS / positions)},
+        parts={"naive": naive_positions(shape) / positions, "cached": first_rows(shape)[0] / shape[0]},
         sweep=sweep,
     )
 
 
-def gated(channels: int, layers: int, side: int, batch: int, sweep: str | None = None) -> Case:
-    """The gated PixelCNN, K 512."""
+def one_row_at_a_time(make: Callable[[], CausalPrior], batch: int, shape: tuple[int, ...]) -> Call:
+    """The sampler of a single sample in raster order."""
+    draw = sampler(make, batch, shape, "auto", torch.float32)
+
+    def run(seed: int) -> object:
+        before, native._IN_WAVES = native._IN_WAVES, 0
+        try:
+            return draw(seed)
+        finally:
+            native._IN_WAVES = before
+
+    return run
+
+
+def wide(channels: int, layers: int, side: int) -> Case:
+    """One sample of a grid wide enough for rows side by side."""
+    case = gated(channels, layers, side, 1)
+    one_by_one = partial(one_row_at_a_time, partial(vqfast.PixelCNN, 512, channels, layers), 1, (side, side))
+    kept = {name: case.contenders[name] for name in ("vqfast", "naive")}
+    return replace(case, contenders={**kept, ONE_BY_ONE: one_by_one})
+
+
+def gated(
+    channels: int, layers: int, side: int, batch: int, sweep: str | None = None, *, full: bool = False
+) -> Case:
+    """The gated PixelCNN, K 512; with ``full`` a case of the full form alone."""
     make = partial(vqfast.PixelCNN, 512, channels, layers)
     name = f"gated {side}x{side}, {channels} channels, {layers} layers"
-    return sampling(name, make, batch, (side, side), {"layers": layers}, sweep)
+    case = sampling(name, make, batch, (side, side), {"layers": layers}, sweep)
+    return replace(case, slow=("vqfast",)) if full else case
 
 
 def traced(channels: int, layers: int, side: int, batch: int) -> Case:
@@ -201,7 +254,7 @@ def traced(channels: int, layers: int, side: int, batch: int) -> Case:
         data=lambda: int(torch.randint(2**31, ())),
         check=partial(check, lowered, batch, shape),
         floor=Floor(batch * flop(lowered(), shape)),
-        parts={"naive": min(1.0, NAIVE_POSITIONS / side**2)},
+        parts={"naive": naive_positions(shape) / side**2},
     )
 
 
@@ -212,7 +265,9 @@ def snail(blocks: int, heads: int, side: int, batch: int) -> Case:
     kind = f"{blocks} attentions" if heads else "conditioned, no attention"
     case = sampling(f"PixelSNAIL {side}x{side}, 128 channels, {kind}", make, batch, (side, side))
     if heads:
-        return case
+        whole = partial(sampler, make, batch, (side, side), "torch", torch.float32)
+        parts = {"naive": case.parts["naive"]}
+        return replace(case, contenders={**case.contenders, "cached": whole}, parts=parts, slow=("cached",))
     contenders = {name: case.contenders[name] for name in ("vqfast", "naive")}
     return replace(case, contenders=contenders, slow=("vqfast",))  # minutes
 
@@ -247,7 +302,8 @@ def pixelcnn_pp(channels: int, layers: int, side: int) -> Case:
         },
         data=lambda: int(torch.randint(2**31, ())),
         check=check,
-        parts={"naive": min(1.0, NAIVE_POSITIONS / side**2)},
+        parts={"naive": naive_positions(shape) / side**2},
+        slow=("vqfast",),  # half a minute: two networks are traced
     )
 
 
@@ -255,6 +311,7 @@ CASES = [
     gated(128, 15, 32, 1),
     traced(128, 15, 32, 1),
     gated(128, 15, 32, 16),
+    wide(128, 15, 64),
     gated(64, 15, 8, 1),
     gated(64, 15, 8, 64),
     snail(4, 8, 32, 1),
@@ -264,9 +321,10 @@ CASES = [
     sampling("Keras 7x7, K 128", vqfast.ResidualPixelCNN, 256, (7, 7)),
     sampling("WaveNet 16000 steps, K 256, 64 channels, 30 layers", vqfast.WaveNet, 1, (16000,)),
 ]
-CASES += [gated(64, 15, 8, batch, "batch") for batch in (1, 2, 4, 8, 16, 32, 64)]
-CASES += [gated(64, 15, side, 4, "grid") for side in (4, 8, 16, 32)]
-CASES += [gated(64, layers, 8, 4, "layers") for layers in (2, 4, 8, 16, 32)]
+# Along each axis a quick run has three points.
+CASES += [gated(64, 15, 8, 2**n, "batch", full=n not in (0, 3, 6)) for n in range(7)]
+CASES += [gated(64, 15, side, 4, "grid", full=side == 32) for side in (4, 8, 16, 32)]
+CASES += [gated(64, layers, 8, 4, "layers", full=layers in (4, 16)) for layers in (2, 4, 8, 16, 32)]
 
 
 def findings(*, full: bool) -> dict[str, dict[str, dict[str, str]]]:

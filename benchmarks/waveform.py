@@ -1,8 +1,8 @@
 """Drawing waveforms: a WaveNet over mu-law samples, with a condition at the rate of the codes.
 
-One second of 16 kHz for each stream, so that the streams of a call divided by its seconds are the times real
-time. "cached" is the executor in plain PyTorch, "naive" the whole network for each sample; both are timed on
-their first samples, and scaled. Floor: the products of each sample, and those of the condition once a code.
+The streams of a call times their length, divided by its seconds, are the times real time. "cached" is the
+executor in plain PyTorch, "naive" the whole network for each sample; both are timed on their first samples,
+the latter on a few streams, and scaled. Floor: the products of each sample, and of the condition once a code.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from benchmarks.core import Call, Case, Floor
-from benchmarks.machine import DEVICE
-from benchmarks.sampling import condition_of, sampling
+from benchmarks.core import Case, Floor
+from benchmarks.sampling import naive, sampling
 from vqfast.priors import WaveNet
 from vqfast.sampling.program import CODES, CONDITION
 
 RATE, STRIDE, CHANNELS, LAYERS = 16_000, 64, 64, 30
-CACHED = 400  # samples of the loop in PyTorch
+NAIVE_STREAMS = 4
 
 
 def floor(network: WaveNet, streams: int, length: int) -> Floor:
@@ -47,26 +46,14 @@ def waveform(
     kind = f"a mixture of {num_mixtures}" if num_mixtures else "256 values"
     name = f"{length / RATE:g} s of 16 kHz, {kind}, {channels} channels, {layers} layers"
     case = sampling(name, make, streams, (length,), {"layers": layers})
-    cached = min(length, CACHED)
-
-    def loop() -> Call:
-        network = make().to(DEVICE).eval()
-        condition = condition_of(network, streams, (cached,))
-
-        def run(seed: int) -> None:
-            network.sample(
-                streams, (cached,), condition=condition, method="torch", batch_size=streams, seed=seed
-            )
-
-        return run
-
+    few = min(streams, NAIVE_STREAMS)
     return replace(
         case,
-        contenders={**case.contenders, "cached": loop},
+        contenders={**case.contenders, "naive": partial(naive, make, few, (length,))},
         floor=floor(make(), streams, length),
-        parts={**case.parts, "cached": cached / length},
+        parts={**case.parts, "naive": case.parts["naive"] * few / streams},
         check=case.check if num_mixtures is None else lambda seed, outputs: None,
     )
 
 
-CASES = [waveform(1), waveform(64), waveform(1, num_mixtures=10)]
+CASES = [waveform(1), waveform(64, RATE // 4), waveform(1, num_mixtures=10)]
