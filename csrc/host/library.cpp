@@ -1,4 +1,10 @@
 // Which kernels this CPU runs, and the C functions that vqfast/ops/library.py calls when it loads the library.
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <cstring>
 #include <optional>
 #include <vector>
@@ -27,6 +33,7 @@ VQFAST_INSTRUCTION_SET(portable)
 VQFAST_INSTRUCTION_SET(avx2)
 VQFAST_INSTRUCTION_SET(avx512)
 VQFAST_INSTRUCTION_SET(avx512bf16)
+VQFAST_INSTRUCTION_SET(amx)
 #elif defined(__aarch64__)
 VQFAST_INSTRUCTION_SET(neon)
 #endif
@@ -38,6 +45,21 @@ struct InstructionSet {
   Kernels (*kernels)();
 };
 
+#if defined(__x86_64__)
+// Whether the CPU has tiles with products of int8 and bfloat16, and the system lets this process use them.
+static bool may_use_tiles() {
+#if defined(__linux__)
+  constexpr unsigned kNeeded = 1u << 22 | 1u << 24 | 1u << 25;  // amx_bf16, amx_tile, amx_int8
+  constexpr long kAllow = 0x1023, kTileData = 18;               // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILE_DATA
+  unsigned a, b, c, d = 0;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kNeeded) == kNeeded &&
+         !syscall(SYS_arch_prctl, kAllow, kTileData);
+#else
+  return false;
+#endif
+}
+#endif
+
 // All of them, the best one first.
 static std::vector<InstructionSet> instruction_sets() {
 #define VQFAST_CHOICE(isa, runs) InstructionSet{#isa, runs, isa::are_there, isa::kernels}
@@ -46,8 +68,8 @@ static std::vector<InstructionSet> instruction_sets() {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   const bool avx512bf16 = avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
-  return {VQFAST_CHOICE(avx512bf16, avx512bf16), VQFAST_CHOICE(avx512, avx512), VQFAST_CHOICE(avx2, avx2),
-          VQFAST_CHOICE(portable, true)};
+  return {VQFAST_CHOICE(amx, avx512bf16 && may_use_tiles()), VQFAST_CHOICE(avx512bf16, avx512bf16),
+          VQFAST_CHOICE(avx512, avx512), VQFAST_CHOICE(avx2, avx2), VQFAST_CHOICE(portable, true)};
 #elif defined(__aarch64__)
   return {VQFAST_CHOICE(neon, true), VQFAST_CHOICE(portable, true)};
 #else

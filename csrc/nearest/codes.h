@@ -240,6 +240,7 @@ void prepare(const NearestProblem& p, const Codebook& book, Span groups, float* 
       if constexpr (kCounts) {
         unit = units[r];
         const float inverse = 1 / unit;
+        if (p.d % kWidth > 0) memset(to + p.d / kWidth * kWidth * kTileRows, 0, sizeof(Floats));
         for (int64_t i = 0; i < d; i += kLanes) {
           const Floats value = load(values + r * padded + i);
           const Floats integer = Arithmetic::write(value * inverse, place(i)), left = value - integer * unit;

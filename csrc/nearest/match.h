@@ -2,9 +2,18 @@
 #pragma once
 
 #include "nearest/scratch.h"
+#include "simd/tiles.h"
 
 namespace vqfast::VQFAST_ISA {
 namespace {
+
+// Whether the CPU's tiles do an arithmetic.
+template <class Arithmetic>
+constexpr bool kTiled = false;
+#if defined(__AMX_TILE__)
+template <>
+constexpr bool kTiled<Int8Tiles> = true;
+#endif
 
 // Adds a candidate to listed vector n, whose low is `low`. Where there is no room, candidates below that are dropped,
 // then codes that equal an earlier one; if that isn't enough, the vector is lost to this pass.
@@ -64,6 +73,27 @@ template <class Arithmetic, int kV>
   for (int v = 0; v < kV; ++v) store(largest[v], high + v * kLanes);
 }
 
+#if defined(__AMX_TILE__)
+// As `score`, of sums (kV, kTileRows) that are there.
+template <int kV>
+[[gnu::always_inline]] inline void finish_scores(
+    const Ints* sums, const CodeGroup& group, const float* unit, float* scores, float* high) {
+#pragma GCC unroll 2
+  for (int v = 0; v < kV; ++v) {
+    const Floats units = load(unit + v * kLanes);
+    Floats largest[2];  // of even and of odd rows, as each waits for the one before
+#pragma GCC unroll 16
+    for (int r = 0; r < kTileRows; ++r) {
+      const Floats value = __builtin_convertvector(sums[v * kTileRows + r], Floats);
+      const Floats score = value * units * group.unit[r] + group.bias[r];
+      if (scores) store(score, scores + (r * kV + v) * kLanes);
+      largest[r % 2] = r < 2 ? score : max(largest[r % 2], score);
+    }
+    store(max(largest[0], largest[1]), high + v * kLanes);
+  }
+}
+#endif
+
 // Prefetches the codes of the next chunk into L2, in equal steps of bytes between which other work is done.
 struct CodePrefetch {
   const char *at, *end;
@@ -91,8 +121,43 @@ struct Match {
   const int64_t n, steps = ceil_div(p.d, Arithmetic::kPacking), size = group_size(p.d, Arithmetic::kPacking);
 
   void score_group(int64_t g, float* scores, float* high) const {
-    score<Arithmetic, kV>(
-        steps, chunk.codes + g * size, chunk.groups[g], s.columns + n * steps, s.unit + n, scores, high);
+    const float* codes = chunk.codes + g * size;
+#if defined(__AMX_TILE__)
+    if constexpr (kTiled<Arithmetic>) {
+      Ints sums[kV * kTileRows];
+      multiply<1, kV>(ceil_div(steps, kTileSteps), codes, size, s.columns + n * steps, sums);
+      return finish_scores<kV>(sums, chunk.groups[g], s.unit + n, scores, high);
+    }
+#endif
+    score<Arithmetic, kV>(steps, codes, chunk.groups[g], s.columns + n * steps, s.unit + n, scores, high);
+  }
+  // Scores all groups of the chunk.
+  void score_all(CodePrefetch& next) const {
+    int64_t g = 0;
+#if defined(__AMX_TILE__)
+    if constexpr (kTiled<Arithmetic>) {
+      // While tiles are multiplied, the sums of the two groups before are worked on.
+      constexpr int64_t kTwo = 2 * kV * kTileRows;
+      Ints sums[2 * kTwo];
+      const auto multiply_two = [&](int64_t g) {
+        multiply<2, kV>(ceil_div(steps, kTileSteps), chunk.codes + g * size, size, s.columns + n * steps,
+                        sums + g / 2 % 2 * kTwo);
+      };
+      const int64_t two = chunk.count / 2 * 2;
+      if (two) multiply_two(0);
+      for (; g < two; g += 2) {
+        next.advance(), next.advance();
+        if (g + 2 < two) multiply_two(g + 2);
+        for (int64_t own = g; own < g + 2; ++own)
+          finish_scores<kV>(sums + (g / 2 % 2 * 2 + own - g) * kV * kTileRows, chunk.groups[own], s.unit + n,
+                            scores_of(own), high_of(own));
+      }
+    }
+#endif
+    for (; g < chunk.count; ++g) {
+      next.advance();
+      score_group(g, scores_of(g), high_of(g));
+    }
   }
   float* high_of(int64_t g) const { return s.high + g * kV * kLanes; }
   float* scores_of(int64_t g) const { return p.keep_scores ? s.scores + g * kTileRows * kV * kLanes : nullptr; }
@@ -117,10 +182,7 @@ struct Match {
 // group in `high`.
 template <class Arithmetic, int kV>
 void Match<Arithmetic, kV>::raise(CodePrefetch& next) const {
-  for (int64_t g = 0; g < chunk.count; ++g) {
-    next.advance();
-    score_group(g, scores_of(g), high_of(g));
-  }
+  score_all(next);
   for (int v = 0; v < kV; ++v) {
     const int64_t lane = n + v * kLanes;
     const auto error_of = errors(lane);

@@ -141,6 +141,9 @@ void pass(const NearestProblem& p, const Codebook& book, Span groups, int64_t co
   using C = typename Compute<T>::type;
   const int64_t steps = kTallies<Arithmetic> ? p.d : ceil_div(p.d, Arithmetic::kPacking);
   State& state = *s.state;
+#if defined(__AMX_TILE__)
+  [[maybe_unused]] std::conditional_t<kTiled<Arithmetic>, Tiles, char> tiles;
+#endif
   state.repeats = __atomic_load_n(&book.repeats, __ATOMIC_ACQUIRE);
   state.spare = count < kManyVectors ? count : count / 64, state.lost = 0;
   const auto open = [&](int64_t n) { return n < count && s.list[n]->square == s.list[n]->square && !s.list[n]->count; };
@@ -211,6 +214,9 @@ template <class F>
 void with_arithmetic(const NearestProblem& p, int64_t packing, F f) {
 #if defined(__AVX512BF16__)
   if (packing == 4 && p.tallied) return tallied_channels(p.d) == 4 ? f(Tally<4>{}) : f(Tally<2>{});
+#if defined(__AMX_TILE__)
+  if (packing == 4) return f(Int8Tiles{});
+#endif
   if (packing == 4) return f(Int8Quads{});
   if (packing == 2) return f(Bf16Pairs{});
 #elif defined(VQFAST_INTEGERS)

@@ -6,6 +6,7 @@ without the package.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import platform
@@ -41,6 +42,7 @@ def instruction_sets(machine: str) -> dict[str, list[str]]:
         sets["avx512"] = [f"-m{name}" for name in ("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma")]
         sets["avx512"].append("-mprefer-vector-width=512")
         sets["avx512bf16"] = [*sets["avx512"], "-mavx512bf16", "-mavx512vnni"]
+        sets["amx"] = [*sets["avx512bf16"], "-mamx-tile", "-mamx-int8", "-mamx-bf16"]
     elif machine in ("aarch64", "arm64"):
         sets["neon"] = ["-DVQFAST_NEON"]  # every such CPU has its instructions
     return sets
@@ -88,9 +90,16 @@ def own_instruction_sets() -> list[str]:
         return []
     here = {f"-m{name.replace('_', '')}" for name in found[1].split()}
     needs = {
-        name: {f for f in flags if re.fullmatch("-m[a-z0-9]+", f)} for name, flags in INSTRUCTION_SETS.items()
+        name: {f"-m{f[2:].replace('-', '')}" for f in flags if re.fullmatch("-m[a-z0-9-]+", f)}
+        for name, flags in INSTRUCTION_SETS.items()
     }
-    return [name for name in INSTRUCTION_SETS if needs[name] <= here]
+    return [name for name in INSTRUCTION_SETS if needs[name] <= here and (name != "amx" or _may_use_tiles())]
+
+
+def _may_use_tiles() -> bool:
+    """Whether Linux lets this process use the CPU's tiles (AMX), which a sandbox may forbid."""
+    arch_prctl, allow, tile_data = 158, 0x1023, 18
+    return bool(ctypes.CDLL(None).syscall(arch_prctl, allow, tile_data) == 0)
 
 
 def asked_instruction_set() -> str | None:
