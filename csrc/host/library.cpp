@@ -77,9 +77,9 @@ static std::vector<InstructionSet> instruction_sets() {
 #endif
 }
 
-static std::optional<Kernels> chosen;
+static std::optional<InstructionSet> chosen;
 
-Kernels best_kernels() { return chosen.value(); }
+Kernels best_kernels() { return chosen.value().kernels(); }
 
 }  // namespace vqfast
 
@@ -90,16 +90,17 @@ Kernels best_kernels() { return chosen.value(); }
 VQFAST_EXPORT const char* vqfast_choose(const char* name) {
   for (const vqfast::InstructionSet& set : vqfast::instruction_sets()) {
     if ((name && std::strcmp(name, set.name)) || !set.runs || !set.are_there()) continue;
-    vqfast::chosen.emplace(set.kernels());
+    vqfast::chosen = set;
     return set.name;
   }
   return nullptr;
 }
 
-// Whether an instruction multiplies pairs of bfloat16 numbers at twice the rate of float32: AMD's does, Intel's has the
-// same rate as float32.
+// Whether pairs of bfloat16 numbers are multiplied at twice the rate of float32 or more: by tiles, and by AMD's
+// instruction; Intel's has the same rate as float32.
 VQFAST_EXPORT bool vqfast_multiplies_pairs() {
 #if defined(__x86_64__)
+  if (vqfast::chosen && !std::strcmp(vqfast::chosen->name, "amx")) return true;
   return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_is("amd");
 #else
   return false;

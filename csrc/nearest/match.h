@@ -7,14 +7,6 @@
 namespace vqfast::VQFAST_ISA {
 namespace {
 
-// Whether the CPU's tiles do an arithmetic.
-template <class Arithmetic>
-constexpr bool kTiled = false;
-#if defined(__AMX_TILE__)
-template <>
-constexpr bool kTiled<Int8Tiles> = true;
-#endif
-
 // Adds a candidate to listed vector n, whose low is `low`. Where there is no room, candidates below that are dropped,
 // then codes that equal an earlier one; if that isn't enough, the vector is lost to this pass.
 void add(const NearestProblem& p, const Codebook& book, const Scratch& s, int64_t n, Candidate candidate, float low) {

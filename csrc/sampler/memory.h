@@ -13,6 +13,7 @@
 #include "sampler/sampler.h"
 #include "shared/span.h"
 #include "simd/activate.h"
+#include "simd/tiles.h"
 
 namespace vqfast::VQFAST_ISA {
 namespace {
@@ -61,11 +62,18 @@ struct Factoring<Bf16Pairs> : Bf16Pairs {
   using Number = Stored;
 };
 #endif
+#if defined(__AMX_TILE__)
+template <>
+struct Factoring<Bf16Tiles> : Bf16Tiles {
+  using Number = Stored;
+};
+#endif
 
 // Numbers are of the arithmetic's type; weights of float32 may be given as bfloat16, and stay that in packed matrices,
 // so that only what packs and what multiplies knows of them. Where factors are pairs, a row of a packed matrix
 // has two channels in bfloat16, side by side in the place of a float32, and values that are multiplied have a second
-// cache. Sums and all else are float32.
+// cache. Sums and all else are float32. Where tiles multiply, channels of factors and rows of packed matrices are padded
+// with zeros to whole tiles.
 template <class Arithmetic>
 struct Memory {
   using Sum = Arithmetic;
@@ -74,6 +82,7 @@ struct Memory {
   using Factor = typename Factoring<Arithmetic>::Number;  // of a value
   static constexpr int kPacking = Factoring<Arithmetic>::kPacking;
   static constexpr bool kRounds = kPacking > 1;
+  static constexpr int kDepth = kTiled<Arithmetic> ? kTileSteps : 1;  // `rows_of` are a multiple of it
   static constexpr int kLanes = Sums<Arithmetic>::kLanes, kColumns = Sums<Arithmetic>::kColumns;
   static constexpr int kPositions = 4 * kLanes;  // whose scores an attention computes at a time
 
@@ -129,6 +138,8 @@ struct Memory {
   }
   // Numbers, or pairs, of so many channels.
   static int64_t depth_of(int64_t channels) { return ceil_div(channels, kPacking); }
+  // Rows of a packed matrix for so many channels.
+  static int64_t rows_of(int64_t channels) { return ceil_div(depth_of(channels), kDepth) * kDepth; }
   // Whether a term reads the value of step i, to multiply it by a matrix or to add it as it is.
   bool is_read(int64_t i, bool multiplied) const {
     for (int64_t n = 0; n < s.num_steps; ++n)
@@ -201,13 +212,13 @@ struct Memory {
       m.channels = channels_of(step);
       m.tiles = paired ? ceil_div(m.channels, kLanes) : ceil_div(step.width, kColumns);
       m.columns = m.tiles * kColumns;
-      m.stride = paired ? m.tiles * kLanes : m.columns;
+      m.stride = paired ? ceil_div(m.tiles * kLanes, kDepth * kPacking) * kDepth * kPacking : m.columns;
       int64_t tables = 0, early = 0, count = 0;
       for_taps(step, [&](const Term& term, const Tap& tap, int64_t) {
         ++count;
         early |= tap.early;
         if (is_codes(term.source)) ++tables;
-        else if (term.weight >= 0) m.depth[tap.early] += depth_of(term.channels);
+        else if (term.weight >= 0) m.depth[tap.early] += rows_of(term.channels);
       });
       for (int e = 0; e < 2; ++e) m.matrix[e] = take(shared, padded(m.depth[e] * m.columns * weight_bytes));
       m.tables = take(shared, room(tables * (s.num_embeddings + 1) * m.columns));
@@ -313,10 +324,10 @@ struct Memory {
       } else {
         constexpr int64_t kRow = kColumns * kPacking;
         Packed* to = shared<Packed>(m.matrix[tap.early]) + row[tap.early] * kRow;
-        for (int64_t c = 0; c < depth_of(inputs) * kPacking; ++c)
+        for (int64_t c = 0; c < rows_of(inputs) * kPacking; ++c)
           spread(step, m, c < inputs ? from + c * step.width : nullptr, to + c / kPacking * kRow + c % kPacking,
                  m.depth[tap.early] * kRow, kPacking);
-        row[tap.early] += depth_of(inputs);
+        row[tap.early] += rows_of(inputs);
       }
     });
     for (int64_t t = 0; t < s.teams; ++t) {

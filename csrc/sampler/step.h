@@ -16,7 +16,15 @@ struct StepJob {
   using V = typename Memory::V;
   using Segment = typename Memory::Segment;
   static constexpr int kLanes = Memory::kLanes, kColumns = Memory::kColumns;
-  using Tile = T[kTileRows][kColumns];
+  static constexpr bool kTiled = VQFAST_ISA::kTiled<typename Memory::Sum>;
+  static constexpr int kMostRows = kTiled ? kTileSteps : kTileRows;  // of a tile
+  static constexpr int kFewRows = kTiled ? 3 : kTileRows;            // more are multiplied by the CPU's tiles
+#if defined(__AMX_TILE__)
+  using Shapes = std::conditional_t<kTiled, Tiles, char>;
+#else
+  using Shapes = char;
+#endif
+  using Tile = T[kMostRows][kColumns];
   struct Rows {  // kColumns numbers each, `stride` apart
     const T* first;
     int64_t stride;
@@ -67,18 +75,18 @@ struct StepJob {
       if (is_codes(term.source) || term.weight < 0) return void(adds = true);
       if (finds(term, tap)) segments[num_segments++] = num_runs == 1 ? read(*runs, term, tap, matrix)
                                                                      : gather(term, tap, matrix, to);
-      matrix += Memory::depth_of(term.channels);
+      matrix += Memory::rows_of(term.channels);
     });
   }
 
   // What a tap reads of all runs, copied to `to`, so that rows are at the same distance from each other.
   Segment gather(const Term& term, const Tap& tap, int64_t matrix, typename Memory::Sum::Element*& to) const {
-    const int64_t depth = Memory::depth_of(term.channels);
-    const Segment all{to, depth, depth, matrix};
+    const int64_t size = Memory::rows_of(term.channels);
+    const Segment all{to, size, Memory::depth_of(term.channels), matrix};
     for (const Run* run = runs; run < runs + num_runs; ++run) {
       const Segment own = read(*run, term, tap, matrix);
-      for (int64_t m = 0; m < run->columns * team.batch; ++m, to += depth)
-        memcpy((void*)to, (const void*)(own.rows + m * own.stride), depth * sizeof *to);
+      for (int64_t m = 0; m < run->columns * team.batch; ++m, to += size)
+        memcpy((void*)to, (const void*)(own.rows + m * own.stride), size * sizeof *to);
     }
     return all;
   }
@@ -183,17 +191,39 @@ struct StepJob {
     for (int r = 0; r < kR; ++r)
       for (int v = 0; v < kTileRegisters; ++v) store(sums.of[r][v], tile[r] + v * kLanes);
   }
+#if defined(__AMX_TILE__)
+  // As above, of as many rows as the CPU's tiles have.
+  [[gnu::noinline]] void multiply_tiles(int64_t j, int64_t m, Rows start, Tile& tile) const {
+    const StepMemory& own = memory();
+    const float* matrix = team.all.template shared<float>(own.matrix[early]) + j * own.depth[early] * kColumns;
+    asm volatile("" ::: "memory");  // else the compiler may write what tiles load after that
+    _tile_loadd(0, start.first, start.stride * sizeof(T));
+    _tile_loadd(1, start.first + kLanes, start.stride * sizeof(T));
+    for (const Segment* segment = segments; segment < segments + num_segments; ++segment)
+      add_products<Bf16Tiles, 1, kTileRegisters>(
+          ceil_div(segment->depth, kTileSteps), segment->rows + m * segment->stride, segment->stride, 0, kTileSteps,
+          matrix + segment->matrix * kColumns);
+    _tile_stored(0, tile[0], sizeof tile[0]);
+    _tile_stored(1, tile[0] + kLanes, sizeof tile[0]);
+  }
+#endif
+  // `multiply` for 1 to kFewRows rows.
   using Multiply = void (StepJob::*)(int64_t j, int64_t m, Rows start, Tile& tile) const;
   template <class Weight, int... kI>
   static const Multiply* multiply_all(std::integer_sequence<int, kI...>) {
     static constexpr Multiply kOf[] = {&StepJob::template multiply<Weight, kI + 1>...};
     return kOf;
   }
-  // `multiply` for 1 to kTileRows rows.
-  const Multiply* multiply_any() const {
-    return team.all.with_weight([](auto weight) {
-      return multiply_all<decltype(weight)>(std::make_integer_sequence<int, kTileRows>{});
+  // `multiply` for any rows of a part.
+  void multiply(int64_t rows, int64_t j, int64_t m, Rows start, Tile& tile) const {
+#if defined(__AMX_TILE__)
+    if constexpr (kTiled)
+      if (rows > kFewRows) return multiply_tiles(j, m, start, tile);
+#endif
+    const Multiply* all = team.all.with_weight([](auto weight) {
+      return multiply_all<decltype(weight)>(std::make_integer_sequence<int, kFewRows>{});
     });
+    (this->*all[rows - 1])(j, m, start, tile);
   }
 
   // Activates the sums and writes the values; sums over early taps that late ones follow are kept as they are.
@@ -223,6 +253,11 @@ struct StepJob {
         if constexpr (Memory::kRounds)
           if (factors) Memory::Sum::write(out, factors + r * own.stride + v * kLanes);
       }
+    // Factors beyond the last channel are multiplied by zeros: so they are zeros too, not infinite.
+    if (Memory::kRounds && factors && j == own.tiles - 1 && own.stride > own.channels)
+      for (int64_t r = 0; r < count; ++r)
+        memset((void*)(factors + r * own.stride + own.channels - channel), 0,
+               (own.stride - own.channels) * sizeof *factors);
   }
 };
 

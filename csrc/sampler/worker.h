@@ -20,6 +20,7 @@ struct Worker {
   typename Memory::Sum::Element* gathered;
   char* draws;        // for a draw: K + kWords float32, then 3 * K numbers of 8 bytes, each padded
   T* scores;          // of an attention
+  typename StepJob<Memory>::Shapes& shapes;
 
   // Waits until the whole team is here.
   void meet() const {
@@ -48,24 +49,33 @@ struct Worker {
   // Computes this thread's share of a step at runs whose `columns` count its values: some of its tiles, or if these are
   // fewer than threads, some rows of the product.
   void multiply(int64_t i, bool early, int64_t num_runs) const {
-    StepJob<Memory> job{team, i, early, runs, num_runs, segments, gathered};
+    using Job = StepJob<Memory>;
+    Job job{team, i, early, runs, num_runs, segments, gathered};
     job.find_segments();
-    alignas(64) typename StepJob<Memory>::Tile sums;
+    alignas(64) typename Job::Tile sums;
     Span tiles{0, job.memory().tiles}, rows{0, 0};
     for (int64_t n = 0; n < num_runs; ++n) rows.end += runs[n].columns * team.batch;
     if (tiles.end >= threads) tiles = part_of(tiles.end, threads, me);
     else rows = part_of(rows.end, threads, me);
-    const int64_t parts = ceil_div(count_of(rows), kTileRows);
-    const auto* multiply = job.multiply_any();
+    const int64_t count = count_of(rows), parts = ceil_div(count, Job::kMostRows);
+    const bool tiled = Job::kTiled && count > Job::kFewRows;
+    const int64_t size = tiled ? ceil_div(count, parts) : 0;
+    if constexpr (Job::kTiled)
+      if (tiled) shapes.have(size);
+    // The CPU's tiles want parts of one size, so that some rows may be in two.
+    const auto part = [&](int64_t n) {
+      if (!tiled) return part_of(count, parts, n);
+      const int64_t begin = min(n * size, count - size);
+      return Span{begin, begin + size};
+    };
     for (int64_t j = tiles.begin; j < tiles.end; ++j)
       for (int64_t n = 0; n < parts; ++n) {
-        const Span part = part_of(count_of(rows), parts, n);
-        const int64_t m = rows.begin + part.begin;
-        const auto start = job.start(j, m, count_of(part), sums);
-        const Span next = part_of(count_of(rows), parts, (n + 1) % parts);
+        const int64_t m = rows.begin + part(n).begin, own = count_of(part(n));
+        const auto start = job.start(j, m, own, sums);
+        const Span next = part((n + 1) % parts);
         job.ask_for(j + (n + 1) / parts, rows.begin + next.begin, count_of(next));
-        if (job.num_segments > 0) (job.*multiply[count_of(part) - 1])(j, m, start, sums);
-        job.finish(j, m, count_of(part), sums);
+        if (job.num_segments > 0) job.multiply(own, j, m, start, sums);
+        job.finish(j, m, own, sums);
       }
   }
 
@@ -223,6 +233,7 @@ void run(const Memory& memory, int64_t thread, int64_t first, int64_t count) {
   const typename Memory::Team team{memory, number};
   const int64_t me = thread - threads.begin;
   char* scratch = team.template at<char>(layout.scratch) + me * layout.scratch_bytes;
+  typename StepJob<Memory>::Shapes shapes;
   const Worker<Memory> worker{
       team,
       me,
@@ -232,7 +243,8 @@ void run(const Memory& memory, int64_t thread, int64_t first, int64_t count) {
       reinterpret_cast<Run*>(scratch + layout.runs),
       reinterpret_cast<typename Memory::Sum::Element*>(scratch + layout.gathered),
       scratch + layout.draws,
-      reinterpret_cast<typename Memory::T*>(scratch + layout.scores)};
+      reinterpret_cast<typename Memory::T*>(scratch + layout.scores),
+      shapes};
   for (int64_t moment = first; moment < first + count; ++moment) {
     const int64_t y = s.rows_at(moment).begin, x = moment - y * s.distance;
     if (x % s.chunk == 0) worker.start_chunks(moment);

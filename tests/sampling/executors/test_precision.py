@@ -80,6 +80,41 @@ def test_odd_channels(make_prior: MakePrior, conditioning: Conditioning, pairs: 
 
 
 @NATIVE
+@pytest.mark.parametrize("batch", [1, 5, 40])
+@pytest.mark.parametrize("channels", [6, 7, 40])
+@pytest.mark.parametrize("activation", ["tanh", "gate"])
+def test_an_infinite_factor_stays_in_its_channels(
+    pairs: bool, batch: int, channels: int, activation: str
+) -> None:
+    """Channels are padded to pairs and to tiles: infinity times a padded zero is in no draw."""
+    width = channels * (1 + (activation == "gate"))
+    steps = [
+        Step((Term(CODES, ((0, -1),), "look"),), channels),
+        Step((Term(0, weight="w"),), width, activation=activation),
+        Step((Term(1, weight="x"),), 3),
+    ]
+    prior = Programmed(steps, 0)
+    prior.weights |= {"w": prior.weights["w"].abs(), "look": torch.full((1, 3, channels), torch.inf).double()}
+    options = {"precision": BFLOAT16, "temperature": 10}
+    expected = prior.sample(batch, (1, 6), method="torch", **options)
+    assert len(expected.unique()) > 1
+    assert torch.equal(prior.sample(batch, (1, 6), method="native", **options), expected)
+
+
+@NATIVE
+@pytest.mark.parametrize("batch", [3, 4, 16, 17, 33, 50])
+def test_any_number_of_rows(pairs: bool, batch: int) -> None:
+    """Whole numbers are summed without rounding, in tiles of any number of rows."""
+    prior = Programmed(
+        [Step((Term(CODES, ((0, -1),), "look"),), 40), Step((Term(0, weight="w"),), 130)], num_embeddings=130
+    )
+    prior.weights = {name: weight.round() for name, weight in prior.weights.items()}
+    options = {"precision": BFLOAT16, "temperature": 30, "condition": torch.zeros(batch, 2, 1, 9).double()}
+    expected = prior.sample(batch, (1, 9), method="torch", **options)
+    assert torch.equal(prior.sample(batch, (1, 9), method="native", **options), expected)
+
+
+@NATIVE
 def test_exact_sums_give_equal_draws(pairs: bool) -> None:
     """Strides, bare values and residuals; whole numbers are summed without rounding."""
     steps = [Step(s.terms, s.width, s.bias, stride=s.stride, residual=s.residual) for s in TWO_STREAMS[:4]]

@@ -1,8 +1,9 @@
 """Sampling on CPUs: the whole of it is ``csrc/sampler/``.
 
-A float64 prior is computed in float64, all others in float32. The weights of a bfloat16 prior stay bfloat16.
-With ``precision="bfloat16"`` matrices are kept as pairs of bfloat16 numbers. A CPU multiplies pairs at once
-where that is faster, and else widens them to float32: products are the same, and sums but for rounding.
+A float64 prior is computed in float64, all others in float32. The weights of a bfloat16 prior stay
+bfloat16. With ``precision="bfloat16"`` matrices are kept as pairs of bfloat16 numbers. A CPU multiplies
+pairs at once, or tiles of them, where that is faster, and else widens them to float32: products are the
+same, and sums but for rounding.
 """
 
 from __future__ import annotations
