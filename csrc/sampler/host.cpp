@@ -3,6 +3,9 @@
 #include <atomic>
 #include <thread>
 #include <vector>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include "shared/glibc.h"
 #include "host/library.h"
@@ -55,6 +58,16 @@ SamplerProblem problem_of(
   return s;
 }
 
+// Asks for large pages. What a long row's taps read lies far apart: each on a page of its own, whose address takes as
+// long to find as the numbers themselves.
+void enlarge_pages([[maybe_unused]] char* memory, [[maybe_unused]] int64_t bytes) {
+#if defined(__linux__)
+  constexpr int64_t kPage = 1 << 21;
+  const int64_t skipped = -reinterpret_cast<intptr_t>(memory) & (kPage - 1);
+  if (bytes > skipped + kPage) madvise(memory + skipped, bytes - skipped, MADV_HUGEPAGE);
+#endif
+}
+
 // The memory of a sampler: its weights are packed, its caches empty. weights: float32, float64 or bfloat16. labels:
 // int64 (B), or (0).
 Tensor prepare_sampler(
@@ -65,6 +78,7 @@ Tensor prepare_sampler(
   s.labels = static_cast<const int64_t*>(labels.const_data_ptr());
   Buffer<char> memory(kernel.bytes(s));
   s.memory = memory.data();
+  enlarge_pages(s.memory, kernel.bytes(s));
   kernel.begin(s);
   for_parts(s.num_steps, s.num_steps, [&](int64_t step, Span) { kernel.pack(s, step); });
   return std::move(memory.tensor);

@@ -26,7 +26,7 @@ struct StepMemory {
   int64_t matrix[2], depth[2];   // shared: (tiles, depth, kColumns) of taps that are late [0] and early [1]
   int64_t tables;                // shared: (num_embeddings + 1, columns) for each tap on codes
   int64_t value, factors;        // a team's: the caches of the value, and of what matrices multiply; -1 if not read
-  bool single;                   // whether the caches keep one column
+  bool single_value, single;     // whether the cache of the value, and that of factors, keep one position
   int64_t caches, start;         // a team's: where all caches begin; what sums start with, bias and label
   int64_t partial;               // a team's: the sums over early taps of a chunk, by tiles; -1 if the step has none
   int64_t kept_keys, kept_values;  // a team's, of an attention: (samples, channels, row of positions)
@@ -125,12 +125,17 @@ struct Memory {
   int64_t columns_of(int64_t stride) const { return ceil_div(s.block, stride); }
   int64_t chunk_of(const Step& step) const { return ceil_div(s.chunk, step.stride); }
   template <class Cache>
-  int64_t row_of(const Cache& cache, bool single = false) const {
-    return cache.left + (single ? 1 : columns_of(cache.stride)) + cache.right;
-  }
-  // Whether a step's value is read only while its position is drawn, so that the next one may take its place.
-  static bool is_single(const Step& step) {
-    return step.phase != Phase::row && step.rows == 1 && !step.left && !step.right && step.stride == 1;
+  int64_t row_of(const Cache& cache) const { return cache.left + columns_of(cache.stride) + cache.right; }
+  // Whether the value of step i is read only while its position is drawn, so that the next one may take its place: as it
+  // is, or as a factor too.
+  bool is_single(int64_t i, bool multiplied) const {
+    const Step& step = s.steps[i];
+    bool single = step.phase != Phase::row && step.stride == 1 && s.rows_at_once() == 1;
+    for (int64_t n = 0; n < s.num_steps; ++n)
+      for_taps(s.steps[n], [&](const Term& term, const Tap& tap, int64_t) {
+        if (term.source == i && (multiplied || term.weight < 0)) single &= !tap.dy && !tap.dx;
+      });
+    return single;
   }
 
   int64_t map_bytes() const {  // of a block of the conditioning map, for each row that is drawn
@@ -222,11 +227,13 @@ struct Memory {
       });
       for (int e = 0; e < 2; ++e) m.matrix[e] = take(shared, padded(m.depth[e] * m.columns * weight_bytes));
       m.tables = take(shared, room(tables * (s.num_embeddings + 1) * m.columns));
-      m.single = is_single(step);
-      const int64_t numbers = step.rows * row_of(step, m.single) * max_samples() * m.stride;
+      m.single = is_single(i, true), m.single_value = is_single(i, !kRounds);
+      const auto cache = [&](bool single) {
+        return place(i, room((single ? 1 : step.rows * row_of(step)) * max_samples() * m.stride));
+      };
       m.caches = own;
-      m.value = is_kept(i) ? place(i, room(numbers)) : -1;
-      m.factors = kRounds && is_read(i, true) ? place(i, room(numbers)) : -1;
+      m.value = is_kept(i) ? cache(m.single_value) : -1;
+      m.factors = kRounds && is_read(i, true) ? cache(m.single) : -1;
       if (step.attention >= 0) {
         const int64_t a_row = max_samples() * row_of_positions();
         m.kept_keys = take(own, room(a_row * channels_of(s.steps[s.attentions[step.attention].key])));
@@ -386,7 +393,7 @@ struct Memory {
     // The value of step i at a position, of the first sample; that as a factor; and the code there that is this source.
     T* value(int64_t i, int64_t y, int64_t x, int64_t dx = 0) const {
       const StepMemory& m = all.steps[i];
-      return at<T>(m.value) + cell(all.s.steps[i], y, x, dx, m.single) * m.stride;
+      return at<T>(m.value) + cell(all.s.steps[i], y, x, dx, m.single_value) * m.stride;
     }
     Factor* factors(int64_t i, int64_t y, int64_t x, int64_t dx = 0) const {
       const StepMemory& m = all.steps[i];

@@ -17,14 +17,13 @@ struct StepJob {
   using Segment = typename Memory::Segment;
   static constexpr int kLanes = Memory::kLanes, kColumns = Memory::kColumns;
   static constexpr bool kTiled = VQFAST_ISA::kTiled<typename Memory::Sum>;
-  static constexpr int kMostRows = kTiled ? kTileSteps : kTileRows;  // of a tile
-  static constexpr int kFewRows = kTiled ? 3 : kTileRows;            // more are multiplied by the CPU's tiles
+  static constexpr int kFewRows = kTiled ? 3 : kTileRows;  // more are multiplied by the CPU's tiles
 #if defined(__AMX_TILE__)
   using Shapes = std::conditional_t<kTiled, Tiles, char>;
 #else
   using Shapes = char;
 #endif
-  using Tile = T[kMostRows][kColumns];
+  using Tile = T[kTiled ? 2 * kTileSteps : kTileRows][kColumns];
   struct Rows {  // kColumns numbers each, `stride` apart
     const T* first;
     int64_t stride;
@@ -39,6 +38,7 @@ struct StepJob {
   typename Memory::Sum::Element* gathered;  // room for what all taps read of several runs
   int64_t num_segments = 0;
   bool adds = false;  // codes or values as they are
+  int64_t together = 0, second = 0;  // rows that tiles take, and the first of the second group; 0 if there is one
   const Step& step() const { return team.all.s.steps[i]; }
   const StepMemory& memory() const { return team.all.steps[i]; }
 
@@ -192,19 +192,25 @@ struct StepJob {
       for (int v = 0; v < kTileRegisters; ++v) store(sums.of[r][v], tile[r] + v * kLanes);
   }
 #if defined(__AMX_TILE__)
-  // As above, of as many rows as the CPU's tiles have.
+  // As above, of the rows that tiles take, kG groups.
+  template <int kG>
   [[gnu::noinline]] void multiply_tiles(int64_t j, int64_t m, Rows start, Tile& tile) const {
     const StepMemory& own = memory();
     const float* matrix = team.all.template shared<float>(own.matrix[early]) + j * own.depth[early] * kColumns;
+    const T* first = start.first + second * start.stride;
     asm volatile("" ::: "memory");  // else the compiler may write what tiles load after that
     _tile_loadd(0, start.first, start.stride * sizeof(T));
     _tile_loadd(1, start.first + kLanes, start.stride * sizeof(T));
+    if constexpr (kG > 1) _tile_loadd(2, first, start.stride * sizeof(T));
+    if constexpr (kG > 1) _tile_loadd(3, first + kLanes, start.stride * sizeof(T));
     for (const Segment* segment = segments; segment < segments + num_segments; ++segment)
-      add_products<Bf16Tiles, 1, kTileRegisters>(
-          ceil_div(segment->depth, kTileSteps), segment->rows + m * segment->stride, segment->stride, 0, kTileSteps,
-          matrix + segment->matrix * kColumns);
+      add_products<Bf16Tiles, kG, kTileRegisters>(
+          ceil_div(segment->depth, kTileSteps), segment->rows + m * segment->stride, segment->stride,
+          second * segment->stride, kTileSteps, matrix + segment->matrix * kColumns);
     _tile_stored(0, tile[0], sizeof tile[0]);
     _tile_stored(1, tile[0] + kLanes, sizeof tile[0]);
+    if constexpr (kG > 1) _tile_stored(2, tile[second], sizeof tile[0]);
+    if constexpr (kG > 1) _tile_stored(3, tile[second] + kLanes, sizeof tile[0]);
   }
 #endif
   // `multiply` for 1 to kFewRows rows.
@@ -218,7 +224,7 @@ struct StepJob {
   void multiply(int64_t rows, int64_t j, int64_t m, Rows start, Tile& tile) const {
 #if defined(__AMX_TILE__)
     if constexpr (kTiled)
-      if (rows > kFewRows) return multiply_tiles(j, m, start, tile);
+      if (rows > kFewRows) return second ? multiply_tiles<2>(j, m, start, tile) : multiply_tiles<1>(j, m, start, tile);
 #endif
     const Multiply* all = team.all.with_weight([](auto weight) {
       return multiply_all<decltype(weight)>(std::make_integer_sequence<int, kFewRows>{});

@@ -52,22 +52,28 @@ struct Worker {
     using Job = StepJob<Memory>;
     Job job{team, i, early, runs, num_runs, segments, gathered};
     job.find_segments();
-    alignas(64) typename Job::Tile sums;
     Span tiles{0, job.memory().tiles}, rows{0, 0};
     for (int64_t n = 0; n < num_runs; ++n) rows.end += runs[n].columns * team.batch;
     if (tiles.end >= threads) tiles = part_of(tiles.end, threads, me);
     else rows = part_of(rows.end, threads, me);
-    const int64_t count = count_of(rows), parts = ceil_div(count, Job::kMostRows);
+    const int64_t count = count_of(rows);
     const bool tiled = Job::kTiled && count > Job::kFewRows;
-    const int64_t size = tiled ? ceil_div(count, parts) : 0;
-    if constexpr (Job::kTiled)
-      if (tiled) shapes.have(size);
-    // The CPU's tiles want parts of one size, so that some rows may be in two.
+    // The CPU's tiles take one or two groups of rows at a time. They want all groups of one size, so that some rows may
+    // be in two.
+    const int64_t groups = tiled && count > kTileSteps ? 2 : 1;
+    const int64_t parts = ceil_div(count, tiled ? groups * kTileSteps : kTileRows);
     const auto part = [&](int64_t n) {
       if (!tiled) return part_of(count, parts, n);
-      const int64_t begin = min(n * size, count - size);
-      return Span{begin, begin + size};
+      const int64_t begin = min(n * job.together, count - job.together);
+      return Span{begin, begin + job.together};
     };
+    if constexpr (Job::kTiled)
+      if (tiled) {
+        const int64_t size = ceil_div(count, groups * parts);
+        shapes.have(size);
+        job.together = min(groups * size, count), job.second = job.together - size;
+      }
+    alignas(64) typename Job::Tile sums;
     for (int64_t j = tiles.begin; j < tiles.end; ++j)
       for (int64_t n = 0; n < parts; ++n) {
         const int64_t m = rows.begin + part(n).begin, own = count_of(part(n));
@@ -109,9 +115,9 @@ struct Worker {
     const SamplerProblem& s = all.s;
     if (x > 0) {  // the next block of one long row: keep the columns that taps reach back to
       for (int64_t i = me; i < s.num_steps; i += threads) {
-        if (all.steps[i].single) continue;
-        if (all.steps[i].value >= 0) pass_on(team.value(i, 0, 0), s.steps[i], all.steps[i].stride);
-        if (all.steps[i].factors >= 0) pass_on(team.factors(i, 0, 0), s.steps[i], all.steps[i].stride);
+        const StepMemory& m = all.steps[i];
+        if (m.value >= 0 && !m.single_value) pass_on(team.value(i, 0, 0), s.steps[i], m.stride);
+        if (m.factors >= 0 && !m.single) pass_on(team.factors(i, 0, 0), s.steps[i], m.stride);
       }
       for (int64_t c = 0; me == 0 && c < s.num_codes; ++c) pass_on(team.codes(kCodes - c, 0, 0), s.code_cache(), 1);
     }
