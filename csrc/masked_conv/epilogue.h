@@ -70,7 +70,7 @@ template <class T, Epilogue kEpilogue, class S>
       }
       V value = sum[0];
       if constexpr (kEpilogue == Epilogue::relu) value = value < lowest ? lowest : value;
-      if constexpr (kEpilogue == Epilogue::gate) value = Gate<V>(sum[0], sum[1]).value();
+      if constexpr (kEpilogue == Epilogue::gate) value = gated(sum[0], sum[1]);
       if (p.residual.at) value += residual.template read<V>(l, i, count);
       result[0].write(value, l, i, count);
     }

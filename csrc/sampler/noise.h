@@ -33,6 +33,12 @@ inline Lanes64 product(Lanes64 words, uint32_t factor) {
 #endif
 }
 
+// a[n], b[n], a[n + 1], b[n + 1] and so on, where n is kFrom.
+template <int kFrom, int... kLane>
+inline Lanes64 zip(Lanes64 a, Lanes64 b, std::integer_sequence<int, kLane...>) {
+  return __builtin_shufflevector(a, b, (kLane % 2 * int(sizeof...(kLane)) + kFrom + kLane / 2)...);
+}
+
 // Philox 4x32-10 (Salmon et al. 2011): words [first, first + kWords) of a position's stream, where word 4 c + i is
 // output i of counter c.
 inline void philox(const Counter& at, uint32_t first, uint32_t (&words)[kWords]) {
@@ -48,8 +54,10 @@ inline void philox(const Counter& at, uint32_t first, uint32_t (&words)[kWords])
       c[2] = (p0 >> 32) ^ c[3] ^ k1;
       c[3] = p0;
     }
-    for (int i = 0; i < kCounters; ++i)
-      for (int word = 0; word < 4; ++word) words[4 * (begin + i) + word] = uint32_t(c[word][i]);
+    const Lanes64 first_two = (c[0] & 0xFFFFFFFF) | c[1] << 32, last_two = (c[2] & 0xFFFFFFFF) | c[3] << 32;
+    constexpr auto kAll = std::make_integer_sequence<int, kCounters>{};
+    store(zip<0>(first_two, last_two, kAll), words + 4 * begin);
+    store(zip<kCounters / 2>(first_two, last_two, kAll), words + 4 * begin + 2 * kCounters);
   }
 }
 
@@ -58,22 +66,28 @@ inline double gumbel(uint32_t word) { return -__builtin_log(-__builtin_log((word
 
 typedef int32_t Ints __attribute__((vector_size(sizeof(Floats))));
 
-// log(x) of normal x > 0: exponent * log(2) + 2 artanh((m - 1) / (m + 1)) with the mantissa m.
-[[gnu::always_inline]] inline Floats fast_log(Floats x) {
-  const Ints bits = (Ints)x, exponent = (bits - 0x3f3504f3) >> 23;
-  const Floats rest = (Floats)(bits - (exponent << 23)), s = (rest - 1) / (rest + 1), t = s * s;
-  return __builtin_convertvector(exponent, Floats) * 0.69314718f +
-         s * (2 + t * (0.66666667f + t * (0.4f + t * (0.28571429f + t * 0.22222222f))));
+// log(2^exponent (1 + r)), where 1 + r is between sqrt(1/2) and sqrt(2). The polynomial is off by 2^-22.4 of log(1 + r),
+// the least that one of its degree can be; a division would take as long as all of it.
+[[gnu::always_inline]] inline Floats fast_log(Ints exponent, Floats r) {
+  Floats sum = Floats{} - 0.101069623f;
+  for (const float factor :
+       {0.162226938f, -0.172508536f, 0.199001538f, -0.249699064f, 0.333350592f, -0.500003652f, 0.999999945f})
+    sum = factor + r * sum;
+  return __builtin_convertvector(exponent, Floats) * 0.69314718f + r * sum;
 }
+// The exponent of such a form of a normal number x > 0, and its 1 + r.
+[[gnu::always_inline]] inline Ints exponent_of(Floats x) { return ((Ints)x - 0x3f3504f3) >> 23; }
+[[gnu::always_inline]] inline Floats without(Ints exponent, Floats x) { return (Floats)((Ints)x - (exponent << 23)); }
 
 // `gumbel` in float32, off by kNoise / 4 at most.
 [[gnu::always_inline]] inline Floats fast_gumbel(Ints words) {
   const Ints upper = words < 0;  // u above 1/2, where 1 - u is exact to rounding and u isn't
   const Floats t = (__builtin_convertvector(upper ? ~words : words, Floats) + 0.5f) * 0x1p-32f;
-  const Floats s = t / (2 - t), q = s * s;
-  const Floats series =  // of -log(1 - t)
-      s * (2 + q * (0.66666667f + q * (0.4f + q * (0.28571429f + q * (0.22222222f + q * 0.18181818f)))));
-  return -fast_log(upper ? series : -fast_log(t));
+  const Ints below = t > 0.29289322f, exponent = exponent_of(t);  // `below`: -1 where 1 - t is below sqrt(1/2)
+  const Floats far = below ? 1 - 2 * t : -t;
+  const Floats size = -fast_log(upper ? below : exponent, upper ? far : without(exponent, t) - 1);
+  const Ints outer = exponent_of(size);
+  return -fast_log(outer, without(outer, size) - 1);
 }
 
 // The drawn code of logits (k); -1 where one is NaN or the largest isn't finite. scores: room for k floats, rounded up

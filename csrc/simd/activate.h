@@ -39,9 +39,14 @@ template <int kLess, class V>
   const Bits exponent = (Bits)whole;
   whole -= E::kRound;
   const V rest = x - whole * E::kHigh - whole * E::kLow;
-  V sum = V{} + T(1);
+  constexpr auto kFactor = [](int n) {  // 1 / n!
+    double factor = 1;
+    for (; n > 1; --n) factor /= n;
+    return T(factor);
+  };
+  V sum = V{} + kFactor(E::kTerms);
 #pragma GCC unroll 16
-  for (int n = E::kTerms; n > 1; --n) sum = T(1) + rest * sum * T(1.0 / n);
+  for (int n = E::kTerms - 1; n > 0; --n) sum = kFactor(n) + rest * sum;
   sum *= rest;  // exp(rest) - 1
   const V power = (V)((exponent << E::kMantissa) + (Bits)(V{} + T(1)));  // 2^whole
   return power * sum + (power - T(kLess));
@@ -49,7 +54,8 @@ template <int kLess, class V>
 
 template <class V>
 [[gnu::always_inline]] inline V absolute(V x) {
-  return x < 0 ? -x : x;
+  using Bits = typename Exponential<V>::Bits;
+  return (V)((Bits)x & ~(Bits)-V{});
 }
 
 template <class V>
@@ -87,13 +93,22 @@ template <class V>
   return a;
 }
 
-// tanh(a) * sigmoid(b) (van den Oord et al. 2016, equation 2).
+// tanh(a) * sigmoid(b), by one division.
+template <class V>
+[[gnu::always_inline]] inline V gated(V a, V b) {
+  using T = typename Exponential<V>::T;
+  using Bits = typename Exponential<V>::Bits;
+  const V x = exp_less<1>(absolute(a) * T(-2)), e = exp_less<0>(-absolute(b)), one = V{} + T(1);
+  const V size = -x * (b < 0 ? e : one) / ((x + T(2)) * (e + T(1)));
+  return (V)((Bits)size | ((Bits)a & (Bits)-V{}));
+}
+
+// What `gated` is made of, for its gradient (van den Oord et al. 2016, equation 2).
 template <class V>
 struct Gate {
   V tanh, sigmoid;
   [[gnu::always_inline]] Gate(V a, V b)
       : tanh(VQFAST_ISA::tanh(a)), sigmoid(VQFAST_ISA::sigmoid(b)) {}
-  [[gnu::always_inline]] V value() const { return tanh * sigmoid; }
   // The derivatives by a and by b.
   [[gnu::always_inline]] V to_a() const { return (1 - tanh * tanh) * sigmoid; }
   [[gnu::always_inline]] V to_b() const { return tanh * sigmoid * (1 - sigmoid); }
@@ -118,7 +133,7 @@ template <class V>
 template <class V>
 [[gnu::always_inline]] inline V activated(Activation activation, V a, V b) {
   switch (activation) {
-    case Activation::gate: return Gate<V>(a, b).value();
+    case Activation::gate: return gated(a, b);
     case Activation::glu: return a * sigmoid(b);
     case Activation::norm: return over_root(a, b);
     default: return a * b;
