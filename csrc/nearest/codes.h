@@ -3,10 +3,24 @@
 
 #include "nearest/nearest.h"
 #include "simd/floats.h"
-#include "simd/tile.h"
+#include "simd/tiles.h"
 
 namespace vqfast::VQFAST_ISA {
 namespace {
+
+// Codes of a group: the rows of a tile.
+#if defined(__AMX_TILE__)
+constexpr int kGroupRows = 16;
+#else
+constexpr int kGroupRows = kTileRows;
+#endif
+// Words of a vector of an arithmetic, and how many there may be. Tiles want whole blocks, with zeros after the last number.
+template <class Arithmetic>
+constexpr int64_t words_of(int64_t d) {
+  const int64_t words = ceil_div(d, Arithmetic::kPacking);
+  return kTiled<Arithmetic> ? ceil_div(words, kLanes) * kLanes : words;
+}
+constexpr int64_t most_words(int64_t d) { return max(d, kLanes); }
 
 // Short vectors have an arithmetic of their own (tally.h), where the CPU multiplies integers. It stands in the place of
 // the narrowest one, whatever it multiplies.
@@ -147,27 +161,27 @@ Bound bound_of(int64_t d, float square, float left_out) {
   return {float(1.02 * (slope * length + rest)), float(1.02 * (length + rest)), float(1.02 * slope * length * length)};
 }
 
-// What the search knows of a group of kTileRows codes, beside their numbers.
+// What the search knows of a group of kGroupRows codes, beside their numbers.
 struct CodeGroup {
   Bound bound;                // of all its codes
-  float bias[kTileRows];      // -|b~|^2 / 2; -inf for codes that aren't multiplied
-  float unit[kTileRows];      // what one integer of the code stands for
-  int32_t start[kTileRows];   // what the sum of integers begins with, -kOffset * the sum of the code's integers
+  float bias[kGroupRows];      // -|b~|^2 / 2; -inf for codes that aren't multiplied
+  float unit[kGroupRows];      // what one integer of the code stands for
+  int32_t start[kGroupRows];   // what the sum of integers begins with, -kOffset * the sum of the code's integers
   float left_out_length;      // no more than |b| of any finite code that isn't multiplied; infinity if there is none
   bool mixed;                 // whether lengths differ so much that each code has its own bound; tallied: is it open
   bool varied;                // of the first group of a chunk: whether some groups have much longer codes than others
-  Bound own[kTileRows];       // those, if mixed
+  Bound own[kGroupRows];       // those, if mixed
 };
 
-// The numbers of a group are words of 32 bits, (ceil(D / (packing * kLanes)), kTileRows, kLanes), 0 past D. This is how
+// The numbers of a group are words of 32 bits, (ceil(D / (packing * kLanes)), kGroupRows, kLanes), 0 past D. This is how
 // many they are.
 constexpr int64_t group_size(int64_t d, int64_t packing) {
-  return ceil_div(d, packing * kLanes) * kTileRows * kLanes;
+  return ceil_div(d, packing * kLanes) * kGroupRows * kLanes;
 }
-// Those of a group of short codes: `tallies` of kTileRows codes, and later their `exact` numbers (counts.h).
+// Those of a group of short codes: `tallies` of kGroupRows codes, and later their `exact` numbers (counts.h).
 constexpr int64_t tally_size(int64_t d) {
   const int64_t channels = tallied_channels(d);  // with 4 a sum begins with two numbers, with 2 with one
-  return kTileRows * (channels / 2 + ceil_div(d, channels));
+  return kGroupRows * (channels / 2 + ceil_div(d, channels));
 }
 constexpr int64_t exact_size(int64_t d) { return (d + 1) * kLanes; }
 constexpr int64_t short_size(int64_t d, int64_t groups) {
@@ -209,20 +223,20 @@ void prepare(const NearestProblem& p, const Codebook& book, Span groups, float* 
   const C scale = C(book.scale);
   const int64_t padded = ceil_div(p.d, kLanes) * kLanes;
   for (int64_t g = groups.begin; g < groups.end; ++g, ++group, numbers += group_size(p.d, Arithmetic::kPacking)) {
-    float norms[kTileRows], rests[kTileRows];  // |b~|^2 and |b~ - b^|^2 of each code
+    float norms[kGroupRows], rests[kGroupRows];  // |b~|^2 and |b~ - b^|^2 of each code
     float longest = 0, left_out = 0, shortest = __builtin_inff();  // the extremes of these
     group->left_out_length = __builtin_inff();
     const auto each = [&](int64_t r, auto f) {
-      const int64_t k = g * kTileRows + r;
+      const int64_t k = g * kGroupRows + r;
       if (k >= p.k) return;
       const C* code = code_of<C>(p, book, k, room);
       for (int64_t i = 0; i < p.d; i += kLanes) f(uint64_t(i), centred(code + i, pivot + i, scale, p.d - i));
     };
     // Integers: the unit of a code is known once all its numbers are; the CPU reads the next code's meanwhile.
     constexpr bool kCounts = kIntegers<Arithmetic>;
-    float values[kCounts ? kTileRows * kMaxIntegerChannels : 1], units[kTileRows];
+    float values[kCounts ? kGroupRows * kMaxIntegerChannels : 1], units[kGroupRows];
     if constexpr (kCounts)
-      for (int64_t r = 0; r < kTileRows; ++r) {
+      for (int64_t r = 0; r < kGroupRows; ++r) {
         Floats squares = {}, largest = {};
         each(r, [&](uint64_t i, Floats value) {
           store(value, values + r * padded + i);
@@ -231,16 +245,16 @@ void prepare(const NearestProblem& p, const Codebook& book, Span groups, float* 
         });
         norms[r] = sum_lanes(squares), units[r] = unit_of(max_lane(largest), Arithmetic::most(p.d));
       }
-    for (int64_t r = 0; r < kTileRows; ++r) {
-      const int64_t k = g * kTileRows + r, d = k < p.k ? p.d : 0;
+    for (int64_t r = 0; r < kGroupRows; ++r) {
+      const int64_t k = g * kGroupRows + r, d = k < p.k ? p.d : 0;
       Stored* to = reinterpret_cast<Stored*>(numbers) + r * kWidth;
       Floats squares = {}, residuals = {}, integers = {};
       float unit = 1;
-      const auto place = [&](uint64_t i) { return to + i / kWidth * kWidth * kTileRows + i % kWidth; };
+      if (p.d % kWidth > 0) memset(to + p.d / kWidth * kWidth * kGroupRows, 0, sizeof(Floats));
+      const auto place = [&](uint64_t i) { return to + i / kWidth * kWidth * kGroupRows + i % kWidth; };
       if constexpr (kCounts) {
         unit = units[r];
         const float inverse = 1 / unit;
-        if (p.d % kWidth > 0) memset(to + p.d / kWidth * kWidth * kTileRows, 0, sizeof(Floats));
         for (int64_t i = 0; i < d; i += kLanes) {
           const Floats value = load(values + r * padded + i);
           const Floats integer = Arithmetic::write(value * inverse, place(i)), left = value - integer * unit;
@@ -262,7 +276,7 @@ void prepare(const NearestProblem& p, const Codebook& book, Span groups, float* 
           const float length = 0.98f * (norm < 0x1p120f ? __builtin_sqrtf(norm) : 0x1p60f);
           group->left_out_length = length < group->left_out_length ? length : group->left_out_length;
         }
-        for (int64_t i = 0; i < p.d; i += kWidth) memset(to + i * kTileRows, 0, sizeof(Floats));
+        for (int64_t i = 0; i < p.d; i += kWidth) memset(to + i * kGroupRows, 0, sizeof(Floats));
         norm = residual = 0, integers = Floats{}, unit = 1;
       }
       group->unit[r] = unit;
@@ -275,7 +289,7 @@ void prepare(const NearestProblem& p, const Codebook& book, Span groups, float* 
     }
     group->bound = bound_of(p.d, longest, left_out);
     group->mixed = longest > (p.d > 1 ? 0x1p10f : 0x1p16f) * shortest && longest > 0x1p10f;
-    for (int64_t r = 0; group->mixed && r < kTileRows; ++r) group->own[r] = bound_of(p.d, norms[r], rests[r]);
+    for (int64_t r = 0; group->mixed && r < kGroupRows; ++r) group->own[r] = bound_of(p.d, norms[r], rests[r]);
   }
 }
 

@@ -58,7 +58,7 @@ struct Count<4> {
   static void start(float bias, float integers, float* at) {
     const bool left_out = bias == -__builtin_inff();
     at[0] = left_out ? 0 : bias;
-    at[kTileRows] = left_out ? kLeftOut : kWhole - 128 * integers;
+    at[kGroupRows] = left_out ? kLeftOut : kWhole - 128 * integers;
   }
   static Ints bits_of(Floats value) {
     const Floats least = Floats{} + kLeftOut, most = Floats{} + 0x1.fffffep23f, tally = max(value + kWhole, least);
@@ -108,12 +108,12 @@ struct Count<2> {
 template <int kChannels>
 void leave_out(int64_t d, float* tallies, int64_t row) {
   Count<kChannels>::start(-__builtin_inff(), 0, tallies + row);
-  float* words = tallies + kTileRows * Count<kChannels>::kStarts + row;
-  for (int64_t step = 0; step < ceil_div(d, kChannels); ++step) words[step * kTileRows] = 0;
+  float* words = tallies + kGroupRows * Count<kChannels>::kStarts + row;
+  for (int64_t step = 0; step < ceil_div(d, kChannels); ++step) words[step * kGroupRows] = 0;
 }
 
-// Writes the groups of a chunk. tallies of a group: what sums begin with, (kStarts, kTileRows), and the words,
-// (ceil(D / kChannels), kTileRows). exact: (D, kLanes) numbers of the codes, then their -|b~|^2 / 2. heads: of each
+// Writes the groups of a chunk. tallies of a group: what sums begin with, (kStarts, kGroupRows), and the words,
+// (ceil(D / kChannels), kGroupRows). exact: (D, kLanes) numbers of the codes, then their -|b~|^2 / 2. heads: of each
 // group `mixed` if it is open, the bound `own[0]` of its exact scores, and in `unit[1]` no more than |b| of any of its
 // codes; of the first one `bound`, `unit[0]` and `varied`, for all tallies.
 template <class C, int kChannels>
@@ -130,7 +130,7 @@ void prepare_tallies(
   };
   const auto each = [&](auto f) {
     for (int64_t g = 0; g < count; ++g)
-      for (int64_t r = 0; r < kTileRows; ++r) f(g, r, (groups.begin + g) * kTileRows + r);
+      for (int64_t r = 0; r < kGroupRows; ++r) f(g, r, (groups.begin + g) * kGroupRows + r);
   };
   float components[kMaxTallied], longest[kMaxTallied], shortest[kMaxTallied], sorted[kMaxTallied];  // of each group
   float all_longest = 0, left_out = 0, largest = kLeast;  // of all that aren't open
@@ -193,7 +193,7 @@ void prepare_tallies(
     const float rest = sum_lanes(squares);
     left_out = rest > left_out ? rest : left_out;
     Counted::start(*bias * inverse, sum_lanes(sums), own + r);
-    for (int64_t step = 0; step * kChannels < p.d; ++step) own[(Counted::kStarts + step) * kTileRows + r] = words[step];
+    for (int64_t step = 0; step * kChannels < p.d; ++step) own[(Counted::kStarts + step) * kGroupRows + r] = words[step];
   });
   const float least = Counted::longest(p.d) * unit;
   heads->bound = bound_of(p.d, all_longest > least * least ? all_longest : least * least, left_out);

@@ -93,7 +93,7 @@ void find_near(const NearestProblem& p, const Codebook& book, Span span, int64_t
 // and `low` are those of -|x - e|^2 / 2, which is t but for the vector's own |a|^2 / 2.
 template <class T>
 void search_directly(const NearestProblem& p, const Codebook& book, Span groups, int64_t count, const Scratch& s) {
-  const int64_t width = ceil_div(p.d, kLanes) * kLanes, last = min(groups.end * kTileRows, p.k);
+  const int64_t width = ceil_div(p.d, kLanes) * kLanes, last = min(groups.end * kGroupRows, p.k);
   State& state = *s.state;
   state.repeats = __atomic_load_n(&book.repeats, __ATOMIC_ACQUIRE), state.spare = count, state.lost = 0;
   for (int64_t n = 0; n < count; ++n) {
@@ -103,7 +103,7 @@ void search_directly(const NearestProblem& p, const Codebook& book, Span groups,
     for (int64_t i = p.d; i < width; ++i) to[i] = 0;
     s.list[n]->square = 0, s.list[n]->count = 0, s.low[n] = -__FLT_MAX__;
   }
-  for (int64_t first = groups.begin * kTileRows; first < last; first += kDirectCodes) {
+  for (int64_t first = groups.begin * kGroupRows; first < last; first += kDirectCodes) {
     const Span span{first, min(first + kDirectCodes, last)};
     int64_t n = 0;
     for (; n + 4 <= count; n += 4) find_near<4>(p, book, span, n, width, s);

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "nearest/scratch.h"
-#include "simd/tiles.h"
 
 namespace vqfast::VQFAST_ISA {
 namespace {
@@ -34,51 +33,53 @@ void add(const NearestProblem& p, const Codebook& book, const Scratch& s, int64_
   }
 }
 
-// The scores of a group of codes, (kTileRows, kV registers of columns), where there is room for them, and the highest
+// The scores of a group of codes, (kGroupRows, kV registers of columns), where there is room for them, and the highest
 // of each column, (kV registers). steps: words of a code.
 template <class Arithmetic, int kV>
 [[gnu::noinline]] void score(
     int64_t steps, const float* codes, const CodeGroup& group, const float* columns, const float* unit, float* scores,
     float* high) {
-  Sums<Arithmetic, kTileRows, kV> sums;
+  constexpr int kRows = kGroupRows > kTileRows ? kGroupRows / 2 : kGroupRows;  // as registers take
   Floats largest[kV];
+  for (int first = 0; first < kGroupRows; first += kRows) {
+    Sums<Arithmetic, kRows, kV> sums;
 #pragma GCC unroll 16
-  for (int r = 0; r < kTileRows; ++r)
+    for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 2
-    for (int v = 0; v < kV; ++v)
-      if constexpr (kIntegers<Arithmetic>)
-        sums.of[r][v] = Arithmetic::begin(group.start[r]);
-      else
-        sums.of[r][v] = group.bias[r] - Floats{};
-  for (int64_t step = 0; step < steps; step += kLanes)
-    sums.add(min(kLanes, steps - step), codes + step * kTileRows, kLanes, 1, columns + step * kV * kLanes);
+      for (int v = 0; v < kV; ++v)
+        if constexpr (kIntegers<Arithmetic>)
+          sums.of[r][v] = Arithmetic::begin(group.start[first + r]);
+        else
+          sums.of[r][v] = group.bias[first + r] - Floats{};
+    const float* rows = codes + first * kLanes;
+    for (int64_t step = 0; step < steps; step += kLanes)
+      sums.add(min(kLanes, steps - step), rows + step * kGroupRows, kLanes, 1, columns + step * kV * kLanes);
 #pragma GCC unroll 16
-  for (int r = 0; r < kTileRows; ++r)
+    for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 2
-    for (int v = 0; v < kV; ++v) {
-      if constexpr (kIntegers<Arithmetic>)
-        sums.of[r][v] = Arithmetic::value(sums.of[r][v]) * load(unit + v * kLanes) * group.unit[r] + group.bias[r];
-      if (scores) store(sums.of[r][v], scores + (r * kV + v) * kLanes);
-      largest[v] = r ? max(largest[v], sums.of[r][v]) : sums.of[r][v];
-    }
+      for (int v = 0; v < kV; ++v) {
+        Floats& score = sums.of[r][v];
+        const int row = first + r;
+        if constexpr (kIntegers<Arithmetic>)
+          score = Arithmetic::value(score) * load(unit + v * kLanes) * group.unit[row] + group.bias[row];
+        if (scores) store(score, scores + (row * kV + v) * kLanes);
+        largest[v] = row ? max(largest[v], score) : score;
+      }
+  }
 #pragma GCC unroll 2
   for (int v = 0; v < kV; ++v) store(largest[v], high + v * kLanes);
 }
 
 #if defined(__AMX_TILE__)
-// As `score`, of sums (kV, kTileRows) that are there.
+// The highest score of each column, (kV registers), whose products (kV, kGroupRows registers) are there.
 template <int kV>
-[[gnu::always_inline]] inline void finish_scores(
-    const Ints* sums, const CodeGroup& group, const float* unit, float* scores, float* high) {
+[[gnu::always_inline]] inline void find_high(const float* products, const CodeGroup& group, float* high) {
 #pragma GCC unroll 2
   for (int v = 0; v < kV; ++v) {
-    const Floats units = load(unit + v * kLanes);
-    Floats largest[2];  // of even and of odd rows, as each waits for the one before
+    Floats largest[2];  // of even and of odd rows: each waits for the one before
 #pragma GCC unroll 16
-    for (int r = 0; r < kTileRows; ++r) {
-      const Floats value = __builtin_convertvector(sums[v * kTileRows + r], Floats);
-      const Floats score = value * units * group.unit[r] + group.bias[r];
-      if (scores) store(score, scores + (r * kV + v) * kLanes);
+    for (int r = 0; r < kGroupRows; ++r, products += kLanes) {
+      const Floats score = load(products) + group.bias[r];
       largest[r % 2] = r < 2 ? score : max(largest[r % 2], score);
     }
     store(max(largest[0], largest[1]), high + v * kLanes);
@@ -110,49 +111,51 @@ struct Match {
   const NearestProblem& p;
   const Chunk& chunk;
   const Scratch& s;
-  const int64_t n, steps = ceil_div(p.d, Arithmetic::kPacking), size = group_size(p.d, Arithmetic::kPacking);
+  const int64_t n, steps = words_of<Arithmetic>(p.d), size = group_size(p.d, Arithmetic::kPacking);
 
   void score_group(int64_t g, float* scores, float* high) const {
-    const float* codes = chunk.codes + g * size;
+    const float *codes = chunk.codes + g * size, *columns = s.columns + n * steps;
 #if defined(__AMX_TILE__)
     if constexpr (kTiled<Arithmetic>) {
-      Ints sums[kV * kTileRows];
-      multiply<1, kV>(ceil_div(steps, kTileSteps), codes, size, s.columns + n * steps, sums);
-      return finish_scores<kV>(sums, chunk.groups[g], s.unit + n, scores, high);
-    }
+      multiply_groups<kGroupRows, kV>(steps / kTileSteps, codes, 0, columns, scores);
+      store_sums<kGroupRows, kV>(scores);
+    } else
 #endif
-    score<Arithmetic, kV>(steps, codes, chunk.groups[g], s.columns + n * steps, s.unit + n, scores, high);
+      score<Arithmetic, kV>(steps, codes, chunk.groups[g], columns, s.unit + n, scores, high);
   }
   // Scores all groups of the chunk.
   void score_all(CodePrefetch& next) const {
-    int64_t g = 0;
 #if defined(__AMX_TILE__)
     if constexpr (kTiled<Arithmetic>) {
-      // While tiles are multiplied, the sums of the two groups before are worked on.
-      constexpr int64_t kTwo = 2 * kV * kTileRows;
-      Ints sums[2 * kTwo];
-      const auto multiply_two = [&](int64_t g) {
-        multiply<2, kV>(ceil_div(steps, kTileSteps), chunk.codes + g * size, size, s.columns + n * steps,
-                        sums + g / 2 % 2 * kTwo);
-      };
-      const int64_t two = chunk.count / 2 * 2;
-      if (two) multiply_two(0);
-      for (; g < two; g += 2) {
+      // While two groups are multiplied, the products of those before are looked through.
+      float* before = s.scores;
+      for (int64_t g = 0; g < chunk.count + 2; g += 2) {
         next.advance(), next.advance();
-        if (g + 2 < two) multiply_two(g + 2);
-        for (int64_t own = g; own < g + 2; ++own)
-          finish_scores<kV>(sums + (g / 2 % 2 * 2 + own - g) * kV * kTileRows, chunk.groups[own], s.unit + n,
-                            scores_of(own), high_of(own));
+        if (g < chunk.count)
+          multiply_groups<kGroupRows, kV>(steps / kTileSteps, chunk.codes + g * size, g + 1 < chunk.count ? size : 0,
+                                          s.columns + n * steps, before);
+        else
+          store_sums<kGroupRows, kV>(before);
+        for (int64_t own = max(g - 2, int64_t(0)); own < min(g, chunk.count); ++own)
+          find_high<kV>(before + own % 2 * kScores, chunk.groups[own], high_of(own));
+        if (p.keep_scores) before = s.scores + g * kScores;
       }
+      return;
     }
 #endif
-    for (; g < chunk.count; ++g) {
+    for (int64_t g = 0; g < chunk.count; ++g) {
       next.advance();
       score_group(g, scores_of(g), high_of(g));
     }
   }
+  static constexpr int64_t kScores = kGroupRows * kV * kLanes;  // of a group
+  // The scores of row r in a register of columns. Tiles store products, each register's rows one after another.
+  Floats score_of(const float* scores, const CodeGroup& group, int r, int v) const {
+    if constexpr (kTiled<Arithmetic>) return load(scores + (v * kGroupRows + r) * kLanes) + group.bias[r];
+    return load(scores + (r * kV + v) * kLanes);
+  }
   float* high_of(int64_t g) const { return s.high + g * kV * kLanes; }
-  float* scores_of(int64_t g) const { return p.keep_scores ? s.scores + g * kTileRows * kV * kLanes : nullptr; }
+  float* scores_of(int64_t g) const { return p.keep_scores ? s.scores + g * kScores : nullptr; }
   // The scores of a group, computed again if they weren't kept.
   const float* kept(int64_t g) const {
     if (p.keep_scores) return scores_of(g);
@@ -184,10 +187,10 @@ void Match<Arithmetic, kV>::raise(CodePrefetch& next) const {
       float* high = high_of(g) + v * kLanes;
       Floats largest = load(high);
       if (group.mixed) {
-        const float* scores = kept(g) + v * kLanes;
+        const float* scores = kept(g);
         largest = Floats{} - __builtin_inff();
-        for (int r = 0; r < kTileRows; ++r) {
-          const Floats score = load(scores + r * kV * kLanes), error = error_of(group.own[r]);
+        for (int r = 0; r < kGroupRows; ++r) {
+          const Floats score = score_of(scores, group, r, v), error = error_of(group.own[r]);
           low = max(score - error, low);
           largest = max(score + error, largest);
         }
@@ -215,13 +218,13 @@ bool Match<Arithmetic, kV>::collect(const Codebook& book) const {
       const CodeGroup& group = chunk.groups[g];
       const float* scores = kept(g);
       // A bit for each code and column. Their number can't be foretold: one loop over them mispredicts once.
-      constexpr int kWords = ceil_div(kTileRows * kLanes, 64);
+      constexpr int kWords = ceil_div(kGroupRows * kLanes, 64);
       uint64_t found[kWords] = {};
       int left = 0;
       const auto look = [&](auto error) {
 #pragma GCC unroll 16
-        for (int r = 0; r < kTileRows; ++r) {
-          const uint64_t lanes = lanes_at_least(load(scores + (r * kV + v) * kLanes) + error(r), low);
+        for (int r = 0; r < kGroupRows; ++r) {
+          const uint64_t lanes = lanes_at_least(score_of(scores, group, r, v) + error(r), low);
           found[r * kLanes / 64] |= lanes << r * kLanes % 64;
           left += __builtin_popcountll(lanes);
         }
@@ -235,8 +238,8 @@ bool Match<Arithmetic, kV>::collect(const Codebook& book) const {
         found[word] &= found[word] - 1;
         const Bound& of = group.mixed ? group.own[r] : group.bound;
         const float own = s.length[lane + at] * of.of_length + (s.residual[lane + at] * of.of_residual + of.own);
-        const float high = scores[(r * kV + v) * kLanes + at] + own;
-        add(p, book, s, lane + at, {high, int32_t((chunk.first + g) * kTileRows + r)}, low[at]);
+        const float high = score_of(scores, group, r, v)[at] + own;
+        add(p, book, s, lane + at, {high, int32_t((chunk.first + g) * kGroupRows + r)}, low[at]);
       }
       if (s.state->repeats != chunk.repeats) return false;
       low = load(s.low + lane);  // a lost vector has NaN

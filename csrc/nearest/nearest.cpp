@@ -2,7 +2,7 @@
 //
 // |x - e|^2 is smallest where t = a.b - |b|^2 / 2 is largest, with a = s (x - p), b = s (e - p) for any pivot p and
 // scale s. With p in the middle of the codes an offset of the data cancels before it can do harm. The tile computes a
-// score in float32, which is t up to an error B, for a group of kTileRows codes. No t is above its score + B, and the
+// score in float32, which is t up to an error B, for a group of kGroupRows codes. No t is above its score + B, and the
 // largest t is no less than the largest score - B of all codes. Only codes whose score + B reaches that may be the
 // nearest: the candidates. Where a vector has several, they are compared by their distances in float64.
 //
@@ -41,7 +41,8 @@
 //
 // Where the CPU multiplies int8 and bfloat16, coarse passes come first, with the same certificate; that of short
 // vectors counts in integers (tally.h). With AVX2 it is one of int16, of which the CPU multiplies and adds as many as
-// 1.6 times the float32 numbers. With the roundings a^, b^ of a~, b~, and r, R for |a~ - a^| and the longest
+// 1.6 times the float32 numbers. Tiles begin with bfloat16: they take half as many as int8, but it leaves an eighth of
+// the error, and their looking through takes half as long. With the roundings a^, b^ of a~, b~, and r, R for |a~ - a^| and the longest
 // |b~ - b^| (both differences are exact in float32):
 //   |a~.b~ - a^.b^| <= |(a~ - a^).b^| + |a~.(b~ - b^)| <= r (E + R) + A R,
 // which is added to B. Vectors with too many candidates then take the next pass, and so does every vector of the next
@@ -65,21 +66,22 @@ namespace {
 void plan(NearestProblem& p, int64_t threads, bool share_codes) {
   constexpr int64_t kFew = 192;
   constexpr bool kInt8 = kMaxPacking == 4;  // else the narrowest integers are int16
+  constexpr bool kTiles = kGroupRows > kTileRows;  // bfloat16 is as fast as integers, or faster
   // Few vectors aren't worth the rounding of codes to integers. int8 leaves too many candidates of few channels.
-  const bool integers =
-      p.d >= (kInt8 ? 32 : 17) && p.d <= kMaxIntegerChannels && p.k >= 256 && p.vectors >= (kInt8 ? 32 : 64);
+  const bool integers = !kTiles && p.d >= (kInt8 ? 32 : 17) && p.d <= kMaxIntegerChannels && p.k >= 256 &&
+                        p.vectors >= (kInt8 ? 32 : 64);
   p.direct = p.vectors <= kDirectVectors && p.precision != Precision::f64 && !p.divided && p.d <= kMaxChannels;
   // Of one channel, too many codes lie within what integers tell apart.
   p.tallied = p.d > 1 && p.d <= kMaxTalliedChannels && p.vectors >= (kInt8 ? 48 : 192) && p.k >= 64;
   p.packing = integers || p.tallied ? kMaxPacking : clamp(kMaxPacking / 2, 1, p.d >= 8 ? 2 : 1);
   const int64_t extra_limit =
       p.extra_channels ? max(131072 / (p.extra_channels * kTileColumns), 1) * kTileColumns : 2048;
-  const int64_t limit = min(extra_limit, clamp((p.packing == 4 ? 524288 : 98304) / p.d, 256, 2048));
+  const int64_t limit = min(extra_limit, clamp((kTiles || p.packing == 4 ? 524288 : 98304) / p.d, 256, 2048));
   const int64_t share = ceil_div(p.vectors * p.num_books, threads);
   const int64_t tiles = ceil_div(p.vectors, kTileColumns);
   const bool few = share_codes && share < kFew;
-  p.groups = ceil_div(p.k, kTileRows);
-  p.chunk = clamp(24576 / (p.d * kTileRows), 1, min(128, p.groups));
+  p.groups = ceil_div(p.k, kGroupRows);
+  p.chunk = min(kTiles ? 12 : clamp(24576 / (p.d * kGroupRows), 1, 128), p.groups);  // tiles' scores stay in L1
   if (p.tallied) p.chunk = ceil_div(p.groups, ceil_div(p.groups, kMaxTallied));  // even ones
   p.tile = kTileColumns;
   p.blocks = ceil_div(p.vectors, few ? limit : min(limit, ceil_div(share, kTileColumns) * kTileColumns));
@@ -99,7 +101,7 @@ CodePrefetch prefetch_of(const NearestProblem& p, const Codebook& book, bool rea
   const auto at = [&](int64_t group) {
     if (ready)
       return reinterpret_cast<const char*>(numbers_of(p, book) + group * group_size(p.d, Arithmetic::kPacking));
-    return static_cast<const char*>(book.codes) + min(group * kTileRows, p.k) * p.d * int64_t(sizeof(C));
+    return static_cast<const char*>(book.codes) + min(group * kGroupRows, p.k) * p.d * int64_t(sizeof(C));
   };
   const char *begin = at(groups.begin), *end = at(groups.end);
   return {begin, end, ceil_div(end - begin, steps * 64) * 64};
@@ -120,8 +122,8 @@ Chunk chunk_of(const NearestProblem& p, const Codebook& book, bool ready, Span g
   } else {
     prepare<Arithmetic, C>(p, book, groups, s.codes, s.groups, s.code);
   }
-  for (int64_t k = groups.begin * kTileRows; repeats && k < min(groups.end * kTileRows, p.k); ++k)
-    if (repeats[k]) s.groups[k / kTileRows - groups.begin].bias[k % kTileRows] = -__builtin_inff();
+  for (int64_t k = groups.begin * kGroupRows; repeats && k < min(groups.end * kGroupRows, p.k); ++k)
+    if (repeats[k]) s.groups[k / kGroupRows - groups.begin].bias[k % kGroupRows] = -__builtin_inff();
   return chunk;
 }
 
@@ -139,10 +141,10 @@ Chunk chunk_of(const NearestProblem& p, const Codebook& book, bool ready, Span g
 template <class T, class Arithmetic>
 void pass(const NearestProblem& p, const Codebook& book, Span groups, int64_t count, bool scouts, const Scratch& s) {
   using C = typename Compute<T>::type;
-  const int64_t steps = kTallies<Arithmetic> ? p.d : ceil_div(p.d, Arithmetic::kPacking);
+  const int64_t steps = kTallies<Arithmetic> ? p.d : words_of<Arithmetic>(p.d);
   State& state = *s.state;
 #if defined(__AMX_TILE__)
-  [[maybe_unused]] std::conditional_t<kTiled<Arithmetic>, Tiles, char> tiles;
+  [[maybe_unused]] const std::conditional_t<kTiled<Arithmetic>, Tiles, int> tiles(kGroupRows);
 #endif
   state.repeats = __atomic_load_n(&book.repeats, __ATOMIC_ACQUIRE);
   state.spare = count < kManyVectors ? count : count / 64, state.lost = 0;
@@ -169,7 +171,7 @@ void pass(const NearestProblem& p, const Codebook& book, Span groups, int64_t co
     CodePrefetch nothing{};
     for (int64_t n = 0; n < count; n += kTileColumns)
       with_match(chunk, n, [&](const auto& match) { match.raise(nothing); });
-    state.counts.products += count * kTileRows * 4 / Arithmetic::kPacking;
+    state.counts.products += count * kGroupRows * 4 / Arithmetic::kPacking;
   }
   for (int64_t first = groups.begin; first < groups.end && !futile(); first += p.chunk) {
     const Span here{first, min(first + p.chunk, groups.end)}, later{here.end, min(here.end + p.chunk, groups.end)};
@@ -192,7 +194,7 @@ void pass(const NearestProblem& p, const Codebook& book, Span groups, int64_t co
           return match.collect(book);
       };
       while (!with_match(chunk, n, matched)) chunk = chunk_of<Arithmetic, C>(p, book, ready, here, s);
-      state.counts.products += min(kTileColumns, count - n) * chunk.count * kTileRows * 4 / Arithmetic::kPacking;
+      state.counts.products += min(kTileColumns, count - n) * chunk.count * kGroupRows * 4 / Arithmetic::kPacking;
     }
   }
   for (int64_t n = 0; n < count; ++n) {
@@ -215,7 +217,7 @@ void with_arithmetic(const NearestProblem& p, int64_t packing, F f) {
 #if defined(__AVX512BF16__)
   if (packing == 4 && p.tallied) return tallied_channels(p.d) == 4 ? f(Tally<4>{}) : f(Tally<2>{});
 #if defined(__AMX_TILE__)
-  if (packing == 4) return f(Int8Tiles{});
+  if (packing == 2) return f(Bf16Tiles{});
 #endif
   if (packing == 4) return f(Int8Quads{});
   if (packing == 2) return f(Bf16Pairs{});

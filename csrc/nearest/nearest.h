@@ -50,7 +50,7 @@ struct NearestProblem {
   int64_t packing;                // precision of the first pass
   bool tallied;                   // whether the first pass counts scores as integers (tally.h)
   bool keep_scores;               // whether all scores of a chunk are kept; else those of few groups are computed again
-  int64_t groups, chunk;          // groups of kTileRows codes, in all and in a chunk
+  int64_t groups, chunk;          // groups of kGroupRows codes, in all and in a chunk
   int64_t max_candidates;         // of a vector
   int64_t tile;                   // vectors of a tile
   int64_t blocks, max_block;      // blocks of the vectors of a codebook, and vectors of the largest

@@ -35,11 +35,11 @@ struct Scratch {
   float* columns;                  // (max_block / kTileColumns, ceil(D / packing), kTileColumns) words; or the vectors
   float *low, *length, *residual;  // (max_block); low is NaN where no candidates are wanted: no score reaches that
   float* unit;                     // (max_block)
-  int32_t* starts;                 // (chunk, kTileRows) and a register more: what tallies begin with
+  int32_t* starts;                 // (chunk, kGroupRows) and a register more: what tallies begin with
   uint32_t* noted;                 // columns * kNoted + groups of a chunk that are to be scored again
   float* codes;                    // (chunk, group_size), the numbers of a chunk that isn't prepared
   CodeGroup* groups;               // (chunk)
-  float* scores;                   // (chunk, kTileRows, kTileColumns), or of one group
+  float* scores;                   // (chunk, kGroupRows, kTileColumns), or of two groups
   float* high;                     // (chunk, kTileColumns), the largest score or tally of a group; then score + error
   float *fours, *limits;           // (chunk / 4, kTileColumns), (kTileColumns), see tally.h
   void* vector;                    // (D), one vector in the type of the codes
@@ -63,16 +63,16 @@ Scratch carve(const NearestProblem& p, char* begin, char*& at) {
   s.vectors = take<Vector>(at, p.max_block);
   s.list = take<Vector*>(at, p.max_block);
   s.candidates = take<Candidate>(at, p.max_block * p.max_candidates);
-  s.columns = take<float>(at, p.max_block * (p.d + (p.direct ? kLanes : 0)));
+  s.columns = take<float>(at, p.max_block * (most_words(p.d) + (p.direct ? kLanes : 0)));
   s.low = take<float>(at, p.max_block);
   s.length = take<float>(at, p.max_block);
   s.residual = take<float>(at, p.max_block);
   s.unit = take<float>(at, p.max_block);
-  s.starts = take<int32_t>(at, p.tallied ? p.chunk * kTileRows + kLanes : 0);
+  s.starts = take<int32_t>(at, p.tallied ? p.chunk * kGroupRows + kLanes : 0);
   s.noted = take<uint32_t>(at, p.tallied ? kManyNoted + (p.chunk + 1) * kTileColumns : 0);
   s.codes = take<float>(at, max(p.chunk * group_size(p.d, 1), p.tallied ? short_size(p.d, p.chunk) : 0));
   s.groups = take<CodeGroup>(at, p.chunk);
-  s.scores = take<float>(at, (p.keep_scores ? p.chunk : 1) * kTileRows * kTileColumns);
+  s.scores = take<float>(at, (p.keep_scores ? p.chunk + 1 : 2) * kGroupRows * kTileColumns);
   s.high = take<float>(at, (p.chunk + 3) * kTileColumns);
   s.fours = take<float>(at, p.tallied ? ceil_div(p.chunk, 4) * kTileColumns : 0);
   s.limits = take<float>(at, p.tallied ? kTileColumns : 0);

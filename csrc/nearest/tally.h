@@ -32,11 +32,11 @@ Chunk tallied_chunk(const NearestProblem& p, const Codebook& book, bool ready, S
   } else {
     prepare_tallies<C, kChannels>(p, book, groups, s.codes, exact, s.groups, s.code);
   }
-  for (int64_t k = groups.begin * kTileRows; repeats && k < min(groups.end * kTileRows, p.k); ++k)
+  for (int64_t k = groups.begin * kGroupRows; repeats && k < min(groups.end * kGroupRows, p.k); ++k)
     if (repeats[k]) {
-      const int64_t g = k / kTileRows - groups.begin;
-      leave_out<kChannels>(p.d, s.codes + g * tally, k % kTileRows);
-      exact[g * size + p.d * kLanes + k % kTileRows] = -__builtin_inff();
+      const int64_t g = k / kGroupRows - groups.begin;
+      leave_out<kChannels>(p.d, s.codes + g * tally, k % kGroupRows);
+      exact[g * size + p.d * kLanes + k % kGroupRows] = -__builtin_inff();
     }
   return chunk;
 }
@@ -48,7 +48,7 @@ struct Units {
   Floats of[kV], count[kV], error[kV];  // of each
 };
 
-// The highest tally of each group, high (count, kV registers of columns). starts: (count, kTileRows) integers that sums
+// The highest tally of each group, high (count, kV registers of columns). starts: (count, kGroupRows) integers that sums
 // begin with where units are even.
 #if defined(__AVX512BF16__)
 template <int kChannels, bool kEven, int kSteps, int kV>
@@ -56,7 +56,7 @@ template <int kChannels, bool kEven, int kSteps, int kV>
     const float* group, const int32_t* starts, int64_t count, const float* columns, const Units<kV>& units,
     float* high) {
   using Counted = Count<kChannels>;
-  constexpr int64_t kBegin = kTileRows * Counted::kStarts;
+  constexpr int64_t kBegin = kGroupRows * Counted::kStarts;
   Floats column[kSteps][kV], inverse[kV];
 #pragma GCC unroll 2
   for (int v = 0; v < kV; ++v) {
@@ -64,23 +64,23 @@ template <int kChannels, bool kEven, int kSteps, int kV>
 #pragma GCC unroll 4
     for (int step = 0; step < kSteps; ++step) column[step][v] = load(columns + (step * kV + v) * kLanes);
   }
-  for (int64_t g = 0; g < count; ++g, group += kBegin + kTileRows * kSteps, high += kV * kLanes) {
+  for (int64_t g = 0; g < count; ++g, group += kBegin + kGroupRows * kSteps, high += kV * kLanes) {
     Ints most[kV];
 #pragma GCC unroll 2
     for (int v = 0; v < kV; ++v) most[v] = Counted::kNone - Ints{};
 #pragma GCC unroll 16
-    for (int r = 0; r < kTileRows; ++r)
+    for (int r = 0; r < kGroupRows; ++r)
 #pragma GCC unroll 2
       for (int v = 0; v < kV; ++v) {
         const Floats bias = group[r] - Floats{};  // x - 0 is x: no addition
         Ints sum;
         if constexpr (kChannels == 4)
-          sum = (Ints)(bias * inverse[v] + (group[kTileRows + r] - Floats{}));
+          sum = (Ints)(bias * inverse[v] + (group[kGroupRows + r] - Floats{}));
         else
-          sum = kEven ? starts[g * kTileRows + r] - Ints{} : integers(bias * inverse[v]);
+          sum = kEven ? starts[g * kGroupRows + r] - Ints{} : integers(bias * inverse[v]);
 #pragma GCC unroll 4
         for (int step = 0; step < kSteps; ++step) {
-          const float code = group[kBegin + step * kTileRows + r];
+          const float code = group[kBegin + step * kGroupRows + r];
           if constexpr (kChannels == 4)
             sum = (Ints)Int8Quads::add((Floats)sum, code, column[step][v]);
           else
@@ -100,23 +100,23 @@ template <bool kEven, int kSteps, int kV>
     const Units<kV>& units, float* high) {
   Floats inverse[kV];
   for (int v = 0; v < kV; ++v) inverse[v] = 1 / units.of[v];
-  for (int64_t g = 0; g < count; ++g, group += kTileRows * (1 + steps), high += kV * kLanes) {
-    Sums<Int16Pairs, kTileRows, kV> sums;
+  for (int64_t g = 0; g < count; ++g, group += kGroupRows * (1 + steps), high += kV * kLanes) {
+    Sums<Int16Pairs, kGroupRows, kV> sums;
 #pragma GCC unroll 16
-    for (int r = 0; r < kTileRows; ++r)
+    for (int r = 0; r < kGroupRows; ++r)
 #pragma GCC unroll 2
       for (int v = 0; v < kV; ++v)
         sums.of[r][v] =
-            (Floats)(kEven ? starts[g * kTileRows + r] - Ints{} : integers((group[r] - Floats{}) * inverse[v]));
-    if constexpr (kSteps == 0) sums.add(steps, group + kTileRows, 1, kTileRows, columns);
+            (Floats)(kEven ? starts[g * kGroupRows + r] - Ints{} : integers((group[r] - Floats{}) * inverse[v]));
+    if constexpr (kSteps == 0) sums.add(steps, group + kGroupRows, 1, kGroupRows, columns);
 #pragma GCC unroll 4
     for (int step = 0; step < kSteps; ++step)
-      sums.step(sums.of, group + (1 + step) * kTileRows, 1, columns + step * kV * kLanes);
+      sums.step(sums.of, group + (1 + step) * kGroupRows, 1, columns + step * kV * kLanes);
 #pragma GCC unroll 2
     for (int v = 0; v < kV; ++v) {
       Ints most = (Ints)sums.of[0][v];
 #pragma GCC unroll 16
-      for (int r = 1; r < kTileRows; ++r) most = max(most, (Ints)sums.of[r][v]);
+      for (int r = 1; r < kGroupRows; ++r) most = max(most, (Ints)sums.of[r][v]);
       store(most, high + v * kLanes);
     }
   }
@@ -177,7 +177,7 @@ struct Match<Tally<kChannels>, kV> {
     if (units.even && s.state->started != units.of[0][0]) {
       const Floats inverse = 1 / units.of[0];
       for (int64_t g = 0; g < chunk.count; ++g)
-        store(integers(load(chunk.codes + g * tally_size(p.d)) * inverse), s.starts + g * kTileRows);
+        store(integers(load(chunk.codes + g * tally_size(p.d)) * inverse), s.starts + g * kGroupRows);
       s.state->started = units.of[0][0];
     }
     count(words, units);
@@ -320,7 +320,7 @@ struct Match<Tally<kChannels>, kV> {
       num_left += highest[i] + errors[i] >= s.low[columns[i]];
     }
     for (int64_t l = 0; l < num_left; ++l) {
-      const int64_t i = left[l], at = columns[i], first = (chunk.first + groups[i]) * kTileRows;
+      const int64_t i = left[l], at = columns[i], first = (chunk.first + groups[i]) * kGroupRows;
       const Floats high = load(scores + i * kLanes) + errors[i];
       for (uint32_t found = lanes_at_least(high, s.low[at] - Floats{}); found; found &= found - 1) {
         const int r = __builtin_ctz(found);

@@ -226,6 +226,10 @@ void pack_vectors(const NearestProblem& p, const Codebook& book, Vector** vector
         pair_up(single, width, d, packed + first / 2 * width, residual);
       if constexpr (Arithmetic::kPacking == 1) memcpy(packed + first * width, single, sizeof(float) * d * width);
     }
+    if constexpr (kTiled<Arithmetic>) {
+      const int64_t words = ceil_div(p.d, Arithmetic::kPacking);
+      memset(packed + words * width, 0, sizeof(float) * size_t((words_of<Arithmetic>(p.d) - words) * width));
+    }
     if constexpr (kTallies<Arithmetic>) memcpy(packed, single, sizeof(float) * size_t(p.d) * size_t(width));
     if constexpr (kIntegers<Arithmetic>) {
       for (int r = 0; r < width; ++r) unit[r] = unit_of(unit[r], Arithmetic::most(p.d));

@@ -204,7 +204,7 @@ struct StepJob {
     if constexpr (kG > 1) _tile_loadd(2, first, start.stride * sizeof(T));
     if constexpr (kG > 1) _tile_loadd(3, first + kLanes, start.stride * sizeof(T));
     for (const Segment* segment = segments; segment < segments + num_segments; ++segment)
-      add_products<Bf16Tiles, kG, kTileRegisters>(
+      add_products<kG, kTileRegisters>(
           ceil_div(segment->depth, kTileSteps), segment->rows + m * segment->stride, segment->stride,
           second * segment->stride, kTileSteps, matrix + segment->matrix * kColumns);
     _tile_stored(0, tile[0], sizeof tile[0]);

@@ -1,8 +1,9 @@
 // The CPU's tiles (AMX): registers of up to 16 rows of 64 bytes, and products of whole ones.
 //
-// A product adds the rows of one tile times the columns of another to a third one. Rows hold kTileRows rows of 16 words;
-// columns hold 16 steps of kLanes words, as `Sums` wants its columns; a word has kPacking numbers. It takes as many
-// cycles as there are rows: a hundredth of a cycle a product of int8, twice that of bfloat16.
+// A product adds the rows of one tile times the columns of another to a third one. Rows hold rows of 16 words; columns
+// hold 16 steps of kLanes words, as `Sums` wants its columns; a word has two numbers of bfloat16. It takes as many cycles
+// as there are rows, with its loads 16: that is 512 products of two numbers in a cycle, where registers take 32 of
+// float32. Storing a tile takes as long. Vector instructions run beside both.
 #pragma once
 
 #include "simd/tile.h"
@@ -45,17 +46,10 @@ class Tiles {
     if (count == rows) return;
     rows = count;
     Shapes own{1, 0, {}, {}, {}};
-    for (int tile = 0; tile < 8; ++tile) own.bytes[tile] = 64, own.rows[tile] = tile < 6 ? rows : kTileSteps;
+    for (int tile = 0; tile < 8; ++tile) own.bytes[tile] = 64, own.rows[tile] = uint8_t(tile < 6 ? rows : kTileSteps);
     load(own);
   }
 };
-
-// int8 times int8, by tiles. Rows and columns are those of Int8Quads without its offset.
-struct Int8Tiles : Int8Quads {
-  static constexpr int kOffset = 0;
-};
-template <>
-constexpr bool kTiled<Int8Tiles> = true;
 
 // Pairs of bfloat16 numbers by tiles; as Bf16Pairs where there are few rows. Products of the first numbers and of the
 // second ones are summed apart.
@@ -65,44 +59,67 @@ constexpr bool kTiled<Bf16Tiles> = true;
 
 // Adds the products of kG groups of rows with columns (blocks, kTileSteps, kV, kLanes) to tiles 0 to 3, of which group
 // g has 2 g and 2 g + 1. In words: rows are `apart` from each other, groups `group`, and blocks of a row `step`.
-template <class Arithmetic, int kG, int kV>
+// begin(tile) is called before the first product of each tile.
+template <int kG, int kV, class Begin>
 [[gnu::always_inline]] inline void add_products(
-    int64_t blocks, const float* rows, int64_t apart, int64_t group, int64_t step, const float* columns) {
+    int64_t blocks, const float* rows, int64_t apart, int64_t group, int64_t step, const float* columns, Begin begin) {
   static_assert(kG <= 2 && kV <= 2);
-#define VQFAST_PRODUCT(sum, row, column)                                           \
-  if constexpr (kIntegers<Arithmetic>) _tile_dpbssd(sum, row, column);             \
-  else _tile_dpbf16ps(sum, row, column)
-  for (; blocks > 0; --blocks, rows += step, columns += kTileSteps * kV * kLanes) {
+  const auto first = [&](bool is, auto tile) {
+    if (is) begin(tile);
+  };
+  for (int64_t block = 0; block < blocks; ++block, rows += step, columns += kTileSteps * kV * kLanes) {
     _tile_loadd(4, rows, 4 * apart);
     _tile_loadd(6, columns, 64 * kV);
-    VQFAST_PRODUCT(0, 4, 6);
+    first(!block, std::integral_constant<int, 0>{});
+    _tile_dpbf16ps(0, 4, 6);
     if constexpr (kV > 1) {
       _tile_loadd(7, columns + kLanes, 64 * kV);
-      VQFAST_PRODUCT(1, 4, 7);
+      first(!block, std::integral_constant<int, 1>{});
+      _tile_dpbf16ps(1, 4, 7);
     }
     if constexpr (kG > 1) {
       _tile_loadd(5, rows + group, 4 * apart);
-      VQFAST_PRODUCT(2, 5, 6);
-      if constexpr (kV > 1) VQFAST_PRODUCT(3, 5, 7);
+      first(!block, std::integral_constant<int, 2>{});
+      _tile_dpbf16ps(2, 5, 6);
+      if constexpr (kV > 1) {
+        first(!block, std::integral_constant<int, 3>{});
+        _tile_dpbf16ps(3, 5, 7);
+      }
     }
   }
-#undef VQFAST_PRODUCT
+}
+template <int kG, int kV>
+[[gnu::always_inline]] inline void add_products(
+    int64_t blocks, const float* rows, int64_t apart, int64_t group, int64_t step, const float* columns) {
+  add_products<kG, kV>(blocks, rows, apart, group, step, columns, [](auto) {});
 }
 
-// The products of kG groups of rows, (groups, blocks, kTileRows, 16) words each, with columns (blocks, kTileSteps, kV, kLanes):
-// sums (kG, kV, kTileRows) registers. `size`: words of a group.
-template <int kG, int kV>
-void multiply(int64_t blocks, const float* rows, int64_t size, const float* columns, Ints* sums) {
-  asm volatile("" ::: "memory");  // else the compiler may write rows and columns after tiles are loaded
-  _tile_zero(0);
-  if constexpr (kV > 1) _tile_zero(1);
-  if constexpr (kG > 1) _tile_zero(2);
-  if constexpr (kG > 1 && kV > 1) _tile_zero(3);
-  add_products<Int8Tiles, kG, kV>(blocks, rows, kLanes, size, kTileRows * kLanes, columns);
-  _tile_stored(0, sums, 64);
-  if constexpr (kV > 1) _tile_stored(1, sums + kTileRows, 64);
-  if constexpr (kG > 1) _tile_stored(2, sums + kV * kTileRows, 64);
-  if constexpr (kG > 1 && kV > 1) _tile_stored(3, sums + 3 * kTileRows, 64);
+template <int kTile>
+[[gnu::always_inline]] inline void store_tile(float* to) {
+  asm volatile("tilestored %%tmm%c0, (%1,%2,1)" ::"i"(kTile), "r"(to), "r"(int64_t{64}) : "memory");
+}
+
+// The products of two groups of kRows rows, (blocks, kRows, 16) words each and `group` words apart, with kV registers of
+// columns, (blocks, kTileSteps, kV, kLanes). Their sums stay in tiles; those of the call before are stored where `sums`
+// says, (2, kV, kRows, kLanes), each just before its tile is needed: so the CPU stores and multiplies at once. A sum is
+// ready after 52 cycles, in which three others are begun.
+template <int kRows, int kV>
+[[gnu::always_inline]] inline void multiply_groups(
+    int64_t blocks, const float* rows, int64_t group, const float* columns, float* sums) {
+  asm volatile("" ::: "memory");  // else the compiler may write what is loaded after it is
+  add_products<2, kV>(blocks, rows, kLanes, group, kRows * kLanes, columns, [&](auto tile) {
+    constexpr int kTile = tile;
+    store_tile<kTile>(sums + (kTile / 2 * kV + kTile % 2) * kRows * kLanes);
+    asm volatile("tilezero %%tmm%c0" ::"i"(kTile));
+  });
+}
+// Stores the sums of the last call.
+template <int kRows, int kV>
+[[gnu::always_inline]] inline void store_sums(float* sums) {
+  store_tile<0>(sums);
+  if constexpr (kV > 1) store_tile<1>(sums + kRows * kLanes);
+  store_tile<2>(sums + kV * kRows * kLanes);
+  if constexpr (kV > 1) store_tile<3>(sums + 3 * kRows * kLanes);
 }
 #endif
 
