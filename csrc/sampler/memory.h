@@ -82,7 +82,7 @@ struct Memory {
   using Factor = typename Factoring<Arithmetic>::Number;  // of a value
   static constexpr int kPacking = Factoring<Arithmetic>::kPacking;
   static constexpr bool kRounds = kPacking > 1;
-  static constexpr int kDepth = kTiled<Arithmetic> ? kTileSteps : 1;  // `rows_of` are a multiple of it
+  static constexpr int kUnit = kTiled<Arithmetic> ? kTileSteps * kPacking : kPacking;  // channels multiplied at a time
   static constexpr int kLanes = Sums<Arithmetic>::kLanes, kColumns = Sums<Arithmetic>::kColumns;
   static constexpr int kPositions = 4 * kLanes;  // whose scores an attention computes at a time
 
@@ -141,10 +141,8 @@ struct Memory {
   int64_t map_bytes() const {  // of a block of the conditioning map, for each row that is drawn
     return room(s.rows_at_once() * s.block * max_samples() * ceil_div(s.condition_channels, kColumns) * kColumns);
   }
-  // Numbers, or pairs, of so many channels.
-  static int64_t depth_of(int64_t channels) { return ceil_div(channels, kPacking); }
-  // Rows of a packed matrix for so many channels.
-  static int64_t rows_of(int64_t channels) { return ceil_div(depth_of(channels), kDepth) * kDepth; }
+  // Numbers, or pairs, of so many channels, padded.
+  static int64_t depth_of(int64_t channels) { return ceil_div(channels, kUnit) * kUnit / kPacking; }
   // Whether a term reads the value of step i, to multiply it by a matrix or to add it as it is.
   bool is_read(int64_t i, bool multiplied) const {
     for (int64_t n = 0; n < s.num_steps; ++n)
@@ -217,13 +215,13 @@ struct Memory {
       m.channels = channels_of(step);
       m.tiles = paired ? ceil_div(m.channels, kLanes) : ceil_div(step.width, kColumns);
       m.columns = m.tiles * kColumns;
-      m.stride = paired ? ceil_div(m.tiles * kLanes, kDepth * kPacking) * kDepth * kPacking : m.columns;
+      m.stride = paired ? ceil_div(m.tiles * kLanes, kUnit) * kUnit : m.columns;
       int64_t tables = 0, early = 0, count = 0;
       for_taps(step, [&](const Term& term, const Tap& tap, int64_t) {
         ++count;
         early |= tap.early;
         if (is_codes(term.source)) ++tables;
-        else if (term.weight >= 0) m.depth[tap.early] += rows_of(term.channels);
+        else if (term.weight >= 0) m.depth[tap.early] += depth_of(term.channels);
       });
       for (int e = 0; e < 2; ++e) m.matrix[e] = take(shared, padded(m.depth[e] * m.columns * weight_bytes));
       m.tables = take(shared, room(tables * (s.num_embeddings + 1) * m.columns));
@@ -331,10 +329,10 @@ struct Memory {
       } else {
         constexpr int64_t kRow = kColumns * kPacking;
         Packed* to = shared<Packed>(m.matrix[tap.early]) + row[tap.early] * kRow;
-        for (int64_t c = 0; c < rows_of(inputs) * kPacking; ++c)
+        for (int64_t c = 0; c < depth_of(inputs) * kPacking; ++c)
           spread(step, m, c < inputs ? from + c * step.width : nullptr, to + c / kPacking * kRow + c % kPacking,
                  m.depth[tap.early] * kRow, kPacking);
-        row[tap.early] += rows_of(inputs);
+        row[tap.early] += depth_of(inputs);
       }
     });
     for (int64_t t = 0; t < s.teams; ++t) {

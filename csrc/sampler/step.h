@@ -17,7 +17,6 @@ struct StepJob {
   using Segment = typename Memory::Segment;
   static constexpr int kLanes = Memory::kLanes, kColumns = Memory::kColumns;
   static constexpr bool kTiled = VQFAST_ISA::kTiled<typename Memory::Sum>;
-  static constexpr int kFewRows = kTiled ? 3 : kTileRows;  // more are multiplied by the CPU's tiles
 #if defined(__AMX_TILE__)
   using Shapes = std::conditional_t<kTiled, Tiles, char>;
 #else
@@ -75,18 +74,18 @@ struct StepJob {
       if (is_codes(term.source) || term.weight < 0) return void(adds = true);
       if (finds(term, tap)) segments[num_segments++] = num_runs == 1 ? read(*runs, term, tap, matrix)
                                                                      : gather(term, tap, matrix, to);
-      matrix += Memory::rows_of(term.channels);
+      matrix += Memory::depth_of(term.channels);
     });
   }
 
   // What a tap reads of all runs, copied to `to`, so that rows are at the same distance from each other.
   Segment gather(const Term& term, const Tap& tap, int64_t matrix, typename Memory::Sum::Element*& to) const {
-    const int64_t size = Memory::rows_of(term.channels);
-    const Segment all{to, size, Memory::depth_of(term.channels), matrix};
+    const int64_t depth = Memory::depth_of(term.channels);
+    const Segment all{to, depth, depth, matrix};
     for (const Run* run = runs; run < runs + num_runs; ++run) {
       const Segment own = read(*run, term, tap, matrix);
-      for (int64_t m = 0; m < run->columns * team.batch; ++m, to += size)
-        memcpy((void*)to, (const void*)(own.rows + m * own.stride), size * sizeof *to);
+      for (int64_t m = 0; m < run->columns * team.batch; ++m, to += depth)
+        memcpy((void*)to, (const void*)(own.rows + m * own.stride), depth * sizeof *to);
     }
     return all;
   }
@@ -205,7 +204,7 @@ struct StepJob {
     if constexpr (kG > 1) _tile_loadd(3, first + kLanes, start.stride * sizeof(T));
     for (const Segment* segment = segments; segment < segments + num_segments; ++segment)
       add_products<kG, kTileRegisters>(
-          ceil_div(segment->depth, kTileSteps), segment->rows + m * segment->stride, segment->stride,
+          segment->depth / kTileSteps, segment->rows + m * segment->stride, segment->stride,
           second * segment->stride, kTileSteps, matrix + segment->matrix * kColumns);
     _tile_stored(0, tile[0], sizeof tile[0]);
     _tile_stored(1, tile[0] + kLanes, sizeof tile[0]);
@@ -213,23 +212,22 @@ struct StepJob {
     if constexpr (kG > 1) _tile_stored(3, tile[second] + kLanes, sizeof tile[0]);
   }
 #endif
-  // `multiply` for 1 to kFewRows rows.
   using Multiply = void (StepJob::*)(int64_t j, int64_t m, Rows start, Tile& tile) const;
   template <class Weight, int... kI>
   static const Multiply* multiply_all(std::integer_sequence<int, kI...>) {
     static constexpr Multiply kOf[] = {&StepJob::template multiply<Weight, kI + 1>...};
     return kOf;
   }
-  // `multiply` for any rows of a part.
+  // As above, of any rows of a part.
   void multiply(int64_t rows, int64_t j, int64_t m, Rows start, Tile& tile) const {
 #if defined(__AMX_TILE__)
     if constexpr (kTiled)
-      if (rows > kFewRows) return second ? multiply_tiles<2>(j, m, start, tile) : multiply_tiles<1>(j, m, start, tile);
+      second ? multiply_tiles<2>(j, m, start, tile) : multiply_tiles<1>(j, m, start, tile);
+    else
 #endif
-    const Multiply* all = team.all.with_weight([](auto weight) {
-      return multiply_all<decltype(weight)>(std::make_integer_sequence<int, kFewRows>{});
-    });
-    (this->*all[rows - 1])(j, m, start, tile);
+      (this->*team.all.with_weight([](auto weight) {
+        return multiply_all<decltype(weight)>(std::make_integer_sequence<int, kTileRows>{});
+      })[rows - 1])(j, m, start, tile);
   }
 
   // Activates the sums and writes the values; sums over early taps that late ones follow are kept as they are.

@@ -57,18 +57,18 @@ struct Worker {
     if (tiles.end >= threads) tiles = part_of(tiles.end, threads, me);
     else rows = part_of(rows.end, threads, me);
     const int64_t count = count_of(rows);
-    const bool tiled = Job::kTiled && count > Job::kFewRows;
+    constexpr bool kTiled = Job::kTiled;
     // The CPU's tiles take one or two groups of rows at a time. They want all groups of one size, so that some rows may
     // be in two.
-    const int64_t groups = tiled && count > kTileSteps ? 2 : 1;
-    const int64_t parts = ceil_div(count, tiled ? groups * kTileSteps : kTileRows);
+    const int64_t groups = kTiled && count > kTileSteps ? 2 : 1;
+    const int64_t parts = ceil_div(count, kTiled ? groups * kTileSteps : kTileRows);
     const auto part = [&](int64_t n) {
-      if (!tiled) return part_of(count, parts, n);
+      if (!kTiled) return part_of(count, parts, n);
       const int64_t begin = min(n * job.together, count - job.together);
       return Span{begin, begin + job.together};
     };
-    if constexpr (Job::kTiled)
-      if (tiled) {
+    if constexpr (kTiled)
+      if (count) {
         const int64_t size = ceil_div(count, groups * parts);
         shapes.have(size);
         job.together = min(groups * size, count), job.second = job.together - size;

@@ -51,8 +51,7 @@ class Tiles {
   }
 };
 
-// Pairs of bfloat16 numbers by tiles; as Bf16Pairs where there are few rows. Products of the first numbers and of the
-// second ones are summed apart.
+// Pairs of bfloat16 numbers by tiles. Products of the first numbers and of the second ones are summed apart.
 struct Bf16Tiles : Bf16Pairs {};
 template <>
 constexpr bool kTiled<Bf16Tiles> = true;
