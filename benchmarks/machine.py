@@ -124,7 +124,7 @@ def name() -> str:
     threads = torch.get_num_threads()
     model = f"{threads} core{'s' * (threads > 1)}, {found.group(1) if found else platform.processor()}"
     used = library.instruction_set()
-    return model if used is None or used.startswith("avx512") else f"{model}, {used}"
+    return model if used in (None, "amx") or used.startswith("avx512") else f"{model}, {used}"
 
 
 def conditions() -> dict[str, object]:
