@@ -1,4 +1,5 @@
 import os
+import shlex
 import signal
 from collections.abc import Iterator
 
@@ -7,7 +8,8 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from tests.interpreter import quicken
-from vqfast.ops import registry
+from tests.ops.keep import keeping
+from vqfast.ops import build, registry
 
 settings.register_profile(
     "vqfast",
@@ -39,6 +41,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_xdist_auto_num_workers() -> int:
     """What ``-n auto`` means: more processes than this would only import PyTorch once more each."""
     return min(os.cpu_count() or 1, 8)
+
+
+@pytest.fixture(scope="session")
+def keeper(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """``CXX`` of a compiler that keeps its objects for all tests of this run, of all its processes."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    try:
+        return shlex.join(keeping(folder / "objects", build.find_compiler()))
+    except RuntimeError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -81,12 +81,12 @@ def test_an_interruption_waits_for_an_import(
         import imported_late
 
         assert imported_late.whole == 1
-        time.sleep(5)
+        time.sleep(60)
         raise AssertionError("the interruption got lost")
 
     monkeypatch.setattr("vqfast.cli.commands.info", command)
     began = time.monotonic()
-    assert run("info") == 130 and time.monotonic() - began < 4
+    assert run("info") == 130 and time.monotonic() - began < 50
     assert capsys.readouterr().err == INTERRUPTED
 
 
@@ -115,7 +115,7 @@ def test_ctrl_c(here: Path) -> None:
             time.sleep(0.02)
         time.sleep(0.5)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=300)
     # a shell calls both 130; which one depends on what Python was at (an exec of a string remembers)
     assert process.returncode in (130, -signal.SIGINT)
     # a fast machine has come to its first estimate, a slow one hasn't
@@ -155,12 +155,12 @@ def test_ctrl_c_loses_no_step(
 @pytest.mark.slow
 def test_status_and_streams_of_a_process(here: Path) -> None:
     with started(*TRAIN.split(), "new", "--lr", "0", cwd=here) as process:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
     assert (process.returncode, out) == (2, "")
     assert without_data(err) == "vqfast: error: lr is 0.0; want a finite number, above 0\n"
     with started("info", cwd=here) as process:
         process.stdout.close()  # as `head` does when it has seen enough
-        assert process.wait(60) == 1 and process.stderr.read() == ""
+        assert process.wait(300) == 1 and process.stderr.read() == ""
 
 
 @pytest.mark.slow
@@ -170,7 +170,7 @@ def test_folders_of_any_name(here: Path, encoding: str) -> None:
     name = os.fsdecode(b"r\xff") if encoding == "utf-8" else "é"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": encoding}
     command = [*VQFAST, *TRAIN.split(), name]
-    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, timeout=60)
+    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, timeout=300)
     shown = name.encode(encoding, "backslashreplace")
     assert (done.returncode, without_data(done.stderr.decode())) == (0, "")
     assert done.stdout == b"trained %s/vqvae.safetensors; see %s/report.html\n" % (shown, shown)

@@ -38,7 +38,7 @@ for path in sys.argv[1:]:
 
 def loaded(*paths: Path) -> list[str]:
     """What loading each takes and says."""
-    done = subprocess.run([sys.executable, "-c", LOAD, *paths], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", LOAD, *paths], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 

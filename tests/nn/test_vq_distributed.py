@@ -29,7 +29,7 @@ def states(tmp_path_factory) -> list[dict]:
     ]
     try:
         for process in processes:
-            _, errors = process.communicate(timeout=200)
+            _, errors = process.communicate(timeout=300)
             assert process.returncode == 0, errors.decode()
     finally:
         for process in processes:

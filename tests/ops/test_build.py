@@ -88,7 +88,8 @@ def test_a_link_to_a_compiler_is_called_by_its_own_name(tmp_path: Path, monkeypa
         ("flags\t\t: fpu sse2 avx2 fma avx512f", ["portable", "avx2"]),
         ("flags\t\t: fpu avx2", ["portable"]),
         (
-            "flags : avx2 fma avx512f avx512bw avx512dq avx512vl avx512_bf16 avx512_vnni",
+            "flags : avx2 fma avx512f avx512bw avx512dq avx512vl avx512_bf16 avx512_vnni"
+            " amx_tile amx_int8 amx_bf16",
             list(build.INSTRUCTION_SETS),
         ),
         ("Features : asimd", ["portable", "neon"]),
@@ -97,6 +98,7 @@ def test_a_link_to_a_compiler_is_called_by_its_own_name(tmp_path: Path, monkeypa
 )
 def test_instruction_sets_of_this_cpu(tmp_path: Path, monkeypatch, flags: str | None, own: list[str]) -> None:
     monkeypatch.setattr(build, "CPU", tmp_path / "cpuinfo")
+    monkeypatch.setattr(build, "_may_use_tiles", lambda: True)
     if flags:
         build.CPU.write_text(f"processor\t: 0\n{flags}\n")
     assert build.own_instruction_sets() == [name for name in own if name in build.INSTRUCTION_SETS]

@@ -173,14 +173,14 @@ print(wrong)
 
 
 @pytest.mark.parametrize("instruction_set", build.INSTRUCTION_SETS)
-def test_every_instruction_set_is_exact(tmp_path: Path, instruction_set: str) -> None:
+def test_every_instruction_set_is_exact(tmp_path: Path, keeper: str, instruction_set: str) -> None:
     """It is asked for, and so compiled and run."""
     if (reason := library.unavailable()) is not None:
         pytest.skip(reason)
     if instruction_set not in build.own_instruction_sets():
         pytest.skip(f"this CPU has no {instruction_set}")
     code = f"{HARD}print(library.instruction_set())"
-    asked = {"VQFAST_BACKEND": "native", "VQFAST_ISA": instruction_set}
+    asked = {"VQFAST_BACKEND": "native", "VQFAST_ISA": instruction_set, "CXX": keeper}
     assert finish(start(code, tmp_path, (instruction_set,), **asked)) == f"0\n{instruction_set}\n"
 
 

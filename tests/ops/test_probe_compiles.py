@@ -111,7 +111,7 @@ def test_both_kernels_of_a_search_are_compiled_at_once(asked, monkeypatch) -> No
     def hook(*, fn: Any, **_: Any) -> bool:
         if fn.name not in begun:
             begun.add(fn.name)
-            both.wait(timeout=60)
+            both.wait(timeout=300)
         return True
 
     monkeypatch.setattr(knobs.runtime, "jit_cache_hook", hook)

@@ -45,7 +45,7 @@ def test_a_rank_that_is_late_and_one_that_has_stopped() -> None:
         for rank in "01"
     )
     try:
-        out, err = first.communicate(timeout=90)
+        out, err = first.communicate(timeout=300)
     finally:
         second.send_signal(signal.SIGKILL)
         second.communicate()

@@ -22,12 +22,14 @@ def check(command: list[str]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.first
 def test_mypy():
     pytest.importorskip("mypy", reason="mypy is not installed")
     check([sys.executable, "-m", "mypy", "--strict", "vqfast", "benchmarks", str(USER)])
 
 
 @pytest.mark.slow
+@pytest.mark.first
 def test_pyright():
     pytest.importorskip("pyright", reason="pyright is not installed")
     check([sys.executable, "-m", "pyright", "--pythonpath", sys.executable, "vqfast", str(USER)])

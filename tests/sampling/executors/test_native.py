@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -176,6 +177,7 @@ prior.sample(1, (10_000_000,), method="native")
 
 @pytest.mark.slow
 def test_control_c_stops_it_within_a_second() -> None:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     process = subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED],
         stdout=subprocess.PIPE,
@@ -187,10 +189,10 @@ def test_control_c_stops_it_within_a_second() -> None:
     time.sleep(1)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    began = time.monotonic()
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=300)
     assert error.rstrip().endswith("KeyboardInterrupt")
-    assert time.monotonic() - began < 5  # on a busy machine, most of it for the interpreter to end
+    # of the CPU, most of it to import PyTorch: a busy machine's clock says nothing
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - used < 10
 
 
 @pytest.fixture
