@@ -9,6 +9,8 @@ from torch import Tensor
 
 from tests.ops.convolutions import DTYPES, LAYOUTS, TOLERANCE, arguments, truth
 from vqfast.functional import gate, masked_conv2d
+from vqfast.ops import library
+from vqfast.ops.masked_conv import native
 
 OP = "masked_conv"
 
@@ -179,3 +181,27 @@ def test_autocast_leaves_float64_alone_as_conv2d_does(backend) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert F.conv2d(*tensors).dtype == torch.float64
         assert masked_conv2d(*tensors, mask_type="B").dtype == torch.float64
+
+
+@pytest.mark.parametrize("extra", EXTRA)
+@pytest.mark.parametrize("activation", ACTIVATE)
+def test_where_the_cpu_has_tiles_bfloat16_is_pytorchs(monkeypatch, activation: str, extra: str) -> None:
+    """The whole convolution, in place of the native one."""
+    monkeypatch.setattr(native, "_LARGE", 1)
+    monkeypatch.setattr(library, "instruction_set", lambda: "amx")
+    tensors = fused(activation, extra, True, torch.bfloat16)
+    inputs = [None if t is None else t.detach().requires_grad_() for t in tensors]
+    doubles = [None if t is None else t.detach().double().requires_grad_() for t in tensors]
+    x, weight, bias, *added = inputs
+    assert x is not None and weight is not None
+    out, sums = native.masked_conv2d(x, weight, bias, *added, 5, [1, 1], [1, 1], activation)
+    wanted = unfused(doubles, activation)
+    torch.testing.assert_close(out.double(), wanted, rtol=2e-2, atol=2e-2 * wanted.abs().max().item())
+    assert len(sums.shape) == (4 if activation == "gate" or activation == "relu" else 1)
+    grad = torch.randn(2, 10, 5, 7)
+    got = native.masked_conv2d_backward(grad.bfloat16(), x.detach(), weight.detach(), 5, [1, 1], [1, 1])
+    assert doubles[0] is not None and doubles[1] is not None and doubles[2] is not None
+    truth(*doubles[:3], 3, "B", "full", 1).backward(grad.bfloat16().double())
+    for found, tensor in zip(got, doubles, strict=False):
+        true = tensor.grad
+        torch.testing.assert_close(found.double(), true, rtol=2e-2, atol=2e-2 * true.abs().max().item())
