@@ -22,7 +22,10 @@ struct StepJob {
 #else
   using Shapes = char;
 #endif
-  using Tile = T[kTiled ? 2 * kTileSteps : kTileRows][kColumns];
+  static constexpr int kMostRows = kTiled ? 2 * kTileSteps : kTileRows;  // of a part
+  static constexpr int kParts = 96 / kMostRows;       // that are computed side by side: their values stay in L2
+  static constexpr int64_t kNearBytes = 16384;        // of weights that stay in L1
+  using Tile = T[kMostRows][kColumns];
   struct Rows {  // kColumns numbers each, `stride` apart
     const T* first;
     int64_t stride;
@@ -169,23 +172,68 @@ struct StepJob {
     });
   }
 
-  // Adds the products for kR rows from row m on of tile j to what these start with; there is a segment. A function of
-  // its own, so that all registers are free for it.
+  // Computes tile j of the rows in `parts`, which have a place each in `sums`: segments whose weights fit the first cache
+  // for all parts, and then the next ones.
+  void compute(int64_t j, const Span* parts, int64_t num_parts, Tile* sums) const {
+    const Segment *begin = segments, *const all = segments + num_segments;
+    do {
+      const Segment* end = num_parts > 1 ? near(begin) : all;
+      for (int64_t n = 0; n < num_parts; ++n) {
+        const int64_t m = parts[n].begin, count = count_of(parts[n]);
+        Rows rows{sums[n][0], kColumns};
+        if (begin == segments) {
+          const bool last = n + 1 == num_parts;
+          const Span& next = parts[last ? 0 : n + 1];
+          rows = start(j, m, count, sums[n]);
+          ask_for(j + last, next.begin, count_of(next));
+        }
+        if (begin < end) multiply(count, {begin, end, j, m, n, num_parts}, rows, sums[n]);
+        if (end == all) finish(j, m, count, sums[n]);
+      }
+      begin = end;
+    } while (begin < all);
+  }
+  // The end of those segments from `begin` on.
+  const Segment* near(const Segment* begin) const {
+    const Segment* end = begin;
+    for (int64_t depth = 0; end < segments + num_segments; ++end) {
+      depth += end->depth;
+      if (end > begin && depth * kColumns * int64_t(sizeof(T)) > kNearBytes) break;
+    }
+    return end;
+  }
+
+  // Some segments of tile j from row m on: of part number `part`.
+  struct Product {
+    const Segment *begin, *end;
+    int64_t j, m, part, parts;
+  };
+
+  // Adds the products for kR rows to what these start with; there is a segment. A function of its own, so that all
+  // registers are free for it. Meanwhile it asks for what the rows behind these read, and for its share of as many
+  // weights behind its own.
   template <class Weight, int kR>
-  [[gnu::noinline]] void multiply(int64_t j, int64_t m, Rows start, Tile& tile) const {
+  [[gnu::noinline]] void multiply(const Product& of, Rows start, Tile& tile) const {
     const StepMemory& own = memory();
     const Weight* matrix = team.all.template shared<Weight>(own.matrix[early]);
-    matrix += j * own.depth[early] * kColumns;
+    matrix += of.j * own.depth[early] * kColumns;
     Sums<typename Memory::Sum, kR> sums;
 #pragma GCC unroll 16
     for (int r = 0; r < kR; ++r)
       for (int v = 0; v < kTileRegisters; ++v) sums.of[r][v] = load(start.first + r * start.stride + v * kLanes);
-    const Segment* segment = segments;
+    const int64_t end = of.end[-1].matrix + of.end[-1].depth, depth = end - of.begin->matrix;
+    const int64_t pace = kColumns * sizeof *matrix / of.parts;
+    const char* weights = reinterpret_cast<const char*>(matrix + end * kColumns) + of.part * depth * pace;
+    const Segment* segment = of.begin;
     do {
       if (segment->depth <= 0) __builtin_unreachable();  // else sums would go to memory and back
-      const Weight* own_rows = matrix + segment->matrix * kColumns;
-      sums.add(segment->depth, segment->rows + m * segment->stride, segment->stride, 1, own_rows);
-    } while (++segment < segments + num_segments);
+      const auto* rows = segment->rows + of.m * segment->stride;
+      const auto* values = rows + kR * segment->stride;
+      sums.add(segment->depth, rows, segment->stride, 1, matrix + segment->matrix * kColumns, [&] {
+        __builtin_prefetch(values), values += kR;
+        __builtin_prefetch(weights, 0, 2), weights += pace;
+      });
+    } while (++segment < of.end);
 #pragma GCC unroll 16
     for (int r = 0; r < kR; ++r)
       for (int v = 0; v < kTileRegisters; ++v) store(sums.of[r][v], tile[r] + v * kLanes);
@@ -193,18 +241,18 @@ struct StepJob {
 #if defined(__AMX_TILE__)
   // As above, of the rows that tiles take, kG groups.
   template <int kG>
-  [[gnu::noinline]] void multiply_tiles(int64_t j, int64_t m, Rows start, Tile& tile) const {
+  [[gnu::noinline]] void multiply_tiles(const Product& of, Rows start, Tile& tile) const {
     const StepMemory& own = memory();
-    const float* matrix = team.all.template shared<float>(own.matrix[early]) + j * own.depth[early] * kColumns;
+    const float* matrix = team.all.template shared<float>(own.matrix[early]) + of.j * own.depth[early] * kColumns;
     const T* first = start.first + second * start.stride;
     asm volatile("" ::: "memory");  // else the compiler may write what tiles load after that
     _tile_loadd(0, start.first, start.stride * sizeof(T));
     _tile_loadd(1, start.first + kLanes, start.stride * sizeof(T));
     if constexpr (kG > 1) _tile_loadd(2, first, start.stride * sizeof(T));
     if constexpr (kG > 1) _tile_loadd(3, first + kLanes, start.stride * sizeof(T));
-    for (const Segment* segment = segments; segment < segments + num_segments; ++segment)
+    for (const Segment* segment = of.begin; segment < of.end; ++segment)
       add_products<kG, kTileRegisters>(
-          segment->depth / kTileSteps, segment->rows + m * segment->stride, segment->stride,
+          segment->depth / kTileSteps, segment->rows + of.m * segment->stride, segment->stride,
           second * segment->stride, kTileSteps, matrix + segment->matrix * kColumns);
     _tile_stored(0, tile[0], sizeof tile[0]);
     _tile_stored(1, tile[0] + kLanes, sizeof tile[0]);
@@ -212,22 +260,22 @@ struct StepJob {
     if constexpr (kG > 1) _tile_stored(3, tile[second] + kLanes, sizeof tile[0]);
   }
 #endif
-  using Multiply = void (StepJob::*)(int64_t j, int64_t m, Rows start, Tile& tile) const;
+  using Multiply = void (StepJob::*)(const Product& of, Rows start, Tile& tile) const;
   template <class Weight, int... kI>
   static const Multiply* multiply_all(std::integer_sequence<int, kI...>) {
     static constexpr Multiply kOf[] = {&StepJob::template multiply<Weight, kI + 1>...};
     return kOf;
   }
   // As above, of any rows of a part.
-  void multiply(int64_t rows, int64_t j, int64_t m, Rows start, Tile& tile) const {
+  void multiply(int64_t rows, const Product& of, Rows start, Tile& tile) const {
 #if defined(__AMX_TILE__)
     if constexpr (kTiled)
-      second ? multiply_tiles<2>(j, m, start, tile) : multiply_tiles<1>(j, m, start, tile);
+      second ? multiply_tiles<2>(of, start, tile) : multiply_tiles<1>(of, start, tile);
     else
 #endif
       (this->*team.all.with_weight([](auto weight) {
         return multiply_all<decltype(weight)>(std::make_integer_sequence<int, kTileRows>{});
-      })[rows - 1])(j, m, start, tile);
+      })[rows - 1])(of, start, tile);
   }
 
   // Activates the sums and writes the values; sums over early taps that late ones follow are kept as they are.

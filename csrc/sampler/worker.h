@@ -73,16 +73,15 @@ struct Worker {
         shapes.have(size);
         job.together = min(groups * size, count), job.second = job.together - size;
       }
-    alignas(64) typename Job::Tile sums;
-    for (int64_t j = tiles.begin; j < tiles.end; ++j)
-      for (int64_t n = 0; n < parts; ++n) {
-        const int64_t m = rows.begin + part(n).begin, own = count_of(part(n));
-        const auto start = job.start(j, m, own, sums);
-        const Span next = part((n + 1) % parts);
-        job.ask_for(j + (n + 1) / parts, rows.begin + next.begin, count_of(next));
-        if (job.num_segments > 0) job.multiply(own, j, m, start, sums);
-        job.finish(j, m, own, sums);
-      }
+    alignas(64) typename Job::Tile sums[Job::kParts];
+    const int64_t blocks = ceil_div(parts, Job::kParts);
+    for (int64_t block = 0; block < blocks; ++block) {
+      const Span numbers = part_of(parts, blocks, block);
+      Span own[Job::kParts];
+      for (int64_t n = numbers.begin; n < numbers.end; ++n)
+        own[n - numbers.begin] = {rows.begin + part(n).begin, rows.begin + part(n).end};
+      for (int64_t j = tiles.begin; j < tiles.end; ++j) job.compute(j, own, count_of(numbers), sums);
+    }
   }
 
   // Computes all that can be known when the rows that are drawn at a moment begin their chunks.

@@ -136,10 +136,10 @@ struct Sums {
   }
 
   // Adds, for each of `steps` steps, rows[r * row_stride + step * step_stride] * columns[step * kColumns + column].
-  // Reads all kColumns columns of every step, and prefetches beyond them.
-  template <class Stored>
+  // Reads all kColumns columns of every step, and prefetches beyond them. Of many sums each() is called at every step.
+  template <class Stored, class Each>
   [[gnu::always_inline]] void add(
-      int64_t steps, const T* rows, int64_t row_stride, int64_t step_stride, const Stored* columns) {
+      int64_t steps, const T* rows, int64_t row_stride, int64_t step_stride, const Stored* columns, const Each& each) {
     // Few sums would wait for each other, so that every kWays-th step has its own; those of integers are soon ready.
     // Few rows wait for the columns, which are prefetched 2 KB ahead.
     constexpr int kWays = kIntegers<Arithmetic> || kR * kV >= 8 ? 1 : kR * kV >= 4 ? 2 : 4;
@@ -158,7 +158,15 @@ struct Sums {
         for (int r = 0; r < kR; ++r)
           for (int v = 0; v < kV; ++v) of[r][v] += apart[way][r][v];
     }
-    for (; steps > 0; --steps, rows += step_stride, columns += kColumns) step(of, rows, row_stride, columns);
+    for (; steps > 0; --steps, rows += step_stride, columns += kColumns) {
+      step(of, rows, row_stride, columns);
+      if (kWays == 1) each();
+    }
+  }
+  template <class Stored>
+  [[gnu::always_inline]] void add(
+      int64_t steps, const T* rows, int64_t row_stride, int64_t step_stride, const Stored* columns) {
+    add(steps, rows, row_stride, step_stride, columns, [] {});
   }
 
   template <class Stored>
