@@ -18,6 +18,7 @@ from vqfast import PixelCNN
 from vqfast.ops import registry
 
 LARGEST = {"residual_vq": 4, "sampling": 4}  # of a size of a real case; of other suites 8
+LONG = ("degenerate", "masked_conv", "sampling")  # three quarters of the time of all
 
 pytestmark = pytest.mark.slow
 
@@ -58,7 +59,9 @@ def in_small(name: str) -> ModuleType:
 
 
 @pytest.mark.filterwarnings("ignore")  # peers have warnings of their own
-@pytest.mark.parametrize("name", gate_steps.SUITES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.every] * (name in LONG)) for name in gate_steps.SUITES]
+)
 def test_every_case_of_a_suite_runs_and_is_right(monkeypatch, name) -> None:
     monkeypatch.setattr(core, "peak", lambda: machine.Peak(1e9, 1e8, "made up"))
     monkeypatch.setattr(core, "compiled", lambda function, **options: function)
