@@ -14,7 +14,8 @@ constexpr int kGroupRows = 16;
 #else
 constexpr int kGroupRows = kTileRows;
 #endif
-// Words of a vector of an arithmetic, and how many there may be. Tiles want whole blocks, with zeros after the last number.
+// Words of a vector of an arithmetic, and how many there may be. Tiles want whole blocks, with zeros after the last
+// number.
 template <class Arithmetic>
 constexpr int64_t words_of(int64_t d) {
   const int64_t words = ceil_div(d, Arithmetic::kPacking);
@@ -164,17 +165,17 @@ Bound bound_of(int64_t d, float square, float left_out) {
 // What the search knows of a group of kGroupRows codes, beside their numbers.
 struct CodeGroup {
   Bound bound;                // of all its codes
-  float bias[kGroupRows];      // -|b~|^2 / 2; -inf for codes that aren't multiplied
-  float unit[kGroupRows];      // what one integer of the code stands for
-  int32_t start[kGroupRows];   // what the sum of integers begins with, -kOffset * the sum of the code's integers
+  float bias[kGroupRows];     // -|b~|^2 / 2; -inf for codes that aren't multiplied
+  float unit[kGroupRows];     // what one integer of the code stands for
+  int32_t start[kGroupRows];  // what the sum of integers begins with, -kOffset * the sum of the code's integers
   float left_out_length;      // no more than |b| of any finite code that isn't multiplied; infinity if there is none
   bool mixed;                 // whether lengths differ so much that each code has its own bound; tallied: is it open
   bool varied;                // of the first group of a chunk: whether some groups have much longer codes than others
-  Bound own[kGroupRows];       // those, if mixed
+  Bound own[kGroupRows];      // those, if mixed
 };
 
-// The numbers of a group are words of 32 bits, (ceil(D / (packing * kLanes)), kGroupRows, kLanes), 0 past D. This is how
-// many they are.
+// The numbers of a group are words of 32 bits, (ceil(D / (packing * kLanes)), kGroupRows, kLanes), 0 past D. This is
+// how many they are.
 constexpr int64_t group_size(int64_t d, int64_t packing) {
   return ceil_div(d, packing * kLanes) * kGroupRows * kLanes;
 }

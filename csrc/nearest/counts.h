@@ -193,7 +193,8 @@ void prepare_tallies(
     const float rest = sum_lanes(squares);
     left_out = rest > left_out ? rest : left_out;
     Counted::start(*bias * inverse, sum_lanes(sums), own + r);
-    for (int64_t step = 0; step * kChannels < p.d; ++step) own[(Counted::kStarts + step) * kGroupRows + r] = words[step];
+    for (int64_t step = 0; step * kChannels < p.d; ++step)
+      own[(Counted::kStarts + step) * kGroupRows + r] = words[step];
   });
   const float least = Counted::longest(p.d) * unit;
   heads->bound = bound_of(p.d, all_longest > least * least ? all_longest : least * least, left_out);

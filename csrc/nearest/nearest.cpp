@@ -42,8 +42,9 @@
 // Where the CPU multiplies int8 and bfloat16, coarse passes come first, with the same certificate; that of short
 // vectors counts in integers (tally.h). With AVX2 it is one of int16, of which the CPU multiplies and adds as many as
 // 1.6 times the float32 numbers. Tiles begin with bfloat16: they take half as many as int8, but it leaves an eighth of
-// the error, and their looking through takes half as long. With the roundings a^, b^ of a~, b~, and r, R for |a~ - a^| and the longest
-// |b~ - b^| (both differences are exact in float32):
+// the error, and their looking through takes half as long.
+// With the roundings a^, b^ of a~, b~, and r, R for |a~ - a^| and the longest |b~ - b^| (both differences are exact in
+// float32):
 //   |a~.b~ - a^.b^| <= |(a~ - a^).b^| + |a~.(b~ - b^)| <= r (E + R) + A R,
 // which is added to B. Vectors with too many candidates then take the next pass, and so does every vector of the next
 // block when those were many. int8 counts in units of a vector's largest component / 127, int16 in units of that / 2^m

@@ -52,22 +52,11 @@ struct Factoring {
   using Number = typename Arithmetic::Element;
   static constexpr int kPacking = 1;
 };
-template <>
-struct Factoring<WidenedPairs> : WidenedPairs {
-  using Number = Stored;
+template <class Pairs>
+  requires(Pairs::kPacking > 1)
+struct Factoring<Pairs> : Pairs {
+  using Number = typename Pairs::Stored;
 };
-#if defined(__AVX512BF16__)
-template <>
-struct Factoring<Bf16Pairs> : Bf16Pairs {
-  using Number = Stored;
-};
-#endif
-#if defined(__AMX_TILE__)
-template <>
-struct Factoring<Bf16Tiles> : Bf16Tiles {
-  using Number = Stored;
-};
-#endif
 
 // Numbers are of the arithmetic's type; weights of float32 may be given as bfloat16, and stay that in packed matrices,
 // so that only what packs and what multiplies knows of them. Where factors are pairs, a row of a packed matrix
