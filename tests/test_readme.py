@@ -22,7 +22,8 @@ def test_the_readme_is_short() -> None:
 def test_the_figures_of_the_claims_are_those_of_the_records() -> None:
     """The four claims at the top have no markers: each figure in them is one of a generated table."""
     claims = README[: README.index("```")]
-    tables = "".join(re.findall(r"^\|.*", (ROOT / "docs" / "benchmarks.md").read_text(), re.MULTILINE))
+    pages = "".join((ROOT / "docs" / f"{name}.md").read_text() for name in ("benchmarks", "intel"))
+    tables = "".join(re.findall(r"^\|.*", pages, re.MULTILINE))
     figures = re.findall(r"~?[\d.]+x\b|[\d.]+ (?:ms|us|s)\b", claims.replace("32x32", ""))
     assert len(figures) >= 4
     assert all(re.search(rf"(?<![\d.~]){re.escape(figure)}(?![\d.])", tables) for figure in figures)
