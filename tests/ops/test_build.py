@@ -102,6 +102,10 @@ def test_instruction_sets_of_this_cpu(tmp_path: Path, monkeypatch, flags: str | 
     if flags:
         build.CPU.write_text(f"processor\t: 0\n{flags}\n")
     assert build.own_instruction_sets() == [name for name in own if name in build.INSTRUCTION_SETS]
+    monkeypatch.setattr(build, "_may_use_tiles", lambda: False)
+    assert build.own_instruction_sets() == [
+        name for name in own if name in build.INSTRUCTION_SETS and name != "amx"
+    ]
 
 
 @pytest.mark.parametrize("written", ["junk", "nothing", "another library"])
