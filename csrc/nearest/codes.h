@@ -10,7 +10,7 @@ namespace {
 
 // Codes of a group: the rows of a tile.
 #if defined(__AMX_TILE__)
-constexpr int kGroupRows = 16;
+constexpr int kGroupRows = kMostRows;
 #else
 constexpr int kGroupRows = kTileRows;
 #endif

@@ -219,9 +219,10 @@ void with_arithmetic(const NearestProblem& p, int64_t packing, F f) {
   if (packing == 4 && p.tallied) return tallied_channels(p.d) == 4 ? f(Tally<4>{}) : f(Tally<2>{});
 #if defined(__AMX_TILE__)
   if (packing == 2) return f(Bf16Tiles{});
-#endif
+#else
   if (packing == 4) return f(Int8Quads{});
   if (packing == 2) return f(Bf16Pairs{});
+#endif
 #elif defined(VQFAST_INTEGERS)
   if (packing == 2) return p.tallied ? f(Tally<2>{}) : f(Int16Pairs{});
 #endif

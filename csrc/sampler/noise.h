@@ -64,8 +64,6 @@ inline void philox(const Counter& at, uint32_t first, uint32_t (&words)[kWords])
 // The noise that a word stands for.
 inline double gumbel(uint32_t word) { return -__builtin_log(-__builtin_log((word + 0.5) * 0x1p-32)); }
 
-typedef int32_t Ints __attribute__((vector_size(sizeof(Floats))));
-
 // log(2^exponent (1 + r)), where 1 + r is between sqrt(1/2) and sqrt(2). The polynomial is off by 2^-22.4 of log(1 + r),
 // the least that one of its degree can be; a division would take as long as all of it.
 [[gnu::always_inline]] inline Floats fast_log(Ints exponent, Floats r) {

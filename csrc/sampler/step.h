@@ -22,10 +22,10 @@ struct StepJob {
 #else
   using Shapes = char;
 #endif
-  static constexpr int kMostRows = kTiled ? 2 * kTileSteps : kTileRows;  // of a part
-  static constexpr int kParts = 96 / kMostRows;       // that are computed side by side: their values stay in L2
-  static constexpr int64_t kNearBytes = 16384;        // of weights that stay in L1
-  using Tile = T[kMostRows][kColumns];
+  static constexpr int kPartRows = kTiled ? 2 * kMostRows : kTileRows;  // at most, of a part
+  static constexpr int kParts = 96 / kPartRows;  // that are computed side by side: their values stay in L2
+  static constexpr int64_t kNearBytes = 16384;   // of weights that stay in L1
+  using Tile = T[kPartRows][kColumns];
   struct Rows {  // kColumns numbers each, `stride` apart
     const T* first;
     int64_t stride;

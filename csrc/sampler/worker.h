@@ -60,8 +60,8 @@ struct Worker {
     constexpr bool kTiled = Job::kTiled;
     // The CPU's tiles take one or two groups of rows at a time. They want all groups of one size, so that some rows may
     // be in two.
-    const int64_t groups = kTiled && count > kTileSteps ? 2 : 1;
-    const int64_t parts = ceil_div(count, kTiled ? groups * kTileSteps : kTileRows);
+    const int64_t groups = kTiled && count > kMostRows ? 2 : 1;
+    const int64_t parts = ceil_div(count, kTiled ? groups * kMostRows : kTileRows);
     const auto part = [&](int64_t n) {
       if (!kTiled) return part_of(count, parts, n);
       const int64_t begin = min(n * job.together, count - job.together);

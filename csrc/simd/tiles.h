@@ -16,6 +16,7 @@ template <class Arithmetic>
 constexpr bool kTiled = false;
 
 constexpr int kTileSteps = 16;  // of a product
+constexpr int kMostRows = 16;   // of a tile
 
 #if defined(__AMX_TILE__)
 
