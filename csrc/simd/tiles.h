@@ -94,6 +94,67 @@ template <int kG, int kV>
   add_products<kG, kV>(blocks, rows, apart, group, step, columns, [](auto) {});
 }
 
+// Numbers of float32 as sums of three of bfloat16: the first has the 8 highest bits, the second 8 of the others, rounded,
+// the third what is left, so that nothing is lost. Of the nine products of two such sums six are added: what is left
+// out is as small as float32's own rounding. 32 channels are a block, which has the first pieces of all, then the second
+// ones, then the third ones. A number that isn't finite has a NaN among its pieces, and makes one of each sum that
+// it is in: so sums without a NaN are those of float32. Numbers below 1e-38 are zeros to tiles.
+struct Float32Pieces : Bf16Pairs {
+  static constexpr int kPieces = 3;
+};
+template <>
+constexpr bool kTiled<Float32Pieces> = true;
+constexpr int kBlockChannels = 2 * kTileSteps;  // of a block
+constexpr int kBlockWords = Float32Pieces::kPieces * kTileSteps;
+
+// Where the first piece of a channel is among those of a row; the others are kBlockChannels apart from it.
+inline int64_t piece_at(int64_t channel) {
+  return channel / kBlockChannels * kBlockChannels * Float32Pieces::kPieces + channel % kBlockChannels;
+}
+// Writes the pieces of a register of numbers: the first ones at `to`.
+[[gnu::always_inline]] inline void split(Floats numbers, Bf16* to) {
+  const Bits32 high = (Bits32)numbers & 0xffff0000u;
+  const __m256i first = _mm512_cvtepi32_epi16((__m512i)(high >> 16));
+  const Floats rest = numbers - (Floats)high;
+  const __m256bh second = _mm512_cvtneps_pbh((__m512)rest);
+  const Floats widened = (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)second), 16);
+  const __m256bh third = _mm512_cvtneps_pbh((__m512)(rest - widened));
+  memcpy(to, &first, sizeof first);
+  memcpy(to + kBlockChannels, &second, sizeof second);
+  memcpy(to + 2 * kBlockChannels, &third, sizeof third);
+}
+
+// As add_products, of pieces: rows hold blocks of kBlockWords words, columns are (blocks, kPieces, kTileSteps, kV,
+// kLanes).
+template <int kG, int kV>
+[[gnu::always_inline]] inline void add_products_of_pieces(
+    int64_t blocks, const float* rows, int64_t apart, int64_t group, const float* columns) {
+  static_assert(kG <= 2 && kV <= 2);
+  constexpr int64_t kPiece = kTileSteps * kV * kLanes;
+  const auto load_rows = [&](int piece) {
+    _tile_loadd(4, rows + piece * kTileSteps, 4 * apart);
+    if constexpr (kG > 1) _tile_loadd(5, rows + group + piece * kTileSteps, 4 * apart);
+  };
+  const auto load_columns = [&](int piece) {
+    _tile_loadd(6, columns + piece * kPiece, 64 * kV);
+    if constexpr (kV > 1) _tile_loadd(7, columns + piece * kPiece + kLanes, 64 * kV);
+  };
+  const auto multiply = [] {
+    _tile_dpbf16ps(0, 4, 6);
+    if constexpr (kV > 1) _tile_dpbf16ps(1, 4, 7);
+    if constexpr (kG > 1) _tile_dpbf16ps(2, 5, 6);
+    if constexpr (kG > 1 && kV > 1) _tile_dpbf16ps(3, 5, 7);
+  };
+  for (int64_t block = 0; block < blocks; ++block, rows += kBlockWords, columns += 3 * kPiece) {
+    load_rows(0), load_columns(2), multiply();
+    load_columns(1), multiply();
+    load_columns(0), multiply();
+    load_rows(1), multiply();
+    load_columns(1), multiply();
+    load_rows(2), load_columns(0), multiply();
+  }
+}
+
 template <int kTile>
 [[gnu::always_inline]] inline void store_tile(float* to) {
   asm volatile("tilestored %%tmm%c0, (%1,%2,1)" ::"i"(kTile), "r"(to), "r"(int64_t{64}) : "memory");
