@@ -334,12 +334,15 @@ def test_a_product_of_the_sampler_has_its_addresses_before_the_blocks_meet(
     assert undone["LDG.E.64"]
 
 
-def test_an_attention_of_the_sampler_has_its_first_addresses_before_the_blocks_meet() -> None:
-    """What is left of tables is behind a branch, for later blocks of keys and values."""
-    launch = pick_sampler(SAMPLING[2]["sm_90"], 4).position
-    attention, _ = aot.before_products(sampler_kernel(2, "sm_90", launch, "position", head=16)[1])
-    assert not any(opcode.startswith(("MUFU", "I2F")) for opcode in attention)
-    assert attention["LDG.E.64"] <= 8  # two places of four long fields
+@pytest.mark.parametrize("size, images, head", [(2, 4, 16), (2, 4, 64), (4, 4, 128), (2, 256, 64)])
+def test_an_attention_of_the_sampler_has_its_first_addresses_before_the_blocks_meet(
+    size, images, head
+) -> None:
+    """After that there is no division and no table. Half of what there is, is for later blocks of keys."""
+    launch = pick_sampler(SAMPLING[size]["sm_90"], images).position
+    attention, _ = aot.before_products(sampler_kernel(size, "sm_90", launch, "position", head=head)[1])
+    assert not any(opcode.startswith(("MUFU", "I2F", "LDG.E.64")) for opcode in attention)
+    assert attention.total() <= 500  # 2700 of wide heads where each key's and value's place is computed anew
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,15 @@ from vqfast.sampling.program import CODES, CONDITION, AnyStep, Phase, Program, S
 
 
 def attending(own: bool) -> list[AnyStep]:
-    """Two attentions that share a query; if no position sees itself, its own code is among what it keeps."""
+    """Two attentions that share a query; if no position sees itself, its own code is among what it keeps.
+
+    The key is read on both sides of a position too, so that its cache has margins; one of the values isn't.
+    """
     past, here = ((-1, 1), (0, -1)), () if own else (Term(CODES, weight="own"),)
     return [
         Step((Term(CODES, past, "past"),), 4, "bias", activation="elu"),
         Step((Term(0, past, "key"), *here), 6),
-        Step((Term(1, weight="value"), Term(CONDITION, weight="map")), 3),
+        Step((Term(1, (*past, (0, 0)), "value"), Term(CONDITION, weight="map")), 3),
         Step((Term(0, weight="query"),), 6),
         Attention(3, 1, 1, 6, heads=3, scale=0.7, own=own),
         Attention(3, 1, 2, 3, scale=-1.5, own=own),

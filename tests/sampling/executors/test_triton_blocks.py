@@ -71,17 +71,17 @@ def test_an_attention_knows_where_its_keys_are_when_the_blocks_meet(make_prior, 
     from vqfast.sampling.executors import triton_attention
 
     noted = []
-    for name in ("cells", "wait"):
+    for name in ("cells", "divided", "wait"):
         function = getattr(triton_attention, name)
         noting = lambda *given, name=name, function=function: noted.append(name) or function(*given)  # noqa: E731
         monkeypatch.setattr(triton_attention, name, noting)
     drawn, expected = sample(make_prior, monkeypatch, "snail", SUMMED._replace(members=1), num_blocks=1)
     assert torch.equal(drawn, expected)
     attentions = " ".join(noted).split("wait")
-    places = attentions[0].split()  # of the query, the result, keys and values of an image's head
-    assert places == ["cells"] * 4
+    assert attentions[0].split() == ["cells", "cells", "divided"]  # of the query, the result, all positions
     assert noted.count("wait") == 2 * 2  # once a position
-    assert noted.count("cells") % (len(places) * noted.count("wait")) == 0  # none more for any item
+    items = noted.count("cells") // 2
+    assert items % noted.count("wait") == 0 and noted.count("divided") == items  # none more for any item
 
 
 @here

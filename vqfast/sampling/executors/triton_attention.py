@@ -27,7 +27,8 @@ def attend(
 
     The group has ``IMAGES`` images from ``first`` on. Channels of a head are padded to ``HEAD``. The softmax
     is that of the blocks so far: their largest score, the sum of exponentials, and that of weighted values.
-    Where the first block's keys and values are is known before the group meets.
+    The cells of the first block's keys and values are known before the group meets, as numbers of positions:
+    their caches keep the whole grid, and have the same columns.
     """
     BLOCK: tl.constexpr = max(16, 2048 // HEAD)
     # fields in the order of JOB
@@ -39,13 +40,17 @@ def attend(
     reciprocal = tl.load(job + 18)
     place = places + tl.load(job) * _PLACE  # of the result, the query, the key and the value
     c, block = tl.arange(0, HEAD), tl.arange(0, BLOCK)
+    key, value = place + 2 * _PLACE, place + 3 * _PLACE
+    key_size, value_size = tl.load(key + 1), tl.load(value + 1)  # of an image's values
+    beside, margin = tl.load(key + 3).to(tl.int32) - width, tl.load(key + 5).to(tl.int32)
     for item in range(member, IMAGES * heads, members):
         image, head = first + item // heads, item % heads
         here = cells(place + _PLACE, y, x, image, batch) * _UNIT + head * channels
         to = cells(place, y, x, image, batch) * _UNIT + head * out_channels
-        row, column = divided(block, width, reciprocal)
-        keys = cells(place + 2 * _PLACE, row, column, image, batch) * _UNIT
-        entries = cells(place + 3 * _PLACE, row, column, image, batch) * _UNIT
+        key_of = tl.load(key) + image * key_size
+        value_of = tl.load(value) + image * value_size
+        row, _ = divided(block, width, reciprocal)
+        cell = block + row * beside + margin  # of each position
         if item == member:
             wait(counter, arrivals, SHARED)
         query = tl.load(values + here + c, mask=c < channels, other=0).to(ACC)
@@ -55,21 +60,20 @@ def attend(
         for begin in range(0, count, BLOCK):
             n = begin + block
             if begin > 0:
-                row, column = divided(n, width, reciprocal)
-                keys = cells(place + 2 * _PLACE, row, column, image, batch) * _UNIT
-                entries = cells(place + 3 * _PLACE, row, column, image, batch) * _UNIT
+                row, _ = divided(n, width, reciprocal)
+                cell = n + row * beside + margin
             earlier = (n < count)[:, None]
-            at = keys + head * channels
+            at = (key_of + cell.to(tl.int64) * (key_size * batch)) * _UNIT + head * channels
             inside = earlier & (c < channels)[None, :]
-            key = tl.load(values + at[:, None] + c[None, :], mask=inside, other=0).to(ACC)
-            scores = tl.where(n < count, tl.sum(key * query[None, :], axis=1) * scale, -float("inf"))
-            at = entries + head * out_channels
+            k = tl.load(values + at[:, None] + c[None, :], mask=inside, other=0).to(ACC)
+            scores = tl.where(n < count, tl.sum(k * query[None, :], axis=1) * scale, -float("inf"))
+            at = (value_of + cell.to(tl.int64) * (value_size * batch)) * _UNIT + head * out_channels
             inside = earlier & (c < out_channels)[None, :]
-            value = tl.load(values + at[:, None] + c[None, :], mask=inside, other=0).to(ACC)
+            v = tl.load(values + at[:, None] + c[None, :], mask=inside, other=0).to(ACC)
             highest = tl.maximum(largest, tl.max(scores, axis=0))
             powers, before = tl.exp(scores - highest), tl.exp(largest - highest)
             total = total * before + tl.sum(powers, axis=0)
-            sums = sums * before + tl.sum(powers[:, None] * value, axis=0)
+            sums = sums * before + tl.sum(powers[:, None] * v, axis=0)
             largest = highest
         mean = tl.where(count > 0, sums / tl.where(count > 0, total, 1), 0)
         tl.store(values + to + c, mean.to(values.dtype.element_ty), mask=c < out_channels)

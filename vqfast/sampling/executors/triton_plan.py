@@ -169,6 +169,9 @@ class Plan:
         self.front = front
         attentions = [step for step in program.steps if isinstance(step, Attention)]
         self.attended = {source for step in attentions for source in (step.key, step.value)}
+        self._margins = [
+            max((program.reach(source)[side] for source in self.attended), default=0) for side in (1, 2)
+        ]
         self._columns, self._depth = (
             max(UNIT, *(getattr(launch, of) for launch in tuning)) for of in ("columns", "depth")
         )
@@ -208,10 +211,12 @@ class Plan:
     def _value(self, number: int) -> Cache:
         """The cache of a step's value.
 
-        A value that is read only at its own position keeps one column, a key or value of an attention all.
+        A value that is read only at its own position keeps one column. A key or value of an attention keeps
+        all rows and columns, and all of these have the same margins.
         """
         rows, left, right = self.program.reach(number)
         if number in self.attended:
+            left, right = self._margins
             rows, columns = max(rows, self.front.height), left + self.front.width + right
         elif self.phases[number] != Phase.ROW and (rows, left, right) == (1, 0, 0):
             columns = 1
