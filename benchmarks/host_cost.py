@@ -16,10 +16,11 @@ from unittest import mock
 
 import torch
 
-from vqfast.functional import gate, masked_conv2d, nearest_code
+from vqfast.functional import gate, masked_conv2d, nearest_code, quantize
 from vqfast.ops import launch, registry
 from vqfast.ops.masked_conv import triton as conv
 from vqfast.ops.nearest import triton as nearest
+from vqfast.ops.residual import triton as residual
 from vqfast.sampling.executors import triton as sampler
 from vqfast.sampling.executors import triton_kernel
 from vqfast.sampling.executors.probe import Part, probe_request
@@ -49,6 +50,7 @@ def stubbed() -> Iterator[dict[str, Callable[[], object]]]:
     active = SimpleNamespace(get_current_device=lambda: 0, get_current_stream=lambda device: 0)
     kernels = {
         nearest: ("_prepare", "_search"),
+        residual: ("_count", "_segments", "_backward"),
         conv: ("_convolve", "_weight_gradient", "_sum_pieces", "_gate"),
         triton_kernel: ("sample",),
     }
@@ -58,12 +60,19 @@ def stubbed() -> Iterator[dict[str, Callable[[], object]]]:
         for module, names in kernels.items():
             for name in names:
                 stack.enter_context(mock.patch.object(module, name, Compiled(getattr(module, name))))
-        for module in (nearest, conv):
+        for module in (nearest, residual, conv):
             stack.enter_context(mock.patch.object(module, "_plans", {}))
-        for op in ("nearest", "masked_conv"):
+        for op in ("nearest", "residual", "masked_conv"):
             anywhere = replace(registry.TABLE[op]["triton"], devices=None)
             stack.enter_context(mock.patch.dict(registry.TABLE[op], triton=anywhere))
         x, codebook = torch.randn(64, 64), torch.randn(512, 64)
+        zero, indices = x.sum() * 0, torch.zeros(64, dtype=torch.int64)
+        counts, sums = indices.new_zeros(512), codebook * 0
+
+        def counted() -> None:
+            kernel, blocks, arguments = residual._statistics(x, indices, counts, sums, with_sums=True)
+            kernel(blocks, arguments)
+
         images, weight, bias = torch.randn(2, 16, 8, 8), torch.randn(16, 16, 3, 3), torch.randn(16)
         request = probe_request(CPU, torch.float32, Part(1))
         tuning = sampler.tuning_of(request.weight, 1)
@@ -71,8 +80,14 @@ def stubbed() -> Iterator[dict[str, Callable[[], object]]]:
         tables = sampling.plan.position
         calls: dict[str, Callable[[], object]] = {
             "nearest_code": lambda: nearest_code(x, codebook),
+            "quantize": lambda: quantize(x, codebook, return_statistics=True),
+            "its gradients": lambda: residual.backward_stage(x, zero, zero, x, codebook, indices, 1),
+            "its statistics alone": counted,
+            "sums in order": lambda: residual._by_code(x, codebook, indices, counts, sums, None, 0.0),
             "masked_conv2d": lambda: masked_conv2d(images, weight, bias),
-            "its gradients": lambda: conv.masked_conv2d_backward(images, images, weight, 5, [1, 1], [1, 1]),
+            "a convolution's gradients": lambda: conv.masked_conv2d_backward(
+                images, images, weight, 5, [1, 1], [1, 1]
+            ),
             "gate": lambda: gate(images),
             "sampler's launch": lambda: sampling.launch(tables, 0, len(tables.jobs), 0, 1, 1),
         }

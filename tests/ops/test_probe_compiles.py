@@ -100,24 +100,36 @@ def test_a_search_is_vouched_for(asked) -> None:
     assert counts(asked) == found
 
 
-def test_both_kernels_of_a_search_are_compiled_at_once(asked, monkeypatch) -> None:
-    """Each waits for the other to begin."""
+@pytest.mark.parametrize("called", ["search", "training step", "sample"])
+def test_kernels_of_a_call_are_compiled_at_once(asked, monkeypatch, called) -> None:
+    """Each of the first two waits for the other to begin; a third one follows."""
     from triton import knobs
 
     from vqfast.ops.nearest import triton as nearest
+    from vqfast.ops.residual import triton as residual
 
-    begun, both = set(), threading.Barrier(2)
+    begun, beside, both = [], set(), threading.Barrier(2)
 
-    def hook(*, fn: Any, **_: Any) -> bool:
-        if fn.name not in begun:
-            begun.add(fn.name)
-            both.wait(timeout=300)
+    def hook(*, key: str, **_: Any) -> bool:
+        if key not in begun:
+            begun.append(key)
+            if threading.current_thread() is not threading.main_thread():
+                beside.add(key)
+            if len(begun) <= 2:
+                both.wait(timeout=300)
         return True
 
     monkeypatch.setattr(knobs.runtime, "jit_cache_hook", hook)
     monkeypatch.setattr(nearest, "_plans", {})
-    nearest.nearest(torch.zeros(340, D), torch.zeros(70, D))
-    assert len(begun) == 2 and not both.broken
+    x, codebook = torch.zeros(340, D), torch.zeros(70, D)
+    if called == "search":
+        nearest.nearest(x, codebook)
+    elif called == "training step":
+        residual.quantize_stage(x, codebook, 1, True)
+    else:
+        sampler.run(request_of("gated", 1))
+    assert len(begun) == (3 if called == "training step" else 2)
+    assert beside == set(begun) and not both.broken
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
@@ -219,18 +231,21 @@ PRIORS: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("images", [1, 6, 300, 3000])
-@pytest.mark.parametrize("kind", PRIORS)
-def test_samplers_are_vouched_for(asked, kind, images) -> None:
+def request_of(kind: str, images: int) -> Request:
     prior = PRIORS[kind]()
     program, weights = prior.lower()
     weights = {name: weight.detach().float() for name, weight in weights.items()}
     grid = (1, 3) if prior.ndim == 1 else (2, 4)  # with few images two rows side by side
     condition = torch.zeros(images, 2, *grid) if kind == "strided" else None
     known = torch.full((images, *grid, program.num_quantizers), -1)
-    request = Request(
-        program, weights, Draw(0, torch.arange(images)), known, None, condition, lambda codes: codes
-    )
+    draw = Draw(0, torch.arange(images))
+    return Request(program, weights, draw, known, None, condition, lambda codes: codes)
+
+
+@pytest.mark.parametrize("images", [1, 6, 300, 3000])
+@pytest.mark.parametrize("kind", PRIORS)
+def test_samplers_are_vouched_for(asked, kind, images) -> None:
+    request = request_of(kind, images)
     found = probed(asked, "sampler", torch.float32, sampler_probe.part_of(request))
     assert found == {"sample": 2}
     sampler.run(request)

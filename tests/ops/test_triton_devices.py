@@ -112,11 +112,12 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(launch, "driver", SimpleNamespace(active=fake))
     monkeypatch.setattr(nearest, "_plans", {})
+    monkeypatch.setattr(residual, "_plans", {})
     monkeypatch.setattr(conv, "_plans", {})
     launch.architecture.cache_clear()
     for module, names in (
         (nearest, ("_prepare", "_search")),
-        (residual, ("_count", "_backward")),
+        (residual, ("_count", "_segments", "_backward")),
         (conv, ("_convolve", "_weight_gradient", "_sum_pieces", "_gate")),
         (triton_kernel, ("sample",)),
     ):
@@ -195,6 +196,38 @@ def test_gradients_and_gates_ask_triton_once_for_what_their_kernels_depend_on(dr
     gated = [{"extra": wide}, {"extra": on_other(2, 8, 1, 1).expand(2, 8, 6, 3)}, {"grad": x}]
     for changed in ({}, *gated):
         assert [asked(partial(gates, **changed)) for _ in range(2)] == [[True], [False]]
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_training_step_asks_triton_once_for_what_its_kernels_depend_on(driver, deterministic) -> None:
+    z, codebook, zero = on_other(70, 8), on_other(9, 8), on_other(1)[0]
+    shifted = on_other(561)[1:].view(70, 8)
+
+    def step(z=z, codebook=codebook) -> list[tuple[str, bool]]:
+        driver.launches.clear()
+        _, indices, *_ = residual.quantize_stage(z, codebook, 1, True)
+        residual.backward_stage(z, zero, zero, z, codebook, indices * 0, 1)
+        assert {launched[1:3] for launched in driver.launches} == {(1, 101)}
+        return [(name, asked) for name, *_, asked in driver.launches]
+
+    others = [
+        {"z": on_other(71, 8)},
+        {"z": on_other(8, 70).T},
+        {"z": shifted},
+        {"codebook": on_other(8, 9).T},
+        {"z": on_other(70, 9), "codebook": on_other(9, 9)},
+    ]
+    summed = ["_segments"] * deterministic
+    names = ["_prepare", "_search", "_count", *summed, "_backward", *["_count"] * deterministic, *summed]
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        for changed in ({}, *others):
+            first, second = step(**changed), step(**changed)
+            assert [name for name, _ in first] == [name for name, _ in second] == names
+            assert all(asked for name, asked in first if name in ("_backward", "_search"))
+            assert not any(asked for _, asked in second)
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_under_a_profiler_of_triton_nothing_is_kept(driver, monkeypatch) -> None:

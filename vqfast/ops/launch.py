@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from threading import Thread
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import torch
 import triton.language as tl
@@ -14,6 +14,8 @@ from triton import knobs
 from triton.runtime import driver
 
 TRITON_DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
+MAX_PLANS = 1024
+Made = TypeVar("Made")
 _NOTHING = contextlib.nullcontext()
 
 
@@ -44,7 +46,8 @@ class Kept:
 
     def __init__(self, kernel: Any, options: dict[str, Any]) -> None:
         """``options``: the constants, which come last among the kernel's arguments, and Triton's options."""
-        self.kernel, self.options = kernel, options
+        # Sums of products may be fused: Triton 3.9 warns that its default will change.
+        self.kernel, self.options = kernel, {"enable_fp_fusion": True, **options}
         self.compiled: Any = None
         self.constants: tuple[Any, ...] = ()
 
@@ -65,18 +68,40 @@ class Kept:
         )  # fmt: skip
 
 
-def compile_together(tensor: Tensor, *launches: tuple[Kept, int, tuple[Any, ...]]) -> None:
-    """Compiles (kernel, blocks, arguments) for the tensor's device, each in a thread, and launches none."""
+Launched = tuple[Kept, int, tuple[Any, ...]]  # with its blocks and arguments
 
-    def compiled(kept: Kept, blocks: int, arguments: tuple[Any, ...]) -> None:
+
+def plan_key(what: tuple[Any, ...], *tensors: Tensor | None) -> tuple[Any, ...]:
+    """The key of what a launch takes from shapes and strides, on the device of the first tensor."""
+    first = tensors[0]
+    assert first is not None
+    return first.device, *what, *[
+        tensor if tensor is None else (tensor.dtype, tensor.shape, tensor.stride(), tensor.data_ptr() % 16)
+        for tensor in tensors
+    ]  # fmt: skip
+
+
+def remember(plans: dict[tuple[Any, ...], Any], key: tuple[Any, ...], plan: Made) -> Made:
+    """Keeps a plan, and with it its kernels; of too many all are forgotten."""
+    if len(plans) == MAX_PLANS:
+        plans.clear()
+    plans[key] = plan
+    return plan
+
+
+def compile_together(tensor: Tensor, *launches: Launched) -> None:
+    """Compiles kernels for the tensor's device, the first two at once, and launches none.
+
+    More at once only share Python's lock, and read all of Triton for the key of its cache once more each.
+    """
+
+    def compiled(launched: Launched) -> None:
+        kept, blocks, arguments = launched
         with on(tensor), contextlib.suppress(Exception):  # the launch will raise it again
             kept.kernel.warmup(*arguments, grid=(blocks, 1), **kept.options)
 
-    threads = [Thread(target=compiled, args=launch) for launch in launches]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(compiled, launches))
 
 
 def _watched() -> bool:

@@ -30,6 +30,15 @@ def vectors_and_codebook(device: torch.device, dtype: torch.dtype, channels: int
     return vectors.to(device, dtype), codebook.to(device, dtype)
 
 
+def assert_close(got: Tensor, wanted: Tensor, relative: float, absolute: float) -> None:
+    """That of ``torch.testing``, whose first use imports other things for a third of a second."""
+    if (got.shape, got.dtype) != (wanted.shape, wanted.dtype):
+        raise AssertionError(f"{got.dtype} {tuple(got.shape)} isn't {wanted.dtype} {tuple(wanted.shape)}")
+    different = int((~torch.isclose(got, wanted, relative, absolute)).sum())
+    if different:
+        raise AssertionError(f"{different} of {wanted.numel()} numbers are not close")
+
+
 def width_of(channels: int, apart: int = 1) -> int:
     """The number of channels that stands for all for which the same kernels are compiled.
 

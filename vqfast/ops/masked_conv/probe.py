@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vqfast.ops.masked_conv.layout import memory_format
-from vqfast.ops.probe import width_of
+from vqfast.ops.probe import assert_close, width_of
 
 
 class Part(NamedTuple):
@@ -115,7 +115,7 @@ def check(
     got, want = getattr(module, part.function)(*given), getattr(reference, part.function)(*doubles)
     for a, b in zip(*((t,) if isinstance(t, Tensor) else t for t in (got, want)), strict=True):
         size = b.abs().max().item() if b.numel() else 0
-        torch.testing.assert_close(a.double(), b, rtol=0, atol=1e-2 * size)  # TF32, bfloat16
+        assert_close(a.double(), b, 0.0, 1e-2 * size)  # TF32, bfloat16
 
 
 def _arguments(

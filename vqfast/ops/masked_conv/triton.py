@@ -16,13 +16,13 @@ without tensor cores; backward 2.5 times that."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
-from vqfast.ops.launch import TRITON_DTYPES, Kept, architecture, on
+from vqfast.ops.launch import TRITON_DTYPES, Kept, architecture, on, plan_key, remember
 from vqfast.ops.masked_conv import layout
 from vqfast.ops.masked_conv.reference import embed, embed_backward  # noqa: F401  PyTorch's are fast enough
 from vqfast.ops.masked_conv.triton_kernels import _convolve, _gate, _sum_pieces, _weight_gradient
@@ -30,7 +30,6 @@ from vqfast.ops.masked_conv.tunings import CONVOLVE, DOUBLE, HALF, IEEE, TF32, W
 
 MAX_POSITIONS = 1 << 30  # the kernels number them in int32
 PIECES = 264  # about so many programs share the weight's gradient: two for each multiprocessor of an H100
-Made = TypeVar("Made")
 GATE_BLOCK, SUM_BLOCK = (64, 32), (32, 128)  # blocks of kernels that memory limits: any size near these does
 
 
@@ -116,11 +115,11 @@ def _product(
         return
     precision = arithmetic(x)
     tuning = pick(CONVOLVE, architecture(x.device), precision)
-    key = _key((tuning, precision, offsets, activation), x, weight, bias, extra, residual, out, kept)
+    key = plan_key((tuning, precision, offsets, activation), x, weight, bias, extra, residual, out, kept)
     plan = _plans.get(key)
     if plan is None:
         strides = tuple(_strided(tensor, x.shape[2:])[1:] for tensor in (x, extra, residual, out, kept))
-        plan = _remember(key, _plan(x, weight, offsets, activation, strides, tuning))
+        plan = remember(_plans, key, _plan(x, weight, offsets, activation, strides, tuning))
     of_x, of_extra, of_residual, of_out, of_kept = plan.strides
     with on(x):
         plan.kernel(
@@ -141,25 +140,7 @@ class _Plan(NamedTuple):
     kernel: Kept
 
 
-MAX_PLANS = 1024
 _plans: dict[tuple[Any, ...], Any] = {}
-
-
-def _key(what: tuple[Any, ...], *tensors: Tensor | None) -> tuple[Any, ...]:
-    """Of a plan for ``tensors``, on the device of which the first one is."""
-    first = tensors[0]
-    assert first is not None
-    return first.device, *what, *[
-        tensor if tensor is None else (tensor.dtype, tensor.shape, tensor.stride(), tensor.data_ptr() % 16)
-        for tensor in tensors
-    ]  # fmt: skip
-
-
-def _remember(key: tuple[Any, ...], plan: Made) -> Made:
-    if len(_plans) == MAX_PLANS:
-        _plans.clear()
-    _plans[key] = plan
-    return plan
 
 
 def _plan(
@@ -216,10 +197,10 @@ def masked_conv2d_backward(
         return grad_x, grad_weight, grad_bias
     precision, offsets = arithmetic(x), _offsets(weight, anchor, dilation)
     tuning = pick(WEIGHT, architecture(x.device), precision)
-    key = _key((tuning, precision, offsets, taps), x, grad, grad_weight, grad_bias)
+    key = plan_key((tuning, precision, offsets, taps), x, grad, grad_weight, grad_bias)
     plan = _plans.get(key)
     if plan is None:
-        plan = _remember(key, _weight_plan(x, grad, grad_weight, taps, offsets, tuning))
+        plan = remember(_plans, key, _weight_plan(x, grad, grad_weight, taps, offsets, tuning))
     (of_x, of_grad), (pieces, sums) = plan.multiply.strides, plan.partial
     partial = x.new_empty(pieces * sums, dtype=accumulator(x))
     with on(x):
@@ -266,12 +247,12 @@ def _weight_plan(
 def _run_gate(x: Tensor, extra: Tensor | None, grad: Tensor | None, out: Tensor) -> Tensor:
     if out.numel() == 0:
         return out
-    key = _key((), x, extra, grad, out)
+    key = plan_key((), x, extra, grad, out)
     plan = _plans.get(key)
     if plan is None:
         extents, channels, (rows, columns) = _extents(x), x.shape[1] // 2, GATE_BLOCK
         blocks = {"ACC": TRITON_DTYPES[accumulator(x)], "BM": rows, "BN": columns}
-        plan = _remember(key, _Plan(
+        plan = remember(_plans, key, _Plan(
             rows=triton.cdiv(extents[0], rows),
             columns=triton.cdiv(channels, columns),
             strides=tuple(_strided(tensor, x.shape[2:])[1:] for tensor in (x, extra, grad, out)),

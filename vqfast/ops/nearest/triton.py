@@ -9,7 +9,15 @@ import torch
 import triton
 from torch import Tensor
 
-from vqfast.ops.launch import TRITON_DTYPES, Kept, architecture, compile_together, on
+from vqfast.ops.launch import (
+    TRITON_DTYPES,
+    Kept,
+    Launched,
+    architecture,
+    compile_together,
+    on,
+    remember,
+)
 from vqfast.ops.nearest.reference import accumulator, divided
 from vqfast.ops.nearest.triton_kernels import _search
 from vqfast.ops.nearest.triton_pack import _prepare
@@ -33,12 +41,13 @@ def search(
     indices: Tensor,
     quantized: Tensor | None = None,
     errors: Tensor | None = None,
+    beside: Launched | None = None,
 ) -> None:
     """Fills the contiguous ``indices`` for walkable ``x (..., D)`` and ``codebook (K, D)``.
 
     For ``(G, K, D)`` the vectors are ``(G, ..., D)``, walkable in each group. With ``quantized``, shaped as
     ``x``, and ``errors (N,)`` it also writes the code vectors and each vector's squared distance, for one
-    codebook.
+    codebook. What is about to be launched ``beside`` is compiled together with the search.
     """
     if indices.numel() == 0:
         return
@@ -52,9 +61,7 @@ def search(
     )  # fmt: skip
     known = plan = _plans.get(key)
     if plan is None:
-        if len(_plans) == MAX_PLANS:
-            _plans.clear()
-        plan = _plans[key] = _plan(x, codebook, quantized, indices.numel(), tuning)
+        plan = remember(_plans, key, _plan(x, codebook, quantized, indices.numel(), tuning))
     memory = x.new_empty(plan.bytes, dtype=torch.uint8)
     vectors: Any  # a tensor, or where it begins, as are the next three
     codes: Any
@@ -79,7 +86,9 @@ def search(
     )  # fmt: skip
     with on(x):
         if known is None:
-            compile_together(x, (plan.prepare, plan.blocks, packing), (plan.search, plan.tiles, searching))
+            others = () if beside is None else (beside,)
+            own = (plan.search, plan.tiles, searching), (plan.prepare, plan.blocks, packing)
+            compile_together(x, *own, *others)
         plan.prepare(plan.blocks, packing)
         plan.search(plan.tiles, searching)
 
@@ -102,7 +111,6 @@ class _Plan(NamedTuple):
     search: Kept
 
 
-MAX_PLANS = 1024
 _plans: dict[tuple[Any, ...], _Plan] = {}
 
 
@@ -131,7 +139,7 @@ def _plan(x: Tensor, codebook: Tensor, quantized: Tensor | None, vectors: int, t
         parts.append(parts[-1] + _multiple(size * dtype.itemsize, 16))
     # What a kernel doesn't use is the same for all sizes, so that one kernel serves them.
     between = [stride if heads > 1 else 0 for stride in (x.stride(0), codebook.stride(0))]
-    common = {"WIDE": TRITON_DTYPES[wide], "enable_fp_fusion": True}
+    common = {"WIDE": TRITON_DTYPES[wide]}
     return _Plan(
         bytes=parts[-1],
         parts=tuple(parts),

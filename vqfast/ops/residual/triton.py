@@ -18,12 +18,13 @@ the deterministic way costs a sort, about 100 us, more.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
-from vqfast.ops.launch import on
+from vqfast.ops.launch import Kept, Launched, on, plan_key, remember
 from vqfast.ops.nearest.reference import accumulator
 from vqfast.ops.nearest.triton import channel_block, nearest, search
 from vqfast.ops.residual import reference
@@ -38,8 +39,42 @@ def _readable(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tensors if walkable(*tensors) else tuple(tensor.contiguous() for tensor in tensors)
 
 
-def _blocks(channels: int) -> dict[str, int]:
-    return {"BM": VECTORS, "BD": channel_block(channels, CHANNELS)}
+class _Plan(NamedTuple):
+    """What a launch takes from shapes and strides.
+
+    Attributes:
+        rows, columns: of blocks; by vectors, and by channels.
+        strides: of each tensor that is walked.
+        sizes: the number of vectors, and the last sizes of their grid.
+        kernel: with its constants.
+    """
+
+    rows: int
+    columns: int
+    strides: list[tuple[int, ...]]
+    sizes: tuple[int, ...]
+    kernel: Kept
+
+
+_plans: dict[tuple[Any, ...], _Plan] = {}
+
+
+def _plan(kernel: Any, walked: tuple[Tensor, ...], others: tuple[Tensor, ...], **options: bool) -> _Plan:
+    """The plan of a kernel that walks the vectors of ``walked`` and is given ``others`` too."""
+    key = plan_key((*options.items(),), *walked, *others)  # each kernel has an option of its own
+    plan = _plans.get(key)
+    if plan is None:
+        sizes, strides = vector_strides(*walked)
+        vectors, channels = walked[0].shape[:-1].numel(), walked[0].shape[-1]
+        blocks = {"BM": VECTORS, "BD": channel_block(channels, CHANNELS)}
+        plan = remember(_plans, key, _Plan(
+            rows=triton.cdiv(vectors, VECTORS),
+            columns=triton.cdiv(channels, blocks["BD"]),
+            strides=[(*each, of.stride(-1)) for each, of in zip(strides, walked, strict=True)],
+            sizes=(vectors, *sizes[1:]),
+            kernel=Kept(kernel, {**options, **blocks}),
+        ))  # fmt: skip
+    return plan
 
 
 def _by_code(
@@ -52,26 +87,25 @@ def _by_code(
     factor: float,
 ) -> None:
     """Fills ``sums (K, D)`` without atomics: with the gradient for ``grad``, else with sums of vectors."""
-    order = indices.flatten().argsort(stable=True)
-    sizes, (strides,) = vector_strides(vectors)
-    blocks = _blocks(vectors.shape[-1])
-    difference = grad is not None
+    order, ends = indices.flatten().argsort(stable=True), counts.cumsum(0)
+    given = sums if grad is None else grad
+    plan = _plan(_segments, (vectors,), (codebook, order, ends, sums, given), DIFFERENCE=grad is not None)
+    (of_vectors,), (_, *sizes) = plan.strides, plan.sizes
     with on(vectors):
-        _segments[len(codebook), triton.cdiv(vectors.shape[-1], blocks["BD"])](
-            vectors, *strides, vectors.stride(-1), *sizes[1:], codebook, *codebook.stride(), order,
-            counts.cumsum(0), sums, grad if difference else sums, factor, vectors.shape[-1],
-            DIFFERENCE=difference, **blocks,
+        plan.kernel(
+            len(codebook),
+            (vectors, *of_vectors, *sizes, codebook, *codebook.stride(), order, ends, sums, given, factor,
+             vectors.shape[-1]),
+            plan.columns,
         )  # fmt: skip
 
 
-def _statistics(vectors: Tensor, indices: Tensor, counts: Tensor, sums: Tensor, with_sums: bool) -> None:
-    """Adds to ``counts (K,)`` and, by atomics, to ``sums (K, D)``."""
-    sizes, (strides,) = vector_strides(vectors)
-    with on(vectors):
-        _count[(triton.cdiv(indices.numel(), VECTORS),)](
-            vectors, *strides, vectors.stride(-1), indices.numel(), *sizes[1:], indices, counts, sums,
-            vectors.shape[-1], SUMS=with_sums, **_blocks(vectors.shape[-1]),
-        )  # fmt: skip
+def _statistics(vectors: Tensor, indices: Tensor, counts: Tensor, sums: Tensor, with_sums: bool) -> Launched:
+    """The launch that adds to ``counts (K,)`` and, by atomics, to ``sums (K, D)``."""
+    plan = _plan(_count, (vectors,), (indices, counts, sums), SUMS=with_sums)
+    (of_vectors,) = plan.strides
+    arguments = (vectors, *of_vectors, *plan.sizes, indices, counts, sums, vectors.shape[-1])
+    return plan.kernel, plan.rows, arguments
 
 
 def quantize_stage(
@@ -85,16 +119,21 @@ def quantize_stage(
     dtype = accumulator(z, codebook)
     indices = z.new_empty(vectors.shape[:-1], dtype=torch.int64)
     errors = z.new_empty(indices.numel(), dtype=dtype)
-    search(vectors, codebook, indices, written, errors)
-    if written is not target:
-        target.copy_(written)
-    loss = (errors.sum(dtype=torch.float64) / z.numel() if errors.numel() else errors.sum() / 0).to(dtype)
     codes = len(codebook) if statistics else 0
     counts = indices.new_zeros(codes)
     sums = errors.new_zeros(codes, codebook.shape[1])
+    atomic = not torch.are_deterministic_algorithms_enabled()
+    counting = None
     if statistics and indices.numel():
-        atomic = not torch.are_deterministic_algorithms_enabled()
-        _statistics(vectors, indices, counts, sums, with_sums=atomic)
+        counting = _statistics(vectors, indices, counts, sums, with_sums=atomic)
+    search(vectors, codebook, indices, written, errors, counting)
+    if written is not target:
+        target.copy_(written)
+    loss = (errors.sum(dtype=torch.float64) / z.numel() if errors.numel() else errors.sum() / 0).to(dtype)
+    if counting is not None:
+        kernel, blocks, arguments = counting
+        with on(vectors):
+            kernel(blocks, arguments)
         if not atomic:
             _by_code(vectors, codebook, indices, counts, sums, None, 0.0)
     return quantized, indices, loss, loss.clone(), counts, sums
@@ -118,20 +157,23 @@ def backward_stage(
     indices = indices.contiguous()
     sums = z.new_zeros(codebook.shape, dtype=accumulator(z, codebook))
     if indices.numel():
-        sizes, (strides, grad_strides, out_strides) = vector_strides(vectors, grads, written)
         atomic = not torch.are_deterministic_algorithms_enabled()
         factor = 2 / z.numel()
+        others = (codebook, indices, grad_codebook_loss, grad_commitment_loss, sums)
+        plan = _plan(_backward, (vectors, grads, written), others, ATOMIC=atomic)
+        of_vectors, of_grads, of_out = plan.strides
         with on(z):
-            _backward[(triton.cdiv(indices.numel(), VECTORS),)](
-                vectors, *strides, vectors.stride(-1), indices.numel(), *sizes[1:], codebook,
-                *codebook.stride(), indices, grads, *grad_strides, grads.stride(-1), written, *out_strides,
-                written.stride(-1), grad_codebook_loss, grad_commitment_loss, factor, sums, vectors.shape[-1],
-                ATOMIC=atomic, **_blocks(vectors.shape[-1]),
+            plan.kernel(
+                plan.rows,
+                (vectors, *of_vectors, *plan.sizes, codebook, *codebook.stride(), indices, grads, *of_grads,
+                 written, *of_out, grad_codebook_loss, grad_commitment_loss, factor, sums, vectors.shape[-1]),
             )  # fmt: skip
         if not atomic:
             counts = indices.new_zeros(len(codebook))
             (alone,) = _readable(vectors)
-            _statistics(alone, indices, counts, sums, with_sums=False)
+            kernel, blocks, arguments = _statistics(alone, indices, counts, sums, with_sums=False)
+            with on(z):
+                kernel(blocks, arguments)
             _by_code(alone, codebook, indices, counts, sums, grad_codebook_loss, factor)
     if written is not target:
         target.copy_(written)

@@ -25,7 +25,7 @@ from vqfast.sampling.request import Request
 from vqfast.sampling.wavefront import Wavefront, raster, wavefront
 
 if TYPE_CHECKING:
-    from vqfast.ops.launch import Kept
+    from vqfast.ops.launch import Kept, Launched
 
 # Positions that a group draws at once by rows side by side. More fill a tile without them: then one row is
 # drawn after another.
@@ -151,6 +151,14 @@ class Sampling:
 
         if begin == end:
             return
+        kernel, blocks, arguments = self._launched(tables, begin, end, moment, iterations, columns)
+        with on(self.arguments["out"]):
+            kernel(blocks, arguments)
+
+    def _launched(
+        self, tables: Tables, begin: int, end: int, moment: int, iterations: int, columns: int
+    ) -> Launched:
+        """What ``launch`` launches."""
         out, rows = self.arguments["out"], self.front.side_by_side(moment)
         blocks, kernel, given = self.kernels[tables]
         groups = len(out) // tables.launch.images
@@ -164,8 +172,7 @@ class Sampling:
             "begin": begin,
             "end": end,
         }
-        with on(out):
-            kernel(blocks, tuple([given[name] for name in kernel.kernel.arg_names if name in given]))
+        return kernel, blocks, tuple([given[name] for name in kernel.kernel.arg_names if name in given])
 
     def _kernel(self, tables: Tables) -> tuple[int, Kept, dict[str, Any]]:
         """The number of blocks for ``tables``, the kernel, and the arguments that stay the same."""
@@ -193,8 +200,12 @@ class Sampling:
 
     def draw(self) -> Tensor:
         """Codes ``(B, H, W, S)``."""
+        from vqfast.ops.launch import compile_together
+
         plan, front = self.plan, self.front
         device, before = self.arguments["out"].device, None
+        launches = [self._launched(tables, 0, 1, 0, 1, 1) for tables in self.kernels if tables.jobs]
+        compile_together(self.arguments["out"], *launches)
         for moment in range(0, front.moments, front.chunk):
             end = min(moment + front.chunk, front.moments)
             y = front.side_by_side(moment)[-1]
