@@ -58,25 +58,29 @@ def counted() -> dict[str, Any]:
     """The counts of every kernel in the table."""
     import triton
 
-    from benchmarks import compiled
-    from vqfast.ops.nearest.tunings import SEARCH, pick
-
     found: dict[str, Any] = {"triton": triton.__version__, "search": {}}
     for arch in sorted({gpu.arch for gpu in GPUS.values()}):
         for channels in sorted({size[2] for size in SEARCHES}):
-            tuning = pick(SEARCH, arch, channels)
-            kernel = compiled.search_kernel(arch, tuning, channels, write=True)
-            loop = compiled.search_loop(kernel)
-            scores = tuning.vectors * tuning.codes / (32 * tuning.warps)
-            found["search"][f"{arch} {channels}"] = {
-                **compiled.of_a_score(loop, scores),
-                "registers": compiled.registers(kernel),
-                "shared": kernel.metadata.shared,
-                "vectors": tuning.vectors,
-            }
+            found["search"][f"{arch} {channels}"] = search_counts(arch, channels)
     found["flash-kmeans"] = peer_counts()
     found["sampler"] = {name: jobs_of(*sample) for name, sample in SAMPLES.items()}
     return found
+
+
+def search_counts(arch: str, channels: int) -> dict[str, Any]:
+    """Of the search: instructions of a score, registers, shared memory, vectors of a block."""
+    from benchmarks import compiled
+    from vqfast.ops.nearest.tunings import SEARCH, pick
+
+    tuning = pick(SEARCH, arch, channels)
+    kernel = compiled.search_kernel(arch, tuning, channels, write=True)
+    scores = tuning.vectors * tuning.codes / (32 * tuning.warps)
+    return {
+        **compiled.of_a_score(compiled.search_loop(kernel), scores),
+        "registers": compiled.registers(kernel),
+        "shared": kernel.metadata.shared,
+        "vectors": tuning.vectors,
+    }
 
 
 def peer_counts() -> dict[str, Any]:

@@ -13,6 +13,7 @@ pytest.importorskip("triton")
 
 from benchmarks import predict
 from vqfast import PixelCNN
+from vqfast.ops import registry
 from vqfast.sampling.draw import Draw
 from vqfast.sampling.executors import triton as executor
 from vqfast.sampling.executors.triton_tunings import SAMPLING
@@ -22,6 +23,32 @@ from vqfast.sampling.request import Request
 def test_the_page_has_the_table_of_the_counts() -> None:
     shown = predict.PAGE.read_text(encoding="utf-8").split(predict.BEGIN)[1].split(predict.END)[0]
     assert shown == predict.table(json.loads(predict.COUNTS.read_text()))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+@pytest.mark.skipif(registry.interpreted(), reason="an interpreted kernel can't be compiled")
+@pytest.mark.parametrize(
+    "counted",
+    [
+        pytest.param(name, marks=[pytest.mark.every] * (name != "sm_90 64"))
+        for name in json.loads(predict.COUNTS.read_text())["search"]
+    ],
+)
+def test_counts_of_the_search_are_those_of_its_kernels(counted) -> None:
+    import triton
+
+    kept = json.loads(predict.COUNTS.read_text())
+    if triton.__version__ != kept["triton"]:
+        pytest.skip(f"counted with Triton {kept['triton']}")
+    arch, channels = counted.split()
+    assert predict.search_counts(arch, int(channels)) == kept["search"][counted]
+
+
+@pytest.mark.parametrize("name", predict.SAMPLES)
+def test_counts_of_the_sampler_are_those_of_its_plans(name) -> None:
+    found = json.loads(predict.COUNTS.read_text())["sampler"]
+    assert found[name] == predict.jobs_of(*predict.SAMPLES[name])
 
 
 def test_counts_of_a_peer_that_is_not_installed_are_kept_with_their_versions(monkeypatch, tmp_path) -> None:
@@ -54,7 +81,6 @@ def test_launches_and_moments_of_rows_side_by_side_are_those_of_a_sample(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     name, found = "batch 1, 64x64, rows side by side", json.loads(predict.COUNTS.read_text())["sampler"]
-    assert found[name] == predict.jobs_of(*predict.SAMPLES[name])
     launched: list[tuple[int, int]] = []
 
     def launch(

@@ -1,6 +1,8 @@
-"""Blocks of the search that share a list of vectors; interpreted, each block in a thread."""
+"""Blocks that share a list of vectors, or sums of codes; interpreted, each block in a thread."""
 
 from __future__ import annotations
+
+import time
 
 import pytest
 import torch
@@ -41,6 +43,41 @@ def test_listed_vectors_are_written_and_counted_too() -> None:
     torch.testing.assert_close(found, wanted, equal_nan=True)
 
 
-@pytest.mark.parametrize("expression", [pytest.param("listed", marks=interpreted)])
+def gradients_of_codes() -> tuple[torch.Tensor, torch.Tensor, int]:
+    """As found by blocks in threads, each of which has every code once; as they are; and the blocks."""
+    from vqfast.ops.residual import reference, triton
+
+    z, codebook, one = torch.randn(192, 5), torch.randn(64, 5), torch.ones(())
+    given = z, one, one, z, codebook, torch.arange(192) % 64, 1
+    with in_threads() as blocks:
+        found = triton.backward_stage(*given)[1]
+    return found, reference.backward_stage(*given)[1], blocks.most
+
+
+@here
+def test_gradients_are_added_up_over_all_blocks() -> None:
+    found, wanted, blocks = gradients_of_codes()
+    assert blocks == 3
+    torch.testing.assert_close(found, wanted)
+
+
+@here
+def test_gradients_are_not_added_up_where_a_block_may_come_between_reading_and_writing(monkeypatch) -> None:
+    from triton.runtime import interpreter
+
+    memory = interpreter._interpreter
+
+    def apart(_, at, added, mask, *order):
+        before = memory.load(at, mask, added * 0, added.dtype)
+        time.sleep(0.05)
+        memory.store(at, before + added, mask)
+        return before
+
+    monkeypatch.setattr(memory, "atomic_rmw", apart)
+    found, wanted, _ = gradients_of_codes()
+    assert not torch.allclose(found, wanted)
+
+
+@pytest.mark.parametrize("expression", [pytest.param("listed or added", marks=interpreted)])
 def test_they_pass_in_the_interpreter(expression) -> None:
     assert_passes([__file__], expression)

@@ -91,7 +91,8 @@ def _packed(weight: Tensor, taps: int, gate: bool = False) -> Tensor:
     """The visible taps, ``(taps, C_in, C_out)``, one of the channels dense; the gate's halves interleaved.
 
     A contiguous weight is copied: it has its taps side by side, and read in place each value would come in a
-    memory sector of its own. No copy is kept, because nothing tells for sure that a weight is still the same.
+    memory sector of its own. No copy is kept, because nothing tells for sure that a weight is still the same:
+    what is written through ``.data``, or by the replay of a CUDA graph, leaves its version as it was.
     """
     visible = weight.flatten(2)[..., :taps].permute(2, 1, 0)
     if gate:
