@@ -19,7 +19,8 @@ struct Band {
 template <class F>
 void for_bands(const MaskedConvProblem& p, const PositionBlock& block, F f) {
   const int64_t rows = block.rows.end - block.rows.begin, width = block.columns.end - block.columns.begin;
-  const int64_t across = clusters(p, width), room = p.cluster > 1 ? kBandClusters : kBandPositions;
+  const int64_t across = clusters(p, width), most = p.cluster > 1 ? kBandClusters : kBandPositions;
+  const int64_t room = p.tiled ? kTiledBand : most;
   const int64_t tall = p.cluster > 1 ? max(1, room / across) : 1;
   const int64_t bands_down = ceil_div(rows, tall), bands_across = ceil_div(across, room);
   for (int64_t n = 0; n < bands_down * bands_across; ++n) {
@@ -37,7 +38,7 @@ void for_bands(const MaskedConvProblem& p, const PositionBlock& block, F f) {
 // Writes the outputs of a band's clusters, from their sums. to_row(r) is where row r's go, `stride` apart.
 template <class A, class ToRow>
 void write_outputs(const MaskedConvProblem& p, const Band& band,
-                   const A (&sums)[kSums][kBandClusters][Types<A>::kColumns], ToRow to_row, int64_t stride) {
+                   const A (&sums)[kSums][kMostClusters][Types<A>::kColumns], ToRow to_row, int64_t stride) {
   const int64_t positions = band.block.columns.end - band.block.columns.begin;
   for (int64_t g = 0; g < band.rows * band.clusters; ++g) {
     const int64_t column = g % band.clusters * kCluster;
@@ -59,9 +60,10 @@ void write_outputs(const MaskedConvProblem& p, const Band& band,
   }
 }
 
-// Positions of a band's row, padded to whole registers.
+// Positions of a band's row, padded to whole registers, but not a power of two.
 template <class A>
-constexpr int64_t kTurned = round_up(max(kBandPositions, kCluster * kBandClusters), Types<A>::kLanes);
+constexpr int64_t kTurned = round_up(max(kMostPositions, kCluster * kMostClusters), Types<A>::kLanes) +
+                            (kHasTiles ? Types<A>::kLanes : 0);
 
 // Transposes the sums (positions, kColumns) of one row of a block: into `turned`, or, unless `channel` is -1, into the
 // result's channels from there on.
@@ -84,11 +86,12 @@ void turn(const MaskedConvProblem& p, const PositionBlock& row, int64_t channel,
     }
 }
 
-// Computes blocks of positions, tile by tile. packed: all tiles of the weight; scratch: `scratch_bytes`.
+// Computes blocks of positions, tile by tile, with the CPU's tiles if there are some. packed: all tiles of the weight;
+// scratch: `scratch_bytes`. Returns false if a number is too large for tiles.
 template <class A>
-void forward(const MaskedConvProblem& p, Span span, const void* packed, void* scratch) {
+bool forward(const MaskedConvProblem& p, Span span, const void* packed, void* scratch, Tiles* by_tiles) {
   constexpr int kLanes = Types<A>::kLanes, kColumns = Types<A>::kColumns;
-  A sums[kTurned<A>][kColumns] = {}, turned[kColumns][kTurned<A>], parts[kSums][kBandClusters][kColumns];
+  A sums[kTurned<A>][kColumns] = {}, turned[kColumns][kTurned<A>], parts[kSums][kMostClusters][kColumns];
   auto* offsets = static_cast<Offset*>(scratch);
   A* room = reinterpret_cast<A*>(offsets + round_up(4 * p.num_taps, 4));
   const bool last = p.result.channel == 1;
@@ -96,11 +99,12 @@ void forward(const MaskedConvProblem& p, Span span, const void* packed, void* sc
   for (int64_t n = span.begin; n < span.end; ++n) {
     const PositionBlock block = locate(p, n);
     const Patch<A> patch = make_patch(p, block, room, offsets);
+    if (!patch.fits) return false;
     BlockPrefetch next(p.precision);
     if (n + 1 < span.end) next.add(p.x, locate(p, n + 1), {0, p.in_channels});
     for (int64_t j = 0; j < tiles<A>(p); ++j) {
       const A* tile = static_cast<const A*>(packed) + j * tile_size<A>(p);
-      const A* bias = tile + p.num_matrices * p.in_channels * kColumns;
+      const A* bias = tile + p.num_matrices * words(p, p.in_channels) * kColumns;
       const bool plain = !is_narrow(p) && p.epilogue == Epilogue::none && (j + 1) * kColumns <= p.out_channels &&
                          !p.extra.at && !p.residual.at && !p.kept.at;
       const bool done = plain && last;
@@ -116,7 +120,7 @@ void forward(const MaskedConvProblem& p, Span span, const void* packed, void* sc
           return done ? static_cast<A*>(p.result.at) + place(p.result, here) + r * p.result.row + j * kColumns
                       : sums[r * band.clusters * p.cluster];
         };
-        const int64_t to_stride = done ? p.result.column : kColumns, runs = ceil_div(count, kMaxRows);
+        const int64_t to_stride = done ? p.result.column : kColumns, runs = ceil_div(count, by_tiles ? kTiledRows : kMaxRows);
         int64_t calls = runs;
         for (int64_t sum = 1; sum < sums_of_cluster; ++sum)
           calls += sum < kShared || p.first_product[sum] < p.first_product[sum + 1];
@@ -126,12 +130,18 @@ void forward(const MaskedConvProblem& p, Span span, const void* packed, void* sc
           for (int64_t r = 0; r < runs; ++r) {
             const Span run = part_of(count, runs, r);
             prefetch.next(calls);
-            multiply<typename Types<A>::Arithmetic>(
-                run.end - run.begin,
-                {sum < kShared ? bias : bias + kColumns, 0, rows + run.begin * patch.step, tile,
-                 offsets + p.first_product[sum], p.first_product[sum + 1] - p.first_product[sum], p.in_channels,
-                 patch.step, 1, p.cluster > 1 ? parts[sum][run.begin] : to_row(0) + run.begin * to_stride,
-                 p.cluster > 1 ? kColumns : to_stride});
+            const SumOfProducts<A> products{
+                sum < kShared ? bias : bias + kColumns, 0, rows + run.begin * patch.step, tile,
+                offsets + p.first_product[sum], p.first_product[sum + 1] - p.first_product[sum],
+                by_tiles ? ceil_div(p.in_channels, kPiecesOf) : p.in_channels, patch.step, 1,
+                p.cluster > 1 ? parts[sum][run.begin] : to_row(0) + run.begin * to_stride,
+                p.cluster > 1 ? kColumns : to_stride};
+            if constexpr (kHasTiles && __is_same(A, float))
+              if (by_tiles) {
+                multiply_tiled(*by_tiles, run.end - run.begin, products);
+                continue;
+              }
+            multiply<typename Types<A>::Arithmetic>(run.end - run.begin, products);
           }
         }
         if constexpr (__is_same(A, float))
@@ -152,6 +162,7 @@ void forward(const MaskedConvProblem& p, Span span, const void* packed, void* sc
       });
     }
   }
+  return true;
 }
 
 }  // namespace

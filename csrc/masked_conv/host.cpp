@@ -1,5 +1,6 @@
 // The host side of masked convolution.
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <optional>
 #include <vector>
@@ -81,6 +82,30 @@ double multiplications(const MaskedConvProblem& p) {
   return double(p.batch * p.height * p.width) * double(p.num_taps + 1) * double(p.in_channels) * double(p.out_channels);
 }
 
+// The convolution of a problem; returns whether it is right (MaskedConvKernel).
+bool convolve(MaskedConvProblem p) {
+  const MaskedConvKernel& kernel = best_kernels().masked_conv;
+  const int64_t threads = threads_for(multiplications(p));
+  const Plan plan(p, kernel, threads);
+  const int64_t bytes = kernel.scratch_bytes(p);
+  Buffer<char> packed(kernel.packed_bytes(p)), scratch(threads * bytes);
+  SharedWork packing;
+  std::atomic<bool> right = true;
+  for_parts(threads, kernel.blocks(p), [&](int64_t part, Span blocks) {
+    packing.run(kernel.tiles(p), [&](int64_t tile) {
+      if (!kernel.pack(p, {tile, tile + 1}, packed.data())) right = false;
+    });
+    if (!right || !kernel.forward(p, blocks, packed.data(), scratch.data() + part * bytes)) right = false;
+  });
+  return right;
+}
+
+// Computes a problem, with the CPU's tiles if they serve, and again without where they were wrong.
+void compute(MaskedConvProblem& p, bool (*with)(MaskedConvProblem)) {
+  p.tiled = true;
+  if (!with(p)) p.tiled = false, with(p);
+}
+
 // result = activation(conv(x) + bias + extra) + residual; kept, if given, gets the sums. Entry taps[i] of the weight's
 // windows (kh, kw) multiplies x at (dy[i], dx[i]) relative to each position, and other entries count for nothing. x is
 // contiguous or channels last, and so are all other tensors alike; int64 x (B, 1, H, W) are codes, that is one-hot
@@ -90,20 +115,11 @@ void masked_conv(const Tensor& x, const Tensor& weight, const std::optional<Tens
                  const std::optional<Tensor>& extra, const std::optional<Tensor>& residual, const Tensor& result,
                  const std::optional<Tensor>& kept, const std::vector<int64_t>& taps, const std::vector<int64_t>& dy,
                  const std::vector<int64_t>& dx, int64_t activation) {
-  const MaskedConvKernel& kernel = best_kernels().masked_conv;
   MaskedConvProblem p = masked_conv_of(x, extra, residual, result, kept);
   set_weight(p, weight, taps, dy, dx);
   p.bias = bias ? bias->mutable_data_ptr() : nullptr;
   p.epilogue = epilogue_of(Activation(activation));
-  const int64_t threads = threads_for(multiplications(p));
-  const Plan plan(p, kernel, threads);
-  const int64_t bytes = kernel.scratch_bytes(p);
-  Buffer<char> packed(kernel.packed_bytes(p)), scratch(threads * bytes);
-  SharedWork packing;
-  for_parts(threads, kernel.blocks(p), [&](int64_t part, Span blocks) {
-    packing.run(kernel.tiles(p), [&](int64_t tile) { kernel.pack(p, {tile, tile + 1}, packed.data()); });
-    kernel.forward(p, blocks, packed.data(), scratch.data() + part * bytes);
-  });
+  compute(p, convolve);
 }
 
 // An uninitialised tensor of some channels on the grid of x (B, C, H, W), channels last unless x is contiguous.

@@ -57,15 +57,21 @@ const MaskedConvKernel masked_conv_kernel{
       return VQFAST_BY_ACCUMULATED(tiles<A>(p) * tile_size<A>(p) * int64_t(sizeof(A)));
     },
     [](const MaskedConvProblem& p) { return VQFAST_BY_ACCUMULATED(scratch_bytes<A>(p)); },
-    [](const MaskedConvProblem& p, Span tiles, void* packed) { VQFAST_BY_TYPE(pack<T>(p, tiles, packed)); },
+    [](const MaskedConvProblem& p, Span tiles, void* packed) { return VQFAST_BY_TYPE(pack<T>(p, tiles, packed)); },
     [](const MaskedConvProblem& p, Span blocks, const void* packed, void* scratch) {
-      if (p.codes) return VQFAST_BY_TYPE(embed<T>(p, blocks, packed));
-      VQFAST_BY_ACCUMULATED(forward<A>(p, blocks, packed, scratch));
+      if (p.codes) return VQFAST_BY_TYPE(embed<T>(p, blocks, packed)), true;
+#if defined(__AMX_TILE__)
+      if (p.tiled) {
+        Tiles tiles;
+        return forward<float>(p, blocks, packed, scratch, &tiles);
+      }
+#endif
+      return VQFAST_BY_ACCUMULATED(forward<A>(p, blocks, packed, scratch, nullptr));
     },
     [](const MaskedConvProblem& p) { return VQFAST_BY_ACCUMULATED(tiles<A>(p) * channel_runs(p)); },
     [](const MaskedConvProblem& p, Span blocks, Span parts, void* packed, void* scratch) {
-      if (p.codes) return VQFAST_BY_TYPE(embed_gradient<T>(p, blocks, parts, packed));
-      VQFAST_BY_ACCUMULATED(weight_gradient<A>(p, blocks, parts, packed, scratch));
+      if (p.codes) return VQFAST_BY_TYPE(embed_gradient<T>(p, blocks, parts, packed)), true;
+      return VQFAST_BY_ACCUMULATED(weight_gradient<A>(p, blocks, parts, packed, scratch)), true;
     },
     [](const MaskedConvProblem& p, Span parts, int64_t shares, const void* packed) {
       VQFAST_BY_ACCUMULATED(write_gradient<A>(p, parts, shares, packed));

@@ -21,7 +21,7 @@ struct Grid {
 // One matrix product over the input channels: numbers made of x, times a matrix made of the taps', added to one sum. It
 // is a tap, or where neighbours are computed together one Winograd product (winograd.h).
 struct ConvProduct {
-  int64_t view_set, view;  // the numbers: a view of a set; -1 for x itself
+  int64_t view_set, view;  // the numbers: a view of a set; of no set x itself
   int64_t dy, dx;          // where they are, relative to the position
   int64_t matrix;          // the number of the matrix
 };
@@ -63,6 +63,9 @@ struct MaskedConvProblem {
   TapMatrix* matrices;
   ViewSet* view_sets;
 
+  // Whether the CPU's tiles may multiply float32, and, once planned, do. They can't multiply large numbers.
+  bool tiled;
+
   // Set by `plan`.
   int64_t block_rows, block_columns;  // of the largest block of positions
   int64_t cluster;                    // neighbours that are computed together: 4, or 1
@@ -77,14 +80,15 @@ struct MaskedConvKernel {
   int64_t (*blocks)(const MaskedConvProblem&);
   int64_t (*packed_bytes)(const MaskedConvProblem&);   // of the packed weight
   int64_t (*scratch_bytes)(const MaskedConvProblem&);  // that a thread needs
-  void (*pack)(const MaskedConvProblem&, Span tiles, void* packed);
+  // This and the next two return false if numbers are too large for the CPU's tiles: then nothing is right.
+  bool (*pack)(const MaskedConvProblem&, Span tiles, void* packed);
   // With codes, the result is channels last and nothing follows the sums.
-  void (*forward)(const MaskedConvProblem&, Span blocks, const void* packed, void* scratch);
+  bool (*forward)(const MaskedConvProblem&, Span blocks, const void* packed, void* scratch);
   // The gradient of the weight and the bias; `result` is the gradient of the sums. `weight_gradient` writes what some
   // blocks of positions (a share) add to some parts to `packed`, of packed_bytes; then `write_gradient` adds up all
   // shares, whose `packed` are side by side, and writes to `weight` and `bias`.
   int64_t (*weight_parts)(const MaskedConvProblem&);
-  void (*weight_gradient)(const MaskedConvProblem&, Span blocks, Span parts, void* packed, void* scratch);
+  bool (*weight_gradient)(const MaskedConvProblem&, Span blocks, Span parts, void* packed, void* scratch);
   void (*write_gradient)(const MaskedConvProblem&, Span parts, int64_t shares, const void* packed);
   // result = gate(x + extra), or with the gradient of that in `residual`, the gradient of x. out_channels are x's.
   void (*gate)(const MaskedConvProblem&, Span blocks);

@@ -7,24 +7,6 @@
 namespace vqfast::VQFAST_ISA {
 namespace {
 
-// Where the rows and the columns of one product begin, in numbers from `rows` and `columns` of a SumOfProducts.
-struct Offset {
-  int64_t row, column;
-};
-
-// The sum of several products of a few rows with one tile of columns. All products have the same strides and number of
-// steps; numbers are of type A.
-template <class A>
-struct SumOfProducts {
-  const A* from;            // (rows, kColumns), what the sums begin with
-  int64_t from_stride;      // distance of its rows; 0 if all begin with the same
-  const A *rows, *columns;
-  const Offset* offsets;    // (products)
-  int64_t products, steps, row_stride, step_stride;  // see Sums::add
-  A* to;                    // (rows, kColumns), the result
-  int64_t to_stride;        // distance of its rows
-};
-
 template <class Arithmetic, int kR>
 void multiply(const SumOfProducts<typename Arithmetic::Element>& w) {
   Sums<Arithmetic, kR> sums;

@@ -32,7 +32,7 @@ int64_t tiles(const MaskedConvProblem& p) {
 // many zeros, with which some sums begin.
 template <class T>
 int64_t tile_size(const MaskedConvProblem& p) {
-  return (p.num_matrices * p.in_channels + 2) * Types<T>::kColumns;
+  return (p.num_matrices * words(p, p.in_channels) + 2) * Types<T>::kColumns;
 }
 
 // A register of `count` numbers that are `stride` apart; other lanes are 0.
@@ -43,9 +43,10 @@ template <class T>
   return load(numbers);
 }
 
-// Packs some tiles: for each product its combination of the taps' matrices.
+// Packs some tiles: for each product its combination of the taps' matrices. Returns false if a number is too large for
+// the CPU's tiles.
 template <class T>
-void pack(const MaskedConvProblem& p, Span span, void* packed) {
+bool pack(const MaskedConvProblem& p, Span span, void* packed) {
   using A = typename Types<T>::A;
   constexpr int kLanes = Types<T>::kLanes, kColumns = Types<T>::kColumns;
   for (int64_t j = span.begin; j < span.end; ++j) {
@@ -54,20 +55,34 @@ void pack(const MaskedConvProblem& p, Span span, void* packed) {
     for (int v = 0; v < kTileRegisters; ++v) {
       const ChannelRun to = channel_run<T>(p, j, v);
       A* column = tile + v * kLanes;
-      const T* from = static_cast<const T*>(p.weight) + to.channel * p.weight_out_stride;
-      for (int64_t i = 0; i < p.in_channels && to.count; ++i, from += p.weight_in_stride)
-        for (int64_t n = 0; n < p.num_matrices; ++n) {
-          const TapMatrix& matrix = p.matrices[n];
-          typename Types<T>::V sum{};
-          for (int k = 0; k < 3; ++k)
-            if (matrix.factors[k])
-              sum += matrix.factors[k] * gather<T>(from + matrix.taps[k], p.weight_out_stride, to.count);
-          store(sum, column + (n * p.in_channels + i) * kColumns);
+      if (!to.count) continue;
+      const auto entry = [&](int64_t n, int64_t i) {
+        const T* from = static_cast<const T*>(p.weight) + to.channel * p.weight_out_stride + i * p.weight_in_stride;
+        typename Types<T>::V sum{};
+        for (int k = 0; k < 3 && i < p.in_channels; ++k)
+          if (const float factor = p.matrices[n].factors[k])
+            sum += factor * gather<T>(from + p.matrices[n].taps[k], p.weight_out_stride, to.count);
+        return sum;
+      };
+      const int64_t size = words(p, p.in_channels) * kColumns;
+      if (p.bias) store(gather<T>(static_cast<const T*>(p.bias) + to.channel, 1, to.count), column + p.num_matrices * size);
+      if constexpr (kHasTiles && __is_same(T, float))
+        if (p.tiled) {
+          for (int64_t i = 0; i < p.in_channels; i += i % kLanes == kLanes - 1 ? kLanes + 1 : 1)
+            for (int64_t n = 0; n < p.num_matrices; ++n)
+              if (const Floats pair[] = {entry(n, i), entry(n, i + kLanes)}; fit((const float*)pair, kPiecesOf))
+                store_pieces(pair[0], pair[1],
+                             column + n * size + (words(p, i / kPiecesOf * kPiecesOf) + i % kLanes) * kColumns,
+                             kLanes * kColumns);
+              else
+                return false;
+          continue;
         }
-      const T* bias = static_cast<const T*>(p.bias) + to.channel;
-      if (p.bias && to.count) store(gather<T>(bias, 1, to.count), column + p.num_matrices * p.in_channels * kColumns);
+      for (int64_t i = 0; i < p.in_channels; ++i)
+        for (int64_t n = 0; n < p.num_matrices; ++n) store(entry(n, i), column + n * size + i * kColumns);
     }
   }
+  return true;
 }
 
 }  // namespace

@@ -1,8 +1,7 @@
 // Blocks of positions, which are computed by one thread at a time.
 #pragma once
 
-#include "masked_conv/masked_conv.h"
-#include "simd/floats.h"
+#include "masked_conv/tiled.h"
 
 namespace vqfast::VQFAST_ISA {
 namespace {
@@ -13,7 +12,16 @@ constexpr int kMaxRows = kTileRows - (kTileRows > 6);
 // time, the weight is read from the second cache for several runs of them.
 constexpr int64_t kBandPositions = 5 * kMaxRows, kBandClusters = kMaxRows > 6 ? kMaxRows : 4 * kMaxRows;
 
+// The same of tiles: a matrix of the weight, which takes half of L1, is read once for all of them.
+constexpr int64_t kTiledBand = kHasTiles ? 64 : 0;
+constexpr int64_t kMostPositions = max(kBandPositions, kTiledBand), kMostClusters = max(kBandClusters, kTiledBand);
+
 constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// The words that so many channels take: one each, or blocks of pieces.
+int64_t words(const MaskedConvProblem& p, int64_t channels) {
+  return p.tiled ? ceil_div(channels, kPiecesOf) * kPieceWords : channels;
+}
 
 // For numbers of type T: the arithmetic, the type of its numbers and registers, and the size of a tile's columns.
 template <class T>

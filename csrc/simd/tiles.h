@@ -123,6 +123,19 @@ inline int64_t piece_at(int64_t channel) {
   memcpy(to + kBlockChannels, &second, sizeof second);
   memcpy(to + 2 * kBlockChannels, &third, sizeof third);
 }
+// The pieces of two registers of numbers: words of those of a, the lower halves, and of b.
+[[gnu::always_inline]] inline void split(Floats a, Floats b, Bits32 (&pieces)[Float32Pieces::kPieces]) {
+  const auto next = [](Floats& rest, uint32_t half) {
+    const Bits32 high = ((Bits32)rest + half) & 0xffff0000u;
+    rest -= (Floats)high;
+    return high;
+  };
+  for (int piece = 0; piece < Float32Pieces::kPieces; ++piece) {
+    const uint32_t half = piece == 1 ? 0x8000 : 0;  // which rounds
+    const Bits32 low = next(a, half) >> 16;
+    pieces[piece] = low | next(b, half);
+  }
+}
 
 // As add_products, of pieces: rows hold blocks of kBlockWords words, columns are (blocks, kPieces, kTileSteps, kV,
 // kLanes).
