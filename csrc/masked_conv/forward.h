@@ -120,7 +120,8 @@ bool forward(const MaskedConvProblem& p, Span span, const void* packed, void* sc
           return done ? static_cast<A*>(p.result.at) + place(p.result, here) + r * p.result.row + j * kColumns
                       : sums[r * band.clusters * p.cluster];
         };
-        const int64_t to_stride = done ? p.result.column : kColumns, runs = ceil_div(count, by_tiles ? kTiledRows : kMaxRows);
+        const int64_t to_stride = done ? p.result.column : kColumns;
+        const int64_t runs = ceil_div(count, by_tiles ? kTiledRows : kMaxRows);
         int64_t calls = runs;
         for (int64_t sum = 1; sum < sums_of_cluster; ++sum)
           calls += sum < kShared || p.first_product[sum] < p.first_product[sum + 1];

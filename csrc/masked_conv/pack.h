@@ -65,7 +65,8 @@ bool pack(const MaskedConvProblem& p, Span span, void* packed) {
         return sum;
       };
       const int64_t size = words(p, p.in_channels) * kColumns;
-      if (p.bias) store(gather<T>(static_cast<const T*>(p.bias) + to.channel, 1, to.count), column + p.num_matrices * size);
+      const T* bias = static_cast<const T*>(p.bias) + to.channel;
+      if (p.bias) store(gather<T>(bias, 1, to.count), column + p.num_matrices * size);
       if constexpr (kHasTiles && __is_same(T, float))
         if (p.tiled) {
           for (int64_t i = 0; i < p.in_channels; i += i % kLanes == kLanes - 1 ? kLanes + 1 : 1)

@@ -1,4 +1,4 @@
-"""Masked convolutions of enough channels for the CPU's tiles, which multiply numbers in pieces of bfloat16."""
+"""Masked convolutions of enough channels for the CPU's tiles, which multiply pieces of bfloat16."""
 
 from __future__ import annotations
 

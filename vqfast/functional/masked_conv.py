@@ -126,6 +126,8 @@ def masked_conv2d(
     """Convolves causally in raster order: ``activation(conv(x) + bias + extra) + residual``, in one pass.
 
     No output depends on a position that comes later in raster order. The grid is zero outside.
+    On Intel's CPUs with tiles (AMX) float32 numbers are multiplied in three pieces of bfloat16: sums are as
+    close as float32's, but numbers, pieces and sums below 1.2e-38 count as zero.
 
     Source: van den Oord et al. 2016, "Conditional Image Generation with PixelCNN Decoders" (arXiv
     1606.05328).
