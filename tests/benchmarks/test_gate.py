@@ -155,6 +155,24 @@ def test_every_gpu_kernel_has_a_matrix_whose_files_exist() -> None:
 
 
 @pytest.mark.slow
+def test_the_matrices_interpret_no_kernel(monkeypatch) -> None:
+    """That takes a quarter of an hour, and fails where NumPy is newer than the interpreter allows."""
+    asked: list[str] = []
+    monkeypatch.setattr(
+        gate_steps, "run_tests", lambda path, _, options: asked.extend([str(path), *options]) or {}
+    )
+    for item in gate_steps.matrix("sampler", "triton"):
+        item.run(100.0)
+    collect = [sys.executable, "-m", "pytest", "--collect-only", "-qq", "-p", "no:cacheprovider"]
+    numbers = []
+    for options in (asked[:3], asked):
+        done = subprocess.run([*collect, *options], cwd=machine.ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout
+        numbers.append(int(done.stdout.split()[-1]))
+    assert numbers[0] - numbers[1] == 6 and numbers[1] > 20  # the interpreter's processes
+
+
+@pytest.mark.slow
 def test_the_gate_is_rehearsed_in_the_interpreter(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks", "--gpu-gate", "--step", "shapes", "--out", str(tmp_path)]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PATH": "/nowhere"}  # no git either

@@ -313,6 +313,25 @@ def test_a_graph_without_a_warm_up_is_an_error_that_says_so(monkeypatch) -> None
     assert probe.verdict("nearest", "triton", HERE, torch.float32, 8, None) is None
 
 
+@pytest.mark.parametrize("captures", [False, True])
+def test_a_kernel_that_is_not_loaded_says_whether_a_capture_is_why(monkeypatch, captures) -> None:
+    """As on a GPU that a record vouches for, where no call is compared first."""
+
+    class Unloaded:
+        __name__ = "_convolve"
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            raise ValueError("operation not permitted")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: captures)
+    error, said = (
+        (RuntimeError, "_convolve.* before the capture") if captures else (ValueError, "not permitted")
+    )
+    with pytest.raises(error, match=said):
+        launch.Kept(Unloaded(), {})(1, ())
+
+
 @pytest.mark.parametrize("arch, refused", [("gfx90a:sramecc+:xnack-", True), ("gfx942", False)])
 def test_a_gpu_that_takes_small_numbers_for_zero_is_refused(monkeypatch, arch, refused) -> None:
     monkeypatch.setattr(torch.version, "hip", "6.4")

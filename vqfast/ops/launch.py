@@ -52,10 +52,22 @@ class Kept:
         self.constants: tuple[Any, ...] = ()
 
     def __call__(self, blocks: int, arguments: tuple[Any, ...], columns: int = 1, layers: int = 1) -> None:
-        """Launches it on the current device, with all arguments that aren't constants."""
+        """Launches it on the current device, with all arguments that aren't constants.
+
+        Raises:
+            RuntimeError: it is new, and CUDA doesn't load it while a graph is being captured.
+        """
         compiled = self.compiled
         if compiled is None:
-            compiled = self.kernel[blocks, columns, layers](*arguments, **self.options)
+            try:
+                compiled = self.kernel[blocks, columns, layers](*arguments, **self.options)
+            except Exception as error:
+                if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+                    what = f"{self.kernel.__name__}, a kernel that is new, can't be loaded while a CUDA graph"
+                    raise RuntimeError(
+                        f"{what} is captured: make the same call before the capture"
+                    ) from error
+                raise
             if compiled is not None and not _watched():  # in the interpreter nothing is compiled
                 self.constants = tuple(self.options[name] for name in self.kernel.arg_names[len(arguments) :])
                 self.compiled = compiled
