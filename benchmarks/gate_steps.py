@@ -182,13 +182,18 @@ def _nearest(size: tuple[int, int, int], seconds: float) -> dict[str, Any]:
 
 
 def _flash_kmeans(size: tuple[int, int, int], seconds: float) -> dict[str, Any]:
-    """Its kernel alone, on squared lengths that are there already."""
+    """Its kernel alone, on squared lengths that are there already; float16 is what is predicted of it."""
     from flash_kmeans.assign_euclid_triton import euclid_assign_triton
 
     n, k, d = size
     x, codebook = (torch.randn(1, rows, d, device=machine.DEVICE) for rows in (n, k))
-    lengths = x.square().sum(-1)
-    return {"shape": size, **timed(lambda: euclid_assign_triton(x, codebook, lengths))}
+    lengths = [each.square().sum(-1) for each in (x, codebook)]
+
+    def of(dtype: torch.dtype) -> dict[str, Any]:
+        given = x.to(dtype), codebook.to(dtype)
+        return timed(lambda: euclid_assign_triton(*given, lengths[0], c_sq=lengths[1]))
+
+    return {"shape": size, **{str(dtype): of(dtype) for dtype in (torch.float16, torch.float32)}}
 
 
 def _convolution(dtype: torch.dtype, kernel: int, mask: str, seconds: float) -> dict[str, Any]:
