@@ -56,7 +56,7 @@ def _command(command: list[str], seconds: float) -> dict[str, Any]:
             command, cwd=machine.ROOT, env=_environment(), capture_output=True, text=True, timeout=seconds - 5
         )
     except subprocess.TimeoutExpired:
-        return {"failed": f"not done in {seconds:.0f} s"}
+        return {"failed": f"not done in {seconds:.0f} s", "unfinished": True}
     said = (done.stdout + done.stderr)[-2000:]
     if done.returncode in (1, WRONG):
         return {"wrong": said}
@@ -94,7 +94,7 @@ def run_tests(path: Path, seconds: float, options: tuple[str, ...] = ()) -> dict
             timeout=seconds - 5,
         )
     except subprocess.TimeoutExpired:
-        return {"passed": False, "failed": f"not done in {seconds:.0f} s"}
+        return {"passed": False, "failed": f"not done in {seconds:.0f} s", "unfinished": True}
     summary = (done.stdout.strip().splitlines()[-1:] or [""])[0]
     lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
     found: dict[str, Any] = {"passed": done.returncode == 0, "summary": summary}

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -76,6 +77,27 @@ def test_next_goes_on_where_the_call_before_ran_out_of_time(fake, tmp_path: Path
         assert fake["clock"] - began <= 9 * 60 + 200, calls  # no item begins late; the last one may take long
     assert results(tmp_path)["rest"]["raises"]["failed"] == "RuntimeError: out of resource"
     assert len(ran) == len(set(ran))
+
+
+def test_an_item_that_was_not_done_in_its_time_has_its_turn_again_after_the_others(
+    fake, tmp_path: Path
+) -> None:
+    """Three times, if it had at least half of a call; the first time here it had less."""
+    ran: list[str] = []
+
+    def work(name: str, takes: float, seconds: float) -> dict[str, object]:
+        ran.append(name)
+        fake["clock"] += min(takes, seconds - 5)
+        return {"passed": True} if takes < seconds else {"failed": "not done", "unfinished": True}
+
+    times = {"a": 400.0, "long": 900.0, "b": 100.0}
+    items = [gate.Item(name, partial(work, name, takes)) for name, takes in times.items()]
+    steps = {"matrix": lambda: iter(items), "rest": step_of(fake, ran, "last")}
+    for expected in (["a", "long"], ["b", "long"], ["long"], ["long"], ["last"], []):
+        before = len(ran)
+        assert gate.main("next", tmp_path, steps=steps) == 0
+        assert ran[before:] == expected
+    assert results(tmp_path)["matrix"]["long"]["failed"] == "not done"
 
 
 def test_an_item_is_written_before_the_next_one_begins(fake, tmp_path: Path) -> None:
