@@ -143,9 +143,6 @@ def shapes() -> Iterator[Item]:
         shown = "N {}, K {}, D {}".format(*size)
         yield Item(f"nearest {shown}", partial(_nearest, _small(size)))
         yield Item(f"flash-kmeans {shown}", partial(_flash_kmeans, _small(size)))
-    for size in ((131072, 512, 64), (131072, 8192, 256)):
-        shown = "N {}, K {}, D {}".format(*size)
-        yield Item(f"residual {shown}, a training step", partial(_training_step, _small(size)))
     rehearsal = registry.interpreted()  # the interpreter takes bfloat16's bits for integers
     for dtype in (torch.float32,) if rehearsal else (torch.bfloat16, torch.float32):
         for kernel, mask in ((3, "B"), (7, "A")):
@@ -184,47 +181,14 @@ def _nearest(size: tuple[int, int, int], seconds: float) -> dict[str, Any]:
     return {"shape": size, **timed(partial(nearest_code, x, codebook))}
 
 
-def _training_step(size: tuple[int, int, int], seconds: float) -> dict[str, Any]:
-    """The search, statistics and gradients of both."""
-    from vqfast.functional import nearest_code, quantize
-
-    n, k, d = size
-    z, codebook = (torch.randn(rows, d, device=machine.DEVICE).requires_grad_() for rows in (n, k))
-
-    def forward() -> Any:
-        return quantize(z, codebook, return_statistics=True)
-
-    def backward() -> tuple[torch.Tensor, ...]:
-        out = forward()
-        return torch.autograd.grad(
-            out.quantized.sum() + out.codebook_loss + out.commitment_loss, (z, codebook)
-        )
-
-    out, (of_z, of_codebook) = forward(), backward()
-    slope = 2 / z.numel() * (z.detach() - codebook.detach()[out.indices]).double()
-    codes = torch.zeros_like(codebook, dtype=torch.float64).index_add(0, out.indices, -slope)
-    assert torch.equal(out.indices, nearest_code(z.detach(), codebook.detach())), "codes differ"
-    assert torch.equal(out.counts, out.indices.bincount(minlength=k)), "the codes are counted wrong"
-    for found, wanted in ((of_z, 1 + slope), (of_codebook, codes)):
-        assert torch.allclose(found.double(), wanted, rtol=1e-3, atol=1e-5 * wanted.abs().max().item()), (
-            "gradients"
-        )
-    return {"shape": size, "forward": timed(forward), "with backward": timed(backward)}
-
-
 def _flash_kmeans(size: tuple[int, int, int], seconds: float) -> dict[str, Any]:
-    """Its kernel alone, on squared lengths that are there already; float16 is what is predicted of it."""
+    """Its kernel alone, on squared lengths that are there already."""
     from flash_kmeans.assign_euclid_triton import euclid_assign_triton
 
     n, k, d = size
     x, codebook = (torch.randn(1, rows, d, device=machine.DEVICE) for rows in (n, k))
-    lengths = [each.square().sum(-1) for each in (x, codebook)]
-
-    def of(dtype: torch.dtype) -> dict[str, Any]:
-        given = x.to(dtype), codebook.to(dtype)
-        return timed(lambda: euclid_assign_triton(*given, lengths[0], c_sq=lengths[1]))
-
-    return {"shape": size, **{str(dtype): of(dtype) for dtype in (torch.float16, torch.float32)}}
+    lengths = x.square().sum(-1)
+    return {"shape": size, **timed(lambda: euclid_assign_triton(x, codebook, lengths))}
 
 
 def _convolution(dtype: torch.dtype, kernel: int, mask: str, seconds: float) -> dict[str, Any]:

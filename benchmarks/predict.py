@@ -45,10 +45,6 @@ GPUS = {
 }
 SEARCHES = {(131072, 512, 64): 0.003, (131072, 1024, 256): 0.006, (131072, 8192, 256): 0.009}  # listed again
 PEER = ((131072, 512, 64), (131072, 8192, 256))  # of flash-kmeans, on an H100 alone
-STEPS = (
-    (131072, 512, 64),
-    (131072, 8192, 256),
-)  # of a training step, in float32: what it has beside the search
 CONVOLUTIONS = {"3x3 B": 5, "7x7 A": 24}  # visible taps, of (16, 128, 32, 32) to 128 channels
 # Images, the side of their grid, whether rows are drawn side by side; 15 layers of 128 channels, in bfloat16.
 SAMPLES = {
@@ -168,21 +164,6 @@ def _search_cells(
     return [shown, f"{memory / 1e6:.0f} MB", "0", str(launches), _span(parts, launches * LAUNCH + beside)]
 
 
-def step_times(gpu: Gpu, size: tuple[int, int, int], backward: bool) -> list[str]:
-    """The cells of a row about the statistics of a training step, or its gradients."""
-    n, k, d = size
-    tensors = 3 if backward else 1  # vectors, the gradient, the result
-    memory = 4 * (tensors * n * d + k * d) + 8 * (n + k)
-    added = 4 * n * d / (gpu.cache / 2)  # an addition in the L2 reads and writes
-    return [
-        f"{n * d / 1e6:.1f} M additions in the L2",
-        f"{memory / 1e6:.0f} MB",
-        "0",
-        "1",
-        _span([memory / gpu.memory, added], LAUNCH),
-    ]
-
-
 def convolution_times(gpu: Gpu, taps: int, backward: bool, dtype: str) -> list[str]:
     """The cells of a row about the masked convolution."""
     positions, channels, width = 16 * 32 * 32, 128, 2 if dtype == "bfloat16" else 4
@@ -242,10 +223,6 @@ def table(counts: dict[str, Any]) -> str:
                 version = counts["flash-kmeans"]["version"]
                 shown = "flash-kmeans {} assign N {}, K {}, D {}, float16".format(version, *size)
                 lines.append([shown, name, *peer_times(gpu, size, counts)])
-        for size in STEPS:
-            for backward, shown in ((False, "counts and sums"), (True, "gradients")):
-                shown = "{} of a training step N {}, K {}, D {}".format(shown, *size)
-                lines.append([shown, name, *step_times(gpu, size, backward)])
         for kernel, taps in CONVOLUTIONS.items():
             for dtype in ("bfloat16", "float32"):
                 for backward in (False, True):

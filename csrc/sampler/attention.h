@@ -66,8 +66,9 @@ struct AttentionJob {
         for (int64_t c = 0; c < width; ++c) to[c] = weighted(values + c * team.all.row_of_positions(), count) / total;
       }
       if (team.all.steps[i].factors < 0) continue;
-      auto* factors = team.factors(i, y, x) + (to - team.value(i, y, x));
-      for (int64_t c = 0; c < width; ++c) Memory::put_factor(to[c], factors + c);
+      const int64_t stride = team.all.steps[i].stride, at = to - team.value(i, y, x);
+      auto* factors = team.factors(i, y, x) + at / stride * Memory::Form::pitch_of(stride);
+      for (int64_t c = 0; c < width; ++c) Memory::Form::put(to[c], factors, at % stride + c);
     }
   }
 

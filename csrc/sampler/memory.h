@@ -1,4 +1,4 @@
-// The sampler's memory: packed weights, which all threads share, and the values and caches of each team of threads.
+// The sampler's memory: packed weights (pack.h), which all threads share, and the values and caches of each team of threads.
 //
 // Values are [row of the cache][column][sample][channel]. So the rows of a product are the samples side by side, or
 // those of a run of columns, and every tap has them at the same distance from each other. Of a step with a stride only
@@ -46,39 +46,62 @@ struct Run {
   int64_t y, x, columns;
 };
 
-// What an arithmetic reads of values: of each a number, or pairs of neighbouring channels, rounded to bfloat16.
+// What an arithmetic reads of values: of each a number, or pairs of neighbouring channels, rounded to bfloat16 or split
+// into pieces of that.
 template <class Arithmetic>
 struct Factoring {
   using Number = typename Arithmetic::Element;
-  static constexpr int kPacking = 1;
+  static constexpr int kPacking = 1, kPieces = 1, kUnit = 1;
+  // Numbers, or pairs of pieces, of so many channels, padded.
+  static int64_t depth_of(int64_t channels) { return channels; }
+  static int64_t pitch_of(int64_t channels) { return channels; }  // distance of rows, in numbers
+  static void put(Number number, Number* row, int64_t channel) { row[channel] = number; }
 };
 template <class Pairs>
   requires(Pairs::kPacking > 1)
 struct Factoring<Pairs> : Pairs {
   using Number = typename Pairs::Stored;
+  static constexpr int kPacking = Pairs::kPacking, kPieces = kPieceCount<Pairs>;
+  static constexpr int kUnit = kTiled<Pairs> ? kTileSteps * kPacking : kPacking;  // channels multiplied at a time
+  static int64_t depth_of(int64_t channels) { return ceil_div(channels, kUnit) * kUnit / kPacking * kPieces; }
+  static int64_t pitch_of(int64_t channels) { return depth_of(channels) * kPacking + (kPieces > 1 ? kUnit : 0); }
+  // Where a channel is in a row.
+  static int64_t at(int64_t channel) { return channel / kUnit * kUnit * kPieces + channel % kUnit; }
+  static void put(float number, Number* row, int64_t channel) {
+    Number factors[(kPieces - 1) * kUnit + VQFAST_ISA::kLanes];
+    Pairs::write(number + Floats{}, factors);
+    for (int piece = 0; piece < kPieces; ++piece)  // pairs are read as another type
+      memcpy(row + at(channel) + piece * kUnit, factors + piece * kUnit, sizeof *factors);
+  }
 };
 
 // Numbers are of the arithmetic's type; weights of float32 may be given as bfloat16, and stay that in packed matrices,
 // so that only what packs and what multiplies knows of them. Where factors are pairs, a row of a packed matrix
 // has two channels in bfloat16, side by side in the place of a float32, and values that are multiplied have a second
 // cache. Sums and all else are float32. Where tiles multiply, channels of factors and rows of packed matrices are padded
-// with zeros to whole tiles.
-template <class Arithmetic>
+// with zeros to whole tiles. What early taps read may have an arithmetic of its own, and then has both caches.
+template <class LateSum, class EarlySum = LateSum>
 struct Memory {
-  using Sum = Arithmetic;
-  using V = typename Arithmetic::Register;
+  using Late = LateSum;
+  using Early = EarlySum;
+  using V = typename Late::Register;
   using T = std::remove_reference_t<decltype(V{}[0])>;
-  using Factor = typename Factoring<Arithmetic>::Number;  // of a value
-  static constexpr int kPacking = Factoring<Arithmetic>::kPacking;
-  static constexpr bool kRounds = kPacking > 1;
-  static constexpr int kUnit = kTiled<Arithmetic> ? kTileSteps * kPacking : kPacking;  // channels multiplied at a time
-  static constexpr int kLanes = Sums<Arithmetic>::kLanes, kColumns = Sums<Arithmetic>::kColumns;
+  using Element = typename Late::Element;
+  using Form = Factoring<Early>;
+  using Factor = typename Form::Number;  // of a value
+  static constexpr bool kFactors = Form::kPacking > 1, kRounds = Factoring<Late>::kPacking > 1;
+  static constexpr int kLanes = Sums<Late>::kLanes, kColumns = Sums<Late>::kColumns;
+#if defined(__AMX_TILE__)
+  using Shapes = std::conditional_t<kTiled<Early>, Tiles, char>;
+#else
+  using Shapes = char;
+#endif
   static constexpr int kPositions = 4 * kLanes;  // whose scores an attention computes at a time
 
   // Values that are multiplied by a matrix: `depth` numbers, or pairs, for each row of the product, the rows `stride`
   // apart. The tap's own rows of the packed matrix begin at row `matrix`.
   struct Segment {
-    const typename Arithmetic::Element* rows;
+    const Element* rows;
     int64_t stride, depth, matrix;
   };
 
@@ -97,7 +120,7 @@ struct Memory {
   // those.
   template <class F>
   auto with_weight(const F& f) const {
-    if constexpr (__is_same(T, float) && !kRounds)
+    if constexpr (__is_same(T, float) && !kFactors)
       if (s.precision == Precision::bf16) return f(Bf16{});
     return f(T{});
   }
@@ -127,21 +150,29 @@ struct Memory {
     return single;
   }
 
-  int64_t map_bytes() const {  // of a block of the conditioning map, for each row that is drawn
-    return room(s.rows_at_once() * s.block * max_samples() * ceil_div(s.condition_channels, kColumns) * kColumns);
+  int64_t map_bytes(const MemoryLayout& l) const {  // of a block of the conditioning map, for each row that is drawn
+    return room(s.rows_at_once() * s.block * max_samples() * Form::pitch_of(l.condition_room));
   }
-  // Numbers, or pairs, of so many channels, padded.
-  static int64_t depth_of(int64_t channels) { return ceil_div(channels, kUnit) * kUnit / kPacking; }
-  // Whether a term reads the value of step i, to multiply it by a matrix or to add it as it is.
-  bool is_read(int64_t i, bool multiplied) const {
+  static int64_t depth_of(int64_t channels, bool early) {
+    return early ? Form::depth_of(channels) : Factoring<Late>::depth_of(channels);
+  }
+  // Whether a tap reads the value of step i, to multiply it by a matrix or to add it as it is.
+  template <class Which>
+  bool is_read(int64_t i, const Which& which) const {
+    bool read = false;
     for (int64_t n = 0; n < s.num_steps; ++n)
-      for (int64_t t = s.steps[n].first_term; t < s.steps[n].first_term + s.steps[n].num_terms; ++t)
-        if (s.terms[t].source == i && (s.terms[t].weight >= 0) == multiplied) return true;
-    return false;
+      for_taps(s.steps[n], [&](const Term& term, const Tap& tap, int64_t) {
+        read |= term.source == i && which(term.weight >= 0, tap.early != 0);
+      });
+    return read;
+  }
+  bool has_factors(int64_t i) const {
+    return kFactors && is_read(i, [](bool multiplied, bool early) { return multiplied && (kRounds || early); });
   }
   // Whether the value of step i is read in another way than as a factor.
   bool is_kept(int64_t i) const {
-    bool kept = !kRounds || i >= s.num_steps - s.num_codes || s.steps[i].attention >= 0 || is_read(i, false);
+    bool kept = !kFactors || i >= s.num_steps - s.num_codes || s.steps[i].attention >= 0;
+    kept |= is_read(i, [](bool multiplied, bool early) { return !multiplied || !(kRounds || early); });
     for (int64_t n = 0; n < s.num_steps; ++n) {
       kept |= s.steps[n].residual == i;
       if (s.steps[n].attention < 0) continue;
@@ -196,7 +227,7 @@ struct Memory {
     };
     l.codes = take(own, padded(s.num_codes * s.code_rows * row_of(s.code_cache()) * max_samples() * 4));
     l.condition_room = ceil_div(s.condition_channels, kColumns) * kColumns;
-    l.condition = take(own, map_bytes());
+    l.condition = take(own, map_bytes(l));
     for (int64_t i = 0; i < s.num_steps; ++i) {
       const Step& step = s.steps[i];
       StepMemory m{};
@@ -204,23 +235,23 @@ struct Memory {
       m.channels = channels_of(step);
       m.tiles = paired ? ceil_div(m.channels, kLanes) : ceil_div(step.width, kColumns);
       m.columns = m.tiles * kColumns;
-      m.stride = paired ? ceil_div(m.tiles * kLanes, kUnit) * kUnit : m.columns;
+      m.stride = paired ? ceil_div(m.tiles * kLanes, Form::kUnit) * Form::kUnit : m.columns;
       int64_t tables = 0, early = 0, count = 0;
       for_taps(step, [&](const Term& term, const Tap& tap, int64_t) {
         ++count;
         early |= tap.early;
         if (is_codes(term.source)) ++tables;
-        else if (term.weight >= 0) m.depth[tap.early] += depth_of(term.channels);
+        else if (term.weight >= 0) m.depth[tap.early] += depth_of(term.channels, tap.early);
       });
       for (int e = 0; e < 2; ++e) m.matrix[e] = take(shared, padded(m.depth[e] * m.columns * weight_bytes));
       m.tables = take(shared, room(tables * (s.num_embeddings + 1) * m.columns));
       m.single = is_single(i, true), m.single_value = is_single(i, !kRounds);
-      const auto cache = [&](bool single) {
-        return place(i, room((single ? 1 : step.rows * row_of(step)) * max_samples() * m.stride));
+      const auto cache = [&](bool single, int64_t stride) {
+        return place(i, room((single ? 1 : step.rows * row_of(step)) * max_samples() * stride));
       };
       m.caches = own;
-      m.value = is_kept(i) ? cache(m.single_value) : -1;
-      m.factors = kRounds && is_read(i, true) ? cache(m.single) : -1;
+      m.value = is_kept(i) ? cache(m.single_value, m.stride) : -1;
+      m.factors = has_factors(i) ? cache(m.single, Form::pitch_of(m.stride)) : -1;
       if (step.attention >= 0) {
         const int64_t a_row = max_samples() * row_of_positions();
         m.kept_keys = take(own, room(a_row * channels_of(s.steps[s.attentions[step.attention].key])));
@@ -233,7 +264,7 @@ struct Memory {
       segment_bytes = max(segment_bytes, padded(count * sizeof(Segment)));
       for (int e = 0; s.rows_at_once() > 1 && e < 2; ++e) {
         const int64_t rows = s.rows_at_once() * max_samples() * (e ? s.chunk + step.lead : 1);
-        gathered_bytes = max(gathered_bytes, padded(rows * m.depth[e] * sizeof(typename Sum::Element)));
+        gathered_bytes = max(gathered_bytes, padded(rows * m.depth[e] * sizeof(Element)));
       }
       if (store) steps[i] = m;
     }
@@ -257,92 +288,9 @@ struct Memory {
       for (int64_t n = 0; n < s.terms[t].num_taps; ++n) f(s.terms[t], s.taps[s.terms[t].first_tap + n], n);
   }
 
-  // The number of the sum that lane l of register v of tile j holds; -1 for padding. A tile of pairs holds their first
-  // sums in one register and their second sums in the other.
-  static int64_t sum_at(const Step& step, const StepMemory& m, int64_t j, int64_t v, int64_t l) {
-    const bool paired = is_paired(step.activation);
-    const int64_t channel = paired ? j * kLanes + l : j * kColumns + v * kLanes + l;
-    return channel >= m.channels ? -1 : channel + (paired ? v * m.channels : 0);
-  }
-
-  // Puts from[width] into the order of the tiles, `apart` numbers from each other; tile j goes to to + j * distance.
-  // Null stands for zeros.
-  template <class From, class To>
-  static void spread(
-      const Step& step, const StepMemory& m, const From* from, To* to, int64_t distance, int64_t apart = 1) {
-    for (int64_t j = 0; j < m.tiles; ++j)
-      for (int64_t v = 0; v < kTileRegisters; ++v)
-        for (int64_t l = 0; l < kLanes; ++l) {
-          const int64_t at = sum_at(step, m, j, v, l);
-          to[j * distance + (v * kLanes + l) * apart] = from && at >= 0 ? rounded<To>(from[at]) : To{};
-        }
-  }
-
-  template <class To, class From>
-  static To rounded(From number) {
-    if constexpr (__is_same(To, Bf16) && __is_same(From, float)) return Bf16::nearest(number);
-    else return To(number);
-  }
-  static void put_factor(T number, Factor* to) {
-    Factor factor;
-    if constexpr (kRounds) factor = Factor(Bf16::nearest(number));
-    else factor = number;
-    memcpy(to, &factor, sizeof factor);  // pairs are read as another type
-  }
-
   void begin() const {
     *layout = lay_out(true);
     for (int64_t thread = 0; thread < s.threads; ++thread) arrivals[thread] = {};
-  }
-
-  // Packs the weights of a step, and fills each team's cache with zeros and, once, those of the codes with the number
-  // of the code outside the grid, num_embeddings.
-  void pack(int64_t i) const {
-    with_weight([&](auto weight) { pack_of<decltype(weight)>(i); });
-  }
-  template <class Given>
-  void pack_of(int64_t i) const {
-    using Packed = std::conditional_t<kRounds, Bf16, Given>;
-    const Step& step = s.steps[i];
-    const StepMemory& m = steps[i];
-    const auto* weights = static_cast<const Given*>(s.weights);
-    int64_t row[2] = {};
-    T* table = shared<T>(m.tables);
-    for_taps(step, [&](const Term& term, const Tap& tap, int64_t n) {
-      if (term.weight < 0) return;
-      const int64_t inputs = is_codes(term.source) ? s.num_embeddings : term.channels;
-      const Given* from = weights + term.weight + n * inputs * step.width;
-      if (is_codes(term.source)) {
-        for (int64_t k = 0; k <= inputs; ++k, table += m.columns)  // zeros for the code outside the grid
-          spread(step, m, k < inputs ? from + k * step.width : nullptr, table, kColumns);
-      } else {
-        constexpr int64_t kRow = kColumns * kPacking;
-        Packed* to = shared<Packed>(m.matrix[tap.early]) + row[tap.early] * kRow;
-        for (int64_t c = 0; c < depth_of(inputs) * kPacking; ++c)
-          spread(step, m, c < inputs ? from + c * step.width : nullptr, to + c / kPacking * kRow + c % kPacking,
-                 m.depth[tap.early] * kRow, kPacking);
-        row[tap.early] += depth_of(inputs);
-      }
-    });
-    for (int64_t t = 0; t < s.teams; ++t) {
-      const Team team{*this, t};
-      memset(team.template at<char>(m.caches), 0, m.start - m.caches);
-      T* start = team.template at<T>(m.start);
-      for (int64_t b = 0; b < (step.label_bias < 0 ? 1 : team.batch); ++b, start += m.columns) {
-        spread(step, m, step.bias < 0 ? nullptr : weights + step.bias, start, kColumns);
-        if (step.label_bias < 0) continue;
-        const Given* label = weights + step.label_bias + s.labels[team.first + b] * step.width;
-        for (int64_t j = 0; j < m.columns; ++j) {
-          const int64_t at = sum_at(step, m, j / kColumns, j % kColumns / kLanes, j % kLanes);
-          if (at >= 0) start[j] += T(label[at]);
-        }
-      }
-      if (i > 0) continue;
-      // The last pair of an odd number of channels has a zero in it.
-      if (kRounds) memset(team.template at<char>(layout->condition), 0, map_bytes());
-      int32_t* codes = team.template at<int32_t>(layout->codes);
-      for (int64_t n = 0; n < s.num_codes * team.code_cells(); ++n) codes[n] = int32_t(s.num_embeddings);
-    }
   }
 
   template <class U>
@@ -384,7 +332,7 @@ struct Memory {
     }
     Factor* factors(int64_t i, int64_t y, int64_t x, int64_t dx = 0) const {
       const StepMemory& m = all.steps[i];
-      return at<Factor>(m.factors) + cell(all.s.steps[i], y, x, dx, m.single) * m.stride;
+      return at<Factor>(m.factors) + cell(all.s.steps[i], y, x, dx, m.single) * Form::pitch_of(m.stride);
     }
     int32_t* codes(int64_t source, int64_t y, int64_t x, int64_t dx = 0) const {
       return at<int32_t>(all.layout->codes) + (kCodes - source) * code_cells() + cell(all.s.code_cache(), y, x, dx);

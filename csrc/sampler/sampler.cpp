@@ -10,6 +10,10 @@
 // the rate of one for float32 (AMD), and leave it where it has half that (Intel). The tiles of Intel's later CPUs
 // multiply 16 times as fast as float32: then weights on their way and activations are what takes time.
 //
+// Tiles also multiply float32, in three pieces of bfloat16: of 128 rows or more, early products. 32 rows x 32 columns x 32
+// channels take 220 ns with rows from L2, 140 from L1, and 350 in registers. Late ones stay in registers: their weights
+// come from L3 once for each moment, which bounds them, and pieces have half as many bytes again.
+//
 // Of many rows as many are computed side by side as L2 holds the values of, and of the weights so many at a time as L1
 // holds; meanwhile the next values and weights are asked for.
 //
@@ -24,6 +28,7 @@
 
 #include "sampler/sampler.h"
 
+#include "sampler/pack.h"
 #include "sampler/worker.h"
 
 namespace vqfast::VQFAST_ISA {
@@ -37,7 +42,10 @@ auto with_memory(const SamplerProblem& s, F f) {
 #elif defined(__AVX512BF16__)
   if (s.factors == Factors::pairs) return f(Memory<Bf16Pairs>(s));
 #endif
-  if (s.factors != Factors::exact) return f(Memory<WidenedPairs>(s));
+  if (s.factors == Factors::pairs || s.factors == Factors::widened) return f(Memory<WidenedPairs>(s));
+#if defined(__AMX_TILE__)
+  if (s.factors == Factors::pieces) return f(Memory<Float32, Float32Pieces>(s));
+#endif
   return s.precision == Precision::f64 ? f(Memory<Float64>(s)) : f(Memory<Float32>(s));
 }
 
@@ -47,7 +55,11 @@ extern const SamplerKernel sampler_kernel;
 const SamplerKernel sampler_kernel{
     [](const SamplerProblem& s) { return with_memory(s, [](auto memory) { return memory.lay_out(false).end; }); },
     [](const SamplerProblem& s) { with_memory(s, [](auto memory) { memory.begin(); }); },
-    [](const SamplerProblem& s, int64_t step) { with_memory(s, [=](auto memory) { memory.pack(step); }); },
+    [](const SamplerProblem& s, int64_t step) { 
+      with_memory(s, [=](auto memory) {
+        memory.with_weight([&](auto weight) { Packing<decltype(memory)>{memory, step}.template pack<decltype(weight)>(); });
+      });
+    },
     [](const SamplerProblem& s, int64_t thread, int64_t first, int64_t count) {
       with_memory(s, [=](auto memory) { run(memory, thread, first, count); });
     },

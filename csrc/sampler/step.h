@@ -10,18 +10,15 @@ namespace {
 // Step i at some runs of columns: over the taps that are early, when a chunk starts, or over the others. The rows of
 // the product are the samples of a column, and then columns and runs, one after another. Of several columns all sources
 // have the step's stride, and `columns` counts those where it has values.
-template <class Memory>
+template <class Memory, class Arithmetic>
 struct StepJob {
   using T = typename Memory::T;
   using V = typename Memory::V;
   using Segment = typename Memory::Segment;
   static constexpr int kLanes = Memory::kLanes, kColumns = Memory::kColumns;
-  static constexpr bool kTiled = VQFAST_ISA::kTiled<typename Memory::Sum>;
-#if defined(__AMX_TILE__)
-  using Shapes = std::conditional_t<kTiled, Tiles, char>;
-#else
-  using Shapes = char;
-#endif
+  static constexpr bool kTiled = VQFAST_ISA::kTiled<Arithmetic>;
+  static constexpr bool kFactors = Factoring<Arithmetic>::kPacking > 1;
+  static constexpr int64_t kPacking = Factoring<Arithmetic>::kPacking, kPieces = Factoring<Arithmetic>::kPieces;
   static constexpr int kPartRows = kTiled ? 2 * kMostRows : kTileRows;  // at most, of a part
   static constexpr int kParts = 96 / kPartRows;  // that are computed side by side: their values stay in L2
   static constexpr int64_t kNearBytes = 16384;   // of weights that stay in L1
@@ -37,7 +34,7 @@ struct StepJob {
   const Run* runs;
   int64_t num_runs;
   Segment* segments;  // room for one of each tap
-  typename Memory::Sum::Element* gathered;  // room for what all taps read of several runs
+  typename Memory::Element* gathered;  // room for what all taps read of several runs
   int64_t num_segments = 0;
   bool adds = false;  // codes or values as they are
   int64_t together = 0, second = 0;  // rows that tiles take, and the first of the second group; 0 if there is one
@@ -46,16 +43,16 @@ struct StepJob {
 
   // What a tap reads of a run, to be multiplied.
   Segment read(const Run& run, const Term& term, const Tap& tap, int64_t matrix) const {
-    using Element = typename Memory::Sum::Element;
-    constexpr int64_t kPacking = Memory::kPacking;
+    using Element = typename Memory::Element;
+    const auto depth_of = Factoring<Arithmetic>::depth_of;
     const MemoryLayout& l = *team.all.layout;
-    const int64_t depth = Memory::depth_of(term.channels);
-    if (term.source == kCondition) {
-      const int64_t stride = l.condition_room / kPacking;
+    const int64_t depth = depth_of(term.channels);
+    if (term.source == kCondition) {  // which is read early alone
+      const int64_t stride = Factoring<Arithmetic>::pitch_of(l.condition_room) / kPacking;
       return {team.template at<Element>(l.condition) + team.map_cell(run.y, run.x) * stride, stride, depth, matrix};
     }
-    const int64_t stride = team.all.steps[term.source].stride / kPacking;
-    if constexpr (Memory::kRounds) {
+    const int64_t stride = Factoring<Arithmetic>::pitch_of(team.all.steps[term.source].stride) / kPacking;
+    if constexpr (kFactors) {
       const auto* pairs = team.factors(term.source, run.y + tap.dy, run.x, tap.dx);
       return {reinterpret_cast<const Element*>(pairs), stride, depth, matrix};
     } else {
@@ -77,13 +74,13 @@ struct StepJob {
       if (is_codes(term.source) || term.weight < 0) return void(adds = true);
       if (finds(term, tap)) segments[num_segments++] = num_runs == 1 ? read(*runs, term, tap, matrix)
                                                                      : gather(term, tap, matrix, to);
-      matrix += Memory::depth_of(term.channels);
+      matrix += Memory::depth_of(term.channels, early);
     });
   }
 
   // What a tap reads of all runs, copied to `to`, so that rows are at the same distance from each other.
-  Segment gather(const Term& term, const Tap& tap, int64_t matrix, typename Memory::Sum::Element*& to) const {
-    const int64_t depth = Memory::depth_of(term.channels);
+  Segment gather(const Term& term, const Tap& tap, int64_t matrix, typename Memory::Element*& to) const {
+    const int64_t depth = Memory::depth_of(term.channels, early);
     const Segment all{to, depth, depth, matrix};
     for (const Run* run = runs; run < runs + num_runs; ++run) {
       const Segment own = read(*run, term, tap, matrix);
@@ -177,7 +174,7 @@ struct StepJob {
   void compute(int64_t j, const Span* parts, int64_t num_parts, Tile* sums) const {
     const Segment *begin = segments, *const all = segments + num_segments;
     do {
-      const Segment* end = num_parts > 1 ? near(begin) : all;
+      const Segment* end = num_parts > 1 && !kTiled ? near(begin) : all;
       for (int64_t n = 0; n < num_parts; ++n) {
         const int64_t m = parts[n].begin, count = count_of(parts[n]);
         Rows rows{sums[n][0], kColumns};
@@ -188,6 +185,10 @@ struct StepJob {
           ask_for(j + last, next.begin, count_of(next));
         }
         if (begin < end) multiply(count, {begin, end, j, m, n, num_parts}, rows, sums[n]);
+#if defined(__AMX_TILE__)
+        if constexpr (kPieces > 1)
+          if (has_nan(sums[n][0], count * kColumns)) multiply_joined(j, m, count, sums[n]);
+#endif
         if (end == all) finish(j, m, count, sums[n]);
       }
       begin = end;
@@ -217,7 +218,7 @@ struct StepJob {
     const StepMemory& own = memory();
     const Weight* matrix = team.all.template shared<Weight>(own.matrix[early]);
     matrix += of.j * own.depth[early] * kColumns;
-    Sums<typename Memory::Sum, kR> sums;
+    Sums<Arithmetic, kR> sums;
 #pragma GCC unroll 16
     for (int r = 0; r < kR; ++r)
       for (int v = 0; v < kTileRegisters; ++v) sums.of[r][v] = load(start.first + r * start.stride + v * kLanes);
@@ -250,14 +251,43 @@ struct StepJob {
     _tile_loadd(1, start.first + kLanes, start.stride * sizeof(T));
     if constexpr (kG > 1) _tile_loadd(2, first, start.stride * sizeof(T));
     if constexpr (kG > 1) _tile_loadd(3, first + kLanes, start.stride * sizeof(T));
-    for (const Segment* segment = of.begin; segment < of.end; ++segment)
-      add_products<kG, kTileRegisters>(
-          segment->depth / kTileSteps, segment->rows + of.m * segment->stride, segment->stride,
-          second * segment->stride, kTileSteps, matrix + segment->matrix * kColumns);
+    for (const Segment* segment = of.begin; segment < of.end; ++segment) {
+      const auto* rows = segment->rows + of.m * segment->stride;
+      const float* columns = matrix + segment->matrix * kColumns;
+      if constexpr (kPieces > 1)
+        add_products_of_pieces<kG, kTileRegisters>(
+            segment->depth / kBlockWords, rows, segment->stride, second * segment->stride,columns);
+      else
+        add_products<kG, kTileRegisters>(
+            segment->depth / kTileSteps, rows, segment->stride, second * segment->stride, kTileSteps, columns);
+    }
     _tile_stored(0, tile[0], sizeof tile[0]);
     _tile_stored(1, tile[0] + kLanes, sizeof tile[0]);
     if constexpr (kG > 1) _tile_stored(2, tile[second], sizeof tile[0]);
     if constexpr (kG > 1) _tile_stored(3, tile[second] + kLanes, sizeof tile[0]);
+  }
+
+  // Computes sums of joined pieces, number by number: one of them is infinite in float32, or not a number.
+  [[gnu::noinline]] void multiply_joined(int64_t j, int64_t m, int64_t count, Tile& sums) const {
+    const StepMemory& own = memory();
+    const auto joined_at = [](const Bf16* first, int64_t apart) {
+      return joined(float(first[0]), float(first[apart]), float(first[2 * apart]));
+    };
+    const Bf16* matrix = team.all.template shared<Bf16>(own.matrix[early]) + j * own.depth[early] * kColumns * 2;
+    const Rows from = start(j, m, count, sums);
+    for (int64_t r = 0; r < count; ++r) {
+      memmove(sums[r], from.first + r * from.stride, sizeof sums[r]);
+      for (const Segment* segment = segments; segment < segments + num_segments; ++segment) {
+        const auto* row = reinterpret_cast<const Bf16*>(segment->rows + (m + r) * segment->stride);
+        for (int64_t c = 0; c < segment->depth / kPieces * 2; ++c) {
+          const int64_t at = piece_at(c);
+          const float x = joined_at(row + at, kBlockChannels);
+          const Bf16* weights = matrix + (segment->matrix + at / 2) * kColumns * 2 + at % 2;
+          for (int64_t l = 0; l < kColumns; ++l)
+            sums[r][l] += x * joined_at(weights + 2 * l, kTileSteps * kColumns * 2);
+        }
+      }
+    }
   }
 #endif
   using Multiply = void (StepJob::*)(const Product& of, Rows start, Tile& tile) const;
@@ -295,21 +325,21 @@ struct StepJob {
     const int64_t stride = from < 0 ? 0 : team.all.steps[from].stride;
     T* to = own.value < 0 ? nullptr : team.value(i, run.y, run.x) + m * own.stride + channel;
     const T* residual = from < 0 ? nullptr : team.value(from, run.y, run.x) + m * stride + channel;
-    auto* factors = own.factors < 0 ? nullptr : team.factors(i, run.y, run.x) + m * own.stride + channel;
+    const int64_t pitch = Memory::Form::pitch_of(own.stride);
+    auto* factors = own.factors < 0 ? nullptr : team.factors(i, run.y, run.x) + m * pitch;
     for (int64_t r = 0; r < count; ++r)
       for (int64_t v = 0; v < (paired ? 1 : kTileRegisters); ++v) {
         V out = load(sums[r] + v * kLanes);
         out = paired ? activated(activation, out, load(sums[r] + kLanes)) : activated(activation, out);
         if (residual) out += load(residual + r * stride + v * kLanes);
-        if (!Memory::kRounds || to) store(out, to + r * own.stride + v * kLanes);
-        if constexpr (Memory::kRounds)
-          if (factors) Memory::Sum::write(out, factors + r * own.stride + v * kLanes);
+        if (!Memory::kFactors || to) store(out, to + r * own.stride + v * kLanes);
+        if constexpr (Memory::kFactors)
+          if (factors) Memory::Early::write(out, factors + r * pitch + Memory::Form::at(channel + v * kLanes));
       }
     // Factors beyond the last channel are multiplied by zeros: so they are zeros too, not infinite.
-    if (Memory::kRounds && factors && j == own.tiles - 1 && own.stride > own.channels)
+    if (Memory::kFactors && factors && j == own.tiles - 1)
       for (int64_t r = 0; r < count; ++r)
-        memset((void*)(factors + r * own.stride + own.channels - channel), 0,
-               (own.stride - own.channels) * sizeof *factors);
+        for (int64_t c = own.channels; c < own.stride; ++c) Memory::Form::put(0, factors + r * pitch, c);
   }
 };
 

@@ -17,10 +17,10 @@ struct Worker {
   Arrivals* arrivals;  // of the team's threads
   Segment* segments;  // room for the taps of a step
   Run* runs;          // for one of each row
-  typename Memory::Sum::Element* gathered;
+  typename Memory::Element* gathered;
   char* draws;        // for a draw: K + kWords float32, then 3 * K numbers of 8 bytes, each padded
   T* scores;          // of an attention
-  typename StepJob<Memory>::Shapes& shapes;
+  typename Memory::Shapes& shapes;
 
   // Waits until the whole team is here.
   void meet() const {
@@ -49,7 +49,11 @@ struct Worker {
   // Computes this thread's share of a step at runs whose `columns` count its values: some of its tiles, or if these are
   // fewer than threads, some rows of the product.
   void multiply(int64_t i, bool early, int64_t num_runs) const {
-    using Job = StepJob<Memory>;
+    early ? multiply<typename Memory::Early>(i, true, num_runs) : multiply<typename Memory::Late>(i, false, num_runs);
+  }
+  template <class Arithmetic>
+  void multiply(int64_t i, bool early, int64_t num_runs) const {
+    using Job = StepJob<Memory, Arithmetic>;
     Job job{team, i, early, runs, num_runs, segments, gathered};
     job.find_segments();
     Span tiles{0, job.memory().tiles}, rows{0, 0};
@@ -116,20 +120,21 @@ struct Worker {
       for (int64_t i = me; i < s.num_steps; i += threads) {
         const StepMemory& m = all.steps[i];
         if (m.value >= 0 && !m.single_value) pass_on(team.value(i, 0, 0), s.steps[i], m.stride);
-        if (m.factors >= 0 && !m.single) pass_on(team.factors(i, 0, 0), s.steps[i], m.stride);
+        if (m.factors >= 0 && !m.single) pass_on(team.factors(i, 0, 0), s.steps[i], Memory::Form::pitch_of(m.stride));
       }
       for (int64_t c = 0; me == 0 && c < s.num_codes; ++c) pass_on(team.codes(kCodes - c, 0, 0), s.code_cache(), 1);
     }
     const int64_t entries = s.map_column(min(x + s.block, s.width) - 1) + 1;
     auto* map = team.template at<typename Memory::Factor>(all.layout->condition);
-    map += team.map_cell(y, x) * all.layout->condition_room;
+    const int64_t stride = Memory::Form::pitch_of(all.layout->condition_room);
+    map += team.map_cell(y, x) * stride;
     const Span samples = part_of(team.batch, threads, me);
     for (int64_t b = samples.begin; b < samples.end; ++b)
       for (int64_t c = 0; c < s.condition_channels; ++c) {
         const T* from = static_cast<const T*>(s.condition) + x / s.condition_stride +
                         (((team.first + b) * s.condition_channels + c) * s.height + y) * s.condition_width();
         for (int64_t n = 0; n < entries; ++n)
-          Memory::put_factor(from[n], map + (n * team.batch + b) * all.layout->condition_room + c);
+          Memory::Form::put(from[n], map + (n * team.batch + b) * stride, c);
       }
   }
 
@@ -162,7 +167,7 @@ struct Worker {
   // is computed. Of a few samples these are a few lines.
   void ask_for_columns(int64_t i) const {
     if (team.batch < kTileRows / 2) return;
-    const StepJob<Memory> job{team, i, false, runs, 1, segments, gathered};
+    const StepJob<Memory, typename Memory::Late> job{team, i, false, runs, 1, segments, gathered};
     team.all.for_taps(job.step(), [&](const Term& term, const Tap& tap, int64_t) {
       if (tap.early || tap.dx >= 0 || term.source < 0 || term.weight < 0 || job.step().stride > 1) return;
       const Segment read = job.read(*runs, term, tap, 0);
@@ -238,7 +243,7 @@ void run(const Memory& memory, int64_t thread, int64_t first, int64_t count) {
   const typename Memory::Team team{memory, number};
   const int64_t me = thread - threads.begin;
   char* scratch = team.template at<char>(layout.scratch) + me * layout.scratch_bytes;
-  typename StepJob<Memory>::Shapes shapes;
+  typename Memory::Shapes shapes;
   const Worker<Memory> worker{
       team,
       me,
@@ -246,7 +251,7 @@ void run(const Memory& memory, int64_t thread, int64_t first, int64_t count) {
       memory.arrivals + threads.begin,
       reinterpret_cast<typename Memory::Segment*>(scratch),
       reinterpret_cast<Run*>(scratch + layout.runs),
-      reinterpret_cast<typename Memory::Sum::Element*>(scratch + layout.gathered),
+      reinterpret_cast<typename Memory::Element*>(scratch + layout.gathered),
       scratch + layout.draws,
       reinterpret_cast<typename Memory::T*>(scratch + layout.scores),
       shapes};

@@ -14,6 +14,9 @@ namespace {
 // Whether the CPU's tiles do an arithmetic.
 template <class Arithmetic>
 constexpr bool kTiled = false;
+// Of how many numbers a value is the sum.
+template <class Arithmetic>
+constexpr int kPieceCount = 1;
 
 constexpr int kTileSteps = 16;  // of a product
 constexpr int kMostRows = 16;   // of a tile
@@ -101,9 +104,12 @@ template <int kG, int kV>
 // it is in: so sums without a NaN are those of float32. Numbers below 1e-38 are zeros to tiles.
 struct Float32Pieces : Bf16Pairs {
   static constexpr int kPieces = 3;
+  static void write(Floats numbers, Bf16* to);
 };
 template <>
 constexpr bool kTiled<Float32Pieces> = true;
+template <>
+constexpr int kPieceCount<Float32Pieces> = Float32Pieces::kPieces;
 constexpr int kBlockChannels = 2 * kTileSteps;  // of a block
 constexpr int kBlockWords = Float32Pieces::kPieces * kTileSteps;
 
@@ -135,6 +141,22 @@ inline int64_t piece_at(int64_t channel) {
     const Bits32 low = next(a, half) >> 16;
     pieces[piece] = low | next(b, half);
   }
+}
+inline void Float32Pieces::write(Floats numbers, Bf16* to) { split(numbers, to); }
+
+// The number that pieces add up to: an infinite one has NaNs behind its first piece.
+inline float joined(float first, float second, float third) {
+  const float rest = second + third;
+  return rest == rest ? first + rest : first;
+}
+// Whether a NaN is among so many numbers, a multiple of kLanes.
+inline bool has_nan(const float* numbers, int64_t count) {
+  __mmask16 nan = 0;
+  for (int64_t at = 0; at < count; at += kLanes) {
+    const __m512 x = (__m512)load(numbers + at);
+    nan |= _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+  }
+  return nan;
 }
 
 // As add_products, of pieces: rows hold blocks of kBlockWords words, columns are (blocks, kPieces, kTileSteps, kV,

@@ -238,14 +238,27 @@ def sample_bytes(
     codes = _COPIES * positions + kept + _NOISE_COPIES * program.num_choices
     if precision is not None:  # float32 numbers, and what they are rounded to
         size = 4 + 4
+    elif _may_split(weights):  # and their pieces
+        size = 4 + 6
     return numbers * size + 8 * program.num_quantizers * codes
 
 
 def weight_bytes(weights: dict[str, Tensor]) -> int:
     """How many bytes an executor keeps of the weights: one after another, and packed."""
-    unit = _TILE_BYTES // _number_bytes(weights)
-    rows = (weight.numel() // weight.shape[-1] * -(-weight.shape[-1] // unit) for weight in weights.values())
-    return 2 * _TILE_BYTES * sum(rows)
+    unit, split = _TILE_BYTES // _number_bytes(weights), _may_split(weights)
+    rows = 0.0
+    for weight in weights.values():
+        inputs = weight.shape[-2] if weight.ndim > 1 else 1
+        packed = -(-inputs // 32) * 32 * 1.5 if split and weight.ndim > 1 else inputs
+        outputs = weight.shape[-1]
+        rows += weight.numel() // (inputs * outputs) * (inputs + packed) * -(-outputs // unit)
+    return int(_TILE_BYTES * rows)
+
+
+def _may_split(weights: dict[str, Tensor]) -> bool:
+    """Whether the native executor may keep float32 numbers in pieces of bfloat16 too, for tiles."""
+    weight = next(iter(weights.values()))
+    return weight.device.type == "cpu" and weight.dtype == torch.float32
 
 
 def _number_bytes(weights: dict[str, Tensor]) -> int:

@@ -247,7 +247,13 @@ def test_auto_obeys_the_backend_that_is_asked_for(
 
 @pytest.mark.parametrize(
     ("dtype", "precision"),
-    [(torch.float32, None), (torch.bfloat16, None), (torch.float64, None), (torch.float64, "bfloat16")],
+    [
+        (torch.float32, None),
+        (torch.float32, "in pieces"),
+        (torch.bfloat16, None),
+        (torch.float64, None),
+        (torch.float64, "bfloat16"),
+    ],
 )
 @pytest.mark.parametrize("channels", [4, 64])
 @pytest.mark.parametrize("kind", [PixelCNN, PixelSNAIL, WaveNet])
@@ -262,6 +268,9 @@ def test_the_native_executor_keeps_what_the_plan_says(
     layers: dict[str, int] = {"num_blocks": 1, "num_heads": 2} if kind is PixelSNAIL else {"num_layers": 3}
     prior = kind(11, channels=channels, condition_channels=3, **layers).to(dtype).eval()
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    if precision == "in pieces":
+        monkeypatch.setattr(native, "_PIECES_FROM", 1)
+        precision = None
     shape = (40,) if kind is WaveNet else (4, 10)
     for num in (1, 9):
         condition = torch.zeros(num, 3, *shape, dtype=dtype)
@@ -288,4 +297,4 @@ def test_the_plan_counts_rows_that_are_drawn_side_by_side(
     rows = wavefront(program, weights, *shape).rows
     assert rows > 1
     side_by_side, single = (batches.sample_bytes(program, weights, shape, None, n) for n in (rows, 1))
-    assert 1 <= (side_by_side - single) / (taken[1] - taken[0]) <= 4
+    assert 1 <= (side_by_side - single) / (taken[1] - taken[0]) <= 10  # with pieces, which aren't kept here

@@ -30,6 +30,9 @@ _SECONDS = 0.1  # of one call of the library, after which Python handles Ctrl-C
 _SAMPLES = 8  # a thread with as many works alone: it reads all weights, but never waits
 _LOAD = 1.5  # of each CPU, from which on the machine counts as busy
 _IN_WAVES = 1  # samples: of more, products take the time, not the weights on their way
+_PIECES_FROM = (
+    128  # rows of early products: of more, tiles multiply pieces of float32 numbers faster than registers
+)
 _PRODUCTS = 1 << 14  # of a step for each thread: fewer take less time than threads need to meet
 
 
@@ -149,11 +152,11 @@ def _busy() -> bool:
     return load > _LOAD * (os.cpu_count() or 1)
 
 
-def _factors(precision: str | None) -> str:
-    """How products are computed, the faster way where there are two."""
-    if precision != BFLOAT16:
-        return "exact"
-    return "pairs" if library.multiplies_pairs() else "widened"
+def _factors(precision: str | None, dtype: torch.dtype, rows: int) -> str:
+    """How products are computed, the faster way where there are two; early ones have so many rows."""
+    if precision == BFLOAT16:
+        return "pairs" if library.multiplies_pairs() else "widened"
+    return "pieces" if dtype == torch.float32 and rows >= _PIECES_FROM else "exact"
 
 
 def run(request: Request) -> Tensor:
@@ -176,6 +179,8 @@ def run(request: Request) -> Tensor:
     else:
         front = wavefront(program, weights, height, width)
     threads = _threads(program, weights, batch * front.rows, request.precision)
+    teams = max(1, min(threads, batch // _SAMPLES))
+    factors = _factors(request.precision, flat.dtype, batch // teams * front.chunk)
     draw = request.draw
     code_rows, code_left, code_right = program.reach(*program.codes)
     sizes = library.contract().record(
@@ -195,10 +200,10 @@ def run(request: Request) -> Tensor:
         code_left=code_left,
         code_right=code_right,
         threads=threads,
-        teams=max(1, min(threads, batch // _SAMPLES)),
+        teams=teams,
         seed=draw.seed - (draw.seed >> 63 << 64),
         top_k=draw.top_k or 0,
-        factors=library.contract().number("Factors", _factors(request.precision)),
+        factors=library.contract().number("Factors", factors),
     )
     plan = (*_plan(program, front, offsets, condition.shape[1]), torch.tensor(sizes), flat)
     none = flat.new_empty(0)
