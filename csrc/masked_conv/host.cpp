@@ -100,6 +100,32 @@ bool convolve(MaskedConvProblem p) {
   return right;
 }
 
+// The gradients of the weight and the bias; returns whether they are right.
+bool compute_weight_gradient(MaskedConvProblem p) {
+  const MaskedConvKernel& kernel = best_kernels().masked_conv;
+  const int64_t threads = threads_for(multiplications(p));
+  const Plan plan(p, kernel, threads);
+  const int64_t bytes = kernel.scratch_bytes(p), sums = kernel.packed_bytes(p), parts = kernel.weight_parts(p);
+  // Threads divide the positions, as far as there is room for their sums (64 MB), and then the weight.
+  const int64_t room = (int64_t{1} << 26) / std::max<int64_t>(1, sums);
+  const int64_t shares = std::clamp<int64_t>(std::min(room, kernel.blocks(p)), 1, threads);
+  const int64_t slices = (threads + shares - 1) / shares;
+  Buffer<char> packed(shares * sums), scratch(threads * bytes);
+  SharedWork adding, writing;
+  std::atomic<bool> right = true;
+  for_parts(threads, threads, [&](int64_t thread, Span) {
+    adding.run(shares * slices, [&](int64_t unit) {
+      const int64_t share = unit / slices, slice = unit % slices;
+      if (!kernel.weight_gradient(p, part_of(kernel.blocks(p), shares, share), part_of(parts, slices, slice),
+                             packed.data() + share * sums, scratch.data() + thread * bytes))
+        right = false;
+    });
+    writing.run(threads,
+                [&](int64_t n) { kernel.write_gradient(p, part_of(parts, threads, n), shares, packed.data()); });
+  });
+  return right;
+}
+
 // Computes a problem, with the CPU's tiles if they serve, and again without where they were wrong.
 void compute(MaskedConvProblem& p, bool (*with)(MaskedConvProblem)) {
   p.tiled = true;
@@ -152,28 +178,11 @@ std::tuple<Tensor, Tensor> masked_conv2d(
 // The gradients of the weight, at its taps only, and of the bias, given that of the sums.
 void masked_conv_weight_gradient(Tensor grad, Tensor x, Tensor grad_weight, Tensor grad_bias, std::vector<int64_t> taps,
                                  std::vector<int64_t> dy, std::vector<int64_t> dx) {
-  const MaskedConvKernel& kernel = best_kernels().masked_conv;
   MaskedConvProblem p = masked_conv_of(x, std::nullopt, std::nullopt, grad, std::nullopt);
   set_weight(p, grad_weight, taps, dy, dx);
   p.bias = grad_bias.mutable_data_ptr();
-  const int64_t threads = threads_for(multiplications(p));
-  const Plan plan(p, kernel, threads);
-  const int64_t bytes = kernel.scratch_bytes(p), sums = kernel.packed_bytes(p), parts = kernel.weight_parts(p);
-  // Threads divide the positions, as far as there is room for their sums (64 MB), and then the weight.
-  const int64_t room = (int64_t{1} << 26) / std::max<int64_t>(1, sums);
-  const int64_t shares = std::clamp<int64_t>(std::min(room, kernel.blocks(p)), 1, threads);
-  const int64_t slices = (threads + shares - 1) / shares;
-  Buffer<char> packed(shares * sums), scratch(threads * bytes);
-  SharedWork adding, writing;
-  for_parts(threads, threads, [&](int64_t thread, Span) {
-    adding.run(shares * slices, [&](int64_t unit) {
-      const int64_t share = unit / slices, slice = unit % slices;
-      kernel.weight_gradient(p, part_of(kernel.blocks(p), shares, share), part_of(parts, slices, slice),
-                             packed.data() + share * sums, scratch.data() + thread * bytes);
-    });
-    writing.run(threads,
-                [&](int64_t n) { kernel.write_gradient(p, part_of(parts, threads, n), shares, packed.data()); });
-  });
+  p.of_weight = true;
+  compute(p, compute_weight_gradient);
 }
 
 // result = tanh(a) * sigmoid(b), where a and b are the halves of the channels of x + extra. Or, given grad, the

@@ -4,15 +4,17 @@
 // offset into that, and no product is with a zero of the mask. Where neighbours are computed together, linear
 // combinations of x's columns take the place of the patch (winograd.h). The packed weight of one tile of channels
 // streams from L2 past the whole block: 2 loads of columns, and for each row a broadcast and two multiply-adds, which
-// is the peak on Zen 5. Where the CPU has tiles they multiply float32 in pieces, which the patch and the packed weight
-// hold then (tiled.h): six products for one, sixteen times as fast. Sums stay in L1 and are activated in a pass of their own, so that the layout, the precision and
+// is the peak on Zen 5. Sums stay in L1 and are activated in a pass of their own, so that the layout, the precision and
 // the activation concern nothing else; sums that need none of that go to the result at once.
+//
+// Where the CPU has tiles, these multiply float32 in pieces, which patch and packed weight hold then (tiled.h): six
+// products for one, at sixteen times the rate.
 //
 // The gradient of x is the same convolution with the taps turned round.
 
 #include "masked_conv/embed.h"
 #include "masked_conv/forward.h"
-#include "masked_conv/weight_gradient.h"
+#include "masked_conv/weight_tiles.h"
 
 namespace vqfast::VQFAST_ISA {
 namespace {
@@ -36,6 +38,9 @@ void gate(const MaskedConvProblem& p, Span span) {
 // Bytes of a thread's scratch: offsets of products, of rows, a patch, and the gradients of a block's outputs and sums.
 template <class A>
 int64_t scratch_bytes(const MaskedConvProblem& p) {
+#if defined(__AMX_TILE__)
+  if (p.tiled && p.of_weight) return int64_t(sizeof(float)) * TiledScratch(p).size();
+#endif
   const int64_t of_sums = p.cluster > 1 ? kSums * p.block_rows * clusters(p, p.block_columns) : 0;
   const int64_t numbers = patch_size<A>(p) + (p.block_rows * p.block_columns + of_sums) * Types<A>::kColumns;
   const int64_t offsets = round_up(4 * p.num_taps, 4) + round_up(p.block_rows, 4);
@@ -72,6 +77,10 @@ const MaskedConvKernel masked_conv_kernel{
     [](const MaskedConvProblem& p) { return VQFAST_BY_ACCUMULATED(tiles<A>(p) * channel_runs(p)); },
     [](const MaskedConvProblem& p, Span blocks, Span parts, void* packed, void* scratch) {
       if (p.codes) return VQFAST_BY_TYPE(embed_gradient<T>(p, blocks, parts, packed)), true;
+#if defined(__AMX_TILE__)
+      if (p.tiled)
+        return weight_gradient_by_tiles(p, blocks, parts, static_cast<float*>(packed), static_cast<float*>(scratch));
+#endif
       return VQFAST_BY_ACCUMULATED(weight_gradient<A>(p, blocks, parts, packed, scratch)), true;
     },
     [](const MaskedConvProblem& p, Span parts, int64_t shares, const void* packed) {

@@ -65,6 +65,7 @@ struct MaskedConvProblem {
 
   // Whether the CPU's tiles may multiply float32, and, once planned, do. They can't multiply large numbers.
   bool tiled;
+  bool of_weight;  // whether the gradient of the weight is computed
 
   // Set by `plan`.
   int64_t block_rows, block_columns;  // of the largest block of positions

@@ -173,7 +173,7 @@ void make_views(int64_t kind, const Raw& x, float* to, int64_t view, int64_t pit
     case kThree: return make_views<kThree, kPieces>(x, kCluster, to, view, pitch);
     case kWide: return make_views<kWide, kPieces>(x, kCluster, to, view, pitch);
     default:
-      if constexpr (kPieces) make_views<kSelf, true>(x, 1, to, view, pitch);
+      if constexpr (kHasTiles) make_views<kSelf, kPieces>(x, 1, to, view, pitch);
   }
 }
 

@@ -24,6 +24,7 @@ struct SumOfProducts {
   int64_t products, steps, row_stride, step_stride;  // see Sums::add
   A* to;                    // (rows, kColumns), the result
   int64_t to_stride;        // distance of its rows
+  int64_t piece_stride = 0; // of pieces
 };
 
 // Channels of a block of pieces, and the words that they take.
@@ -71,7 +72,8 @@ void multiply_groups(const SumOfProducts<float>& w, int64_t group) {
   }
   for (int64_t i = 0; i < w.products; ++i)
     add_products_of_pieces<kG, 2>(
-        w.steps, w.rows + w.offsets[i].row, w.row_stride, group * w.row_stride, w.columns + w.offsets[i].column);
+        w.steps, w.rows + w.offsets[i].row, w.row_stride, group * w.row_stride, w.columns + w.offsets[i].column,
+        w.piece_stride, w.step_stride);
   store_tile<0>(w.to, w.to_stride);
   store_tile<1>(w.to + kLanes, w.to_stride);
   if constexpr (kG > 1) {

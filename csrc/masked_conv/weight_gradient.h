@@ -18,7 +18,7 @@ void put(const MaskedConvProblem& p, const A* from, int64_t count, void* tensor,
 }
 
 // Runs of x's channels, of kMaxRows at most. A part of the weight is one run of one tile.
-int64_t channel_runs(const MaskedConvProblem& p) { return ceil_div(p.in_channels, kMaxRows); }
+int64_t channel_runs(const MaskedConvProblem& p) { return ceil_div(p.in_channels, p.tiled ? kTiledRows : kMaxRows); }
 
 // f(number of the tile, channels of x) for some parts of the weight.
 template <class F>
@@ -51,6 +51,34 @@ void make_sum_gradients(
   }
 }
 
+// The sums of a channel's products with a matrix, in a tile of `packed`, (kColumns); the bias has a matrix of its own.
+template <class A>
+A* sums_of(const MaskedConvProblem& p, A* tile, int64_t matrix, int64_t channel) {
+  return tile + (matrix * p.in_channels + channel) * Types<A>::kColumns;
+}
+
+// Makes the sums of some parts zeros.
+template <class A>
+void clear_sums(const MaskedConvProblem& p, Span parts, A* packed) {
+  constexpr int64_t kBytes = sizeof(A) * Types<A>::kColumns;
+  for_weights(p, parts, [&](int64_t j, Span in) {
+    A* tile = packed + j * tile_size<A>(p);
+    for (int64_t n = 0; n < p.num_matrices; ++n) memset(sums_of(p, tile, n, in.begin), 0, (in.end - in.begin) * kBytes);
+    if (in.begin == 0) memset(sums_of(p, tile, p.num_matrices, 0), 0, kBytes);
+  });
+}
+
+// Adds some rows of kColumns to one.
+template <class A>
+void add_rows(const A* rows, int64_t count, A* to) {
+  constexpr int kColumns = Types<A>::kColumns;
+  for (int v = 0; v < kColumns; v += Types<A>::kLanes) {
+    auto sum = load(to + v);
+    for (int64_t i = 0; i < count; ++i) sum += load(rows + i * kColumns + v);
+    store(sum, to + v);
+  }
+}
+
 // What some blocks of positions add to some parts of the weight, in `packed`, which is laid out as the packed weight.
 template <class A>
 void weight_gradient(const MaskedConvProblem& p, Span span, Span parts, void* packed, void* scratch) {
@@ -59,15 +87,7 @@ void weight_gradient(const MaskedConvProblem& p, Span span, Span parts, void* pa
   auto* lines = offsets + round_up(4 * p.num_taps, 4);
   A* room = reinterpret_cast<A*>(lines + round_up(p.block_rows, 4));
   A* columns = room + patch_size<A>(p);
-  const auto tile_of = [&](int64_t j) { return static_cast<A*>(packed) + j * tile_size<A>(p); };
-  const auto sums_of = [&](A* tile, int64_t n, int64_t channel) {
-    return tile + (n * p.in_channels + channel) * kColumns;
-  };
-  for_weights(p, parts, [&](int64_t j, Span in) {
-    for (int64_t n = 0; n < p.num_matrices; ++n)
-      memset(sums_of(tile_of(j), n, in.begin), 0, sizeof(A) * (in.end - in.begin) * kColumns);
-    if (in.begin == 0) memset(sums_of(tile_of(j), p.num_matrices, 0), 0, sizeof(A) * kColumns);
-  });
+  clear_sums(p, parts, static_cast<A*>(packed));
   for (int64_t n = span.begin; n < span.end; ++n) {
     const PositionBlock block = locate(p, n);
     const Patch<A> patch = make_patch(p, block, room, offsets);
@@ -76,7 +96,7 @@ void weight_gradient(const MaskedConvProblem& p, Span span, Span parts, void* pa
     for (int64_t y = 0; y < rows; ++y) lines[y] = {y * patch.row, y * steps * kColumns};
     int64_t ready = -1;
     for_weights(p, parts, [&](int64_t j, Span in) {
-      A* tile = tile_of(j);
+      A* tile = static_cast<A*>(packed) + j * tile_size<A>(p);
       A* of_sums = p.cluster > 1 ? columns + rows * width * kColumns : columns;  // the gradient of each sum
       if (j != ready) {
         copy_patch(p, p.result, block, j * kColumns, min(kColumns, p.out_channels - j * kColumns), columns,
@@ -87,18 +107,12 @@ void weight_gradient(const MaskedConvProblem& p, Span span, Span parts, void* pa
       ready = j;
       for (int64_t sum = 0; sum < kSums; ++sum)
         for (int64_t n = p.first_product[sum]; n < p.first_product[sum + 1]; ++n) {
-          A* sums = sums_of(tile, p.products[n].matrix, in.begin);
+          A* sums = sums_of(p, tile, p.products[n].matrix, in.begin);
           multiply<typename Types<A>::Arithmetic>(
               in.end - in.begin, {sums, kColumns, patch.at + offsets[n].row + in.begin, of_sums + sum * part, lines,
                                   rows, steps, 1, patch.step, sums, kColumns});
         }
-      if (in.begin > 0) return;
-      A* bias = sums_of(tile, p.num_matrices, 0);
-      for (int v = 0; v < kTileRegisters; ++v) {
-        auto sum = load(bias + v * kLanes);
-        for (int64_t i = 0; i < rows * width; ++i) sum += load(columns + i * kColumns + v * kLanes);
-        store(sum, bias + v * kLanes);
-      }
+      if (in.begin == 0) add_rows(columns, rows * width, sums_of(p, tile, p.num_matrices, 0));
     });
   }
 }

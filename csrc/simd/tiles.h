@@ -159,16 +159,17 @@ inline bool has_nan(const float* numbers, int64_t count) {
   return nan;
 }
 
-// As add_products, of pieces: rows hold blocks of kBlockWords words, columns are (blocks, kPieces, kTileSteps, kV,
-// kLanes).
+// As add_products, of pieces: those of a row are `of_piece` words apart, by default in blocks of kBlockWords words; columns
+// are (blocks, kPieces, kTileSteps, kV, kLanes).
 template <int kG, int kV>
 [[gnu::always_inline]] inline void add_products_of_pieces(
-    int64_t blocks, const float* rows, int64_t apart, int64_t group, const float* columns) {
+    int64_t blocks, const float* rows, int64_t apart, int64_t group, const float* columns,
+    int64_t of_piece = kTileSteps, int64_t step = kBlockWords) {
   static_assert(kG <= 2 && kV <= 2);
   constexpr int64_t kPiece = kTileSteps * kV * kLanes;
   const auto load_rows = [&](int piece) {
-    _tile_loadd(4, rows + piece * kTileSteps, 4 * apart);
-    if constexpr (kG > 1) _tile_loadd(5, rows + group + piece * kTileSteps, 4 * apart);
+    _tile_loadd(4, rows + piece * of_piece, 4 * apart);
+    if constexpr (kG > 1) _tile_loadd(5, rows + group + piece * of_piece, 4 * apart);
   };
   const auto load_columns = [&](int piece) {
     _tile_loadd(6, columns + piece * kPiece, 64 * kV);
@@ -180,7 +181,7 @@ template <int kG, int kV>
     if constexpr (kG > 1) _tile_dpbf16ps(2, 5, 6);
     if constexpr (kG > 1 && kV > 1) _tile_dpbf16ps(3, 5, 7);
   };
-  for (int64_t block = 0; block < blocks; ++block, rows += kBlockWords, columns += 3 * kPiece) {
+  for (int64_t block = 0; block < blocks; ++block, rows += step, columns += 3 * kPiece) {
     load_rows(0), load_columns(2), multiply();
     load_columns(1), multiply();
     load_columns(0), multiply();
