@@ -179,3 +179,14 @@ def test_a_1x1_kernel_is_pytorchs_where_that_is_as_fast(monkeypatch, wide: bool,
     assert native.is_plain(x, weight, None, 1, (0, 0)) == (not wide and kept)
     assert native.is_plain(last, weight, None, 1, (0, 0)) == kept
     assert native.is_plain(last, weight.requires_grad_(), None, 1, (0, 0)) == (not wide and kept)
+
+
+@pytest.mark.parametrize("dtype, own", [(torch.float32, True), (torch.bfloat16, False)])
+def test_a_1x1_kernel_of_many_channels_is_ours_by_the_cpus_tiles(monkeypatch, dtype, own: bool) -> None:
+    monkeypatch.setattr(native, "_WIDE", True)
+    monkeypatch.setattr(native, "_TILES", True)
+    monkeypatch.delenv("VQFAST_BACKEND", raising=False)
+    x = torch.empty(2, 256, 32, 32, dtype=dtype).to(memory_format=torch.channels_last)
+    few = x[:, :64].contiguous(memory_format=torch.channels_last)
+    assert native.is_plain(x, torch.empty(256, 256, 1, 1, dtype=dtype), None, 1, (0, 0)) != own
+    assert native.is_plain(few, torch.empty(64, 64, 1, 1, dtype=dtype), None, 1, (0, 0))
