@@ -83,6 +83,7 @@ def sample_batches(
     asked = None if method == "auto" else method
     check_precision(precision, registry.first("sampler", weight, asked))
     grid = (math.prod(shape[:-1]), shape[-1])  # a sequence is a grid of one row
+    ready: list[tuple[Program, dict[str, Tensor]]] = []  # for the first batch, which follows at once
 
     def draw(samples: range, tick: Tick) -> Tensor:
         own_labels = as_labels(_part(labels, samples), len(samples))
@@ -100,7 +101,7 @@ def sample_batches(
                 own_labels = own_labels.to(weight.device, torch.int64)
             if own_condition is not None:
                 own_condition = model.on_grid(own_condition, grid)
-            program, weights = model.lower()
+            program, weights = ready.pop() if ready else model.lower()
             condition_map = model.condition_map(kept.clamp(min=0), own_labels, own_condition)
 
             def logits(codes: Tensor) -> Tensor:
@@ -139,7 +140,11 @@ def sample_batches(
         return codes
 
     def batches() -> Iterator[Tensor]:
-        fitting = _fitting(model, grid, min(num, batch_size), precision)
+        fitting = min(num, batch_size)
+        if fitting > 1:
+            with torch.inference_mode():
+                ready[:] = [model.lower()]
+            fitting = _fitting(model, *ready[0], grid, fitting, precision)
         with shown(progress, num * math.prod((*shape, *axes))) as tick:
             yield from in_batches(lambda samples: draw(samples, tick), num, fitting)
 
@@ -197,15 +202,18 @@ def _check_given(
     model.check_conditioning(num, shape, labels, condition)
 
 
-def _fitting(model: Model, grid: tuple[int, int], batch_size: int, precision: str | None) -> int:
+def _fitting(
+    model: Model,
+    program: Program,
+    weights: dict[str, Tensor],
+    grid: tuple[int, int],
+    batch_size: int,
+    precision: str | None,
+) -> int:
     """``batch_size``, halved until what an executor keeps fits the free memory.
 
     Some systems end the process instead of refusing an allocation.
     """
-    if batch_size == 1:
-        return 1
-    with torch.inference_mode():
-        program, weights = model.lower()
     free = free_memory(next(model.parameters()).device) - weight_bytes(weights)
     rows = wavefront(program, weights, *grid).rows  # side by side, if the executor draws them so
     fitting = max(1, free / sample_bytes(program, weights, grid, precision, rows))

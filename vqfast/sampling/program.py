@@ -274,10 +274,10 @@ class Program:
         def padded(channels: int) -> int:
             return -(-channels // unit) * unit
 
-        total = 0
+        total, columns = 0, self.block(height, width)
         for number, step in enumerate(self.steps):
             rows, left, right = self.strided_reach(number)
-            block = -(-self.block(height, width) // step.stride)
+            block = -(-columns // step.stride)
             total += (rows + side_by_side - 1) * (left + block + right) * padded(step.channels)
             total += (side_by_side * block + 1) * padded(step.width)
             if isinstance(step, Attention):

@@ -13,7 +13,7 @@ import os
 import struct
 import time
 from array import array
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
 
 import torch
@@ -31,7 +31,7 @@ _SAMPLES = 8  # a thread with as many works alone: it reads all weights, but nev
 _LOAD = 1.5  # of each CPU, from which on the machine counts as busy
 _IN_WAVES = 1  # samples: of more, products take the time, not the weights on their way
 _PIECES_FROM = (
-    128  # rows of early products: of more, tiles multiply pieces of float32 numbers faster than registers
+    128  # rows of early products, from which tiles multiply float32, in pieces, faster than registers
 )
 _PRODUCTS = 1 << 14  # of a step for each thread: fewer take less time than threads need to meet
 
@@ -162,14 +162,12 @@ def _factors(precision: str | None, dtype: torch.dtype, rows: int) -> str:
 def run(request: Request) -> Tensor:
     """Codes ``(B, H, W, S)``."""
     program, weights = request.program, request.weights
-    offsets: dict[str, int] = {}
-    end = 0
-    for name, weight in weights.items():
-        offsets[name] = end
-        end += weight.numel()
-    flat = torch.cat([weight.reshape(-1) for weight in weights.values()])
-    if flat.dtype == torch.float16:
-        flat = flat.float()
+    counts = [weight.numel() for weight in weights.values()]
+    offsets = dict(zip(weights, accumulate(counts, initial=0), strict=False))
+    dtype = next(iter(weights.values())).dtype
+    flat = torch.empty(sum(counts), dtype=torch.float32 if dtype == torch.float16 else dtype)
+    for part, weight in zip(flat.split(counts), weights.values(), strict=True):
+        part.view(weight.shape).copy_(weight)
     batch, height, width, num_codes = request.known.shape
     condition = request.condition
     if condition is None:
