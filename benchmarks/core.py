@@ -26,11 +26,23 @@ class AbsentError(Exception):
     """A contender can't run here; the message says why."""
 
 
+class Weights(NamedTuple):
+    """Weights that are read again and again, through a CPU's caches, and the operations with them."""
+
+    flop: float
+    bytes: int
+    times: float  # that they are read
+
+
 class Floor(NamedTuple):
-    """The operations that a case needs, and the bytes that it reads and writes. The slower of both counts."""
+    """The operations that a case needs, and the bytes that it reads and writes. The slower of both counts.
+
+    Of ``weights`` as well, some after the others.
+    """
 
     flop: float
     bytes: float = 0.0
+    weights: tuple[Weights, ...] = ()
 
 
 def _distances(vectors: torch.Size, codebook: torch.Size, *_: Any, out_shape: torch.Size, **__: Any) -> int:
@@ -208,5 +220,10 @@ def _wrong(case: Case, data: Any, outputs: Outputs) -> dict[str, str]:
 
 
 def _floor(floor: Floor) -> dict[str, float]:
-    took = max(floor.flop / peak().flops, floor.bytes / peak().bytes)
-    return {**floor._asdict(), "seconds": float(f"{took:.4g}")}
+    rates, reading = peak(), 0.0
+    took = max(floor.flop / rates.flops, floor.bytes / rates.bytes)
+    for each in floor.weights:
+        reading += max(each.flop / rates.flops, each.times * each.bytes / machine.reading(each.bytes))
+    seconds = {"products": took, "seconds": max(took, reading)} if floor.weights else {"seconds": took}
+    rounded = {name: float(f"{value:.4g}") for name, value in seconds.items()}
+    return {"flop": floor.flop, "bytes": floor.bytes, **rounded}

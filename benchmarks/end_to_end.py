@@ -21,7 +21,7 @@ import vqfast
 from benchmarks.core import Call, Case, Floor, Outputs, counted
 from benchmarks.layer import STILL, EagerVQ
 from benchmarks.machine import DEVICE
-from benchmarks.sampling import flop, naive, naive_positions
+from benchmarks.sampling import floor, naive, naive_positions
 
 BATCH = 32
 BFLOAT16 = "vqfast, bfloat16"
@@ -97,7 +97,7 @@ def drawing(hidden: int, num: int, side: int, _: int) -> Floor:
     codes = torch.zeros(num, side, side, dtype=torch.int64, device=DEVICE)
     with torch.no_grad():
         decoding = counted(lambda: decode, codes)
-    return Floor(num * flop(prior(), (side, side)) + decoding.flop)
+    return Floor(floor(prior(), num, (side, side)).flop + decoding.flop)
 
 
 def right_loss(hidden: int, images: Tensor, outputs: Outputs) -> None:

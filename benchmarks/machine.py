@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import hashlib
+import math
 import platform
 import re
 import shutil
@@ -81,13 +83,26 @@ def peak() -> Peak:
     return Peak(flops, rate, f"a product of {size}, {dtype}; a copy of 256 MB")
 
 
-def _on_registers() -> float:
-    """Operations a second that ``peak.cpp`` reaches on as many threads as PyTorch uses."""
+@functools.cache
+def reading(size: int) -> float:
+    """Bytes a second that a CPU's threads read together, each its share of ``size`` again and again.
+
+    So they come from the caches that hold them. Without a C++ compiler they count as nothing.
+    """
+    try:
+        return _on_registers(str(size))
+    except RuntimeError:  # no compiler
+        return math.inf
+
+
+def _on_registers(*arguments: str) -> float:
+    """What ``peak.cpp`` measures, on as many threads as PyTorch uses."""
     with tempfile.TemporaryDirectory() as folder:
         program, source = Path(folder, "peak"), Path(__file__).with_name("peak.cpp")
         options = ["-O2", "-march=native", "-pthread", str(source), "-o", str(program)]
         subprocess.run([*find_compiler(), *options], check=True)
-        done = subprocess.run([program, str(torch.get_num_threads())], check=True, capture_output=True)
+        threads = str(torch.get_num_threads())
+        done = subprocess.run([program, threads, *arguments], check=True, capture_output=True)
     return float(done.stdout)
 
 

@@ -16,7 +16,7 @@ from benchmarks import core
 from benchmarks.core import Call, Case, Floor, Outputs
 from benchmarks.machine import DEVICE
 from benchmarks.plain import PlainGated, PlainResidual
-from benchmarks.sampling import flop
+from benchmarks.sampling import floor
 from vqfast import PixelCNN, ResidualPixelCNN
 from vqfast.priors.base import CausalPrior
 
@@ -82,7 +82,7 @@ def training(name: str, make: Make, make_plain: MakePlain, k: int, shape: tuple[
         },
         data=lambda: torch.randint(k, shape, device=DEVICE),
         check=partial(check, make),
-        floor=Floor(3 * batch * flop(make(), tuple(grid))),
+        floor=Floor(3 * floor(make(), batch, tuple(grid)).flop),
         slow=["compiled"],
     )
 

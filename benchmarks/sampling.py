@@ -5,7 +5,8 @@ The cases of ``program_of`` sample a network in plain PyTorch, beside the prior 
 The naive loop runs the whole network for each position, with PyTorch's convolutions. Only its first positions
 are timed, and scaled: each costs the same. So are the first rows of the PyTorch executor, or the first
 positions of a sequence, but with attentions, which cost more at later positions. Floor: the products of
-visible taps; those with one-hot codes are lookups and don't count.
+visible taps, or the weights' way through the caches, whichever takes longer; products with one-hot codes
+are lookups and don't count.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 
 import vqfast
 from benchmarks import precision
-from benchmarks.core import Call, Case, Floor, Outputs
+from benchmarks.core import Call, Case, Floor, Outputs, Weights
 from benchmarks.machine import DEVICE
 from benchmarks.pixelcnnpp import PlainPixelCNNPP
 from benchmarks.plain import PlainGated
@@ -30,7 +31,7 @@ from vqfast.sampling.draw import Draw, gumbel
 from vqfast.sampling.executors import native
 from vqfast.sampling.mixture import draw_value
 from vqfast.sampling.precision import BFLOAT16
-from vqfast.sampling.program import CODES
+from vqfast.sampling.wavefront import raster, wavefront, weights_read
 
 NAIVE_POSITIONS = 3
 LARGE = 256  # positions of a grid of which the naive loop draws one alone: that takes long enough
@@ -156,12 +157,21 @@ def check(
         assert agree > (0.9 if "bfloat16" in name else 0.99), f"{name}: {agree:.1%} of the codes are right"
 
 
-def flop(prior: CausalPrior, shape: tuple[int, ...]) -> float:
-    """The operations of one sample on visible taps."""
+def floor(prior: CausalPrior, batch: int, shape: tuple[int, ...]) -> Floor:
+    """The products of visible taps, and on a CPU the weights' way: at each chunk, and at each moment."""
     program, weights = prior.lower()
-    names = [term.weight for step in program.steps for term in step.terms if term.source != CODES]
-    products = sum(weights[name].numel() for name in names if name is not None)
-    return 2.0 * products * torch.Size(shape).numel()
+    grid = (1, *shape)[-2:]
+    front = wavefront(program, weights, *grid) if batch <= native._IN_WAVES else raster(program, *grid)
+    early, late = weights_read(program, weights)
+    parts = []
+    for numbers, times, every in (
+        (early, front.moments / front.chunk, program.condition_stride),
+        (late, front.moments, 1),
+    ):
+        flop = 2.0 * batch * torch.Size(shape).numel() * numbers / every
+        parts.append(Weights(flop, 4 * numbers, times))
+    read = tuple(part for part in parts if part.bytes and DEVICE.type == "cpu")
+    return Floor(sum(part.flop for part in parts), weights=read)
 
 
 def sampling(
@@ -192,7 +202,7 @@ def sampling(
         contenders=contenders,
         data=lambda: int(torch.randint(2**31, ())),
         check=partial(check, make, batch, shape),
-        floor=Floor(batch * flop(make(), shape)),
+        floor=floor(make(), batch, shape),
         parts={"naive": naive_positions(shape) / positions, "cached": first_rows(shape)[0] / shape[0]},
         sweep=sweep,
     )
@@ -253,7 +263,7 @@ def traced(channels: int, layers: int, side: int, batch: int) -> Case:
         },
         data=lambda: int(torch.randint(2**31, ())),
         check=partial(check, lowered, batch, shape),
-        floor=Floor(batch * flop(lowered(), shape)),
+        floor=floor(lowered(), batch, shape),
         parts={"naive": naive_positions(shape) / side**2},
     )
 

@@ -2,7 +2,7 @@
 
 The streams of a call times their length, divided by its seconds, are the times real time. "cached" is the
 executor in plain PyTorch, "naive" the whole network for each sample; both are timed on their first samples,
-the latter on a few streams, and scaled. Floor: the products of each sample, and of the condition once a code.
+the latter on a few streams, and scaled. Floor: as in ``sampling``; the condition is multiplied once a code.
 """
 
 from __future__ import annotations
@@ -11,22 +11,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from benchmarks.core import Case, Floor
+from benchmarks.core import Case
 from benchmarks.sampling import naive, sampling
 from vqfast.priors import WaveNet
-from vqfast.sampling.program import CODES, CONDITION
 
 RATE, STRIDE, CHANNELS, LAYERS = 16_000, 64, 64, 30
 NAIVE_STREAMS = 4
-
-
-def floor(network: WaveNet, streams: int, length: int) -> Floor:
-    """The operations of streams of a length."""
-    program, weights = network.lower()
-    terms = [term for step in program.steps for term in step.terms if term.source != CODES and term.weight]
-    sizes = [(weights[term.weight or ""].numel(), term.source == CONDITION) for term in terms]
-    products = sum(size / (program.condition_stride if early else 1) for size, early in sizes)
-    return Floor(2.0 * streams * length * products)
 
 
 def waveform(
@@ -50,7 +40,6 @@ def waveform(
     return replace(
         case,
         contenders={**case.contenders, "naive": partial(naive, make, few, (length,))},
-        floor=floor(make(), streams, length),
         parts={**case.parts, "naive": case.parts["naive"] * few / streams},
         check=case.check if num_mixtures is None else lambda seed, outputs: None,
     )

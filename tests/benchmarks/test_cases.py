@@ -221,6 +221,17 @@ def test_the_slower_of_operations_and_bytes_is_the_floor() -> None:
     assert rows == [2.0, 3.0]
 
 
+def test_weights_are_read_one_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "reading", lambda size: 1e9)
+    few, many = core.Weights(5e8, 10**9, 3.0), core.Weights(5e8, 10**6, 1.0)
+    floor = core.measure(fake(floor=core.Floor(1e9, weights=(few, many))), 1)["floor"]
+    assert (floor["products"], floor["seconds"]) == (1.0, 3.5)
+
+
+def test_small_caches_are_read_faster_than_memory() -> None:
+    assert machine.reading(2**16) > machine.reading(2**28) > 1e8
+
+
 def test_the_operations_of_products_convolutions_and_distances_are_counted() -> None:
     x, codes, kernel = torch.randn(40, 6), torch.randn(30, 6), torch.ones(3, 6, 3, 3)
     product, convolution = 2 * 40 * 30 * 6, 2 * (3 * 6) * 3 * 6 * 3 * 3

@@ -68,7 +68,7 @@ def raster(program: Program, height: int, width: int) -> Wavefront:
 
 def wavefront(program: Program, weights: Mapping[str, Tensor], height: int, width: int) -> Wavefront:
     """The order that reads the fewest weights, all samples of a batch taken together."""
-    early, late = _weights_read(program, weights)
+    early, late = weights_read(program, weights)
     return min(
         orders(program, height, width),
         key=lambda front: front.distance * (late + early / front.chunk),  # while a row is drawn
@@ -127,7 +127,7 @@ def _reads_above(program: Program, phases: list[int], leads: tuple[int, ...]) ->
     return least, beyond
 
 
-def _weights_read(program: Program, weights: Mapping[str, Tensor]) -> tuple[int, int]:
+def weights_read(program: Program, weights: Mapping[str, Tensor]) -> tuple[int, int]:
     """How many numbers of matrices are multiplied early, and how many late."""
     phases = program.phases()
     early = late = 0
