@@ -100,6 +100,19 @@ def test_an_item_that_was_not_done_in_its_time_has_its_turn_again_after_the_othe
     assert results(tmp_path)["matrix"]["long"]["failed"] == "not done"
 
 
+@pytest.mark.parametrize(
+    "under, seconds, again", [([], 500, True), (["time"], 500, False), (["time"], 50, True)]
+)
+def test_a_sanitizer_that_is_not_done_in_a_whole_call_is_not_run_again(
+    monkeypatch, under, seconds, again
+) -> None:
+    def late(command: list[str], **_: object) -> None:
+        raise subprocess.TimeoutExpired(command, seconds)
+
+    monkeypatch.setattr(subprocess, "run", late)
+    assert gate_steps._command([*under, *gate_steps.SMOKE, "nearest"], seconds)["unfinished"] is again
+
+
 def test_an_item_is_written_before_the_next_one_begins(fake, tmp_path: Path) -> None:
     def stop(seconds: float) -> dict[str, object]:
         assert list(results(tmp_path)["smoke"]) == ["first"]
