@@ -324,7 +324,7 @@ def test_a_product_of_the_sampler_takes_at_most_two_barriers(size, images, rows)
     products = [loop for loop in aot.loops(kernel) if loop.innermost and loop.of("FFMA", "HMMA") > 2]
     products = [loop for loop in products if loop.of("LDG") and not loop.of("DFMA")]  # not the draw
     assert products
-    assert all(loop.of("BAR") <= (2 if PINNED else 4) for loop in products)
+    assert all(loop.of("BAR") <= 2 for loop in products)
 
 
 @pytest.mark.parametrize("size, images, rows", [(2, 4, 1), (2, 16, 1), (4, 8, 1), (2, 256, 1), (2, 1, 4)])

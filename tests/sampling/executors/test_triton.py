@@ -120,6 +120,20 @@ def test_any_tile_draws_the_same(
 
 
 @here
+@pytest.mark.parametrize("first", [False, True])
+def test_tiles_whose_columns_come_first_draw_the_same(
+    make_prior: MakePrior, use: Callable, monkeypatch: pytest.MonkeyPatch, first: bool
+) -> None:
+    """As Triton 3.6 has them; their products are summed over the same depth."""
+    constants = executor.constants
+    monkeypatch.setattr(executor, "constants", lambda *given: {**constants(*given), "FIRST": first})
+    use(Tuning(SUMMED, SUMMED))
+    prior = make_prior("gated", channels=18, num_embeddings=21, num_layers=1).to(DEVICE)
+    expected = prior.sample(3, (2, 3), method="torch")
+    assert torch.equal(prior.sample(3, (2, 3), method="triton"), expected)
+
+
+@here
 def test_members_share_out_the_tiles_of_each_job(
     make_prior: MakePrior, use: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:

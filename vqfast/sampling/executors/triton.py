@@ -65,7 +65,11 @@ def constants(
     front: bool = False,
 ) -> dict[str, object]:
     """The kernel's compile-time constants; ``head`` are the padded channels of an attention's head."""
+    import triton
+
     images = min(16, max(1, launch.images // launch.members))  # drawn at a time
+    # Which of two outer dimensions threads are laid along, values and weights alike, has changed with 3.7.
+    columns_first = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7)
     return {
         "IMAGES": launch.images,
         "BM": launch.rows,
@@ -74,6 +78,7 @@ def constants(
         "BD": images if draws else 0,
         "BG": max(16, 128 // images),
         "DOT": launch.dot(dtype),
+        "FIRST": columns_first,
         "SHARED": launch.members > 1,
         "AHEAD": launch.ahead,
         "HEAD": head,

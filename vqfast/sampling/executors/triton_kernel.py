@@ -96,11 +96,24 @@ def _store(v, mask, c, beside, source, at, target, residual):
 
 
 @triton.jit
+def _by_row(x, FIRST: tl.constexpr):
+    """``x`` of each row, as a tile whose columns come first has it, or one whose rows do."""
+    return x[None, :, None] if FIRST else x[:, None, None]
+
+
+@triton.jit
+def _by_column(x, FIRST: tl.constexpr):
+    """``x`` of each column and depth, in such a tile."""
+    return x[:, None, :] if FIRST else x[None, :, :]
+
+
+@triton.jit
 def _step(
     job, places, values, sums, codes, weights, tables, labels, counter, arrivals,
     first, member, members, first_y, x, rows, distance, columns, width_of_grid, batch, K,
     IMAGES: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    DOT: tl.constexpr, SHARED: tl.constexpr, AHEAD: tl.constexpr, STRIDED: tl.constexpr, FRONT: tl.constexpr,
+    DOT: tl.constexpr, FIRST: tl.constexpr, SHARED: tl.constexpr, AHEAD: tl.constexpr, STRIDED: tl.constexpr,
+    FRONT: tl.constexpr,
 ):  # fmt: skip
     """Computes a member's tiles of a job, for ``columns`` positions of each row from ``(first_y, x)`` on.
 
@@ -138,8 +151,8 @@ def _step(
     if DOT:
         tile = k[:, None] * BN + tl.arange(0, BN)[None, :]
     else:  # products are kept apart by their depth, and summed once: a sum over threads is a barrier
-        tile = (tl.arange(0, BN)[:, None] * BK + k[None, :])[None, :, :]
-        spread = tl.zeros([1, BN, 1], tl.int32) + k[None, None, :]  # each thread loads what it multiplies
+        tile = _by_column(tl.arange(0, BN)[:, None] * BK + k[None, :], FIRST)
+        spread = _by_column(tl.zeros([BN, 1], tl.int32) + k[None, :], FIRST)  # each thread loads its own
     positions = columns
     if FRONT:  # a row that starts is the last one, and has the columns before its chunk's too
         lead = tl.load(job + 20).to(tl.int32)
@@ -179,7 +192,7 @@ def _step(
         value = ()
         code = ()
         if not DOT:
-            apart = tl.zeros([BM, BN, BK], ACC)
+            apart = tl.zeros([BN, BM, BK] if FIRST else [BM, BN, BK], ACC)
         for i in tl.static_range(AHEAD):
             looked_up = m < tl.where((i >= first_lookup) & (i < last_lookup), m_end, 0)
             code += (tl.load(codes + ahead[i], mask=looked_up, other=0),)
@@ -188,7 +201,7 @@ def _step(
             if DOT:
                 value += (tl.load(values + at[:, None] + k[None, :], mask=(k < depth)[None, :], other=0),)
             else:
-                a = tl.load(values + at[:, None, None] + spread, mask=spread < depth, other=0)
+                a = tl.load(values + _by_row(at, FIRST) + spread, mask=spread < depth, other=0)
                 apart += a.to(ACC) * weight[i].to(ACC)
         for i in tl.static_range(AHEAD if DOT else 0):
             if i < last_product:
@@ -200,10 +213,11 @@ def _step(
                 a = tl.load(values + at[:, None] + k[None, :])
                 acc = tl.dot(a, w, acc, input_precision="ieee", out_dtype=ACC)
             else:
-                a = tl.load(values + at[:, None, None] + spread)
+                a = tl.load(values + _by_row(at, FIRST) + spread)
                 apart += a.to(ACC) * w.to(ACC)
         if not DOT:
-            acc += tl.sum(apart, axis=2)
+            summed = tl.sum(apart, axis=2)
+            acc += tl.trans(summed) if FIRST else summed
         known = (n < width)[None, :]
         for i in tl.static_range(AHEAD):
             at = ahead[i] * _UNIT
@@ -336,17 +350,18 @@ def sample(
     counters, y, x, rows, distance, iterations, columns, begin, end, members, batch, width, per_image,
     choices, K,
     IMAGES: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    BD: tl.constexpr, BG: tl.constexpr, DOT: tl.constexpr, SHARED: tl.constexpr, AHEAD: tl.constexpr,
-    HEAD: tl.constexpr, CODES: tl.constexpr, MIXTURE: tl.constexpr, STRIDED: tl.constexpr,
-    FRONT: tl.constexpr,
+    BD: tl.constexpr, BG: tl.constexpr, DOT: tl.constexpr, FIRST: tl.constexpr, SHARED: tl.constexpr,
+    AHEAD: tl.constexpr, HEAD: tl.constexpr, CODES: tl.constexpr, MIXTURE: tl.constexpr,
+    STRIDED: tl.constexpr, FRONT: tl.constexpr,
 ):  # fmt: skip
     """Runs jobs ``begin..end - 1`` for ``columns`` positions from ``(y, x)`` on, ``iterations`` times.
 
     With ``FRONT`` it does so for ``rows`` rows at once, each ``distance`` columns behind the one above.
     Each member of each group is one block. ``values`` and ``weights`` have the model's dtype, ``sums`` the
     accumulator's. ``counters`` has a zero for each group. ``BD`` is 0 if the draw isn't among the jobs, and
-    ``HEAD`` if no attention is. ``CODES`` are the codes of a position, and ``choices`` with ``MIXTURE`` the
-    components. ``STRIDED``: some step has a stride.
+    ``HEAD`` if no attention is. Products that aren't ``DOT`` have their columns ``FIRST``, or their rows.
+    ``CODES`` are the codes of a position, and ``choices`` with ``MIXTURE`` the components. ``STRIDED``: some
+    step has a stride.
     """
     member = tl.program_id(0) % members
     group = tl.program_id(0) // members
@@ -373,7 +388,7 @@ def sample(
                     job, places, values, sums, codes, weights, tables, labels, counter, arrivals,
                     group * IMAGES, member, members, y, x + i, rows, distance,
                     1 if FRONT and BD > 0 else columns, width, batch, K,
-                    IMAGES, BM, BN, BK, DOT, SHARED, AHEAD, STRIDED, FRONT,
+                    IMAGES, BM, BN, BK, DOT, FIRST, SHARED, AHEAD, STRIDED, FRONT,
                 )  # fmt: skip
             arrive(counter, SHARED)
             arrivals += members
