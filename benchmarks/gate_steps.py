@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import import_module
@@ -273,8 +274,10 @@ def _line(line: Any, name: str, seconds: float) -> dict[str, Any]:
     from benchmarks import sweep as tunings
     from benchmarks.gate_compile import ahead
 
-    ahead(name, sum(1 for _ in tunings.neighbours(line.tunings[line.key])), seconds / 2)
-    return {"tunings": tunings.time_neighbours(line)}
+    count, until = sum(1 for _ in tunings.neighbours(line.tunings[line.key])), time.monotonic() + seconds
+    ahead(name, count, seconds / 2)
+    found = tunings.time_neighbours(line, until - time.monotonic())
+    return {"tunings": found, "unfinished": len(found) < count}
 
 
 def rest() -> Iterator[Item]:

@@ -5,6 +5,8 @@ A table holds, by architecture, a tuning for each key: a number of channels, an 
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -102,10 +104,16 @@ def _others(name: str, value: Any) -> list[Any]:
     return [other for other in (value // 2, value * 2) if other >= minimum]
 
 
-def time_neighbours(line: Line) -> list[dict[str, object]]:
-    """Times the call with each neighbour of a tuning in its place; the tuning itself comes first."""
-    found = []
+def time_neighbours(line: Line, seconds: float = math.inf) -> list[dict[str, object]]:
+    """Times the call with each neighbour of a tuning in its place; the tuning itself comes first.
+
+    After ``seconds`` it begins no other.
+    """
+    found: list[dict[str, object]] = []
+    until = time.monotonic() + seconds
     for tuning in neighbours(line.tunings[line.key]):
+        if time.monotonic() >= until:
+            break
         with replaced(line.tunings, line.key, tuning):
             try:
                 line.call()

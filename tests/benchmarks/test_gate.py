@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import gate, gate_smoke, gate_steps, machine, sweep
+from benchmarks import gate, gate_compile, gate_smoke, gate_steps, machine, sweep
 from tests.benchmarks.miniature import gate_in_a_process
 from vqfast.ops import library, records, registry
 from vqfast.ops.modules import module
@@ -310,6 +310,14 @@ def test_neighbours_of_a_line_of_launches_change_one_size_of_one_of_them() -> No
         assert sum(old != new for old, new in zip(*one, strict=True)) == 1
         assert other.row.members == 1  # blocks that work alone
         assert other.row.columns >= 16
+
+
+def test_a_sweep_that_is_out_of_time_is_unfinished(monkeypatch) -> None:
+    monkeypatch.setattr(gate_compile, "ahead", lambda name, count, seconds: None)
+    line = sweep.Line({64: Tuning(64, 64, 64, 4, 2)}, 64, lambda: time.sleep(0.01))
+    whole, none = gate_steps._line(line, "search 64", 100.0), gate_steps._line(line, "search 64", 0.0)
+    assert not whole["unfinished"] and len(whole["tunings"]) == len(list(sweep.neighbours(line.tunings[64])))
+    assert none == {"tunings": [], "unfinished": True}
 
 
 def test_sweep_times_each_neighbour_in_its_place_and_puts_the_line_back() -> None:
