@@ -141,6 +141,10 @@ template <class Register, class T>
 [[gnu::always_inline]] inline void store_part(Register numbers, T* to, int64_t count) {
   constexpr int kWidth = sizeof(Register) / sizeof(Register{}[0]);
   if (count >= kWidth) return store_as(numbers, to);
+#if defined(__AVX512F__)
+  if constexpr (__is_same(T, float)) return _mm512_mask_storeu_ps(to, (1u << count) - 1, numbers);
+  if constexpr (__is_same(T, double)) return _mm512_mask_storeu_pd(to, (1u << count) - 1, numbers);
+#endif
   store_few(numbers, to, count);
 }
 
