@@ -13,6 +13,7 @@ import os
 import struct
 import time
 from array import array
+from contextlib import suppress
 from itertools import accumulate, chain
 from pathlib import Path
 
@@ -33,7 +34,9 @@ _IN_WAVES = 1  # samples: of more, products take the time, not the weights on th
 _PIECES_FROM = (
     128  # rows of early products, from which tiles multiply float32, in pieces, faster than registers
 )
+_MOST_KEPT = 1 << 26  # bytes of memory that are kept for the next call: the system would clear new ones first
 _PRODUCTS = 1 << 14  # of a step for each thread: fewer take less time than threads need to meet
+_kept: list[Tensor] = []  # that memory, unless a call has it
 
 
 def _plan(
@@ -159,6 +162,15 @@ def _factors(precision: str | None, dtype: torch.dtype, rows: int) -> str:
     return "pieces" if dtype == torch.float32 and rows >= _PIECES_FROM else "exact"
 
 
+def _room(size: int) -> Tensor:
+    """Memory of so many bytes at least: that of an earlier call, if it is large enough."""
+    with suppress(IndexError):  # another thread may be faster
+        memory = _kept.pop()
+        if memory.nbytes >= size:
+            return memory
+    return torch.empty(size, dtype=torch.uint8)
+
+
 def run(request: Request) -> Tensor:
     """Codes ``(B, H, W, S)``."""
     program, weights = request.program, request.weights
@@ -208,7 +220,8 @@ def run(request: Request) -> Tensor:
     labels = none.long() if request.labels is None else request.labels.contiguous()
     condition = condition.to(torch.float64 if flat.dtype == torch.float64 else torch.float32).contiguous()
     known, codes = request.known.contiguous(), torch.empty_like(request.known)
-    memory = torch.ops.vqfast_native.prepare_sampler(*plan, labels)
+    memory = _room(torch.ops.vqfast_native.sampler_bytes(*plan))
+    torch.ops.vqfast_native.prepare_sampler(*plan, labels, memory)
     top_p = 1.0 if draw.top_p is None else draw.top_p
     done, count = 0, 1
     while done < front.moments:
@@ -230,4 +243,6 @@ def run(request: Request) -> Tensor:
         request.progress(batch * num_codes * positions)
         done += count
         count = max(1, min(2 * count, int(count * _SECONDS / (time.perf_counter() - began))))
+    if memory.nbytes <= _MOST_KEPT:
+        _kept[:] = [memory]
     return codes
