@@ -101,7 +101,7 @@ int64_t find_view_set(MaskedConvProblem& p, const Run& run) {
 bool tiles_pay(const MaskedConvProblem& p) {
   const int64_t in = p.in_channels, out = p.out_channels;
   if (!kHasTiles || in < kPiecesOf || out < kLanes) return false;
-  if (p.of_weight) return p.height * p.width >= 128 && in * out >= (p.num_taps > 1 ? 48 : 72) * (in + out);
+  if (p.of_weight) return p.height * p.width >= 192 && in * out >= (p.num_taps > 1 ? 48 : 72) * (in + out);
   return 3 * round_up(in, kPiecesOf) <= 4 * in && p.num_taps * out >= 128;
 }
 
@@ -141,14 +141,14 @@ void plan_products(MaskedConvProblem& p) {
   p.first_product[kSums] = filled;
 }
 
-// Plans blocks whose patch takes a quarter of L2, or smaller ones, so that there is one for each thread. For each block
-// tiles read and write the sums of all weights.
+// Plans blocks whose patch takes a quarter of L2, or smaller ones, so that there is one for each thread. Those of tiles
+// are larger: for each block these read the whole weight, or read and write the sums of its gradient.
 void plan(MaskedConvProblem& p, int64_t threads) {
   flatten(p);
   plan_products(p);
   const int64_t share = ceil_div(p.batch * p.height * p.width, threads);
   const bool many = p.num_matrices * p.in_channels * p.out_channels > 1 << 19;
-  const int64_t in_cache = p.tiled && p.of_weight ? 256 << many : min(256, 32768 / max(1, p.in_channels));
+  const int64_t in_cache = p.tiled && p.of_weight ? 256 << many : min(256, (p.tiled ? 65536 : 32768) / max(1, p.in_channels));
   const int64_t positions = max(1, min(share, max(kBandPositions, in_cache)));
   p.block_columns = max(1, min(p.width, positions));  // 1 of an empty grid
   p.block_rows = max(1, min(p.height, positions / p.block_columns));
