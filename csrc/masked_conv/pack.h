@@ -56,12 +56,19 @@ bool pack(const MaskedConvProblem& p, Span span, void* packed) {
       const ChannelRun to = channel_run<T>(p, j, v);
       A* column = tile + v * kLanes;
       if (!to.count) continue;
-      const auto entry = [&](int64_t n, int64_t i) {
+      struct Taps {  // those that were gathered last: the matrices of a run have the same
+        const T* at[3] = {};
+        typename Types<T>::V of[3];
+      } taps[2];
+      const auto entry = [&](int64_t n, int64_t i, Taps& last) {
         const T* from = static_cast<const T*>(p.weight) + to.channel * p.weight_out_stride + i * p.weight_in_stride;
         typename Types<T>::V sum{};
         for (int k = 0; k < 3 && i < p.in_channels; ++k)
-          if (const float factor = p.matrices[n].factors[k])
-            sum += factor * gather<T>(from + p.matrices[n].taps[k], p.weight_out_stride, to.count);
+          if (const float factor = p.matrices[n].factors[k]) {
+            const T* at = from + p.matrices[n].taps[k];
+            if (at != last.at[k]) last.at[k] = at, last.of[k] = gather<T>(at, p.weight_out_stride, to.count);
+            sum += factor * last.of[k];
+          }
         return sum;
       };
       const int64_t size = words(p, p.in_channels) * kColumns;
@@ -70,17 +77,16 @@ bool pack(const MaskedConvProblem& p, Span span, void* packed) {
       if constexpr (kHasTiles && __is_same(T, float))
         if (p.tiled) {
           for (int64_t i = 0; i < p.in_channels; i += i % kLanes == kLanes - 1 ? kLanes + 1 : 1)
-            for (int64_t n = 0; n < p.num_matrices; ++n)
-              if (const Floats pair[] = {entry(n, i), entry(n, i + kLanes)}; fit((const float*)pair, kPiecesOf))
-                store_pieces(pair[0], pair[1],
-                             column + n * size + (words(p, i / kPiecesOf * kPiecesOf) + i % kLanes) * kColumns,
-                             kLanes * kColumns);
-              else
-                return false;
+            for (int64_t n = 0; n < p.num_matrices; ++n) {
+              const Floats pair[] = {entry(n, i, taps[0]), entry(n, i + kLanes, taps[1])};
+              if (!fit((const float*)pair, kPiecesOf)) return false;
+              const int64_t row = words(p, i / kPiecesOf * kPiecesOf) + i % kLanes;
+              store_pieces(pair[0], pair[1], column + n * size + row * kColumns, kLanes * kColumns);
+            }
           continue;
         }
       for (int64_t i = 0; i < p.in_channels; ++i)
-        for (int64_t n = 0; n < p.num_matrices; ++n) store(entry(n, i), column + n * size + i * kColumns);
+        for (int64_t n = 0; n < p.num_matrices; ++n) store(entry(n, i, taps[0]), column + n * size + i * kColumns);
     }
   }
   return true;

@@ -42,9 +42,7 @@ constexpr float kMost = 0x1p50f;
 bool fit(const float* numbers, int64_t count) {
   Ints most{};
   for (int64_t i = 0; i < count; i += kLanes) most = max(most, (Ints)load(numbers + i) & 0x7fffffff);
-  for (int lane = 0; lane < kLanes; ++lane)
-    if (most[lane] > __builtin_bit_cast(int32_t, kMost)) return false;
-  return true;
+  return !lanes_above(most, Ints{} + __builtin_bit_cast(int32_t, kMost));
 }
 
 // Writes the pieces of two registers, a word of both in each lane, `apart` words from each other.

@@ -129,16 +129,21 @@ void write_gradient(const MaskedConvProblem& p, Span parts, int64_t shares, cons
   };
   for_weights(p, parts, [&](int64_t j, Span in) {
     const int64_t first = j * kColumns, count = min(kColumns, p.out_channels - first);
-    for (int64_t i = in.begin; i < in.end; ++i)
-      for (int64_t t = 0; t < p.num_taps; ++t) {
+    for (int64_t t = 0; t < p.num_taps; ++t) {
+      struct { int64_t matrix; A factor; } terms[6];  // of the tap's run
+      int64_t num_terms = 0;
+      for (int64_t n = 0; n < p.num_matrices; ++n)
+        for (int k = 0; k < 3; ++k)
+          if (const A factor = p.matrices[n].factors[k]; factor != 0 && p.matrices[n].taps[k] == p.tap[t])
+            terms[num_terms++] = {n, factor};
+      for (int64_t i = in.begin; i < in.end; ++i) {
         A sums[kColumns] = {};
-        for (int64_t n = 0; n < p.num_matrices; ++n)
-          for (int k = 0; k < 3; ++k)
-            if (const A factor = p.matrices[n].factors[k]; factor != 0 && p.matrices[n].taps[k] == p.tap[t])
-              add_shares(j, n * p.in_channels + i, factor, sums);
+        for (const auto* term = terms; term < terms + num_terms; ++term)
+          add_shares(j, term->matrix * p.in_channels + i, term->factor, sums);
         put(p, sums, count, p.weight, first * p.weight_out_stride + i * p.weight_in_stride + p.tap[t],
             p.weight_out_stride);
       }
+    }
     A sums[kColumns] = {};
     if (in.begin == 0)
       add_shares(j, p.num_matrices * p.in_channels, 1, sums), put(p, sums, count, p.bias, first, 1);

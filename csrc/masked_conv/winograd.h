@@ -148,7 +148,8 @@ void plan(MaskedConvProblem& p, int64_t threads) {
   plan_products(p);
   const int64_t share = ceil_div(p.batch * p.height * p.width, threads);
   const bool many = p.num_matrices * p.in_channels * p.out_channels > 1 << 19;
-  const int64_t in_cache = p.tiled && p.of_weight ? 256 << many : min(256, (p.tiled ? 65536 : 32768) / max(1, p.in_channels));
+  const int64_t patch = min(256, (p.tiled ? 65536 : 32768) / max(1, p.in_channels));
+  const int64_t in_cache = p.tiled && p.of_weight ? 256 << many : patch;
   const int64_t positions = max(1, min(share, max(kBandPositions, in_cache)));
   p.block_columns = max(1, min(p.width, positions));  // 1 of an empty grid
   p.block_rows = max(1, min(p.height, positions / p.block_columns));
