@@ -22,7 +22,7 @@ import torch
 
 import vqfast
 from vqfast.ops import library
-from vqfast.ops.build import find_compiler
+from vqfast.ops.build import INSTRUCTION_SETS, find_compiler
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PEERS = (
@@ -96,10 +96,11 @@ def reading(size: int) -> float:
 
 
 def _on_registers(*arguments: str) -> float:
-    """What ``peak.cpp`` measures, on as many threads as PyTorch uses."""
+    """What ``peak.cpp`` measures with the instructions of the kernels, on as many threads as PyTorch uses."""
+    flags = INSTRUCTION_SETS.get(library.instruction_set() or "", ["-march=native"])
     with tempfile.TemporaryDirectory() as folder:
         program, source = Path(folder, "peak"), Path(__file__).with_name("peak.cpp")
-        options = ["-O2", "-march=native", "-pthread", str(source), "-o", str(program)]
+        options = ["-O2", *flags, "-pthread", str(source), "-o", str(program)]
         subprocess.run([*find_compiler(), *options], check=True)
         threads = str(torch.get_num_threads())
         done = subprocess.run([program, threads, *arguments], check=True, capture_output=True)
