@@ -26,9 +26,7 @@ from vqfast import files
 from vqfast.ops import registry
 
 SECONDS = 520.0  # of a call: nine minutes with the start and the end of Python
-TRIES = (
-    3  # with at least half of a call's time, of an item that isn't done: Triton's cache has more each time
-)
+TRIES = 3  # of an item that isn't done, with half of a call's time or more: Triton's cache has more each time
 GPU_BACKENDS = ("triton",)
 OPS = {  # what runs in a suite; other items begin with the name of an op
     "degenerate": ("nearest", "residual"),
