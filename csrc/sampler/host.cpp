@@ -68,28 +68,24 @@ void enlarge_pages([[maybe_unused]] char* memory, [[maybe_unused]] int64_t bytes
 #endif
 }
 
-// Bytes of a sampler's memory. weights: float32, float64 or bfloat16.
-int64_t sampler_bytes(
+// The memory of a sampler: its weights are packed, its caches empty. weights: float32, float64 or bfloat16. labels:
+// int64 (B), or (0). spare: bytes, which are taken if there are enough, whatever they hold.
+Tensor prepare_sampler(
     const Tensor& steps, const Tensor& terms, const Tensor& taps, const Tensor& attentions, const Tensor& sizes,
-    const Tensor& weights) {
-  return best_kernels().sampler.bytes(problem_of(steps, terms, taps, attentions, sizes, weights));
-}
-
-// Begins in a sampler's memory, uint8, whatever that has: weights are packed, caches empty. labels: int64 (B), or (0).
-void prepare_sampler(
-    const Tensor& steps, const Tensor& terms, const Tensor& taps, const Tensor& attentions, const Tensor& sizes,
-    const Tensor& weights, const Tensor& labels, const Tensor& memory) {
+    const Tensor& weights, const Tensor& labels, Tensor spare) {
   const SamplerKernel& kernel = best_kernels().sampler;
   SamplerProblem s = problem_of(steps, terms, taps, attentions, sizes, weights);
   s.labels = static_cast<const int64_t*>(labels.const_data_ptr());
+  Tensor memory = spare.numel() < kernel.bytes(s) ? Buffer<char>(kernel.bytes(s)).tensor : std::move(spare);
   s.memory = static_cast<char*>(memory.mutable_data_ptr());
   enlarge_pages(s.memory, memory.numel());
   kernel.begin(s);
   for_parts(s.num_steps, s.num_steps, [&](int64_t step, Span) { kernel.pack(s, step); });
+  return memory;
 }
 
 // Draws the positions of `count` moments of every sample, from `first` on, into codes (B, H, W, num_codes). memory is
-// what `prepare_sampler` left for the same program and sizes, or an earlier call has left; other arguments are as
+// what `prepare_sampler` returned for the same program and sizes, or an earlier call has left; other arguments are as
 // SamplerProblem says.
 void run_sampler(
     const Tensor& steps, const Tensor& terms, const Tensor& taps, const Tensor& attentions, const Tensor& sizes,
@@ -127,11 +123,9 @@ void run_sampler(
 }  // namespace
 
 void add_sampler(const Ops& ops) {
-  ops.add<sampler_bytes>(
-      "sampler_bytes(Tensor steps, Tensor terms, Tensor taps, Tensor attentions, Tensor sizes, Tensor weights) -> int");
   ops.add<prepare_sampler>(
       "prepare_sampler(Tensor steps, Tensor terms, Tensor taps, Tensor attentions, Tensor sizes, Tensor weights,"
-      " Tensor labels, Tensor(a!) memory) -> ()");
+      " Tensor labels, Tensor spare) -> Tensor");
   ops.add<run_sampler>(
       "run_sampler(Tensor steps, Tensor terms, Tensor taps, Tensor attentions, Tensor sizes, Tensor weights,"
       " Tensor condition, Tensor known, Tensor numbers, Tensor(a!) codes, Tensor(b!) memory, float temperature,"

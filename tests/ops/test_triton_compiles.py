@@ -24,6 +24,8 @@ from vqfast.sampling.executors.triton_tunings import pick as pick_sampler  # noq
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(registry.interpreted(), reason="an interpreted kernel can't be compiled"),
+    # Triton 3.9 warns about a default of 3.10 that the kernels don't rely on.
+    pytest.mark.filterwarnings("ignore"),
 ]
 
 SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}  # bytes a block
@@ -62,16 +64,6 @@ def assert_fast_loops(kernel) -> None:
     for loop in aot.loops(kernel):
         if loop.innermost and loop.of("HMMA", "HGMMA", "UTC", "FFMA"):
             assert not loop.of("STL", "LDL")
-
-
-@pytest.fixture(autouse=True)
-def quiet():
-    """Triton 3.9 warns about a default of 3.10 that the kernels don't rely on."""
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 @pytest.mark.parametrize("arch, widest", in_turn(CASES))

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests.sampling.programs import TWO_STREAMS, Programmed
 from vqfast.ops import library, registry
@@ -197,13 +198,15 @@ def test_control_c_stops_it_within_a_second() -> None:
 @pytest.fixture
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The bytes of memory of each call of the sampler."""
-    found, counted = list[int](), torch.ops.vqfast_native.sampler_bytes
+    found, prepare = list[int](), torch.ops.vqfast_native.prepare_sampler
 
-    def spy(*args: Any) -> int:
-        found.append(counted(*args))
-        return found[-1]
+    def spy(*args: Any) -> Tensor:
+        memory: Tensor = prepare(*args)
+        found.append(memory.nbytes)
+        return memory
 
-    monkeypatch.setattr(torch.ops.vqfast_native, "sampler_bytes", spy)
+    monkeypatch.setattr(native, "_spare", lambda: torch.empty(0, dtype=torch.uint8))
+    monkeypatch.setattr(torch.ops.vqfast_native, "prepare_sampler", spy)
     return found
 
 

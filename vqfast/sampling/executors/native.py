@@ -162,13 +162,11 @@ def _factors(precision: str | None, dtype: torch.dtype, rows: int) -> str:
     return "pieces" if dtype == torch.float32 and rows >= _PIECES_FROM else "exact"
 
 
-def _room(size: int) -> Tensor:
-    """Memory of so many bytes at least: that of an earlier call, if it is large enough."""
+def _spare() -> Tensor:
+    """The memory of an earlier call, uint8; empty if there is none."""
     with suppress(IndexError):  # another thread may be faster
-        memory = _kept.pop()
-        if memory.nbytes >= size:
-            return memory
-    return torch.empty(size, dtype=torch.uint8)
+        return _kept.pop()
+    return torch.empty(0, dtype=torch.uint8)
 
 
 def run(request: Request) -> Tensor:
@@ -220,8 +218,7 @@ def run(request: Request) -> Tensor:
     labels = none.long() if request.labels is None else request.labels.contiguous()
     condition = condition.to(torch.float64 if flat.dtype == torch.float64 else torch.float32).contiguous()
     known, codes = request.known.contiguous(), torch.empty_like(request.known)
-    memory = _room(torch.ops.vqfast_native.sampler_bytes(*plan))
-    torch.ops.vqfast_native.prepare_sampler(*plan, labels, memory)
+    memory = torch.ops.vqfast_native.prepare_sampler(*plan, labels, _spare())
     top_p = 1.0 if draw.top_p is None else draw.top_p
     done, count = 0, 1
     while done < front.moments:
