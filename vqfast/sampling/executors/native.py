@@ -31,9 +31,7 @@ _SECONDS = 0.1  # of one call of the library, after which Python handles Ctrl-C
 _SAMPLES = 8  # a thread with as many works alone: it reads all weights, but never waits
 _LOAD = 1.5  # of each CPU, from which on the machine counts as busy
 _IN_WAVES = 1  # samples: of more, products take the time, not the weights on their way
-_PIECES_FROM = (
-    128  # rows of early products, from which tiles multiply float32, in pieces, faster than registers
-)
+_PIECES_FROM = 128  # rows of early products: with so many, tiles multiply float32 faster, in pieces
 _MOST_KEPT = 1 << 26  # bytes of memory that are kept for the next call: the system would clear new ones first
 _PRODUCTS = 1 << 14  # of a step for each thread: fewer take less time than threads need to meet
 _kept: list[Tensor] = []  # that memory, unless a call has it
