@@ -134,8 +134,8 @@ bool forward(const MaskedConvProblem& p, Span span, const void* packed, void* sc
             const SumOfProducts<A> products{
                 sum < kShared ? bias : bias + kColumns, 0, rows + run.begin * patch.step, tile,
                 offsets + p.first_product[sum], p.first_product[sum + 1] - p.first_product[sum],
-                by_tiles ? ceil_div(p.in_channels, kPiecesOf) : p.in_channels, patch.step,
-                by_tiles ? kPieceWords : 1,
+                by_tiles ? ceil_div(p.in_channels, kBlockChannels) : p.in_channels, patch.step,
+                by_tiles ? kBlockWords : 1,
                 p.cluster > 1 ? parts[sum][run.begin] : to_row(0) + run.begin * to_stride,
                 p.cluster > 1 ? kColumns : to_stride, kLanes};
             if constexpr (kHasTiles && __is_same(A, float))

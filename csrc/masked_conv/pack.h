@@ -79,8 +79,8 @@ bool pack(const MaskedConvProblem& p, Span span, void* packed) {
           for (int64_t i = 0; i < p.in_channels; i += i % kLanes == kLanes - 1 ? kLanes + 1 : 1)
             for (int64_t n = 0; n < p.num_matrices; ++n) {
               const Floats pair[] = {entry(n, i, taps[0]), entry(n, i + kLanes, taps[1])};
-              if (!fit((const float*)pair, kPiecesOf)) return false;
-              const int64_t row = words(p, i / kPiecesOf * kPiecesOf) + i % kLanes;
+              if (!fit((const float*)pair, kBlockChannels)) return false;
+              const int64_t row = words(p, i / kBlockChannels * kBlockChannels) + i % kLanes;
               store_pieces(pair[0], pair[1], column + n * size + row * kColumns, kLanes * kColumns);
             }
           continue;

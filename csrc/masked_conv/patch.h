@@ -104,7 +104,7 @@ int64_t views_across(const MaskedConvProblem& p, const PositionBlock& block) {
 }
 
 // The channels of which views are made at a time, and the numbers of x for them: a row, or so many channels.
-int64_t channels_at_once(const MaskedConvProblem& p) { return p.tiled ? kPiecesOf : kLanes; }
+int64_t channels_at_once(const MaskedConvProblem& p) { return p.tiled ? kBlockChannels : kLanes; }
 int64_t raw_size(const MaskedConvProblem& p) {
   const PositionBlock all = seen(p, {0, {0, p.block_rows}, {0, p.block_columns}});
   const int64_t columns = all.columns.end - all.columns.begin, step = channels_at_once(p);

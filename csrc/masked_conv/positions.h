@@ -20,7 +20,7 @@ constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 // The words that so many channels take in the patch and the packed weight: one each, or blocks of pieces.
 int64_t words(const MaskedConvProblem& p, int64_t channels) {
-  return p.tiled && !p.of_weight ? ceil_div(channels, kPiecesOf) * kPieceWords : channels;
+  return p.tiled && !p.of_weight ? ceil_div(channels, kBlockChannels) * kBlockWords : channels;
 }
 
 // For numbers of type T: the arithmetic, the type of its numbers and registers, and the size of a tile's columns.

@@ -27,9 +27,7 @@ struct SumOfProducts {
   int64_t piece_stride = 0; // of pieces
 };
 
-// Channels of a block of pieces, and the words that they take.
-constexpr int64_t kPiecesOf = 2 * kLanes, kPieceWords = 3 * kLanes;
-constexpr int64_t kTiledRows = 32;  // that are multiplied at a time
+constexpr int64_t kTiledRows = 2 * kMostRows;  // that are multiplied at a time
 
 #if defined(__AMX_TILE__)
 constexpr bool kHasTiles = true;
@@ -50,11 +48,6 @@ bool fit(const float* numbers, int64_t count) {
   Bits32 pieces[Float32Pieces::kPieces];
   split(a, b, pieces);
   for (int piece = 0; piece < Float32Pieces::kPieces; ++piece) store(pieces[piece], to + piece * apart);
-}
-
-template <int kTile>
-[[gnu::always_inline]] inline void store_tile(float* to, int64_t apart) {
-  asm volatile("tilestored %%tmm%c0, (%1,%2,1)" ::"i"(kTile), "r"(to), "r"(4 * apart) : "memory");
 }
 
 // Sums of products for kG groups of rows, the second of which is `group` rows after the first.

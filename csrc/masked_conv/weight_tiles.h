@@ -20,17 +20,18 @@ struct PieceRows {
     const int64_t across = views_across(p, {0, {0, p.block_rows}, {0, p.block_columns}});
     for (int64_t l = 0; l < p.num_view_sets; ++l) {
       views += kRunKinds[p.view_sets[l].kind].views;
-      longest = max(longest, round_up(rows_of_views(p.view_sets[l], p.block_rows) * across, kPiecesOf));
+      longest = max(longest, round_up(rows_of_views(p.view_sets[l], p.block_rows) * across, kBlockChannels));
     }
-    length = longest + kPiecesOf;  // zeros
-    channel = (3 * length / kPiecesOf | 1) * kPiecesOf;  // an odd number of lines, so that channels lie apart in L1
+    length = longest + kBlockChannels;  // zeros
+    // An odd number of lines, so that channels lie apart in L1.
+    channel = (3 * length / kBlockChannels | 1) * kBlockChannels;
     view = round_up(p.in_channels, kLanes) * channel;
   }
 };
 
-// Products of a block: its positions, or clusters, in blocks of kPiecesOf.
-int64_t position_blocks(int64_t positions) { return ceil_div(positions, kPiecesOf); }
-constexpr int64_t kColumnBlock = kPieceWords * kTileColumns;  // words of the columns' pieces
+// Products of a block: its positions, or clusters, in blocks of kBlockChannels.
+int64_t position_blocks(int64_t positions) { return ceil_div(positions, kBlockChannels); }
+constexpr int64_t kColumnBlock = kBlockWords * kTileColumns;  // words of the columns' pieces
 
 // Scratch of a thread in float32 numbers: x and its views, their pieces, the outputs' gradients and their pieces.
 struct TiledScratch {
@@ -42,19 +43,19 @@ struct TiledScratch {
     raw = (all.rows.end - all.rows.begin) * width * kLanes;
     views = 8 * pieces.longest * kLanes;
     rows = pieces.views * pieces.view / 2;
-    outputs = round_up(p.block_rows * width, kPiecesOf) * kTileColumns;
+    outputs = round_up(p.block_rows * width, kBlockChannels) * kTileColumns;
     columns = (p.cluster > 1 ? kSums : 1) * position_blocks(p.block_rows * views_across(p, block)) * kColumnBlock;
   }
   int64_t size() const { return raw + views + rows + outputs + columns; }
 };
 
-// Turns `positions` registers of channels, a multiple of kPiecesOf, to pieces of positions, and adds as many zeros as
-// products may read beyond.
+// Turns `positions` registers of channels, a multiple of kBlockChannels, to pieces of positions, and adds as many zeros
+// as products may read beyond.
 [[gnu::noinline]] void turn_to_pieces(const float* from, int64_t positions, const PieceRows& rows, Bf16* to) {
   const auto at = [&](int channel, int64_t position) {
     return reinterpret_cast<float*>(to + channel * rows.channel + position);
   };
-  for (int64_t m = 0; m < positions; m += kPiecesOf) {
+  for (int64_t m = 0; m < positions; m += kBlockChannels) {
     Floats even[kLanes], odd[kLanes];
     for (int l = 0; l < kLanes; ++l) even[l] = load(from + (m + 2 * l) * kLanes);
     transpose(even);
@@ -77,7 +78,7 @@ bool make_rows(const MaskedConvProblem& p, const PositionBlock& block, const Pie
     for (const ViewSet* set = p.view_sets; set < p.view_sets + p.num_view_sets; ++set) {
       const int64_t count = rows_of_views(*set, block.rows.end - block.rows.begin);
       const int64_t first = block.rows.begin + set->top - all.rows.begin, filled = count * across;
-      const int64_t left = block.columns.begin + set->dx - all.columns.begin, padded = round_up(filled, kPiecesOf);
+      const int64_t left = block.columns.begin + set->dx - all.columns.begin, padded = round_up(filled, kBlockChannels);
       const Raw corner{raw + (first * width + left) * kLanes, width * kLanes, kLanes, count, across};
       make_views<false>(set->kind, corner, views, padded * kLanes, kLanes);
       for (int64_t v = 0; v < kRunKinds[set->kind].views; ++v, at += rows.view) {
@@ -95,7 +96,8 @@ void make_columns(const MaskedConvProblem& p, int64_t positions, int64_t across,
                   float* to) {
   const int64_t blocks = position_blocks(positions);
   constexpr int64_t kPiece = kTileSteps * kTileColumns;
-  for (int64_t g = 0; g < blocks * kPiecesOf; g += 2, to += g % kPiecesOf ? kTileColumns : kTileColumns + 2 * kPiece)
+  for (int64_t g = 0; g < blocks * kBlockChannels;
+       g += 2, to += g % kBlockChannels ? kTileColumns : kTileColumns + 2 * kPiece)
     for (int v = 0; v < kTileColumns; v += kLanes) {
       if (p.cluster == 1) {
         const float* first = outputs + g * kTileColumns + v;
@@ -146,7 +148,7 @@ bool weight_gradient_by_tiles(const MaskedConvProblem& p, Span span, Span parts,
       for (int64_t y = 0; wide > width && y < height; ++y)
         memset(outputs + (y * wide + width) * kTileColumns, 0, sizeof(float) * (wide - width) * kTileColumns);
       memset(outputs + height * wide * kTileColumns, 0,
-             sizeof(float) * (round_up(height * wide, kPiecesOf) - height * wide) * kTileColumns);
+             sizeof(float) * (round_up(height * wide, kBlockChannels) - height * wide) * kTileColumns);
       if (!fit(outputs, height * wide * kTileColumns)) return false;
       make_columns(p, positions, across, width, outputs, columns);
       float* tile = packed + j * tile_size<float>(p);

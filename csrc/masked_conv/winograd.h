@@ -100,9 +100,9 @@ int64_t find_view_set(MaskedConvProblem& p, const Run& run) {
 // positions, of which few waste much.
 bool tiles_pay(const MaskedConvProblem& p) {
   const int64_t in = p.in_channels, out = p.out_channels;
-  if (!kHasTiles || in < kPiecesOf || out < kLanes) return false;
+  if (!kHasTiles || in < kBlockChannels || out < kLanes) return false;
   if (p.of_weight) return p.height * p.width >= 192 && in * out >= (p.num_taps > 1 ? 48 : 72) * (in + out);
-  return 3 * round_up(in, kPiecesOf) <= 4 * in && p.num_taps * out >= 128;
+  return 3 * round_up(in, kBlockChannels) <= 4 * in && p.num_taps * out >= 128;
 }
 
 // Decides whether neighbours are computed together, and lists the products.

@@ -1,4 +1,5 @@
-// The sampler's memory: packed weights (pack.h), which all threads share, and the values and caches of each team of threads.
+// The sampler's memory: packed weights (pack.h), which all threads share, and the values and caches of each team of
+// threads.
 //
 // Values are [row of the cache][column][sample][channel]. So the rows of a product are the samples side by side, or
 // those of a run of columns, and every tap has them at the same distance from each other. Of a step with a stride only

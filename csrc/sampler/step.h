@@ -280,7 +280,7 @@ struct StepJob {
       for (const Segment* segment = segments; segment < segments + num_segments; ++segment) {
         const auto* row = reinterpret_cast<const Bf16*>(segment->rows + (m + r) * segment->stride);
         for (int64_t c = 0; c < segment->depth / kPieces * 2; ++c) {
-          const int64_t at = piece_at(c);
+          const int64_t at = Memory::Form::at(c);
           const float x = joined_at(row + at, kBlockChannels);
           const Bf16* weights = matrix + (segment->matrix + at / 2) * kColumns * 2 + at % 2;
           for (int64_t l = 0; l < kColumns; ++l)

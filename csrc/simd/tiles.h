@@ -20,6 +20,8 @@ constexpr int kPieceCount = 1;
 
 constexpr int kTileSteps = 16;  // of a product
 constexpr int kMostRows = 16;   // of a tile
+// Channels of a block of pieces (Float32Pieces), and the words that they take.
+constexpr int64_t kBlockChannels = 2 * kTileSteps, kBlockWords = 3 * kTileSteps;
 
 #if defined(__AMX_TILE__)
 
@@ -110,13 +112,6 @@ template <>
 constexpr bool kTiled<Float32Pieces> = true;
 template <>
 constexpr int kPieceCount<Float32Pieces> = Float32Pieces::kPieces;
-constexpr int kBlockChannels = 2 * kTileSteps;  // of a block
-constexpr int kBlockWords = Float32Pieces::kPieces * kTileSteps;
-
-// Where the first piece of a channel is among those of a row; the others are kBlockChannels apart from it.
-inline int64_t piece_at(int64_t channel) {
-  return channel / kBlockChannels * kBlockChannels * Float32Pieces::kPieces + channel % kBlockChannels;
-}
 // Writes the pieces of a register of numbers: the first ones at `to`.
 [[gnu::always_inline]] inline void split(Floats numbers, Bf16* to) {
   const Bits32 high = (Bits32)numbers & 0xffff0000u;
@@ -192,8 +187,8 @@ template <int kG, int kV>
 }
 
 template <int kTile>
-[[gnu::always_inline]] inline void store_tile(float* to) {
-  asm volatile("tilestored %%tmm%c0, (%1,%2,1)" ::"i"(kTile), "r"(to), "r"(int64_t{64}) : "memory");
+[[gnu::always_inline]] inline void store_tile(float* to, int64_t apart = kLanes) {  // distance of rows
+  asm volatile("tilestored %%tmm%c0, (%1,%2,1)" ::"i"(kTile), "r"(to), "r"(4 * apart) : "memory");
 }
 
 // The products of two groups of kRows rows, (blocks, kRows, 16) words each and `group` words apart, with kV registers of
