@@ -47,6 +47,7 @@ inline void philox(const Counter& at, uint32_t first, uint32_t (&words)[kWords])
     Lanes64 c[4] = {{}, Lanes64{} + at.position, Lanes64{} + at.low, Lanes64{} + at.high};
     for (int i = 0; i < kCounters; ++i) c[0][i] = first / 4 + begin + i;
     uint32_t k0 = at.key_low, k1 = at.key_high;
+#pragma GCC unroll 10
     for (int round = 0; round < 10; ++round, k0 += 0x9E3779B9, k1 += 0xBB67AE85) {
       const Lanes64 p0 = product(c[0], 0xD2511F53), p1 = product(c[2], 0xCD9E8D57);
       c[0] = (p1 >> 32) ^ c[1] ^ k0;
@@ -67,10 +68,11 @@ inline double gumbel(uint32_t word) { return -__builtin_log(-__builtin_log((word
 // log(2^exponent (1 + r)), where 1 + r is between sqrt(1/2) and sqrt(2). The polynomial is off by 2^-22.4 of log(1 + r),
 // the least that one of its degree can be; a division would take as long as all of it.
 [[gnu::always_inline]] inline Floats fast_log(Ints exponent, Floats r) {
+  constexpr float kFactors[] = {0.162226938f,  -0.172508536f, 0.199001538f, -0.249699064f,
+                                0.333350592f, -0.500003652f, 0.999999945f};
   Floats sum = Floats{} - 0.101069623f;
-  for (const float factor :
-       {0.162226938f, -0.172508536f, 0.199001538f, -0.249699064f, 0.333350592f, -0.500003652f, 0.999999945f})
-    sum = factor + r * sum;
+#pragma GCC unroll 8
+  for (const float factor : kFactors) sum = factor + r * sum;
   return __builtin_convertvector(exponent, Floats) * 0.69314718f + r * sum;
 }
 // The exponent of such a form of a normal number x > 0, and its 1 + r.
@@ -93,7 +95,9 @@ inline double gumbel(uint32_t word) { return -__builtin_log(-__builtin_log((word
 template <class L>
 int64_t draw(const L* logits, int64_t k, double temperature, const Counter& at, float* scores) {
   const int64_t padded = (k + kWords - 1) / kWords * kWords;
-  for (int64_t i = 0; i < k; ++i) scores[i] = float(logits[i]);
+  if constexpr (__is_same(L, float)) memcpy(scores, logits, k * sizeof *scores);
+  else
+    for (int64_t i = 0; i < k; ++i) scores[i] = float(logits[i]);
   for (int64_t i = k; i < padded; ++i) scores[i] = -__builtin_inff();
 
   uint32_t words[kWords];
@@ -101,6 +105,7 @@ int64_t draw(const L* logits, int64_t k, double temperature, const Counter& at, 
   Floats best = Floats{} - infinity, largest = {}, finite = {};  // finite: NaN where a logit is
   for (int64_t first = 0; first < padded; first += kWords) {
     philox(at, uint32_t(first), words);
+#pragma GCC unroll 4
     for (int i = 0; i < kWords; i += kLanes) {
       Ints word;
       memcpy(&word, words + i, sizeof word);
