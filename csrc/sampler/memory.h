@@ -27,7 +27,7 @@ struct StepMemory {
   int64_t matrix[2], depth[2];   // shared: (tiles, depth, kColumns) of taps that are late [0] and early [1]
   int64_t tables;                // shared: (num_embeddings + 1, columns) for each tap on codes
   int64_t value, factors;        // a team's: the caches of the value, and of what matrices multiply; -1 if not read
-  bool single_value, single;     // whether the cache of the value, and that of factors, keep one position
+  int64_t period, factor_period;  // after so many columns another takes the place of one, in each of these; 0: none does
   int64_t caches, start;         // a team's: where all caches begin; what sums start with, bias and label
   int64_t partial;               // a team's: the sums over early taps of a chunk, by tiles; -1 if the step has none
   int64_t kept_keys, kept_values;  // a team's, of an attention: (samples, channels, row of positions)
@@ -128,7 +128,8 @@ struct Memory {
 
   static int64_t padded(int64_t bytes) { return ceil_div(bytes, 64) * 64; }
   // Bytes for `count` numbers, and for the registers that are loaded past their end.
-  static int64_t room(int64_t count) { return padded((count + kColumns) * int64_t(sizeof(T))); }
+  template <class Number = T>
+  static int64_t room(int64_t count) { return padded((count + kColumns) * int64_t(sizeof(Number))); }
   // Of a row with a number for each position of the grid, padded so that blocks of registers fit.
   // Rows of a power of two would compete for the same lines of the cache.
   int64_t row_of_positions() const { return ceil_div(s.height * s.width, kPositions) * kPositions + kLanes; }
@@ -136,23 +137,28 @@ struct Memory {
   int64_t max_samples() const { return ceil_div(s.batch, s.teams); }  // of the largest team
   // Columns of a block where a step of this stride, or the codes, have values; and those that a cache has.
   int64_t columns_of(int64_t stride) const { return ceil_div(s.block, stride); }
-  int64_t chunk_of(const Step& step) const { return ceil_div(s.chunk, step.stride); }
+  int64_t chunk_of(const Step& step) const { return ceil_div(s.entries_of(s.chunk), step.stride); }
   template <class Cache>
   int64_t row_of(const Cache& cache) const { return cache.left + columns_of(cache.stride) + cache.right; }
-  // Whether the value of step i is read only while its position is drawn, so that the next one may take its place: as it
-  // is, or as a factor too.
-  bool is_single(int64_t i, bool multiplied) const {
+  // After how many columns another one may take the place of a value of step i, as it is, or as a factor too; 0 if all
+  // of a block are kept. One is enough if each is read only while its position is drawn, and in a sequence as many as
+  // taps reach back to: so what is read is soon written again, and stays in the caches.
+  int64_t period_of(int64_t i, bool multiplied) const {
     const Step& step = s.steps[i];
-    bool single = step.phase != Phase::row && step.stride == 1 && s.rows_at_once() == 1;
+    if (step.phase == Phase::row || step.stride > 1 || s.rows_at_once() > 1) return 0;
+    int64_t left = 0;
+    bool near = true;  // whether all is read later, and in the same row
     for (int64_t n = 0; n < s.num_steps; ++n)
       for_taps(s.steps[n], [&](const Term& term, const Tap& tap, int64_t) {
-        if (term.source == i && (multiplied || term.weight < 0)) single &= !tap.dy && !tap.dx;
+        if (term.source != i || (!multiplied && term.weight >= 0)) return;
+        near &= !tap.early && !tap.dy && tap.dx <= 0;
+        left = max(left, -tap.dx);
       });
-    return single;
+    return near && (left == 0 || s.height == 1) ? left + 1 : 0;
   }
 
   int64_t map_bytes(const MemoryLayout& l) const {  // of a block of the conditioning map, for each row that is drawn
-    return room(s.rows_at_once() * s.block * max_samples() * Form::pitch_of(l.condition_room));
+    return room<Factor>(s.rows_at_once() * s.entries_of(s.block) * max_samples() * Form::pitch_of(l.condition_room));
   }
   static int64_t depth_of(int64_t channels, bool early) {
     return early ? Form::depth_of(channels) : Factoring<Late>::depth_of(channels);
@@ -246,13 +252,13 @@ struct Memory {
       });
       for (int e = 0; e < 2; ++e) m.matrix[e] = take(shared, padded(m.depth[e] * m.columns * weight_bytes));
       m.tables = take(shared, room(tables * (s.num_embeddings + 1) * m.columns));
-      m.single = is_single(i, true), m.single_value = is_single(i, !kRounds);
-      const auto cache = [&](bool single, int64_t stride) {
-        return place(i, room((single ? 1 : step.rows * row_of(step)) * max_samples() * stride));
+      m.factor_period = period_of(i, true), m.period = period_of(i, !kRounds);
+      const auto cells = [&](int64_t period) {
+        return (period ? period : step.rows * row_of(step)) * max_samples();
       };
       m.caches = own;
-      m.value = is_kept(i) ? cache(m.single_value, m.stride) : -1;
-      m.factors = has_factors(i) ? cache(m.single, Form::pitch_of(m.stride)) : -1;
+      m.value = is_kept(i) ? place(i, room(cells(m.period) * m.stride)) : -1;
+      m.factors = has_factors(i) ? place(i, room<Factor>(cells(m.factor_period) * Form::pitch_of(m.stride))) : -1;
       if (step.attention >= 0) {
         const int64_t a_row = max_samples() * row_of_positions();
         m.kept_keys = take(own, room(a_row * channels_of(s.steps[s.attentions[step.attention].key])));
@@ -314,14 +320,14 @@ struct Memory {
     // Where the position dx columns from (y, x) is in a cache, counted in samples. Both coordinates are multiples of
     // the cache's stride.
     template <class Cache>
-    int64_t cell(const Cache& cache, int64_t y, int64_t x, int64_t dx, bool single = false) const {
-      if (single) return 0;
+    int64_t cell(const Cache& cache, int64_t y, int64_t x, int64_t dx, int64_t period = 0) const {
+      if (period) return period > 1 ? (x + dx + period) % period * batch : 0;
       const int64_t row = (y / cache.stride + cache.rows) % cache.rows;
       return (row * all.row_of(cache) + cache.left + (x % all.s.block + dx) / cache.stride) * batch;
     }
     // Where the entry for (y, x) is in the map.
     int64_t map_cell(int64_t y, int64_t x) const {
-      return (y % all.s.rows_at_once() * all.s.block + all.s.map_column(x)) * batch;
+      return (y % all.s.rows_at_once() * all.s.entries_of(all.s.block) + all.s.map_column(x)) * batch;
     }
     int64_t code_cells() const {  // of the cache of one code of each position
       return all.s.code_rows * all.row_of(all.s.code_cache()) * batch;
@@ -329,11 +335,11 @@ struct Memory {
     // The value of step i at a position, of the first sample; that as a factor; and the code there that is this source.
     T* value(int64_t i, int64_t y, int64_t x, int64_t dx = 0) const {
       const StepMemory& m = all.steps[i];
-      return at<T>(m.value) + cell(all.s.steps[i], y, x, dx, m.single_value) * m.stride;
+      return at<T>(m.value) + cell(all.s.steps[i], y, x, dx, m.period) * m.stride;
     }
     Factor* factors(int64_t i, int64_t y, int64_t x, int64_t dx = 0) const {
       const StepMemory& m = all.steps[i];
-      return at<Factor>(m.factors) + cell(all.s.steps[i], y, x, dx, m.single) * Form::pitch_of(m.stride);
+      return at<Factor>(m.factors) + cell(all.s.steps[i], y, x, dx, m.factor_period) * Form::pitch_of(m.stride);
     }
     int32_t* codes(int64_t source, int64_t y, int64_t x, int64_t dx = 0) const {
       return at<int32_t>(all.layout->codes) + (kCodes - source) * code_cells() + cell(all.s.code_cache(), y, x, dx);

@@ -50,6 +50,8 @@ struct SamplerProblem : SamplerSizes {
   int64_t choices() const { return num_mixtures > 0 ? num_mixtures : num_embeddings; }  // of a draw
   CacheShape code_cache() const { return {code_rows, code_left, code_right}; }
   int64_t condition_width() const { return (width + condition_stride - 1) / condition_stride; }
+  // Entries of the map, at most, that so many columns of a block or a chunk are in.
+  int64_t entries_of(int64_t columns) const { return (columns - 1 + condition_stride - 1) / condition_stride + 1; }
   // Where column x is among the entries of the map of its block, and among the early sums of its chunk, which are as
   // far apart.
   int64_t map_column(int64_t x) const { return x / condition_stride - x / block * block / condition_stride; }

@@ -119,8 +119,8 @@ struct Worker {
     if (x > 0) {  // the next block of one long row: keep the columns that taps reach back to
       for (int64_t i = me; i < s.num_steps; i += threads) {
         const StepMemory& m = all.steps[i];
-        if (m.value >= 0 && !m.single_value) pass_on(team.value(i, 0, 0), s.steps[i], m.stride);
-        if (m.factors >= 0 && !m.single) pass_on(team.factors(i, 0, 0), s.steps[i], Memory::Form::pitch_of(m.stride));
+        if (m.value >= 0 && !m.period) pass_on(team.value(i, 0, 0), s.steps[i], m.stride);
+        if (m.factors >= 0 && !m.factor_period) pass_on(team.factors(i, 0, 0), s.steps[i], Memory::Form::pitch_of(m.stride));
       }
       for (int64_t c = 0; me == 0 && c < s.num_codes; ++c) pass_on(team.codes(kCodes - c, 0, 0), s.code_cache(), 1);
     }

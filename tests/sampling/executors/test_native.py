@@ -217,6 +217,15 @@ def test_the_memory_of_a_sequence_does_not_grow_with_its_length(taken: list[int]
     assert taken[0] == taken[1] == taken[2]
 
 
+def test_a_sequence_keeps_the_columns_that_taps_reach_back_to(taken: list[int]) -> None:
+    prior = WaveNet(11, channels=32, num_layers=10, condition_channels=3, condition_stride=64).eval()
+    condition = torch.zeros(9, 3, 10)
+    for num in (1, 9):
+        prior.sample(num, (640,), condition=condition[:num], method="native")
+    columns = sum(2**layer + 1 for layer in range(10))
+    assert columns * 32 * 4 < (taken[1] - taken[0]) / 8 < 1.5 * columns * 32 * 4
+
+
 def test_other_python_threads_run_meanwhile() -> None:
     from threading import Thread
 
