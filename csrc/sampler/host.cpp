@@ -45,16 +45,15 @@ void restrict_to(const SamplerProblem& s, double* logits, void* scratch) {
 // (contract.def). The tensors outlive the problem.
 SamplerProblem problem_of(
     const Tensor& steps, const Tensor& terms, const Tensor& taps, const Tensor& attentions, const Tensor& sizes,
-    const Tensor& weights) {
+    const std::vector<Tensor>& weights) {
   SamplerProblem s{};
   static_cast<SamplerSizes&>(s) = *static_cast<const SamplerSizes*>(sizes.const_data_ptr());
-  s.precision = precision_of(weights);
+  s.precision = precision_of(weights.front());
   s.steps = static_cast<const Step*>(steps.const_data_ptr());
   s.terms = static_cast<const Term*>(terms.const_data_ptr());
   s.taps = static_cast<const Tap*>(taps.const_data_ptr());
   s.attentions = static_cast<const Attention*>(attentions.const_data_ptr());
   s.num_steps = steps.size(0);
-  s.weights = weights.const_data_ptr();
   return s;
 }
 
@@ -68,13 +67,22 @@ void enlarge_pages([[maybe_unused]] char* memory, [[maybe_unused]] int64_t bytes
 #endif
 }
 
-// The memory of a sampler: its weights are packed, its caches empty. weights: float32, float64 or bfloat16. labels:
-// int64 (B), or (0). spare: bytes, which are taken if there are enough, whatever they hold.
+Weight weight_of(const Tensor& t) {
+  Weight weight{t.const_data_ptr(), {}};
+  for (int64_t n = 1; n <= std::min<int64_t>(t.dim(), 3); ++n) weight.strides[3 - n] = t.stride(t.dim() - n);
+  return weight;
+}
+
+// The memory of a sampler: its weights are packed, its caches empty. weights: float32, float64 or bfloat16, all alike,
+// of any strides. labels: int64 (B), or (0). spare: bytes, which are taken if there are enough, whatever they hold.
 Tensor prepare_sampler(
     const Tensor& steps, const Tensor& terms, const Tensor& taps, const Tensor& attentions, const Tensor& sizes,
-    const Tensor& weights, const Tensor& labels, Tensor spare) {
+    const std::vector<Tensor>& weights, const Tensor& labels, Tensor spare) {
   const SamplerKernel& kernel = best_kernels().sampler;
   SamplerProblem s = problem_of(steps, terms, taps, attentions, sizes, weights);
+  std::vector<Weight> own;
+  for (const Tensor& weight : weights) own.push_back(weight_of(weight));
+  s.weights = own.data();
   s.labels = static_cast<const int64_t*>(labels.const_data_ptr());
   Tensor memory = spare.numel() < kernel.bytes(s) ? Buffer<char>(kernel.bytes(s)).tensor : std::move(spare);
   s.memory = static_cast<char*>(memory.mutable_data_ptr());
@@ -89,7 +97,7 @@ Tensor prepare_sampler(
 // SamplerProblem says.
 void run_sampler(
     const Tensor& steps, const Tensor& terms, const Tensor& taps, const Tensor& attentions, const Tensor& sizes,
-    const Tensor& weights, const Tensor& condition, const Tensor& known, const Tensor& numbers, const Tensor& codes,
+    const std::vector<Tensor>& weights, const Tensor& condition, const Tensor& known, const Tensor& numbers, const Tensor& codes,
     const Tensor& memory, double temperature, double top_p, int64_t first, int64_t count) {
   const SamplerKernel& kernel = best_kernels().sampler;
   SamplerProblem s = problem_of(steps, terms, taps, attentions, sizes, weights);
@@ -124,10 +132,10 @@ void run_sampler(
 
 void add_sampler(const Ops& ops) {
   ops.add<prepare_sampler>(
-      "prepare_sampler(Tensor steps, Tensor terms, Tensor taps, Tensor attentions, Tensor sizes, Tensor weights,"
+      "prepare_sampler(Tensor steps, Tensor terms, Tensor taps, Tensor attentions, Tensor sizes, Tensor[] weights,"
       " Tensor labels, Tensor spare) -> Tensor");
   ops.add<run_sampler>(
-      "run_sampler(Tensor steps, Tensor terms, Tensor taps, Tensor attentions, Tensor sizes, Tensor weights,"
+      "run_sampler(Tensor steps, Tensor terms, Tensor taps, Tensor attentions, Tensor sizes, Tensor[] weights,"
       " Tensor condition, Tensor known, Tensor numbers, Tensor(a!) codes, Tensor(b!) memory, float temperature,"
       " float top_p, int first, int count) -> ()");
 }

@@ -35,14 +35,18 @@ struct Packing {
       }
   }
 
-  // Puts from[width] into the order of the tiles, `apart` numbers from each other; tile j goes to to + j * distance.
-  // Null stands for zeros.
+  // Puts `count` numbers that are `stride` apart into the lanes of a register, `apart` numbers from each other; zeros
+  // into the others.
   template <class From, class To>
-  void spread(const From* from, To* to, int64_t distance, int64_t apart = 1) const {
+  static void put(const From* from, int64_t stride, int64_t count, To* lane, int64_t apart = 1) {
+    for (int64_t l = 0; l < count; ++l) lane[l * apart] = rounded<To>(from[l * stride]);
+    for (int64_t l = count; l < kLanes; ++l) lane[l * apart] = To{};
+  }
+  // Puts numbers of all sums into the order of the tiles. Null stands for zeros.
+  template <class From>
+  void spread(const From* from, int64_t stride, T* to) const {
     for_registers([&](int64_t j, int64_t v, int64_t first, int64_t count) {
-      To* lane = to + j * distance + v * kLanes * apart;
-      for (int64_t l = 0; l < kLanes; ++l, lane += apart)
-        *lane = from && l < count ? rounded<To>(from[first + l]) : To{};
+      put(from + first * stride, stride, from ? count : 0, to + j * kColumns + v * kLanes);
     });
   }
   template <class To, class From>
@@ -51,33 +55,33 @@ struct Packing {
     else return To(number);
   }
 
-  // Packs the matrix (inputs, width) of a tap, from row `row` of the packed one on.
+  // Packs the matrix (inputs, width) of a tap, from row `row` of the packed one on: register by register, since the
+  // numbers of one channel may lie far from each other, and those of one sum together.
   template <class Arithmetic, class Given>
-  void pack_matrix(bool early, const Given* from, int64_t inputs, int64_t row) const {
+  void pack_matrix(bool early, const Given* from, const Weight& weight, int64_t inputs, int64_t row) const {
     using Form = Factoring<Arithmetic>;
     using Packed = std::conditional_t<(Form::kPacking > 1), Bf16, Given>;
     constexpr int64_t kPacking = Form::kPacking, kRow = kColumns * kPacking;
     const int64_t channels = Form::depth_of(inputs) / Form::kPieces * kPacking;
+    const int64_t of_channel = weight.strides[1], of_sum = weight.strides[2];
     Packed* to = all.template shared<Packed>(memory().matrix[early]) + row * kRow;
-    const int64_t distance = memory().depth[early] * kRow;
-    if constexpr (Form::kPieces > 1) return pack_pieces<Form>(from, inputs, channels, to, distance);
-    else
-      for (int64_t c = 0; c < channels; ++c)
-        spread(c < inputs ? from + c * step().width : nullptr, to + c / kPacking * kRow + c % kPacking, distance,
-               kPacking);
-  }
-  // As above, in pieces: two channels at a time, which are the halves of words.
-  template <class Form>
-  void pack_pieces(const float* from, int64_t inputs, int64_t channels, Bf16* to, int64_t distance) const {
     for_registers([&](int64_t j, int64_t v, int64_t first, int64_t count) {
-      const auto channel = [&](int64_t c) {
-        return c < inputs && count ? load_part<Floats>(from + c * step().width + first, count) : Floats{};
+      Packed* lanes = to + j * memory().depth[early] * kRow + v * kLanes * kPacking;
+      const Given* own = from + first * of_sum;
+      const auto put_channel = [&](int64_t c, auto* lane, int64_t apart) {
+        put(own + c * of_channel, of_sum, c < inputs ? count : 0, lane, apart);
       };
-      for (int64_t c = 0; c < channels; c += 2) {
-        Bf16* words = to + j * distance + Form::at(c) * kColumns + v * kLanes * 2;
-        Bits32 pieces[Form::kPieces];
-        split(channel(c), channel(c + 1), pieces);
-        for (int piece = 0; piece < Form::kPieces; ++piece) store(pieces[piece], words + piece * Form::kUnit * kColumns);
+      if constexpr (Form::kPieces > 1) {  // two channels at a time, which are the halves of words
+        for (int64_t c = 0; c < channels; c += 2) {
+          Floats pair[2];
+          for (int64_t half = 0; half < 2; ++half) put_channel(c + half, reinterpret_cast<float*>(pair + half), 1);
+          Bits32 pieces[Form::kPieces];
+          split(pair[0], pair[1], pieces);
+          for (int piece = 0; piece < Form::kPieces; ++piece)
+            store(pieces[piece], lanes + Form::at(c) * kColumns + piece * Form::kUnit * kColumns);
+        }
+      } else {
+        for (int64_t c = 0; c < channels; ++c) put_channel(c, lanes + c / kPacking * kRow + c % kPacking, kPacking);
       }
     });
   }
@@ -88,19 +92,20 @@ struct Packing {
   void pack() const {
     const SamplerProblem& s = all.s;
     const StepMemory& m = memory();
-    const auto* weights = static_cast<const Given*>(s.weights);
+    const auto numbers_of = [&](int64_t weight) { return static_cast<const Given*>(s.weights[weight].numbers); };
     int64_t row[2] = {};
     T* table = all.template shared<T>(m.tables);
     all.for_taps(step(), [&](const Term& term, const Tap& tap, int64_t n) {
       if (term.weight < 0) return;
       const int64_t inputs = is_codes(term.source) ? s.num_embeddings : term.channels;
-      const Given* from = weights + term.weight + n * inputs * step().width;
+      const Weight& weight = s.weights[term.weight];
+      const Given* from = numbers_of(term.weight) + n * weight.strides[0];
       if (is_codes(term.source)) {
         for (int64_t k = 0; k <= inputs; ++k, table += m.columns)  // zeros for the code outside the grid
-          spread(k < inputs ? from + k * step().width : nullptr, table, kColumns);
+          spread(k < inputs ? from + k * weight.strides[1] : nullptr, weight.strides[2], table);
       } else {
-        if (tap.early) pack_matrix<typename Memory::Early>(true, from, inputs, row[1]);
-        else pack_matrix<typename Memory::Late>(false, from, inputs, row[0]);
+        if (tap.early) pack_matrix<typename Memory::Early>(true, from, weight, inputs, row[1]);
+        else pack_matrix<typename Memory::Late>(false, from, weight, inputs, row[0]);
         row[tap.early] += Memory::depth_of(inputs, tap.early);
       }
     });
@@ -109,12 +114,14 @@ struct Packing {
       memset(team.template at<char>(m.caches), 0, m.start - m.caches);
       T* start = team.template at<T>(m.start);
       for (int64_t b = 0; b < (step().label_bias < 0 ? 1 : team.batch); ++b, start += m.columns) {
-        spread(step().bias < 0 ? nullptr : weights + step().bias, start, kColumns);
+        const int64_t bias = step().bias;
+        spread(bias < 0 ? nullptr : numbers_of(bias), bias < 0 ? 0 : s.weights[bias].strides[2], start);
         if (step().label_bias < 0) continue;
-        const Given* label = weights + step().label_bias + s.labels[team.first + b] * step().width;
+        const Weight& labels = s.weights[step().label_bias];
+        const Given* label = numbers_of(step().label_bias) + s.labels[team.first + b] * labels.strides[1];
         for (int64_t j = 0; j < m.columns; ++j) {
           const int64_t at = sum_at(j / kColumns, j % kColumns / kLanes, j % kLanes);
-          if (at >= 0) start[j] += T(label[at]);
+          if (at >= 0) start[j] += T(label[at * labels.strides[2]]);
         }
       }
       if (i > 0) continue;

@@ -19,6 +19,12 @@ struct CacheShape {
   int64_t rows, left, right, stride = 1;
 };
 
+// A matrix or a bias as the caller has it: its numbers, and the strides of its last three dimensions.
+struct Weight {
+  const void* numbers;
+  int64_t strides[3];
+};
+
 // All memory is the host's. B is `batch`, the number of samples; H and W are the grid's height and width. Values are
 // float64 where weights are, else float32.
 struct SamplerProblem : SamplerSizes {
@@ -28,7 +34,7 @@ struct SamplerProblem : SamplerSizes {
   const Tap* taps;
   const Attention* attentions;
   int64_t num_steps;
-  const void* weights;     // all matrices and biases, one after another
+  const Weight* weights;   // for `pack` alone
   const void* condition;   // (B, condition_channels, H, condition_width), as values
   const int64_t* labels;   // (B), or null
   const int64_t* known;    // (B, H, W, num_codes), codes that are given, -1 where they are to be drawn

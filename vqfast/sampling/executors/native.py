@@ -14,7 +14,7 @@ import struct
 import time
 from array import array
 from contextlib import suppress
-from itertools import accumulate, chain
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -38,20 +38,20 @@ _kept: list[Tensor] = []  # that memory, unless a call has it
 
 
 def _plan(
-    program: Program, front: Wavefront, offsets: dict[str, int], condition_channels: int
+    program: Program, front: Wavefront, weights: dict[str, Tensor], condition_channels: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The program as the native library takes it (``csrc/shared/contract.def``).
 
     Args:
         program: the steps.
         front: the order of positions.
-        offsets: where each weight begins among all.
+        weights: all, which steps and terms name by their numbers.
         condition_channels: of the conditioning map; 0 where there is none.
 
     Returns:
         int64 tensors ``steps``, ``terms``, ``taps`` and ``attentions``, one record a row.
     """
-    contract = library.contract()
+    contract, numbers = library.contract(), {name: number for number, name in enumerate(weights)}
     steps: list[list[int]] = []
     terms: list[list[int]] = []
     taps: list[list[int]] = []
@@ -79,7 +79,7 @@ def _plan(
                     "Term",
                     source=term.source,
                     channels=program.steps[term.source].channels if term.source >= 0 else inputs,
-                    weight=offsets.get(term.weight or "", -1),
+                    weight=numbers.get(term.weight or "", -1),
                     first_tap=len(taps),
                     num_taps=len(term.taps),
                 )
@@ -96,8 +96,8 @@ def _plan(
                 phase=phases[number],
                 residual=-1 if step.residual is None else step.residual,
                 stride=step.stride,
-                bias=offsets.get(step.bias or "", -1),
-                label_bias=offsets.get(step.label_bias or "", -1),
+                bias=numbers.get(step.bias or "", -1),
+                label_bias=numbers.get(step.label_bias or "", -1),
                 rows=rows + front.rows - 1,
                 left=left,
                 right=right,
@@ -170,23 +170,21 @@ def _spare() -> Tensor:
 def run(request: Request) -> Tensor:
     """Codes ``(B, H, W, S)``."""
     program, weights = request.program, request.weights
-    counts = [weight.numel() for weight in weights.values()]
-    offsets = dict(zip(weights, accumulate(counts, initial=0), strict=False))
     dtype = next(iter(weights.values())).dtype
-    flat = torch.empty(sum(counts), dtype=torch.float32 if dtype == torch.float16 else dtype)
-    for part, weight in zip(flat.split(counts), weights.values(), strict=True):
-        part.view(weight.shape).copy_(weight)
+    if dtype == torch.float16:
+        dtype = torch.float32
+    given = [weight.to(dtype) for weight in weights.values()]
     batch, height, width, num_codes = request.known.shape
     condition = request.condition
     if condition is None:
-        condition = flat.new_empty(batch, 0, height, -(-width // program.condition_stride))
+        condition = given[0].new_empty(batch, 0, height, -(-width // program.condition_stride))
     if batch > _IN_WAVES:
         front = raster(program, height, width)
     else:
         front = wavefront(program, weights, height, width)
     threads = _threads(program, weights, batch * front.rows, request.precision)
     teams = max(1, min(threads, batch // _SAMPLES))
-    factors = _factors(request.precision, flat.dtype, batch // teams * front.chunk)
+    factors = _factors(request.precision, dtype, batch // teams * front.chunk)
     draw = request.draw
     code_rows, code_left, code_right = program.reach(*program.codes)
     sizes = library.contract().record(
@@ -211,10 +209,10 @@ def run(request: Request) -> Tensor:
         top_k=draw.top_k or 0,
         factors=library.contract().number("Factors", factors),
     )
-    plan = (*_plan(program, front, offsets, condition.shape[1]), torch.tensor(sizes), flat)
-    none = flat.new_empty(0)
+    plan = (*_plan(program, front, weights, condition.shape[1]), torch.tensor(sizes), given)
+    none = given[0].new_empty(0)
     labels = none.long() if request.labels is None else request.labels.contiguous()
-    condition = condition.to(torch.float64 if flat.dtype == torch.float64 else torch.float32).contiguous()
+    condition = condition.to(torch.float64 if dtype == torch.float64 else torch.float32).contiguous()
     known, codes = request.known.contiguous(), torch.empty_like(request.known)
     memory = torch.ops.vqfast_native.prepare_sampler(*plan, labels, _spare())
     top_p = 1.0 if draw.top_p is None else draw.top_p
