@@ -23,6 +23,7 @@ import torch
 import vqfast
 from vqfast.ops import library
 from vqfast.ops.build import INSTRUCTION_SETS, find_compiler
+from vqfast.sampling.executors import native
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PEERS = (
@@ -117,6 +118,7 @@ def added_memory(call: Callable[[], object]) -> int | None:
         return torch.cuda.max_memory_allocated() - before
     if not Path("/proc/self/clear_refs").exists():
         return None
+    native.kept.clear()  # what a sampler keeps for the next call counts too
     ctypes.CDLL(None).malloc_trim(0)  # else memory that is free already would hide what the call takes
     Path("/proc/self/clear_refs").write_text("5")  # the kernel forgets the peak so far
     before = _status("VmRSS")

@@ -34,7 +34,7 @@ _IN_WAVES = 1  # samples: of more, products take the time, not the weights on th
 _PIECES_FROM = 128  # rows of early products: with so many, tiles multiply float32 faster, in pieces
 _MOST_KEPT = 1 << 26  # bytes of memory that are kept for the next call: the system would clear new ones first
 _PRODUCTS = 1 << 14  # of a step for each thread: fewer take less time than threads need to meet
-_kept: list[Tensor] = []  # that memory, unless a call has it
+kept: list[Tensor] = []  # that memory, unless a call has it
 
 
 def _plan(
@@ -163,7 +163,7 @@ def _factors(precision: str | None, dtype: torch.dtype, rows: int) -> str:
 def _spare() -> Tensor:
     """The memory of an earlier call, uint8; empty if there is none."""
     with suppress(IndexError):  # another thread may be faster
-        return _kept.pop()
+        return kept.pop()
     return torch.empty(0, dtype=torch.uint8)
 
 
@@ -237,5 +237,5 @@ def run(request: Request) -> Tensor:
         done += count
         count = max(1, min(2 * count, int(count * _SECONDS / (time.perf_counter() - began))))
     if memory.nbytes <= _MOST_KEPT:
-        _kept[:] = [memory]
+        kept[:] = [memory]
     return codes
