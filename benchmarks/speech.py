@@ -59,7 +59,7 @@ from vqfast.models import SpeechVQVAE
 
 CASES: list[Case] = []  # nothing is timed
 RUNS = ROOT / "runs" / "speech"
-LEARNING = "data", "codes", "masked", "paired", "vectors"
+LEARNING = "data", "codes", "masked", "context", "paired", "vectors"
 SOURCES = tuple(f"benchmarks/speech_{name}.py" for name in LEARNING)  # of all figures
 BALANCED = ", balanced"
 PRIOR = 10.0  # of successors of codes, in counts
@@ -74,12 +74,13 @@ class Size(NamedTuple):
     codes: int
     masked: int
     paired: int
+    context: int
     waves: int
     prior: int
     recordings: int  # held-out ones whose samples the WaveNet tells
 
 
-QUICK, FULL = Size(1, 100, 60, 40, 20, 40, 4), Size(3, 400, 500, 500, 200, 360, 24)
+QUICK, FULL = Size(1, 100, 60, 40, 100, 20, 40, 4), Size(3, 400, 500, 500, 2000, 1600, 360, 24)
 
 
 class Kept:
@@ -140,7 +141,7 @@ class Experiments:
 
     def __init__(self, size: Size, data: str, train: Utterances, held_out: Utterances) -> None:
         self.size, self.train, self.held_out = size, train, held_out
-        self.kept = Kept(RUNS / digest(data, str(size[:4]), str(MODEL), *SOURCES))
+        self.kept = Kept(RUNS / digest(data, str(size[:5]), str(MODEL), *SOURCES))
         sources = (f"benchmarks/speech_{name}.py" for name in ("waves", "sound"))
         self.waves = Kept(self.kept.folder / digest(str(size), *sources))
 
@@ -198,14 +199,12 @@ class Experiments:
         ways: dict[str, Callable[[int], Vectors | Codes]] = {
             "codes, speaker told": self.told,
             "codes, speaker not told": self.not_told,
-            "codes from pairs across speakers": lambda seed: paired(*parts, (size.paired, size.masked), seed),
+            "codes from pairs": lambda seed: paired(*parts, (size.paired, size.context), seed, not whose),
             "codes from masked prediction": lambda seed: masked(*parts, size.masked, seed).codes(),
             "k-means, 40 ms": lambda seed: clustered(*parts, 4, seed),
             "k-means, 80 ms": lambda seed: clustered(*parts, 8, seed),
             "random codes": self.random_codes,
         }
-        if whose:  # they speak five languages: their recordings have no words in common
-            del ways["codes from pairs across speakers"]
         phones: dict[str, list[Figures]] = {}
         speakers: dict[str, list[Figures]] = {}
         for seed in range(size.seeds):

@@ -1,10 +1,9 @@
-"""Codes from pairs: places of recordings that say the same get the same codes, whoever speaks.
+"""Codes from pairs: places of recordings that say the same get codes that tell the same, whoever speaks.
 
 Places that sound alike, and so do the places beside them, mostly have the same phone, even of two speakers. A
 network learns vectors that are near for the two places of a pair, and far for all others: what differs within
-pairs is lost, which is who speaks. Its vectors find better pairs, and are averaged along them. The network of
-``speech_masked`` learns the clusters of these averages; a ``VQLayer`` gives the codes of what it tells. Texts
-aren't used.
+pairs is lost, which is who speaks. Its vectors find better pairs, and are averaged along them. The VQ-VAE of
+``speech_context`` learns to tell these averages. Texts aren't used.
 
 Source of the loss: van den Oord et al. 2018 (arXiv 1807.03748).
 """
@@ -13,17 +12,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks import speech_masked
-from benchmarks.speech_codes import K, around
+from benchmarks import speech_context
+from benchmarks.speech_codes import around
 from benchmarks.speech_data import Utterances
 from benchmarks.speech_vectors import Vectors
-from vqfast import VQLayer
-from vqfast.nn.kmeans import kmeans
 
 WINDOWS, BAND_DIRECTIONS = 8, 24  # of the first vectors, before a network gives better ones
 SEEN, CHANNELS, DIM, DROPOUT, NOISE = 16, 256, 32, 0.2, 0.2  # windows that the network sees, its sizes
@@ -32,7 +28,8 @@ BESIDE_FIRST, BESIDE = 3, 2  # places on either side that pairs across speakers 
 NEAREST, APART = 2, 8  # pairs of a place within its speaker, which are so many places apart
 SHARES = {"same": 0.7, "other": 0.5, "next": 0.5}  # of the pairs, the nearest ones that are taken
 WEIGHTS = {"same": 1, "other": 2, "next": 1}  # how many of a batch are of these pairs
-ROUNDS, QUERIES, AVERAGED, PASSES = 2, 2000, 6, 10
+ROUNDS, QUERIES, AVERAGED = 2, 2000, 6
+SHOWN = 6  # windows that the VQ-VAE sees of each code
 
 Pairs = tuple[Tensor, Tensor]
 
@@ -136,11 +133,15 @@ def averaged(vectors: Tensor, pairs: list[Pairs]) -> Tensor:
 
 
 @torch.no_grad()
-def paired(train: Utterances, held_out: Utterances, steps: tuple[int, int], seed: int) -> Vectors:
-    """What the last network tells of spectra, and the code vectors of the ``VQLayer``.
+def paired(
+    train: Utterances, held_out: Utterances, steps: tuple[int, int], seed: int, across: bool = True
+) -> Vectors:
+    """What the VQ-VAE encodes, and its code vectors.
 
     Args:
-        steps: of each round, and of the last network.
+        steps: of each round, and of the VQ-VAE.
+        across: whether places of two speakers make pairs; else those of one speaker must be alike with
+            their neighbours, as those of two must.
     """
     torch.manual_seed(seed)
     first = [around(mels, WINDOWS) for mels in train.mels]
@@ -153,22 +154,19 @@ def paired(train: Utterances, held_out: Utterances, steps: tuple[int, int], seed
     )
     seen = [around(mels, SEEN) for mels in train.mels]
     pairs = {"same": nearest(torch.cat(bands), places, False), "next": next_to(bands, places)}
+    refined = "other" if across else "same"
     vectors, reach = bands, BESIDE_FIRST
     for _ in range(ROUNDS):
-        pairs["other"] = nearest(beside(vectors, reach), places, True)
+        pairs[refined] = nearest(beside(vectors, reach), places, across)
         with torch.enable_grad():
             net = trained(torch.cat(seen), pairs, steps[0])
         vectors, reach = [net(x) for x in seen], BESIDE
-    pairs["other"] = nearest(beside(vectors, reach), places, True)
+    pairs[refined] = nearest(beside(vectors, reach), places, across)
     both = torch.cat([x / x.std(0).mean() for x in map(torch.cat, (bands, vectors))], 1)
     alike = averaged(both, [found for kind, found in pairs.items() if kind != "next"])
-    centres = kmeans(alike, speech_masked.CLUSTERS, seed=seed)
-    clusters = torch.cdist(alike, centres).argmin(1).split(lengths)
-    spectra = [speech_masked.spectra_of(u) for u in (train, held_out)]
+    alike = (alike - alike.mean(0)) / alike.std(0).mean()
+    spectra = [[around(mels, SHOWN).T for mels in u.mels] for u in (train, held_out)]
     with torch.enable_grad():
-        told = speech_masked.trained(spectra[0], list(clusters), steps[1], np.random.default_rng(seed))
-    shares = [[told.shares(x) for x in part] for part in spectra]
-    vq = VQLayer(K, speech_masked.CLUSTERS, decay=0.5, channel_dim=-1)
-    for _ in range(PASSES):
-        vq(torch.cat(shares[0]))
-    return Vectors(shares[0], shares[1], vq.codebook.detach())
+        told = speech_context.learned(spectra[0], [x.T for x in alike.split(lengths)], steps[1], seed)
+    encoded = [[told.encoder(x[None])[0].T for x in part] for part in spectra]
+    return Vectors(encoded[0], encoded[1], told.vq.codebook.detach())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.speech_data import FRAMES, HOP, MELS, RATE, Utterances
 from benchmarks.speech_sound import waves_of
-from benchmarks.speech_waves import converted
+from benchmarks.speech_waves import COOLER, converted
 from vqfast.data.audio import wav_bytes
 from vqfast.data.images.sheet import grid
 from vqfast.files import write_file
@@ -34,8 +35,8 @@ def show(
     """Writes a picture, and sounds beside it: a recording of each speaker, and what is made of it.
 
     The lines of the picture: the recording; its codes told by the fast decoder as the same speaker, and as
-    the next one; the latter drawn by the WaveNet; and codes that the prior drew, drawn so too. The sound of
-    the converted voice is made of the fast decoder's spectrogram.
+    the next one; the latter drawn by the WaveNet; and codes that the prior drew, drawn so too. The converted
+    voice is to be heard as made of the fast decoder's spectrogram, and as the WaveNet draws it.
 
     Args:
         path: of the picture, without a suffix.
@@ -47,8 +48,9 @@ def show(
     ]
     rows = torch.from_numpy(np.stack([codes[i][:CODES] for i in chosen]))
     targets = torch.tensor(speakers).roll(-1)
-    waves = vqvae.decode(rows, labels=targets, seed=1)
-    new = vqvae.decode(prior.sample(len(speakers), (CODES,), labels=targets, seed=2), labels=targets, seed=3)
+    drawn = partial(vqvae.decode, labels=targets, temperature=COOLER)
+    waves = drawn(rows, seed=1)
+    new = drawn(prior.sample(len(speakers), (CODES,), labels=targets, seed=2), seed=3)
     lines = [
         [held_out.raw(i) for i in chosen],
         [converted(vqvae, held_out, [codes[i]], s)[0] for i, s in zip(chosen, speakers, strict=True)],
@@ -62,5 +64,6 @@ def show(
     mels = torch.stack([m[:, : CODES * FRAMES] for m in lines[2]])
     told = waves_of(log_mel, mels)
     originals = held_out.waves[chosen[0]][: CODES * FRAMES * HOP]
-    for name, wave in (("recording", originals), ("converted", told[0, 0]), ("new", new[0, 0])):
+    sounds = {"recording": originals, "converted": told[0, 0], "drawn": waves[0, 0], "new": new[0, 0]}
+    for name, wave in sounds.items():
         write_file(path.with_name(f"{path.name}-{name}.wav"), wav_bytes(wave.numpy(), RATE))

@@ -29,11 +29,12 @@ from vqfast.models.mu_law import mu_law_encode
 from vqfast.models.speech_encoder import LogMel
 from vqfast.priors import WaveNet
 
-WAVE_BATCH, WAVE_CODES, WAVE_LR = 8, 2, 2e-3
+WAVE_BATCH, WAVE_CODES, WAVE_LR = 8, 2, 4e-3
 PRIOR_BATCH, PRIOR_CODES, PRIOR_LR = 32, 64, 3e-3
 CHECKS = 12  # how often a prior's held-out figure is looked at: the best weights are kept
 MOST_GAIN = 2.5  # of a band
 JUDGED = 8  # seconds of waveforms of each speaker that the judge hears
+COOLER = 0.8  # a temperature
 
 
 class Decoder(NamedTuple):
@@ -113,21 +114,28 @@ def drawn_conversion(
 ) -> dict[str, float]:
     """The share of seconds, drawn by the WaveNet, that the judge gives the target."""
     told, log_mel = judge(train, seed), LogMel(train.mels[0].shape[0], HOP, RATE)
-    heard = [
-        (told(log_mel(drawn(vqvae, held_out, codes, target))) == target).double()
-        for target in range(len(train.names))
-    ]
-    return {"converted waveforms, drawn by the WaveNet": torch.cat(heard).mean().item()}
+    found = {}
+    for temperature, name in ((1.0, ""), (COOLER, f", temperature {COOLER}")):
+        heard = [
+            (told(log_mel(drawn(vqvae, held_out, codes, target, temperature))) == target).double()
+            for target in range(len(train.names))
+        ]
+        found[f"converted waveforms, drawn by the WaveNet{name}"] = torch.cat(heard).mean().item()
+    return found
 
 
-def drawn(vqvae: SpeechVQVAE, held_out: Utterances, codes: list[np.ndarray], target: int) -> Tensor:
+def drawn(
+    vqvae: SpeechVQVAE, held_out: Utterances, codes: list[np.ndarray], target: int, temperature: float
+) -> Tensor:
     """A second of some recordings of the other speakers as the WaveNet draws it in a voice."""
     rows = [
         row[:SEGMENT]
         for row, speaker in zip(codes, held_out.speakers.tolist(), strict=True)
         if speaker != target and len(row) >= SEGMENT
     ]
-    return vqvae.decode(torch.from_numpy(np.stack(rows[:JUDGED])), labels=target, seed=target)
+    return vqvae.decode(
+        torch.from_numpy(np.stack(rows[:JUDGED])), labels=target, seed=target, temperature=temperature
+    )
 
 
 def trained_decoder(
