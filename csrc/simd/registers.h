@@ -176,9 +176,9 @@ inline Floats load(const Bf16* p) {
 #elif defined(VQFAST_NEON)
   return (Floats)vshll_n_u16(vld1_u16(&p->bits), 16);
 #else
-  Floats numbers;
-  for (int i = 0; i < int(sizeof numbers / sizeof numbers[0]); ++i) numbers[i] = float(p[i]);
-  return numbers;
+  Bits16 halves;
+  memcpy(&halves, p, sizeof halves);
+  return (Floats)(__builtin_convertvector(halves, Bits32) << 16);
 #endif
 }
 
