@@ -97,8 +97,8 @@ Tensor prepare_sampler(
 // SamplerProblem says.
 void run_sampler(
     const Tensor& steps, const Tensor& terms, const Tensor& taps, const Tensor& attentions, const Tensor& sizes,
-    const std::vector<Tensor>& weights, const Tensor& condition, const Tensor& known, const Tensor& numbers, const Tensor& codes,
-    const Tensor& memory, double temperature, double top_p, int64_t first, int64_t count) {
+    const std::vector<Tensor>& weights, const Tensor& condition, const Tensor& known, const Tensor& numbers,
+    const Tensor& codes, const Tensor& memory, double temperature, double top_p, int64_t first, int64_t count) {
   const SamplerKernel& kernel = best_kernels().sampler;
   SamplerProblem s = problem_of(steps, terms, taps, attentions, sizes, weights);
   s.condition = condition.const_data_ptr();
