@@ -19,7 +19,8 @@ from vqfast.models import SpeechVQVAE
 from vqfast.models.speech_encoder import LogMel
 from vqfast.priors import WaveNet
 
-CODES = 38  # of each sound: a second and a half
+CODES = 38  # of each picture: a second and a half
+HEARD = 28  # of those, in sounds
 DARK, LIGHT = -1.5, 1.5  # of log-mels
 
 
@@ -66,4 +67,5 @@ def show(
     originals = held_out.waves[chosen[0]][: CODES * FRAMES * HOP]
     sounds = {"recording": originals, "converted": told[0, 0], "drawn": waves[0, 0], "new": new[0, 0]}
     for name, wave in sounds.items():
-        write_file(path.with_name(f"{path.name}-{name}.wav"), wav_bytes(wave.numpy(), RATE))
+        heard = wave[: HEARD * FRAMES * HOP].numpy()
+        write_file(path.with_name(f"{path.name}-{name}.wav"), wav_bytes(heard, RATE))
