@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.speech_codes import BESIDE, K
-from benchmarks.speech_data import first_code, part
+from benchmarks.speech_data import parts_of
 from vqfast import VQLayer
 
 CHANNELS, DIM, DROPOUT, NOISE, DECAY = 256, 32, 0.2, 0.2, 0.97
@@ -49,11 +49,7 @@ def learned(spectra: list[Tensor], wanted: list[Tensor], steps: int, seed: int) 
     optimizer = torch.optim.AdamW(net.parameters(), LR)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps)
     for _ in range(steps):
-        numbers = rng.integers(len(spectra), size=BATCH)
-        places = [(n, first_code(spectra[n].shape[1], CODES, rng)) for n in numbers]
-        shown, told = (
-            torch.stack([part(x[n], first, CODES, 1) for n, first in places]) for x in (spectra, wanted)
-        )
+        shown, told = parts_of(rng, BATCH, CODES, spectra, wanted)
         result, loss = net(shown)
         optimizer.zero_grad()
         (F.mse_loss(result, told) + loss).backward()

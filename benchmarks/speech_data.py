@@ -137,3 +137,10 @@ def part(x: Tensor, first: int, codes: int, stride: int) -> Tensor:
     """So many codes of ``x (..., T)``, which has ``stride`` steps for each; a short ``x`` is repeated."""
     x = torch.cat([x] * -(-codes * stride // x.shape[-1]), -1)
     return x[..., first * stride : (first + codes) * stride]
+
+
+def parts_of(rng: np.random.Generator, batch: int, codes: int, *rows: list[Tensor]) -> tuple[Tensor, ...]:
+    """Random parts of so many codes of a batch of recordings, the same of each of ``rows``, ``(..., T)``."""
+    numbers = rng.integers(len(rows[0]), size=batch)
+    places = [(n, first_code(rows[0][n].shape[-1], codes, rng)) for n in numbers]
+    return tuple(torch.stack([part(x[n], first, codes, 1) for n, first in places]) for x in rows)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.speech_codes import K, around
-from benchmarks.speech_data import FRAMES, MELS, Utterances, first_code, part
+from benchmarks.speech_data import FRAMES, MELS, Utterances, parts_of
 from benchmarks.speech_vectors import Vectors
 from vqfast.nn.kmeans import kmeans
 
@@ -87,11 +87,7 @@ def trained(spectra: list[Tensor], clusters: list[Tensor], steps: int, rng: np.r
     optimizer = torch.optim.AdamW(net.parameters(), LR)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps)
     for _ in range(steps):
-        numbers = rng.integers(len(spectra), size=BATCH)
-        firsts = [first_code(spectra[n].shape[1], CODES, rng) for n in numbers]
-        places = list(zip(numbers, firsts, strict=True))
-        shown = torch.stack([part(spectra[n], first, CODES, 1) for n, first in places])
-        wanted = torch.stack([part(clusters[n], first, CODES, 1) for n, first in places])
+        shown, wanted = parts_of(rng, BATCH, CODES, spectra, clusters)
         hidden = gaps(rng)
         errors = F.cross_entropy(net(shown, hidden), wanted, reduction="none")
         loss = (errors * hidden).sum() / hidden.sum() + SHOWN_WEIGHT * (errors * ~hidden).sum() / (

@@ -256,7 +256,7 @@ struct StepJob {
       const float* columns = matrix + segment->matrix * kColumns;
       if constexpr (kPieces > 1)
         add_products_of_pieces<kG, kTileRegisters>(
-            segment->depth / kBlockWords, rows, segment->stride, second * segment->stride,columns);
+            segment->depth / kBlockWords, rows, segment->stride, second * segment->stride, columns);
       else
         add_products<kG, kTileRegisters>(
             segment->depth / kTileSteps, rows, segment->stride, second * segment->stride, kTileSteps, columns);
